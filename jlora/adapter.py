@@ -1,0 +1,114 @@
+"""The adapter: a flat dict {path of a base leaf: LowRank | Full}, and what can be said of it without a function."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jlora.paths import leaves_by_path
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+    """A low-rank update of one leaf: leaf + einsum(spec, a, b * scale).
+
+    A Dense kernel of shape (in, out) has the spec "ra,rb->ab"; the same kernels of several scanned layers,
+    stacked on a leading axis, "arb,arc->abc"; an attention kernel (in, heads, width) "ra,rbc->abc".
+
+    Attributes:
+      a: (*stack, r, *in), the axes over which the function contracts the leaf (or looks it up).
+      b: (*stack, r, *out), the axes that it leaves free.
+      scale: (*stack, r), lora_alpha / r where a component exists, 0 where it is padding; never trained.
+      spec: the einsum of a and b that gives the update in the leaf's shape.
+      ranks: the true rank of each layer of the stack (one entry where there is no stack); a layer of rank 0
+        is not adapted.
+      dropout: the probability with which the input of `a` is dropped where a dropout key is given.
+    """
+
+    a: jax.Array
+    b: jax.Array
+    scale: jax.Array
+    spec: str = dataclasses.field(metadata={"static": True})
+    ranks: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Full:
+    """A leaf that is trained whole beside the low-rank ones: `value` stands in for the base's leaf."""
+
+    value: jax.Array
+
+
+Adapter = Mapping[str, LowRank | Full]
+
+
+def scaled_b(low_rank: LowRank) -> jax.Array:
+    """b * scale, (*stack, r, *out), with no gradient into the scale."""
+    scale = jax.lax.stop_gradient(low_rank.scale)
+    out_axes = range(scale.ndim, low_rank.b.ndim)
+    return low_rank.b * jnp.expand_dims(scale, tuple(out_axes)).astype(low_rank.b.dtype)
+
+
+def labels(adapter: Adapter) -> dict[str, Any]:
+    """The adapter's tree with a label for each array, as `optax.partition` and `optax.masked` take them.
+
+    {"…/kernel": LowRank(a="a", b="b", scale="frozen"), "…/bias": Full(value="head")}
+    """
+    return {path: _label(entry) for path, entry in adapter.items()}
+
+
+def _label(entry: LowRank | Full) -> Any:
+    names: dict[str, Any] = {"value": "head"} if isinstance(entry, Full) else {"a": "a", "b": "b", "scale": "frozen"}
+    return dataclasses.replace(entry, **names)
+
+
+def split(adapter: Adapter) -> tuple[dict, dict]:
+    """(trainable, frozen): two adapters of the same keys, None where the other one holds the array.
+
+    The scales are frozen, everything else is trained. `combine` is the inverse.
+    """
+    marks = labels(adapter)
+    trainable = jax.tree.map(lambda label, leaf: None if label == "frozen" else leaf, marks, dict(adapter))
+    frozen = jax.tree.map(lambda label, leaf: leaf if label == "frozen" else None, marks, dict(adapter))
+    return trainable, frozen
+
+
+def combine(first: Any, second: Any) -> Any:
+    """The one tree that `split` took apart: each leaf from the tree in which it is not None."""
+    return jax.tree.map(lambda x, y: y if x is None else x, first, second, is_leaf=lambda x: x is None)
+
+
+def count_parameters(base: Any, adapter: Adapter | None = None, prefix: str = "") -> tuple[int, int]:
+    """(total, trainable) numbers of parameters of the base with the adapter on it.
+
+    A leaf trained whole counts once. Padding of stacked low-rank leaves does not count, nor does the scale.
+
+    Args:
+      base: tree of arrays or ShapeDtypeStructs.
+      adapter: adapter of arrays or ShapeDtypeStructs; None is the base alone, of which nothing is trained.
+      prefix: count only the leaves whose path begins so.
+    """
+    total = sum(int(np.prod(leaf.shape)) for path, leaf in leaves_by_path(base).items() if path.startswith(prefix))
+    trainable = 0
+    for path, entry in (adapter or {}).items():
+        if path.startswith(prefix):
+            trainable += trained_count(entry)
+            total += trained_count(entry) if isinstance(entry, LowRank) else 0
+    return total, trainable
+
+
+def trained_count(entry: LowRank | Full) -> int:
+    """The number of trained parameters of one entry, padding apart."""
+    if isinstance(entry, Full):
+        return int(np.prod(entry.value.shape))
+    rank_axis = len(entry.scale.shape) - 1
+    width = sum(int(np.prod(factor.shape[rank_axis + 1 :])) for factor in (entry.a, entry.b))
+    return sum(entry.ranks) * width

@@ -1,0 +1,107 @@
+"""Hugging Face models in and out: config, linen module, frozen tree.
+
+The tree is the one that `model.init` gives, {"params": ...}, all leaves float32, so that
+`model.apply(base, batch)` works; `jlora.names` says which checkpoint keys a leaf is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from huggingface_hub.errors import StrictDataclassError
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from jlora.checkpoint_files import fetch, read_json
+from jlora.errors import JloraError
+from jlora.models import abstract_base, build, example_batch, family
+from jlora.names import hf_keys
+from jlora.paths import nearest
+from jlora.weights import load_weights, save_base
+
+__all__ = [
+    "abstract_base",
+    "build",
+    "example_batch",
+    "hf_keys",
+    "load_base",
+    "load_config",
+    "load_weights",
+    "save_base",
+]
+
+
+def load_config(name: str, *, revision: str | None = None, **overrides: Any) -> PreTrainedConfig:
+    """The config of the model folder or hub model `name`; code that a repository may bring is never run.
+
+    Args:
+      name: a folder with config.json, or a hub id.
+      revision: the hub's branch, tag or commit.
+      overrides: config keys to replace, such as `num_labels`, `id2label`, `label2id`, `problem_type`.
+
+    Raises:
+      JloraError: no such folder or hub model, an unsupported `model_type`, a key or a value that the config
+        class does not take, labels that contradict `num_labels`.
+    """
+    file = fetch(name, revision, ["config.json"]) / "config.json"
+    stored = read_json(file)
+    family(stored.get("model_type"))
+    config_class = CONFIG_MAPPING[stored["model_type"]]
+    known = config_class()
+    for key in overrides:
+        if not hasattr(known, key):
+            raise JloraError(f"{key}: expected a key of {config_class.__name__}{nearest(key, known.to_dict())}")
+    try:
+        return config_class(**_merged(stored, overrides))
+    except (StrictDataclassError, ValueError, TypeError) as error:
+        raise JloraError(f"{file}: {error}") from error
+
+
+def _merged(stored: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """`stored` with `overrides`; label names that were stored for another number of labels are left out."""
+    merged = {key: value for key, value in stored.items() if key not in ("dtype", "torch_dtype")} | overrides
+    names, count = overrides.get("id2label"), overrides.get("num_labels")
+    if names is not None and count is not None and len(names) != count:
+        raise JloraError(f"id2label: expected num_labels = {count} names; found {len(names)}")
+    if names is not None:
+        merged["num_labels"] = len(names)
+        merged["label2id"] = overrides.get("label2id") or {label: int(index) for index, label in names.items()}
+    elif count is not None and len(stored.get("id2label") or ()) != count:
+        merged.pop("id2label", None)
+        merged.pop("label2id", None)
+    return merged
+
+
+def load_base(
+    name: str,
+    *,
+    revision: str | None = None,
+    num_labels: int | None = None,
+    key: jax.Array | None = None,
+    dtype: Any = jnp.float32,
+    remat: bool = False,
+    **config_overrides: Any,
+) -> tuple[nn.Module, Any]:
+    """The linen sequence classifier and its weights, from a Hugging Face folder or hub id.
+
+    Args:
+      name: a folder with config.json and safetensors files, or a hub id.
+      revision: the hub's branch, tag or commit.
+      num_labels: the number of logits; None takes the config's.
+      key: initialises a head that the checkpoint does not have.
+      dtype: the dtype to compute in; parameters and logits are float32.
+      remat: compute a layer's values again in the backward pass instead of keeping them.
+      config_overrides: other config keys to replace, such as `id2label`.
+
+    Returns:
+      (model, base): `model.apply(base, batch)` gives logits (B, num_labels), float32.
+
+    Raises:
+      JloraError: whatever `load_config`, `build` and `load_weights` refuse.
+    """
+    if num_labels is not None:
+        config_overrides["num_labels"] = num_labels
+    model = build(load_config(name, revision=revision, **config_overrides), dtype=dtype, remat=remat)
+    return model, load_weights(model, name, key=key, revision=revision)

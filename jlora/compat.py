@@ -1,0 +1,23 @@
+"""What differs between the supported JAX versions: names of primitives and of their parameters.
+
+JAX 0.10 (Python 3.11) and 0.11 (Python 3.12).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+JIT = frozenset({"jit", "pjit"})
+CHECKPOINT = frozenset({"checkpoint", "remat", "remat2"})
+CUSTOM_DERIVATIVE = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
+
+
+def closed(jaxpr: Any, consts: tuple = ()) -> tuple[Any, tuple]:
+    """(jaxpr, consts) of an equation's parameter, closed or open."""
+    return (jaxpr.jaxpr, tuple(jaxpr.consts)) if hasattr(jaxpr, "consts") else (jaxpr, consts)
+
+
+def scan_parts(params: dict[str, Any], values: list) -> tuple[list, list, list]:
+    """The operands of a scan as (constants, initial carry, scanned over)."""
+    consts, carry = params["num_consts"], params["num_carry"]
+    return values[:consts], values[consts : consts + carry], values[consts + carry :]

@@ -1,0 +1,69 @@
+"""Inverted dropout whose mask is a hash of the element's index: few integer operations, nothing stored."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+
+def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
+    """Zeroes each element of `x` with probability `rate` and scales the rest by 1 / (1 - rate).
+
+    The mask depends on `key` and the element's position alone and is computed again in the backward pass
+    instead of being kept.
+
+    Args:
+      key: one key of any of JAX's generators.
+      x: floating point array of any shape with fewer than 2**32 elements.
+      rate: probability in [0, 1); 0 returns `x` itself.
+
+    Returns:
+      An array of the shape and dtype of `x`.
+
+    Raises:
+      ValueError: `rate` outside [0, 1).
+    """
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f"dropout rate: expected a number in [0, 1), found {rate}")
+    if rate == 0.0:
+        return x
+    return _dropout(jax.random.bits(key, (2,), jnp.uint32), x, rate)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _dropout(words: jax.Array, x: jax.Array, rate: float) -> jax.Array:
+    return _masked(words, x, rate)
+
+
+@_dropout.defjvp
+def _dropout_jvp(rate: float, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    words, x = primals
+    # Under checkpoint the mask is no residual: the backward pass hashes the positions again.
+    tangent = jax.checkpoint(_masked, prevent_cse=False, static_argnums=(2,))(words, tangents[1], rate)
+    return _masked(words, x, rate), tangent
+
+
+def _masked(words: jax.Array, x: jax.Array, rate: float) -> jax.Array:
+    keep = _hash(words, x.shape) >= jnp.uint32(round(rate * 2**32))
+    return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
+
+
+def _hash(words: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Uniform uint32 for each position: the "lowbias32" mixer by C. Wellons, a key word before each round."""
+    bits = jax.lax.iota(jnp.uint32, max(1, _size(shape))).reshape(shape if shape else ())
+    bits = _mix(bits ^ words[0], 16, 0x7FEB352D)
+    bits = _mix(bits ^ words[1], 15, 0x846CA68B)
+    return bits ^ (bits >> jnp.uint32(16))
+
+
+def _mix(bits: jax.Array, shift: int, factor: int) -> jax.Array:
+    return (bits ^ (bits >> jnp.uint32(shift))) * jnp.uint32(factor)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for dim in shape:
+        size *= dim
+    return size

@@ -1,0 +1,135 @@
+"""`init`: a fresh adapter for any function, its shapes taken from how the function uses its weights."""
+
+from __future__ import annotations
+
+import math
+import warnings
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jlora.adapt import find_uses
+from jlora.adapter import Full, LowRank
+from jlora.config import LoraConfig
+from jlora.consume import Use
+from jlora.errors import JloraError
+from jlora.names import is_stacked, module_names
+from jlora.paths import leaves_by_path
+from jlora.targets import ALL_LINEAR, check_targets, is_target, is_trained_whole, pattern_value
+
+
+def init(
+    key: jax.Array, config: LoraConfig, base: Any, fn: Callable, *args: Any, **kwargs: Any
+) -> dict[str, LowRank | Full]:
+    """A fresh adapter: with PEFT's default initialization the adapted function equals the base's bit for bit.
+
+    Args:
+      key: draws A (and an embedding's B).
+      config: which modules, and how.
+      base: what `fn` takes first, any pytree of arrays.
+      fn, args, kwargs: the function, traced abstractly (ShapeDtypeStructs will do for args; nothing is computed)
+        to see over which axes each weight is contracted or looked up.
+
+    Returns:
+      {path: LowRank(a, b, scale) for each adapted leaf, Full(value) for each leaf of `modules_to_save`}; float32.
+
+    Raises:
+      JloraError: an entry of the configuration matches no module that could be adapted, or a matching weight
+        that `fn` never uses.
+    """
+    leaves, uses = leaves_by_path(base), find_uses(fn, base, *args, **kwargs)
+    modules = {path: _module_names(path, leaf, uses[path]) for path, leaf in leaves.items()}
+    adaptable = {path: names for path, names in modules.items() if _adaptable(config, uses[path], leaves[path])}
+    check_targets(config, [name for names in adaptable.values() for name in names])
+    adapter: dict[str, LowRank | Full] = {}
+    for path, leaf in leaves.items():
+        if all(is_trained_whole(config, name) for name in modules[path]):
+            adapter[path] = Full(jnp.array(leaf, copy=True))
+        elif path in adaptable and any(is_target(config, name) for name in modules[path]):
+            use = _only_use(path, uses[path])
+            leaf_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
+            adapter[path] = _fresh(leaf_key, config, path, leaf.shape, use, modules[path])
+        elif not uses[path] and leaf.ndim > 1 and any(is_target(config, name) for name in modules[path]):
+            raise JloraError(
+                f"{path}: matches target_modules, but the function never uses it; exclude_modules omits it"
+            )
+    return adapter
+
+
+def abstract_adapter(config: LoraConfig, base: Any, fn: Callable, *args: Any, **kwargs: Any) -> dict:
+    """`init` with ShapeDtypeStructs for arrays: nothing is computed, and `base` may be abstract itself."""
+    return jax.eval_shape(lambda base: init(jax.random.key(0), config, base, fn, *args, **kwargs), base)
+
+
+def _module_names(path: str, leaf: Any, uses: set[Use]) -> list[str]:
+    """Dotted names of the single layers in the leaf, or of the one module where it is not a stack of layers."""
+    stacked = is_stacked(path) and any(use.stack for use in uses)
+    return module_names(path, leaf.shape[0] if stacked else None)
+
+
+def _adaptable(config: LoraConfig, uses: set[Use], leaf: Any) -> bool:
+    kinds = {use.kind for use in uses}
+    if config.target_modules == ALL_LINEAR:
+        return kinds == {"linear"}
+    return bool(kinds) and kinds <= {"linear", "lookup"} and leaf.ndim > 1
+
+
+def _only_use(path: str, uses: set[Use]) -> Use:
+    """The use that shapes A and B: a lookup goes before a product (PEFT adapts a tied embedding's lookup)."""
+    if len(uses) > 1:
+        raise JloraError(
+            f"{path}: expected one way of using the weight, found {len(uses)}:"
+            f" {'; '.join(sorted(str(use) for use in uses))}. Weights used in several ways are not supported yet."
+        )
+    return next(iter(uses))
+
+
+def _fresh(key: jax.Array, config: LoraConfig, path: str, shape: tuple, use: Use, names: list[str]) -> LowRank:
+    ranks = tuple(pattern_value(config.rank_pattern, n, config.r) if is_target(config, n) else 0 for n in names)
+    alphas = [pattern_value(config.alpha_pattern, name, config.lora_alpha) for name in names]
+    stack, inputs, outputs = (tuple(shape[axis] for axis in axes) for axes in (use.stack, use.inputs, use.outputs))
+    _warn_of_rank(path, max(ranks), math.prod(inputs), math.prod(outputs))
+    scale = np.zeros((len(names), max(ranks)), np.float32)
+    for layer, (rank, alpha) in enumerate(zip(ranks, alphas, strict=True)):
+        scale[layer, :rank] = alpha / (math.sqrt(rank) if config.use_rslora else rank) if rank else 0
+    scale = np.broadcast_to(scale if len(names) > 1 else scale[0], (*stack, max(ranks)))
+    a, b = _draw(key, config, use.kind, (*stack, max(ranks), *inputs), (*stack, max(ranks), *outputs), len(stack))
+    return LowRank(a, b, jnp.asarray(scale), _spec(use, len(shape)), ranks, config.lora_dropout)
+
+
+def _warn_of_rank(path: str, rank: int, inputs: int, outputs: int) -> None:
+    if rank > min(inputs, outputs):
+        message = f"{path}: rank {rank} is above the smaller side of a {inputs} x {outputs} weight: more parameters"
+        warnings.warn(f"{message}, but no larger updates than rank {min(inputs, outputs)}", stacklevel=4)
+
+
+def _spec(use: Use, ndim: int) -> str:
+    letters = "abcdefghijklmnopq"[:ndim]
+    stack, inputs, outputs = ("".join(letters[axis] for axis in axes) for axes in (use.stack, use.inputs, use.outputs))
+    return f"{stack}r{inputs},{stack}r{outputs}->{letters}"
+
+
+def _draw(
+    key: jax.Array, config: LoraConfig, kind: str, a_shape: tuple, b_shape: tuple, stacked: int
+) -> tuple[jax.Array, jax.Array]:
+    """A and B as PEFT draws them: one is zero, unless init_lora_weights is False."""
+    a_key, b_key = jax.random.split(key)
+    fan_in, rank = math.prod(a_shape[stacked + 1 :]), a_shape[stacked]
+    if kind == "lookup":
+        a, b = jnp.zeros(a_shape), jax.random.normal(b_key, b_shape)
+        return (a if config.init_lora_weights else jax.random.normal(a_key, a_shape)), b
+    if config.init_lora_weights == "gaussian":
+        a = jax.random.normal(a_key, a_shape) / rank
+    else:
+        a = _uniform(a_key, a_shape, fan_in)
+    return a, jnp.zeros(b_shape) if config.init_lora_weights else _uniform(b_key, b_shape, rank)
+
+
+def _uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.Array:
+    """torch's default for Linear weights, which PEFT keeps: Kaiming uniform with a = sqrt(5) (He et al. 2015)."""
+    bound = 1 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)

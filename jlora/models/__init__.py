@@ -1,0 +1,74 @@
+"""The encoders that jlora reads and writes, by Hugging Face's `model_type`."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from transformers import PreTrainedConfig
+
+from jlora.errors import JloraError
+from jlora.models import bert, distilbert, roberta
+from jlora.paths import nearest
+
+FAMILIES: dict[str, ModuleType] = {"bert": bert, "distilbert": distilbert, "roberta": roberta}
+
+
+def family(model_type: Any) -> ModuleType:
+    """The module of a family of models.
+
+    It holds CLASSIFIER (the linen class, named as Hugging Face's), PREFIX (of the encoder's keys, which a
+    bare encoder's checkpoint lacks), NEW_HEADS (may be missing in a checkpoint), DROPPED and BUFFERS (may be
+    there and are not read), OLD_SUFFIXES ({old: today's} ends of keys), HONOURED ({config key: accepted
+    values}) and TOKEN_TYPES (whether batches hold token_type_ids).
+
+    Raises:
+      JloraError: no such family.
+    """
+    if model_type not in FAMILIES:
+        raise JloraError(
+            f"config.json: model_type: expected one of {', '.join(FAMILIES)}; found {model_type!r}"
+            f"{nearest(str(model_type), FAMILIES)}"
+        )
+    return FAMILIES[model_type]
+
+
+def build(config: PreTrainedConfig, *, dtype: Any = jnp.float32, remat: bool = False) -> nn.Module:
+    """The linen sequence classifier of `config`, without weights.
+
+    Args:
+      config: of one of FAMILIES.
+      dtype: the dtype to compute in; parameters and logits are float32.
+      remat: compute a layer's values again in the backward pass instead of keeping them.
+
+    Raises:
+      JloraError: a family or a config value that is not supported, with its key.
+    """
+    module = family(config.model_type)
+    for key, honoured in module.HONOURED.items():
+        found = getattr(config, key, None)
+        if found not in honoured:
+            raise JloraError(f"config.json: {key}: expected {honoured[-1]!r}; found {found!r}, which is not supported")
+    if config.hidden_size % config.num_attention_heads:
+        raise JloraError(
+            f"config.json: hidden size: expected a multiple of the {config.num_attention_heads} attention "
+            f"heads; found {config.hidden_size}"
+        )
+    return module.CLASSIFIER(config, dtype=dtype, remat=remat)
+
+
+def example_batch(config: PreTrainedConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch of one row, each int32 (1, 8).
+
+    `input_ids` and `attention_mask`, and `token_type_ids` where the family has them.
+    """
+    names = ["input_ids", "attention_mask"] + ["token_type_ids"] * family(config.model_type).TOKEN_TYPES
+    return {name: jax.ShapeDtypeStruct((1, 8), jnp.int32) for name in names}
+
+
+def abstract_base(model: Any) -> Any:
+    """The tree that `model.init` gives, {"params": ...}, of ShapeDtypeStructs: no weights, no FLOPs."""
+    return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), example_batch(model.config))

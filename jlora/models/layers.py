@@ -1,0 +1,124 @@
+"""What every encoder is built from: dense, embedding, layer norm, activation, dropout, the scanned stack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jlora.dropout import dropout
+from jlora.errors import JloraError
+from jlora.paths import nearest
+
+
+@jax.custom_jvp
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact x Phi(x), evaluated in float32; any shape, returned in the dtype of `x`."""
+    x32 = x.astype(jnp.float32)
+    return (x32 * _normal_cdf(x32)).astype(x.dtype)
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    (x,), (tangent,) = primals, tangents
+    x32 = x.astype(jnp.float32)
+    cdf = _normal_cdf(x32)
+    density = jnp.exp(-0.5 * x32 * x32) * 0.3989422804014327
+    slope = (cdf + x32 * density).astype(x.dtype)  # the one array that the backward pass keeps
+    return (x32 * cdf).astype(x.dtype), tangent * slope
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+    return 0.5 + 0.5 * jax.lax.erf(x * 0.7071067811865476)
+
+
+def _gelu_tanh(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=True)
+
+
+def _quick_gelu(x: jax.Array) -> jax.Array:
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": gelu,
+    "gelu_python": gelu,
+    "gelu_new": _gelu_tanh,
+    "gelu_fast": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "quick_gelu": _quick_gelu,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+    "sigmoid": jax.nn.sigmoid,
+}
+
+
+def activation(name: str) -> Callable[[jax.Array], jax.Array]:
+    """The elementwise function that Hugging Face configs call `name`.
+
+    Raises:
+      JloraError: `name` is not in the table.
+    """
+    if name not in ACTIVATIONS:
+        known = ", ".join(ACTIVATIONS)
+        raise JloraError(f"hidden activation: expected one of {known}; found {name!r}{nearest(name, ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def dense(config: Any, features: int, dtype: Any, name: str) -> nn.Dense:
+    """A dense layer, kernel float32 (in, features), computed in `dtype`, initialised as Hugging Face does."""
+    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(config.initializer_range), name=name)
+
+
+def embedding(config: Any, rows: int, features: int, name: str, *, padding_row: int | None = None) -> nn.Embed:
+    """A lookup table, float32 (rows, features); `padding_row` starts as zeros."""
+    normal = nn.initializers.normal(config.initializer_range)
+
+    def init(key: jax.Array, shape: tuple[int, ...], param_dtype: Any) -> jax.Array:
+        table = normal(key, shape, param_dtype)
+        return table if padding_row is None else table.at[padding_row].set(jnp.zeros((), param_dtype))
+
+    return nn.Embed(rows, features, embedding_init=init, name=name)
+
+
+def layer_norm(x: jax.Array, epsilon: float, dtype: Any, name: str) -> jax.Array:
+    """Normalizes the last axis of `x` in float32, returns `dtype`; parameters `scale`, `bias` (features,)."""
+    norm = nn.LayerNorm(epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
+    return norm(x.astype(jnp.float32)).astype(dtype)
+
+
+def drop(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
+    """Dropout at `rate` where `module` was applied with a "dropout" key, `x` itself otherwise."""
+    if rate == 0.0 or not module.has_rng("dropout"):
+        return x
+    return dropout(module.make_rng("dropout"), x, rate)
+
+
+def scan_layers(layer: Callable[..., Any], count: int, *, remat: bool) -> Callable[..., Any]:
+    """The module class that applies `count` copies of `layer` in turn, their parameters stacked on axis 0.
+
+    `layer.__call__(x, *shared)` returns `(x, None)`; so does the scanned one. With `remat` a layer's values
+    are computed again in the backward pass instead of being kept.
+    """
+    body = nn.remat(layer, prevent_cse=False) if remat else layer
+    return nn.scan(
+        body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=nn.broadcast,
+        length=count,
+    )
+
+
+def require_length(length: int, longest: int) -> None:
+    """Raises JloraError where a batch of `length` tokens is longer than the model's `longest`."""
+    if length > longest:
+        raise JloraError(
+            f"batch: expected at most {longest} tokens a row, the model has no more positions; "
+            f"found {length}; cut the texts (data.max_length)"
+        )

@@ -1,0 +1,56 @@
+"""From a leaf's path to the Hugging Face names of the single layers that it holds."""
+
+from __future__ import annotations
+
+LAYER_STACKS = ("layer", "layers", "h")
+"""Module names under which the leaves of all transformer layers are stacked on a leading axis."""
+
+_PARAMETER_NAMES = {
+    "kernel": "weight",
+    "embedding": "weight",
+    "scale": "weight",
+    "weight": "weight",
+    "bias": "bias",
+}
+
+
+def is_stacked(path: str) -> bool:
+    """Whether the leaf at `path` (`params/bert/encoder/layer/output/dense/bias`) has an axis of layers."""
+    return any(part in LAYER_STACKS for part in path.split("/")[:-1])
+
+
+def is_transposed(path: str) -> bool:
+    """Whether the leaf is a dense kernel: (in, out) here, (out, in) in a checkpoint."""
+    return path.endswith("/kernel")
+
+
+def module_names(path: str, count: int | None) -> list[str]:
+    """Dotted names of the modules that own the leaf at `path`.
+
+    Args:
+      path: `params/bert/encoder/layer/attention/self/query/kernel`; the leading `params` and a last part that
+        only names the parameter (kernel, weight, embedding, scale, bias) are left out.
+      count: the number of stacked layers; None for a leaf that is not stacked.
+
+    Returns:
+      `["bert.encoder.layer.0.attention.self.query", ...]`, `count` names, or one where `count` is None.
+    """
+    modules = path.split("/")
+    if len(modules) > 1 and modules[-1] in _PARAMETER_NAMES:
+        modules.pop()
+    if len(modules) > 1 and modules[0] == "params":
+        modules.pop(0)
+    if count is None:
+        return [".".join(modules)]
+    stack = next(i for i, part in enumerate(modules) if part in LAYER_STACKS) + 1
+    return [".".join([*modules[:stack], str(layer), *modules[stack:]]) for layer in range(count)]
+
+
+def hf_keys(path: str, count: int | None) -> list[str]:
+    """Checkpoint keys of the leaf at `path`: its modules' names and torch's name of the parameter.
+
+    Returns:
+      `["bert.encoder.layer.0.attention.self.query.weight", ...]`, as many as `module_names` gives.
+    """
+    parameter = _PARAMETER_NAMES[path.rsplit("/", 1)[-1]]
+    return [f"{module}.{parameter}" for module in module_names(path, count)]

@@ -1,0 +1,46 @@
+"""Leaves of a parameter tree by path: the path is the tree's keys joined by "/"."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+
+from jlora.errors import JloraError
+
+
+def leaves_by_path(tree: Any) -> dict[str, Any]:
+    """{path: leaf} of any pytree, in the tree's own order.
+
+    `{"params": {"dense": {"kernel": x}}}` gives `{"params/dense/kernel": x}`.
+    """
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(keys, simple=True, separator="/"): leaf for keys, leaf in leaves}
+
+
+def replace_leaves(tree: Any, values: Mapping[str, Any]) -> Any:
+    """A copy of `tree` with the leaves at the paths of `values` replaced.
+
+    Raises:
+      JloraError: a path of `values` is not in the tree.
+    """
+    leaves = leaves_by_path(tree)
+    for path in values:
+        require(path, leaves, "the base tree")
+    structure = jax.tree_util.tree_structure(tree)
+    return jax.tree_util.tree_unflatten(structure, [values.get(path, leaf) for path, leaf in leaves.items()])
+
+
+def require(path: str, known: Iterable[str], where: str) -> None:
+    """Raises JloraError naming the nearest of `known` where `path` is not one of them."""
+    known = list(known)
+    if path not in known:
+        raise JloraError(f"{path}: not in {where}{nearest(path, known)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ "; nearest: a, b" with the names of `known` most like `name`, or nothing where none is like it."""
+    close = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.5)
+    return f"; nearest: {', '.join(close)}" if close else ""

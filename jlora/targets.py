@@ -1,0 +1,95 @@
+"""Which modules a LoraConfig means, by PEFT's matching rules on dotted module names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from jlora.config import LoraConfig
+from jlora.errors import JloraError
+from jlora.paths import nearest
+
+Value = TypeVar("Value")
+
+ALL_LINEAR = "all-linear"
+
+
+def is_target(config: LoraConfig, name: str) -> bool:
+    """Whether the module `name` is to be adapted; "all-linear" matches every name that is not left out."""
+    if config.exclude_modules and matches(config.exclude_modules, name):
+        return False
+    if is_trained_whole(config, name) or config.target_modules is None:
+        return False
+    if isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR:
+        return True
+    return matches(config.target_modules, name) and _in_layers(config.layers_to_transform, name)
+
+
+def is_trained_whole(config: LoraConfig, name: str) -> bool:
+    """Whether the module `name` lies in one of `modules_to_save`: PEFT compares the end of a name, dots or not.
+
+    So `classifier` also means DistilBERT's `pre_classifier` and everything in RoBERTa's `classifier`.
+    """
+    parts = name.split(".")
+    ancestors = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    return any(ancestor.endswith(tuple(config.trained_whole)) for ancestor in ancestors)
+
+
+def matches(patterns: str | Sequence[str], name: str) -> bool:
+    """A string is a regular expression for the whole name; a list holds whole names or their last components."""
+    if isinstance(patterns, str):
+        return re.fullmatch(patterns, name) is not None
+    return any(name == entry or name.endswith(f".{entry}") for entry in patterns)
+
+
+def pattern_value(patterns: Mapping[str, Value], name: str, default: Value) -> Value:
+    """The value of the first pattern that matches the end of `name`, as `rank_pattern` has it."""
+    for pattern, value in patterns.items():
+        if re.match(rf"(.*\.)?({pattern})$", name):
+            return value
+    return default
+
+
+def _in_layers(layers: int | Sequence[int] | None, name: str) -> bool:
+    if layers is None or (not isinstance(layers, int) and not layers):
+        return True
+    index = re.match(r".*?\.[^.]*\.(\d+)\.", name)
+    return index is not None and int(index[1]) in ((layers,) if isinstance(layers, int) else tuple(layers))
+
+
+def check_targets(config: LoraConfig, names: Sequence[str]) -> None:
+    """Each entry of the configuration must hit one of the adaptable modules `names`.
+
+    Raises:
+      JloraError: target_modules not given, or an entry that matches nothing, with the nearest names and a list
+        of what there is.
+    """
+    found = config.target_modules
+    if found is None:
+        raise _no_match("target_modules", 'names of modules, a regular expression, or "all-linear"', "", names)
+    everything = isinstance(found, str) and found.lower() == ALL_LINEAR
+    for entry in [found] if isinstance(found, str) else found:
+        pattern = entry if isinstance(found, str) else [entry]
+        if not everything and not any(matches(pattern, name) for name in names):
+            raise _no_match("target_modules", "an entry that matches a module", entry, names, isinstance(found, str))
+    targets = [name for name in names if is_target(config, name)]
+    if not targets:
+        raise _no_match("target_modules", "a module that is not left out by another field", str(found), names)
+    for field in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(config, field):
+            if not any(pattern_value({pattern: True}, name, False) for name in targets):
+                raise _no_match(field, "a pattern that matches an adapted module", pattern, targets)
+
+
+def _no_match(field: str, expected: str, found: str, names: Sequence[str], is_regex: bool = False) -> JloraError:
+    ends = sorted({_behind_layer_number(name) for name in names})
+    hint = nearest(found, [*ends, *(end.split(".")[-1] for end in ends)])
+    if is_regex and any(re.search(found, name) for name in names):
+        hint = f'; a string must match the whole name: ".*({found}).*" matches any part of it, [{found}] the end'
+    return JloraError(f"LoraConfig.{field}: expected {expected}, found {found!r}{hint}\nThere are: {', '.join(ends)}")
+
+
+def _behind_layer_number(name: str) -> str:
+    """What tells modules apart and is the same in each layer: `attention.self.query`."""
+    return re.sub(r"^.*\.\d+\.", "", name)

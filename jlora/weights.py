@@ -1,0 +1,190 @@
+"""A model's weights from and to safetensors files: the same map from leaves to keys, walked both ways."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jlora.checkpoint_files import WEIGHT_PATTERNS, Planned, StoredTensor, fetch, open_tensors, write_model
+from jlora.errors import JloraError
+from jlora.models import abstract_base, example_batch, family
+from jlora.names import hf_keys, is_stacked, is_transposed
+from jlora.paths import leaves_by_path, nearest, replace_leaves
+
+logger = logging.getLogger("jlora")
+
+
+def load_weights(model: Any, name: str, *, key: jax.Array | None = None, revision: str | None = None) -> Any:
+    """The weights of `model`, read tensor by tensor from safetensors files and cast to float32.
+
+    Args:
+      model: as `build` gives it.
+      name: a folder with safetensors files, or a hub id.
+      key: initialises a head that the files do not have; the log names it.
+      revision: the hub's branch, tag or commit.
+
+    Returns:
+      {"params": ...} with the shapes of `abstract_base(model)`.
+
+    Raises:
+      JloraError: no safetensors files (pickles are never opened), a file that is not whole, a missing, an
+        unexpected or a wrongly shaped key, a dtype that is not floating point, a new head without `key`.
+    """
+    folder = fetch(name, revision, WEIGHT_PATTERNS)
+    abstract, module = abstract_base(model), family(model.config.model_type)
+    leaves = leaves_by_path(abstract)
+    wanted = {path: _keys(path, leaf.shape) for path, leaf in leaves.items()}
+    tensors = _known_tensors(
+        module, folder, open_tensors(folder), {name for names in wanted.values() for name in names}
+    )
+    new = _new_heads(module, folder, tensors, wanted)
+    if new and key is None:
+        raise JloraError(
+            f"{folder}: expected {_some(_names(new, wanted))}; found no such head; to initialise it, give a key: "
+            "load_base(..., key=jax.random.key(0))"
+        )
+    sources = {path: [tensors[name] for name in names] for path, names in wanted.items() if path not in new}
+    for path, stored in sources.items():
+        _require_shapes(path, leaves[path].shape, stored)
+    base = replace_leaves(abstract, {path: _read(path, leaves[path].shape, sources[path]) for path in sources})
+    if new and key is not None:
+        logger.warning("%s: newly initialised, to be trained: %s", folder, ", ".join(_names(new, wanted)))
+        base = replace_leaves(base, _initialised(model, key, new))
+    return base
+
+
+def save_base(
+    folder: str | Path, model: Any, base: Any, *, dtype: str = "float32", max_shard_bytes: int = 5_000_000_000
+) -> None:
+    """Writes `base` as a checkpoint of the Hugging Face class that has the name of `model`'s.
+
+    Leaves model.safetensors (shards and an index above `max_shard_bytes`) and config.json in `folder`; other
+    files there stay, older weights are replaced. A crash leaves no half model.
+
+    Args:
+      folder: is made where it does not exist.
+      model, base: as `load_base` gives them; `base` may be any tree of the same paths and shapes.
+      dtype: "float32", "bfloat16" or "float16"; values are rounded to it once.
+      max_shard_bytes: size in bytes above which a file is split.
+
+    Raises:
+      JloraError: `base` is no tree of this model, an unknown dtype, a value too large for it.
+    """
+    expected = {path: leaf.shape for path, leaf in leaves_by_path(abstract_base(model)).items()}
+    leaves = leaves_by_path(base)
+    found = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+    for path in sorted(expected.keys() | found.keys()):
+        if expected.get(path) != found.get(path):
+            wanted, given = (shapes.get(path, "no such leaf") for shapes in (expected, found))
+            raise JloraError(f"{path}: expected shape {wanted}; found {given}")
+    tensors = {}
+    for path, leaf in leaves.items():
+        for layer, name in enumerate(_keys(path, leaf.shape)):
+            tensors[name] = Planned(_stored_shape(path, leaf.shape), partial(_tensor, path, leaf, layer))
+    config = copy.deepcopy(model.config)
+    config.architectures, config.dtype = [type(model).__name__], dtype
+    write_model(Path(folder), tensors, config, dtype, max_shard_bytes)
+
+
+def _keys(path: str, shape: tuple[int, ...]) -> list[str]:
+    return hf_keys(path, shape[0] if is_stacked(path) else None)
+
+
+def _stored_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of one layer's tensor in a checkpoint."""
+    shape = shape[1:] if is_stacked(path) else shape
+    return shape[::-1] if is_transposed(path) else shape
+
+
+def _known_tensors(
+    module: Any, folder: Path, stored: Mapping[str, StoredTensor], wanted: set[str]
+) -> dict[str, StoredTensor]:
+    """The stored tensors under today's full keys, without what the family's tables leave out."""
+    known: dict[str, StoredTensor] = {}
+    dropped = []
+    for key, tensor in stored.items():
+        name = _todays_name(module, key, wanted)
+        if name in known:
+            raise JloraError(f"{tensor.file}: {key}: expected once; found also as {known[name].key}")
+        elif name in wanted:
+            known[name] = tensor
+        elif name.startswith(module.DROPPED):
+            dropped.append(key)
+        elif name not in module.BUFFERS:
+            raise JloraError(
+                f"{tensor.file}: {key}: expected a key of {module.CLASSIFIER.__name__}; "
+                f"found one that it does not have{nearest(name, wanted)}"
+            )
+    if dropped:
+        logger.info("%s: not used: %s", folder, ", ".join(dropped))
+    return known
+
+
+def _todays_name(module: Any, key: str, wanted: set[str]) -> str:
+    for old, new in module.OLD_SUFFIXES.items():
+        if key.endswith(old):
+            key = key.removesuffix(old) + new
+    full = f"{module.PREFIX}.{key}"
+    return full if full in wanted or full in module.BUFFERS or full.startswith(module.DROPPED) else key
+
+
+def _new_heads(
+    module: Any, folder: Path, tensors: Mapping[str, StoredTensor], wanted: Mapping[str, list[str]]
+) -> set[str]:
+    """The paths of the heads that are missing as a whole; any other missing key is an error."""
+    absent = tuple(head for head in module.NEW_HEADS if not any(name.startswith(head) for name in tensors))
+    missing = [name for names in wanted.values() for name in names if name not in tensors]
+    required = [name for name in missing if not name.startswith(absent)]
+    if required:
+        raise JloraError(f"{folder}: expected {_some(required)}; found no such keys; the weights are not all there")
+    return {path for path, names in wanted.items() if names[0] in missing}
+
+
+def _names(paths: Iterable[str], wanted: Mapping[str, list[str]]) -> list[str]:
+    return sorted(name for path in paths for name in wanted[path])
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _require_shapes(path: str, shape: tuple[int, ...], tensors: Iterable[StoredTensor]) -> None:
+    expected = _stored_shape(path, shape)
+    for tensor in tensors:
+        tensor.require_float()
+        if tensor.shape != expected:
+            raise JloraError(f"{tensor.file}: {tensor.key}: expected shape {expected}; found {tensor.shape}")
+
+
+def _read(path: str, shape: tuple[int, ...], tensors: list[StoredTensor]) -> jax.Array:
+    """One leaf, float32: its single tensor, or the tensors of all layers stacked on axis 0."""
+    leaf = np.empty(shape, np.float32)
+    for layer, tensor in enumerate(tensors):
+        value = tensor.read()
+        leaf[layer if is_stacked(path) else ...] = value.T if is_transposed(path) else value
+    return jnp.asarray(leaf)
+
+
+def _tensor(path: str, leaf: Any, layer: int) -> np.ndarray:
+    """The checkpoint's tensor of one layer of a leaf, float32."""
+    value = np.asarray(leaf, np.float32)[layer if is_stacked(path) else ...]
+    return value.T if is_transposed(path) else value
+
+
+def _initialised(model: Any, key: jax.Array, paths: set[str]) -> dict[str, jax.Array]:
+    """The leaves at `paths` of `model.init(key, ...)`; under jit nothing else is computed."""
+    batch = {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in example_batch(model.config).items()}
+
+    @jax.jit
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        return {path: leaf for path, leaf in leaves_by_path(model.init(key, batch)).items() if path in paths}
+
+    return init(key)

@@ -1,0 +1,24 @@
+"""--help: every key with its type, default and meaning."""
+
+import pytest
+
+from train import keys
+from train.command_line import parse
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_help_lists_every_key_with_type_default_and_meaning(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit) as ended:
+        parse(["--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    table, _, examples = printed.partition("examples:")
+    assert all(len(line) <= max(70, min(110, columns)) for line in printed.splitlines())
+    words = " ".join(table.split())
+    for key, field in keys.fields().items():
+        meaning = f"{key} {field.description} ({keys.describe(field)};"
+        assert meaning in words
+        assert f"{meaning} required)" in words or f"{meaning} default " in words
+    assert "(whole number >= 1; default 8)" in words
+    assert "python -m train.classify --config configs/sst2.yaml" in examples

@@ -1,0 +1,63 @@
+"""Dotted keys: complete, described in words, and suggested for misspelt ones."""
+
+import pytest
+
+from train import keys
+
+
+def test_keys_use_the_names_of_the_file():
+    assert {
+        "model",
+        "data.train",
+        "lora.r",
+        "lora.from",
+        "train.learning_rate",
+        "hub.push",
+        "offline",
+    } <= set(keys.fields())
+    assert "lora.from_" not in keys.fields()
+    assert not set(keys.sections()) & set(keys.fields())
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("lora.r", "whole number >= 1"),
+        ("lora.lora_alpha", "number > 0"),
+        ("lora.lora_dropout", "number >= 0 and < 1"),
+        ("lora.target_modules", "text, list of text or null"),
+        ("lora.init_lora_weights", "true or false or gaussian"),
+        ("lora.rank_pattern", "mapping {text: whole number >= 1}"),
+        ("train.schedule", "linear, cosine or constant"),
+        ("train.max_steps", "whole number >= 1 or null"),
+    ],
+)
+def test_types_in_words(key, words):
+    assert keys.describe(keys.fields()[key]) == words
+
+
+LONG_KEYS = [key for key in keys.fields() if len(key.rpartition(".")[2]) > 3 and not key[-1].isdigit()]
+
+
+@pytest.mark.parametrize("key", LONG_KEYS)
+def test_a_key_with_one_letter_missing_is_found_again(key):
+    suggested = keys.unknown(key[:-1]).partition("did you mean ")[2].rstrip("?")
+    assert suggested == key
+
+
+@pytest.mark.parametrize(
+    ("key", "suggested"),
+    [
+        ("learning_rate", "train.learning_rate"),
+        ("r", "lora.r"),
+        ("lora.alpha", "lora.lora_alpha"),
+        ("data.dtype", "train.dtype"),
+    ],
+)
+def test_a_key_in_the_wrong_section_is_found(key, suggested):
+    assert keys.unknown(key) == f"unknown key; did you mean {suggested}?"
+
+
+def test_where_nothing_is_near_the_keys_of_the_section_are_listed():
+    assert keys.unknown("hub.zzzzzz") == "unknown key; known: hub.push, hub.repo, hub.private"
+    assert "model, method" in keys.unknown("zzzzzz")

@@ -1,0 +1,135 @@
+import io
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from train import progress
+from train.progress import Progress, clock
+
+
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """A clock that the test moves: now.time is in seconds."""
+
+    class Clock:
+        time = 100.0
+
+        def monotonic(self):
+            return self.time
+
+    fake = Clock()
+    monkeypatch.setattr(progress, "time", fake)
+    return fake
+
+
+def _train(bar, now, steps, seconds=0.5, examples=32, compile_seconds=0.0):
+    for step in range(steps):
+        now.time += seconds + (compile_seconds if step == 0 else 0.0)
+        bar.update(1.0, examples, 1e-3)
+
+
+def _lines(caplog):
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_without_a_terminal_one_line_at_the_first_every_nth_and_the_last_step(caplog, now):
+    stream = io.StringIO()
+    with caplog.at_level(logging.INFO), Progress(25, log_every=10, stream=stream) as bar:
+        _train(bar, now, 25)
+    assert [line.split()[1] for line in _lines(caplog)] == ["1/25", "10/25", "20/25", "25/25"]
+    assert _lines(caplog)[1] == "step 10/25  loss 1.0000  lr 1.00e-03  64 examples/s  0:08 left"
+    assert stream.getvalue() == ""
+
+
+def test_rate_and_time_left_do_not_know_how_long_the_first_step_compiled(now):
+    quick, slow = Progress(100, log_every=10), Progress(100, log_every=10)
+    _train(quick, now, 50)
+    quick_rate, quick_left = quick.examples_per_second, quick.seconds_left
+    _train(slow, now, 50, compile_seconds=300)
+    assert (slow.examples_per_second, slow.seconds_left) == pytest.approx((quick_rate, quick_left))
+    assert (quick_rate, quick_left) == pytest.approx((64.0, 25.0))
+
+
+def test_pauses_leave_the_rate_alone_but_not_the_time_left(now):
+    bar = Progress(100, log_every=10)
+    _train(bar, now, 45)
+    with bar.paused():
+        now.time += 44
+    _train(bar, now, 5)
+    assert bar.examples_per_second == pytest.approx(64.0)
+    assert bar.seconds_left == pytest.approx((49 * 0.5 + 44) / 49 * 50)
+
+
+def test_the_rate_follows_a_change_smoothly(now):
+    bar = Progress(1000, log_every=10)
+    _train(bar, now, 200, seconds=1.0)
+    before = bar.examples_per_second
+    _train(bar, now, 10, seconds=0.5)
+    after_one_window = bar.examples_per_second
+    _train(bar, now, 500, seconds=0.5)
+    assert pytest.approx(before) == 32
+    assert before < after_one_window < 48
+    assert bar.examples_per_second == pytest.approx(64, rel=0.01)
+
+
+def test_a_resumed_run_counts_from_its_step(caplog, now):
+    with caplog.at_level(logging.INFO), Progress(30, start=20, log_every=10, stream=io.StringIO()) as bar:
+        _train(bar, now, 10)
+    assert [line.split()[1] for line in _lines(caplog)] == ["21/30", "30/30"]
+    assert bar.seconds_left == 0
+
+
+def test_the_loss_is_read_only_when_it_is_shown(now):
+    class Loss:
+        reads = 0
+
+        def __float__(self):
+            Loss.reads += 1
+            return 0.5
+
+    with Progress(20, log_every=10, stream=io.StringIO()) as bar:
+        for _ in range(20):
+            bar.update(Loss(), 8, 1e-3)
+    assert Loss.reads == 3  # steps 1, 10 and 20
+
+
+def test_a_terminal_gets_a_bar_and_no_lines(caplog, now):
+    stream = _Terminal()
+    with caplog.at_level(logging.INFO), Progress(20, log_every=10, stream=stream) as bar:
+        _train(bar, now, 20)
+    shown = stream.getvalue()
+    assert "20/20 steps" in shown
+    assert "loss 1.0000" in shown
+    assert "64 examples/s" in shown
+    assert "0:00 left" in shown
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (754, "12:34"), (3661, "1:01:01")])
+def test_clock(seconds, text):
+    assert clock(seconds) == text
+
+
+def test_logging_shows_ours_and_of_others_only_warnings():
+    script = (
+        "import logging, sys; from train.progress import configure_logging\n"
+        "configure_logging(); sys.modules['torch'] = None\n"
+        "import absl.logging, transformers\n"
+        "for name in ('train.x', 'jlora.y', '__main__', 'absl', 'httpx'):\n"
+        "    logging.getLogger(name).info(name + ' informs')\n"
+        "logging.getLogger('httpx').warning('httpx warns')\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stderr.splitlines() == [
+        "train.x informs",
+        "jlora.y informs",
+        "__main__ informs",
+        "httpx warns",
+    ]

@@ -1,0 +1,58 @@
+"""What a run ships: the adapter in PEFT's format, the merged model in Hugging Face's, and the proof of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+import jlora
+from jlora.base import build, load_config, load_weights, save_base
+from jlora.errors import JloraError
+from train.prepare import Adapted
+
+TOLERANCE = 1e-4
+"""The largest difference of logits, merged read back against in memory, that float32 may show."""
+
+
+def write_adapter(
+    folder: Path,
+    adapted: Adapted,
+    adapter: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    base_model: str,
+) -> None:
+    """The adapter as PEFT opens it, with the tokenizer beside it. `adapted.lora` must not be None."""
+    assert adapted.lora is not None
+    jlora.save_adapter(folder, adapter, adapted.lora, base_model=base_model)
+    tokenizer.save_pretrained(folder)
+
+
+def write_merged(
+    folder: Path, adapted: Adapted, adapter: dict[str, Any], tokenizer: PreTrainedTokenizerBase, dtype: str
+) -> None:
+    """Base and adapter as one checkpoint that transformers opens, with the tokenizer beside it."""
+    save_base(folder, adapted.model, jlora.merge(adapted.base, adapter), dtype=dtype)
+    tokenizer.save_pretrained(folder)
+
+
+def read_back(folder: Path, compute_dtype: Any) -> tuple[Any, Any]:
+    """(model, base) of a folder that `write_merged` wrote, read from its files."""
+    model = build(load_config(str(folder)), dtype=compute_dtype)
+    return model, load_weights(model, str(folder))
+
+
+def largest_difference(in_memory: np.ndarray, from_files: np.ndarray) -> float:
+    """max |a - b| of two arrays of logits."""
+    return float(np.max(np.abs(in_memory - from_files)))
+
+
+def require_equal(difference: float, folder: Path) -> None:
+    """Raises JloraError where the merged model's logits are not those of base and adapter in memory."""
+    if not difference <= TOLERANCE:
+        raise JloraError(
+            f"{folder}: read back, its logits differ by {difference:.3g} from those in memory (allowed: {TOLERANCE});"
+            " the files must not be used"
+        )

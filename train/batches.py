@@ -1,0 +1,126 @@
+"""Batches of few fixed shapes: rows of like length share a batch, so that padding costs next to nothing."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from train.shuffle import permutation
+from train.tokens import Tokens
+
+
+class PlannedBatch(NamedTuple):
+    """The rows of one batch, int64 (up to batch_size,), and the length in tokens that they are padded to."""
+
+    length: int
+    rows: np.ndarray
+
+
+class Batch(NamedTuple):
+    """One batch of B rows and T tokens, all of them numpy arrays.
+
+    inputs: {input_ids, attention_mask[, token_type_ids]}, int32 (B, T).
+    labels: (B, ...), dtype as given to `make_batch`.
+    weights: float32 (B,), 1, and 0 for a filler row.
+    rows: int32 (B,), the row's index in its split, -1 for a filler row.
+    """
+
+    inputs: dict[str, np.ndarray]
+    labels: np.ndarray
+    weights: np.ndarray
+    rows: np.ndarray
+
+
+def bucket_lengths(lengths: np.ndarray, count: int, multiple: int = 8, limit: int | None = None) -> tuple[int, ...]:
+    """The at most `count` padded lengths, ascending, that pad `lengths` (n,) with the fewest tokens.
+
+    Each is a multiple of `multiple`, save that none is above `limit` (the longest input the model takes).
+    Found exactly, by dynamic programming over the histogram of lengths.
+    """
+    rounded = -(-np.asarray(lengths) // multiple) * multiple
+    sizes, rows = np.unique(rounded if limit is None else np.minimum(rounded, limit), return_counts=True)
+    rows_up_to = np.concatenate([[0], np.cumsum(rows)])
+    # cost[j]: the fewest padded tokens of the j shortest sizes, the last bucket ending at sizes[j - 1].
+    cost = np.concatenate([[0.0], np.full(len(sizes), np.inf)])
+    splits: list[np.ndarray] = []
+    for _ in range(min(count, len(sizes))):
+        candidates = cost[:, None] + (rows_up_to[None, 1:] - rows_up_to[:, None]) * sizes[None, :]
+        candidates = np.where(np.tri(len(sizes) + 1, len(sizes), -1, bool), np.inf, candidates)
+        splits.append(candidates.argmin(axis=0))
+        cost = np.concatenate([[np.inf], candidates.min(axis=0)])
+    ends, end = [], len(sizes)
+    for previous in reversed(splits):
+        ends.append(int(sizes[end - 1]))
+        end = int(previous[end - 1])
+    return tuple(reversed(ends))
+
+
+def plan_epoch(
+    lengths: np.ndarray, buckets: tuple[int, ...], batch_size: int, seed: int, epoch: int
+) -> list[PlannedBatch]:
+    """A shuffled epoch, a pure function of its arguments: ceil(n / batch_size) batches hold every row once.
+
+    Every batch is full but the last one. The rows left over in a bucket move on to the next longer bucket.
+    Raises ValueError where a row is longer than the longest bucket.
+    """
+    order = permutation(len(lengths), seed, epoch, 0)
+    bucket_of = _bucket_of(lengths, buckets)[order]
+    full: list[PlannedBatch] = []
+    left = order[:0]
+    for bucket, length in enumerate(buckets):
+        waiting = np.concatenate([left, order[bucket_of == bucket]])
+        whole = len(waiting) - len(waiting) % batch_size
+        full += [PlannedBatch(length, rows) for rows in waiting[:whole].reshape(-1, batch_size)]
+        left = waiting[whole:]
+    shuffled = [full[index] for index in permutation(len(full), seed, epoch, 1)]
+    return shuffled + _cut_into_batches(left, lengths, buckets, batch_size)
+
+
+def plan_evaluation(lengths: np.ndarray, buckets: tuple[int, ...], batch_size: int) -> list[PlannedBatch]:
+    """Every row once, the shortest first; every batch is full but the last one. Raises as `plan_epoch`."""
+    return _cut_into_batches(np.argsort(lengths, kind="stable"), lengths, buckets, batch_size)
+
+
+def make_batch(tokens: Tokens, labels: np.ndarray, planned: PlannedBatch, batch_size: int, pad_id: int) -> Batch:
+    """The arrays of a planned batch, always (batch_size, planned.length): copies of its first row fill it up.
+
+    Raises ValueError where a row is longer than the batch or there are more rows than batch_size.
+    """
+    count = len(planned.rows)
+    lengths = tokens.lengths[planned.rows]
+    if not 0 < count <= batch_size or lengths.max() > planned.length:
+        raise ValueError(f"{count} rows of {lengths} tokens do not fit ({batch_size}, {planned.length})")
+    rows = np.concatenate([planned.rows, np.repeat(planned.rows[:1], batch_size - count)])
+    places = np.arange(planned.length)
+    mask = places < tokens.lengths[rows][:, None]
+    flat = np.where(mask, tokens.offsets[rows][:, None] + places, 0)
+    inputs = {
+        "input_ids": np.where(mask, tokens.ids[flat], pad_id).astype(np.int32),
+        "attention_mask": mask.astype(np.int32),
+    }
+    if tokens.token_type_ids is not None:
+        inputs["token_type_ids"] = np.where(mask, tokens.token_type_ids[flat], 0).astype(np.int32)
+    real = np.arange(batch_size) < count
+    return Batch(inputs, labels[rows], real.astype(np.float32), np.where(real, rows, -1).astype(np.int32))
+
+
+def padding_share(plan: list[PlannedBatch], lengths: np.ndarray, batch_size: int) -> float:
+    """The share of all computed token places, filler rows included, that hold no token: 0 is perfect."""
+    computed = sum(batch.length for batch in plan) * batch_size
+    return 1 - float(np.sum(lengths)) / computed if computed else 0.0
+
+
+def _cut_into_batches(
+    rows: np.ndarray, lengths: np.ndarray, buckets: tuple[int, ...], batch_size: int
+) -> list[PlannedBatch]:
+    bucket_of = _bucket_of(lengths, buckets)
+    parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    return [PlannedBatch(buckets[bucket_of[part].max()], part) for part in parts]
+
+
+def _bucket_of(lengths: np.ndarray, buckets: tuple[int, ...]) -> np.ndarray:
+    """int64 (n,): the index of the shortest bucket that holds each row."""
+    if len(lengths) and (not buckets or np.max(lengths) > buckets[-1]):
+        raise ValueError(f"a row of {np.max(lengths)} tokens is longer than every bucket of {buckets}")
+    return np.searchsorted(buckets, lengths)

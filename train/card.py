@@ -1,0 +1,153 @@
+"""The model card (README.md) of an exported folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import yaml
+from huggingface_hub import EvalResult, ModelCardData
+
+Kind = Literal["merged", "adapter"]
+
+_HUB_METRICS = {
+    "mcc": "matthews_correlation",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+    "f1_micro": "f1",
+    "f1_macro": "f1",
+}
+"""Ours to the hub's name of a metric, where the two differ."""
+
+_METHODS = {
+    "lora": "LoRA: low-rank updates of the frozen base model",
+    "full": "full fine-tuning: every parameter was trained",
+    "head": "the classification head on the frozen base model",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card says of a run.
+
+    Attributes:
+      name: the model's name.
+      where: what a reader loads it by: `owner/name` on the hub, or the folder.
+      method: `lora`, `full` or `head`.
+      problem_type: transformers' name of the task.
+      base_model, dataset: as the config names them.
+      base_model_id, dataset_id: their names on the hub, None for what is not there; the metadata hold only
+        these.
+      labels: class names in the order of their ids; empty for regression.
+      results: {split: {metric: value}} of the exported step.
+      command: the shell command that made it.
+      lora: the adapter's settings by PEFT's names; empty for other methods.
+      versions: {package: version}.
+    """
+
+    name: str
+    where: str
+    method: Literal["lora", "full", "head"]
+    problem_type: str
+    base_model: str
+    dataset: str
+    labels: Sequence[str]
+    results: Mapping[str, Mapping[str, float]]
+    command: str
+    base_model_id: str | None = None
+    dataset_id: str | None = None
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def model_card(facts: Facts, kind: Kind) -> str:
+    """The text of README.md: YAML front matter as the hub reads it, then Markdown.
+
+    kind: `merged` for a whole checkpoint that transformers opens, `adapter` for PEFT's format.
+    """
+    sections = [
+        f"---\n{_front_matter(facts, kind)}\n---",
+        f"# {facts.name}",
+        _what(facts, kind),
+        f"## Results\n\n{_results_table(facts)}",
+        f"## How to load it\n\n```python\n{_loading_code(facts, kind)}\n```",
+        "From the command line, in JAX:\n\n```bash\n"
+        f"python -m train.predict --model {facts.where} --input texts.csv --output labelled.csv\n```",
+        f"## How it was made\n\n```bash\n{facts.command}\n```",
+    ]
+    if facts.lora:
+        settings = yaml.safe_dump(dict(facts.lora), sort_keys=True).strip()
+        sections.append(f"LoRA settings, in PEFT's words:\n\n```yaml\n{settings}\n```")
+    if facts.versions:
+        sections.append("Versions: " + ", ".join(f"{name} {version}" for name, version in facts.versions.items()) + ".")
+    return "\n\n".join(sections) + "\n"
+
+
+def _front_matter(facts: Facts, kind: Kind) -> str:
+    names = {_HUB_METRICS.get(name, name) for values in facts.results.values() for name in values}
+    data = ModelCardData(
+        base_model=facts.base_model_id,
+        datasets=[facts.dataset_id] if facts.dataset_id else None,
+        library_name="peft" if kind == "adapter" else "transformers",
+        pipeline_tag="text-classification",
+        tags=["lora", "jlora"] if facts.method == "lora" else ["jlora"],
+        metrics=sorted(names - {"loss"}) or None,
+        model_name=facts.name,
+        eval_results=_eval_results(facts) or None,
+    )
+    return data.to_yaml()
+
+
+def _eval_results(facts: Facts) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type=facts.dataset_id or "local",
+            dataset_name=facts.dataset,
+            dataset_split=split,
+            metric_type=_HUB_METRICS.get(metric, metric),
+            metric_name=metric,
+            metric_value=value,
+        )
+        for split, values in facts.results.items()
+        for metric, value in values.items()
+    ]
+
+
+def _what(facts: Facts, kind: Kind) -> str:
+    subject = "An adapter in PEFT's format for" if kind == "adapter" else "A fine-tuned copy of"
+    method = _METHODS[facts.method] + (", merged into it" if facts.method == "lora" and kind == "merged" else "")
+    lines = [f"{subject} `{facts.base_model}`, trained on `{facts.dataset}`.", "", f"- Method: {method}"]
+    lines.append(f"- Task: {facts.problem_type.replace('_', ' ')}")
+    if facts.labels:
+        lines.append("- Labels: " + ", ".join(f"{index} = {label}" for index, label in enumerate(facts.labels)))
+    return "\n".join(lines)
+
+
+def _results_table(facts: Facts) -> str:
+    rows = ["| split | metric | value |", "|---|---|---|"]
+    rows += [
+        f"| {split} | {metric} | {value:.4f} |"
+        for split, values in facts.results.items()
+        for metric, value in values.items()
+    ]
+    return "\n".join(rows)
+
+
+def _loading_code(facts: Facts, kind: Kind) -> str:
+    if kind == "merged":
+        return (
+            "from transformers import pipeline\n\n"
+            f'classify = pipeline("text-classification", model={facts.where!r})\n'
+            'print(classify("A sentence to label."))'
+        )
+    return (
+        "from peft import PeftModel\n"
+        "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
+        f"labels = {dict(enumerate(facts.labels)) or {0: 'LABEL_0'}}\n"
+        f"base = AutoModelForSequenceClassification.from_pretrained({facts.base_model!r}, id2label=labels)\n"
+        f"model = PeftModel.from_pretrained(base, {facts.where!r}).eval()\n"
+        f"tokenizer = AutoTokenizer.from_pretrained({facts.where!r})\n"
+        'logits = model(**tokenizer("A sentence to label.", return_tensors="pt")).logits'
+    )

@@ -1,0 +1,121 @@
+"""The command line of a training command: a config file, `key=value` overrides and flags."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+from jlora.errors import JloraError
+from train import keys, yaml_text
+from train.help_text import help_text
+from train.nearest import nearest
+
+_FLAGS = {
+    "offline": "use the config's offline: block, ask no hub",
+    "resume": "go on from the last checkpoint in output_dir",
+    "overwrite": "replace the run that output_dir holds",
+    "dry_run": "print the parameter table and stop; needs no weights and no data",
+    "verbose": "print the parameter table in full",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """The switches of the command line, all off unless given."""
+
+    offline: bool = False
+    resume: bool = False
+    overwrite: bool = False
+    dry_run: bool = False
+    verbose: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What was asked for, not yet checked against the schema.
+
+    Attributes:
+      file: the config file, or None where everything is given on the command line.
+      values: the mapping in that file, as it is written.
+      overrides: {dotted key: value} of the command line, in its order; the last of two equal keys counts.
+      flags: the switches.
+    """
+
+    file: Path | None
+    values: dict[str, Any]
+    overrides: dict[str, Any]
+    flags: Flags
+
+
+def parse(argv: Sequence[str]) -> Request:
+    """Reads a command line (without the program's name) and the config file that it names.
+
+    A value is YAML, except that a key which takes text takes it as it stands, unless it is empty, null,
+    quoted or starts with a bracket. `a,b` is a list where the key takes one; commas inside brackets do not
+    count, so that a regular expression stays whole.
+    `--help` prints the help and ends the program.
+
+    Raises:
+      JloraError: an unknown flag, an argument that is not `key=value`, a value that is not YAML, or what
+        `yaml_text.read_file` raises. Unknown keys and wrong values are left to `resolve`, which lists all.
+    """
+    parser = _Parser(prog="python -m train.classify", add_help=False, allow_abbrev=False)
+    parser.add_argument("--help", "-h", action=_PrintHelp, nargs=0)
+    parser.add_argument("--config", metavar="FILE", type=Path)
+    for name in _FLAGS:
+        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true")
+    known, rest = parser.parse_known_args(argv)
+    overrides = dict(_override(argument) for argument in rest)
+    values = {} if known.config is None else yaml_text.read_file(known.config)
+    return Request(known.config, values, overrides, Flags(**{name: getattr(known, name) for name in _FLAGS}))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise JloraError(f"command line: {message}; --help shows the usage")
+
+
+class _PrintHelp(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        print(help_text(_FLAGS), end="")
+        parser.exit()
+
+
+def _override(argument: str) -> tuple[str, Any]:
+    key, equals, text = argument.partition("=")
+    if argument.startswith("-"):
+        flags = ["--config", "--help", *(f"--{name.replace('_', '-')}" for name in _FLAGS)]
+        near = f"; did you mean {near}?" if (near := nearest(key, flags)) else ""
+        hint = f"; did you mean {argument.lstrip('-')}, without dashes?" if equals and not near else near
+        raise JloraError(f"command line: unknown flag {argument}{hint}\n  flags: {', '.join(flags)}")
+    if not equals or not key:
+        raise JloraError(f"command line: expected key=value, such as lora.r=4, found {argument!r}")
+    return key, _value(key, text.strip())
+
+
+def _value(key: str, text: str) -> Any:
+    field = keys.fields().get(key.removeprefix("offline."))
+    takes = keys.kinds(field.annotation) if field else set()
+    source = f"command line, {key}={text}"
+    if text[:1] in ("[", "{", "'", '"') or text in ("", "~", "null"):
+        return yaml_text.parse(text, source)
+    if list in takes and (len(items := _split(text)) > 1 or takes <= {list, dict, type(None)}):
+        return [item if _lists_text(field) else yaml_text.parse(item, source) for item in items]
+    if str in takes and bool not in takes:
+        return text
+    return yaml_text.parse(text, source)
+
+
+def _split(text: str) -> list[str]:
+    """The parts between commas that stand outside (), [] and {}."""
+    parts = re.findall(r"(?:\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}|[^,])+", text)
+    return [part.strip() for part in parts]
+
+
+def _lists_text(field: Any) -> bool:
+    lists = [part for part in (field.annotation, *get_args(field.annotation)) if keys.kinds(part) == {list}]
+    return all(str in keys.kinds(get_args(part)[0]) for part in lists)

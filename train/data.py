@@ -1,0 +1,242 @@
+"""The splits of a data set, from files or the hub: read, named, split off and sampled."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jlora.errors import JloraError
+from train.label_values import label_kind
+from train.shuffle import permutation
+from train.sources import local_path
+from train.tables import Table, class_names, read_table
+
+if TYPE_CHECKING:
+    from train.config import DataConfig
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of one split; lists of equal length.
+
+    `label` holds the raw values, or the class names where `data.label_names` is a mapping. `source` is the
+    file or hub set of a row, and `row` counts the data rows in it from 1: the header and blank lines are
+    not counted.
+    """
+
+    text: list[str]
+    text_pair: list[str] | None
+    label: list[Any]
+    row: list[int]
+    source: list[str]
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Split:
+        """The rows at `indices`, in that order."""
+        columns = {name: values and [values[i] for i in indices] for name, values in vars(self).items()}
+        return Split(**columns)
+
+    def where(self, index: int) -> str:
+        """`file, data row 7`: how an error names the row at `index`."""
+        return f"{self.source[index]}, data row {self.row[index]}"
+
+
+@dataclass(frozen=True)
+class Data:
+    """What `load_data` found: the splits that there are (train, validation, test), the class names where
+    the config or the data set gives them, and notes for the user: rows left out, sampled, split off,
+    without text.
+    """
+
+    splits: dict[str, Split]
+    label_names: tuple[str, ...] | None
+    notes: tuple[str, ...]
+
+
+def load_data(config: DataConfig, seed: int, task: str | None = None) -> Data:
+    """All configured splits, the same ones for the same `seed` on every machine.
+
+    Where no validation data is given, `validation_fraction` of train is split off, stratified by label;
+    then `max_rows` takes a class-balanced sample of each split. The labels of a regression, and lists of
+    labels, are neither stratified nor balanced. Rows stay in the order of the file. Raises JloraError.
+    """
+    notes: list[str] = []
+    splits, found_names = {}, None
+    for name in _SPLITS:
+        if (source := getattr(config, name)) is not None:
+            split, names = _read(source, config, name)
+            found_names = found_names or names
+            splits[name] = _name_labels(split, config, name, notes)
+    if "validation" not in splits and config.validation_fraction:
+        splits = _split_off_validation(splits, config.validation_fraction, seed, task, notes)
+    for name, split in splits.items():
+        splits[name] = _sample(split, config.max_rows, seed, task, name, notes)
+        empty = sum(not text.strip() for text in splits[name].text)
+        if empty:
+            notes.append(f"{name}: {empty} rows have an empty text")
+    return Data(splits, configured_names(config) or found_names, tuple(notes))
+
+
+def read_split(source: str | list[str], config: DataConfig, split: str, labelled: bool = True) -> Split:
+    """One split from a file, a hub set, or a list of them. A hub set is `repo`, or `repo:name` where its
+    split is not called `split`. With `labelled=False` no label column is needed and every label is -1.
+    Raises JloraError.
+    """
+    return _read(source, config, split, labelled)[0]
+
+
+def configured_names(config: DataConfig) -> tuple[str, ...] | None:
+    """The class names of `data.label_names` in the order of their ids, or None where it is not given."""
+    if isinstance(config.label_names, dict):
+        return tuple(dict.fromkeys(config.label_names.values()))
+    if config.label_names is None:
+        return None
+    if len(set(config.label_names)) < len(config.label_names):
+        raise JloraError(f"data.label_names: expected different names, found {', '.join(config.label_names)}")
+    return tuple(config.label_names)
+
+
+def _read(
+    source: str | list[str], config: DataConfig, split: str, labelled: bool = True
+) -> tuple[Split, tuple[str, ...] | None]:
+    if not source:
+        raise JloraError(f"data.{split}: expected a file or a hub data set, found nothing")
+    tables = [_read_source(name, config, split) for name in ([source] if isinstance(source, str) else source)]
+    parts = [_to_split(table, config, labelled) for table in tables]
+    names = {table.class_names.get(config.label) for table in tables}
+    if len(names) > 1:
+        raise JloraError(f"data.{split}: the parts name their classes differently: {names}")
+    joined = Split(
+        text=[text for part in parts for text in part.text],
+        text_pair=[text for part in parts for text in part.text_pair or []] if config.text_pair else None,
+        label=[label for part in parts for label in part.label],
+        row=[row for part in parts for row in part.row],
+        source=[name for part in parts for name in part.source],
+    )
+    return joined, names.pop()
+
+
+def _read_source(name: str, config: DataConfig, split: str) -> Table:
+    path = local_path(name)
+    return _read_hub(name, config, split) if path is None else read_table(path, name, config.encoding)
+
+
+def _read_hub(name: str, config: DataConfig, split: str) -> Table:
+    import datasets  # takes a second, and only hub sets need it
+
+    repository, _, named_split = name.partition(":")
+    try:
+        loaded = datasets.load_dataset(repository, config.config, split=named_split or split, revision=config.revision)
+    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
+        cause = str(error).strip().split("\n")[0]
+        raise JloraError(
+            f"data.{split}={name}: cannot load this data set from the hub ({type(error).__name__}: {cause}); "
+            "check its name, data.config and data.revision and the connection, or give files"
+        ) from error
+    columns = {column: list(loaded[column]) for column in loaded.column_names}
+    return Table(f"{repository}:{named_split or split}", columns, class_names(loaded.features.to_dict()))
+
+
+def _to_split(table: Table, config: DataConfig, labelled: bool) -> Split:
+    text = _texts(table, config.text, "data.text")
+    return Split(
+        text=text,
+        text_pair=_texts(table, config.text_pair, "data.text_pair") if config.text_pair else None,
+        label=table.column(config.label, "data.label") if labelled else [-1] * len(text),
+        row=list(range(1, len(text) + 1)),
+        source=[table.name] * len(text),
+    )
+
+
+def _texts(table: Table, column: str, key: str) -> list[str]:
+    texts = table.column(column, key)
+    for row, text in enumerate(texts, 1):
+        if not isinstance(text, str) or _LONE_SURROGATE.search(text):
+            found = "nothing" if text is None else f"{ascii(text)[:60]} ({type(text).__name__})"
+            where = f"{table.name}, data row {row}, column {column!r} ({key})"
+            raise JloraError(f"{where}: expected text in whole Unicode characters, found {found}")
+    return texts
+
+
+def _name_labels(split: Split, config: DataConfig, name: str, notes: list[str]) -> Split:
+    """With a mapping in `data.label_names` labels become class names; others are left out or an error."""
+    if not isinstance(config.label_names, dict):
+        return split
+    names = {str(value): class_name for value, class_name in config.label_names.items()}
+    if name == "test":
+        names.setdefault("-1", "-1")
+    known = [index for index, value in enumerate(split.label) if str(value) in names]
+    others = Counter(str(value) for value in split.label if str(value) not in names)
+    if others and not config.drop_other_labels:
+        index = next(i for i, value in enumerate(split.label) if str(value) not in names)
+        raise JloraError(
+            f"{split.where(index)}: the label {split.label[index]!r} is not in data.label_names "
+            f"({', '.join(names)}); data.drop_other_labels=true leaves such rows out"
+        )
+    if not known:
+        there = ", ".join(names)
+        raise JloraError(f"{split.source[0]}: no row has a label of data.label_names ({there})")
+    if others:
+        kinds = ", ".join(f"{value} {count}" for value, count in others.most_common(5))
+        share = f"{others.total()} of {len(split)} rows"
+        notes.append(f"{name}: {share} left out, their labels are not in data.label_names: {kinds}")
+    kept = split.take(known)
+    return replace(kept, label=[names[str(value)] for value in kept.label])
+
+
+def _split_off_validation(
+    splits: dict[str, Split], fraction: float, seed: int, task: str | None, notes: list[str]
+) -> dict[str, Split]:
+    train = splits["train"]
+    count = max(1, round(fraction * len(train)))
+    if count >= len(train):
+        raise JloraError(
+            f"{train.source[0]}: {len(train)} rows are too few to split off validation data; "
+            f"data.validation_fraction={fraction}"
+        )
+    ranks, sizes = _ranks_within_class(_classes(train, task), seed, 0)
+    by_share = np.argsort((ranks + 0.5) / sizes, kind="stable")
+    notes.append(
+        f"no validation data: {count} of the {len(train)} training rows split off "
+        f"(data.validation_fraction={fraction}, seed {seed}, stratified)"
+    )
+    rest, held_out = train.take(np.sort(by_share[count:])), train.take(np.sort(by_share[:count]))
+    return {**splits, "train": rest, "validation": held_out}
+
+
+def _sample(split: Split, max_rows: int | None, seed: int, task: str | None, name: str, notes: list[str]) -> Split:
+    if max_rows is None or len(split) <= max_rows:
+        return split
+    ranks, _ = _ranks_within_class(_classes(split, task), seed, 1 + _SPLITS.index(name))
+    balanced = np.lexsort((permutation(len(split), seed, 4), ranks))[:max_rows]
+    notes.append(f"{name}: a sample of {max_rows} of {len(split)} rows (data.max_rows, seed {seed})")
+    return split.take(np.sort(balanced))
+
+
+def _classes(split: Split, task: str | None) -> list[Hashable]:
+    """What the rows are balanced by: their labels, or nothing for regression and lists of labels."""
+    several_or_scores = {"list", "decimal number"} & {label_kind(value) for value in split.label}
+    if task == "single_label_classification" or (task is None and not several_or_scores):
+        return [str(value) for value in split.label]
+    return [None] * len(split)
+
+
+def _ranks_within_class(classes: list[Hashable], *seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's place in the seeded shuffle of its class, and the size of its class; both int64 (n,)."""
+    sizes = Counter(classes)
+    seen: Counter[Hashable] = Counter()
+    ranks = np.zeros(len(classes), np.int64)
+    for index in permutation(len(classes), *seed):
+        ranks[index] = seen[classes[index]]
+        seen[classes[index]] += 1
+    return ranks, np.array([sizes[value] for value in classes])

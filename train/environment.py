@@ -1,0 +1,79 @@
+"""Where a run was made: versions, source, machine, command line."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+_PACKAGES = (
+    "jlora",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "transformers",
+    "tokenizers",
+    "datasets",
+    "huggingface_hub",
+    "safetensors",
+    "numpy",
+    "scikit-learn",
+)
+
+
+def describe() -> dict[str, Any]:
+    """What `environment.json` holds; every value is plain JSON.
+
+    `cpu_count` is the number of cores that this process may use: runs repeat bit for bit on the same number.
+    `git` is {commit, dirty} of the checkout that this file is in, None where it is not one.
+    """
+    devices = jax.devices()
+    return {
+        "command": command(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "versions": versions(),
+        "git": _git(Path(__file__).parent),
+        "jax": {"backend": jax.default_backend(), "devices": [device.device_kind for device in devices]},
+    }
+
+
+def command() -> str:
+    """The command line of this process, ready to paste into a shell; the interpreter without its folder."""
+    return shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])
+
+
+def versions() -> dict[str, str]:
+    """{package: version} of jlora and what it computes with; a package that is not installed is left out."""
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git(folder: Path) -> dict[str, Any] | None:
+    try:
+        commit = _run_git(folder, "rev-parse", "HEAD")
+        dirty = bool(_run_git(folder, "status", "--porcelain", "--untracked-files=no"))
+        tracked = bool(_run_git(folder, "ls-files"))
+    except (OSError, subprocess.SubprocessError):  # no git, no checkout, or no commit in it
+        return None
+    return {"commit": commit, "dirty": dirty} if tracked else None
+
+
+def _run_git(folder: Path, *arguments: str) -> str:
+    command_line = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command_line, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -1,0 +1,106 @@
+"""The dotted keys of the schema, and their types in words."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from train.config import ConfigFile
+from train.nearest import nearest
+
+_WORDS = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    type(None): "null",
+    Any: "value",
+}
+_BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+
+
+def sections() -> dict[str, type[BaseModel]]:
+    """The keys that hold keys, such as `lora`, with their models."""
+    fields = ConfigFile.model_fields.items()
+    return {
+        name: f.annotation
+        for name, f in fields
+        if isinstance(f.annotation, type) and issubclass(f.annotation, BaseModel)
+    }
+
+
+def fields() -> dict[str, FieldInfo]:
+    """Every dotted key that holds a value, in the order of the schema."""
+    found = {name: field for name, field in ConfigFile.model_fields.items() if name not in sections()}
+    for section, model in sections().items():
+        found |= {f"{section}.{field.alias or name}": field for name, field in model.model_fields.items()}
+    return found
+
+
+def kinds(annotation: Any) -> set[Any]:
+    """The plain types that an annotation takes: `str | list[str] | None` takes {str, list, NoneType}."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return set().union(*map(kinds, arguments))
+    if origin is Annotated:
+        return kinds(arguments[0])
+    if origin is Literal:
+        return {type(value) for value in arguments}
+    return {origin or annotation}
+
+
+def describe(field: FieldInfo) -> str:
+    """The type of a field in words, such as `whole number >= 1 or null`."""
+    return _either(field.annotation, field.metadata)
+
+
+def unknown(key: str) -> str:
+    """The end of an error about an unknown key: the nearest key, or the keys of its section."""
+    known = list(fields())
+    if (near := _likely(key, known)) is not None:
+        return f"unknown key; did you mean {near}?"
+    siblings = [name for name in known if name.startswith(f"{key.split('.')[0]}.")]
+    if not siblings:
+        siblings = [name for name in known if "." not in name] + [f"{name}.*" for name in sections()]
+    return f"unknown key; known: {', '.join(siblings)}"
+
+
+def _likely(key: str, known: list[str]) -> str | None:
+    """The nearest key of the same section, else of all sections by its last component, else as a whole."""
+    section, _, leaf = key.rpartition(".")
+    for candidates in ([name for name in known if name.rpartition(".")[0] == section], known):
+        leaves = {name.rpartition(".")[2]: name for name in reversed(candidates)}
+        if (near := nearest(leaf, leaves)) is not None:
+            return leaves[near]
+    return nearest(key, known)
+
+
+def _alternatives(annotation: Any, metadata: Iterable[Any] = ()) -> list[str]:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        words = [word for argument in arguments for word in _alternatives(argument)]
+        return [word for word in dict.fromkeys(words) if not _has_wider(words, word)]
+    if origin is Annotated:
+        return _alternatives(arguments[0], [part for info in arguments[1:] for part in info.metadata])
+    if origin is Literal:
+        return [str(value) for value in arguments]
+    if origin is list:
+        return [f"list of {_either(arguments[0])}"]
+    if origin is dict:
+        return [f"mapping {{{_either(arguments[0])}: {_either(arguments[1])}}}"]
+    bounds = [f"{sign} {getattr(m, name)}" for m in metadata for name, sign in _BOUNDS.items() if hasattr(m, name)]
+    return [" ".join([_WORDS[annotation], " and ".join(bounds)]).strip()]
+
+
+def _either(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    words = _alternatives(annotation, metadata)
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _has_wider(words: list[str], word: str) -> bool:
+    """Whether `whole number ...` stands beside `number ...`, which includes it."""
+    return word.startswith("whole ") and word.removeprefix("whole ") in words

@@ -1,0 +1,60 @@
+"""Upload of a finished folder to the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
+
+from jlora.errors import JloraError
+
+
+def check_push(repo: str, private: bool, endpoint: str | None = None) -> str:
+    """Make sure, before a run, that its result can be pushed: create the repository, unless it is there.
+
+    Args:
+      repo: `owner/name`; without `owner/`, the token's own user.
+      private: whether a new repository is private; one that is there stays as it is.
+      endpoint: the hub's address; None is `HF_ENDPOINT` or huggingface.co.
+
+    Returns:
+      The full `owner/name`.
+
+    Raises:
+      JloraError: no token, an impossible name, a token without the right to write, or no answer.
+    """
+    if get_token() is None:
+        raise JloraError(
+            "hub.push: expected a Hugging Face token, found none; "
+            "run `hf auth login`, set HF_TOKEN, or set hub.push: false"
+        )
+    try:
+        return HfApi(endpoint=endpoint).create_repo(repo, private=private, exist_ok=True).repo_id
+    except HFValidationError as error:
+        raise JloraError(f"hub.repo: expected owner/name, found {repo!r}: {error}") from None
+    except (HTTPError, OfflineModeIsEnabled) as error:
+        raise JloraError(f"hub.repo: cannot write to {repo}: {_reason(error)}") from None
+
+
+def push(folder: str | Path, repo: str, private: bool, endpoint: str | None = None) -> str:
+    """Upload everything in `folder` as one commit and return the commit's address.
+
+    Arguments and errors are those of `check_push`; a failed upload leaves the folder as it is and says how to
+    upload it by hand.
+    """
+    repo_id = check_push(repo, private, endpoint)
+    try:
+        commit = HfApi(endpoint=endpoint).upload_folder(
+            repo_id=repo_id, folder_path=folder, commit_message="Upload from jlora"
+        )
+    except (HTTPError, OfflineModeIsEnabled) as error:
+        message = f"hub.push: upload to {repo_id} failed: {_reason(error)}\nlater: hf upload {repo_id} {folder}"
+        raise JloraError(message) from None
+    return commit.commit_url
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, HfHubHTTPError) and error.server_message:
+        return f"{error.response.status_code}: {error.server_message}"
+    return str(error)

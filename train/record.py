@@ -1,0 +1,185 @@
+"""What a run measured: `metrics.jsonl`, TensorBoard events and, where the config asks, W&B or trackio."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import math
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, SupportsFloat
+
+from tensorboardX import SummaryWriter
+
+from jlora.errors import JloraError
+
+logger = logging.getLogger(__name__)
+
+PROJECT = "jlora"
+
+
+class Recorder:
+    """Writes a run's numbers as they come; a context manager.
+
+    run_dir: the run folder, which holds `metrics.jsonl` and `tensorboard/` afterwards.
+    resume_step: the step of the checkpoint that the run goes on from. What a killed run recorded after it is
+        dropped, with a half-written last line. None starts a new record.
+    tracker: `none`, `wandb` or `trackio`; `config` is what it shows as the run's settings.
+
+    W&B goes online where the machine is logged in and W&B answers, else offline (`wandb sync` uploads later);
+    `WANDB_MODE` overrides both. A tracker that fails later is dropped with a warning and the run goes on.
+
+    Raises JloraError if there is a record already and no `resume_step`, if a line in its middle is damaged,
+    or if the tracker's package is not installed.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        *,
+        resume_step: int | None = None,
+        tracker: str = "none",
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._run_dir = Path(run_dir)
+        self._resume_step = resume_step
+        package = None if tracker == "none" else _import_tracker(tracker)
+        path = self._run_dir / "metrics.jsonl"
+        if resume_step is not None:
+            _drop_after(path, resume_step)
+        elif path.exists():
+            raise JloraError(f"{path}: holds the record of another run; give --resume or another output_dir")
+        self._run_dir.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+        purge_step = None if resume_step is None else resume_step + 1
+        self._tensorboard = SummaryWriter(str(self._run_dir / "tensorboard"), purge_step=purge_step)
+        self._tracker = None if package is None else self._start_tracker(tracker, package, dict(config or {}))
+
+    def log(self, step: int, values: Mapping[str, SupportsFloat], prefix: str) -> None:
+        """Record scalars of one step, each named `{prefix}/{key}`: prefixes are train, validation, test.
+
+        The line in `metrics.jsonl` is `{"step": int, "time": unix seconds, name: value, ...}`. A value that
+        is not finite is written as null, and as text under `non_finite`: {name: "nan" | "inf" | "-inf"}.
+        """
+        named = {f"{prefix}/{key}": float(value) for key, value in values.items()}
+        finite = {name: value for name, value in named.items() if math.isfinite(value)}
+        line: dict[str, Any] = {"step": step, "time": round(time.time(), 3)}
+        line.update({name: finite.get(name) for name in named})
+        if len(finite) < len(named):
+            line["non_finite"] = {name: str(value) for name, value in named.items() if name not in finite}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        for name, value in finite.items():
+            self._tensorboard.add_scalar(name, value, step)
+        self._track(lambda tracker: tracker.log(finite, step=step))
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self._file.close()
+        self._tensorboard.close()
+        self._track(lambda tracker: tracker.finish())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _start_tracker(self, tracker: str, package: Any, config: dict[str, Any]) -> Any:
+        start = _start_wandb if tracker == "wandb" else _start_trackio
+        try:
+            return start(package, self._run_dir, config, self._resume_step is not None)
+        except Exception as error:  # a tracker out of reach must not cost the run
+            logger.warning("tracker: %s did not start, the run goes on without it: %s", tracker, error)
+            return None
+
+    def _track(self, call: Callable[[Any], Any]) -> None:
+        if self._tracker is None:
+            return
+        try:
+            call(self._tracker)
+        except Exception as error:  # a tracker out of reach must not cost the run
+            logger.warning("tracker: failed, the run goes on without it: %s", error)
+            self._tracker = None
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, in order, without a half-written last one.
+
+    Raises JloraError that names the line, if one before the last is not a JSON object with a `step`.
+    """
+    path = Path(path)
+    texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    lines = []
+    for number, text in enumerate(texts[:-1], 1):
+        try:
+            line = json.loads(text)
+            line["step"]
+        except (ValueError, TypeError, KeyError):
+            if number == len(texts) - 1:
+                break
+            message = f'{path}: line {number}: expected a JSON object with "step", found {text[:60]!r}'
+            raise JloraError(message) from None
+        lines.append(line)
+    return lines
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Rewrite `path` with the lines up to `step` only, in one atomic move."""
+    if not path.exists():
+        return
+    kept = [line for line in read_metrics(path) if line["step"] <= step]
+    shortened = path.with_suffix(".tmp")
+    shortened.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    os.replace(shortened, path)
+
+
+def _import_tracker(tracker: str) -> Any:
+    if tracker not in ("wandb", "trackio"):
+        raise JloraError(f"tracker: expected none, wandb or trackio, found {tracker!r}")
+    try:
+        return importlib.import_module(tracker)
+    except ImportError:
+        message = f"tracker: {tracker} is not installed; pip install 'jlora[{tracker}]', or set tracker: none"
+        raise JloraError(message) from None
+
+
+def _start_wandb(wandb: Any, run_dir: Path, config: dict[str, Any], resumed: bool) -> Any:
+    id_file = run_dir / "wandb" / "run_id"
+    run_id = id_file.read_text() if resumed and id_file.exists() else uuid.uuid4().hex[:8]
+    id_file.parent.mkdir(parents=True, exist_ok=True)
+    id_file.write_text(run_id)
+
+    def start(mode: str | None) -> Any:
+        return wandb.init(
+            project=PROJECT,
+            name=run_dir.name,
+            id=run_id,
+            resume="allow",
+            dir=run_dir,
+            config=config,
+            mode=mode,
+        )
+
+    if "WANDB_MODE" in os.environ:
+        return start(None)
+    try:
+        if wandb.login(prompt=False):
+            return start("online")
+        reason = "not logged in"
+    except Exception as error:  # a tracker out of reach must not cost the run
+        reason = str(error)
+    logger.warning("tracker: wandb records offline under %s, upload with `wandb sync`: %s", id_file.parent, reason)
+    return start("offline")
+
+
+def _start_trackio(trackio: Any, run_dir: Path, config: dict[str, Any], resumed: bool) -> Any:
+    resume = "allow" if resumed else "never"
+    return trackio.init(project=PROJECT, name=run_dir.name, config=config, resume=resume, embed=False)

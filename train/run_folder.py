@@ -1,0 +1,91 @@
+"""The run folder: who may write into it, and what a run leaves there before its first step.
+
+runs/sst2/  config.yaml  environment.json  metrics.jsonl  tensorboard/  checkpoints/  curves.png
+            report.json  predictions.csv  adapter/  merged/
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+from jlora.errors import JloraError
+from train import environment, yaml_text
+from train.command_line import Flags
+from train.config import Config, to_yaml
+from train.validation import flatten
+
+logger = logging.getLogger(__name__)
+
+OURS = (
+    "config.yaml", "environment.json", "metrics.jsonl", "tensorboard", "checkpoints", "curves.png", "report.json",
+    "predictions.csv", "adapter", "merged", "wandb", "trackio",
+)  # fmt: skip
+
+
+def check(config: Config, flags: Flags) -> Literal["new", "resumed", "finished"]:
+    """What the folder allows; writes nothing.
+
+    Raises:
+      JloraError: it holds another run and neither --resume nor --overwrite is given, what --overwrite would
+        delete is no run, or the run to resume was started with another configuration (the differences are named).
+    """
+    folder = Path(config.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise JloraError(f"output_dir: {folder}: expected a folder, found a file")
+    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if not found:
+        return "new"
+    if "config.yaml" not in found:
+        raise JloraError(f"output_dir: {folder}: expected a new folder or one that holds a run; found {found[:5]}")
+    if flags.overwrite:
+        return "new"
+    if not flags.resume:
+        raise JloraError(
+            f"output_dir: {folder}: holds a run. Go on with it by --resume, replace it by --overwrite, or name"
+            " another folder: output_dir=FOLDER"
+        )
+    _require_same_config(folder / "config.yaml", config)
+    return "finished" if "report.json" in found else "resumed"
+
+
+def claim(config: Config, flags: Flags) -> Path:
+    """Makes the folder, deletes the run in it where --overwrite says so, and writes config and environment."""
+    folder = Path(config.output_dir)
+    if flags.overwrite and folder.is_dir():
+        for name in OURS:
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "config.yaml").exists():
+        write_json(folder / "environment.json", environment.describe())
+        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    else:
+        _warn_of_other_cores(folder / "environment.json")
+    return folder
+
+
+def write_json(path: Path, value: Any) -> None:
+    """The value as indented JSON, in place at once."""
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _require_same_config(file: Path, config: Config) -> None:
+    before = flatten(yaml_text.read_file(file))
+    now = flatten(yaml_text.parse(to_yaml(config), "now"))
+    differ = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
+    if differ:
+        lines = "\n".join(f"  {key}: the run has {before.get(key)!r}, now given {now.get(key)!r}" for key in differ)
+        raise JloraError(f"--resume: expected the configuration of {file}, found {len(differ)} differences\n{lines}")
+
+
+def _warn_of_other_cores(file: Path) -> None:
+    cores = json.loads(file.read_text(encoding="utf-8")).get("cpu_count") if file.is_file() else None
+    now = environment.describe()["cpu_count"]
+    if cores != now:
+        logger.warning("the run was started on %s cores, this is %s: results are equal to rounding only", cores, now)

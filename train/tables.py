@@ -1,0 +1,213 @@
+"""Read a CSV, TSV, JSON, JSON Lines or Parquet file into columns, with exact errors.
+
+A *data row* is counted from 1 as a person counts records: the header and blank lines are not counted.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jlora.errors import JloraError
+from train.nearest import nearest
+
+_LONGEST_CSV_FIELD = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of equal length. `name` is the file or hub set as the user gave it.
+
+    `columns` maps a column's name to its values, one a data row: text from CSV and TSV, else Python values.
+    `class_names` maps the columns that carry class names (a ClassLabel of `datasets`) to them.
+    """
+
+    name: str
+    columns: dict[str, list[Any]]
+    class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def column(self, column: str, key: str) -> list[Any]:
+        """The values of one column; JloraError naming the config `key` and the columns there are."""
+        if column not in self.columns:
+            near = nearest(column, self.columns)
+            raise JloraError(
+                f"{self.name}: no column {column!r} ({key}); the columns are {', '.join(self.columns)}"
+                + (f"; did you mean {near}?" if near else "")
+            )
+        return self.columns[column]
+
+
+def read_table(path: Path, name: str, encoding: str = "utf-8") -> Table:
+    """The whole file as a Table; the suffix says the format. `name` stands in errors.
+
+    CSV is read by RFC 4180 (quoted fields may hold commas, quotes and line ends), TSV without any quoting,
+    JSON as one list of objects, JSONL as one object a line. Raises JloraError for anything else, for an empty
+    file, for text that is not in `encoding`, and for a row that does not fit, with its number.
+    """
+    if path.is_dir():
+        raise JloraError(f"{name}: is a folder; expected a file ({', '.join(_READERS)})")
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise JloraError(f"{name}: unknown suffix {path.suffix!r}; expected one of {', '.join(_READERS)}")
+    if path.stat().st_size == 0:
+        raise JloraError(f"{name}: the file is empty")
+    table = reader(path, name, encoding)
+    if not any(table.columns.values()):
+        raise JloraError(f"{name}: no data rows; columns: {', '.join(table.columns) or 'none'}")
+    return table
+
+
+def _read_csv(path: Path, name: str, encoding: str) -> Table:
+    return _from_records(_csv_records(_decode(path, name, encoding, _csv_row), name), name)
+
+
+def _read_tsv(path: Path, name: str, encoding: str) -> Table:
+    lines = [line.removesuffix("\r") for line in _decode(path, name, encoding, _tsv_row).split("\n")]
+    return _from_records(((number, line.split("\t")) for number, line in enumerate(lines, 1) if line), name)
+
+
+def _read_json(path: Path, name: str, encoding: str) -> Table:
+    text = _decode(path, name, encoding, _json_row)
+    try:
+        objects = json.loads(text)
+    except json.JSONDecodeError as error:
+        where = f"data row {_json_row(text[: error.pos])} (line {error.lineno})"
+        hint = "a file of one object a line is called .jsonl"
+        raise JloraError(f"{name}, {where}: not JSON ({error.msg}); {hint}") from error
+    if not isinstance(objects, list):
+        raise JloraError(f"{name}: expected a list of objects, found {type(objects).__name__}")
+    return _from_objects(objects, name)
+
+
+def _read_jsonl(path: Path, name: str, encoding: str) -> Table:
+    lines = [line for line in _decode(path, name, encoding, _jsonl_row).split("\n") if line.strip()]
+    objects = []
+    for row, line in enumerate(lines, 1):
+        try:
+            objects.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise JloraError(f"{name}, data row {row}: not JSON ({error.msg}): {line[:60]}") from error
+    return _from_objects(objects, name)
+
+
+def _read_parquet(path: Path, name: str, encoding: str) -> Table:
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.parquet  # type: ignore[import-untyped]
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except pyarrow.ArrowException as error:
+        raise JloraError(f"{name}: not a Parquet file, or a damaged one ({error})") from error
+    columns = {column: table[column].to_pylist() for column in table.column_names}
+    metadata = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+    return Table(name, columns, class_names(metadata.get("info", {}).get("features", {})))
+
+
+def class_names(features: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """{column: names} of the columns that are ClassLabels or lists of them, from `Features.to_dict()`."""
+    found = {column: _names_of(feature) for column, feature in features.items()}
+    return {column: names for column, names in found.items() if names}
+
+
+def _names_of(feature: Any) -> tuple[str, ...]:
+    if not isinstance(feature, dict):
+        return ()
+    return tuple(feature.get("names") or ()) or _names_of(feature.get("feature"))
+
+
+_READERS: dict[str, Callable[[Path, str, str], Table]] = {
+    ".csv": _read_csv,
+    ".tsv": _read_tsv,
+    ".json": _read_json,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}
+
+
+def _csv_records(text: str, name: str) -> Iterator[tuple[int, list[str]]]:
+    """(line the record begins on, fields) of every record that is not a blank line."""
+    csv.field_size_limit(_LONGEST_CSV_FIELD)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    line, row = 1, 0
+    try:
+        for fields in reader:
+            if fields:
+                yield line, fields
+                row += 1
+            line = reader.line_num + 1
+    except csv.Error as error:
+        where = f"data row {row}" if row else "the header"
+        raise JloraError(
+            f"{name}, {where} (from line {line}): not CSV by RFC 4180 ({error}); "
+            'a field that holds quotes is quoted and doubles them: "so ""called"" quotes"'
+        ) from error
+
+
+def _from_records(records: Iterator[tuple[int, list[str]]], name: str) -> Table:
+    header = next(records, (1, []))[1]
+    repeated = [column for column in header if header.count(column) > 1]
+    if repeated:
+        raise JloraError(f"{name}: the column {repeated[0]!r} is there twice")
+    rows = []
+    for row, (line, fields) in enumerate(records, 1):
+        if len(fields) != len(header):
+            where, there = f"{name}, data row {row} (line {line})", ", ".join(header)
+            raise JloraError(f"{where}: {len(fields)} fields, expected {len(header)} ({there})")
+        rows.append(fields)
+    return Table(name, {column: [fields[i] for fields in rows] for i, column in enumerate(header)})
+
+
+def _from_objects(objects: list[Any], name: str) -> Table:
+    for row, found in enumerate(objects, 1):
+        if not isinstance(found, dict):
+            shown = json.dumps(found)[:60]
+            raise JloraError(f'{name}, data row {row}: expected an object such as {{"text": "..."}}, found {shown}')
+    names = dict.fromkeys(column for found in objects for column in found)
+    return Table(name, {column: [found.get(column) for found in objects] for column in names})
+
+
+def _decode(path: Path, name: str, encoding: str, row_after: Callable[[str], int]) -> str:
+    """The text of a file, without a byte order mark. `row_after` finds the data row, 0 for the header, of
+    the first wrong byte from the text before it.
+    """
+    try:
+        return path.read_bytes().decode(encoding).removeprefix("\ufeff")
+    except LookupError as error:
+        raise JloraError(f"data.encoding={encoding}: not an encoding; expected utf-8, latin-1, ...") from error
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start].decode(encoding)
+        row, line = row_after(before), before.count("\n") + 1
+        raise JloraError(
+            f"{name}, {f'data row {row}' if row else 'the header'} (line {line}): "
+            f"the byte 0x{error.object[error.start]:02x} is not {encoding} text; "
+            "save the file as UTF-8, or name its encoding, for example data.encoding=latin-1"
+        ) from error
+
+
+def _csv_row(before: str) -> int:
+    csv.field_size_limit(_LONGEST_CSV_FIELD)
+    return sum(1 for fields in csv.reader(io.StringIO(before + "?", newline="")) if fields) - 1
+
+
+def _tsv_row(before: str) -> int:
+    return _jsonl_row(before) - 1
+
+
+def _jsonl_row(before: str) -> int:
+    return sum(1 for line in (before + "?").split("\n") if line.strip("\r"))
+
+
+def _json_row(before: str) -> int:
+    decoder, row, start = json.JSONDecoder(), 1, before.find("{")
+    while start >= 0:
+        try:
+            end = decoder.raw_decode(before, start)[1]
+        except json.JSONDecodeError:
+            break
+        row, start = row + 1, before.find("{", end)
+    return row

@@ -1,0 +1,95 @@
+"""YAML as the configs use it: numbers and booleans of YAML 1.2, no key given twice.
+
+PyYAML alone reads YAML 1.1, where `1e-3` is text and `no` is a boolean.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jlora.errors import JloraError
+from train.nearest import nearest_file
+
+_SCALARS = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?(0|[1-9][0-9_]*)", list("-+0123456789")),
+    "float": (
+        r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (declared so by PyYAML)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        first: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if (key.tag, key.value) in first:
+                problem = f"the key {key.value!r} is given twice, first in line {first[key.tag, key.value]}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            first[key.tag, key.value] = key.start_mark.line + 1
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (declared so by PyYAML)
+
+
+for _tag, (_pattern, _starts) in _SCALARS.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _starts)
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; an empty file is an empty mapping.
+
+    Raises:
+      JloraError: no such file (the nearest one named), not UTF-8, not YAML (line and column named), a key
+        given twice, or something else than a mapping.
+    """
+    if not path.is_file():
+        raise JloraError(f"--config {path}: expected a YAML file, found no such file{nearest_file(path)}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise JloraError(
+            f"{path}: expected UTF-8, found byte {error.object[error.start]:#04x} at {error.start}"
+        ) from None
+    values = parse(text, str(path))
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise JloraError(f"{path}: expected `key: value` lines, found {text.strip().splitlines()[0][:60]!r}")
+    return values
+
+
+def parse(text: str, source: str) -> Any:
+    """The value that `text` spells in YAML; `source` names it in errors.
+
+    Raises:
+      JloraError: not YAML, with line and column.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        line = f"\n  {text.splitlines()[mark.line]}" if mark and mark.line < len(text.splitlines()) else ""
+        raise JloraError(f"{source}{place}: not valid YAML: {error.problem or error.context}{line}") from None
+    except yaml.YAMLError as error:
+        raise JloraError(f"{source}: not valid YAML: {error}") from None
+
+
+def dump(values: dict[str, Any]) -> str:
+    """YAML text that `parse` reads back to equal values, keys in their order."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

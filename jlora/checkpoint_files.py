@@ -172,13 +172,15 @@ def write_model(folder: Path, tensors: Mapping[str, Planned], config: Any, dtype
     partial = folder / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    _write_shards(partial, tensors, DTYPES[dtype], max_shard_bytes)
-    config.save_pretrained(partial)
-    for stale in (file for pattern in WEIGHT_PATTERNS for file in folder.glob(pattern)):
-        stale.unlink()
-    for file in sorted(partial.iterdir(), key=lambda file: file.name in (SINGLE_FILE, INDEX_FILE)):
-        file.replace(folder / file.name)
-    partial.rmdir()
+    try:
+        _write_shards(partial, tensors, DTYPES[dtype], max_shard_bytes)
+        config.save_pretrained(partial)
+        for stale in (file for pattern in WEIGHT_PATTERNS for file in folder.glob(pattern)):
+            stale.unlink()
+        for file in sorted(partial.iterdir(), key=lambda file: file.name in (SINGLE_FILE, INDEX_FILE)):
+            file.replace(folder / file.name)
+    finally:
+        shutil.rmtree(partial)
 
 
 def _write_shards(folder: Path, tensors: Mapping[str, Planned], dtype: np.dtype, max_shard_bytes: int) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -41,28 +42,46 @@ def init(
       JloraError: an entry of the configuration matches no module that could be adapted, or a matching weight
         that `fn` never uses.
     """
+    leaves, adapter = leaves_by_path(base), dict[str, LowRank | Full]()
+    for path, (entry, kind) in _plan(config, base, fn, *args, **kwargs).items():
+        if isinstance(entry, Full):
+            adapter[path] = Full(jnp.array(leaves[path], copy=True))
+        else:
+            adapter[path] = _drawn(jax.random.fold_in(key, zlib.crc32(path.encode())), config, entry, kind)
+    return adapter
+
+
+def abstract_adapter(
+    config: LoraConfig, base: Any, fn: Callable, *args: Any, **kwargs: Any
+) -> dict[str, LowRank | Full]:
+    """The adapter that `init` makes with ShapeDtypeStructs for a, b and value; the scales are true numbers.
+
+    Nothing is computed, and `base` may be abstract itself. Arguments and errors are those of `init`.
+    """
+    return {path: entry for path, (entry, _) in _plan(config, base, fn, *args, **kwargs).items()}
+
+
+def _plan(
+    config: LoraConfig, base: Any, fn: Callable, *args: Any, **kwargs: Any
+) -> dict[str, tuple[LowRank | Full, str]]:
+    """{path: (entry of ShapeDtypeStructs, kind of the weight's use)}."""
     leaves, uses = leaves_by_path(base), find_uses(fn, base, *args, **kwargs)
     modules = {path: _module_names(path, leaf, uses[path]) for path, leaf in leaves.items()}
     adaptable = {path: names for path, names in modules.items() if _adaptable(config, uses[path], leaves[path])}
     check_targets(config, [name for names in adaptable.values() for name in names])
-    adapter: dict[str, LowRank | Full] = {}
+    plan: dict[str, tuple[LowRank | Full, str]] = {}
     for path, leaf in leaves.items():
+        targeted = any(is_target(config, name) for name in modules[path])
         if all(is_trained_whole(config, name) for name in modules[path]):
-            adapter[path] = Full(jnp.array(leaf, copy=True))
-        elif path in adaptable and any(is_target(config, name) for name in modules[path]):
+            plan[path] = (Full(_abstract(leaf.shape, leaf.dtype)), "whole")
+        elif path in adaptable and targeted:
             use = _only_use(path, uses[path])
-            leaf_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
-            adapter[path] = _fresh(leaf_key, config, path, leaf.shape, use, modules[path])
-        elif not uses[path] and leaf.ndim > 1 and any(is_target(config, name) for name in modules[path]):
+            plan[path] = (_shaped(config, path, leaf.shape, use, modules[path]), use.kind)
+        elif targeted and not uses[path] and leaf.ndim > 1:
             raise JloraError(
-                f"{path}: matches target_modules, but the function never uses it; exclude_modules omits it"
+                f"{path}: matches target_modules, but the function never uses it; exclude_modules leaves it out"
             )
-    return adapter
-
-
-def abstract_adapter(config: LoraConfig, base: Any, fn: Callable, *args: Any, **kwargs: Any) -> dict:
-    """`init` with ShapeDtypeStructs for arrays: nothing is computed, and `base` may be abstract itself."""
-    return jax.eval_shape(lambda base: init(jax.random.key(0), config, base, fn, *args, **kwargs), base)
+    return plan
 
 
 def _module_names(path: str, leaf: Any, uses: set[Use]) -> list[str]:
@@ -88,17 +107,23 @@ def _only_use(path: str, uses: set[Use]) -> Use:
     return next(iter(uses))
 
 
-def _fresh(key: jax.Array, config: LoraConfig, path: str, shape: tuple, use: Use, names: list[str]) -> LowRank:
+def _shaped(config: LoraConfig, path: str, shape: tuple[int, ...], use: Use, names: list[str]) -> LowRank:
+    """The entry of one leaf: shapes, scale (*stack, r), spec and ranks; a stack is as wide as its largest rank."""
     ranks = tuple(pattern_value(config.rank_pattern, n, config.r) if is_target(config, n) else 0 for n in names)
-    alphas = [pattern_value(config.alpha_pattern, name, config.lora_alpha) for name in names]
     stack, inputs, outputs = (tuple(shape[axis] for axis in axes) for axes in (use.stack, use.inputs, use.outputs))
     _warn_of_rank(path, max(ranks), math.prod(inputs), math.prod(outputs))
     scale = np.zeros((len(names), max(ranks)), np.float32)
-    for layer, (rank, alpha) in enumerate(zip(ranks, alphas, strict=True)):
-        scale[layer, :rank] = alpha / (math.sqrt(rank) if config.use_rslora else rank) if rank else 0
+    for layer, (name, rank) in enumerate(zip(names, ranks, strict=True)):
+        alpha = pattern_value(config.alpha_pattern, name, config.lora_alpha)
+        scale[layer, :rank] = alpha / max(1, math.sqrt(rank) if config.use_rslora else rank)
     scale = np.broadcast_to(scale if len(names) > 1 else scale[0], (*stack, max(ranks)))
-    a, b = _draw(key, config, use.kind, (*stack, max(ranks), *inputs), (*stack, max(ranks), *outputs), len(stack))
+    a, b = (_abstract((*stack, max(ranks), *axes), jnp.float32) for axes in (inputs, outputs))
     return LowRank(a, b, jnp.asarray(scale), _spec(use, len(shape)), ranks, config.lora_dropout)
+
+
+def _abstract(shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """A stand-in of this shape and dtype, where an entry's array will be."""
+    return cast(jax.Array, jax.ShapeDtypeStruct(shape, dtype))
 
 
 def _warn_of_rank(path: str, rank: int, inputs: int, outputs: int) -> None:
@@ -113,20 +138,20 @@ def _spec(use: Use, ndim: int) -> str:
     return f"{stack}r{inputs},{stack}r{outputs}->{letters}"
 
 
-def _draw(
-    key: jax.Array, config: LoraConfig, kind: str, a_shape: tuple, b_shape: tuple, stacked: int
-) -> tuple[jax.Array, jax.Array]:
-    """A and B as PEFT draws them: one is zero, unless init_lora_weights is False."""
+def _drawn(key: jax.Array, config: LoraConfig, entry: LowRank, kind: str) -> LowRank:
+    """The entry with A and B as PEFT draws them: one is zero, unless init_lora_weights is False."""
     a_key, b_key = jax.random.split(key)
-    fan_in, rank = math.prod(a_shape[stacked + 1 :]), a_shape[stacked]
+    rank_axis = entry.scale.ndim - 1
+    fan_in, rank = math.prod(entry.a.shape[rank_axis + 1 :]), entry.a.shape[rank_axis]
+    a, b = jnp.zeros(entry.a.shape), jnp.zeros(entry.b.shape)
     if kind == "lookup":
-        a, b = jnp.zeros(a_shape), jax.random.normal(b_key, b_shape)
-        return (a if config.init_lora_weights else jax.random.normal(a_key, a_shape)), b
-    if config.init_lora_weights == "gaussian":
-        a = jax.random.normal(a_key, a_shape) / rank
+        b = jax.random.normal(b_key, b.shape)
+        a = a if config.init_lora_weights else jax.random.normal(a_key, a.shape)
     else:
-        a = _uniform(a_key, a_shape, fan_in)
-    return a, jnp.zeros(b_shape) if config.init_lora_weights else _uniform(b_key, b_shape, rank)
+        gaussian = config.init_lora_weights == "gaussian"
+        a = jax.random.normal(a_key, a.shape) / rank if gaussian else _uniform(a_key, a.shape, fan_in)
+        b = b if config.init_lora_weights else _uniform(b_key, b.shape, rank)
+    return dataclasses.replace(entry, a=a, b=b)
 
 
 def _uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.Array:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from jlora.adapter import Adapter, Full, LowRank
-from jlora.config import LoraConfig, read_config, write_config
+from jlora.config import HEAD_NAMES, LoraConfig, read_config, write_config
 from jlora.errors import JloraError
 from jlora.init import abstract_adapter
 from jlora.names import hf_keys, is_transposed, module_names
@@ -73,6 +73,13 @@ def load_adapter(
     tensors = _read_tensors(folder)
     template = abstract_adapter(config, base, fn, *args, **kwargs)
     return from_peft(tensors, template, str(folder / "adapter_model.safetensors")), config
+
+
+def head_rows(folder: str | os.PathLike) -> int | None:
+    """The number of outputs of the classification head in an adapter's file; None where it holds no head."""
+    tensors = _read_tensors(Path(folder))
+    ends = tuple(f"{head}{layer}.weight" for head in HEAD_NAMES for layer in ("", ".out_proj"))
+    return next((value.shape[0] for key, value in tensors.items() if key.removeprefix(_PREFIX) in ends), None)
 
 
 def to_peft(adapter: Adapter) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ import encoder_cases as cases
 import jax
 import jax.numpy as jnp
 import pytest
+
 from jlora.base import example_batch, load_base, load_config, save_base
 from jlora.errors import JloraError
 
@@ -64,7 +65,7 @@ def test_label_names_that_contradict_num_labels(folder):
     [
         ({"hiden_size": 3}, "hiden_size: expected a key of BertConfig; nearest: hidden_size"),
         ({"hidden_size": "wide"}, "hidden_size"),
-        ({"problem_type": "ranking"}, "problem_type"),
+        ({"problem_type": "single_label_classification", "num_labels": 1}, "num_labels > 1"),
     ],
 )
 def test_overrides_that_no_config_takes(folder, overrides, message):

@@ -128,6 +128,11 @@ def test_filler_rows_are_copies_of_weight_nothing():
     assert (batch.inputs["input_ids"] == batch.inputs["input_ids"][0]).all()
 
 
+def test_the_first_row_fills_a_batch_up():
+    batch = make_batch(_tokens([3, 5]), np.arange(2), PlannedBatch(8, np.array([1, 0])), 3, pad_id=0)
+    assert batch.labels.tolist() == [1, 0, 1]
+
+
 @pytest.mark.parametrize("planned", [PlannedBatch(4, np.array([1])), PlannedBatch(8, np.array([0, 1, 0]))])
 def test_a_batch_that_does_not_fit_is_refused(planned):
     with pytest.raises(ValueError, match="do not fit"):

@@ -7,9 +7,11 @@ import os
 import pickle
 
 import encoder_cases as cases
-import jlora.checkpoint_files as files
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
+
+import jlora.checkpoint_files as files
 from jlora.checkpoint_files import (
     INDEX_FILE,
     SINGLE_FILE,
@@ -20,7 +22,6 @@ from jlora.checkpoint_files import (
     write_model,
 )
 from jlora.errors import JloraError
-from safetensors.numpy import load_file, save_file
 
 CONFIG = cases.tiny_config("bert")
 
@@ -66,7 +67,7 @@ def test_a_value_that_float16_cannot_hold_is_an_error_and_writes_nothing(tmp_pat
         _write(tmp_path, big=np.float32([7e4]), dtype="float16")
     with pytest.raises(JloraError, match="dtype: expected one of float32, bfloat16, float16; found 'int8'"):
         _write(tmp_path, b=B, dtype="int8")
-    assert not list(tmp_path.glob("*.*"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_old_weights_are_replaced_and_other_files_stay(tmp_path):
@@ -161,7 +162,7 @@ def test_a_pickle_is_refused_and_never_opened(tmp_path):
 
 
 def test_no_weights_at_all(tmp_path):
-    with pytest.raises(JloraError, match="expected model.safetensors or model.safetensors.index.json; found neither"):
+    with pytest.raises(JloraError, match=r"expected model.safetensors or model.safetensors.index.json; found neither"):
         open_tensors(tmp_path)
 
 
@@ -187,7 +188,7 @@ def test_an_index_that_does_not_hold(tmp_path):
     with pytest.raises(JloraError, match=f"{index['weight_map']['a']}: c: .*no such key"):
         open_tensors(tmp_path)
     with_map(index["weight_map"] | {"c": "model-3.safetensors"})
-    with pytest.raises(JloraError, match="model-3.safetensors: expected by .*no such file"):
+    with pytest.raises(JloraError, match=r"model-3.safetensors: expected by .*no such file"):
         open_tensors(tmp_path)
     with_map(["a"])
     with pytest.raises(JloraError, match="weight_map: expected an object"):

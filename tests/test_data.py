@@ -97,6 +97,12 @@ def test_a_sample_is_as_balanced_as_the_classes_allow(tmp_path, labels, max_rows
     assert len(data.notes) == 2 * (max_rows < len(labels))
 
 
+def test_a_large_split_keeps_the_shares_of_its_classes(tmp_path):
+    file = _jsonl(tmp_path / "a.jsonl", ["a"] * 700 + ["b"] * 200 + ["c"] * 100)
+    validation = load_data(DataConfig(train=file), seed=0).splits["validation"]
+    assert Counter(validation.label) == {"a": 70, "b": 20, "c": 10}
+
+
 def test_another_seed_is_another_sample(tmp_path):
     config = DataConfig(train=_jsonl(tmp_path / "a.jsonl", [0, 1] * 50), max_rows=10)
     rows = [load_data(config, seed).splits["train"].row for seed in (0, 1)]
@@ -152,7 +158,11 @@ def test_empty_texts_are_counted(tmp_path):
 
 
 def test_hub_sets_are_read_then_found_in_the_cache_without_a_network(tmp_path):
-    files = {"train.csv": b"text,label\ngood,1\nbad,0\n", "validation.csv": b"text,label\nok,1\n"}
+    files = {
+        "README.md": b"# Tiny\n",
+        "train.csv": b"text,label\ngood,1\nbad,0\n",
+        "validation.csv": b"text,label\nok,1\n",
+    }
     with serve_hub({"datasets/me/tiny": files}) as address:
         script = Path(__file__).with_name("read_hub_set.py")
         environment = {

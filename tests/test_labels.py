@@ -24,6 +24,7 @@ def _split(*labels, file="a.csv"):
         (["pos", "neg", "pos"], SINGLE, ("neg", "pos"), [1, 0, 1]),
         (["3.800", "5.000"], REGRESSION, ("LABEL_0",), [3.8, 5.0]),
         ([0.5, 1.0], REGRESSION, ("LABEL_0",), [0.5, 1.0]),
+        (["3.800", "4", "1.250"], REGRESSION, ("LABEL_0",), [3.8, 4.0, 1.25]),
         ([["b"], [], ["a", "b"]], MULTI, ("a", "b"), [[0, 1], [0, 0], [1, 1]]),
         ([[1], [0]], MULTI, ("LABEL_0", "LABEL_1"), [[0, 1], [1, 0]]),
     ],
@@ -55,6 +56,12 @@ def test_given_names_take_names_and_ids():
     labels = infer_labels(_split("yes", "0", 1), names=("no", "yes"))
     assert encode(_split("yes", "0", 1, 1.0), labels, "train").tolist() == [1, 0, 1, 1]
     assert infer_labels(_split([0], ["yes"]), names=("no", "yes")).problem_type == MULTI
+
+
+def test_numbers_are_no_ids_of_names_that_were_collected_from_text():
+    labels = infer_labels(_split("neg", "pos"))
+    with pytest.raises(JloraError, match="the label 1; expected one of neg, pos"):
+        encode(_split("neg", 1), labels, "validation")
 
 
 def test_text_is_a_name_before_it_is_an_id():

@@ -6,6 +6,7 @@ import encoder_cases as cases
 import jax
 import jax.numpy as jnp
 import pytest
+
 from jlora.errors import JloraError
 from jlora.models import FAMILIES, abstract_base, build, example_batch, family
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import encoder_cases as cases
 import pytest
+
 from jlora.models import FAMILIES, abstract_base, build
 from jlora.names import hf_keys, is_stacked, is_transposed, module_names
 from jlora.paths import leaves_by_path

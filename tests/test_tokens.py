@@ -100,8 +100,10 @@ def test_anything_that_changes_the_tokens_misses_the_cache(tmp_path, encoded):
     tokenize(_split([*TEXTS[:-1], "y"]), _tokenizer(), 8, tmp_path)
     tokenize(_split(pair=PAIRS), _tokenizer(), 8, tmp_path)
     tokenize(_split(TEXTS + PAIRS), _tokenizer(), 8, tmp_path)
+    tokenize(_split(["ab", "c"]), _tokenizer(), 8, tmp_path)
+    tokenize(_split(["a", "bc"]), _tokenizer(), 8, tmp_path)
     tokenize(_split(), _tokenizer(inputs=("input_ids",)), 8, tmp_path)
-    assert len(encoded) == 7
+    assert len(encoded) == 9
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", None])

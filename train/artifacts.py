@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 import jlora
 from jlora.base import build, load_config, load_weights, save_base
 from jlora.errors import JloraError
+from train.labels import Labels
 from train.prepare import Adapted
 
 TOLERANCE = 1e-4
@@ -22,11 +24,16 @@ def write_adapter(
     adapted: Adapted,
     adapter: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
+    labels: Labels,
     base_model: str,
 ) -> None:
-    """The adapter as PEFT opens it, with the tokenizer beside it. `adapted.lora` must not be None."""
+    """The adapter as PEFT opens it, with the tokenizer and the class names (labels.json) beside it.
+
+    `adapted.lora` must not be None.
+    """
     assert adapted.lora is not None
     jlora.save_adapter(folder, adapter, adapted.lora, base_model=base_model)
+    (folder / "labels.json").write_text(json.dumps(labels.config_entries(), indent=2) + "\n", encoding="utf-8")
     tokenizer.save_pretrained(folder)
 
 

@@ -61,7 +61,10 @@ class DataConfig(_Section):
     validation_fraction: Share = Field(
         default=0.1, description="share of train that is split off, seeded, where data.validation is null"
     )
-    num_workers: Whole = Field(default=0, description="processes that tokenize; 0: one a core")
+    test_fraction: Share | None = Field(
+        default=None,
+        description="share of train that is split off, seeded, where data.test is null; null: no test rows",
+    )
 
     @model_validator(mode="after")
     def _mapping_decides_what_to_drop(self) -> Self:

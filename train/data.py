@@ -66,8 +66,9 @@ class Data:
 def load_data(config: DataConfig, seed: int, task: str | None = None) -> Data:
     """All configured splits, the same ones for the same `seed` on every machine.
 
-    Where no validation data is given, `validation_fraction` of train is split off, stratified by label;
-    then `max_rows` takes a class-balanced sample of each split. The labels of a regression, and lists of
+    Where no validation data is given, `validation_fraction` of train is split off, stratified by label, and so is
+    `test_fraction` where it is set and no test data is given; then `max_rows` takes a class-balanced sample of each
+    split. The labels of a regression, and lists of
     labels, are neither stratified nor balanced. Rows stay in the order of the file. Raises JloraError.
     """
     notes: list[str] = []
@@ -77,8 +78,10 @@ def load_data(config: DataConfig, seed: int, task: str | None = None) -> Data:
             split, names = _read(source, config, name)
             found_names = found_names or names
             splits[name] = _name_labels(split, config, name, notes)
-    if "validation" not in splits and config.validation_fraction:
-        splits = _split_off_validation(splits, config.validation_fraction, seed, task, notes)
+    if "validation" not in splits:
+        splits = _split_off(splits, "validation", config.validation_fraction, seed, task, notes)
+    if "test" not in splits and config.test_fraction is not None:
+        splits = _split_off(splits, "test", config.test_fraction, seed, task, notes)
     for name, split in splits.items():
         splits[name] = _sample(split, config.max_rows, seed, task, name, notes)
         empty = sum(not text.strip() for text in splits[name].text)
@@ -194,24 +197,25 @@ def _name_labels(split: Split, config: DataConfig, name: str, notes: list[str]) 
     return replace(kept, label=[names[str(value)] for value in kept.label])
 
 
-def _split_off_validation(
-    splits: dict[str, Split], fraction: float, seed: int, task: str | None, notes: list[str]
+def _split_off(
+    splits: dict[str, Split], name: str, fraction: float, seed: int, task: str | None, notes: list[str]
 ) -> dict[str, Split]:
+    """Takes a stratified share of train as the split `name` that was not given."""
     train = splits["train"]
     count = max(1, round(fraction * len(train)))
     if count >= len(train):
         raise JloraError(
-            f"{train.source[0]}: {len(train)} rows are too few to split off validation data; "
-            f"data.validation_fraction={fraction}"
+            f"{train.source[0]}: {len(train)} rows are too few to split off {name} data; "
+            f"data.{name}_fraction={fraction}"
         )
-    ranks, sizes = _ranks_within_class(_classes(train, task), seed, 0)
+    ranks, sizes = _ranks_within_class(_classes(train, task), seed, {"validation": 0, "test": 5}[name])
     by_share = np.argsort((ranks + 0.5) / sizes, kind="stable")
     notes.append(
-        f"no validation data: {count} of the {len(train)} training rows split off "
-        f"(data.validation_fraction={fraction}, seed {seed}, stratified)"
+        f"no {name} data: {count} of the {len(train)} training rows split off "
+        f"(data.{name}_fraction={fraction}, seed {seed})"
     )
     rest, held_out = train.take(np.sort(by_share[count:])), train.take(np.sort(by_share[:count]))
-    return {**splits, "train": rest, "validation": held_out}
+    return {**splits, "train": rest, name: held_out}
 
 
 def _sample(split: Split, max_rows: int | None, seed: int, task: str | None, name: str, notes: list[str]) -> Split:

@@ -57,7 +57,8 @@ def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
     write_predictions(run.folder / "predictions.csv", run.loop.splits["validation"], logits["validation"], run.labels)
     facts = _facts(run, results)
     if run.config.method == "lora":
-        artifacts.write_adapter(run.folder / "adapter", run.adapted, adapter, run.tokenizer, _base_name(run.config))
+        base_model = _base_name(run.config)
+        artifacts.write_adapter(run.folder / "adapter", run.adapted, adapter, run.tokenizer, run.labels, base_model)
         _write_card(run.folder / "adapter", facts, "adapter")
     difference = _export_merged(run, adapter, logits["validation"], facts) if run.config.export.merged else None
     curves.plot(run.folder / "metrics.jsonl", run.folder / "curves.png", run.loop.metric, run.folder.name)

@@ -53,8 +53,8 @@ def labels_of_config(id2label: dict[Any, str], problem_type: str | None) -> Labe
 def infer_labels(train: Split, task: str | None = None, names: tuple[str, ...] | None = None) -> Labels:
     """The task and class names of the training labels.
 
-    `task` is the config's; without one lists are multi-label, decimal numbers a regression, and everything
-    else single-label. `names` come from `data.label_names` or the data set; without any, whole numbers are
+    `task` is the config's; without one lists are multi-label, mostly decimal numbers a regression, and
+    everything else single-label. `names` come from `data.label_names` or the data set; without any, whole numbers are
     the ids 0 .. k-1 called LABEL_0 .., and text labels are sorted. Raises JloraError naming the first row
     that is wrong.
     """
@@ -103,7 +103,9 @@ def is_labelled(encoded: np.ndarray) -> np.ndarray:
 
 
 def _infer_task(train: Split, names: tuple[str, ...] | None) -> ProblemType:
-    kinds = [label_kind(value) for value in train.label]
+    kinds: list[str] = [label_kind(value) for value in train.label]
+    if kinds.count("decimal number") > kinds.count("whole number"):
+        kinds = ["decimal number" if kind == "whole number" else kind for kind in kinds]
     if names is None or "list" in kinds:
         _expect_one_kind(list(enumerate(kinds)), train)
     if "list" in kinds:

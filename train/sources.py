@@ -79,12 +79,8 @@ def is_cached(name: str, kind: Literal["model", "dataset"], configuration: str |
 
 def forbid_network() -> None:
     """From now on huggingface_hub, transformers and datasets use their caches only, child processes too."""
-    import datasets  # takes a second, and only runs without a hub need it
-
     os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["HF_DATASETS_OFFLINE"] = "1"
     constants.HF_HUB_OFFLINE = True
-    datasets.config.HF_HUB_OFFLINE = True
 
 
 def _package_path(name: str) -> Path:

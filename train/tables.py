@@ -96,8 +96,8 @@ def _read_jsonl(path: Path, name: str, encoding: str) -> Table:
 
 
 def _read_parquet(path: Path, name: str, encoding: str) -> Table:
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow
+    import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.read_table(path)

@@ -11,7 +11,7 @@ from flax import linen as nn
 from transformers import BertConfig
 
 from jlora.models.attention import attention
-from jlora.models.layers import activation, dense, drop, embedding, layer_norm, require_length, scan_layers
+from jlora.models.layers import LayerNorm, activation, dense, drop, embedding, require_length, scan_layers
 
 PREFIX = "bert"
 NEW_HEADS = ("bert.pooler.", "classifier.")
@@ -111,7 +111,7 @@ def embed(
         padding_row=position_padding_row,
     )
     x = words(ids) + types(batch.get("token_type_ids", jnp.zeros_like(ids))) + places(positions)
-    return drop(module, layer_norm(x, config.layer_norm_eps, dtype, "LayerNorm"), config.hidden_dropout_prob)
+    return drop(module, LayerNorm(config.layer_norm_eps, dtype, name="LayerNorm")(x), config.hidden_dropout_prob)
 
 
 class BertEncoder(nn.Module):
@@ -194,7 +194,7 @@ class BertOutput(nn.Module):
     def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
         x = dense(self.config, self.config.hidden_size, self.dtype, "dense")(x)
         x = drop(self, x, self.config.hidden_dropout_prob)
-        return layer_norm(x + residual, self.config.layer_norm_eps, self.dtype, "LayerNorm")
+        return LayerNorm(self.config.layer_norm_eps, self.dtype, name="LayerNorm")(x + residual)
 
 
 class BertPooler(nn.Module):

@@ -12,7 +12,7 @@ from transformers import DistilBertConfig
 
 from jlora.models import bert
 from jlora.models.attention import attention
-from jlora.models.layers import activation, dense, drop, embedding, layer_norm, require_length, scan_layers
+from jlora.models.layers import LayerNorm, activation, dense, drop, embedding, require_length, scan_layers
 
 PREFIX = "distilbert"
 NEW_HEADS = ("pre_classifier.", "classifier.")
@@ -85,7 +85,7 @@ class Embeddings(nn.Module):
         words = embedding(config, config.vocab_size, config.dim, "word_embeddings", padding_row=config.pad_token_id)
         places = embedding(config, config.max_position_embeddings, config.dim, "position_embeddings")
         x = words(ids) + places(jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32)[None, :], ids.shape))
-        return drop(self, layer_norm(x, _EPSILON, self.dtype, "LayerNorm"), config.dropout)
+        return drop(self, LayerNorm(_EPSILON, self.dtype, name="LayerNorm")(x), config.dropout)
 
 
 class Transformer(nn.Module):
@@ -110,9 +110,9 @@ class TransformerBlock(nn.Module):
     @nn.compact
     def __call__(self, hidden: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
         mixed = DistilBertSelfAttention(self.config, self.dtype, name="attention")(hidden, mask)
-        hidden = layer_norm(mixed + hidden, _EPSILON, self.dtype, "sa_layer_norm")
+        hidden = LayerNorm(_EPSILON, self.dtype, name="sa_layer_norm")(mixed + hidden)
         inner = FFN(self.config, self.dtype, name="ffn")(hidden)
-        return layer_norm(inner + hidden, _EPSILON, self.dtype, "output_layer_norm"), None
+        return LayerNorm(_EPSILON, self.dtype, name="output_layer_norm")(inner + hidden), None
 
 
 class DistilBertSelfAttention(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -86,10 +87,39 @@ def embedding(config: Any, rows: int, features: int, name: str, *, padding_row: 
     return nn.Embed(rows, features, embedding_init=init, name=name)
 
 
-def layer_norm(x: jax.Array, epsilon: float, dtype: Any, name: str) -> jax.Array:
-    """Normalizes the last axis of `x` in float32, returns `dtype`; parameters `scale`, `bias` (features,)."""
-    norm = nn.LayerNorm(epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
-    return norm(x.astype(jnp.float32)).astype(dtype)
+class LayerNorm(nn.Module):
+    """Normalizes the last axis in float32 and returns `dtype`; parameters `scale` and `bias` (features,), float32."""
+
+    epsilon: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        features = (1,) * (x.ndim - 1) + (-1,)
+        x = standardize(x.astype(jnp.float32), self.epsilon)
+        return (x * scale.reshape(features) + bias.reshape(features)).astype(self.dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def standardize(x: jax.Array, epsilon: float) -> jax.Array:
+    """`x` with mean 0 and variance 1 along its last axis; the backward pass keeps the result and the deviations."""
+    return _standardized(x, epsilon)[0]
+
+
+@standardize.defjvp
+def _standardize_jvp(epsilon: float, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    y, inverse_deviation = _standardized(primals[0], epsilon)
+    (t,) = tangents
+    mean, slope = t.mean(-1, keepdims=True), (t * y).mean(-1, keepdims=True)
+    return y, inverse_deviation * (t - mean - y * slope)
+
+
+def _standardized(x: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
+    centered = x - x.mean(-1, keepdims=True)
+    inverse_deviation = jax.lax.rsqrt((centered * centered).mean(-1, keepdims=True) + epsilon)
+    return centered * inverse_deviation, inverse_deviation
 
 
 def drop(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:

@@ -1,0 +1,1 @@
+"""Measurements of jlora against PEFT on PyTorch; need the extra `bench`."""

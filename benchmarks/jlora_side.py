@@ -1,0 +1,66 @@
+"""The trainer's own step, with compilation timed apart."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.timing import timed
+from jlora import split
+from train.config import Config, learning_rate_of
+from train.labels import Labels
+from train.optimizer import optimizer, schedule
+from train.prepare import Adapted
+from train.step import Rows, State, make_train_step
+
+
+@dataclasses.dataclass
+class JloraRun:
+    """A training run of `train.classify`, one step a call.
+
+    Attributes:
+      train_step, state, frozen, base, key: what the trainer's loop holds.
+      programs: {shape of input_ids: compiled step}. compile_seconds: {shape: seconds}, tracing included.
+    """
+
+    train_step: Callable
+    state: State
+    frozen: Any
+    base: Any
+    key: jax.Array
+    programs: dict[tuple[int, ...], Callable] = dataclasses.field(default_factory=dict)
+    compile_seconds: dict[tuple[int, ...], float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def trainable(self) -> int:
+        """The number of trained parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.state.trainable))
+
+    def compile(self, rows: Rows) -> None:
+        """Makes the program for batches of this shape, where there is none yet."""
+        shape = rows.inputs["input_ids"].shape
+        if shape not in self.programs:
+            arguments = (self.state, self.frozen, self.base, rows, self.key)
+            seconds, program = timed(lambda: self.train_step.lower(*arguments).compile())
+            self.programs[shape], self.compile_seconds[shape] = program, seconds
+
+    def __call__(self, rows: Rows) -> float:
+        """Takes one step; returns the loss."""
+        program = self.programs[rows.inputs["input_ids"].shape]
+        self.state, values = program(self.state, self.frozen, self.base, rows, self.key)
+        return float(values["loss"])
+
+
+def start(config: Config, adapted: Adapted, labels: Labels, steps: int) -> JloraRun:
+    """A run as `train.classify` would start it, `steps` steps long. `adapted` stays as it is."""
+    trainable, frozen = split(jax.tree.map(lambda x: jnp.array(x, copy=True), adapted.adapter))
+    tx = optimizer(config.train, schedule(config.train, learning_rate_of(config), steps))
+    train_step = make_train_step(
+        adapted.model.apply, labels.problem_type, tx, accumulation=1, model_dropout=config.train.dropout
+    )
+    state = State(trainable, tx.init(trainable), jnp.int32(0))
+    return JloraRun(train_step, state, frozen, adapted.base, jax.random.key(config.seed))

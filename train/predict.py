@@ -1,0 +1,106 @@
+"""Label new text: python -m train.predict --model RUN_OR_FOLDER --input texts.csv --output labelled.csv."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jlora.errors import JloraError
+from train import metrics, yaml_text
+from train.compilation import use_compilation_cache
+from train.config import DataConfig
+from train.data import Split, read_split
+from train.evaluate import scores
+from train.finish import predicted
+from train.labels import Labels, encode
+from train.progress import configure_logging
+from train.trained import load_trained
+from train.validation import flatten
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; 0 is success, 2 something that the user can mend."""
+    configure_logging()
+    use_compilation_cache()
+    options = _parser().parse_args(argv)
+    try:
+        _predict(options)
+    except JloraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m train.predict", description=__doc__)
+    parser.add_argument("--model", required=True, help="run folder, merged/ or adapter/ folder (PEFT's too)")
+    parser.add_argument("--base", help="base model of an adapter; default: the one that the adapter names")
+    parser.add_argument("--input", required=True, help="texts: .csv .tsv .json .jsonl .parquet")
+    parser.add_argument("--output", required=True, type=Path, help="CSV to write: text, predicted, probabilities")
+    parser.add_argument("--overwrite", action="store_true", help="replace --output where it exists")
+    parser.add_argument("--evaluate", action="store_true", help="also report metrics; needs the label column")
+    for name, meaning in (
+        ("text", "column of the text"),
+        ("text-pair", "column of the second text"),
+        ("label", "column of the label, for --evaluate"),
+        ("encoding", "encoding of the input file"),
+    ):
+        parser.add_argument(f"--{name}", help=f"{meaning}; default: as the run had it, or data.{name}'s default")
+    parser.add_argument("--max-length", type=int, help="tokens a row; default: as the run had it, or 128")
+    parser.add_argument("--batch-size", type=int, default=64, help="rows a batch (64)")
+    return parser
+
+
+def _predict(options: argparse.Namespace) -> None:
+    if options.output.exists() and not options.overwrite:
+        raise JloraError(f"--output: {options.output}: exists; name another file, or give --overwrite")
+    config = _data_config(options)
+    rows = read_split(options.input, config, "test", labelled=options.evaluate)
+    trained = load_trained(options.model, options.base)
+    # Wrong labels are said before anything is computed.
+    encoded = encode(rows, trained.labels, "test") if options.evaluate else None
+    logits = trained.logits(rows, config.max_length, options.batch_size)
+    _write(options.output, rows, logits, trained.labels)
+    logger.info("%d rows labelled: %s", len(rows), options.output)
+    if encoded is not None:
+        found = scores(trained.labels.problem_type, logits, encoded)
+        print("  ".join(f"{name} {value:.4f}" for name, value in found.items()) or "no row is labelled")
+
+
+def _data_config(options: argparse.Namespace) -> DataConfig:
+    """Columns and length: the command line's, or else those of the run that --model is (a folder of)."""
+    values: dict[str, Any] = {"train": options.input}
+    folder = Path(options.model).expanduser()
+    stored = next((f for f in (folder / "config.yaml", folder.parent / "config.yaml") if f.is_file()), None)
+    if stored is not None:
+        ran = flatten(yaml_text.read_file(stored))
+        values |= {name: ran[f"data.{name}"] for name in ("text", "text_pair", "label", "max_length")}
+    given = {"text": options.text, "text_pair": options.text_pair, "label": options.label}
+    given |= {"max_length": options.max_length, "encoding": options.encoding}
+    return DataConfig(**(values | {name: value for name, value in given.items() if value is not None}))
+
+
+def _write(path: Path, rows: Split, logits: np.ndarray, labels: Labels) -> None:
+    shown = metrics.probabilities(labels.problem_type, logits)
+    pairs = [] if rows.text_pair is None else ["text_pair"]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", *pairs, "predicted", *([] if labels.problem_type == "regression" else labels.names)])
+        for row, values in enumerate(shown):
+            texts = [rows.text[row]] + ([rows.text_pair[row]] if rows.text_pair is not None else [])
+            numbers = [] if labels.problem_type == "regression" else [f"{value:.6f}" for value in values]
+            writer.writerow([*texts, predicted(labels, values), *numbers])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,111 @@
+"""A trained classifier from what a run left: a run folder, a merged folder, or an adapter folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+import jlora
+from jlora.base import build, example_batch, load_config, load_weights
+from jlora.errors import JloraError
+from jlora.peft import head_rows
+from train.batches import bucket_lengths
+from train.data import Split
+from train.evaluate import logits_of
+from train.labels import Labels, labels_of_config
+from train.prepare import Adapted, Prepared, load_tokenizer, model_folder
+from train.step import make_eval_step
+from train.tokens import tokenize
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A classifier that labels text: base and adapter (None where they are merged), tokenizer and labels."""
+
+    adapted: Adapted
+    tokenizer: PreTrainedTokenizerBase
+    labels: Labels
+
+    def logits(self, rows: Split, max_length: int, batch_size: int = 64, bucket_count: int = 6) -> np.ndarray:
+        """Logits float32 (n, L) of the rows' texts."""
+        tokens = tokenize(rows, self.tokenizer, max_length)
+        if tokens.cut:
+            logger.warning("%d of %d rows cut at %d tokens", tokens.cut, len(tokens), max_length)
+        prepared = Prepared(rows, tokens, np.zeros(len(rows), np.int32), self.tokenizer.pad_token_id)
+        buckets = bucket_lengths(tokens.lengths, bucket_count, limit=max_length)
+        eval_step: Callable = make_eval_step(self.adapted.model.apply)
+        return logits_of(eval_step, self.adapted.adapter or None, self.adapted.base, prepared, buckets, batch_size)
+
+
+def load_trained(folder: str | Path, base: str | None = None) -> Trained:
+    """Opens a run folder (its merged/, or else its adapter/), a merged folder or an adapter folder.
+
+    Args:
+      folder: made by `train.classify` or `train.export`; an adapter folder may be PEFT's.
+      base: an adapter's base model; None takes the one that its configuration names.
+
+    Raises:
+      JloraError: nothing of the kind there, or an adapter that does not fit its base.
+    """
+    path = Path(folder).expanduser()
+    places = [path, path / "merged", path / "adapter"]
+    for place in places:
+        if (place / "adapter_config.json").is_file():
+            return load_adapted(place, base)
+        if (place / "config.json").is_file():
+            model = build(load_config(str(place)))
+            adapted = Adapted(model, load_weights(model, str(place)), {}, None)
+            return Trained(adapted, load_tokenizer(str(place)), _labels(model))
+    raise JloraError(
+        f"{path}: expected a run folder (merged/, adapter/), a model (config.json) or an adapter"
+        f" (adapter_config.json), found {'none of them' if path.is_dir() else 'no such folder'}"
+    )
+
+
+def load_adapted(folder: Path, base: str | None = None) -> Trained:
+    """An adapter folder on its base; class names are those of the folder's `labels.json`, if it has one."""
+    name = base or base_of(folder)
+    model = build(load_config(model_folder(name), **_stored_labels(folder)))
+    # A head that the base does not have comes with the adapter; the seed only fills the place until then.
+    weights = load_weights(model, model_folder(name), key=jax.random.key(0))
+    adapter, config = jlora.load_adapter(folder, weights, model.apply, example_batch(model.config))
+    place = str(folder) if (folder / "tokenizer_config.json").is_file() else name
+    return Trained(Adapted(model, weights, adapter, config), load_tokenizer(place), _labels(model))
+
+
+def base_of(folder: Path) -> str:
+    """The base model that `adapter_config.json` names.
+
+    Raises:
+      JloraError: it names none.
+    """
+    file = folder / "adapter_config.json"
+    name = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") if file.is_file() else None
+    if not name:
+        raise JloraError(f"{file}: base_model_name_or_path: expected the base's name; give it by --base")
+    return str(name)
+
+
+def _stored_labels(folder: Path) -> dict[str, Any]:
+    """Label entries of the model's config: from `labels.json`, or else as many as the adapter's head has rows."""
+    file = folder / "labels.json"
+    if file.is_file():
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        stored["id2label"] = {int(index): name for index, name in stored["id2label"].items()}
+        return stored
+    rows = head_rows(folder)
+    return {} if rows is None else {"num_labels": rows}
+
+
+def _labels(model: Any) -> Labels:
+    return labels_of_config(model.config.id2label, model.config.problem_type)

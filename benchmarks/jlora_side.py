@@ -27,7 +27,7 @@ class JloraRun:
       programs: {shape of input_ids: compiled step}. compile_seconds: {shape: seconds}, tracing included.
     """
 
-    train_step: Callable
+    train_step: Any
     state: State
     frozen: Any
     base: Any

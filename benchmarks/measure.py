@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from benchmarks.jlora_side import JloraRun
 from benchmarks.peft_side import TorchRun
 from benchmarks.setup import Setup, full_batch, variant
 from benchmarks.timing import spread, take_turns, timed
-from train.batches import PlannedBatch, make_batch, plan_epoch
+from train.batches import Batch, PlannedBatch, make_batch, plan_epoch
 from train.loop import to_rows
 from train.prepare import prepare_model, steps_of
 
@@ -24,28 +24,27 @@ def steps(setup: Setup, rows: int, length: int, rounds: int, *, dropout: bool) -
     """One training step on one batch of (rows, length) tokens, of both sides and methods in turns.
 
     Returns:
-      {"seconds": {run: one a round}, "spread": {run: ...}, "first_loss", "trainable": {run: ...},
-       "compile_seconds": {run of jlora: ...}}; the runs are `jlora lora`, `jlora full`, `peft lora`, `torch full`.
+      {"seconds": {run: one a round}, "spread": {run: ...}, "losses": {run: of each step from the first on},
+       "trainable": {run: parameters}, "compile_seconds": {run of jlora: ...}}; the runs are `jlora lora`,
+       `jlora full`, `peft lora` and `torch full`.
     """
     batch = full_batch(setup, rows, length)
     torch_batch = peft_side.tensors(batch.inputs, batch.labels)
-    runs: dict[str, JloraRun | TorchRun] = {}
-    for method in METHODS:
-        runs[f"jlora {method}"] = jlora = _jlora(setup, method, dropout)
-        jlora.compile(batch)
-    for method, package in zip(METHODS, ("peft", "torch"), strict=True):
-        runs[f"{package} {method}"] = _torch(setup, method, dropout)
-    trainable = {name: run.trainable for name, run in runs.items()}
-    calls = {name: partial(run, batch if isinstance(run, JloraRun) else torch_batch) for name, run in runs.items()}
-    first_loss = {name: call() for name, call in calls.items()}
-    seconds = take_turns(calls, rounds)
-    compiled = {name: sum(run.compile_seconds.values()) for name, run in runs.items() if isinstance(run, JloraRun)}
+    ours = {f"jlora {method}": jlora_run(setup, method, dropout) for method in METHODS}
+    theirs = {name: torch_run(setup, name.split()[1], dropout) for name in ("peft lora", "torch full")}
+    for run in ours.values():
+        run.compile(batch)
+    calls: dict[str, Callable[[], float]] = {name: partial(run, batch) for name, run in ours.items()}
+    calls |= {name: partial(run, torch_batch) for name, run in theirs.items()}
+    # The first round, in which the machine warms up, gives losses but no times.
+    found = take_turns(calls, rounds + 1)
+    seconds = {name: [spent for spent, _ in steps[1:]] for name, steps in found.items()}
     return {
         "seconds": seconds,
         "spread": {name: spread(values) for name, values in seconds.items()},
-        "first_loss": first_loss,
-        "trainable": trainable,
-        "compile_seconds": compiled,
+        "losses": {name: [loss for _, loss in steps] for name, steps in found.items()},
+        "trainable": {name: run.trainable for name, run in (ours | theirs).items()},
+        "compile_seconds": {name: sum(run.compile_seconds.values()) for name, run in ours.items()},
     }
 
 
@@ -60,16 +59,16 @@ def epoch(setup: Setup, chunks: int, *, dropout: bool) -> dict[str, Any]:
        padding included}, "real_tokens", "compile_seconds": {length: ...}}.
     """
     split, size = setup.split, setup.config.train.batch_size
-    jlora, peft = _jlora(setup, "lora", dropout), _torch(setup, "lora", dropout)
+    jlora, peft = jlora_run(setup, "lora", dropout), torch_run(setup, "lora", dropout)
     plan = plan_epoch(split.tokens.lengths, setup.buckets, size, setup.config.seed, 0)
-    for length in sorted({planned.length for planned in plan}):
-        jlora.compile(to_rows(_batch(setup, next(planned for planned in plan if planned.length == length))))
+    for planned in {planned.length: planned for planned in plan}.values():
+        jlora.compile(to_rows(_batch(setup, planned)))
     loader = peft_side.dynamic_padding(split, setup.tokenizer, size, setup.config.seed)
     batches, tokens = iter(loader), {"jlora": sum(planned.length for planned in plan) * size, "peft": 0}
     seconds: dict[str, list[float]] = {"jlora": [], "peft": []}
     for part in np.array_split(np.arange(len(plan)), chunks):
-        seconds["jlora"].append(timed(lambda part=part: [jlora(to_rows(_batch(setup, plan[i]))) for i in part])[0])
-        spent, computed = timed(lambda part=part: _torch_steps(peft, batches, len(part)))
+        seconds["jlora"].append(timed(partial(_jlora_steps, jlora, setup, [plan[i] for i in part]))[0])
+        spent, computed = timed(partial(_torch_steps, peft, batches, len(part)))
         seconds["peft"].append(spent)
         tokens["peft"] += computed
     total = {side: sum(values) for side, values in seconds.items()}
@@ -84,12 +83,12 @@ def epoch(setup: Setup, chunks: int, *, dropout: bool) -> dict[str, Any]:
     }
 
 
-def _jlora(setup: Setup, method: str, dropout: bool) -> JloraRun:
+def jlora_run(setup: Setup, method: str, dropout: bool) -> JloraRun:
     config = variant(setup.config, method, dropout=dropout)
     return jlora_side.start(config, prepare_model(config, setup.labels), setup.labels, _count(setup))
 
 
-def _torch(setup: Setup, method: str, dropout: bool) -> TorchRun:
+def torch_run(setup: Setup, method: str, dropout: bool) -> TorchRun:
     return peft_side.start(variant(setup.config, method, dropout=dropout), setup.folder, _count(setup))
 
 
@@ -97,9 +96,14 @@ def _count(setup: Setup) -> int:
     return steps_of(setup.config, len(setup.split.tokens))[0]
 
 
-def _batch(setup: Setup, planned: PlannedBatch) -> Any:
+def _batch(setup: Setup, planned: PlannedBatch) -> Batch:
     split = setup.split
     return make_batch(split.tokens, split.labels, planned, setup.config.train.batch_size, split.pad_id)
+
+
+def _jlora_steps(run: JloraRun, setup: Setup, plan: list[PlannedBatch]) -> None:
+    for planned in plan:
+        run(to_rows(_batch(setup, planned)))
 
 
 def _torch_steps(run: TorchRun, batches: Iterator[Any], count: int) -> int:

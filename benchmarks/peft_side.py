@@ -56,7 +56,7 @@ def start(config: Config, folder: Path, steps: int) -> TorchRun:
         lora = LoraConfig(
             task_type=TaskType.SEQ_CLS,
             r=config.lora.r,
-            lora_alpha=config.lora.lora_alpha,
+            lora_alpha=config.lora.lora_alpha,  # type: ignore[arg-type]  # PEFT takes floats too
             lora_dropout=config.lora.lora_dropout,
             target_modules=config.lora.target_modules,
         )

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 
-def take_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """{name: seconds of its call in each round}. In a round each call is made once, another one first each time."""
+def take_turns(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[tuple[float, Any]]]:
+    """{name: (seconds, result) of its call in each round}. A round calls each once, another one first each time."""
     names = list(calls)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    found: dict[str, list[tuple[float, Any]]] = {name: [] for name in names}
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            seconds[name].append(timed(calls[name])[0])
-    return seconds
+            found[name].append(timed(calls[name]))
+    return found
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:

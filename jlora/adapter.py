@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora.paths import leaves_by_path
+from jlora.errors import JloraError
+from jlora.paths import leaves_by_path, require
 
 
 @jax.tree_util.register_dataclass
@@ -38,6 +39,14 @@ class LowRank:
     ranks: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the leaf that the update is for."""
+        inputs, out = self.spec.split("->")
+        letters = inputs.replace(",", "")
+        sizes = dict(zip(letters, (*self.a.shape, *self.b.shape), strict=True))
+        return tuple(sizes[letter] for letter in out)
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +55,22 @@ class Full:
 
     value: jax.Array
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the leaf."""
+        return self.value.shape
+
 
 Adapter = Mapping[str, LowRank | Full]
+
+
+def require_fit(adapter: Adapter, leaves: Mapping[str, Any]) -> None:
+    """Raises JloraError where an entry's path is not one of `leaves`, or its shape is not that of the leaf."""
+    for path, entry in adapter.items():
+        require(path, leaves, "the base tree")
+        if entry.shape != np.shape(leaves[path]):
+            expected = np.shape(leaves[path])
+            raise JloraError(f"{path}: expected an entry for the base's shape {expected}, found one for {entry.shape}")
 
 
 def scaled_b(low_rank: LowRank) -> jax.Array:
@@ -111,4 +134,5 @@ def trained_count(entry: LowRank | Full) -> int:
         return int(np.prod(entry.value.shape))
     rank_axis = len(entry.scale.shape) - 1
     width = sum(int(np.prod(factor.shape[rank_axis + 1 :])) for factor in (entry.a, entry.b))
-    return sum(entry.ranks) * width
+    copies = int(np.prod(entry.scale.shape[:-1])) // len(entry.ranks)  # stacks other than that of the layers
+    return copies * sum(entry.ranks) * width

@@ -9,12 +9,11 @@ from typing import Any
 
 JIT = frozenset({"jit", "pjit"})
 CHECKPOINT = frozenset({"checkpoint", "remat", "remat2"})
-CUSTOM_DERIVATIVE = frozenset({"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"})
 
 
-def closed(jaxpr: Any, consts: tuple = ()) -> tuple[Any, tuple]:
-    """(jaxpr, consts) of an equation's parameter, closed or open."""
-    return (jaxpr.jaxpr, tuple(jaxpr.consts)) if hasattr(jaxpr, "consts") else (jaxpr, consts)
+def closed(jaxpr: Any) -> tuple[Any, tuple]:
+    """(jaxpr, constants) of an equation's parameter, closed or open."""
+    return (jaxpr.jaxpr, tuple(jaxpr.consts)) if hasattr(jaxpr, "consts") else (jaxpr, ())
 
 
 def scan_parts(params: dict[str, Any], values: list) -> tuple[list, list, list]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,15 +53,27 @@ class LoraConfig:
     task_type: str | None = None
 
     def __post_init__(self) -> None:
-        _require(self.r >= 1, "r", "an integer of at least 1", self.r)
-        for pattern, rank in self.rank_pattern.items():
-            _require(rank >= 1, f"rank_pattern.{pattern}", "an integer of at least 1", rank)
-        _require(0.0 <= self.lora_dropout < 1.0, "lora_dropout", "a number in [0, 1)", self.lora_dropout)
+        for key, rank in {"r": self.r, **_entries("rank_pattern", self.rank_pattern)}.items():
+            _require(isinstance(rank, int) and rank >= 1, key, "an integer of at least 1", rank)
+        for key, alpha in {"lora_alpha": self.lora_alpha, **_entries("alpha_pattern", self.alpha_pattern)}.items():
+            _require(isinstance(alpha, (int, float)), key, "a number", alpha)
+        probability = isinstance(self.lora_dropout, (int, float)) and 0 <= self.lora_dropout < 1
+        _require(probability, "lora_dropout", "a number in [0, 1)", self.lora_dropout)
         known = self.init_lora_weights in (True, False, "gaussian")
         _require(known, "init_lora_weights", "true, false or gaussian", self.init_lora_weights)
+        _require(not isinstance(self.modules_to_save, str), "modules_to_save", "a list of names", self.modules_to_save)
+        for key, pattern in self._regular_expressions():
+            _require(_compiles(pattern), key, "a regular expression", pattern)
         layered = self.layers_to_transform is None or not isinstance(self.target_modules, str)
         expected = "null where target_modules is a string (PEFT's rule): a list of names, or the layers in the regex"
         _require(layered, "layers_to_transform", expected, self.layers_to_transform)
+
+    def _regular_expressions(self) -> Iterator[tuple[str, str]]:
+        for field in ("target_modules", "exclude_modules"):
+            if isinstance(getattr(self, field), str):
+                yield field, getattr(self, field)
+        for field in ("rank_pattern", "alpha_pattern"):
+            yield from ((field, pattern) for pattern in getattr(self, field))
 
     @property
     def trained_whole(self) -> tuple[str, ...]:
@@ -82,6 +95,8 @@ def write_config(folder: Path, config: LoraConfig, base_model: str | None, targe
         fields["target_modules"] = list(targets)
     if config.task_type == "SEQ_CLS" and config.modules_to_save is None:
         fields["modules_to_save"] = list(HEAD_NAMES)
+    if config.task_type == "SEQ_CLS" and not set(HEAD_NAMES) & set(config.trained_whole):
+        fields["task_type"] = None  # told of a classifier, PEFT would look for its weights in the adapter's file
     fields |= {
         "peft_type": "LORA",
         "base_model_name_or_path": base_model,
@@ -89,7 +104,8 @@ def write_config(folder: Path, config: LoraConfig, base_model: str | None, targe
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    (folder / "adapter_config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+    in_order = dict(sorted(fields.items()))  # but patterns as given: the first that matches a name counts
+    (folder / "adapter_config.json").write_text(json.dumps(in_order, indent=2, default=sorted) + "\n")
 
 
 # Fields of PEFT's config that say nothing about the function the adapter computes.
@@ -110,16 +126,32 @@ def read_config(folder: Path) -> LoraConfig:
     if not path.is_file():
         raise JloraError(f"{path}: expected PEFT's configuration, found no such file")
     try:
-        raw: dict[str, Any] = json.loads(path.read_text())
+        raw: Any = json.loads(path.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise JloraError(f"{path}: expected JSON, found {error}") from None
-    if raw.get("peft_type") != "LORA":
-        raise JloraError(f"{path}: peft_type: expected LORA, found {raw.get('peft_type')!r}")
+    if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
+        found = raw.get("peft_type") if isinstance(raw, dict) else raw
+        raise JloraError(f"{path}: peft_type: expected LORA, found {found!r}")
     names = {field.name for field in dataclasses.fields(LoraConfig)}
     for key in sorted(set(raw) - names - _NEUTRAL):
         if raw[key] not in _OFF:
             raise JloraError(f"{path}: {key}: expected it off or absent (not supported), found {raw[key]!r}")
-    return LoraConfig(**{key: value for key, value in raw.items() if key in names})
+    try:
+        return LoraConfig(**{key: value for key, value in raw.items() if key in names})
+    except JloraError as error:
+        raise JloraError(f"{path}: {error}") from None
+
+
+def _entries(field: str, patterns: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{field}.{pattern}": value for pattern, value in patterns.items()}
+
+
+def _compiles(pattern: str) -> bool:
+    try:
+        re.compile(pattern)
+    except re.error:
+        return False
+    return True
 
 
 def _require(holds: bool, key: str, expected: str, found: Any) -> None:

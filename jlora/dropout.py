@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import jax
@@ -52,7 +53,7 @@ def _masked(words: jax.Array, x: jax.Array, rate: float) -> jax.Array:
 
 def _hash(words: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Uniform uint32 for each position: the "lowbias32" mixer by C. Wellons, a key word before each round."""
-    bits = jax.lax.iota(jnp.uint32, max(1, _size(shape))).reshape(shape if shape else ())
+    bits = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
     bits = _mix(bits ^ words[0], 16, 0x7FEB352D)
     bits = _mix(bits ^ words[1], 15, 0x846CA68B)
     return bits ^ (bits >> jnp.uint32(16))
@@ -60,10 +61,3 @@ def _hash(words: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def _mix(bits: jax.Array, shift: int, factor: int) -> jax.Array:
     return (bits ^ (bits >> jnp.uint32(shift))) * jnp.uint32(factor)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for dim in shape:
-        size *= dim
-    return size

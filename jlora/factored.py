@@ -63,9 +63,9 @@ def _own_axes(weight: jax.Array) -> tuple[tuple[int, ...], ...]:
 
 def _spread(factor: jax.Array, letters: str, out: str) -> jax.Array:
     """(*stack, r, *rest) -> (r, *dims) with size 1 where the factor does not vary."""
-    r_first = jnp.moveaxis(factor, letters.index("r"), 0)  # the other letters are in the order of `out`
+    order = [letters.index(letter) for letter in ("r", *out) if letter in letters]
     missing = [1 + axis for axis, letter in enumerate(out) if letter not in letters]
-    return jnp.expand_dims(r_first, missing)
+    return jnp.expand_dims(jnp.transpose(factor, order), missing)
 
 
 def moved(value: Factored, name: str, params: dict[str, Any]) -> Factored | None:

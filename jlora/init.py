@@ -20,7 +20,7 @@ from jlora.consume import Use
 from jlora.errors import JloraError
 from jlora.names import is_stacked, module_names
 from jlora.paths import leaves_by_path
-from jlora.targets import ALL_LINEAR, check_targets, is_target, is_trained_whole, pattern_value
+from jlora.targets import check_other_modules, check_targets, is_all_linear, is_target, is_trained_whole, pattern_value
 
 
 def init(
@@ -68,20 +68,37 @@ def _plan(
     leaves, uses = leaves_by_path(base), find_uses(fn, base, *args, **kwargs)
     modules = {path: _module_names(path, leaf, uses[path]) for path, leaf in leaves.items()}
     adaptable = {path: names for path, names in modules.items() if _adaptable(config, uses[path], leaves[path])}
+    _require_used(
+        config, {path: names for path, names in modules.items() if not uses[path] and np.ndim(leaves[path]) > 1}
+    )
     check_targets(config, [name for names in adaptable.values() for name in names])
+    check_other_modules(config, [name for names in modules.values() for name in names])
     plan: dict[str, tuple[LowRank | Full, str]] = {}
     for path, leaf in leaves.items():
-        targeted = any(is_target(config, name) for name in modules[path])
-        if all(is_trained_whole(config, name) for name in modules[path]):
+        if _is_trained_whole(config, path, modules[path]):
             plan[path] = (Full(_abstract(leaf.shape, leaf.dtype)), "whole")
-        elif path in adaptable and targeted:
-            use = _only_use(path, uses[path])
+        elif path in adaptable and any(is_target(config, name) for name in modules[path]):
+            use = _only_use(path, uses[path], len(leaf.shape))
             plan[path] = (_shaped(config, path, leaf.shape, use, modules[path]), use.kind)
-        elif targeted and not uses[path] and leaf.ndim > 1:
+    return plan
+
+
+def _require_used(config: LoraConfig, unused: dict[str, list[str]]) -> None:
+    for path, names in unused.items():
+        if not is_all_linear(config) and any(is_target(config, name) for name in names):
             raise JloraError(
                 f"{path}: matches target_modules, but the function never uses it; exclude_modules leaves it out"
             )
-    return plan
+
+
+def _is_trained_whole(config: LoraConfig, path: str, names: list[str]) -> bool:
+    whole = [name for name in names if is_trained_whole(config, name)]
+    if whole and len(whole) < len(names):
+        raise JloraError(
+            f"{path}: expected modules_to_save to name all {len(names)} layers of a stack or none,"
+            f" found {', '.join(whole)}"
+        )
+    return bool(whole)
 
 
 def _module_names(path: str, leaf: Any, uses: set[Use]) -> list[str]:
@@ -92,19 +109,20 @@ def _module_names(path: str, leaf: Any, uses: set[Use]) -> list[str]:
 
 def _adaptable(config: LoraConfig, uses: set[Use], leaf: Any) -> bool:
     kinds = {use.kind for use in uses}
-    if config.target_modules == ALL_LINEAR:
+    if is_all_linear(config):
         return kinds == {"linear"}
     return bool(kinds) and kinds <= {"linear", "lookup"} and leaf.ndim > 1
 
 
-def _only_use(path: str, uses: set[Use]) -> Use:
-    """The use that shapes A and B: a lookup goes before a product (PEFT adapts a tied embedding's lookup)."""
+def _only_use(path: str, uses: set[Use], ndim: int) -> Use:
+    """The use that shapes A and B; axes that the function drops (`w[2]`) count as free ones."""
     if len(uses) > 1:
         raise JloraError(
             f"{path}: expected one way of using the weight, found {len(uses)}:"
             f" {'; '.join(sorted(str(use) for use in uses))}. Weights used in several ways are not supported yet."
         )
-    return next(iter(uses))
+    use = next(iter(uses))
+    return dataclasses.replace(use, outputs=tuple(a for a in range(ndim) if a not in {*use.stack, *use.inputs}))
 
 
 def _shaped(config: LoraConfig, path: str, shape: tuple[int, ...], use: Use, names: list[str]) -> LowRank:
@@ -116,7 +134,9 @@ def _shaped(config: LoraConfig, path: str, shape: tuple[int, ...], use: Use, nam
     for layer, (name, rank) in enumerate(zip(names, ranks, strict=True)):
         alpha = pattern_value(config.alpha_pattern, name, config.lora_alpha)
         scale[layer, :rank] = alpha / max(1, math.sqrt(rank) if config.use_rslora else rank)
-    scale = np.broadcast_to(scale if len(names) > 1 else scale[0], (*stack, max(ranks)))
+    inner_stack = range(1, len(stack))  # axes that a batched product adds to that of the layers
+    scale = np.expand_dims(scale, tuple(inner_stack)) if len(names) > 1 else scale[0]
+    scale = np.broadcast_to(scale, (*stack, max(ranks)))
     a, b = (_abstract((*stack, max(ranks), *axes), jnp.float32) for axes in (inputs, outputs))
     return LowRank(a, b, jnp.asarray(scale), _spec(use, len(shape)), ranks, config.lora_dropout)
 
@@ -129,7 +149,7 @@ def _abstract(shape: tuple[int, ...], dtype: Any) -> jax.Array:
 def _warn_of_rank(path: str, rank: int, inputs: int, outputs: int) -> None:
     if rank > min(inputs, outputs):
         message = f"{path}: rank {rank} is above the smaller side of a {inputs} x {outputs} weight: more parameters"
-        warnings.warn(f"{message}, but no larger updates than rank {min(inputs, outputs)}", stacklevel=4)
+        warnings.warn(f"{message}, but no larger updates than rank {min(inputs, outputs)}", stacklevel=5)
 
 
 def _spec(use: Use, ndim: int) -> str:
@@ -143,13 +163,13 @@ def _drawn(key: jax.Array, config: LoraConfig, entry: LowRank, kind: str) -> Low
     a_key, b_key = jax.random.split(key)
     rank_axis = entry.scale.ndim - 1
     fan_in, rank = math.prod(entry.a.shape[rank_axis + 1 :]), entry.a.shape[rank_axis]
-    a, b = jnp.zeros(entry.a.shape), jnp.zeros(entry.b.shape)
+    a, b = jnp.zeros(entry.a.shape, jnp.float32), jnp.zeros(entry.b.shape, jnp.float32)
     if kind == "lookup":
-        b = jax.random.normal(b_key, b.shape)
-        a = a if config.init_lora_weights else jax.random.normal(a_key, a.shape)
+        b = jax.random.normal(b_key, b.shape, jnp.float32)
+        a = a if config.init_lora_weights else jax.random.normal(a_key, a.shape, jnp.float32)
     else:
         gaussian = config.init_lora_weights == "gaussian"
-        a = jax.random.normal(a_key, a.shape) / rank if gaussian else _uniform(a_key, a.shape, fan_in)
+        a = jax.random.normal(a_key, a.shape, jnp.float32) / rank if gaussian else _uniform(a_key, a.shape, fan_in)
         b = b if config.init_lora_weights else _uniform(b_key, b.shape, rank)
     return dataclasses.replace(entry, a=a, b=b)
 
@@ -157,4 +177,4 @@ def _drawn(key: jax.Array, config: LoraConfig, entry: LowRank, kind: str) -> Low
 def _uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int) -> jax.Array:
     """torch's default for Linear weights, which PEFT keeps: Kaiming uniform with a = sqrt(5) (He et al. 2015)."""
     bound = 1 / math.sqrt(fan_in)
-    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+    return jax.random.uniform(key, shape, jnp.float32, minval=-bound, maxval=bound)

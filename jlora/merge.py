@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jlora.adapter import Adapter, Full, LowRank, scaled_b
-from jlora.paths import leaves_by_path, replace_leaves, require
+from jlora.adapter import Adapter, Full, LowRank, require_fit, scaled_b
+from jlora.paths import leaves_by_path, replace_leaves
 
 
 def update(low_rank: LowRank) -> jax.Array:
@@ -22,7 +22,7 @@ def merge(base: Any, adapter: Adapter) -> Any:
     Sums are formed in float32 and rounded once to the leaf's dtype. The given base is left as it is.
 
     Raises:
-      JloraError: a path of the adapter is not in the base.
+      JloraError: a path of the adapter is not in the base, or an entry of another shape than its leaf.
     """
     return _added(base, adapter, 1.0)
 
@@ -33,16 +33,16 @@ def unmerge(merged: Any, adapter: Adapter) -> Any:
     Leaves trained whole (`Full`) stay as they are: what they replaced is not in the merged tree.
 
     Raises:
-      JloraError: a path of the adapter is not in the merged tree.
+      JloraError: as for `merge`.
     """
     return _added(merged, {path: entry for path, entry in adapter.items() if isinstance(entry, LowRank)}, -1.0)
 
 
 def _added(base: Any, adapter: Adapter, sign: float) -> Any:
     leaves = leaves_by_path(base)
+    require_fit(adapter, leaves)
     changed: dict[str, jax.Array] = {}
     for path, entry in adapter.items():
-        require(path, leaves, "the base tree")
         if isinstance(entry, Full):
             changed[path] = entry.value
         else:

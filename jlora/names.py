@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 LAYER_STACKS = ("layer", "layers", "h")
 """Module names under which the leaves of all transformer layers are stacked on a leading axis."""
 
@@ -16,7 +18,8 @@ _PARAMETER_NAMES = {
 
 def is_stacked(path: str) -> bool:
     """Whether the leaf at `path` (`params/bert/encoder/layer/output/dense/bias`) has an axis of layers."""
-    return any(part in LAYER_STACKS for part in path.split("/")[:-1])
+    parts = path.split("/")
+    return any(part in LAYER_STACKS and not behind.isdigit() for part, behind in itertools.pairwise(parts))
 
 
 def is_transposed(path: str) -> bool:
@@ -50,7 +53,8 @@ def hf_keys(path: str, count: int | None) -> list[str]:
     """Checkpoint keys of the leaf at `path`: its modules' names and torch's name of the parameter.
 
     Returns:
-      `["bert.encoder.layer.0.attention.self.query.weight", ...]`, as many as `module_names` gives.
+      `["bert.encoder.layer.0.attention.self.query.weight", ...]`, as many as `module_names` gives. A leaf with
+      another last part than those that `module_names` leaves out goes by its module's name.
     """
-    parameter = _PARAMETER_NAMES[path.rsplit("/", 1)[-1]]
-    return [f"{module}.{parameter}" for module in module_names(path, count)]
+    parameter = _PARAMETER_NAMES.get(path.rsplit("/", 1)[-1])
+    return [f"{module}.{parameter}" if parameter else module for module in module_names(path, count)]

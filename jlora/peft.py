@@ -24,7 +24,7 @@ from jlora.adapter import Adapter, Full, LowRank
 from jlora.config import HEAD_NAMES, LoraConfig, read_config, write_config
 from jlora.errors import JloraError
 from jlora.init import abstract_adapter
-from jlora.names import hf_keys, is_transposed, module_names
+from jlora.names import hf_keys, is_stacked, is_transposed, module_names
 from jlora.paths import nearest
 
 _PREFIX = "base_model.model."
@@ -40,10 +40,13 @@ def save_adapter(
       adapter: {path: LowRank | Full}.
       config: what the adapter was made with.
       base_model: name or folder of the base, recorded for those who load it.
+
+    Raises:
+      JloraError: an entry for which PEFT's files have no form.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {key: np.ascontiguousarray(tensor, np.float32) for key, tensor in to_peft(adapter).items()}
+    folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / "adapter_model.safetensors.part"
     save_file(tensors, unfinished, metadata={"format": "pt"})
     unfinished.replace(folder / "adapter_model.safetensors")
@@ -130,7 +133,12 @@ class _Place:
 
 
 def _places(path: str, entry: LowRank) -> Iterator[_Place]:
-    stacked = len(entry.ranks) > 1 or entry.scale.ndim > 1
+    stacked = entry.scale.ndim > 1
+    if entry.scale.ndim > 2 or (stacked and not is_stacked(path)):
+        raise JloraError(
+            f"{path}: expected one module a layer, found a stack {entry.scale.shape[:-1]} inside a module,"
+            " for which PEFT's files have no form"
+        )
     lookup = path.endswith("/embedding")
     names = module_names(path, len(entry.ranks) if stacked else None)
     for layer, (name, rank) in enumerate(zip(names, entry.ranks, strict=True)):
@@ -146,17 +154,20 @@ def _adapted_names(path: str, entry: LowRank | Full) -> list[str]:
     return [place.a_key.removeprefix(_PREFIX).rsplit(".lora_", 1)[0] for place in _places(path, entry)]
 
 
-def _full_key(path: str) -> str:
-    return _PREFIX + hf_keys(path, None)[0]
+def _full_keys(path: str, shape: tuple[int, ...]) -> list[str]:
+    return [_PREFIX + key for key in hf_keys(path, shape[0] if is_stacked(path) else None)]
 
 
 def _full_to_peft(path: str, value: np.ndarray) -> dict[str, np.ndarray]:
-    return {_full_key(path): value.T if is_transposed(path) else value}
+    layers = value if is_stacked(path) else value[None]
+    keys = _full_keys(path, value.shape)
+    return {key: layer.T if is_transposed(path) else layer for key, layer in zip(keys, layers, strict=True)}
 
 
 def _full_from_peft(path: str, entry: Full, tensors: Mapping[str, np.ndarray]) -> Full:
-    value = tensors[_full_key(path)]
-    return Full(jnp.asarray(value.T if is_transposed(path) else value, entry.value.dtype))
+    layers = [tensors[key] for key in _full_keys(path, entry.shape)]
+    value = np.stack([layer.T if is_transposed(path) else layer for layer in layers])
+    return Full(jnp.asarray(value if is_stacked(path) else value[0], entry.value.dtype))
 
 
 def _low_rank_from_peft(path: str, entry: LowRank, tensors: Mapping[str, np.ndarray]) -> LowRank:
@@ -172,7 +183,9 @@ def _expected_shapes(template: Adapter) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for path, entry in template.items():
         if isinstance(entry, Full):
-            shapes[_full_key(path)] = tuple(entry.value.shape[::-1] if is_transposed(path) else entry.value.shape)
+            shape = entry.shape[1:] if is_stacked(path) else entry.shape
+            shape = shape[::-1] if is_transposed(path) else shape
+            shapes |= dict.fromkeys(_full_keys(path, entry.shape), shape)
             continue
         rank_axis = len(entry.scale.shape) - 1
         inputs, outputs = (int(np.prod(f.shape[rank_axis + 1 :])) for f in (entry.a, entry.b))

@@ -6,13 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from jlora.config import LoraConfig
+from jlora.config import HEAD_NAMES, LoraConfig
 from jlora.errors import JloraError
 from jlora.paths import nearest
 
 Value = TypeVar("Value")
 
-ALL_LINEAR = "all-linear"
+_ALL_LINEAR = "all-linear"
 
 
 def is_target(config: LoraConfig, name: str) -> bool:
@@ -21,9 +21,14 @@ def is_target(config: LoraConfig, name: str) -> bool:
         return False
     if is_trained_whole(config, name) or config.target_modules is None:
         return False
-    if isinstance(config.target_modules, str) and config.target_modules.lower() == ALL_LINEAR:
-        return True
+    if is_all_linear(config) or (not isinstance(config.target_modules, str) and name in config.target_modules):
+        return True  # a whole name goes before layers_to_transform, as in PEFT
     return matches(config.target_modules, name) and _in_layers(config.layers_to_transform, name)
+
+
+def is_all_linear(config: LoraConfig) -> bool:
+    """Whether every weight of a matrix product is meant."""
+    return isinstance(config.target_modules, str) and config.target_modules.lower() == _ALL_LINEAR
 
 
 def is_trained_whole(config: LoraConfig, name: str) -> bool:
@@ -31,9 +36,13 @@ def is_trained_whole(config: LoraConfig, name: str) -> bool:
 
     So `classifier` also means DistilBERT's `pre_classifier` and everything in RoBERTa's `classifier`.
     """
+    return any(is_in_module(entry, name) for entry in config.trained_whole)
+
+
+def is_in_module(end: str, name: str) -> bool:
+    """Whether `name` is that of a module, or lies in a module, whose name ends so."""
     parts = name.split(".")
-    ancestors = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-    return any(ancestor.endswith(tuple(config.trained_whole)) for ancestor in ancestors)
+    return any(".".join(parts[:count]).endswith(end) for count in range(1, len(parts) + 1))
 
 
 def matches(patterns: str | Sequence[str], name: str) -> bool:
@@ -68,10 +77,9 @@ def check_targets(config: LoraConfig, names: Sequence[str]) -> None:
     found = config.target_modules
     if found is None:
         raise _no_match("target_modules", 'names of modules, a regular expression, or "all-linear"', "", names)
-    everything = isinstance(found, str) and found.lower() == ALL_LINEAR
     for entry in [found] if isinstance(found, str) else found:
         pattern = entry if isinstance(found, str) else [entry]
-        if not everything and not any(matches(pattern, name) for name in names):
+        if not is_all_linear(config) and not any(matches(pattern, name) for name in names):
             raise _no_match("target_modules", "an entry that matches a module", entry, names, isinstance(found, str))
     targets = [name for name in names if is_target(config, name)]
     if not targets:
@@ -80,6 +88,25 @@ def check_targets(config: LoraConfig, names: Sequence[str]) -> None:
         for pattern in getattr(config, field):
             if not any(pattern_value({pattern: True}, name, False) for name in targets):
                 raise _no_match(field, "a pattern that matches an adapted module", pattern, targets)
+
+
+def check_other_modules(config: LoraConfig, names: Sequence[str]) -> None:
+    """Each entry of exclude_modules and modules_to_save must hit one of all the modules `names`.
+
+    The heads that PEFT lists for every sequence classifier need not be there.
+
+    Raises:
+      JloraError: an entry that matches nothing, with the nearest names and a list of what there is.
+    """
+    excluded = config.exclude_modules or ()
+    for entry in [excluded] if isinstance(excluded, str) else excluded:
+        pattern = entry if isinstance(excluded, str) else [entry]
+        if not any(matches(pattern, name) for name in names):
+            expected = "an entry that matches a module"
+            raise _no_match("exclude_modules", expected, entry, names, isinstance(excluded, str))
+    for entry in config.trained_whole:
+        if entry not in HEAD_NAMES and not any(is_in_module(entry, name) for name in names):
+            raise _no_match("modules_to_save", "an entry that ends a module's name", entry, names)
 
 
 def _no_match(field: str, expected: str, found: str, names: Sequence[str], is_regex: bool = False) -> JloraError:

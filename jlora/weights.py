@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,14 +38,11 @@ def load_weights(model: Any, name: str, *, key: jax.Array | None = None, revisio
       JloraError: no safetensors files (pickles are never opened), a file that is not whole, a missing, an
         unexpected or a wrongly shaped key, a dtype that is not floating point, a new head without `key`.
     """
-    folder = fetch(name, revision, WEIGHT_PATTERNS)
-    abstract, module = abstract_base(model), family(model.config.model_type)
+    folder, abstract = fetch(name, revision, WEIGHT_PATTERNS), abstract_base(model)
     leaves = leaves_by_path(abstract)
-    wanted = {path: _keys(path, leaf.shape) for path, leaf in leaves.items()}
-    tensors = _known_tensors(
-        module, folder, open_tensors(folder), {name for names in wanted.values() for name in names}
-    )
-    new = _new_heads(module, folder, tensors, wanted)
+    wanted, tensors, new, dropped = _matched(model, folder, leaves)
+    if dropped:
+        logger.info("%s: not used: %s", folder, ", ".join(dropped))
     if new and key is None:
         raise JloraError(
             f"{folder}: expected {_some(_names(new, wanted))}; found no such head; to initialise it, give a key: "
@@ -56,9 +53,18 @@ def load_weights(model: Any, name: str, *, key: jax.Array | None = None, revisio
         _require_shapes(path, leaves[path].shape, stored)
     base = replace_leaves(abstract, {path: _read(path, leaves[path].shape, sources[path]) for path in sources})
     if new and key is not None:
-        logger.warning("%s: newly initialised, to be trained: %s", folder, ", ".join(_names(new, wanted)))
+        logger.warning("%s: newly initialised: %s", folder, ", ".join(_names(new, wanted)))
         base = replace_leaves(base, _initialised(model, key, new))
     return base
+
+
+def new_heads(model: Any, name: str, *, revision: str | None = None) -> dict[str, list[str]]:
+    """The heads that the files do not have, so that `load_weights` initialises them: {path of a leaf: keys}.
+
+    Arguments and errors are those of `load_weights`; no tensor is read.
+    """
+    match = _matched(model, fetch(name, revision, WEIGHT_PATTERNS), leaves_by_path(abstract_base(model)))
+    return {path: match.wanted[path] for path in sorted(match.new)}
 
 
 def save_base(
@@ -104,10 +110,27 @@ def _stored_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[::-1] if is_transposed(path) else shape
 
 
+class _Match(NamedTuple):
+    """A folder held against a model: {path: its keys}, {key: tensor}, paths of new heads, keys that are not read."""
+
+    wanted: dict[str, list[str]]
+    tensors: dict[str, StoredTensor]
+    new: set[str]
+    dropped: list[str]
+
+
+def _matched(model: Any, folder: Path, leaves: Mapping[str, Any]) -> _Match:
+    module = family(model.config.model_type)
+    wanted = {path: _keys(path, leaf.shape) for path, leaf in leaves.items()}
+    names = {name for names in wanted.values() for name in names}
+    tensors, dropped = _known_tensors(module, open_tensors(folder), names)
+    return _Match(wanted, tensors, _new_heads(module, folder, tensors, wanted), dropped)
+
+
 def _known_tensors(
-    module: Any, folder: Path, stored: Mapping[str, StoredTensor], wanted: set[str]
-) -> dict[str, StoredTensor]:
-    """The stored tensors under today's full keys, without what the family's tables leave out."""
+    module: Any, stored: Mapping[str, StoredTensor], wanted: set[str]
+) -> tuple[dict[str, StoredTensor], list[str]]:
+    """(the stored tensors under today's full keys, the keys that the family's tables leave out)."""
     known: dict[str, StoredTensor] = {}
     dropped = []
     for key, tensor in stored.items():
@@ -123,9 +146,7 @@ def _known_tensors(
                 f"{tensor.file}: {key}: expected a key of {module.CLASSIFIER.__name__}; "
                 f"found one that it does not have{nearest(name, wanted)}"
             )
-    if dropped:
-        logger.info("%s: not used: %s", folder, ", ".join(dropped))
-    return known
+    return known, dropped
 
 
 def _todays_name(module: Any, key: str, wanted: set[str]) -> str:
@@ -170,7 +191,7 @@ def _read(path: str, shape: tuple[int, ...], tensors: list[StoredTensor]) -> jax
     for layer, tensor in enumerate(tensors):
         value = tensor.read()
         leaf[layer if is_stacked(path) else ...] = value.T if is_transposed(path) else value
-    return jnp.asarray(leaf)
+    return jax.device_put(leaf).block_until_ready()  # so that no two host buffers are alive at a time
 
 
 def _tensor(path: str, leaf: Any, layer: int) -> np.ndarray:

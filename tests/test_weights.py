@@ -105,7 +105,7 @@ def test_a_bare_encoder_gets_a_seeded_head_that_the_log_names(bert, caplog):
     bare = _renamed(tensors, "bert.", "") | {"embeddings.position_ids": np.arange(24)[None]}
     with caplog.at_level(logging.WARNING, "jlora"):
         base = load(bare, key=jax.random.key(3))
-    assert "newly initialised, to be trained: classifier.bias, classifier.weight" in caplog.text
+    assert "newly initialised: classifier.bias, classifier.weight" in caplog.text
     _assert_same_tree(base["params"]["bert"], whole["params"]["bert"])
     model = build(cases.tiny_config("bert"))
     fresh = model.init(jax.random.key(3), cases.random_batch(model.config))["params"]["classifier"]

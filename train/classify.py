@@ -22,10 +22,18 @@ from train.finish import Run, finish
 from train.labels import Labels
 from train.loop import Loop, run
 from train.optimizer import optimizer, schedule
-from train.prepare import Adapted, abstract_model, load_tokenizer, prepare_model, prepare_splits, steps_of
+from train.prepare import (
+    Adapted,
+    abstract_model,
+    load_tokenizer,
+    prepare_model,
+    prepare_splits,
+    require_fit,
+    steps_of,
+)
 from train.progress import clock, configure_logging
 from train.push import check_push
-from train.record import Recorder
+from train.record import Recorder, import_tracker
 from train.step import State, make_eval_step, make_train_step
 from train.summary import summary
 
@@ -63,6 +71,7 @@ def _train(config: Config, request: Request, is_offline: bool) -> None:
     if run_folder.check(config, request.flags) == "finished":
         logger.info("%s: this run is finished, nothing to do; --overwrite starts anew", config.output_dir)
         return
+    import_tracker(config.tracker)
     if config.hub.push and config.hub.repo:
         check_push(config.hub.repo, config.hub.private)
     tokenizer = load_tokenizer(config.model)
@@ -73,6 +82,7 @@ def _train(config: Config, request: Request, is_offline: bool) -> None:
     metric = config.train.metric or metrics.primary(labels.problem_type)
     metrics.check(metric, labels.problem_type, len(labels))
     adapted = prepare_model(config, labels)
+    require_fit(adapted, splits, buckets[-1])
     _print_summary(adapted, config, request, len(splits["train"].tokens))
     loop, state = _loop(config, adapted, labels, splits, buckets, metric)
     folder = run_folder.claim(config, request.flags)
@@ -80,7 +90,7 @@ def _train(config: Config, request: Request, is_offline: bool) -> None:
         state, best = checkpoint.restore(manager, state)
         start = int(state.step)
         if request.flags.resume:
-            logger.info("resumed at step %d", start)
+            logger.info("resumed at step %d%s", start, "" if start else ": there is no checkpoint yet")
         resume_step = start if request.flags.resume else None
         with Recorder(
             folder, resume_step=resume_step, tracker=config.tracker, config=config.model_dump(by_alias=True)

@@ -209,6 +209,8 @@ class Config(_Section):
         if isinstance(rates, dict) and self.method not in rates:
             given = ", ".join(rates) or "no method"
             raise ValueError(f"train.learning_rate.{self.method}: missing; the mapping has {given}")
+        if self.method != "lora" and not self.export.merged:
+            raise ValueError(f"export.merged: expected true with method: {self.method}, which leaves nothing else")
         if self.lora.from_ is not None and self.method != "lora":
             raise ValueError(f"lora.from: expected null with method: {self.method}, found {self.lora.from_!r}")
         if self.task == "regression" and self.data.label_names is not None:

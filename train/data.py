@@ -95,7 +95,8 @@ def read_split(source: str | list[str], config: DataConfig, split: str, labelled
     split is not called `split`. With `labelled=False` no label column is needed and every label is -1.
     Raises JloraError.
     """
-    return _read(source, config, split, labelled)[0]
+    rows = _read(source, config, split, labelled)[0]
+    return _name_labels(rows, config, split, []) if labelled else rows
 
 
 def configured_names(config: DataConfig) -> tuple[str, ...] | None:

@@ -59,14 +59,15 @@ def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
     if run.config.method == "lora":
         base_model = _base_name(run.config)
         artifacts.write_adapter(run.folder / "adapter", run.adapted, adapter, run.tokenizer, run.labels, base_model)
-        _write_card(run.folder / "adapter", facts, "adapter")
+        _write_card(run, facts, "adapter")
     difference = _export_merged(run, adapter, logits["validation"], facts) if run.config.export.merged else None
     curves.plot(run.folder / "metrics.jsonl", run.folder / "curves.png", run.loop.metric, run.folder.name)
     report = _report(run, results, difference)
-    if run.config.hub.push and run.config.hub.repo:
-        shipped = "merged" if run.config.export.merged else "adapter"
-        report["pushed_to"] = push(run.folder / shipped, run.config.hub.repo, run.config.hub.private)
+    # Written before the upload too: a hub that fails must not cost the numbers.
     write_json(run.folder / "report.json", report)
+    if run.config.hub.push and run.config.hub.repo:
+        report["pushed_to"] = push(run.folder / _shipped(run.config), run.config.hub.repo, run.config.hub.private)
+        write_json(run.folder / "report.json", report)
     return report
 
 
@@ -88,7 +89,7 @@ def predicted(labels: Labels, probabilities: np.ndarray) -> str:
     if labels.problem_type == "regression":
         return f"{float(probabilities[0]):.4f}"
     if labels.problem_type == "multi_label_classification":
-        return ";".join(name for name, value in zip(labels.names, probabilities, strict=True) if value >= 0.5)
+        return ";".join(name for name, value in zip(labels.names, probabilities, strict=True) if value > 0.5)
     return labels.names[int(np.argmax(probabilities))]
 
 
@@ -105,7 +106,7 @@ def _export_merged(run: Run, adapter: Any, in_memory: np.ndarray, facts: card.Fa
     """Writes merged/, reads it back, and returns the largest difference of its logits on the validation split."""
     folder, dtype = run.folder / "merged", run.config.export.dtype
     artifacts.write_merged(folder, run.adapted, adapter, run.tokenizer, dtype)
-    _write_card(folder, facts, "merged")
+    _write_card(run, facts, "merged")
     model, base = artifacts.read_back(folder, jnp.dtype(run.config.train.dtype))
     found = _logits(run, None, base, make_eval_step(model.apply), "validation")
     difference = artifacts.largest_difference(in_memory, found)
@@ -118,9 +119,15 @@ def _base_name(config: Config) -> str:
     return config.model if model_hub_names(config) else str(Path(model_folder(config.model)).resolve())
 
 
-def _write_card(folder: Path, facts: card.Facts, kind: card.Kind) -> None:
-    where = facts.where if "/" in facts.where and not Path(facts.where).exists() else str(folder)
-    text = card.model_card(dataclasses.replace(facts, where=where), kind)
+def _shipped(config: Config) -> card.Kind:
+    """The folder that is uploaded."""
+    return "merged" if config.export.merged else "adapter"
+
+
+def _write_card(run: Run, facts: card.Facts, kind: card.Kind) -> None:
+    config, folder = run.config, run.folder / kind
+    pushed = config.hub.repo if config.hub.push and kind == _shipped(config) else None
+    text = card.model_card(dataclasses.replace(facts, where=pushed or str(folder)), kind)
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -129,10 +136,10 @@ def _facts(run: Run, results: dict[str, dict[str, float]]) -> card.Facts:
     models, data = model_hub_names(config), data_hub_names(config)
     return card.Facts(
         name=run.folder.name,
-        where=config.hub.repo or str(run.folder),
+        where=str(run.folder),
         method=config.method,
         problem_type=run.labels.problem_type,
-        base_model=config.model,
+        base_model=_base_name(config),
         dataset=", ".join([config.data.train] if isinstance(config.data.train, str) else config.data.train),
         labels=() if run.labels.problem_type == "regression" else run.labels.names,
         results=results,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, SupportsFloat
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jlora import combine
@@ -56,7 +57,7 @@ def run(loop: Loop, state: State, best: Best, manager: ocp.CheckpointManager, re
       (the best evaluation, examples per second while training).
 
     Raises:
-      JloraError: the loss is NaN or infinite; the newest checkpoint is from before that step.
+      JloraError: the loss, its gradient or an evaluation is NaN or infinite; the newest checkpoint is from before it.
     """
     train = loop.config.train
     per_epoch, steps = steps_of(loop.config, len(loop.splits["train"].tokens))
@@ -66,26 +67,20 @@ def run(loop: Loop, state: State, best: Best, manager: ocp.CheckpointManager, re
     saved = start
     with Progress(steps, start, train.log_every) as progress:
         for step, batch in enumerate(batches(loop, start, steps), start + 1):
+            if _is_exhausted(loop, best):
+                logger.info("stopped early: %d evaluations without a better %s", best.stale, loop.metric)
+                break
             state, values = loop.train_step(state, loop.frozen, loop.base, to_rows(batch), loop.key)
-            _require_finite(float(values["loss"]), step, saved)
+            _require_finite(values, step, saved)
             progress.update(values["loss"], int(batch.weights.sum()), float(loop.rate(step - 1)))
             if step % train.log_every == 0 or step == steps:
                 _log_step(recorder, loop, step, values, progress)
-            evaluated = step % evaluate_every == 0 or step == steps
             with progress.paused():
-                if evaluated:
-                    best = _evaluate(loop, state, best, step, recorder)
-                if evaluated or step % checkpoint_every == 0:
+                if step % evaluate_every == 0 or step == steps:
+                    best = _evaluate(loop, state, best, step, saved, recorder)
+                if step % checkpoint_every == 0 or step == steps:
                     checkpoint.save(manager, state, best)
                     saved = step
-            if train.early_stopping_patience is not None and best.stale >= train.early_stopping_patience:
-                logger.info(
-                    "stopped early at step %d: %d evaluations without a better %s",
-                    step,
-                    best.stale,
-                    loop.metric,
-                )
-                break
         return best, progress.examples_per_second
 
 
@@ -106,13 +101,19 @@ def to_rows(batch: Batch) -> Rows:
     return Rows(batch.inputs, batch.labels, batch.weights)
 
 
-def _require_finite(loss: float, step: int, saved: int) -> None:
-    if not math.isfinite(loss):
-        kept = f"the checkpoint of step {saved} is kept" if saved else "no checkpoint was written yet"
-        raise JloraError(
-            f"step {step}: expected a finite loss, found {loss}; stopped, {kept}."
-            " Try a smaller train.learning_rate, or look at the data."
-        )
+def _is_exhausted(loop: Loop, best: Best) -> bool:
+    patience = loop.config.train.early_stopping_patience
+    return patience is not None and best.stale >= patience
+
+
+def _require_finite(values: Mapping[str, SupportsFloat], step: int, saved: int) -> None:
+    for name, value in values.items():
+        if not math.isfinite(float(value)):
+            kept = f"the checkpoint of step {saved} is kept" if saved else "no checkpoint was written yet"
+            raise JloraError(
+                f"step {step}: expected a finite {name}, found {float(value)}; stopped, {kept}."
+                " Try a smaller train.learning_rate, or look at the data."
+            )
 
 
 def _log_step(recorder: Recorder, loop: Loop, step: int, values: dict[str, Any], progress: Progress) -> None:
@@ -126,10 +127,11 @@ def _log_step(recorder: Recorder, loop: Loop, step: int, values: dict[str, Any],
     recorder.log(step, numbers, "train")
 
 
-def _evaluate(loop: Loop, state: State, best: Best, step: int, recorder: Recorder) -> Best:
+def _evaluate(loop: Loop, state: State, best: Best, step: int, saved: int, recorder: Recorder) -> Best:
     split = loop.splits["validation"]
     adapter = combine(state.trainable, loop.frozen)
     logits = logits_of(loop.eval_step, adapter, loop.base, split, loop.buckets, loop.config.train.eval_batch_size)
+    _require_finite({"largest validation logit": np.max(np.abs(logits))}, step, saved)
     found = scores(loop.problem_type, logits, split.labels)
     recorder.log(step, found, "validation")
     shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items())

@@ -16,8 +16,8 @@ logger = logging.getLogger(__name__)
 def choose(request: Request) -> tuple[Config, bool]:
     """(the run's config, whether the `offline:` block is in it).
 
-    The hub is asked once, and only where something is to come from it. Without an answer the local cache
-    serves, or else the `offline:` block; nothing asks the hub again.
+    The hub is asked once, and only where something is to come from it (in a dry run: the model). Without an
+    answer the local cache serves, or else the `offline:` block; nothing asks the hub again.
 
     Raises:
       JloraError: whatever `resolve` finds wrong; no hub, no cache and no `offline:` block.
@@ -25,10 +25,11 @@ def choose(request: Request) -> tuple[Config, bool]:
     online = resolve(request, use_offline=False)
     if request.flags.offline:
         return _offline(request, online, "--offline is given")
-    if not needs_hub(online) or hub_answers():
+    dry = request.flags.dry_run
+    if not (model_hub_names(online) if dry else needs_hub(online)) or hub_answers():
         return online, False
     forbid_network()
-    if _all_cached(online, with_data=not request.flags.dry_run):
+    if _all_cached(online, with_data=not dry):
         logger.warning("the hub does not answer: using its local cache")
         return online, False
     return _offline(request, online, "the hub does not answer and its cache does not hold what is needed")

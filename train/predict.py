@@ -6,7 +6,7 @@ import argparse
 import csv
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,13 @@ from train.evaluate import scores
 from train.finish import predicted
 from train.labels import Labels, encode
 from train.progress import configure_logging
+from train.sources import settle_hub
 from train.trained import load_trained
 from train.validation import flatten
 
 logger = logging.getLogger(__name__)
+
+_OF_THE_RUN = ("text", "text_pair", "label", "label_names", "drop_other_labels", "max_length")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -55,15 +58,25 @@ def _parser() -> argparse.ArgumentParser:
         ("encoding", "encoding of the input file"),
     ):
         parser.add_argument(f"--{name}", help=f"{meaning}; default: as the run had it, or data.{name}'s default")
-    parser.add_argument("--max-length", type=int, help="tokens a row; default: as the run had it, or 128")
-    parser.add_argument("--batch-size", type=int, default=64, help="rows a batch (64)")
+    parser.add_argument("--max-length", type=_count(4), help="tokens a row; default: as the run had it, or 128")
+    parser.add_argument("--batch-size", type=_count(1), default=64, help="rows a batch (64)")
     return parser
+
+
+def _count(least: int) -> Callable[[str], int]:
+    def count(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number >= {least}, found {text!r}")
+        return int(text)
+
+    return count
 
 
 def _predict(options: argparse.Namespace) -> None:
     if options.output.exists() and not options.overwrite:
         raise JloraError(f"--output: {options.output}: exists; name another file, or give --overwrite")
     config = _data_config(options)
+    settle_hub(options.input)
     rows = read_split(options.input, config, "test", labelled=options.evaluate)
     trained = load_trained(options.model, options.base)
     # Wrong labels are said before anything is computed.
@@ -83,9 +96,8 @@ def _data_config(options: argparse.Namespace) -> DataConfig:
     stored = next((f for f in (folder / "config.yaml", folder.parent / "config.yaml") if f.is_file()), None)
     if stored is not None:
         ran = flatten(yaml_text.read_file(stored))
-        values |= {name: ran[f"data.{name}"] for name in ("text", "text_pair", "label", "max_length")}
-    given = {"text": options.text, "text_pair": options.text_pair, "label": options.label}
-    given |= {"max_length": options.max_length, "encoding": options.encoding}
+        values |= {name: ran[f"data.{name}"] for name in _OF_THE_RUN if f"data.{name}" in ran}
+    given = {name: getattr(options, name) for name in ("text", "text_pair", "label", "max_length", "encoding")}
     return DataConfig(**(values | {name: value for name, value in given.items() if value is not None}))
 
 

@@ -20,6 +20,7 @@ from jlora.models import family
 from jlora.names import module_names
 from jlora.paths import leaves_by_path
 from jlora.targets import is_trained_whole
+from jlora.weights import new_heads
 from train.batches import bucket_lengths
 from train.config import Config, LoraSection
 from train.data import Data, Split
@@ -66,12 +67,16 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer beside the model.
 
     Raises:
-      JloraError: the folder or hub model has none.
+      JloraError: the folder or hub model has none, or one that knows no words.
     """
     try:
-        return AutoTokenizer.from_pretrained(model_folder(name))
+        tokenizer = AutoTokenizer.from_pretrained(model_folder(name))
     except (OSError, ValueError) as error:
         raise JloraError(f"{name}: expected a tokenizer beside the model (tokenizer.json); found {error}") from None
+    # Without any file transformers makes a tokenizer of the special tokens alone, and says nothing.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise JloraError(f"{name}: expected a tokenizer beside the model (tokenizer.json); found no words of one")
+    return tokenizer
 
 
 def prepare_splits(
@@ -103,15 +108,27 @@ def prepare_model(config: Config, labels: Labels) -> Adapted:
     head_key, adapter_key = jax.random.split(jax.random.key(config.seed))
     model = _build(config, labels.config_entries())
     base = load_weights(model, model_folder(config.model), key=head_key)
-    example = example_batch(model.config)
-    if config.method != "lora":
-        return Adapted(model, base, whole_leaves(config, base), None)
-    lora = lora_config(config.lora, model)
-    if config.lora.from_ is not None:
-        adapter, stored = jlora.load_adapter(config.lora.from_, base, model.apply, example)
-        lora = dataclasses.replace(stored, lora_dropout=lora.lora_dropout)
-        return Adapted(model, base, _with_dropout(adapter, lora.lora_dropout), lora)
-    return Adapted(model, base, jlora.init(adapter_key, lora, base, model.apply, example), lora)
+    if config.method == "lora":
+        adapter, lora = _lora(config, model, base, adapter_key)
+        adapted = Adapted(model, base, adapter, lora)
+    else:
+        adapted = Adapted(model, base, whole_leaves(config, base), None)
+    _warn_of_frozen_heads(adapted, model_folder(config.model))
+    return adapted
+
+
+def require_fit(adapted: Adapted, splits: dict[str, Prepared], longest: int) -> None:
+    """Raises JloraError where the model does not take the tokens of a split, or rows of `longest` tokens."""
+    words = adapted.model.config.vocab_size
+    for name, split in splits.items():
+        if split.tokens.ids.max() >= words:
+            raise JloraError(
+                f"{name}: expected token ids below the model's vocab_size {words}, found {split.tokens.ids.max()};"
+                " the tokenizer is that of another model"
+            )
+    specs = example_batch(adapted.model.config).items()
+    batch = {name: jax.ShapeDtypeStruct((1, longest), spec.dtype) for name, spec in specs}
+    jax.eval_shape(adapted.model.apply, adapted.base, batch)
 
 
 def abstract_model(config: Config) -> Adapted:
@@ -157,6 +174,31 @@ def steps_of(config: Config, rows: int) -> tuple[int, int]:
 def _build(config: Config, overrides: dict[str, Any]) -> Any:
     model_config = load_config(model_folder(config.model), **overrides)
     return build(model_config, dtype=jnp.dtype(config.train.dtype), remat=config.train.remat)
+
+
+def _lora(config: Config, model: Any, base: Any, key: jax.Array) -> tuple[dict[str, Any], jlora.LoraConfig]:
+    """A fresh adapter, or the one of `lora.from`, whose own settings hold; only the dropout is the config's."""
+    lora, example = lora_config(config.lora, model), example_batch(model.config)
+    if config.lora.from_ is None:
+        return jlora.init(key, lora, base, model.apply, example), lora
+    adapter, stored = jlora.load_adapter(config.lora.from_, base, model.apply, example)
+    ours, theirs = dataclasses.asdict(lora), dataclasses.asdict(stored)
+    for name in ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save"):
+        if ours[name] != theirs[name]:
+            logger.info("lora.from: the adapter's %s=%s holds, not %s", name, theirs[name], ours[name])
+    return _with_dropout(adapter, lora.lora_dropout), dataclasses.replace(stored, lora_dropout=lora.lora_dropout)
+
+
+def _warn_of_frozen_heads(adapted: Adapted, name: str) -> None:
+    """A head that is random and not trained stays random, and an adapter's file does not hold it."""
+    heads = new_heads(adapted.model, name)
+    frozen = [key for path, keys in heads.items() if path not in adapted.adapter for key in keys]
+    if frozen:
+        lost = "; adapter/ does not hold them, only merged/ does" if adapted.lora else ""
+        logger.warning(
+            "%s: random, as the model has none, and frozen: %s%s. lora.modules_to_save trains what it names",
+            name, ", ".join(frozen), lost,
+        )  # fmt: skip
 
 
 def _with_dropout(adapter: dict[str, Any], rate: float) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Recorder:
     ) -> None:
         self._run_dir = Path(run_dir)
         self._resume_step = resume_step
-        package = None if tracker == "none" else _import_tracker(tracker)
+        package = import_tracker(tracker)
         path = self._run_dir / "metrics.jsonl"
         if resume_step is not None:
             _drop_after(path, resume_step)
@@ -141,7 +141,10 @@ def _drop_after(path: Path, step: int) -> None:
     os.replace(shortened, path)
 
 
-def _import_tracker(tracker: str) -> Any:
+def import_tracker(tracker: str) -> Any:
+    """The package of a tracker, None for `none`; JloraError for another name or a package that is not installed."""
+    if tracker == "none":
+        return None
     if tracker not in ("wandb", "trackio"):
         raise JloraError(f"tracker: expected none, wandb or trackio, found {tracker!r}")
     try:

@@ -30,9 +30,12 @@ def check(config: Config, flags: Flags) -> Literal["new", "resumed", "finished"]
     """What the folder allows; writes nothing.
 
     Raises:
-      JloraError: it holds another run and neither --resume nor --overwrite is given, what --overwrite would
-        delete is no run, or the run to resume was started with another configuration (the differences are named).
+      JloraError: both flags are given, the folder holds another run and neither flag is given, what --overwrite
+        would delete is no run, or the run to resume was started with another configuration (the differences are
+        named).
     """
+    if flags.resume and flags.overwrite:
+        raise JloraError("command line: expected --resume or --overwrite, found both")
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
         raise JloraError(f"output_dir: {folder}: expected a folder, found a file")
@@ -59,10 +62,13 @@ def claim(config: Config, flags: Flags) -> Path:
         for name in OURS:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise JloraError(f"output_dir: {folder}: expected a folder that can be made, found {error}") from None
     if not (folder / "config.yaml").exists():
         write_json(folder / "environment.json", environment.describe())
-        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        _write_whole(folder / "config.yaml", to_yaml(config))
     else:
         _warn_of_other_cores(folder / "environment.json")
     return folder
@@ -70,8 +76,12 @@ def claim(config: Config, flags: Flags) -> Path:
 
 def write_json(path: Path, value: Any) -> None:
     """The value as indented JSON, in place at once."""
+    _write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
     unfinished = path.with_suffix(".part")
-    unfinished.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
 
 

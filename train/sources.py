@@ -83,6 +83,12 @@ def forbid_network() -> None:
     constants.HF_HUB_OFFLINE = True
 
 
+def settle_hub(name: str) -> None:
+    """Where `name` is on a hub that does not answer, only its cache is used from now on, and nothing waits."""
+    if local_path(name) is None and not hub_answers():
+        forbid_network()
+
+
 def _package_path(name: str) -> Path:
     package, _, inner = name.removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None

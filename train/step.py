@@ -78,7 +78,7 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
         updates, opt_state = tx.update(grads, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
-        values = {"loss": loss / count, "grad_norm": optax.global_norm(grads)}
+        values = {"loss": loss / count, "grad_norm": optax.tree.norm(grads)}
         return State(trainable, opt_state, state.step + 1), values
 
     return jax.jit(train_step, donate_argnums=0)

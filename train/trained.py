@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +14,16 @@ from transformers import PreTrainedTokenizerBase
 
 import jlora
 from jlora.base import build, example_batch, load_config, load_weights
+from jlora.checkpoint_files import read_json
 from jlora.errors import JloraError
 from jlora.peft import head_rows
+from jlora.weights import new_heads
 from train.batches import bucket_lengths
 from train.data import Split
 from train.evaluate import logits_of
 from train.labels import Labels, labels_of_config
 from train.prepare import Adapted, Prepared, load_tokenizer, model_folder
+from train.sources import settle_hub
 from train.step import make_eval_step
 from train.tokens import tokenize
 
@@ -75,10 +77,12 @@ def load_trained(folder: str | Path, base: str | None = None) -> Trained:
 def load_adapted(folder: Path, base: str | None = None) -> Trained:
     """An adapter folder on its base; class names are those of the folder's `labels.json`, if it has one."""
     name = base or base_of(folder)
+    settle_hub(name)
     model = build(load_config(model_folder(name), **_stored_labels(folder)))
     # A head that the base does not have comes with the adapter; the seed only fills the place until then.
     weights = load_weights(model, model_folder(name), key=jax.random.key(0))
     adapter, config = jlora.load_adapter(folder, weights, model.apply, example_batch(model.config))
+    _require_heads(folder, name, new_heads(model, model_folder(name)), adapter)
     place = str(folder) if (folder / "tokenizer_config.json").is_file() else name
     return Trained(Adapted(model, weights, adapter, config), load_tokenizer(place), _labels(model))
 
@@ -87,10 +91,10 @@ def base_of(folder: Path) -> str:
     """The base model that `adapter_config.json` names.
 
     Raises:
-      JloraError: it names none.
+      JloraError: there is no such file, or it names none.
     """
     file = folder / "adapter_config.json"
-    name = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") if file.is_file() else None
+    name = read_json(file).get("base_model_name_or_path")
     if not name:
         raise JloraError(f"{file}: base_model_name_or_path: expected the base's name; give it by --base")
     return str(name)
@@ -100,11 +104,21 @@ def _stored_labels(folder: Path) -> dict[str, Any]:
     """Label entries of the model's config: from `labels.json`, or else as many as the adapter's head has rows."""
     file = folder / "labels.json"
     if file.is_file():
-        stored = json.loads(file.read_text(encoding="utf-8"))
+        stored = read_json(file)
         stored["id2label"] = {int(index): name for index, name in stored["id2label"].items()}
         return stored
     rows = head_rows(folder)
     return {} if rows is None else {"num_labels": rows}
+
+
+def _require_heads(folder: Path, name: str, heads: dict[str, list[str]], adapter: dict[str, Any]) -> None:
+    """Raises JloraError where neither the base nor the adapter has a head: it was random, and is lost."""
+    lost = [key for path, keys in heads.items() if path not in adapter for key in keys]
+    if lost:
+        raise JloraError(
+            f"{folder}: expected {', '.join(lost)} in the base or the adapter; found them neither in {name} nor here:"
+            " the base that the adapter was trained on had them. Take the run's merged/, or that base by --base"
+        )
 
 
 def _labels(model: Any) -> Labels:

@@ -1,0 +1,115 @@
+"""Functions inside of functions that a factored weight enters: jit, checkpoint, scan, while and cond.
+
+Each is evaluated inside and built again with JAX's public function of its name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jlora import compat
+from jlora.context import Context
+from jlora.errors import JloraError
+from jlora.factored import Factored, slice_leading
+
+Evaluate = Callable[[Context, Any, list], list]
+"""(context, jaxpr, values of its inputs) -> values of its outputs; some may be Factored."""
+
+
+def _jit(evaluate: Evaluate, context: Context, params: dict, inputs: list) -> list:
+    inner = context.enter()
+    _refuse_shardings(params, inputs)
+
+    def run(*values: Any) -> list:
+        return evaluate(inner, params["jaxpr"], list(values))
+
+    run.__name__ = params["name"]
+    return jax.jit(run, inline=params["inline"])(*inputs)
+
+
+def _refuse_shardings(params: dict, inputs: list) -> None:
+    given = [s for s in (*params["in_shardings"], *params["out_shardings"]) if isinstance(s, jax.sharding.Sharding)]
+    adapted = [value.path for value in inputs if isinstance(value, Factored) and not value.watched]
+    if given and adapted:
+        raise JloraError(
+            f"{', '.join(adapted)}: expected a jit without shardings inside of the adapted function, found"
+            f" {params['name']!r} with {given[0]}. Give the shardings to the jit around it."
+        )
+
+
+def _checkpoint(evaluate: Evaluate, context: Context, params: dict, inputs: list) -> list:
+    inner = context.enter()
+
+    def run(*values: Any) -> list:
+        return evaluate(inner, params["jaxpr"], list(values))
+
+    return jax.checkpoint(run, prevent_cse=params["prevent_cse"], policy=params["policy"])(*inputs)
+
+
+def _scan(evaluate: Evaluate, context: Context, params: dict, inputs: list) -> list:
+    consts, start, over = compat.scan_parts(params, inputs)
+    inner = context.enter()
+    sliced = [slice_leading(value) if isinstance(value, Factored) else (value, None) for value in over]
+
+    def body(state: tuple, slices: tuple) -> tuple:
+        count, carry = state
+        seen = [
+            dataclasses.replace(like, weight=x.weight, a=x.a, b=x.b) if like is not None else x
+            for x, (_, like) in zip(slices, sliced, strict=True)
+        ]
+        results = evaluate(inner.at(count), params["jaxpr"], [*consts, *carry, *seen])
+        results = [inner.whole(result, "a result of scan") for result in results]
+        return (count + jnp.int32(1), results[: len(carry)]), results[len(carry) :]
+
+    carry = [context.whole(value, "the carry of scan") for value in start]
+    xs = tuple(outer for outer, _ in sliced)
+    options = {name: params[name] for name in ("length", "reverse", "unroll")}
+    collected: list
+    (_, carry), collected = lax.scan(body, (jnp.int32(0), carry), xs, **options)
+    return [*carry, *collected]
+
+
+def _while(evaluate: Evaluate, context: Context, params: dict, inputs: list) -> list:
+    tests, steps = params["cond_nconsts"], params["body_nconsts"]
+    test_consts, step_consts, start = inputs[:tests], inputs[tests : tests + steps], inputs[tests + steps :]
+    test_context, step_context = context.enter(), context.enter()
+
+    def test(state: tuple) -> jax.Array:
+        count, carry = state
+        return evaluate(test_context.at(count), params["cond_jaxpr"], [*test_consts, *carry])[0]
+
+    def step(state: tuple) -> tuple:
+        count, carry = state
+        results = evaluate(step_context.at(count), params["body_jaxpr"], [*step_consts, *carry])
+        return count + jnp.int32(1), [step_context.whole(result, "a result of while") for result in results]
+
+    carry = [context.whole(value, "the carry of while") for value in start]
+    return lax.while_loop(test, step, (jnp.int32(0), carry))[1]
+
+
+def _cond(evaluate: Evaluate, context: Context, params: dict, inputs: list) -> list:
+    index, *operands = inputs
+    inner = context.enter()
+
+    def branch(jaxpr: Any) -> Callable[..., list]:
+        return lambda *values: [
+            inner.whole(result, "a result of cond") for result in evaluate(inner, jaxpr, list(values))
+        ]
+
+    return lax.switch(index, [branch(jaxpr) for jaxpr in params["branches"]], *operands)
+
+
+CONTROL_FLOW: dict[str, Callable[[Evaluate, Context, dict, list], list]] = {
+    **dict.fromkeys(compat.JIT, _jit),
+    **dict.fromkeys(compat.CHECKPOINT, _checkpoint),
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+}
+"""By the primitive's name."""

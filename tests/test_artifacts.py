@@ -1,0 +1,74 @@
+"""What a run ships opens in PyTorch, and gives our logits there."""
+
+import math
+
+import numpy as np
+import pytest
+import tiny
+from encoder_cases import difference
+
+from jlora.errors import JloraError
+from train import artifacts
+from train.data import Split
+from train.trained import load_trained
+
+_FAMILIES = ["bert", "roberta", "distilbert"]
+_TEXTS = [text for text, _ in tiny.texts(6, seed=9)]
+
+
+def _ours(folder):
+    rows = Split(_TEXTS, None, [-1] * 6, list(range(6)), ["x"] * 6)
+    return load_trained(folder).logits(rows, 16)
+
+
+def _theirs(model, tokenizer):
+    torch = pytest.importorskip("torch")
+    encoded = tokenizer(_TEXTS, padding=True, truncation=True, max_length=16, return_tensors="pt")
+    with torch.no_grad():
+        return model.eval()(**encoded).logits.numpy()
+
+
+@pytest.mark.parametrize("family", _FAMILIES)
+def test_merged_opens_in_transformers_with_our_logits(family):
+    pytest.importorskip("torch", reason="the oracle is transformers' PyTorch model")
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = tiny.finished_run(family=family) / "merged"
+    model, report = AutoModelForSequenceClassification.from_pretrained(folder, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert difference(_ours(folder), _theirs(model, AutoTokenizer.from_pretrained(folder))) < 1e-5
+
+
+@pytest.mark.parametrize("family", _FAMILIES)
+def test_the_adapter_opens_in_peft_with_our_logits(family):
+    pytest.importorskip("torch", reason="the oracle is PEFT")
+    peft = pytest.importorskip("peft", reason="the oracle is PEFT")
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    run = tiny.finished_run(family=family)
+    base = AutoModelForSequenceClassification.from_pretrained(tiny.model_folder(family))
+    model = peft.PeftModel.from_pretrained(base, run / "adapter")
+    theirs = _theirs(model, AutoTokenizer.from_pretrained(run / "adapter"))
+    assert difference(_ours(run / "adapter"), theirs) < 1e-5
+    assert difference(_ours(run / "merged"), theirs) < 1e-5
+
+
+def test_read_back_is_what_was_written():
+    run = tiny.finished_run()
+    _, base = artifacts.read_back(run / "merged", "float32")
+    assert np.array_equal(base["params"]["classifier"]["kernel"].T, tiny.tensors(run / "merged")["classifier.weight"])
+
+
+def test_the_largest_difference_is_the_largest():
+    one = np.zeros((3, 2), np.float32)
+    other = one.copy()
+    other[1, 1] = -0.25
+    assert artifacts.largest_difference(one, other) == 0.25
+    assert math.isnan(artifacts.largest_difference(one, other * np.nan))
+
+
+@pytest.mark.parametrize("difference", [1.1e-4, float("inf"), float("nan")])
+def test_files_that_give_other_logits_are_an_error(difference, tmp_path):
+    artifacts.require_equal(1e-4, tmp_path)
+    with pytest.raises(JloraError, match="must not be used"):
+        artifacts.require_equal(difference, tmp_path)

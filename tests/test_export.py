@@ -1,0 +1,85 @@
+import numpy as np
+import pytest
+import tiny
+
+from train import export
+
+
+def _call(*argv):
+    return tiny.call(export.main, argv)
+
+
+def _assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for key, value in found.items():
+        assert np.array_equal(value, expected[key]), key
+
+
+def test_it_merges_as_the_run_did(tmp_path):
+    run, out = tiny.finished_run(), tmp_path / "deep/out"
+    assert _call("--adapter", run / "adapter", "--out", out) == 0
+    _assert_same(tiny.tensors(out), tiny.tensors(run / "merged"))
+    names = {path.name for path in (run / "merged").iterdir()} - {"README.md"}
+    assert {path.name for path in out.iterdir()} == names
+    assert (out / "config.json").read_text() == (run / "merged/config.json").read_text()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_another_dtype_is_one_rounding(dtype, tmp_path):
+    run = tiny.finished_run()
+    assert _call("--adapter", run / "adapter", "--base", tiny.model_folder(), "--out", tmp_path, "--dtype", dtype) == 0
+    exact = tiny.tensors(run / "merged")
+    for key, value in tiny.tensors(tmp_path).items():
+        assert str(value.dtype) == dtype
+        assert np.array_equal(value, exact[key].astype(value.dtype)), key
+
+
+def test_an_adapter_made_by_peft_gives_pefts_logits(tmp_path):
+    torch = pytest.importorskip("torch", reason="the oracle is PEFT")
+    peft = pytest.importorskip("peft", reason="the oracle is PEFT")
+    from transformers import AutoModelForSequenceClassification
+
+    config = peft.LoraConfig(
+        task_type="SEQ_CLS", r=4, lora_alpha=6, use_rslora=True, target_modules="all-linear", init_lora_weights=False
+    )
+    model = AutoModelForSequenceClassification.from_pretrained(tiny.model_folder("roberta"), num_labels=3)
+    model = peft.get_peft_model(model, config).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    assert _call("--adapter", tmp_path / "adapter", "--out", tmp_path / "out") == 0
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    ids = torch.arange(4, 28).reshape(2, 12)
+    with torch.no_grad():
+        ours, theirs = merged(input_ids=ids).logits, model(input_ids=ids).logits
+    assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
+
+
+def test_a_folder_that_holds_something_is_kept_unless_told(tmp_path, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    argv = ["--adapter", tiny.finished_run() / "adapter", "--out", tmp_path]
+    assert _call(*argv) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert _call(*argv, "--overwrite") == 0
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("adapter", ["nowhere", "run"])
+def test_what_is_no_adapter_is_refused(adapter, tmp_path, capsys):
+    folder = tiny.finished_run() if adapter == "run" else tmp_path / adapter
+    assert _call("--adapter", folder, "--out", tmp_path / "out") == 2
+    assert "adapter_config.json" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_adapter_of_another_base_is_refused(tmp_path, capsys):
+    argv = [
+        "--adapter",
+        tiny.finished_run() / "adapter",
+        "--base",
+        tiny.model_folder("roberta"),
+        "--out",
+        tmp_path / "o",
+    ]
+    assert _call(*argv) == 2
+    assert "error: " in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

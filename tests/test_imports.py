@@ -1,0 +1,110 @@
+"""Imports run one way: the library's layers, library to trainer and server, and no oracle in the product."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = [
+    {"errors"},
+    {"paths", "names", "compat", "dropout"},
+    {"config"},
+    {"targets", "adapter"},
+    {"factored"},
+    {"consume"},
+    {"context"},
+    {"control_flow"},
+    {"adapt"},
+    {"init", "merge"},
+    {"peft"},
+    {"__init__"},
+]
+"""Files of the core, each of which imports from earlier layers alone."""
+MODELS = {"models", "checkpoint_files", "weights", "base"}
+"""Models and their files, which know nothing of LoRA."""
+ON_DISK = {"config", "peft", "base", "weights", "checkpoint_files"}
+"""The library's files that may touch the disk."""
+
+
+def _files(package):
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def _imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield str(node.module)
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def _is_in(name, packages):
+    return name.split(".")[0] in packages
+
+
+def _own(path):
+    """The files of jlora that `path` imports, by the first name behind `jlora.`; of `from jlora import x`, x."""
+    known = {file.stem for file in (ROOT / "jlora").glob("*.py")} | {"models"}
+    return {name.split(".")[1] for name in _imports(path) if name.startswith("jlora.")} & known
+
+
+def _part(path):
+    return "models" if path.parent.name == "models" else path.stem
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"),
+    [
+        ("jlora", {"train", "serve", "tests", "benchmarks", "torch", "peft"}),
+        ("train", {"serve", "tests", "benchmarks", "torch", "peft"}),
+        ("serve", {"train", "tests", "benchmarks", "torch", "peft"}),
+    ],
+)
+def test_packages_import_one_way(package, forbidden):
+    for path in _files(package):
+        assert [name for name in _imports(path) if _is_in(name, forbidden)] == [], path
+
+
+def test_only_the_transform_imports_jax_extend():
+    users = {path.name for path in _files("jlora") if any(name.startswith("jax.extend") for name in _imports(path))}
+    assert users == {"adapt.py"}
+
+
+def test_nobody_imports_jaxs_private_modules():
+    for package in ("jlora", "train", "serve"):
+        for path in _files(package):
+            assert [name for name in _imports(path) if name.startswith("jax._src")] == [], path
+
+
+def test_the_core_is_made_of_layers():
+    below: set[str] = set()
+    for layer in LAYERS:
+        for name in layer:
+            allowed = below | (MODELS if name == "__init__" else set())
+            assert _own(ROOT / "jlora" / f"{name}.py") <= allowed, name
+        below |= layer
+
+
+def test_models_and_their_files_know_nothing_of_lora():
+    for path in _files("jlora"):
+        if _part(path) in MODELS:
+            assert _own(path) <= MODELS | {"errors", "paths", "names", "dropout"}, path
+
+
+def test_every_file_has_its_place():
+    assert {_part(path) for path in _files("jlora")} == set().union(*LAYERS) | MODELS
+
+
+def test_few_files_touch_the_disk():
+    disk = {"pathlib", "os", "io", "shutil", "tempfile", "safetensors", "huggingface_hub", "glob"}
+    for path in _files("jlora"):
+        calls = {
+            node.id for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Name)
+        }
+        if any(_is_in(name, disk) for name in _imports(path)) or "open" in calls:
+            assert _part(path) in ON_DISK, path

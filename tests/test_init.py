@@ -1,0 +1,183 @@
+"""Fresh adapters: shapes from the uses, numbers as PEFT draws them, scales, and targets that cannot be."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from lora_cases import normal, random_encoder
+
+import jlora
+from jlora.init import abstract_adapter
+
+KEY = jax.random.key(0)
+BASE = {
+    "embed": {"embedding": normal(1, 9, 6)},
+    "layers": {"dense": {"kernel": normal(2, 3, 6, 6), "bias": normal(3, 3, 6)}, "norm": {"scale": normal(4, 3, 6)}},
+    "heads": {"kernel": normal(5, 6, 2, 4)},
+    "unused": {"kernel": normal(6, 4, 4)},
+}
+IDS = jnp.array([[1, 2, 3]])
+
+
+def _model(base, ids):
+    def layer(x, w):
+        return jnp.tanh(x @ w["dense"]["kernel"] + w["dense"]["bias"][None, None]) * w["norm"]["scale"][
+            None, None
+        ], None
+
+    x, _ = lax.scan(layer, base["embed"]["embedding"][ids], base["layers"])
+    return jnp.einsum("btd,dhk->bthk", x, base["heads"]["kernel"])
+
+
+def _init(targets, key=KEY, **fields):
+    return jlora.init(key, jlora.LoraConfig(target_modules=targets, **{"r": 2, **fields}), BASE, _model, IDS)
+
+
+def test_shapes_come_from_how_the_function_uses_its_weights():
+    adapter = _init(["embed", "dense", "heads"])
+    shapes = {path: (e.spec, e.a.shape, e.b.shape, e.scale.shape, e.ranks) for path, e in adapter.items()}
+    assert shapes == {
+        "embed/embedding": ("ra,rb->ab", (2, 9), (2, 6), (2,), (2,)),
+        "heads/kernel": ("ra,rbc->abc", (2, 6), (2, 2, 4), (2,), (2,)),
+        "layers/dense/kernel": ("arb,arc->abc", (3, 2, 6), (3, 2, 6), (3, 2), (2, 2, 2)),
+    }
+
+
+def test_all_linear_is_every_product_and_nothing_else():
+    assert list(_init("all-linear")) == ["heads/kernel", "layers/dense/kernel"]
+    assert list(_init("ALL-LINEAR", exclude_modules=["heads"])) == ["layers/dense/kernel"]
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_scales_ranks_and_layers_of_a_stack(use_rslora):
+    fields = {"rank_pattern": {"1.dense": 4}, "alpha_pattern": {"layers.2.dense": 5}}
+    entry = _init(["1.dense", "2.dense"], lora_alpha=3, use_rslora=use_rslora, **fields)["layers/dense/kernel"]
+    assert entry.ranks == (0, 4, 2)
+    root = math.sqrt if use_rslora else float
+    expected = [[0] * 4, [3 / root(4)] * 4, [5 / root(2)] * 2 + [0] * 2]
+    np.testing.assert_allclose(entry.scale, expected, rtol=1e-6)
+
+
+def test_scales_where_a_batched_product_adds_an_axis_to_the_layers():
+    base = {"layers": {"experts": {"kernel": normal(1, 2, 3, 4, 4)}}}
+
+    def model(base, x):
+        return lax.scan(lambda x, w: (jnp.einsum("eti,eio->eto", x, w["experts"]["kernel"]), None), x, base["layers"])[
+            0
+        ]
+
+    config = jlora.LoraConfig(r=2, lora_alpha=2, target_modules=["experts"], alpha_pattern={"1.experts": 6})
+    entry = abstract_adapter(config, base, model, normal(2, 3, 5, 4))["layers/experts/kernel"]
+    np.testing.assert_array_equal(entry.scale, np.broadcast_to([[[1.0]], [[3.0]]], (2, 3, 2)))
+
+
+def _bounds(entry):
+    return float(jnp.abs(entry.a).max()), float(jnp.abs(entry.b).max())
+
+
+def test_numbers_are_drawn_as_peft_draws_them():
+    """The law: A uniform within 1 / sqrt(in), B zero; tables A zero, B normal; gaussian: A normal / r."""
+    base, x = {"w": jnp.zeros((400, 300)), "e": jnp.zeros((50, 3000))}, jax.ShapeDtypeStruct((2, 400), jnp.float32)
+
+    def model(base, x):
+        return jnp.concatenate([x @ base["w"], base["e"][jnp.array([1, 2])]], 1)
+
+    def entries(init_lora_weights):
+        config = jlora.LoraConfig(r=4, target_modules=["w", "e"], init_lora_weights=init_lora_weights)
+        adapter = jlora.init(KEY, config, base, model, x)
+        return adapter["w"], adapter["e"]
+
+    linear, table = entries(True)
+    a, b = _bounds(linear)
+    assert 0.95 / 20 < a <= 1 / 20
+    assert b == 0
+    assert abs(float(linear.a.std()) * 20 * math.sqrt(3) - 1) < 0.05
+    assert _bounds(table)[0] == 0
+    assert abs(float(table.b.std()) - 1) < 0.05
+    linear, _ = entries("gaussian")
+    assert abs(float(linear.a.std()) * 4 - 1) < 0.1
+    assert _bounds(linear)[1] == 0
+    linear, table = entries(False)
+    assert 0.95 / 2 < _bounds(linear)[1] <= 1 / 2
+    assert _bounds(table)[0] > 0
+
+
+def test_keys_and_leaves_draw_differently():
+    first, again, other = (_init(["dense", "heads"], key=jax.random.key(seed)) for seed in (0, 0, 1))
+    assert all((x == y).all() for x, y in zip(jax.tree.leaves(first), jax.tree.leaves(again), strict=True))
+    assert (first["heads/kernel"].a != other["heads/kernel"].a).any()
+    layers = first["layers/dense/kernel"].a
+    assert (layers[0] != layers[1]).any()
+
+
+def test_everything_is_float32_whatever_the_default():
+    with jax.enable_x64(True):
+        adapter = _init(["embed", "dense"], init_lora_weights="gaussian")
+    assert {leaf.dtype for leaf in jax.tree.leaves(adapter)} == {jnp.dtype("float32")}
+
+
+def test_nothing_is_computed_where_everything_is_abstract():
+    model, base, batch = random_encoder("bert")
+    base, batch = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (base, batch))
+    config = jlora.LoraConfig(r=2, target_modules=["query", "word_embeddings"], task_type="SEQ_CLS")
+    adapter = abstract_adapter(config, base, model.apply, batch)
+    real = jlora.init(KEY, config, random_encoder("bert")[1], model.apply, batch)
+    assert jax.tree.structure(adapter) == jax.tree.structure(real)
+    for found, expected in zip(jax.tree.leaves(adapter), jax.tree.leaves(real), strict=True):
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    query = "params/bert/encoder/layer/attention/self/query/kernel"
+    assert (adapter[query].scale == real[query].scale).all()
+
+
+def test_modules_trained_whole_are_copies_of_the_bases_leaves():
+    adapter = _init(["dense"], modules_to_save=["heads", "norm"])
+    wholes = {path: entry.value for path, entry in adapter.items() if isinstance(entry, jlora.Full)}
+    assert list(wholes) == ["heads/kernel", "layers/norm/scale"]
+    assert (wholes["heads/kernel"] == BASE["heads"]["kernel"]).all()
+    assert wholes["heads/kernel"] is not BASE["heads"]["kernel"]
+
+
+def test_one_layer_of_a_stack_cannot_be_trained_whole():
+    message = r"^layers/dense/(kernel|bias): expected modules_to_save to name all 3 layers.*found layers\.1\.dense"
+    with pytest.raises(jlora.JloraError, match=message):
+        _init(["heads"], modules_to_save=["1.dense"])
+
+
+def test_a_target_that_is_never_used():
+    with pytest.raises(jlora.JloraError, match=r"^unused/kernel: matches target_modules, .*never uses it"):
+        _init(["unused", "dense"])
+    with pytest.raises(jlora.JloraError, match=r"^unused/kernel: .*never uses it; exclude_modules leaves it out"):
+        _init(".*")
+
+
+@pytest.mark.parametrize("targets", [["norm"], ["layers.1.norm"], ["dens"], "dense"])
+def test_a_target_that_is_no_product_and_no_lookup_matches_nothing(targets):
+    with pytest.raises(jlora.JloraError, match="target_modules: expected an entry that matches a module") as caught:
+        _init(targets)
+    assert "There are: dense, embed, heads" in str(caught.value)
+
+
+def test_a_weight_used_in_two_ways():
+    config = jlora.LoraConfig(target_modules=["w"])
+    with pytest.raises(jlora.JloraError, match=r"^w: expected one way of using the weight, found 2: .*linear.*lookup"):
+        jlora.init(KEY, config, {"w": normal(1, 5, 3)}, lambda b, ids: b["w"][ids] @ b["w"].T, IDS)
+
+
+def test_a_rank_above_the_smaller_side_warns_with_path_and_sizes():
+    message = re.escape("heads/kernel: rank 7 is above the smaller side of a 6 x 8 weight")
+    with pytest.warns(UserWarning, match=message) as caught:
+        _init(["heads"], r=7)
+    assert caught[0].filename == __file__
+    assert len(caught) == 1
+
+
+def test_the_base_is_left_alone():
+    before = jax.tree.map(np.array, BASE)
+    _init(["dense"], modules_to_save=["heads"])
+    assert all((x == y).all() for x, y in zip(jax.tree.leaves(BASE), jax.tree.leaves(before), strict=True))

@@ -1,0 +1,197 @@
+import logging
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+import jlora
+from jlora.errors import JloraError
+from jlora.paths import leaves_by_path
+from train import prepare
+from train.config import Config
+from train.data import load_data
+from train.labels import Labels
+from train.prepare import (
+    abstract_model,
+    load_tokenizer,
+    prepare_model,
+    prepare_splits,
+    require_fit,
+    steps_of,
+)
+
+_LABELS = Labels("single_label_classification", ("no", "yes"))
+
+
+def _config(model="bert", *, head=False, data=None, **sections):
+    data = {"train": str(tiny.data_file(24)), "max_length": 8, **(data or {})}
+    return Config(model=str(tiny.model_folder(model, head=head)), output_dir="o", data=data, **sections)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def _splits(config):
+    return prepare_splits(config, load_data(config.data, 0), load_tokenizer(config.model))
+
+
+def test_splits_are_tokenized_labelled_and_bucketed(caplog):
+    config = _config(train={"bucket_count": 2})
+    labels, splits, buckets = _splits(config)
+    assert len(labels) == 2
+    assert {name: len(split.tokens) for name, split in splits.items()} == {"train": 22, "validation": 2}
+    assert buckets[-1] == 8
+    assert len(buckets) <= 2
+    assert all(split.pad_id == 1 for split in splits.values())
+    assert max(split.tokens.lengths.max() for split in splits.values()) == 8
+    cut = splits["train"].tokens.cut
+    assert cut > 0
+    assert f"train: {cut} of 22 rows cut at data.max_length=8 tokens" in caplog.text
+
+
+def test_a_wrong_label_is_known_before_anything_is_tokenized(tmp_path, monkeypatch):
+    (tmp_path / "dev.csv").write_text("text,label\na,9\n")
+    monkeypatch.setattr(prepare, "tokenize", lambda *_: pytest.fail("tokenized"))
+    with pytest.raises(JloraError, match=r"dev\.csv, data row 1"):
+        _splits(_config(data={"validation": str(tmp_path / "dev.csv")}))
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    """transformers would make one of the special tokens alone, to which every text is [UNK]."""
+    for family in ("bert", "roberta"):
+        folder = tmp_path / family
+        shutil.copytree(tiny.model_folder(family), folder, ignore=shutil.ignore_patterns("tokenizer*"))
+        with pytest.raises(JloraError, match="expected a tokenizer beside the model"):
+            load_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize(("family", "targets"), [("bert", "query"), ("roberta", "query"), ("distilbert", "q_lin")])
+def test_targets_that_are_not_given_are_the_familys(family, targets):
+    adapted = prepare_model(_config(family), _LABELS)
+    low_rank = [path for path, entry in adapted.adapter.items() if isinstance(entry, jlora.LowRank)]
+    assert len(low_rank) == 2
+    assert any(path.endswith(f"/{targets}/kernel") for path in low_rank)
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "head"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+def test_a_dry_run_has_the_shapes_of_the_real_thing(family, method):
+    config = _config(family, method=method)
+    real, abstract = prepare_model(config, _LABELS), abstract_model(config)
+    for one, other in ((real.base, abstract.base), (real.adapter, abstract.adapter)):
+        shapes = [{path: leaf.shape for path, leaf in leaves_by_path(tree).items()} for tree in (one, other)]
+        assert shapes[0] == shapes[1]
+    assert jlora.count_parameters(real.base, real.adapter) == jlora.count_parameters(abstract.base, abstract.adapter)
+
+
+def test_a_dry_run_counts_the_classes_that_the_config_names():
+    named = abstract_model(_config(method="head", data={"label_names": {"a": "x", "b": "y", "c": "x", "d": "z"}}))
+    assert named.adapter["params/classifier/bias"].value.shape == (3,)
+    scores = abstract_model(_config(method="head", task="regression"))
+    assert scores.adapter["params/classifier/bias"].value.shape == (1,)
+
+
+def test_full_trains_every_leaf_and_head_the_head_and_both_own_their_arrays():
+    full, head = (prepare_model(_config("distilbert", method=method), _LABELS) for method in ("full", "head"))
+    assert full.adapter.keys() == leaves_by_path(full.base).keys()
+    assert {path.split("/")[1] for path in head.adapter} == {"pre_classifier", "classifier"}
+    for adapted in (full, head):
+        for path, leaf in leaves_by_path(adapted.base).items():
+            if path in adapted.adapter:
+                value = adapted.adapter[path].value
+                assert np.array_equal(value, leaf)
+                value.delete()  # a donated step does so
+                assert np.isfinite(leaf).all()
+
+
+def test_one_seed_one_start_and_the_head_does_not_depend_on_the_method():
+    first, again, other = (prepare_model(_config(seed=seed), _LABELS) for seed in (1, 1, 2))
+    for tree in ("base", "adapter"):
+        one, same = (jax.tree.leaves(getattr(adapted, tree)) for adapted in (first, again))
+        assert all(np.array_equal(a, b) for a, b in zip(one, same, strict=True))
+    kernel = "params/bert/encoder/layer/attention/self/query/kernel"
+    assert not np.array_equal(first.adapter[kernel].a, other.adapter[kernel].a)
+    heads = [prepare_model(_config(seed=1, method=method), _LABELS).base["params"]["classifier"]["kernel"]
+             for method in ("lora", "full")]  # fmt: skip
+    assert np.array_equal(*heads)
+
+
+def test_label_names_go_into_the_models_config():
+    config = prepare_model(_config(), _LABELS).model.config
+    assert config.id2label == {0: "no", 1: "yes"}
+    assert config.label2id == {"no": 0, "yes": 1}
+    assert config.problem_type == "single_label_classification"
+
+
+def test_a_warm_start_keeps_the_adapters_settings_but_the_configs_dropout(tmp_path, caplog):
+    first = prepare_model(_config(lora={"r": 4, "lora_alpha": 12, "init_lora_weights": False}), _LABELS)
+    jlora.save_adapter(tmp_path / "a", first.adapter, first.lora)
+    with caplog.at_level(logging.INFO, "train"):
+        second = prepare_model(
+            _config(seed=9, lora={"r": 2, "lora_dropout": 0.3, "from": str(tmp_path / "a")}), _LABELS
+        )
+    assert "lora.from: the adapter's r=4 holds, not 2" in caplog.text
+    assert (second.lora.r, second.lora.lora_alpha, second.lora.lora_dropout) == (4, 12, 0.3)
+    for path, entry in second.adapter.items():
+        if isinstance(entry, jlora.LowRank):
+            assert entry.dropout == 0.3
+            assert np.array_equal(entry.a, first.adapter[path].a)
+        else:
+            assert np.array_equal(entry.value, first.adapter[path].value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "warned"),
+    [
+        ({"lora": {"modules_to_save": []}}, "adapter/ does not hold them"),
+        ({"lora": {"modules_to_save": ["pooler"]}}, "adapter/ does not hold them"),
+        ({"lora": {"modules_to_save": ["classifier"]}}, None),
+        ({}, None),
+        ({"method": "head"}, None),
+        ({"method": "full"}, None),
+    ],
+)
+def test_a_random_frozen_head_is_warned_of(settings, warned, caplog):
+    prepare_model(_config(**settings), _LABELS)
+    if warned:
+        assert "random, as the model has none, and frozen: classifier.bias, classifier.weight" in caplog.text
+        assert warned in caplog.text
+    else:
+        assert "frozen" not in caplog.text
+
+
+def test_a_frozen_head_that_the_model_has_is_no_news(caplog):
+    prepare_model(_config(head=True, lora={"modules_to_save": []}), _LABELS)
+    assert "frozen" not in caplog.text
+
+
+def test_tokens_must_fit_the_model():
+    config = _config()
+    labels, splits, _ = _splits(config)
+    adapted = prepare_model(config, labels)
+    require_fit(adapted, splits, 24)
+    with pytest.raises(JloraError, match=r"at most 24 tokens a row.*found 25.*data\.max_length"):
+        require_fit(adapted, splits, 25)
+    splits["train"].tokens.ids[0] = 60
+    with pytest.raises(JloraError, match=r"train: expected token ids below .* vocab_size 60, found 60"):
+        require_fit(adapted, splits, 24)
+
+
+@pytest.mark.parametrize(
+    ("train", "rows", "expected"),
+    [
+        ({"batch_size": 8, "epochs": 3}, 24, (3, 9)),
+        ({"batch_size": 8, "epochs": 3}, 25, (4, 12)),
+        ({"batch_size": 8, "epochs": 0.5}, 100, (13, 6)),
+        ({"batch_size": 8, "epochs": 0.01}, 24, (3, 1)),
+        ({"batch_size": 4, "gradient_accumulation_steps": 4, "epochs": 2}, 24, (2, 4)),
+        ({"batch_size": 8, "epochs": 3, "max_steps": 5}, 24, (3, 5)),
+        ({"batch_size": 64, "epochs": 1}, 3, (1, 1)),
+    ],
+)
+def test_steps(train, rows, expected):
+    assert steps_of(_config(train=train), rows) == expected

@@ -1,0 +1,130 @@
+"""A killed run that is resumed leaves, bit for bit, what the run leaves that was not killed."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from train import classify
+
+# Nine steps over four and a half epochs, dropout and accumulation on; evaluations and checkpoints fall on other steps.
+_STEPS = [
+    "train.max_steps=9",
+    "train.batch_size=6",
+    "train.gradient_accumulation_steps=2",
+    "train.eval_every=4",
+    "train.bucket_count=2",
+    "train.checkpoint_every=3",
+    "train.dropout=true",
+    "lora.lora_dropout=0.1",
+    "train.learning_rate=2e-2",
+]
+
+_KILLED = """
+import os, signal, sys
+from train import classify, loop
+
+batches, to_rows = [], loop.to_rows
+
+def killing(batch):
+    batches.append(batch)
+    if len(batches) == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return to_rows(batch)
+
+loop.to_rows = killing
+sys.exit(classify.main(sys.argv[2:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return tiny.train(tmp_path_factory.mktemp("undisturbed") / "run", *_STEPS)
+
+
+def _killed(step, arguments):
+    """Runs train.classify in a process of its own, which SIGKILL ends when its batch `step` comes."""
+    command = [sys.executable, "-c", _KILLED, str(step), *arguments]
+    done = subprocess.run(command, env=tiny.environment(), cwd=tiny.ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == -9, done.stderr
+    return done.stderr
+
+
+def _learned(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("time", "train/examples_per_second")} for line in lines]
+
+
+def _assert_same(run, other):
+    for name in ("adapter/adapter_model.safetensors", "merged/model.safetensors", "predictions.csv"):
+        assert (run / name).read_bytes() == (other / name).read_bytes(), name
+    assert _learned(run) == _learned(other)
+    for key in ("metrics", "best", "parameters", "rows"):
+        assert tiny.report(run)[key] == tiny.report(other)[key]
+
+
+def test_killed_twice_and_resumed_is_the_run_that_was_not_killed(undisturbed, tmp_path, capsys):
+    run = tmp_path / "run"
+    arguments = [*tiny.arguments(run, *_STEPS), "--resume"]
+    _killed(2, arguments)
+    assert (run / "config.yaml").exists()
+    assert not any((run / "checkpoints").glob("*/arrays"))
+    assert "resumed at step 0: there is no checkpoint yet" in _killed(8, arguments)
+    assert not (run / "report.json").exists()
+    assert tiny.call(classify.main, arguments) == 0
+    # Step 6 where its checkpoint was whole before the kill; it is written while training goes on.
+    assert re.search("resumed at step [36]$", capsys.readouterr().err, re.MULTILINE)
+    _assert_same(run, undisturbed)
+
+
+def test_killed_before_its_report_it_only_finishes(undisturbed, tmp_path, capsys):
+    run = tiny.train(tmp_path / "run", *_STEPS)
+    _assert_same(run, undisturbed)
+    before = tiny.contents(run / "adapter") | tiny.contents(run / "merged")
+    for name in ("report.json", "adapter/adapter_model.safetensors", "merged/model.safetensors"):
+        (run / name).unlink()
+    capsys.readouterr()
+    tiny.train(run, *_STEPS, "--resume")
+    shown = capsys.readouterr().err
+    assert "resumed at step 9" in shown
+    assert "lr " not in shown
+    assert tiny.contents(run / "adapter") | tiny.contents(run / "merged") == before
+
+
+def test_a_finished_run_says_so_and_is_left_alone(undisturbed, capsys):
+    before = tiny.contents(undisturbed)
+    capsys.readouterr()
+    tiny.train(undisturbed, *_STEPS, "--resume")
+    assert "this run is finished, nothing to do" in capsys.readouterr().err
+    assert tiny.contents(undisturbed) == before
+
+
+def test_checkpoints_hold_no_folder_that_loaders_mistake_for_a_model(undisturbed):
+    folders = [path for path in (undisturbed / "checkpoints").rglob("*") if path.is_dir()]
+    assert len(folders) > 2
+    assert not {"adapter", "merged"} & {folder.name for folder in folders}
+    assert sorted(path.name for path in (undisturbed / "checkpoints").iterdir()) == ["6", "9"]
+
+
+def test_the_adapter_is_that_of_the_best_step(undisturbed):
+    values = {line["step"]: line["validation/accuracy"] for line in _learned(undisturbed) if "validation/loss" in line}
+    assert list(values) == [4, 8, 9]
+    best = tiny.report(undisturbed)["best"]
+    assert best["step"] == max(values, key=lambda step: (values[step], -step))
+    assert best["value"] == tiny.report(undisturbed)["metrics"]["validation"]["accuracy"]
+
+
+def test_a_run_that_stopped_early_does_not_go_on(tmp_path, capsys):
+    # Without a learning rate nothing gets better after the first evaluation.
+    still = ["train.learning_rate=1e-30", "train.max_steps=9", "train.eval_every=2", "train.early_stopping_patience=2"]
+    run = tiny.train(tmp_path / "run", *still)
+    assert "stopped early: 2 evaluations without a better accuracy" in capsys.readouterr().err
+    assert tiny.report(run)["best"]["step"] == 2
+    before = _learned(run)
+    assert max(line["step"] for line in before) == 6
+    (run / "report.json").unlink()
+    tiny.train(run, *still, "--resume")
+    assert _learned(run) == before

@@ -1,0 +1,86 @@
+import json
+
+import pytest
+
+from jlora.errors import JloraError
+from train import environment, run_folder
+from train.command_line import Flags
+from train.config import Config
+from train.run_folder import check, claim, write_json
+
+
+def _config(folder, **changes):
+    return Config(model="m", output_dir=str(folder), data={"train": "t"}, **changes)
+
+
+@pytest.fixture
+def run(tmp_path):
+    return claim(_config(tmp_path / "run"), Flags())
+
+
+def test_a_new_or_empty_folder_is_free(tmp_path):
+    for flags in (Flags(), Flags(resume=True), Flags(overwrite=True)):
+        assert check(_config(tmp_path / "new"), flags) == "new"
+        assert check(_config(tmp_path), flags) == "new"
+    assert not (tmp_path / "new").exists()
+
+
+def test_claiming_writes_config_and_environment(run):
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "environment.json"]
+    assert json.loads((run / "environment.json").read_text())["cpu_count"] >= 1
+
+
+def test_a_run_is_resumed_finished_or_refused(run):
+    with pytest.raises(JloraError, match=r"holds a run.*--resume.*--overwrite.*output_dir=FOLDER"):
+        check(_config(run), Flags())
+    assert check(_config(run), Flags(resume=True)) == "resumed"
+    assert check(_config(run), Flags(overwrite=True)) == "new"
+    (run / "report.json").write_text("{}")
+    assert check(_config(run), Flags(resume=True)) == "finished"
+
+
+def test_only_the_same_configuration_is_resumed(run):
+    with pytest.raises(JloraError, match="found 2 differences") as caught:
+        check(_config(run, seed=4, lora={"r": 2}), Flags(resume=True))
+    assert "  seed: the run has 0, now given 4" in str(caught.value)
+    assert "  lora.r: the run has 8, now given 2" in str(caught.value)
+
+
+def test_both_flags_contradict(run):
+    with pytest.raises(JloraError, match="--resume or --overwrite, found both"):
+        check(_config(run), Flags(resume=True, overwrite=True))
+
+
+@pytest.mark.parametrize("flags", [Flags(), Flags(resume=True), Flags(overwrite=True)])
+def test_what_is_no_run_is_never_touched(flags, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    with pytest.raises(JloraError, match=r"one that holds a run; found \['adapter'\]"):
+        check(_config(tmp_path), flags)
+
+
+def test_overwriting_deletes_what_a_run_leaves_and_no_more(run):
+    for name in run_folder.OURS:
+        if not (run / name).exists():
+            (run / name).mkdir() if "." not in name else (run / name).write_text("")
+    (run / "notes.txt").write_text("mine")
+    claim(_config(run, seed=1), Flags(overwrite=True))
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "environment.json", "notes.txt"]
+    assert "seed: 1" in (run / "config.yaml").read_text()
+
+
+def test_resuming_keeps_what_is_there_and_says_where_the_cores_differ(run, monkeypatch, caplog):
+    before = (run / "environment.json").read_bytes()
+    there = environment.describe() | {"cpu_count": 3000}
+    monkeypatch.setattr(environment, "describe", lambda: there)
+    with caplog.at_level("WARNING", "train"):
+        claim(_config(run), Flags(resume=True))
+    assert "this is 3000: results are equal to rounding only" in caplog.text
+    assert (run / "environment.json").read_bytes() == before
+
+
+def test_json_is_whole_or_not_there(tmp_path):
+    write_json(tmp_path / "report.json", {"a": 1})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(tmp_path / "report.json", {"a": float("nan")})
+    assert json.loads((tmp_path / "report.json").read_text()) == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]

@@ -1,0 +1,96 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+
+from jlora.errors import JloraError
+from train import trained
+from train.data import Split
+from train.trained import base_of, load_adapted, load_trained
+
+_TEXTS = [text for text, _ in tiny.texts(5, seed=4)]
+
+
+def _logits(classifier, max_length=16, **options):
+    rows = Split(_TEXTS, None, [-1] * 5, list(range(5)), ["x"] * 5)
+    return classifier.logits(rows, max_length, **options)
+
+
+def test_a_run_its_merged_and_its_adapter_are_one_classifier():
+    run = tiny.finished_run()
+    found = [load_trained(folder) for folder in (run, run / "merged", str(run / "adapter"))]
+    logits = [_logits(classifier) for classifier in found]
+    assert np.array_equal(logits[0], logits[1])
+    assert np.allclose(logits[1], logits[2], atol=1e-5)
+    assert not found[1].adapted.adapter
+    assert found[2].adapted.adapter
+    assert all(classifier.labels == found[0].labels for classifier in found)
+
+
+def test_batches_and_buckets_change_nothing():
+    classifier = load_trained(tiny.finished_run())
+    assert np.allclose(_logits(classifier), _logits(classifier, batch_size=2, bucket_count=1), atol=1e-5)
+
+
+def test_rows_that_are_cut_are_said(caplog):
+    _logits(load_trained(tiny.finished_run()), max_length=4)
+    assert "5 of 5 rows cut at 4 tokens" in caplog.text
+
+
+@pytest.mark.parametrize(("task", "names"), [("multi", ("dull", "fine", "long")), ("regression", ("LABEL_0",))])
+def test_labels_come_with_either_folder(task, names):
+    problem = {"multi": "multi_label_classification", "regression": "regression"}[task]
+    run = tiny.finished_run(f"task={problem}", task=task)
+    for folder in (run / "merged", run / "adapter"):
+        labels = load_trained(folder).labels
+        assert (labels.problem_type, labels.names) == (problem, names)
+
+
+def test_an_adapter_alone_is_found_where_nothing_was_merged(tmp_path):
+    run = tiny.train(tmp_path / "run", "export.merged=false")
+    assert load_trained(run).adapted.adapter
+
+
+def test_a_base_by_another_name_than_the_adapter_has_it(tmp_path):
+    folder = tmp_path / "adapter"
+    shutil.copytree(tiny.finished_run() / "adapter", folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    expected = _logits(load_trained(tiny.finished_run() / "adapter"))
+    for name in (None, str(tmp_path / "moved")):
+        (folder / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": name}))
+        with pytest.raises(JloraError, match="--base" if name is None else "moved"):
+            load_trained(folder)
+        assert np.array_equal(_logits(load_trained(folder, str(tiny.model_folder()))), expected)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_is_no_classifier_is_refused(there, tmp_path):
+    folder = tmp_path / "folder"
+    if there:
+        (folder / "checkpoints").mkdir(parents=True)
+    with pytest.raises(JloraError, match="found none of them" if there else "found no such folder"):
+        load_trained(folder)
+
+
+def test_a_run_folder_is_no_adapter_folder():
+    with pytest.raises(JloraError, match=r"adapter_config\.json"):
+        base_of(tiny.finished_run())
+
+
+def test_a_head_that_neither_base_nor_adapter_has_is_never_made_up(tmp_path):
+    run = tiny.train(tmp_path / "run", "lora.modules_to_save=[]")
+    with pytest.raises(JloraError, match=r"expected classifier\.bias, classifier\.weight in the base or the adapter"):
+        load_adapted(run / "adapter")
+    assert _logits(load_trained(run)).shape == (5, 2)  # merged/ has it
+
+
+def test_a_hub_that_is_silent_is_asked_once(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(trained, "settle_hub", asked.append)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(JloraError, match="me/base"):
+        load_adapted(tiny.finished_run() / "adapter", "me/base")
+    assert asked == ["me/base"]

@@ -49,7 +49,6 @@ PRODUCTS = {
         (5, 3),
         (2, 4, 5),
     ),
-    "spread over what is summed": (lambda w, x: x @ jnp.broadcast_to(w, (5, 3)), (1, 3), (4, 5)),
     "used twice": (lambda w, x: jnp.tanh(x @ w) + (2 * x) @ w, (5, 3), (4, 5)),
     "vmap over the input": (lambda w, x: jax.vmap(lambda row: jnp.tanh(row @ w))(x), (5, 3), (4, 5)),
     "vmap over the weight": (lambda w, x: jax.vmap(lambda row, w: row @ w)(x, w), (4, 5, 3), (4, 5)),
@@ -104,6 +103,15 @@ def test_weights_used_in_several_ways_at_once():
     base, adapter = {"table": normal(3, 5, 3)}, {"table": low_rank("ra,rb->ab", (5, 3))}
     assert_adapted_is_merged(tied, base, adapter, IDS)
     assert_adapted_is_merged(force, base, adapter, normal(4, 4, 5))
+
+
+def test_weights_spread_over_what_is_summed():
+    for spec, shape in (("ra,rb->ab", (1, 3)), ("ra,rb->ab", (1, 1)), ("r,ra->a", (3,))):
+        base, adapter = {"w": normal(3, *shape)}, {"w": low_rank(spec, shape)}
+        whole = (5, shape[-1])
+        assert_adapted_is_merged(
+            lambda base, x, whole=whole: x @ jnp.broadcast_to(base["w"], whole), base, adapter, normal(4, 4, 5)
+        )
 
 
 def test_casts_and_stopped_gradients():

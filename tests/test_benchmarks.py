@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import encoder_cases as cases
+import jax
 import numpy as np
 import pytest
 
@@ -52,6 +53,13 @@ def setup(tmp_path_factory) -> Setup:
     changed = {name: getattr(config, name).model_copy(update=update) for name, update in sections.items()}
     config = config.model_copy(update=changed)
     return prepare(config, folder / "weights")
+
+
+@pytest.fixture(autouse=True)
+def compilation_cache_as_it_was():
+    before = jax.config.jax_enable_compilation_cache
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
 
 
 @pytest.fixture(scope="module")

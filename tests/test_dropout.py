@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jlora.dropout import dropout
+from jlora.dropout import _hash, dropout
 
 ONES = jnp.ones((64, 1024))
 KEY = jax.random.key(0)
@@ -32,6 +32,15 @@ def test_neighbours_and_keys_are_independent():
     pairs += [(masks[i], masks[j]) for i in range(4) for j in range(i)]
     for left, right in pairs:
         assert abs(np.mean(left * right)) < 5 / np.sqrt(left.size)
+
+
+@pytest.mark.parametrize("other", [(1, 3), (2, 2), (1, 2 + 2**31), (1 + 2**31, 2)])
+def test_every_bit_of_both_words_of_a_key_counts(other):
+    """Keys that differ in one bit: half of the bits of each hash differ, at most positions."""
+    hashes = [np.asarray(_hash(jnp.array(words, jnp.uint32), (4096,))) for words in ((1, 2), other)]
+    differing = np.unpackbits((hashes[0] ^ hashes[1]).view(np.uint8).reshape(-1, 4), axis=1)
+    assert np.abs(differing.mean(0) - 0.5).max() < 0.1
+    assert (differing.sum(1) > 0).mean() > 0.99
 
 
 def test_the_key_decides():

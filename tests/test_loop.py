@@ -30,7 +30,11 @@ def _split(rows, seed):
 def _loop(accuracies=(), losses=None, norms=None, seed=0, **train):
     """Losses and gradient norms are those of steps 1, 2, ...; accuracies those of one evaluation after another."""
     config = Config(
-        model="m", output_dir="o", seed=seed, data={"train": "t"}, train={"batch_size": 4, "eval_batch_size": 4, "max_steps": 7, **train}
+        model="m",
+        output_dir="o",
+        seed=seed,
+        data={"train": "t"},
+        train={"batch_size": 4, "eval_batch_size": 4, "max_steps": 7, **train},
     )
     accuracies = iter(accuracies)
 

@@ -64,7 +64,7 @@ def run(loop: Loop, state: State, best: Best, manager: ocp.CheckpointManager, re
     evaluate_every = train.eval_every or per_epoch
     checkpoint_every = train.checkpoint_every or evaluate_every
     start = int(state.step)
-    saved = start
+    saved, losses = start, list[float]()  # losses since the last record
     with Progress(steps, start, train.log_every) as progress:
         for step, batch in enumerate(batches(loop, start, steps), start + 1):
             if _is_exhausted(loop, best):
@@ -73,8 +73,10 @@ def run(loop: Loop, state: State, best: Best, manager: ocp.CheckpointManager, re
             state, values = loop.train_step(state, loop.frozen, loop.base, to_rows(batch), loop.key)
             _require_finite(values, step, saved)
             progress.update(values["loss"], int(batch.weights.sum()), float(loop.rate(step - 1)))
+            losses.append(float(values["loss"]))
             if step % train.log_every == 0 or step == steps:
-                _log_step(recorder, loop, step, values, progress)
+                _log_step(recorder, loop, step, {**values, "loss": np.mean(losses)}, progress)
+                losses.clear()
             with progress.paused():
                 if step % evaluate_every == 0 or step == steps:
                     best = _evaluate(loop, state, best, step, saved, recorder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import encoder_cases as cases
@@ -57,19 +58,21 @@ def setup(tmp_path_factory) -> Setup:
 
 @pytest.fixture(autouse=True)
 def compilation_cache_as_it_was():
-    before = jax.config.jax_enable_compilation_cache
+    before = jax.config.read("jax_enable_compilation_cache")
     yield
     jax.config.update("jax_enable_compilation_cache", before)
 
 
 @pytest.fixture(scope="module")
 def step(setup) -> dict:
-    return measure.steps(setup, 4, 8, 4, dropout=False)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as the trainer runs
+        return measure.steps(setup, 4, 8, 4, dropout=False)
 
 
 @pytest.fixture(scope="module")
 def epoch(setup) -> dict:
-    return measure.epoch(setup, 2, dropout=True)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return measure.epoch(setup, 2, dropout=True)
 
 
 def test_every_row_of_the_file_is_in_the_epoch(setup):
@@ -137,7 +140,12 @@ def test_the_command_names_a_missing_file(tmp_path, capsys):
 
 def test_turns_rotate():
     order: list[str] = []
-    found = timing.take_turns({name: lambda name=name: order.append(name) or name for name in "abc"}, 3)
+
+    def call(name: str) -> str:
+        order.append(name)
+        return name
+
+    found = timing.take_turns({name: partial(call, name) for name in "abc"}, 3)
     assert "".join(order) == "abcbcacab"
     assert {name: [result for _, result in calls] for name, calls in found.items()} == {n: [n] * 3 for n in "abc"}
 

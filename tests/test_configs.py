@@ -18,6 +18,7 @@ _SMALL = [
     "train.bucket_count=1",
     "data.max_length=16",
     "train.dropout=false",
+    "export.merged=false",
 ]
 
 

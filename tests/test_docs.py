@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,7 +37,12 @@ def test_the_snippets_run(snippet: str, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     if "FacebookAI/roberta-base" in snippet:
         snippet = snippet.replace("FacebookAI/roberta-base", real_encoder())
-    exec(compile(snippet, "snippet", "exec"), {"__name__": "snippet"})
+    names: dict[str, Any] = {"__name__": "snippet"}
+    exec(compile(snippet, "snippet", "exec"), names)
+    assert "jlora" in names
+    if "save_base" in snippet:
+        assert (tmp_path / "out/merged/model.safetensors").is_file()
+        assert (tmp_path / "out/adapter/adapter_model.safetensors").is_file()
 
 
 def commands() -> list[str]:

@@ -115,16 +115,3 @@ def test_the_adapter_is_that_of_the_best_step(undisturbed):
     best = tiny.report(undisturbed)["best"]
     assert best["step"] == max(values, key=lambda step: (values[step], -step))
     assert best["value"] == tiny.report(undisturbed)["metrics"]["validation"]["accuracy"]
-
-
-def test_a_run_that_stopped_early_does_not_go_on(tmp_path, capsys):
-    # Without a learning rate nothing gets better after the first evaluation.
-    still = ["train.learning_rate=1e-30", "train.max_steps=9", "train.eval_every=2", "train.early_stopping_patience=2"]
-    run = tiny.train(tmp_path / "run", *still)
-    assert "stopped early: 2 evaluations without a better accuracy" in capsys.readouterr().err
-    assert tiny.report(run)["best"]["step"] == 2
-    before = _learned(run)
-    assert max(line["step"] for line in before) == 6
-    (run / "report.json").unlink()
-    tiny.train(run, *still, "--resume")
-    assert _learned(run) == before

@@ -142,6 +142,8 @@ class BertLayer(nn.Module):
 
 
 class BertAttention(nn.Module):
+    """Self-attention and its output block: (B, T, hidden) to the same."""
+
     config: BertConfig
     dtype: Any
 
@@ -152,6 +154,8 @@ class BertAttention(nn.Module):
 
 
 class BertSelfAttention(nn.Module):
+    """Every token's mixture of the values of the tokens in `mask`, bool (B, 1, 1, T); (B, T, hidden)."""
+
     config: BertConfig
     dtype: Any
 
@@ -175,6 +179,8 @@ class BertSelfAttention(nn.Module):
 
 
 class BertIntermediate(nn.Module):
+    """The widening half of the feed-forward block: (B, T, hidden) to (B, T, intermediate)."""
+
     config: BertConfig
     dtype: Any
 
@@ -198,6 +204,8 @@ class BertOutput(nn.Module):
 
 
 class BertPooler(nn.Module):
+    """tanh of a dense layer on the first token: (B, T, hidden) to (B, hidden)."""
+
     config: BertConfig
     dtype: Any
 

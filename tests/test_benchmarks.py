@@ -58,7 +58,7 @@ def setup(tmp_path_factory) -> Setup:
 
 @pytest.fixture(autouse=True)
 def compilation_cache_as_it_was():
-    before = jax.config.read("jax_enable_compilation_cache")
+    before = jax.config.jax_enable_compilation_cache
     yield
     jax.config.update("jax_enable_compilation_cache", before)
 

@@ -7,7 +7,7 @@ import tiny
 import yaml
 
 from jlora.errors import JloraError
-from train import artifacts, classify, finish
+from train import artifacts, classify, environment, finish
 from train.finish import predicted
 from train.labels import Labels
 
@@ -64,7 +64,7 @@ def test_the_card_says_how_it_was_made_and_where_it_is(kind):
     assert "base_model" not in metadata  # a folder is no hub name
     assert repr(str(folder)) in card
     assert str(tiny.model_folder()) in card
-    assert "pytest" in card  # the command that made it
+    assert environment.command() in card
 
 
 def test_rounded_weights_are_measured_but_no_error(tmp_path):

@@ -1,1 +1,6 @@
-"""Training from one YAML file: `python -m train.classify --config configs/sst2.yaml`."""
+"""The commands: python -m train.classify, python -m train.predict, python -m train.export."""
+
+import os
+
+# transformers says on import that it found no PyTorch, which is how this product wants it.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -1,10 +1,10 @@
-"""The adapter: a flat dict {path of a base leaf: LowRank | Full}, and what can be said of it without a function."""
+"""The adapter: {path of a base leaf: LowRank | Full | Rows}, flat, and what can be said of it without a function."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,9 @@ import numpy as np
 from jlora.errors import JloraError
 from jlora.paths import leaves_by_path, require
 
+Kind = Literal["linear", "lookup", "conv"]
+"""How a function uses a weight: in a matrix product, as a table, or as the kernel of a convolution."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +23,11 @@ class LowRank:
     """A low-rank update of one leaf: leaf + einsum(spec, a, b * scale).
 
     A Dense kernel of shape (in, out) has the spec "ra,rb->ab"; the same kernels of several scanned layers,
-    stacked on a leading axis, "arb,arc->abc"; an attention kernel (in, heads, width) "ra,rbc->abc".
+    stacked on a leading axis, "arb,arc->abc"; an attention kernel (in, heads, width) "ra,rbc->abc"; a convolution's
+    (k, k, in, out) "rcab,rd->abcd", the channels of A before its window, as in PEFT's files.
+
+    With a magnitude it is DoRA (Liu et al. 2024): magnitude * V / |V|, V the sum above and |V| its norm over the
+    input axes, which is not differentiated.
 
     Attributes:
       a: (*stack, r, *in), the axes over which the function contracts the leaf (or looks it up).
@@ -30,6 +37,10 @@ class LowRank:
       ranks: the true rank of each layer of the stack (one entry where there is no stack); a layer of rank 0
         is not adapted.
       dropout: the probability with which the input of `a` is dropped where a dropout key is given.
+      kind: the use that gave A and B their shapes.
+      only: where not None, uses of this kind alone see the update (an embedding that is also the output head).
+      magnitude: (*stack, *out), DoRA's, or None.
+      squared_norm: (*stack, *out), |leaf|^2 over the input axes, never trained; None without a magnitude.
     """
 
     a: jax.Array
@@ -38,6 +49,10 @@ class LowRank:
     spec: str = dataclasses.field(metadata={"static": True})
     ranks: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
+    kind: Kind = dataclasses.field(default="linear", metadata={"static": True})
+    only: Kind | None = dataclasses.field(default=None, metadata={"static": True})
+    magnitude: jax.Array | None = None
+    squared_norm: jax.Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -51,26 +66,59 @@ class LowRank:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Full:
-    """A leaf that is trained whole beside the low-rank ones: `value` stands in for the base's leaf."""
+    """A leaf that is trained whole beside the low-rank ones: `value` stands in for the base's leaf.
+
+    Attributes:
+      value: of the leaf's shape; with `layers`, (len(layers), ...): those layers of a stack alone.
+      layers: the layers that are trained, in rising order; None is the whole leaf.
+    """
 
     value: jax.Array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the leaf."""
-        return self.value.shape
+    layers: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
 
 
-Adapter = Mapping[str, LowRank | Full]
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Some rows of an embedding (vocab, dim) that are trained: `value` (n, dim) stands in for its rows `indices`."""
+
+    value: jax.Array
+    indices: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+
+Entry = LowRank | Full | Rows
+Adapter = Mapping[str, Entry]
 
 
 def require_fit(adapter: Adapter, leaves: Mapping[str, Any]) -> None:
     """Raises JloraError where an entry's path is not one of `leaves`, or its shape is not that of the leaf."""
     for path, entry in adapter.items():
         require(path, leaves, "the base tree")
-        if entry.shape != np.shape(leaves[path]):
-            expected = np.shape(leaves[path])
-            raise JloraError(f"{path}: expected an entry for the base's shape {expected}, found one for {entry.shape}")
+        shape = np.shape(leaves[path])
+        if isinstance(entry, LowRank):
+            fits, found = entry.shape == shape, f"{entry.shape}"
+        else:
+            taken = _taken(entry)
+            fits, found = _whole_fits(entry, shape), f"{np.shape(entry.value)}{f' at {taken}' if taken else ''}"
+        if not fits:
+            raise JloraError(f"{path}: expected an entry for the base's shape {shape}, found one for {found}")
+
+
+def _taken(entry: Full | Rows) -> tuple[int, ...] | None:
+    return entry.indices if isinstance(entry, Rows) else entry.layers
+
+
+def _whole_fits(entry: Full | Rows, shape: tuple[int, ...]) -> bool:
+    found, taken = np.shape(entry.value), _taken(entry)
+    if taken is None:
+        return found == shape
+    return bool(shape) and found == (len(taken), *shape[1:]) and all(0 <= i < shape[0] for i in taken)
+
+
+def replaced(leaf: jax.Array, entry: Full | Rows) -> jax.Array:
+    """The base's leaf with what is trained whole in its place."""
+    taken = _taken(entry)
+    return entry.value if taken is None else leaf.at[jnp.asarray(taken)].set(entry.value.astype(leaf.dtype))
 
 
 def scaled_b(low_rank: LowRank) -> jax.Array:
@@ -83,20 +131,28 @@ def scaled_b(low_rank: LowRank) -> jax.Array:
 def labels(adapter: Adapter) -> dict[str, Any]:
     """The adapter's tree with a label for each array, as `optax.partition` and `optax.masked` take them.
 
-    {"…/kernel": LowRank(a="a", b="b", scale="frozen"), "…/bias": Full(value="head")}
+    {"…/kernel": LowRank(a="a", b="b", scale="frozen", magnitude="magnitude", squared_norm="frozen"),
+     "…/bias": Full(value="head"), "…/embedding": Rows(value="rows")}
     """
     return {path: _label(entry) for path, entry in adapter.items()}
 
 
-def _label(entry: LowRank | Full) -> Any:
-    names: dict[str, Any] = {"value": "head"} if isinstance(entry, Full) else {"a": "a", "b": "b", "scale": "frozen"}
-    return dataclasses.replace(entry, **names)
+_LABELS = {"a": "a", "b": "b", "scale": "frozen", "magnitude": "magnitude", "squared_norm": "frozen"}
+
+
+def _label(entry: Entry) -> Any:
+    if isinstance(entry, LowRank):
+        present = {name: label for name, label in _LABELS.items() if getattr(entry, name) is not None}
+    else:
+        present = {"value": "rows" if isinstance(entry, Rows) else "head"}
+    changes: dict[str, Any] = present
+    return dataclasses.replace(entry, **changes)
 
 
 def split(adapter: Adapter) -> tuple[dict, dict]:
     """(trainable, frozen): two adapters of the same keys, None where the other one holds the array.
 
-    The scales are frozen, everything else is trained. `combine` is the inverse.
+    Scales and squared norms are frozen, everything else is trained. `combine` is the inverse.
     """
     marks = labels(adapter)
     trainable = jax.tree.map(lambda label, leaf: None if label == "frozen" else leaf, marks, dict(adapter))
@@ -128,11 +184,12 @@ def count_parameters(base: Any, adapter: Adapter | None = None, prefix: str = ""
     return total, trainable
 
 
-def trained_count(entry: LowRank | Full) -> int:
+def trained_count(entry: Entry) -> int:
     """The number of trained parameters of one entry, padding apart."""
-    if isinstance(entry, Full):
+    if not isinstance(entry, LowRank):
         return int(np.prod(entry.value.shape))
     rank_axis = len(entry.scale.shape) - 1
-    width = sum(int(np.prod(factor.shape[rank_axis + 1 :])) for factor in (entry.a, entry.b))
+    width, outputs = (int(np.prod(factor.shape[rank_axis + 1 :])) for factor in (entry.a, entry.b))
     copies = int(np.prod(entry.scale.shape[:-1])) // len(entry.ranks)  # stacks other than that of the layers
-    return copies * sum(entry.ranks) * width
+    magnitudes = 0 if entry.magnitude is None else sum(rank > 0 for rank in entry.ranks) * outputs
+    return copies * (sum(entry.ranks) * (width + outputs) + magnitudes)

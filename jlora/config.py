@@ -1,18 +1,37 @@
-"""LoraConfig: PEFT's field names with PEFT's meaning."""
+"""LoraConfig: PEFT's field names with PEFT's meaning. `jlora.peft.config_file` reads and writes it."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from jlora.errors import JloraError
 
 HEAD_NAMES = ("classifier", "score")
-"""What PEFT adds to `modules_to_save` for sequence classification."""
+"""What PEFT adds to `modules_to_save` for the classification of sequences and of tokens."""
+
+TASK_HEADS: dict[str, tuple[str, ...]] = {
+    "SEQ_CLS": HEAD_NAMES,
+    "TOKEN_CLS": HEAD_NAMES,
+    "QUESTION_ANS": ("qa_outputs",),
+    "CAUSAL_LM": (),
+    "SEQ_2_SEQ_LM": (),
+    "FEATURE_EXTRACTION": (),
+}
+"""PEFT's task types, and the modules that are trained whole for each."""
+
+_INITIALIZATIONS = "true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora, eva, lora_ga or a function"
+
+
+def is_initialization(value: Any) -> bool:
+    """Whether `init_lora_weights` knows this value by name."""
+    named = isinstance(value, str) and re.fullmatch(
+        "gaussian|orthogonal|pissa|pissa_niter_[0-9]+|olora|eva|lora_ga", value
+    )
+    return isinstance(value, bool) or bool(named)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +45,22 @@ class LoraConfig:
       target_modules: "all-linear"; a string, which is a regular expression that must match a module's whole
         dotted name; or a list of names, each the whole name or its last components.
       exclude_modules: the same, for modules to leave out.
-      modules_to_save: modules trained whole beside the adapter, by the end of their name. None is the
-        classification head where task_type is "SEQ_CLS"; an empty list freezes that too.
+      modules_to_save: modules trained whole beside the adapter, by the end of their name. None is the head of
+        the task_type ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"); an empty list freezes that too.
       rank_pattern, alpha_pattern: {regular expression on the end of the name: r or lora_alpha}.
       layers_to_transform: numbers of the layers to adapt (with a list of target_modules); None is all.
       use_rslora: scale by lora_alpha / sqrt(r) (Kalajdzievski 2023).
+      use_dora: train a magnitude beside the direction (DoRA, Liu et al. 2024).
       init_lora_weights: True is PEFT's default (A Kaiming uniform, B zero); "gaussian" draws A with standard
-        deviation 1 / r; False draws B too, so that the adapter starts away from the base.
+        deviation 1 / r; "orthogonal" draws both so that B A is zero; False draws B too, so that the adapter starts
+        away from the base; a function (key, shape, dtype) -> array, one of `jax.nn.initializers` say, draws A as a
+        matrix (in, r). "pissa", "pissa_niter_4", "olora", "lora_ga" and "eva" look at the weights, their gradients
+        or their inputs: `jlora.init_residual`, `jlora.init_lora_ga` and `jlora.init_eva` are for these.
+      bias: "none", "all" biases are trained, or those of adapted modules ("lora_only").
+      trainable_token_indices: rows of embeddings that are trained: {end of the module's name: ids}; a list of ids
+        is for the token embedding.
+      ensure_weight_tying: whether the adapter of an embedding that is also the output head is seen by both uses;
+        false, only by the lookup.
       task_type: PEFT's, "SEQ_CLS" for sequence classification, or None.
 
     Raises:
@@ -49,18 +77,25 @@ class LoraConfig:
     alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
     layers_to_transform: int | Sequence[int] | None = None
     use_rslora: bool = False
-    init_lora_weights: bool | Literal["gaussian"] = True
+    use_dora: bool = False
+    init_lora_weights: bool | str | Callable[..., Any] = True
+    bias: Literal["none", "all", "lora_only"] = "none"
+    trainable_token_indices: Sequence[int] | Mapping[str, Sequence[int]] | None = None
+    ensure_weight_tying: bool = False
     task_type: str | None = None
 
     def __post_init__(self) -> None:
         for key, rank in {"r": self.r, **_entries("rank_pattern", self.rank_pattern)}.items():
             _require(isinstance(rank, int) and rank >= 1, key, "an integer of at least 1", rank)
         for key, alpha in {"lora_alpha": self.lora_alpha, **_entries("alpha_pattern", self.alpha_pattern)}.items():
-            _require(isinstance(alpha, (int, float)), key, "a number", alpha)
+            _require(isinstance(alpha, (int, float)) and math.isfinite(alpha), key, "a finite number", alpha)
         probability = isinstance(self.lora_dropout, (int, float)) and 0 <= self.lora_dropout < 1
         _require(probability, "lora_dropout", "a number in [0, 1)", self.lora_dropout)
-        known = self.init_lora_weights in (True, False, "gaussian")
-        _require(known, "init_lora_weights", "true, false or gaussian", self.init_lora_weights)
+        named = callable(self.init_lora_weights) or is_initialization(self.init_lora_weights)
+        _require(named, "init_lora_weights", _INITIALIZATIONS, self.init_lora_weights)
+        _require(self.bias in ("none", "all", "lora_only"), "bias", "none, all or lora_only", self.bias)
+        tasks = f"one of {', '.join(TASK_HEADS)} or null"
+        _require(self.task_type is None or self.task_type in TASK_HEADS, "task_type", tasks, self.task_type)
         _require(not isinstance(self.modules_to_save, str), "modules_to_save", "a list of names", self.modules_to_save)
         for key, pattern in self._regular_expressions():
             _require(_compiles(pattern), key, "a regular expression", pattern)
@@ -79,67 +114,8 @@ class LoraConfig:
     def trained_whole(self) -> tuple[str, ...]:
         """Ends of the names of the modules that are trained whole, defaults of the task included."""
         if self.modules_to_save is None:
-            return HEAD_NAMES if self.task_type == "SEQ_CLS" else ()
+            return TASK_HEADS.get(self.task_type or "", ())
         return tuple(self.modules_to_save)
-
-
-def write_config(folder: Path, config: LoraConfig, base_model: str | None, targets: Sequence[str]) -> None:
-    """Writes PEFT's `adapter_config.json` (sorted keys) into an existing folder.
-
-    Args:
-      base_model: name or folder of the base, PEFT's `base_model_name_or_path`.
-      targets: names of the adapted modules, written where `target_modules` does not list names itself.
-    """
-    fields = dataclasses.asdict(config)
-    if config.target_modules is None or config.target_modules == "all-linear":
-        fields["target_modules"] = list(targets)
-    if config.task_type == "SEQ_CLS" and config.modules_to_save is None:
-        fields["modules_to_save"] = list(HEAD_NAMES)
-    if config.task_type == "SEQ_CLS" and not set(HEAD_NAMES) & set(config.trained_whole):
-        fields["task_type"] = None  # told of a classifier, PEFT would look for its weights in the adapter's file
-    fields |= {
-        "peft_type": "LORA",
-        "base_model_name_or_path": base_model,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-    }
-    in_order = dict(sorted(fields.items()))  # but patterns as given: the first that matches a name counts
-    (folder / "adapter_config.json").write_text(json.dumps(in_order, indent=2, default=sorted) + "\n")
-
-
-# Fields of PEFT's config that say nothing about the function the adapter computes.
-_NEUTRAL = {
-    "peft_type", "base_model_name_or_path", "peft_version", "auto_mapping", "revision", "inference_mode",
-    "fan_in_fan_out", "megatron_core", "loftq_config", "qalora_group_size",
-}  # fmt: skip
-_OFF: tuple[Any, ...] = (None, False, "none", [], {})
-
-
-def read_config(folder: Path) -> LoraConfig:
-    """Reads PEFT's `adapter_config.json`.
-
-    Raises:
-      JloraError: no such file, not JSON, not LoRA, or a feature that is not supported here, each named.
-    """
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        raise JloraError(f"{path}: expected PEFT's configuration, found no such file")
-    try:
-        raw: Any = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise JloraError(f"{path}: expected JSON, found {error}") from None
-    if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
-        found = raw.get("peft_type") if isinstance(raw, dict) else raw
-        raise JloraError(f"{path}: peft_type: expected LORA, found {found!r}")
-    names = {field.name for field in dataclasses.fields(LoraConfig)}
-    for key in sorted(set(raw) - names - _NEUTRAL):
-        if raw[key] not in _OFF:
-            raise JloraError(f"{path}: {key}: expected it off or absent (not supported), found {raw[key]!r}")
-    try:
-        return LoraConfig(**{key: value for key, value in raw.items() if key in names})
-    except JloraError as error:
-        raise JloraError(f"{path}: {error}") from None
 
 
 def _entries(field: str, patterns: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jlora.adapter import Adapter, Full, LowRank, require_fit, scaled_b
+from jlora.adapter import Adapter, Entry, LowRank, replaced, require_fit, scaled_b
+from jlora.dora import gain, letters
+from jlora.errors import JloraError
 from jlora.paths import leaves_by_path, replace_leaves
 
 
@@ -22,30 +24,78 @@ def merge(base: Any, adapter: Adapter) -> Any:
     Sums are formed in float32 and rounded once to the leaf's dtype. The given base is left as it is.
 
     Raises:
-      JloraError: a path of the adapter is not in the base, or an entry of another shape than its leaf.
+      JloraError: a path of the adapter is not in the base, an entry of another shape than its leaf, a leaf of which
+        only one use sees the update, or a result that is not finite (where arrays are concrete).
     """
-    return _added(base, adapter, 1.0)
+    leaves = leaves_by_path(base)
+    require_fit(adapter, leaves)
+    return replace_leaves(base, {path: merged_leaf(path, leaves[path], entry) for path, entry in adapter.items()})
+
+
+def merged_leaf(path: str, leaf: jax.Array, entry: Entry) -> jax.Array:
+    """One leaf of `merge`."""
+    if not isinstance(entry, LowRank):
+        return _finite(path, replaced(leaf, entry))
+    if entry.only is not None:
+        raise JloraError(
+            f"{path}: expected a weight whose uses all see the update, found one of which only the {entry.only} does"
+            " (a tied embedding); ensure_weight_tying=True lets both, or untie the output head first"
+        )
+    total = leaf.astype(jnp.float32) + update(entry)
+    total = total if entry.magnitude is None else total * _in_leafs_axes(entry, gain(entry, leaf))
+    return _finite(path, total.astype(leaf.dtype))
 
 
 def unmerge(merged: Any, adapter: Adapter) -> Any:
     """Takes the low-rank updates away again: `unmerge(merge(base, adapter), adapter)` is the base to two roundings.
 
-    Leaves trained whole (`Full`) stay as they are: what they replaced is not in the merged tree.
+    Leaves trained whole (`Full`, `Rows`) stay as they are: what they replaced is not in the merged tree. With DoRA
+    the gain is the root of a quadratic equation: the base comes back to some tens of roundings, and the update must
+    be smaller than the weight.
 
     Raises:
       JloraError: as for `merge`.
     """
-    return _added(merged, {path: entry for path, entry in adapter.items() if isinstance(entry, LowRank)}, -1.0)
+    leaves = leaves_by_path(merged)
+    low_rank = {path: entry for path, entry in adapter.items() if isinstance(entry, LowRank)}
+    require_fit(low_rank, leaves)
+    return replace_leaves(merged, {path: _base_leaf(path, leaves[path], entry) for path, entry in low_rank.items()})
 
 
-def _added(base: Any, adapter: Adapter, sign: float) -> Any:
-    leaves = leaves_by_path(base)
-    require_fit(adapter, leaves)
-    changed: dict[str, jax.Array] = {}
-    for path, entry in adapter.items():
-        if isinstance(entry, Full):
-            changed[path] = entry.value
-        else:
-            total = leaves[path].astype(jnp.float32) + sign * update(entry)
-            changed[path] = total.astype(leaves[path].dtype)
-    return replace_leaves(base, changed)
+def _base_leaf(path: str, leaf: jax.Array, entry: LowRank) -> jax.Array:
+    total = leaf.astype(jnp.float32)
+    if entry.magnitude is not None:
+        total = total * _in_leafs_axes(entry, _inverse_gain(entry, total))
+    return _finite(path, (total - update(entry)).astype(leaf.dtype))
+
+
+def _inverse_gain(entry: LowRank, merged: jax.Array) -> jax.Array:
+    """1 / gain, (*stack, *out), from M = gain (W + U) and the known |W|^2 = |M / gain - U|^2, a quadratic equation."""
+    stack, _, outputs, out = letters(entry)
+    assert entry.squared_norm is not None
+    u = update(entry)
+    mm, mu, uu = (
+        jnp.einsum(f"{out},{out}->{stack}{outputs}", x, y) for x, y in ((merged, merged), (merged, u), (u, u))
+    )
+    root = jnp.sqrt(jnp.maximum(mu * mu - mm * (uu - entry.squared_norm), 0))
+    adapted = jnp.any(entry.scale != 0, axis=-1)
+    adapted = jnp.expand_dims(adapted, tuple(range(adapted.ndim, mm.ndim)))
+    return jnp.where(adapted, (mu + root) / mm, jnp.ones_like(mm))
+
+
+def _in_leafs_axes(entry: LowRank, factor: jax.Array) -> jax.Array:
+    """(*stack, *out) with the axes of the leaf, size 1 for its inputs."""
+    stack, _, outputs, out = letters(entry)
+    order = [(stack + outputs).index(letter) for letter in out if letter in stack + outputs]
+    return jnp.expand_dims(
+        jnp.transpose(factor, order), [i for i, letter in enumerate(out) if letter not in stack + outputs]
+    )
+
+
+def _finite(path: str, value: jax.Array) -> jax.Array:
+    concrete = not isinstance(value, jax.core.Tracer) and jnp.issubdtype(value.dtype, jnp.floating)
+    if concrete and not bool(jnp.isfinite(value).all()):
+        raise JloraError(
+            f"{path}: expected finite numbers after the merge, found NaN or infinity; is the adapter broken?"
+        )
+    return value

@@ -38,7 +38,7 @@ def module_names(path: str, count: int | None) -> list[str]:
     Returns:
       `["bert.encoder.layer.0.attention.self.query", ...]`, `count` names, or one where `count` is None.
     """
-    modules = path.split("/")
+    modules = _without_value(path.split("/"))
     if len(modules) > 1 and modules[-1] in _PARAMETER_NAMES:
         modules.pop()
     if len(modules) > 1 and modules[0] == "params":
@@ -56,5 +56,10 @@ def hf_keys(path: str, count: int | None) -> list[str]:
       `["bert.encoder.layer.0.attention.self.query.weight", ...]`, as many as `module_names` gives. A leaf with
       another last part than those that `module_names` leaves out goes by its module's name.
     """
-    parameter = _PARAMETER_NAMES.get(path.rsplit("/", 1)[-1])
+    parameter = _PARAMETER_NAMES.get(_without_value(path.split("/"))[-1])
     return [f"{module}.{parameter}" if parameter else module for module in module_names(path, count)]
+
+
+def _without_value(parts: list[str]) -> list[str]:
+    """The path without the last part that Flax NNX adds for the array in a Param: `query/kernel/value`."""
+    return parts[:-1] if parts[-1] == "value" and len(parts) > 1 and parts[-2] in _PARAMETER_NAMES else parts

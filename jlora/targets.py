@@ -76,7 +76,10 @@ def check_targets(config: LoraConfig, names: Sequence[str]) -> None:
     """
     found = config.target_modules
     if found is None:
-        raise _no_match("target_modules", 'names of modules, a regular expression, or "all-linear"', "", names)
+        expected = (
+            'names of modules, a regular expression or "all-linear" (jlora.default_targets(model_type) are PEFT\'s)'
+        )
+        raise _no_match("target_modules", expected, "", names)
     for entry in [found] if isinstance(found, str) else found:
         pattern = entry if isinstance(found, str) else [entry]
         if not is_all_linear(config) and not any(matches(pattern, name) for name in names):

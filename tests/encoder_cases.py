@@ -36,8 +36,8 @@ def torch_classifier(config: PreTrainedConfig, head: str = "SequenceClassificati
 
     auto = "AutoModel" if head == "" else f"AutoModelFor{head}"
     config._attn_implementation = "eager"
-    model = getattr(transformers, auto).from_config(config)
     torch.manual_seed(0)
+    model = getattr(transformers, auto).from_config(config)
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     return model.eval()

@@ -12,9 +12,9 @@ import numpy as np
 from encoder_cases import difference, random_batch, tiny_config
 
 import jlora
-from jlora.init import abstract_adapter
 from jlora.models import abstract_base, build
 from jlora.paths import leaves_by_path, replace_leaves
+from jlora.plan import abstract_adapter
 
 
 def normal(seed: int, *shape: int) -> jax.Array:
@@ -49,15 +49,25 @@ def random_encoder(family: str, *, remat: bool = False, **sizes: Any) -> tuple[A
 
 
 def randomized(adapter: Any) -> dict[str, Any]:
-    """The adapter with random A, B and values, B (and values) small."""
+    """The adapter with random A, B and values, B (and values) small, and magnitudes and squared norms about 1."""
     numbers: dict[str, Any] = {}
     for seed, (path, entry) in enumerate(sorted(adapter.items())):
-        if isinstance(entry, jlora.Full):
-            numbers[path] = jlora.Full(0.3 * normal(10 + seed, *entry.shape))
-        else:
-            a, b = normal(100 + seed, *entry.a.shape), 0.3 * normal(200 + seed, *entry.b.shape)
-            numbers[path] = dataclasses.replace(entry, a=a, b=b)
+        if not isinstance(entry, jlora.LowRank):
+            numbers[path] = dataclasses.replace(entry, value=0.3 * normal(10 + seed, *entry.value.shape))
+            continue
+        a, b = normal(100 + seed, *entry.a.shape), 0.3 * normal(200 + seed, *entry.b.shape)
+        numbers[path] = dataclasses.replace(entry, a=a, b=b)
+        if entry.magnitude is not None:
+            numbers[path] = _as_dora(numbers[path], 300 + seed)
     return numbers
+
+
+def _as_dora(entry: jlora.LowRank, seed: int) -> jlora.LowRank:
+    """A magnitude as of a leaf of standard normal numbers; tests that know the base fill in its squared norm."""
+    shape = entry.magnitude.shape
+    inputs = entry.a.size // entry.scale.size
+    magnitude = (1 + 0.2 * normal(seed, *shape)) * inputs**0.5
+    return dataclasses.replace(entry, magnitude=magnitude, squared_norm=jnp.full(shape, float(inputs)))
 
 
 def assert_adapted_is_merged(
@@ -82,7 +92,8 @@ def assert_adapted_is_merged(
     assert difference(found, expected) < tolerance
     assert difference(fn(base, *args), expected) > 30 * tolerance, "the adapter changes nothing: nothing is tested"
     for path, entry in found_gradient.items():
-        names = ("value",) if isinstance(entry, jlora.Full) else ("a", "b")
+        names = ("a", "b") if isinstance(entry, jlora.LowRank) else ("value",)
+        names += ("magnitude",) if getattr(entry, "magnitude", None) is not None else ()
         for name in names:
             expected_leaf = getattr(expected_gradient[path], name)
             assert difference(getattr(entry, name), expected_leaf) < 10 * tolerance, (path, name)

@@ -14,8 +14,8 @@ from lora_cases import assert_adapted_is_merged, low_rank, normal, random_adapte
 
 import jlora
 from jlora.adapt import find_uses
-from jlora.consume import Use
 from jlora.paths import leaves_by_path
+from jlora.transform.consume import Use
 
 
 @jax.custom_vjp
@@ -131,7 +131,7 @@ def test_the_base_may_be_any_tree():
     x = normal(4, 4, 5)
     single = normal(3, 5, 3)
     assert_adapted_is_merged(lambda w, x: x @ w, single, {"": low_rank("ra,rb->ab", (5, 3))}, x)
-    assert find_uses(lambda w, x: x @ w, single, x) == {"": {Use("linear", (), (0,), (1,))}}
+    assert find_uses(lambda w, x: x @ w, single, x) == {"": (Use("linear", (), (0,), (1,)),)}
     listed = [{"w": single}, (normal(5, 3, 2),)]
     adapter = {"0/w": low_rank("ra,rb->ab", (5, 3)), "1/0": jlora.Full(normal(6, 3, 2))}
     assert_adapted_is_merged(lambda b, x: jnp.tanh(x @ b[0]["w"]) @ b[1][0], listed, adapter, x)
@@ -272,8 +272,61 @@ def test_uses_are_found_without_computing():
     shapes = {"dense": (5, 3), "scale": (3,), "table": (9, 3), "kept": (2,), "unused": (2, 2)}
     base = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
     uses = find_uses(function, base, jax.ShapeDtypeStruct((4, 5), jnp.float32), jax.ShapeDtypeStruct((2,), jnp.int32))
-    assert uses["dense"] == {Use("linear", (), (0,), (1,))}
-    assert uses["table"] == {Use("lookup", (), (0,), (1,))}
-    assert uses["scale"] == {Use("mul")}
-    assert uses["kept"] == {Use("the result")}
-    assert uses["unused"] == set()
+    assert uses["dense"] == (Use("linear", (), (0,), (1,)),)
+    assert uses["table"] == (Use("lookup", (), (0,), (1,)),)
+    assert uses["scale"] == (Use("mul"),)
+    assert uses["kept"] == (Use("the result"),)
+    assert uses["unused"] == ()
+
+
+@jax.custom_vjp
+def _product(x, w):
+    return x @ w
+
+
+_product.defvjp(lambda x, w: (x @ w, (x, w)), lambda kept, g: (2 * g @ kept[1].T, 2 * kept[0].T @ g))
+
+
+def _odd_uses(base, x):
+    x = lax.scan(lambda x, w: (_product(x, w) @ w.T, None), x, base["layers"])[0]
+    return (x @ jnp.tanh(base["odd"])) @ base["plain"]
+
+
+def test_what_has_no_rule_is_formed_only_where_that_is_allowed_and_is_counted():
+    """A function's own derivatives are kept: here they are twice the true ones."""
+    base = {"layers": normal(1, 2, 5, 5), "odd": normal(2, 5, 3), "plain": normal(3, 3, 4)}
+    specs = {"layers": "arb,arc->abc", "odd": "ra,rb->ab", "plain": "ra,rb->ab"}
+    adapter = {path: low_rank(spec, base[path].shape) for path, spec in specs.items()}
+    x = normal(4, 4, 5)
+    with pytest.raises(jlora.JloraError, match=r"^layers: .*'custom_vjp_call.*allow_materialize=True"):
+        jlora.adapt(_odd_uses)(base, adapter, x)
+    formed = jlora.find_materialized(_odd_uses, base, adapter, jax.ShapeDtypeStruct(x.shape, x.dtype))
+    assert {path: len(places) for path, places in formed.items()} == {"layers": 1, "odd": 1}
+    assert formed["odd"] == ("tanh",)
+
+    def loss(apply):
+        return lambda adapter: jnp.sum(apply(adapter) ** 2)
+
+    adapted = loss(lambda adapter: jlora.adapt(_odd_uses, allow_materialize=True)(base, adapter, x))
+    merged = loss(lambda adapter: _odd_uses(jlora.merge(base, adapter), x))
+    assert encoder_cases.difference(adapted(adapter), merged(adapter)) < 1e-5
+    found, expected = jax.grad(adapted)(adapter), jax.grad(merged)(adapter)
+    for path in adapter:
+        assert encoder_cases.difference(found[path].b, expected[path].b) < 1e-5
+
+
+def test_a_function_whose_weights_all_have_rules_forms_nothing():
+    model, base, batch = random_encoder("bert")
+    adapter = random_adapter(model.apply, base, batch, targets=".*", use_dora=True)
+    assert jlora.find_materialized(model.apply, base, adapter, batch) == {}
+
+
+def test_rows_and_single_layers_that_are_trained_whole():
+    def fn(base, ids):
+        return lax.scan(lambda x, layer: (jnp.tanh(x @ layer), None), base["table"][ids], base["layers"])[0]
+
+    base = {"layers": normal(1, 3, 4, 4), "table": normal(2, 7, 4)}
+    adapter = {"layers": jlora.Full(normal(3, 2, 4, 4), (0, 2)), "table": jlora.Rows(normal(4, 2, 4), (1, 4))}
+    assert_adapted_is_merged(fn, base, adapter, IDS)
+    untouched = jlora.adapt(fn)(base, {"table": jlora.Rows(base["table"][jnp.array([1, 4])], (1, 4))}, IDS)
+    assert (untouched == fn(base, IDS)).all()

@@ -53,6 +53,27 @@ def test_the_adapter_opens_in_peft_with_our_logits(family):
     assert difference(_ours(run / "merged"), theirs) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["lora.init_lora_weights=pissa"],
+        ["lora.init_lora_weights=olora", "lora.use_dora=true"],
+        ["lora.init_lora_weights=orthogonal", "lora.trainable_token_indices=12,13", "lora.bias=all"],
+    ],
+    ids=lambda settings: " ".join(settings),
+)
+def test_every_form_of_lora_opens_in_peft_on_the_original_base(settings):
+    run = tiny.finished_run(*settings)
+    ours = _ours(run / "merged")
+    assert difference(_ours(run / "adapter"), ours) < 1e-4
+    peft = pytest.importorskip("peft", reason="the oracle is PEFT")
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    base = AutoModelForSequenceClassification.from_pretrained(tiny.model_folder())
+    model = peft.PeftModel.from_pretrained(base, run / "adapter")
+    assert difference(_theirs(model, AutoTokenizer.from_pretrained(run / "adapter")), ours) < 1e-4
+
+
 def test_read_back_is_what_was_written():
     run = tiny.finished_run()
     _, base = artifacts.read_back(run / "merged", "float32")

@@ -79,7 +79,7 @@ BAD_ARGUMENTS = {
     "a wrong type": (["train.batch_size=many"], ["train.batch_size", "whole number", "'many'"]),
     "a rank of zero": (["lora.r=0"], ["lora.r", ">= 1", "0"]),
     "a negative rank": (["lora.r=-1"], ["lora.r", ">= 1", "-1"]),
-    "an unknown flag": (["--resum"], ["--resum", "did you mean --resume"]),
+    "an unknown flag": (["--resum"], ["--resum", "nearest: --resume"]),
     "two flags that contradict": (["--resume", "--overwrite"], ["--resume", "--overwrite", "both"]),
     "a metric of another task": (["train.metric=pearson"], ["train.metric", "accuracy", "'pearson'"]),
     "a tracker that is not installed": (["tracker=trackio"], ["trackio is not installed", "pip install"]),

@@ -18,7 +18,9 @@ pytest.importorskip("peft", reason="the benchmark compares with PEFT")
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks import classify, measure, timing
+import jlora
+from benchmarks import by_hand, classify, measure, timing
+from benchmarks import compile as compile_benchmark
 from benchmarks.setup import Setup, prepare, read_config
 
 RUNS = {"jlora lora", "jlora full", "peft lora", "torch full"}
@@ -152,3 +154,38 @@ def test_turns_rotate():
 
 def test_ratios_are_taken_within_rounds():
     assert timing.ratio([1.0, 10.0, 3.0], [2.0, 20.0, 6.0]) == {"min": 0.5, "q1": 0.5, "median": 0.5, "q3": 0.5}
+
+
+def test_the_hand_written_encoder_computes_what_the_adapted_one_does():
+    config, apply, base, adapter, batch = compile_benchmark.prepare(2, 64)
+    assert len(adapter) == 6
+    with jax.numpy_rank_promotion("allow"):
+        found = by_hand.logits(config, base, adapter, batch)
+    expected = jlora.adapt(apply)(base, adapter, batch)
+    assert cases.difference(found, expected) < 1e-5
+    assert cases.difference(found, apply(base, batch)) > 1e-4
+
+
+def test_figures_of_the_compilation(monkeypatch, tmp_path, capsys):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        results = {side: compile_benchmark.measure(side, 1, 64) for side in compile_benchmark.SIDES}
+    # Not in processes of their own, which is slow and the same.
+    monkeypatch.setattr(compile_benchmark, "_in_a_fresh_process", lambda side, layers, hidden: results[side])
+    assert compile_benchmark.main(["--layers", "1", "--hidden", "64", "--json", str(tmp_path / "out.json")]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert {len(values) for phases in found["seconds"].values() for values in phases.values()} == {5}
+    assert found["seconds"].keys() == set(compile_benchmark.SIDES)
+    assert found["ratio"]["total"]["median"] > 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("adapted / by hand" in line for line in lines) == 3
+    assert max(map(len, lines)) <= 90
+
+
+def test_sides_that_compute_something_else_are_refused(monkeypatch):
+    figures = dict.fromkeys(compile_benchmark.PHASES, 1.0)
+    losses = {"adapted": [0.5, 0.4], "by hand": [0.5, 0.3]}
+    monkeypatch.setattr(
+        compile_benchmark, "_in_a_fresh_process", lambda side, layers, hidden: figures | {"losses": losses[side]}
+    )
+    with pytest.raises(jlora.JloraError, match=r"expected the same losses.*0\.3"):
+        compile_benchmark.run(1, 64, 1)

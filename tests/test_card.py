@@ -116,3 +116,11 @@ def test_the_code_in_the_card_runs(kind, folders, capsys):
         assert names["model"].config.id2label == {0: "negative", 1: "pos: 'very'"}
     else:
         assert "score" in capsys.readouterr().out
+
+
+def test_dora_and_a_start_out_of_the_weights_are_named():
+    facts = dataclasses.replace(FACTS, lora={"r": 8, "use_dora": True, "init_lora_weights": "pissa"})
+    adapter, merged = (model_card(facts, kind) for kind in ("adapter", "merged"))
+    assert "- Method: DoRA: " in adapter
+    assert "- Rank: twice the r of the training; pissa" in adapter
+    assert "- Rank" not in merged

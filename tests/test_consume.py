@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import pytest
 from encoder_cases import difference
 from jax import lax
-from lora_cases import low_rank, normal
+from lora_cases import assert_adapted_is_merged, low_rank, normal
 
 from jlora.adapt import find_uses
-from jlora.consume import Use, dot_update, lookup_axis
-from jlora.factored import factored
 from jlora.merge import update
+from jlora.transform.consume import Use, dot_update, lookup_axis
+from jlora.transform.factored import factored
 
 
 def _numbers(contract, batch=((), ())):
@@ -63,17 +63,24 @@ def _uses(fn, shape, *args):
         (lambda b, x: lax.scan(lambda x, w: (x @ w, None), x, b["w"])[0], (2, 5, 5), Use("linear", (0,), (1,), (2,))),
         (lambda b, x: b["w"][jnp.array([1, 2])], (5, 3), Use("lookup", (), (0,), (1,))),
         (lambda b, x: jnp.take(b["w"], jnp.array([1, 2]), axis=1), (5, 3), Use("lookup", (), (1,), (0,))),
+        (lambda b, x: x @ b["w"][1], (2, 5, 3), Use("linear", (0,), (1,), (2,))),
+        (
+            lambda b, x: x @ lax.dynamic_index_in_dim(b["w"], 1, keepdims=False),
+            (2, 5, 3),
+            Use("linear", (0,), (1,), (2,)),
+        ),
+        (lambda b, x: x @ b["w"][1], (2, 5), Use("linear", (), (1,), ())),
         (lambda b, x: x * b["w"], (4, 5), Use("mul")),
         (lambda b, x: jnp.tensordot(x, b["w"].reshape(5, 2, 3), 1), (10, 3), Use("dot_general over a part of an axis")),
     ],
 )
 def test_uses(fn, shape, use):
-    assert _uses(fn, shape, normal(4, 4, 5)) == {use}
+    assert _uses(fn, shape, normal(4, 4, 5)) == (use,)
 
 
 def test_two_uses_are_both_seen():
     uses = _uses(lambda b, ids: b["w"][ids] @ b["w"].T, (5, 3), jnp.array([1, 2]))
-    assert uses == {Use("lookup", (), (0,), (1,)), Use("linear", (), (1,), (0,))}
+    assert uses == (Use("lookup", (), (0,), (1,)), Use("linear", (), (1,), (0,)))
 
 
 @pytest.mark.parametrize(
@@ -97,3 +104,14 @@ def test_lookups_of_whole_slices_are_told_from_other_gathers(fn, axis):
     weight = normal(3, 5, 3)
     found = [lookup_axis(eqn.params, eqn.invars[0].aval.shape) for eqn in all_gathers(jax.make_jaxpr(fn)(weight).jaxpr)]
     assert found == [axis]
+
+
+def test_a_lookup_under_vmap_that_clamps_both_indices():
+    """`jax.vmap(lambda i: lax.dynamic_index_in_dim(table, i))`, as Equinox's Embedding: a gather by two indices."""
+
+    def fn(base, ids):
+        return jax.vmap(lambda i: lax.dynamic_index_in_dim(base["w"], i, keepdims=False))(ids)
+
+    base, ids = {"w": normal(1, 7, 4)}, jnp.array([5, 0, 99])
+    assert _uses(fn, (7, 4), ids) == (Use("lookup", (), (0,), (1,)),)
+    assert_adapted_is_merged(fn, base, {"w": low_rank("ra,rb->ab", (7, 4))}, ids)

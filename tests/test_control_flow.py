@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from encoder_cases import difference
 from jax import lax
+from jax.sharding import PartitionSpec as P
 from lora_cases import assert_adapted_is_merged, low_rank, normal, random_adapter
 
 import jlora
-from jlora import compat
+from jlora.dora import with_magnitude
+from jlora.transform import compat
 
 X = normal(4, 4, 5)
 STACK = {"layers": {"kernel": normal(3, 3, 5, 5), "bias": normal(5, 3, 5)}}
@@ -172,3 +175,26 @@ def test_leaves_that_are_not_adapted_may_be_handed_on():
 
     base = MATRIX | {"start": normal(6, 5)}
     assert_adapted_is_merged(function, base, random_adapter(function, base, X, targets=["kernel"]), X)
+
+
+def test_shard_map():
+    """One device here; the axis names, the specs of the factors and psum are what counts."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("model",))
+
+    def fn(base, x):
+        product = jax.shard_map(
+            lambda w, v, x: jax.lax.psum(jnp.tanh(x @ v) @ w, "model"),
+            mesh=mesh,
+            in_specs=(P("model", None), P(None, "model"), P()),
+            out_specs=P(),
+        )
+        return product(base["w"], base["v"], x)
+
+    base, x = {"w": normal(1, 6, 3), "v": normal(2, 4, 6)}, normal(3, 5, 4)
+    adapter = random_adapter(fn, base, x, targets=["w", "v"], lora_dropout=0.5)
+    assert_adapted_is_merged(fn, base, adapter, x)
+    dora = {path: with_magnitude(entry, base[path]) for path, entry in adapter.items()}
+    assert_adapted_is_merged(fn, base, dora, x, gradients=False)
+    apply = jax.jit(jlora.adapt(fn))
+    first, second = (apply(base, adapter, x, dropout_key=jax.random.key(seed)) for seed in (0, 1))
+    assert not jnp.allclose(first, second)

@@ -58,7 +58,7 @@ def test_text_that_is_no_text_is_refused_with_its_row(value, tmp_path):
 
 def test_a_missing_file_offers_the_nearest(tmp_path):
     _jsonl(tmp_path / "train.jsonl", ["a"])
-    with pytest.raises(JloraError, match=r"trian\.jsonl: no such file.*did you mean .*train\.jsonl"):
+    with pytest.raises(JloraError, match=r"trian\.jsonl: no such file.*nearest: train\.jsonl in "):
         load_data(DataConfig(train=str(tmp_path / "trian.jsonl")), seed=0)
 
 

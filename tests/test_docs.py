@@ -39,7 +39,7 @@ def test_the_snippets_run(snippet: str, tmp_path: Path, monkeypatch: pytest.Monk
     if "FacebookAI/roberta-base" in snippet:
         snippet = snippet.replace("FacebookAI/roberta-base", real_encoder())
     names: dict[str, Any] = {"__name__": "snippet"}
-    with jax.numpy_dtype_promotion("standard"):  # optax mixes dtypes
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # the users' world
         exec(compile(snippet, "snippet", "exec"), names)
     assert "jlora" in names
     if "save_base" in snippet:

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import tiny
@@ -51,6 +53,30 @@ def test_an_adapter_made_by_peft_gives_pefts_logits(tmp_path):
     with torch.no_grad():
         ours, theirs = merged(input_ids=ids).logits, model(input_ids=ids).logits
     assert float((ours - theirs).norm() / theirs.norm()) < 1e-5
+
+
+def test_for_vllm_an_adapter_of_one_rank_whose_scale_is_in_b(tmp_path, capsys):
+    base = tiny.model_folder(head=True)
+    patterns = ["lora.rank_pattern={layer.0.attention.self.query: 3}", "lora.alpha_pattern={value: 5}"]
+    run = tiny.train(tmp_path / "run", "lora.modules_to_save=[]", "train.learning_rate=1e-2", *patterns, model=base)
+    out = tmp_path / "vllm"
+    assert _call("--adapter", run / "adapter", "--out", out, "--vllm") == 0
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["rank_pattern"], config["alpha_pattern"]) == (8, 8, {}, {})
+    assert config["base_model_name_or_path"] == str(base)
+    assert "--max-lora-rank" in capsys.readouterr().err
+    merged = [tmp_path / "one", tmp_path / "other"]
+    for adapter, folder in zip((run / "adapter", out), merged, strict=True):
+        assert _call("--adapter", adapter, "--out", folder) == 0
+    found, expected = map(tiny.tensors, merged)
+    assert all(np.allclose(found[key], expected[key], atol=1e-6) for key in expected)
+
+
+def test_what_vllm_cannot_serve_is_refused(tmp_path, capsys):
+    assert _call("--adapter", tiny.finished_run() / "adapter", "--out", tmp_path / "out", "--vllm") == 2
+    shown = capsys.readouterr().err
+    assert "trained whole" in shown
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_that_holds_something_is_kept_unless_told(tmp_path, capsys):

@@ -10,23 +10,34 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors"},
-    {"paths", "names", "compat", "dropout"},
+    {"paths", "names", "transform.compat", "dropout"},
     {"config"},
     {"targets", "adapter"},
-    {"factored"},
-    {"consume"},
-    {"context"},
-    {"control_flow"},
-    {"adapt"},
+    {"matrices", "dora"},
+    {"transform.factored"},
+    {"transform.moves", "transform.consume", "transform.tap"},
+    {"transform.convolution", "transform.context"},
+    {"transform.control_flow", "transform.rules"},
+    {"transform.interpreter"},
+    {"adapt", "transform.moments"},
+    {"plan", "draws"},
     {"init", "merge"},
-    {"peft"},
+    {"residual", "eva"},
+    {"algebra.reduce", "algebra.stack"},
+    {"algebra.weighted", "algebra.extract"},
+    {"peft.keys", "peft.config_file"},
+    {"peft.fitted", "peft.copies"},
+    {"peft.true_config", "peft.vllm"},
+    {"peft.folder"},
     {"__init__"},
 ]
 """Files of the core, each of which imports from earlier layers alone."""
 MODELS = {"models", "checkpoint_files", "weights", "base"}
 """Models and their files, which know nothing of LoRA."""
-ON_DISK = {"config", "peft", "base", "weights", "checkpoint_files"}
+ON_DISK = {"peft.config_file", "peft.folder", "base", "weights", "checkpoint_files"}
 """The library's files that may touch the disk."""
+PACKAGES = {"transform", "algebra", "peft"}
+"""Folders of the core, whose own `__init__` says what they are and no more."""
 
 
 def _files(package):
@@ -48,13 +59,18 @@ def _is_in(name, packages):
 
 
 def _own(path):
-    """The files of jlora that `path` imports, by the first name behind `jlora.`; of `from jlora import x`, x."""
-    known = {file.stem for file in (ROOT / "jlora").glob("*.py")} | {"models"}
-    return {name.split(".")[1] for name in _imports(path) if name.startswith("jlora.")} & known
+    """The files of jlora that `path` imports, as in LAYERS; of `from jlora import x` and models, the first name."""
+    known = {_part(file) for file in _files("jlora")} - PACKAGES
+    imported = [name.split(".")[1:] for name in _imports(path) if name.startswith("jlora.")]
+    return {part for names in imported for part in (names[0], ".".join(names[:2])) if part in known}
 
 
 def _part(path):
-    return "models" if path.parent.name == "models" else path.stem
+    """The file as LAYERS has it: `adapter`, `transform.rules`; `models` for all files of that folder."""
+    parts = path.relative_to(ROOT / "jlora").with_suffix("").parts
+    if parts[-1] == "__init__" and len(parts) > 1:
+        parts = parts[:-1]
+    return "models" if parts[0] == "models" else ".".join(parts)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +87,8 @@ def test_packages_import_one_way(package, forbidden):
 
 
 def test_only_the_transform_imports_jax_extend():
-    users = {path.name for path in _files("jlora") if any(name.startswith("jax.extend") for name in _imports(path))}
-    assert users == {"adapt.py"}
+    users = {_part(path) for path in _files("jlora") if any(name.startswith("jax.extend") for name in _imports(path))}
+    assert users == {"transform.interpreter"}
 
 
 def test_nobody_imports_jaxs_private_modules():
@@ -86,7 +102,7 @@ def test_the_core_is_made_of_layers():
     for layer in LAYERS:
         for name in layer:
             allowed = below | (MODELS if name == "__init__" else set())
-            assert _own(ROOT / "jlora" / f"{name}.py") <= allowed, name
+            assert _own(ROOT / "jlora" / f"{name.replace('.', '/')}.py") <= allowed, name
         below |= layer
 
 
@@ -97,7 +113,14 @@ def test_models_and_their_files_know_nothing_of_lora():
 
 
 def test_every_file_has_its_place():
-    assert {_part(path) for path in _files("jlora")} == set().union(*LAYERS) | MODELS
+    assert {_part(path) for path in _files("jlora")} == set().union(*LAYERS) | MODELS | PACKAGES
+
+
+def test_folders_hold_no_code_of_their_own():
+    for package in PACKAGES:
+        tree = ast.parse((ROOT / "jlora" / package / "__init__.py").read_text(encoding="utf-8"))
+        assert len(tree.body) == 1, package
+        assert ast.get_docstring(tree), package
 
 
 def test_few_files_touch_the_disk():

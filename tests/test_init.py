@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from encoder_cases import difference
 from jax import lax
 from lora_cases import normal, random_encoder
 
 import jlora
-from jlora.init import abstract_adapter
+from jlora.plan import abstract_adapter
 
 KEY = jax.random.key(0)
 BASE = {
@@ -143,10 +144,11 @@ def test_modules_trained_whole_are_copies_of_the_bases_leaves():
     assert wholes["heads/kernel"] is not BASE["heads"]["kernel"]
 
 
-def test_one_layer_of_a_stack_cannot_be_trained_whole():
-    message = r"^layers/dense/(kernel|bias): expected modules_to_save to name all 3 layers.*found layers\.1\.dense"
-    with pytest.raises(jlora.JloraError, match=message):
-        _init(["heads"], modules_to_save=["1.dense"])
+def test_single_layers_of_a_stack_can_be_trained_whole():
+    adapter = _init(["heads"], modules_to_save=["1.dense"])
+    kernel = adapter["layers/dense/kernel"]
+    assert kernel.layers == (1,)
+    assert (kernel.value == BASE["layers"]["dense"]["kernel"][1:2]).all()
 
 
 def test_a_target_that_is_never_used():
@@ -163,10 +165,54 @@ def test_a_target_that_is_no_product_and_no_lookup_matches_nothing(targets):
     assert "There are: dense, embed, heads" in str(caught.value)
 
 
-def test_a_weight_used_in_two_ways():
-    config = jlora.LoraConfig(target_modules=["w"])
-    with pytest.raises(jlora.JloraError, match=r"^w: expected one way of using the weight, found 2: .*linear.*lookup"):
-        jlora.init(KEY, config, {"w": normal(1, 5, 3)}, lambda b, ids: b["w"][ids] @ b["w"].T, IDS)
+@pytest.mark.parametrize("tying", [False, True])
+def test_a_tied_embedding_is_shaped_as_a_lookup_which_alone_sees_it_unless_tying_is_ensured(tying):
+    def tied(base, ids):
+        return jnp.tanh(base["w"][ids]) @ base["w"].T
+
+    config = jlora.LoraConfig(r=2, target_modules=["w"], ensure_weight_tying=tying, init_lora_weights=False)
+    base = {"w": normal(1, 5, 3)}
+    adapter = jlora.init(KEY, config, base, tied, IDS)
+    entry = adapter["w"]
+    assert (entry.kind, entry.spec, entry.only) == ("lookup", "ra,rb->ab", None if tying else "lookup")
+    whole = base["w"] + jnp.einsum("ra,rb->ab", entry.a, entry.b * entry.scale[:, None])
+    expected = jnp.tanh(whole[IDS]) @ (whole if tying else base["w"]).T
+    assert difference(jlora.adapt(tied)(base, adapter, IDS), expected) < 1e-5
+    if not tying:
+        with pytest.raises(jlora.JloraError, match=r"^w: .*only the lookup does.*ensure_weight_tying=True"):
+            jlora.merge(base, adapter)
+
+
+def test_biases():
+    def fn(base, x):
+        x = x @ base["first"]["kernel"] + base["first"]["bias"][None]
+        return x @ base["second"]["kernel"] + base["second"]["bias"][None]
+
+    base = {name: {"kernel": normal(1, 4, 4), "bias": normal(2, 4)} for name in ("first", "second")}
+    for bias, expected in (("none", []), ("all", ["first/bias", "second/bias"]), ("lora_only", ["second/bias"])):
+        config = jlora.LoraConfig(r=2, target_modules=["second"], bias=bias)
+        adapter = jlora.init(KEY, config, base, fn, normal(3, 2, 4))
+        assert [path for path, entry in adapter.items() if isinstance(entry, jlora.Full)] == expected
+
+
+def test_token_rows():
+    config = jlora.LoraConfig(r=2, target_modules=["dense"], trainable_token_indices=[4, 1])
+    adapter = _init(["dense"], trainable_token_indices=[4, 1])
+    assert adapter["embed/embedding"].indices == (4, 1)
+    assert (adapter["embed/embedding"].value == BASE["embed"]["embedding"][jnp.array([4, 1])]).all()
+    by_name = _init(["dense"], trainable_token_indices={"embed": [0]})
+    assert by_name["embed/embedding"].indices == (0,)
+    for bad in ([99], [1, 1], {"embd": [1]}):
+        with pytest.raises(jlora.JloraError, match=r"trainable_token_indices: .*expected"):
+            _init(["dense"], trainable_token_indices=bad)
+    with pytest.raises(jlora.JloraError, match=r"^embed/embedding: expected an embedding of which either rows"):
+        _init(["embed"], trainable_token_indices=config.trainable_token_indices)
+
+
+@pytest.mark.parametrize("name", ["pissa", "pissa_niter_4", "olora", "lora_ga", "eva"])
+def test_initializations_with_a_function_of_their_own_are_pointed_to(name):
+    with pytest.raises(jlora.JloraError, match=rf"init_lora_weights: .*{name}.*jlora\.init_"):
+        _init(["dense"], init_lora_weights=name)
 
 
 def test_a_rank_above_the_smaller_side_warns_with_path_and_sizes():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,3 +73,30 @@ def test_an_adapter_of_another_base_is_refused(function):
         function({"layers": BASE["layers"]}, ADAPTER)
     with pytest.raises(jlora.JloraError, match=r"^layers: expected .*\(4, 5, 3\), found one for \(1, 5, 3\)"):
         function(BASE, {"layers": low_rank("arb,arc->abc", (1, 5, 3))})
+
+
+def test_numbers_that_are_not_finite_are_refused_by_path():
+    broken = {
+        **ADAPTER,
+        "layers": dataclasses.replace(ADAPTER["layers"], b=ADAPTER["layers"].b.at[1, 0, 2].set(jnp.nan)),
+    }
+    for merge in (jlora.merge, jlora.unmerge):
+        with pytest.raises(jlora.JloraError, match=r"^layers: expected finite numbers after the merge, found NaN"):
+            merge(BASE, broken)
+    overflow = {"w": jnp.full((5, 3), 6e4, jnp.float16)}
+    with pytest.raises(jlora.JloraError, match=r"^w: expected finite numbers"):
+        jlora.merge(overflow, {"w": dataclasses.replace(low_rank("ra,rb->ab", (5, 3)), scale=jnp.full(2, 1e4))})
+    jax.jit(jlora.merge)(BASE, broken)  # traced values cannot be looked at
+
+
+def test_single_layers_and_rows_are_put_in_their_places():
+    base = {"table": normal(5, 7, 4), **BASE}
+    adapter = {"layers": jlora.Full(normal(6, 2, 5, 3), (1, 3)), "table": jlora.Rows(normal(7, 2, 4), (6, 0))}
+    merged = jlora.merge(base, adapter)
+    assert (merged["layers"][jnp.array([1, 3])] == adapter["layers"].value).all()
+    assert (merged["layers"][::2] == base["layers"][::2]).all()
+    assert (merged["table"][jnp.array([6, 0])] == adapter["table"].value).all()
+    assert (merged["table"][1:6] == base["table"][1:6]).all()
+    assert all(
+        (x == y).all() for x, y in zip(*map(jax.tree.leaves, (jlora.unmerge(merged, adapter), merged)), strict=True)
+    )

@@ -29,6 +29,7 @@ def test_a_stacked_leaf_is_a_module_of_every_layer():
             "bert.embeddings.LayerNorm.weight",
         ),
         ("params/wte/embedding", "wte", "wte.weight"),
+        ("query/bias/value", "query", "query.bias"),  # Flax NNX
     ],
 )
 def test_an_unstacked_leaf_is_one_module(path, module, key):

@@ -73,6 +73,21 @@ def test_weight_decay_holds_for_both_factors_and_the_head_kernel():
     assert marks["params/classifier/bias"].value is False
 
 
+def test_weight_decay_leaves_biases_norms_and_magnitudes_alone():
+    model = build(tiny_config("bert"))
+    fields = {"modules_to_save": ["LayerNorm"], "trainable_token_indices": [3]}
+    config = jlora.LoraConfig(r=2, target_modules=["query"], use_dora=True, bias="lora_only", **fields)
+    base = jax.jit(model.init)(jax.random.key(0), {n: jnp.zeros(s.shape, s.dtype) for n, s in _specs(model)})
+    trainable, _ = jlora.split(jlora.init(jax.random.key(0), config, base, model.apply, dict(_specs(model))))
+    marks = decayed(trainable)
+    assert jax.tree.structure(marks) == jax.tree.structure(trainable)
+    query = "params/bert/encoder/layer/attention/self/query"
+    assert (marks[f"{query}/kernel"].a, marks[f"{query}/kernel"].magnitude) == (True, False)
+    assert marks[f"{query}/bias"].value is False
+    assert marks["params/bert/embeddings/LayerNorm/scale"].value is False
+    assert marks["params/bert/embeddings/word_embeddings/embedding"].value is True
+
+
 def _specs(model):
     return example_batch(model.config).items()
 

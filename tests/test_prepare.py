@@ -144,6 +144,26 @@ def test_a_warm_start_keeps_the_adapters_settings_but_the_configs_dropout(tmp_pa
             assert np.array_equal(entry.value, first.adapter[path].value)
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_2", "olora"])
+def test_a_start_out_of_the_weights_leaves_the_function_as_it_is(start):
+    """Residual base and adapter are the base; without the start the adapter is nothing on the original base."""
+    starts = (True, start, start)
+    plain, split, again = (prepare_model(_config(seed=3, lora={"init_lora_weights": i}), _LABELS) for i in starts)
+    for one, other in zip(
+        jax.tree.leaves((split.base, split.adapter)), jax.tree.leaves((again.base, again.adapter)), strict=True
+    ):
+        assert np.array_equal(one, other)  # so that a resumed run goes on from its checkpoint
+    assert plain.initial is None
+    merged, base = (leaves_by_path(tree) for tree in (jlora.merge(split.base, split.adapter), plain.base))
+    for path, leaf in base.items():
+        assert np.allclose(merged[path], leaf, atol=1e-5), path
+    query = "params/bert/encoder/layer/attention/self/query/kernel"
+    assert not np.allclose(leaves_by_path(split.base)[query], base[query], atol=1e-2)
+    assert np.array_equal(split.initial[query].a, split.adapter[query].a)
+    split.adapter[query].a.delete()  # a donated step does so
+    assert np.isfinite(split.initial[query].a).all()
+
+
 @pytest.mark.parametrize(
     ("settings", "warned"),
     [

@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from jlora.errors import JloraError
 from train import sources
-from train.sources import hub_answers, is_cached, local_path
+from train.sources import hub_answers, is_cached, local_path, nearest_file
 
 
 @pytest.fixture(autouse=True)
@@ -39,8 +39,13 @@ def test_what_can_only_be_a_path_has_to_be_there(name, tmp_path, monkeypatch):
 
 def test_the_nearest_file_is_offered(tmp_path):
     (tmp_path / "train.csv").write_text("text\n")
-    with pytest.raises(JloraError, match=r"trian\.csv.*did you mean .*train\.csv"):
+    with pytest.raises(JloraError, match=r"trian\.csv.*nearest: train\.csv in "):
         local_path(str(tmp_path / "trian.csv"))
+
+
+def test_a_file_that_nothing_is_like_is_named_with_its_folder(tmp_path):
+    assert nearest_file(tmp_path / "zzz") == f" in {tmp_path}"
+    assert "there is no folder" in nearest_file(tmp_path / "none" / "sst2.yaml")
 
 
 def test_a_file_inside_a_package_is_found_without_importing_it(tmp_path, monkeypatch):
@@ -52,7 +57,7 @@ def test_a_file_inside_a_package_is_found_without_importing_it(tmp_path, monkeyp
     assert local_path("package:breaks_on_import/corpus.csv") == package / "corpus.csv"
     assert local_path("package:breaks_on_import") == package
     assert "breaks_on_import" not in sys.modules
-    with pytest.raises(JloraError, match=r"did you mean .*corpus\.csv"):
+    with pytest.raises(JloraError, match=r"nearest: corpus\.csv in "):
         local_path("package:breaks_on_import/corpsu.csv")
 
 

@@ -3,8 +3,8 @@ import pytest
 import transformers
 
 import jlora
-from jlora.init import abstract_adapter
 from jlora.models import abstract_base, build, example_batch
+from jlora.plan import abstract_adapter
 from train.summary import rows, summary, table, training_bytes, weight_bytes
 
 TINY = {
@@ -119,3 +119,27 @@ def test_activations_enter_the_sum_where_they_are_known():
     assert "activations 5.0" in _fact(known, "memory")
     assert _fact(known, "memory").endswith("= 5.0 MiB")
     assert _fact(known, "tokens") == "4,096, padding included"
+
+
+def test_magnitudes_biases_rows_and_single_layers_are_listed_and_counted():
+    base, adapter = _adapted(
+        transformers.BertConfig(**TINY),
+        r=2,
+        target_modules=["query"],
+        use_dora=True,
+        bias="lora_only",
+        modules_to_save=["layer.1.output.dense"],
+        trainable_token_indices=[3, 5, 7],
+    )
+    found = {row.name: row for row in rows(base, adapter)}
+    counted = (sum(row.count for row in found.values()), sum(row.count for row in found.values() if row.trainable))
+    assert counted == jlora.count_parameters(base, adapter)
+    layer, embedding = "bert.encoder.layer", "bert.embeddings.word_embeddings"
+    assert found[f"{layer}.0.attention.self.query.lora_magnitude_vector"].shape == (8,)
+    assert found[f"{layer}.0.attention.self.query.bias"].trainable
+    assert not found[f"{layer}.0.attention.self.key.bias"].trainable
+    assert [found[f"{layer}.{number}.output.dense.weight"].trainable for number in (0, 1)] == [False, True]
+    assert (found[f"{embedding}.weight"].shape, found[f"{embedding}.weight"].count) == ((11, 8), 8 * 8)
+    added = found[f"{embedding}.token_adapter.trainable_tokens_delta"]
+    assert (added.shape, added.trainable, added.target) == ((3, 8), True, False)
+    assert "lora_magnitude_vector" in table(list(found.values()))

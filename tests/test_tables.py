@@ -159,6 +159,6 @@ def test_a_folder_is_no_file(tmp_path):
 
 def test_a_missing_column_names_the_ones_there_are_and_the_nearest(tmp_path):
     table = _read(tmp_path, "a.csv", "sentence,label\na,1\n")
-    message = r"no column 'sentense' \(data\.text\); the columns are sentence, label; did you mean sentence\?"
+    message = r"no column 'sentense' \(data\.text\); the columns are sentence, label; nearest: sentence"
     with pytest.raises(JloraError, match=message):
         table.column("sentense", "data.text")

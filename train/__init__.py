@@ -1,4 +1,4 @@
-"""The commands: python -m train.classify, python -m train.predict, python -m train.export."""
+"""The commands: python -m train.classify, train.predict, train.export and train.extract."""
 
 import os
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 import jlora
 from jlora.base import build, load_config, load_weights, save_base
 from jlora.errors import JloraError
+from jlora.residual import subtract_initial
 from train.labels import Labels
 from train.prepare import Adapted
 
@@ -27,11 +28,14 @@ def write_adapter(
     labels: Labels,
     base_model: str,
 ) -> None:
-    """The adapter as PEFT opens it, with the tokenizer and the class names (labels.json) beside it.
+    """The adapter as PEFT opens it on `base_model`, with the tokenizer and the class names (labels.json) beside it.
 
+    Where it was trained on a residual base, it is written as one of twice the rank for the original one.
     `adapted.lora` must not be None.
     """
     assert adapted.lora is not None
+    if adapted.initial is not None:
+        adapter = subtract_initial(adapter, adapted.initial)
     jlora.save_adapter(folder, adapter, adapted.lora, base_model=base_model)
     (folder / "labels.json").write_text(json.dumps(labels.config_entries(), indent=2) + "\n", encoding="utf-8")
     tokenizer.save_pretrained(folder)

@@ -25,6 +25,7 @@ _METHODS = {
     "full": "full fine-tuning: every parameter was trained",
     "head": "the classification head on the frozen base model",
 }
+_DORA = "DoRA: low-rank updates of the frozen base model's weights, and their norms"
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,13 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
 
 def _what(facts: Facts, kind: Kind) -> str:
     subject = "An adapter in PEFT's format for" if kind == "adapter" else "A fine-tuned copy of"
-    method = _METHODS[facts.method] + (", merged into it" if facts.method == "lora" and kind == "merged" else "")
+    method = _DORA if facts.lora.get("use_dora") else _METHODS[facts.method]
+    method += ", merged into it" if facts.method == "lora" and kind == "merged" else ""
     lines = [f"{subject} `{facts.base_model}`, trained on `{facts.dataset}`.", "", f"- Method: {method}"]
     lines.append(f"- Task: {facts.problem_type.replace('_', ' ')}")
+    start = str(facts.lora.get("init_lora_weights"))
+    if kind == "adapter" and start.startswith(("pissa", "olora")):
+        lines.append(f"- Rank: twice the r of the training; {start} took its start out of the base, which is put back")
     if facts.labels:
         lines.append("- Labels: " + ", ".join(f"{index} = {label}" for index, label in enumerate(facts.labels)))
     return "\n".join(lines)

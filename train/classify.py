@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from jlora import split
-from jlora.errors import JloraError
 from train import checkpoint, metrics, offline, run_folder
 from train.command_line import Request, parse
 from train.compilation import use_compilation_cache
 from train.config import Config, learning_rate_of
 from train.data import load_data
+from train.entry import exit_code
 from train.finish import Run, finish
 from train.labels import Labels
 from train.loop import Loop, run
@@ -31,7 +31,7 @@ from train.prepare import (
     require_fit,
     steps_of,
 )
-from train.progress import clock, configure_logging
+from train.progress import clock
 from train.push import check_push
 from train.record import Recorder, import_tracker
 from train.step import State, make_eval_step, make_train_step
@@ -41,22 +41,17 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; 0 is success, 2 something that the user can mend (one screen on stderr)."""
-    configure_logging("--verbose" in argv)
-    try:
-        request = parse(argv)
-        config, is_offline = offline.choose(request)
-        if request.flags.dry_run:
-            _dry_run(config, request)
-        else:
-            _train(config, request, is_offline)
-    except JloraError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; --resume goes on from the newest checkpoint", file=sys.stderr)
-        return 130
-    return 0
+    """Runs the command; 0 is success, 2 something that the user can mend, 130 an interruption."""
+    interrupted = "interrupted; --resume goes on from the newest checkpoint"
+    return exit_code(lambda: _classify(parse(argv)), verbose="--verbose" in argv, interrupted=interrupted)
+
+
+def _classify(request: Request) -> None:
+    config, is_offline = offline.choose(request)
+    if request.flags.dry_run:
+        _dry_run(config, request)
+    else:
+        _train(config, request, is_offline)
 
 
 def _dry_run(config: Config, request: Request) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from jlora.errors import JloraError
+from jlora.paths import nearest
 from train import keys, yaml_text
 from train.help_text import help_text
-from train.nearest import nearest
 
 _FLAGS = {
     "offline": "use the config's offline: block, ask no hub",
@@ -89,8 +89,7 @@ def _override(argument: str) -> tuple[str, Any]:
     key, equals, text = argument.partition("=")
     if argument.startswith("-"):
         flags = ["--config", "--help", *(f"--{name.replace('_', '-')}" for name in _FLAGS)]
-        near = f"; did you mean {near}?" if (near := nearest(key, flags)) else ""
-        hint = f"; did you mean {argument.lstrip('-')}, without dashes?" if equals and not near else near
+        hint = f"; did you mean {argument.lstrip('-')}, without dashes?" if equals else nearest(key, flags)
         raise JloraError(f"command line: unknown flag {argument}{hint}\n  flags: {', '.join(flags)}")
     if not equals or not key:
         raise JloraError(f"command line: expected key=value, such as lora.r=4, found {argument!r}")

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from jlora.config import is_initialization
 from train import yaml_text
 
 Method = Literal["lora", "full", "head"]
@@ -18,6 +19,10 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
 
 _LEARNING_RATES: dict[Method, float] = {"lora": 5e-4, "full": 5e-5, "head": 1e-3}
+_NEEDS_DATA: dict[Any, str] = {
+    "eva": "eva: jlora.init_eva makes such an adapter; jlora.save_adapter it, and give lora.from=FOLDER",
+    "lora_ga": "lora_ga: jlora.init_lora_ga makes a base and an adapter; save both, and give model= and lora.from=",
+}
 
 
 class _Section(BaseModel):
@@ -104,13 +109,36 @@ class LoraSection(_Section):
         description="numbers of the layers to adapt, from 0, with a list of target_modules; null: all",
     )
     use_rslora: bool = Field(default=False, description="scale by lora_alpha / sqrt(r)")
-    init_lora_weights: bool | Literal["gaussian"] = Field(
+    use_dora: bool = Field(default=False, description="train the norms of the adapted weights too (DoRA)")
+    init_lora_weights: bool | Text = Field(
         default=True,
-        description="true: A Kaiming uniform, B zero; gaussian: A normal, B zero; false: B random too",
+        description="true: A Kaiming uniform, B zero; false: B random too; gaussian; orthogonal; or out of the base's "
+        "weights: pissa, pissa_niter_N (N steps, faster), olora; adapter/ has rank 2 r then",
+    )
+    bias: Literal["none", "all", "lora_only"] = Field(
+        default="none", description="biases that are trained: none, all, or those of adapted modules"
+    )
+    trainable_token_indices: list[Whole] | dict[str, list[Whole]] | None = Field(
+        default=None, description="ids of tokens whose embeddings are trained, or {name of an embedding: ids}"
     )
     from_: Text | None = Field(
         default=None, alias="from", description="folder of an adapter in PEFT's format to start from"
     )
+
+    @model_validator(mode="after")
+    def _initialization_needs_no_data(self) -> Self:
+        given = self.init_lora_weights
+        if given in _NEEDS_DATA:
+            raise ValueError(f"lora.init_lora_weights: expected one that needs no data, found {_NEEDS_DATA[given]}")
+        if not is_initialization(given):
+            expected = "true, false, gaussian, orthogonal, pissa, pissa_niter_N or olora"
+            raise ValueError(f"lora.init_lora_weights: expected {expected}; found {given!r}")
+        return self
+
+    @property
+    def is_residual(self) -> bool:
+        """Whether training starts with a part of the base's weights in the adapter, on the base that is left."""
+        return str(self.init_lora_weights).startswith(("pissa", "olora"))
 
 
 class TrainSection(_Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import types
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -10,7 +11,6 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from train.config import ConfigFile
-from train.nearest import nearest
 
 _WORDS = {
     str: "text",
@@ -74,9 +74,9 @@ def _likely(key: str, known: list[str]) -> str | None:
     section, _, leaf = key.rpartition(".")
     for candidates in ([name for name in known if name.rpartition(".")[0] == section], known):
         leaves = {name.rpartition(".")[2]: name for name in reversed(candidates)}
-        if (near := nearest(leaf, leaves)) is not None:
+        for near in difflib.get_close_matches(leaf, leaves, n=1):
             return leaves[near]
-    return nearest(key, known)
+    return next(iter(difflib.get_close_matches(key, known, n=1)), None)
 
 
 def _alternatives(annotation: Any, metadata: Iterable[Any] = ()) -> list[str]:

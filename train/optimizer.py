@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jlora import Full
+from jlora import labels
 from train.config import TrainSection
 
 Schedule = Callable[[jax.Array], jax.Array]
@@ -54,12 +54,15 @@ def optimizer(train: TrainSection, rate: Schedule) -> optax.GradientTransformati
 
 
 def decayed(trainable: dict[str, Any]) -> dict[str, Any]:
-    """True for the leaves that weight decay holds for: A, B and kernels; biases and norms are left alone."""
+    """True for the leaves that weight decay holds for: A, B, kernels and embeddings.
+
+    Biases and norms are left alone, DoRA's magnitudes with them: they are the norms of whole weights.
+    """
     return {
-        path: jax.tree.map(lambda _, path=path, entry=entry: _is_decayed(path, entry), entry)
-        for path, entry in trainable.items()
+        path: jax.tree.map(lambda label, path=path: _is_decayed(path, label), entry)
+        for path, entry in labels(trainable).items()
     }
 
 
-def _is_decayed(path: str, entry: Any) -> bool:
-    return not isinstance(entry, Full) or path.endswith(("/kernel", "/embedding"))
+def _is_decayed(path: str, label: str) -> bool:
+    return label in ("a", "b", "rows") or (label == "head" and path.endswith(("/kernel", "/embedding")))

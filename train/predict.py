@@ -6,7 +6,7 @@ import argparse
 import csv
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from train import metrics, yaml_text
 from train.compilation import use_compilation_cache
 from train.config import DataConfig
 from train.data import Split, read_split
+from train.entry import exit_code, whole_number
 from train.evaluate import scores
 from train.finish import predicted
 from train.labels import Labels, encode
-from train.progress import configure_logging
 from train.sources import settle_hub
 from train.trained import load_trained
 from train.validation import flatten
@@ -32,15 +32,8 @@ _OF_THE_RUN = ("text", "text_pair", "label", "label_names", "drop_other_labels",
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; 0 is success, 2 something that the user can mend."""
-    configure_logging()
     use_compilation_cache()
-    options = _parser().parse_args(argv)
-    try:
-        _predict(options)
-    except JloraError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: _predict(_parser().parse_args(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,18 +51,9 @@ def _parser() -> argparse.ArgumentParser:
         ("encoding", "encoding of the input file"),
     ):
         parser.add_argument(f"--{name}", help=f"{meaning}; default: as the run had it, or data.{name}'s default")
-    parser.add_argument("--max-length", type=_count(4), help="tokens a row; default: as the run had it, or 128")
-    parser.add_argument("--batch-size", type=_count(1), default=64, help="rows a batch (64)")
+    parser.add_argument("--max-length", type=whole_number(4), help="tokens a row; default: as the run had it, or 128")
+    parser.add_argument("--batch-size", type=whole_number(1), default=64, help="rows a batch (64)")
     return parser
-
-
-def _count(least: int) -> Callable[[str], int]:
-    def count(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number >= {least}, found {text!r}")
-        return int(text)
-
-    return count
 
 
 def _predict(options: argparse.Namespace) -> None:

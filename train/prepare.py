@@ -15,10 +15,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 import jlora
 from jlora.base import abstract_base, build, example_batch, load_config, load_weights
 from jlora.errors import JloraError
-from jlora.init import abstract_adapter
 from jlora.models import family
 from jlora.names import module_names
 from jlora.paths import leaves_by_path
+from jlora.plan import abstract_adapter
+from jlora.residual import init_residual
 from jlora.targets import is_trained_whole
 from jlora.weights import new_heads
 from train.batches import bucket_lengths
@@ -29,6 +30,12 @@ from train.sources import local_path
 from train.tokens import Tokens, default_cache_dir, tokenize
 
 logger = logging.getLogger(__name__)
+
+_OF_THE_FILE = (
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias", "modules_to_save",
+    "trainable_token_indices",
+)  # fmt: skip
+"""Settings that a stored adapter brings with it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +54,16 @@ class Adapted:
 
     Attributes:
       model: linen module. base: its frozen tree.
-      adapter: {path: LowRank | Full}: everything that is trained, with every method.
+      adapter: {path: LowRank | Full | Rows}: everything that is trained, with every method.
       lora: the adapter's settings; None with other methods.
+      initial: where `base` gave up what the adapter started with (PiSSA, OLoRA), that start; else None.
     """
 
     model: Any
     base: Any
     adapter: dict[str, Any]
     lora: jlora.LoraConfig | None
+    initial: dict[str, Any] | None = None
 
 
 def model_folder(name: str) -> str:
@@ -109,8 +118,7 @@ def prepare_model(config: Config, labels: Labels) -> Adapted:
     model = _build(config, labels.config_entries())
     base = load_weights(model, model_folder(config.model), key=head_key)
     if config.method == "lora":
-        adapter, lora = _lora(config, model, base, adapter_key)
-        adapted = Adapted(model, base, adapter, lora)
+        adapted = _lora(config, model, base, adapter_key)
     else:
         adapted = Adapted(model, base, whole_leaves(config, base), None)
     _warn_of_frozen_heads(adapted, model_folder(config.model))
@@ -176,16 +184,26 @@ def _build(config: Config, overrides: dict[str, Any]) -> Any:
     return build(model_config, dtype=jnp.dtype(config.train.dtype), remat=config.train.remat)
 
 
-def _lora(config: Config, model: Any, base: Any, key: jax.Array) -> tuple[dict[str, Any], jlora.LoraConfig]:
-    """A fresh adapter, or the one of `lora.from`, whose own settings hold; only the dropout is the config's."""
+def _lora(config: Config, model: Any, base: Any, key: jax.Array) -> Adapted:
+    """A fresh adapter (and what it leaves of the base), or that of `lora.from`."""
     lora, example = lora_config(config.lora, model), example_batch(model.config)
-    if config.lora.from_ is None:
-        return jlora.init(key, lora, base, model.apply, example), lora
-    adapter, stored = jlora.load_adapter(config.lora.from_, base, model.apply, example)
-    ours, theirs = dataclasses.asdict(lora), dataclasses.asdict(stored)
-    for name in ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "modules_to_save"):
-        if ours[name] != theirs[name]:
-            logger.info("lora.from: the adapter's %s=%s holds, not %s", name, theirs[name], ours[name])
+    if config.lora.from_ is not None:
+        adapter, lora = _stored(config.lora.from_, lora, base, model)
+        return Adapted(model, base, adapter, lora)
+    if not config.lora.is_residual:
+        return Adapted(model, base, jlora.init(key, lora, base, model.apply, example), lora)
+    residual, adapter = init_residual(key, lora, base, model.apply, example)
+    initial = jax.tree.map(lambda x: jnp.array(x, copy=True), adapter)  # the trainer donates the adapter's arrays
+    return Adapted(model, residual, adapter, lora, initial)
+
+
+def _stored(folder: str, lora: jlora.LoraConfig, base: Any, model: Any) -> tuple[dict[str, Any], jlora.LoraConfig]:
+    """The adapter of a folder and its own settings, which hold; only the dropout is the config's."""
+    adapter, stored = jlora.load_adapter(folder, base, model.apply, example_batch(model.config))
+    for name in _OF_THE_FILE:
+        ours, theirs = getattr(lora, name), getattr(stored, name)
+        if ours != theirs:
+            logger.info("lora.from: the adapter's %s=%s holds, not %s", name, theirs, ours)
     return _with_dropout(adapter, lora.lora_dropout), dataclasses.replace(stored, lora_dropout=lora.lora_dropout)
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
 
-from jlora.adapter import Adapter, Full, LowRank
-from jlora.names import hf_keys, is_stacked, is_transposed, module_names
+from jlora.adapter import Adapter, Entry, Full, LowRank, Rows, trained_count
 from jlora.paths import leaves_by_path
+from jlora.peft.keys import PREFIX, Slot, slots
 
 _MIB = 2**20
 
@@ -22,21 +23,23 @@ class Row:
     """One parameter of one layer, by the name and shape it has in a checkpoint.
 
     Attributes:
-      name: `bert.encoder.layer.0.attention.self.query.weight`, or `….query.lora_A.weight` for a factor.
+      name: `bert.encoder.layer.0.attention.self.query.weight`; PEFT's for what is added, `….query.lora_A.weight`.
       shape: torch's, (out, in) for a dense weight, (r, in) and (out, r) for the factors.
       trainable: whether it is trained.
       target: whether it is a weight that a low-rank update is added to.
+      elsewhere: how many of its numbers count in another row: an embedding's trained rows.
     """
 
     name: str
     shape: tuple[int, ...]
     trainable: bool
     target: bool
+    elsewhere: int = 0
 
     @property
     def count(self) -> int:
         """Number of parameters."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape) - self.elsewhere
 
 
 def rows(base: Any, adapter: Adapter | None = None) -> list[Row]:
@@ -45,8 +48,10 @@ def rows(base: Any, adapter: Adapter | None = None) -> list[Row]:
     The counts add up to what `jlora.count_parameters` returns.
     """
     entries = adapter or {}
-    leaves = leaves_by_path(base).items()
-    found = [row for path, leaf in leaves for row in _leaf_rows(path, leaf, entries.get(path))]
+    leaves = {path: Full(leaf) for path, leaf in leaves_by_path(base).items()}
+    added = {path: entry for path, entry in entries.items() if not isinstance(entry, Full)}
+    found = [_leaf_row(slot, entries.get(slot.path)) for slot in slots(leaves)]
+    found += [Row(slot.key.removeprefix(PREFIX), slot.shape, True, False) for slot in slots(added)]
     return sorted(found, key=lambda row: [part.zfill(6) if part.isdigit() else part for part in row.name.split(".")])
 
 
@@ -56,7 +61,7 @@ def table(rows: Sequence[Row], verbose: bool = False) -> str:
     Short: one line for the same parameter of all layers (`layer.*.`), and one line for all that is frozen.
     Verbose: one line a parameter, with its shape and whether it is a target.
     """
-    return _align(_every_parameter(rows) if verbose else _trained_over_layers(rows))
+    return align(_every_parameter(rows) if verbose else _trained_over_layers(rows), right=[2])
 
 
 def summary(
@@ -131,40 +136,26 @@ def _memory(weights: int, training: int, activations: int | None) -> str:
     return f"{' + '.join(parts)} = {(weights + training + activations) / _MIB:,.1f} MiB"
 
 
-def _leaf_rows(path: str, leaf: Any, entry: LowRank | Full | None) -> list[Row]:
-    count = leaf.shape[0] if is_stacked(path) else None
-    shape = leaf.shape[1:] if is_stacked(path) else leaf.shape
-    if is_transposed(path):
-        shape = shape[::-1]
-    found = []
-    for layer, (key, module) in enumerate(zip(hf_keys(path, count), module_names(path, count), strict=True)):
-        rank = entry.ranks[layer] if isinstance(entry, LowRank) else 0
-        found.append(Row(key, tuple(shape), isinstance(entry, Full), rank > 0))
-        if isinstance(entry, LowRank) and rank > 0:
-            found += _factor_rows(path, module, entry, rank)
-    return found
-
-
-def _factor_rows(path: str, module: str, entry: LowRank, rank: int) -> list[Row]:
-    after_rank = len(entry.scale.shape)
-    names = (
-        ("lora_embedding_A", "lora_embedding_B") if path.endswith("/embedding") else ("lora_A.weight", "lora_B.weight")
-    )
-    shapes = ((rank, *entry.a.shape[after_rank:]), (*entry.b.shape[after_rank:], rank))
-    return [Row(f"{module}.{name}", shape, True, False) for name, shape in zip(names, shapes, strict=True)]
+def _leaf_row(slot: Slot, entry: Entry | None) -> Row:
+    """One layer of one leaf of the base; the slot is that of the leaf as a whole."""
+    layer = int(slot.index[0]) if slot.index else 0  # type: ignore[arg-type]
+    trained = isinstance(entry, Full) and (entry.layers is None or layer in entry.layers)
+    target = isinstance(entry, LowRank) and entry.ranks[layer] > 0
+    elsewhere = trained_count(entry) if isinstance(entry, Rows) else 0
+    return Row(slot.key.removeprefix(PREFIX), slot.shape, trained, target, elsewhere)
 
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def _align(lines: Sequence[tuple[str, ...]]) -> str:
-    """Columns two blanks apart; the third, the count, to the right."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+def align(lines: Sequence[tuple[str, ...]], right: Container[int]) -> str:
+    """Columns two blanks apart; those with a number in `right` to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [
         "  ".join(
-            text.rjust(w) if column == 2 else text.ljust(w)
-            for column, (text, w) in enumerate(zip(line, widths, strict=True))
+            text.rjust(width) if column in right else text.ljust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
         )
         for line in lines
     ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jlora.errors import JloraError
-from train.nearest import nearest
+from jlora.paths import nearest
 
 _LONGEST_CSV_FIELD = 2**31 - 1
 
@@ -34,10 +34,9 @@ class Table:
     def column(self, column: str, key: str) -> list[Any]:
         """The values of one column; JloraError naming the config `key` and the columns there are."""
         if column not in self.columns:
-            near = nearest(column, self.columns)
             raise JloraError(
                 f"{self.name}: no column {column!r} ({key}); the columns are {', '.join(self.columns)}"
-                + (f"; did you mean {near}?" if near else "")
+                f"{nearest(column, self.columns)}"
             )
         return self.columns[column]
 

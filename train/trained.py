@@ -16,7 +16,7 @@ import jlora
 from jlora.base import build, example_batch, load_config, load_weights
 from jlora.checkpoint_files import read_json
 from jlora.errors import JloraError
-from jlora.peft import head_rows
+from jlora.peft.folder import head_rows
 from jlora.weights import new_heads
 from train.batches import bucket_lengths
 from train.data import Split

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from jlora.errors import JloraError
+from jlora.paths import nearest
 from train import keys
 from train.config import Config
-from train.nearest import nearest
 
 
 def flatten(values: dict[Any, Any]) -> dict[str, Any]:
@@ -90,5 +90,4 @@ def _found(value: Any) -> str:
 
 def _meant(key: str, value: Any) -> str:
     words = keys.describe(keys.fields()[key]).replace(" or ", ", ").split(", ")
-    near = nearest(value, words) if isinstance(value, str) else None
-    return f" (did you mean {near}?)" if near else ""
+    return nearest(value, words) if isinstance(value, str) else ""

@@ -36,6 +36,15 @@ def family(model_type: Any) -> ModuleType:
     return FAMILIES[model_type]
 
 
+def default_targets(model_type: str) -> tuple[str, ...]:
+    """What PEFT adapts in a model of this type where `target_modules` is not given: ("query", "value") for "bert".
+
+    Raises:
+      JloraError: no such family.
+    """
+    return family(model_type).TARGETS
+
+
 def build(config: PreTrainedConfig, *, dtype: Any = jnp.float32, remat: bool = False) -> nn.Module:
     """The linen sequence classifier of `config`, without weights.
 

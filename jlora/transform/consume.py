@@ -1,7 +1,7 @@
 """Where a factored weight meets the data: matrix products and table lookups.
 
-dot_general   x W   ->  x W + (x a) b
-gather        W[i]  ->  W[i] + a[i] b
+dot_general   x W   ->  gain * (x W + (x a) b)
+gather        W[i]  ->  gain * (W[i] + a[i] b)
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora.dropout import dropout
-from jlora.factored import Factored
+from jlora.transform.factored import Factored, varying
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +24,9 @@ class Use:
     """How a function uses one leaf, in axes of the leaf.
 
     Attributes:
-      kind: "linear", "lookup", or the name of a primitive that has no rule.
-      stack: axes over which scans or batches go; the update has them in both factors.
+      kind: "linear", "lookup", "conv", or the name of a primitive that has no rule.
+      stack: axes over which scans or batches go, or of which one place at a time is taken; the update has them
+        in both factors.
       inputs: axes that are contracted or looked up, those of A.
       outputs: the rest, those of B.
     """
@@ -38,15 +39,22 @@ class Use:
 
 def dot_use(weight: Factored, contracted: Sequence[int], batch: Sequence[int]) -> Use:
     """The use of a weight in a dot_general that contracts and batches over the given dims."""
-    inputs, stack = _leaf_axes(weight, contracted), _leaf_axes(weight, batch)
-    outputs = _leaf_axes(weight, [d for d in range(weight.weight.ndim) if d not in {*contracted, *batch}])
+    inputs, stack = leaf_axes(weight, contracted), leaf_axes(weight, batch)
+    outputs = leaf_axes(weight, [d for d in range(weight.weight.ndim) if d not in {*contracted, *batch}])
     if set(inputs) & set(outputs):
         return Use("dot_general over a part of an axis")
-    return Use("linear", tuple(sorted({*weight.stack, *stack})), inputs, outputs)
+    return Use("linear", stack_axes(weight, {*inputs, *outputs}, stack), inputs, outputs)
 
 
-def _leaf_axes(weight: Factored, dims: Sequence[int]) -> tuple[int, ...]:
+def leaf_axes(weight: Factored, dims: Sequence[int]) -> tuple[int, ...]:
+    """The leaf's axes in the given dims, in rising order."""
     return tuple(sorted({axis for dim in dims for axis in weight.axes[dim]}))
+
+
+def stack_axes(weight: Factored, used: set[int], batch: Sequence[int] = ()) -> tuple[int, ...]:
+    """The axes that scans, batches and single places went over; a vector is no matrix, and its places no layers."""
+    picked = set(weight.picked) - used if weight.weight.ndim > 1 else set()
+    return tuple(sorted({*weight.stack, *batch, *picked}))
 
 
 def dot_update(weight: Factored, x: jax.Array, w_is_left: bool, params: dict, key: jax.Array | None) -> jax.Array:
@@ -110,7 +118,7 @@ def _general_update(
     w_free = [w_letters[d] for d in range(a.ndim - 1) if d not in {*contract[0], *batch[0]}]
     x_free = [x_letters[d] for d in range(x.ndim) if d not in {*contract[1], *batch[1]}]
     out = [w_letters[d] for d in batch[0]] + (w_free + x_free if w_is_left else x_free + w_free)
-    factors = [_varying(factor, w_letters) for factor in (a, b)]
+    factors = [varying(factor, w_letters) for factor in (a, b)]
     absent = [letter for letter in w_free if not any(letter in names for names, _ in factors)]
     if not any(w_letters[d] in factors[0][0] for d in contract[0]):
         factors.reverse()
@@ -122,62 +130,106 @@ def _general_update(
     return jnp.expand_dims(update, [out.index(letter) for letter in absent])
 
 
-def _varying(factor: jax.Array, letters: Sequence[str]) -> tuple[str, jax.Array]:
-    still = tuple(dim for dim in range(1, factor.ndim) if factor.shape[dim] == 1)
-    names = "r" + "".join(letters[dim - 1] for dim in range(1, factor.ndim) if dim not in still)
-    return names, lax.squeeze(factor, still)
+def gain_places(
+    weight: Factored, x_ndim: int, w_is_left: bool, params: dict
+) -> tuple[jax.Array | None, jax.Array | None] | None:
+    """DoRA's gain as (factor of x, factor of the product), one of them None, shaped to broadcast.
+
+    It goes before the product where it varies over contracted axes (an embedding used as the output head), after
+    it otherwise. None where it varies over contracted and free axes.
+    """
+    gain = weight.gain
+    assert gain is not None
+    contract, batch = params["dimension_numbers"]
+    (w_contract, x_contract), (w_batch, x_batch) = (contract, batch) if w_is_left else (contract[::-1], batch[::-1])
+    w_free = [dim for dim in range(gain.ndim) if dim not in {*w_contract, *w_batch}]
+    before, after = (any(gain.shape[dim] > 1 for dim in dims) for dims in (w_contract, w_free))
+    if before and after:
+        return None
+    if before:
+        return _aligned(gain, dict(zip((*w_contract, *w_batch), (*x_contract, *x_batch), strict=True)), x_ndim), None
+    ndim = x_ndim - len(x_contract) + len(w_free)
+    start = len(w_batch) if w_is_left else ndim - len(w_free)
+    places = {dim: i for i, dim in enumerate(w_batch)} | {dim: start + i for i, dim in enumerate(w_free)}
+    return None, _aligned(gain, places, ndim)
+
+
+def _aligned(factor: jax.Array, places: dict[int, int], ndim: int) -> jax.Array:
+    """The factor's dims put where `places` says, size 1 elsewhere; dims without a place have size 1."""
+    kept = sorted(places, key=lambda dim: places[dim])
+    still = tuple(dim for dim in range(factor.ndim) if dim not in places)
+    factor = lax.squeeze(factor, still)
+    order = [sorted(places).index(dim) for dim in kept]
+    taken = {places[dim] for dim in kept}
+    return jnp.expand_dims(jnp.transpose(factor, order), [axis for axis in range(ndim) if axis not in taken])
+
+
+def times(x: jax.Array, gain: jax.Array) -> jax.Array:
+    """x * gain, formed in the gain's dtype and rounded to that of x."""
+    return (x.astype(gain.dtype) * gain).astype(x.dtype)
 
 
 def lookup_axis(params: dict[str, Any], shape: tuple[int, ...]) -> int | None:
     """The axis that a gather looks up whole slices of, or None where it does something else."""
-    numbers = params["dimension_numbers"]
-    if len(numbers.start_index_map) != 1 or numbers.collapsed_slice_dims != numbers.start_index_map:
+    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+    # An index into an axis that is taken whole is clamped to 0.
+    clamped = "CLIP" in str(params["mode"]).upper()
+    axes = [axis for axis in numbers.start_index_map if not (clamped and sizes[axis] == shape[axis])]
+    if len(axes) != 1 or not set(numbers.collapsed_slice_dims) <= set(axes) or numbers.operand_batching_dims:
         return None
-    if numbers.operand_batching_dims:
-        return None
-    axis = numbers.start_index_map[0]
-    whole = all(size == shape[dim] for dim, size in enumerate(params["slice_sizes"]) if dim != axis)
-    return axis if whole else None
+    whole = all(size == shape[dim] for dim, size in enumerate(sizes) if dim != axes[0])
+    return axes[0] if whole and sizes[axes[0]] == 1 else None
 
 
 def lookup_use(weight: Factored, axis: int) -> Use:
     """The use of a weight as a table indexed on `axis`."""
-    inputs = _leaf_axes(weight, [axis])
-    outputs = _leaf_axes(weight, [dim for dim in range(weight.weight.ndim) if dim != axis])
+    inputs = leaf_axes(weight, [axis])
+    outputs = leaf_axes(weight, [dim for dim in range(weight.weight.ndim) if dim != axis])
     if set(inputs) & set(outputs):
         return Use("gather over a part of an axis")
-    return Use("lookup", tuple(sorted(weight.stack)), inputs, outputs)
+    return Use("lookup", stack_axes(weight, {*inputs, *outputs}), inputs, outputs)
 
 
 def lookup_update(weight: Factored, indices: jax.Array, params: dict[str, Any], axis: int) -> jax.Array:
     """a[i] b in the layout of the gather's result: offset_dims hold the table's other axes."""
     assert weight.a is not None
     assert weight.b is not None
-    mode, numbers = params["mode"], params["dimension_numbers"]
-    a, b = (_rows(factor, indices, axis, str(mode)) for factor in (weight.a, weight.b))
+    a, b = (_rows(factor, indices, params, axis) for factor in (weight.a, weight.b))
     update = jnp.sum(a * b, axis=0) if a.shape[1:] == b.shape[1:] else _sum_of_products(a, b)
-    places = numbers.offset_dims
-    lookups = indices.ndim - 1
-    return jnp.moveaxis(update, range(lookups, update.ndim), places)
+    return _in_layout(update, indices, params, axis)
+
+
+def lookup_gain(gain: jax.Array, indices: jax.Array, params: dict[str, Any], axis: int) -> jax.Array:
+    """DoRA's gain (*dims) in the layout of the gather's result, size 1 where it does not vary."""
+    return _in_layout(_rows(gain[None], indices, params, axis)[0], indices, params, axis)
+
+
+def _in_layout(rows: jax.Array, indices: jax.Array, params: dict[str, Any], axis: int) -> jax.Array:
+    """(*lookups, *dims without the axis) as the gather's result has it."""
+    numbers, lookups = params["dimension_numbers"], indices.ndim - 1
+    if axis not in numbers.collapsed_slice_dims:
+        rows = jnp.expand_dims(rows, lookups + axis)
+    return jnp.moveaxis(rows, range(lookups, rows.ndim), numbers.offset_dims)
 
 
 def _sum_of_products(a: jax.Array, b: jax.Array) -> jax.Array:
     """Sum over the leading r of a[r] * b[r], one of them constant over the lookups: (lookups, r) (r, out)."""
     names = "abcdefghijklmnopqstuvwxyz"[: a.ndim - 1]
-    (a_names, a_array), (b_names, b_array) = _varying(a, names), _varying(b, names)
+    (a_names, a_array), (b_names, b_array) = varying(a, names), varying(b, names)
     present = [name for name in names if name in a_names or name in b_names]
     update = jnp.einsum(f"{a_names},{b_names}->{''.join(present)}", a_array, b_array)
     return jnp.expand_dims(update, [names.index(name) for name in names if name not in present])
 
 
-def _rows(factor: jax.Array, indices: jax.Array, axis: int, mode: str) -> jax.Array:
+def _rows(factor: jax.Array, indices: jax.Array, params: dict[str, Any], axis: int) -> jax.Array:
     """(r, *dims) -> (r, *lookups, *dims without the axis); size 1 for the lookups where the axis is 1."""
     lookups = indices.shape[:-1]
     if factor.shape[1 + axis] == 1:
         return jnp.expand_dims(lax.squeeze(factor, (1 + axis,)), tuple(range(1, 1 + len(lookups))))
-    place = (slice(None),) * (1 + axis) + (indices[..., 0],)
+    column = params["dimension_numbers"].start_index_map.index(axis)
+    place = (slice(None),) * (1 + axis) + (indices[..., column],)
     # Beyond the table the base's own rows say what comes out: the update adds nothing to them.
-    options = {"mode": "clip"} if "CLIP" in mode.upper() else {"mode": "fill", "fill_value": 0}
+    options = {"mode": "clip"} if "CLIP" in str(params["mode"]).upper() else {"mode": "fill", "fill_value": 0}
     rows = factor.at[place].get(wrap_negative_indices=False, **options)
     # The indexing leaves the lookups where the axis was; they belong right behind r.
     return jnp.moveaxis(rows, range(1 + axis, 1 + axis + len(lookups)), range(1, 1 + len(lookups)))

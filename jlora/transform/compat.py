@@ -7,16 +7,26 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+
 JIT = frozenset({"jit", "pjit"})
 CHECKPOINT = frozenset({"checkpoint", "remat", "remat2"})
 
 
 def closed(jaxpr: Any) -> tuple[Any, tuple]:
-    """(jaxpr, constants) of an equation's parameter, closed or open."""
+    """(jaxpr, constants) of an equation's parameter, closed or open (which JAX 0.11 no longer tells apart)."""
     return (jaxpr.jaxpr, tuple(jaxpr.consts)) if hasattr(jaxpr, "consts") else (jaxpr, ())
 
 
 def scan_parts(params: dict[str, Any], values: list) -> tuple[list, list, list]:
     """The operands of a scan as (constants, initial carry, scanned over)."""
-    consts, carry = params["num_consts"], params["num_carry"]
+    if "ft_in" in params:  # JAX 0.11: three trees in place of two numbers
+        consts, carry, _ = (len(part) for part in params["ft_in"].unpack())
+    else:
+        consts, carry = params["num_consts"], params["num_carry"]
     return values[:consts], values[consts : consts + carry], values[consts + carry :]
+
+
+def varying_axes(x: jax.Array) -> tuple[str, ...]:
+    """The mesh axes along which the shards of `x` differ, inside of a shard_map; none outside of it."""
+    return tuple(sorted(getattr(jax.typeof(x), "vma", ())))

@@ -1,4 +1,4 @@
-"""Functions inside of functions that a factored weight enters: jit, checkpoint, scan, while and cond.
+"""Functions inside of functions that a factored weight enters: jit, checkpoint, scan, while, cond and shard_map.
 
 Each is evaluated inside and built again with JAX's public function of its name.
 """
@@ -12,11 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
-from jlora import compat
-from jlora.context import Context
 from jlora.errors import JloraError
-from jlora.factored import Factored, slice_leading
+from jlora.transform import compat
+from jlora.transform.context import Context
+from jlora.transform.factored import Factored, slice_leading, with_arrays
 
 Evaluate = Callable[[Context, Any, list], list]
 """(context, jaxpr, values of its inputs) -> values of its outputs; some may be Factored."""
@@ -59,10 +60,7 @@ def _scan(evaluate: Evaluate, context: Context, params: dict, inputs: list) -> l
 
     def body(state: tuple, slices: tuple) -> tuple:
         count, carry = state
-        seen = [
-            dataclasses.replace(like, weight=x.weight, a=x.a, b=x.b) if like is not None else x
-            for x, (_, like) in zip(slices, sliced, strict=True)
-        ]
+        seen = [x if like is None else with_arrays(like, x) for x, (_, like) in zip(slices, sliced, strict=True)]
         results = evaluate(inner.at(count), params["jaxpr"], [*consts, *carry, *seen])
         results = [inner.whole(result, "a result of scan") for result in results]
         return (count + jnp.int32(1), results[: len(carry)]), results[len(carry) :]
@@ -105,11 +103,47 @@ def _cond(evaluate: Evaluate, context: Context, params: dict, inputs: list) -> l
     return lax.switch(index, [branch(jaxpr) for jaxpr in params["branches"]], *operands)
 
 
+def _shard_map(evaluate: Evaluate, context: Context, params: dict, inputs: list) -> list:
+    inner = context.enter()
+    key, inner = inner.key, dataclasses.replace(inner, key=None)
+
+    def run(key: jax.Array | None, *values: Any) -> list:
+        results = evaluate(dataclasses.replace(inner, key=key), params["jaxpr"], list(values))
+        return [inner.whole(result, "a result of shard_map") for result in results]
+
+    specs = [_specs(value, spec) for value, spec in zip(inputs, params["in_specs"], strict=True)]
+    mapped = jax.shard_map(
+        run,
+        mesh=params["mesh"],
+        in_specs=(PartitionSpec(), *specs),
+        out_specs=list(params["out_specs"]),
+        axis_names=set(params["newly_manual_axes"]),
+        check_vma=params["check_vma"],
+    )
+    return mapped(key, *inputs)
+
+
+def _specs(value: Any, spec: PartitionSpec) -> Any:
+    """The spec of a weight's dims, for its factors too where they vary."""
+    if not isinstance(value, Factored):
+        return spec
+    names = (*spec, *[None] * (value.weight.ndim - len(spec)))
+
+    def where_varying(shape: tuple[int, ...]) -> PartitionSpec:
+        return PartitionSpec(*(None if size == 1 else name for name, size in zip(names, shape, strict=True)))
+
+    a, b = (None if f is None else PartitionSpec(None, *where_varying(f.shape[1:])) for f in (value.a, value.b))
+    gain = None if value.gain is None else where_varying(value.gain.shape)
+    specs: dict[str, Any] = {"weight": spec, "a": a, "b": b, "gain": gain}
+    return dataclasses.replace(value, **specs)
+
+
 CONTROL_FLOW: dict[str, Callable[[Evaluate, Context, dict, list], list]] = {
     **dict.fromkeys(compat.JIT, _jit),
     **dict.fromkeys(compat.CHECKPOINT, _checkpoint),
     "scan": _scan,
     "while": _while,
     "cond": _cond,
+    "shard_map": _shard_map,
 }
 """By the primitive's name."""

@@ -1,0 +1,1 @@
+"""Adapters out of adapters: pure functions of trees."""

@@ -1,0 +1,177 @@
+"""`extract`: an adapter out of two full trees, the low-rank part of what fine-tuning changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jlora.adapter import Adapter, Entry, Full, LowRank, Rows
+from jlora.algebra.reduce import from_svd, rank_for, with_fixed_signs
+from jlora.config import LoraConfig
+from jlora.errors import JloraError
+from jlora.matrices import Matrices, from_matrices, leaf_to_matrices
+from jlora.names import is_stacked, module_names
+from jlora.paths import leaves_by_path
+from jlora.plan import abstract_adapter
+
+
+def extract(
+    tuned: Any, base: Any, config: LoraConfig, fn: Callable, *args: Any, energy: float | None = None, **kwargs: Any
+) -> tuple[dict[str, Entry], dict[str, np.ndarray]]:
+    """The adapter nearest to `tuned - base`: the truncated SVD of each targeted leaf's change (Eckart & Young 1936).
+
+    Where the change of every targeted leaf has at most the rank that is kept, and nothing else changed,
+    `merge(base, adapter)` is `tuned`. `outside` says what else changed.
+
+    Of each layer's U S V^T, A is V^T and B is U S, as in PEFT's own SVDs, and the scale is 1: A's rows have norm 1,
+    near those of a fresh A, so that training goes on from here at the usual learning rates, and a component whose
+    singular value is 0 can still be trained, which it could not with sqrt(S) in both.
+
+    Args:
+      tuned, base: trees of the same paths and shapes; neither is changed.
+      config: which modules, and the ranks to keep. Its alphas are not read.
+      fn, args, kwargs: as for `init`: the function that the adapter is for, traced abstractly.
+      energy: in (0, 1]; keeps of each layer, instead of the ranks in `config`, the smallest rank that holds this
+        share of the squared singular values, at least 1.
+
+    Returns:
+      ({path: LowRank, or Full or Rows with the tuned values},
+       {name of an adapted module: all singular values of its change, (min(out, in),) float32, falling}).
+
+    Raises:
+      JloraError: whatever `init` refuses, trees of different shapes, a value that is not finite, no change in any
+        targeted leaf, an impossible `energy`, `use_dora`.
+    """
+    config = _checked(config, energy)
+    leaves, changed = leaves_by_path(base), leaves_by_path(tuned)
+    plan = abstract_adapter(config, base, fn, *args, **kwargs)
+    _require_same_shapes(changed, leaves)
+    _require_finite(changed, "tuned")
+    _require_finite(leaves, "base")
+    adapter: dict[str, Entry] = {}
+    spectra: dict[str, np.ndarray] = {}
+    for path, entry in plan.items():
+        if isinstance(entry, LowRank):
+            adapter[path], found = _factored(path, entry, _difference(changed[path], leaves[path]), energy)
+            spectra |= found
+        else:
+            adapter[path] = _whole(entry, changed[path])
+    if not any(values.any() for values in spectra.values()):
+        raise JloraError(_no_change(outside(tuned, base, adapter)))
+    return adapter, spectra
+
+
+def outside(tuned: Any, base: Any, adapter: Adapter) -> dict[str, float]:
+    """What changed outside of the adapter: {path: share of the squared change of the whole tree}, largest first.
+
+    A leaf of which the adapter holds some layers or rows counts with the others. What a cut rank loses is not here.
+    """
+    leaves, changed = leaves_by_path(base), leaves_by_path(tuned)
+    _require_same_shapes(changed, leaves)
+    total, left = 0.0, dict[str, float]()
+    for path, leaf in leaves.items():
+        difference = _difference(changed[path], leaf)
+        total += _squared(difference)
+        left[path] = _squared(_uncovered(adapter.get(path), difference))
+    shares = {path: squared / total for path, squared in left.items() if squared}
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def _checked(config: LoraConfig, energy: float | None) -> LoraConfig:
+    if config.use_dora:
+        raise JloraError("LoraConfig.use_dora: expected false, found true: what is extracted is a plain sum")
+    if energy is None:
+        return config
+    if not 0 < energy <= 1:
+        raise JloraError(f"energy: expected a share in (0, 1], found {energy}")
+    return dataclasses.replace(config, r=1, rank_pattern={})  # the plan's ranks say then only which layers
+
+
+def _require_same_shapes(tuned: Mapping[str, Any], base: Mapping[str, Any]) -> None:
+    for path in (*base, *(path for path in tuned if path not in base)):
+        shapes = [np.shape(tree[path]) if path in tree else "no such leaf" for tree in (base, tuned)]
+        if shapes[0] != shapes[1]:
+            raise JloraError(f"{path}: expected the base's shape {shapes[0]} in the tuned tree, found {shapes[1]}")
+
+
+def _require_finite(leaves: Mapping[str, Any], tree: str) -> None:
+    for path, leaf in leaves.items():
+        if not jnp.isfinite(leaf).all():
+            raise JloraError(f"{path}: expected finite values in the {tree} tree, found NaN or infinity")
+
+
+def _difference(tuned: Any, base: Any) -> jax.Array:
+    return jnp.asarray(tuned, jnp.float32) - jnp.asarray(base, jnp.float32)
+
+
+def _factored(
+    path: str, entry: LowRank, difference: jax.Array, energy: float | None
+) -> tuple[LowRank, dict[str, np.ndarray]]:
+    """The entry with A and B in it, and the singular values of its adapted layers by name."""
+    matrices = leaf_to_matrices(entry, difference)  # (layers, out, in)
+    copies = len(matrices) // len(entry.ranks)
+    names = _names(path, entry, copies)
+    layers: list[Matrices] = []
+    spectra: dict[str, np.ndarray] = {}
+    for number, rank in enumerate(entry.ranks):
+        group = range(number * copies, (number + 1) * copies)
+        if not rank:
+            layers += [_absent(matrices[layer]) for layer in group]
+            continue
+        factors = [with_fixed_signs(*jnp.linalg.svd(matrices[layer], full_matrices=False)) for layer in group]
+        values = {names[layer]: np.asarray(s) for layer, (_, s, _) in zip(group, factors, strict=True)}
+        if energy is not None:  # matrices behind one rank keep the largest that one of them needs
+            rank = max(rank_for(s, energy) for s in values.values())
+        layers += [from_svd(*factor, rank) for factor in factors]
+        spectra |= values
+    return from_matrices(entry, layers), spectra
+
+
+def _absent(matrix: jax.Array) -> Matrices:
+    out, inputs = matrix.shape
+    return Matrices(jnp.zeros((0, inputs)), jnp.zeros((out, 0)), jnp.zeros(0))
+
+
+def _names(path: str, entry: LowRank, copies: int) -> list[str]:
+    """A name for each matrix of the entry: its module's, and a number where the module holds several."""
+    stacked = len(entry.ranks) > 1 or (is_stacked(path) and entry.scale.ndim > 1)
+    modules = module_names(path, len(entry.ranks) if stacked else None)
+    return modules if copies == 1 else [f"{module}[{copy}]" for module in modules for copy in range(copies)]
+
+
+def _whole(entry: Full | Rows, tuned: Any) -> Full | Rows:
+    taken = entry.indices if isinstance(entry, Rows) else entry.layers
+    value = jnp.asarray(tuned) if taken is None else jnp.asarray(tuned)[np.asarray(taken)]
+    return dataclasses.replace(entry, value=jnp.array(value, entry.value.dtype, copy=True))
+
+
+def _uncovered(entry: Entry | None, difference: jax.Array) -> jax.Array:
+    """What of a leaf's change lies in layers or rows that the entry does not hold."""
+    if entry is None:
+        return difference
+    if isinstance(entry, LowRank):
+        matrices = leaf_to_matrices(entry, difference)
+        held = np.repeat(np.asarray(entry.ranks) > 0, len(matrices) // len(entry.ranks))
+        return matrices[~held]
+    taken = entry.indices if isinstance(entry, Rows) else entry.layers
+    return difference[:0] if taken is None else jnp.delete(difference, np.asarray(taken), axis=0)
+
+
+def _squared(x: jax.Array) -> float:
+    return float(jnp.sum(jnp.square(x))) if math.prod(x.shape) else 0.0
+
+
+def _no_change(left: dict[str, float]) -> str:
+    if not left:
+        return "tuned: expected another tree than the base, found equal values: there is nothing to extract"
+    some = ", ".join(list(left)[:3]) + (f" and {len(left) - 3} more leaves" if len(left) > 3 else "")
+    return (
+        f"target_modules: expected modules that differ between tuned and base, found no change in any of them; {some}"
+        " changed: adapt those, or name them in modules_to_save"
+    )

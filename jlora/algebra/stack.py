@@ -1,0 +1,145 @@
+"""Many adapters as one, with a leading axis for `jax.vmap`, and taken apart again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jlora.adapter import Adapter, Entry, LowRank, Rows
+from jlora.errors import JloraError
+
+
+def stack(adapters: Sequence[Adapter]) -> dict[str, Entry]:
+    """n adapters of one base as one adapter whose arrays have a leading axis n: they run together on that base.
+
+        jax.vmap(lambda adapter, x: jlora.adapt(fn)(base, adapter, x))(stack(adapters), xs)
+
+    Ranks may differ: all are padded to the largest with components of scale 0. An adapter that lacks a path that
+    another has gets an entry of rank 0 there, which changes nothing.
+
+    Returns:
+      {path: LowRank(a (n, *stack, r, *in), b (n, *stack, r, *out), scale (n, *stack, r), ...)
+             | Full((n, *leaf)) | Rows((n, rows, dim))}; `ranks` are those of all adapters, one adapter after another.
+
+    Raises:
+      JloraError: no adapter; entries of one path that differ in more than numbers and ranks (shape, dtype, spec, use,
+        dropout, DoRA, layers or rows trained whole); a leaf that only some of the adapters train whole.
+    """
+    if not adapters:
+        raise JloraError("adapters: expected one at least, found none")
+    paths = dict.fromkeys(path for adapter in adapters for path in adapter)
+    return {path: _stacked(path, [adapter.get(path) for adapter in adapters]) for path in paths}
+
+
+def unstack(stacked: Adapter) -> list[dict[str, Entry]]:
+    """The adapters that `stack` put together, bit for bit; a path at which all of an adapter's ranks are 0 is left out.
+
+    Raises:
+      JloraError: an entry without the leading axis that `stack` adds, or with one of another length.
+    """
+    counts = {path: _count(path, entry) for path, entry in stacked.items()}
+    if len(set(counts.values())) > 1:
+        raise JloraError(f"unstack: expected one leading axis at all paths, as jlora.stack adds it, found {counts}")
+    return [_unstacked(stacked, index) for index in range(next(iter(counts.values()), 0))]
+
+
+def _stacked(path: str, entries: Sequence[Entry | None]) -> Entry:
+    """One path's entries, None where an adapter has none."""
+    _check_forms(path, entries)
+    first = next(entry for entry in entries if entry is not None)
+    if not isinstance(first, LowRank):
+        return jax.tree.map(lambda *values: jnp.stack(values), *entries)
+    present = [entry if isinstance(entry, LowRank) else _without_effect(first) for entry in entries]
+    width = max(entry.scale.shape[-1] for entry in present)
+    ranks = tuple(rank for entry in present for rank in entry.ranks)
+    same = [dataclasses.replace(_widened(entry, width), ranks=ranks) for entry in present]
+    return jax.tree.map(lambda *values: jnp.stack(values), *same)
+
+
+def _without_effect(like: LowRank) -> LowRank:
+    """An entry of rank 0; with DoRA its magnitude is the norm that it is divided by."""
+    zeros: LowRank = jax.tree.map(jnp.zeros_like, like)
+    norm = None if like.squared_norm is None else jnp.sqrt(like.squared_norm)
+    return dataclasses.replace(zeros, ranks=(0,) * len(like.ranks), magnitude=norm, squared_norm=like.squared_norm)
+
+
+def _widened(entry: LowRank, width: int) -> LowRank:
+    axis = entry.scale.ndim - 1
+
+    def padded(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, [(0, width - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
+
+    return dataclasses.replace(entry, a=padded(entry.a), b=padded(entry.b), scale=padded(entry.scale))
+
+
+def _unstacked(stacked: Adapter, index: int) -> dict[str, Entry]:
+    parts = {path: _part(entry, index) for path, entry in stacked.items()}
+    return {path: part for path, part in parts.items() if not isinstance(part, LowRank) or any(part.ranks)}
+
+
+def _part(entry: Entry, index: int) -> Entry:
+    part = jax.tree.map(lambda x: x[index], entry)
+    if not isinstance(part, LowRank):
+        return part
+    axis = part.scale.ndim - 1
+    layers = len(part.ranks) // _count("", entry)
+    ranks = part.ranks[index * layers :][:layers]
+    width = max(1, *ranks)
+    a, b, scale = (jax.lax.slice_in_dim(x, 0, width, axis=axis) for x in (part.a, part.b, part.scale))
+    return dataclasses.replace(part, a=a, b=b, scale=scale, ranks=ranks)
+
+
+def _count(path: str, entry: Entry) -> int:
+    """The length of the leading axis."""
+    if not isinstance(entry, LowRank):
+        return entry.value.shape[0]
+    axes = entry.spec.index("r") + 2  # those of the leaf's own stack, the adapters' and the ranks'
+    if entry.scale.ndim != axes or len(entry.ranks) % entry.scale.shape[0]:
+        raise JloraError(
+            f"{path}: expected an entry of jlora.stack with {axes} axes of scale, the adapters' first,"
+            f" found the shape {entry.scale.shape}"
+        )
+    return entry.scale.shape[0]
+
+
+def _check_forms(path: str, entries: Sequence[Entry | None]) -> None:
+    """Refuses entries of one path that differ in what must be the same for all adapters."""
+    forms = {index: _form(entry) for index, entry in enumerate(entries) if entry is not None}
+    first = next(iter(forms.values()))
+    if len(forms) < len(entries) and "whole" in first:
+        missing = [index for index, entry in enumerate(entries) if entry is None]
+        raise JloraError(
+            f"{path}: expected all adapters to train it whole or none, found nothing in adapters {missing};"
+            " give those the base's value: Full(leaf) or Rows(leaf[indices], indices)"
+        )
+    for index, form in forms.items():
+        for field in {**first, **form}:
+            if form.get(field) != first.get(field):
+                raise JloraError(
+                    f"{path}: {field}: expected the same in all adapters, found {first.get(field)!r} in adapter"
+                    f" {next(iter(forms))} and {form.get(field)!r} in adapter {index}; only adapters of one base and"
+                    " one form run together: stack the others apart"
+                )
+
+
+def _form(entry: Entry) -> dict[str, Any]:
+    """What must be the same for entries to be stacked, by name."""
+    if not isinstance(entry, LowRank):
+        taken = entry.indices if isinstance(entry, Rows) else entry.layers
+        kind = {"entry": type(entry).__name__, "whole": True, "rows" if isinstance(entry, Rows) else "layers": taken}
+        return kind | {"shape": entry.value.shape, "dtype": entry.value.dtype}
+    return {
+        "entry": "LowRank",
+        "shape": entry.shape,
+        "spec": entry.spec,
+        "kind": entry.kind,
+        "only": entry.only,
+        "dropout": entry.dropout,
+        "use_dora": entry.magnitude is not None,
+        "layers": len(entry.ranks),
+        "dtype": (entry.a.dtype, entry.b.dtype, entry.scale.dtype),
+    }

@@ -1,0 +1,59 @@
+"""DoRA's norm and gain (Liu et al. 2024): a weight V = W + s B A becomes magnitude * V / |V|, the norm detached."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jlora.adapter import LowRank, scaled_b
+
+_EXACT = jax.lax.Precision.HIGHEST
+
+
+def squared_norm(low_rank: LowRank, leaf: jax.Array) -> jax.Array:
+    """|leaf|^2 over the input axes: (*stack, *out), float32."""
+    stack, _, outputs, out = letters(low_rank)
+    leaf = leaf.astype(jnp.float32)
+    return jnp.einsum(f"{out}->{stack}{outputs}", leaf * leaf)
+
+
+def with_magnitude(low_rank: LowRank, leaf: jax.Array) -> LowRank:
+    """The entry as DoRA: the magnitude is the norm of leaf + update, so that nothing changes yet."""
+    norms = squared_norm(low_rank, leaf)
+    entry = dataclasses.replace(low_rank, squared_norm=norms, magnitude=jnp.ones_like(norms))
+    return dataclasses.replace(entry, magnitude=jnp.sqrt(norms + _moved(entry, leaf)))
+
+
+def gain(low_rank: LowRank, leaf: jax.Array) -> jax.Array:
+    """magnitude / |leaf + update|: (*stack, *out), float32; 1 where a layer is not adapted.
+
+    The norm comes from |W|^2 + 2 <W, U> + |U|^2, without forming the update U, and has no gradient.
+    """
+    assert low_rank.magnitude is not None
+    assert low_rank.squared_norm is not None
+    # Behind a barrier: XLA would multiply with a reciprocal root, and a fresh gain not be 1 to the last bit.
+    norms = jax.lax.optimization_barrier(jnp.sqrt(low_rank.squared_norm + _moved(low_rank, leaf)))
+    norms = jax.lax.stop_gradient(norms)
+    adapted = jnp.any(low_rank.scale != 0, axis=-1)
+    adapted = jnp.expand_dims(adapted, tuple(range(adapted.ndim, norms.ndim)))
+    return jnp.where(adapted, low_rank.magnitude / norms, jnp.ones_like(norms))
+
+
+def _moved(low_rank: LowRank, leaf: jax.Array) -> jax.Array:
+    """2 <W, U> + |U|^2 over the input axes: (*stack, *out)."""
+    stack, inputs, outputs, out = letters(low_rank)
+    a, b, w = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (low_rank.a, scaled_b(low_rank), leaf))
+    wa = jnp.einsum(f"{out},{stack}r{inputs}->{stack}r{outputs}", w, a, precision=_EXACT)
+    gram = jnp.einsum(f"{stack}r{inputs},{stack}z{inputs}->{stack}rz", a, a, precision=_EXACT)
+    ab = jnp.einsum(f"{stack}rz,{stack}z{outputs}->{stack}r{outputs}", gram, b, precision=_EXACT)
+    return jnp.einsum(f"{stack}r{outputs},{stack}r{outputs}->{stack}{outputs}", 2 * wa + ab, b, precision=_EXACT)
+
+
+def letters(low_rank: LowRank) -> tuple[str, str, str, str]:
+    """The letters of the spec's axes: (stack, inputs, outputs, leaf)."""
+    factors, out = low_rank.spec.split("->")
+    a, b = factors.split(",")
+    stack, inputs = a.split("r")
+    return stack, inputs, b.split("r")[1], out

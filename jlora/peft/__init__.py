@@ -1,0 +1,1 @@
+"""PEFT's adapter folders and what is written into them."""

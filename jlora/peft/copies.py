@@ -1,0 +1,91 @@
+"""Tensors of PEFT's files that say nothing new: weights of the base, and what is shared with another tensor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jlora.adapter import Adapter, Full
+from jlora.errors import JloraError
+from jlora.peft.keys import PREFIX, Slot, slots
+
+_SAME = 1e-2
+"""Relative L2 difference up to which two weights are one that was rounded (bfloat16 keeps 3 digits)."""
+
+
+def tied_head(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What PEFT writes of an output head that is tied to an adapted embedding `embed_tokens`.
+
+    The head's A is the embedding's B transposed, and its B the embedding's A.
+    """
+    tied: dict[str, np.ndarray] = {}
+    for key, tensor in tensors.items():
+        end = key.rpartition(".embed_tokens.")[2]
+        if end == "lora_embedding_A":
+            tied[f"{PREFIX}lm_head.lora_B.weight"] = tensor.T
+        elif end == "lora_embedding_B":
+            tied[f"{PREFIX}lm_head.lora_A.weight"] = tensor.T
+        elif end in ("weight", "base_layer.weight"):
+            tied[f"{PREFIX}lm_head.{end}"] = tensor
+    return tied
+
+
+def without_copies(
+    tensors: Mapping[str, np.ndarray], template: Adapter, leaves: Mapping[str, Any], tied: bool, where: str
+) -> dict[str, np.ndarray]:
+    """The tensors without those that only repeat others or the base.
+
+    PEFT writes `embed_tokens.base_layer.weight`, the base's, beside an adapted embedding, the head's tensors beside
+    a tied one, and, with bias "all", `classifier.original_module.bias` and `classifier.modules_to_save.bias` beside
+    `classifier.bias`.
+
+    Args:
+      leaves: {path: leaf} of the base, arrays or ShapeDtypeStructs.
+      tied: whether the configuration ensures weight tying.
+
+    Raises:
+      JloraError: a weight of another base.
+    """
+    expected = {slot.key for slot in slots(template)}
+    repeated = tied_head(tensors) if tied else {}
+    repeated |= {
+        key: tensors[saved]
+        for key in tensors
+        if ".modules_to_save." in key and (saved := key.replace(".modules_to_save.", ".")) in tensors
+    }
+    others = {key for key in tensors if key not in expected}
+    others -= {key for key in others & repeated.keys() if np.array_equal(tensors[key], repeated[key])}
+    whole = {slot.key: slot for slot in slots({path: Full(leaf) for path, leaf in leaves.items()})} if others else {}
+    for key in sorted(others):
+        slot = whole.get(re.sub(r"\.(base_layer|original_module)\.", ".", key))
+        if slot is not None and slot.key == key:
+            raise JloraError(
+                f"{where}: {key}: found a weight of the base that is not trained by adapter_config.json. PEFT adds an"
+                " embedding that was resized: name it in modules_to_save, and give the base of that size"
+            )
+        if slot is not None:
+            _require_bases(f"{where}: {key}", tensors[key], slot, leaves[slot.path])
+            others.remove(key)
+    return {key: tensor for key, tensor in tensors.items() if key in expected or key in others}
+
+
+def _require_bases(what: str, tensor: np.ndarray, slot: Slot, leaf: Any) -> None:
+    """Raises JloraError where the tensor is not the base's own."""
+    if tensor.shape != slot.shape:
+        raise JloraError(
+            f"{what}: expected the base's own weight of shape {slot.shape}, found one of {tensor.shape}."
+            " Is this the base that the adapter was made for?"
+        )
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return
+    own, found = slot.tensor(np.asarray(leaf, np.float32)), tensor.astype(np.float32)
+    difference = float(np.linalg.norm(found - own) / max(float(np.linalg.norm(own)), 1e-30))
+    if difference > _SAME:
+        raise JloraError(
+            f"{what}: expected the base's own weight, found other values (relative difference {difference:.2g})."
+            " Is this the base that the adapter was made for?"
+        )

@@ -1,0 +1,75 @@
+"""Adapters as vLLM takes them: one rank, the scale in B, and nothing beside A and B."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jlora.adapter import Adapter, Entry, Full, LowRank, Rows, scaled_b
+from jlora.config import LoraConfig
+from jlora.errors import JloraError
+
+_LARGEST_RANK = 512
+"""The largest `max_lora_rank` that vLLM can be started with."""
+
+
+def for_vllm(adapter: Adapter, config: LoraConfig, names: list[str]) -> tuple[dict[str, LowRank], LoraConfig]:
+    """The same function as an adapter of one rank whose scale is 1, and its configuration.
+
+    vLLM reads `r`, `lora_alpha` and `use_rslora`, and no patterns: B takes in the scale, and A and B are padded
+    with zeros to the largest rank.
+
+    Args:
+      adapter: of linear weights and of embeddings named `embed_tokens`.
+      config: what the adapter was made with.
+      names: of the adapted modules.
+
+    Raises:
+      JloraError: an entry that vLLM has no form for, with what to do instead.
+    """
+    low_ranks = {path: _supported(path, entry, config.ensure_weight_tying) for path, entry in adapter.items()}
+    rank = max((max(entry.ranks) for entry in low_ranks.values()), default=0)
+    if not 0 < rank <= _LARGEST_RANK:
+        raise JloraError(
+            f"rank: expected 1 to {_LARGEST_RANK}, vLLM's largest, found {rank}; jlora.reduce_rank makes it smaller"
+        )
+    plain = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules=names, lora_dropout=config.lora_dropout, modules_to_save=()
+    )
+    return {path: _folded(entry, rank) for path, entry in low_ranks.items()}, plain
+
+
+def _supported(path: str, entry: Entry, tied: bool) -> LowRank:
+    merge = "jlora.merge puts it into the base, to be saved and served whole"
+    if isinstance(entry, Full):
+        what = "a bias" if path.endswith("/bias") else "a weight of modules_to_save"
+        raise JloraError(f"{path}: expected A and B alone for vLLM, found {what} that is trained whole; {merge}")
+    if isinstance(entry, Rows):
+        raise JloraError(f"{path}: expected A and B alone for vLLM, found trained rows of an embedding; {merge}")
+    if entry.magnitude is not None:
+        raise JloraError(f"{path}: expected plain LoRA for vLLM, found DoRA's magnitude; {merge}")
+    if entry.kind == "conv":
+        raise JloraError(f"{path}: expected a linear weight or an embedding for vLLM, found a convolution; {merge}")
+    if entry.kind == "lookup" and "embed_tokens" not in path.split("/"):
+        raise JloraError(f"{path}: expected an embedding that vLLM adapts, embed_tokens, found another; {merge}")
+    if entry.kind == "lookup" and tied:
+        raise JloraError(f"{path}: expected an adapter that the lookup alone sees, found ensure_weight_tying; {merge}")
+    return entry
+
+
+def _folded(entry: LowRank, rank: int) -> LowRank:
+    """The entry padded to `rank`, with the scale in B and the scale 1 where a layer is adapted."""
+    stack = entry.scale.shape[:-1]
+    present = jnp.expand_dims(entry.scale != 0, tuple(range(entry.scale.ndim, entry.a.ndim)))
+    a, b = (_widened(x, len(stack), rank) for x in (jnp.where(present, entry.a, 0), scaled_b(entry)))
+    adapted = jnp.asarray([float(number > 0) for number in entry.ranks], entry.scale.dtype)
+    scale = jnp.broadcast_to(adapted.reshape(*stack, 1), (*stack, rank))
+    ranks = tuple(rank if number else 0 for number in entry.ranks)
+    return dataclasses.replace(entry, a=a, b=b, scale=scale, ranks=ranks)
+
+
+def _widened(factor: jax.Array, axis: int, rank: int) -> jax.Array:
+    factor = jax.lax.slice_in_dim(factor, 0, min(rank, factor.shape[axis]), axis=axis)
+    return jnp.pad(factor, [(0, rank - factor.shape[axis] if i == axis else 0) for i in range(factor.ndim)])

@@ -1,0 +1,1 @@
+"""The transform: a jaxpr evaluated with weights that stand for weight plus update."""

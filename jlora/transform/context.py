@@ -1,0 +1,84 @@
+"""What an evaluation carries along: the dropout key of its level, and what was seen of the leaves' uses."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections import Counter
+from typing import Any
+
+import jax
+
+from jlora.errors import JloraError
+from jlora.transform import compat
+from jlora.transform.consume import Use
+from jlora.transform.factored import Factored, dense
+
+
+@dataclasses.dataclass
+class Context:
+    """One level of an evaluation: the function itself, or a function or iteration inside of it.
+
+    Attributes:
+      key: dropout key of this level; None is evaluation.
+      materialize: whether a weight plus update may be formed where no rule takes it.
+      uses: {path: uses in their order, as keys} of the leaves that are watched, one dict for all levels.
+      formed: {(path, primitive, equation)} of what was materialized, one dict (as a set) for all levels.
+      drawn: how many keys this level has given away, by path ("" for nested functions).
+    """
+
+    key: jax.Array | None
+    materialize: bool = False
+    uses: dict[str, dict[Use, None]] = dataclasses.field(default_factory=dict)
+    formed: dict[tuple[str, str, int], None] = dataclasses.field(default_factory=dict)
+    drawn: Counter = dataclasses.field(default_factory=Counter)
+
+    def saw(self, weight: Factored, use: Use) -> None:
+        self.uses.setdefault(weight.path, {})[use] = None
+
+    def whole(self, value: Any, where: str, equation: int = 0) -> Any:
+        """The value as an array, where no rule takes a weight with an update: `where` is a primitive's name.
+
+        Raises:
+          JloraError: the value has an update, and nothing may be materialized. A leaf that is only watched is
+            noted instead.
+        """
+        if not isinstance(value, Factored):
+            return value
+        if value.watched:
+            self.saw(value, Use(where, value.stack))
+            return value.weight
+        if not self.materialize:
+            raise JloraError(
+                f"{value.path}: expected to be used in a matrix product, a convolution or a table lookup, found it in"
+                f" {where!r}, for which there is no low-rank rule. Take the leaf out of target_modules, train it whole"
+                " by modules_to_save, or let weight plus update be formed there: adapt(fn, allow_materialize=True)."
+            )
+        self.formed[value.path, where, equation] = None
+        return dense(value)
+
+    def draw(self, weight: Factored, x: jax.Array) -> jax.Array | None:
+        """A key to drop elements of `x` before this use of the weight: no two uses and no two shards share one."""
+        if self.key is None or weight.dropout == 0.0:
+            return None
+        self.drawn[weight.path] += 1
+        key = _fold(_fold(self.key, weight.path), self.drawn[weight.path])
+        for axis in compat.varying_axes(x):
+            key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+        return key
+
+    def enter(self) -> Context:
+        """The context of a nested function."""
+        self.drawn[""] += 1
+        return self._below(None if self.key is None else _fold(_fold(self.key, ""), self.drawn[""]))
+
+    def at(self, count: jax.Array) -> Context:
+        """The context of one iteration."""
+        return self._below(None if self.key is None else jax.random.fold_in(self.key, count))
+
+    def _below(self, key: jax.Array | None) -> Context:
+        return Context(key, self.materialize, self.uses, self.formed)
+
+
+def _fold(key: jax.Array, what: str | int) -> jax.Array:
+    return jax.random.fold_in(key, zlib.crc32(what.encode()) if isinstance(what, str) else what)

@@ -1,0 +1,117 @@
+"""The interpreter behind `adapt`: a jaxpr evaluated with some weights standing for weight plus update.
+
+An adapted leaf is carried as `Factored` until a product, a convolution or a lookup consumes it. Equations that no
+such leaf enters are evaluated by JAX as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend import core
+
+from jlora.paths import leaves_by_path
+from jlora.transform import compat
+from jlora.transform.context import Context
+from jlora.transform.control_flow import CONTROL_FLOW
+from jlora.transform.factored import Factored
+from jlora.transform.moves import moved
+from jlora.transform.rules import CONSUMERS
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """A function traced to a jaxpr, with the arrays that go into it."""
+
+    jaxpr: Any  # with its constants
+    leaves: list  # arrays of base and arguments, in the order of the jaxpr's inputs
+    paths: list[str | None]  # of the base's leaves; None for the arguments'
+    structure: Any  # tree of the result
+
+
+def trace(fn: Callable, base: Any, args: tuple, kwargs: dict) -> Traced:
+    """Traces `fn(base, *args, **kwargs)`; arguments that are no arrays stay as they are."""
+    base_paths = list(leaves_by_path(base))
+    leaves, structure = jax.tree.flatten((base, args, kwargs))
+    dynamic = [i for i, leaf in enumerate(leaves) if i < len(base_paths) or _is_array(leaf)]
+    paths = [*base_paths, *[None] * (len(dynamic) - len(base_paths))]
+    out_structure = None
+
+    def flat(*arrays: Any) -> list:
+        nonlocal out_structure
+        filled = list(leaves)
+        for i, array in zip(dynamic, arrays, strict=True):
+            filled[i] = array
+        base, args, kwargs = jax.tree.unflatten(structure, filled)
+        results, out_structure = jax.tree.flatten(fn(base, *args, **kwargs))
+        return results
+
+    arrays = [leaves[i] for i in dynamic]
+    return Traced(jax.make_jaxpr(flat)(*arrays), arrays, paths, out_structure)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
+
+
+def results_of(context: Context, traced: Traced, values: list) -> list:
+    """The function's results, flat, for inputs of which some are Factored."""
+    return [context.whole(result, "the result") for result in evaluate(context, traced.jaxpr, values)]
+
+
+def evaluate(context: Context, closed: Any, values: list) -> list:
+    """The jaxpr's outputs for inputs of which some are Factored."""
+    jaxpr, consts = compat.closed(closed)
+    env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *values), strict=True))
+    last = {var: i for i, eqn in enumerate(jaxpr.eqns) for var in eqn.invars if not isinstance(var, core.Literal)}
+    kept = {var for var in jaxpr.outvars if not isinstance(var, core.Literal)}
+    for i, eqn in enumerate(jaxpr.eqns):
+        inputs = [_read(env, var) for var in eqn.invars]
+        if any(isinstance(value, Factored) for value in inputs):
+            outputs = _apply_rule(context, eqn, inputs)
+        else:
+            outputs = _apply_plain(jaxpr, eqn, inputs)
+        env.update(zip(eqn.outvars, outputs, strict=True))
+        for var in {var for var in eqn.invars if not isinstance(var, core.Literal)} - kept:
+            if last[var] == i:
+                del env[var]
+    return [_read(env, var) for var in jaxpr.outvars]
+
+
+def _read(env: Mapping[Any, Any], var: Any) -> Any:
+    return var.val if isinstance(var, core.Literal) else env[var]
+
+
+def _apply_plain(jaxpr: Any, eqn: Any, inputs: Sequence[Any]) -> list:
+    """One equation as a jaxpr of its own, so that JAX binds it: custom derivatives, remat and effects survive."""
+    pairs = {var: x for var, x in zip(eqn.invars, inputs, strict=True) if not isinstance(var, core.Literal)}
+    alone = jaxpr.replace(constvars=[], invars=list(pairs), outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects)
+    return core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*pairs.values())
+
+
+def _apply_rule(context: Context, eqn: Any, inputs: list) -> list:
+    """One equation that a factored weight enters."""
+    name, params = eqn.primitive.name, eqn.params
+    if name in CONTROL_FLOW:
+        return CONTROL_FLOW[name](evaluate, context, params, inputs)
+    results: list | None = None
+    if sum(isinstance(value, Factored) for value in inputs) == 1:
+        results = CONSUMERS[name](context, params, inputs) if name in CONSUMERS else _move(eqn, inputs)
+    if results is not None:
+        return results
+    return _alone(eqn, [context.whole(value, name, id(eqn)) for value in inputs])
+
+
+def _alone(eqn: Any, inputs: list) -> list:
+    return _apply_plain(jax.make_jaxpr(lambda: None)().jaxpr, eqn, inputs)
+
+
+def _move(eqn: Any, inputs: list) -> list | None:
+    value, *others = inputs
+    if not isinstance(value, Factored):
+        return None
+    return moved(value, _alone(eqn, [value.weight, *others]), eqn.primitive.name, eqn.params, others)

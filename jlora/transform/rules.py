@@ -1,0 +1,93 @@
+"""The primitives that consume a weight with an update. A rule gives the results, or None where it does not apply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+from jax import lax
+
+from jlora.transform.consume import (
+    dot_update,
+    dot_use,
+    gain_places,
+    lookup_axis,
+    lookup_gain,
+    lookup_update,
+    lookup_use,
+    times,
+)
+from jlora.transform.context import Context
+from jlora.transform.convolution import conv_arguments, conv_gain, conv_update, conv_use
+from jlora.transform.factored import Factored
+from jlora.transform.tap import tap
+
+
+def _dot(context: Context, params: dict, inputs: list) -> list | None:
+    w_is_left = isinstance(inputs[0], Factored)
+    weight, x = inputs if w_is_left else inputs[::-1]
+    side = 0 if w_is_left else 1
+    contract, batch = params["dimension_numbers"]
+
+    def product(x: jax.Array) -> jax.Array:
+        return lax.dot_general(*((weight.weight, x) if w_is_left else (x, weight.weight)), **params)
+
+    if weight.watched:
+        context.saw(weight, dot_use(weight, contract[side], batch[side]))
+        return [product(x)]
+    if weight.tapped:
+        return [tap(weight, product(x), x, w_is_left, params)]
+    if weight.only not in (None, "linear"):
+        return [product(x)]
+    gains = (None, None) if weight.gain is None else gain_places(weight, x.ndim, w_is_left, params)
+    if gains is None:
+        return None
+    before, after = gains
+    x = x if before is None else times(x, before)
+    base = product(x)
+    result = base + dot_update(weight, x, w_is_left, params, context.draw(weight, x)).astype(base.dtype)
+    return [result if after is None else times(result, after)]
+
+
+def _lookup(context: Context, params: dict, inputs: list) -> list | None:
+    table, indices = inputs
+    axis = lookup_axis(params, table.weight.shape) if isinstance(table, Factored) else None
+    if axis is None:
+        return None
+    rows = lax.gather(table.weight, indices, **_gather_arguments(params))
+    if table.watched:
+        context.saw(table, lookup_use(table, axis))
+    if table.watched or table.tapped or table.only not in (None, "lookup"):
+        return [rows]
+    rows = rows + lookup_update(table, indices, params, axis).astype(rows.dtype)
+    return [rows if table.gain is None else times(rows, lookup_gain(table.gain, indices, params, axis))]
+
+
+def _gather_arguments(params: dict) -> dict:
+    names = ("dimension_numbers", "slice_sizes", "unique_indices", "indices_are_sorted", "mode", "fill_value")
+    return {name: params[name] for name in names}
+
+
+def _convolve(context: Context, params: dict, inputs: list) -> list | None:
+    x, kernel = inputs
+    if not isinstance(kernel, Factored):
+        return None
+    result = lax.conv_general_dilated(x, kernel.weight, **conv_arguments(params))
+    if kernel.watched:
+        context.saw(kernel, conv_use(kernel, params))
+    if kernel.watched or kernel.tapped or kernel.only not in (None, "conv"):
+        return [result]
+    update = conv_update(kernel, x, params, context.draw(kernel, x))
+    gain = None if kernel.gain is None else conv_gain(kernel.gain, params)
+    if update is None or (gain is None) != (kernel.gain is None):
+        return None
+    result = result + update.astype(result.dtype)
+    return [result if gain is None else times(result, gain)]
+
+
+CONSUMERS: dict[str, Callable[[Context, dict, list], list | None]] = {
+    "dot_general": _dot,
+    "gather": _lookup,
+    "conv_general_dilated": _convolve,
+}
+"""By the primitive's name."""

@@ -1,0 +1,61 @@
+import argparse
+import logging
+
+import pytest
+import tiny
+
+from jlora.errors import JloraError
+from train.entry import exit_code, names, require_new, whole_number
+
+
+def _raises(error):
+    def work():
+        raise error
+
+    return work
+
+
+@pytest.mark.parametrize(
+    ("work", "code", "shown"),
+    [
+        (lambda: None, 0, ""),
+        (_raises(JloraError("lora.r: expected 1")), 2, "error: lora.r: expected 1\n"),
+        (_raises(KeyboardInterrupt()), 130, "stopped\n"),
+    ],
+)
+def test_exit_codes(work, code, shown, capsys):
+    with tiny.isolated():
+        assert exit_code(work, interrupted="stopped") == code
+    assert capsys.readouterr().err == shown
+
+
+def test_a_fault_of_ours_is_shown_whole():
+    with tiny.isolated(), pytest.raises(ZeroDivisionError):
+        exit_code(_raises(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize("verbose", [True, False])
+def test_the_log_is_set_up_before_the_work(verbose):
+    def work():
+        assert logging.getLogger("train").isEnabledFor(logging.DEBUG) is verbose
+
+    with tiny.isolated():
+        assert exit_code(work, verbose=verbose) == 0
+
+
+def test_a_folder_that_holds_something_needs_overwrite(tmp_path):
+    require_new(tmp_path / "new", overwrite=False)
+    require_new(tmp_path, overwrite=False)
+    (tmp_path / "file").touch()
+    require_new(tmp_path, overwrite=True)
+    for path in (tmp_path, tmp_path / "file"):
+        with pytest.raises(JloraError, match="--overwrite"):
+            require_new(path, overwrite=False)
+
+
+def test_arguments():
+    assert whole_number(2)("12") == 12
+    assert names("query, value,") == ["query", "value"]
+    for read, text in ((whole_number(2), "1"), (whole_number(0), "-1"), (whole_number(0), "x"), (names, " ,")):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected"):
+            read(text)

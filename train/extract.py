@@ -1,0 +1,242 @@
+"""Make an adapter of a fully fine-tuned model: python -m train.extract --tuned FOLDER --base FOLDER --out FOLDER."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+import jlora
+from jlora.algebra.extract import extract, outside
+from jlora.base import abstract_base, build, example_batch, load_config, load_weights
+from jlora.config import HEAD_NAMES
+from jlora.errors import JloraError
+from jlora.matrices import layer_ranks
+from jlora.names import module_names
+from jlora.paths import leaves_by_path, replace_leaves
+from jlora.weights import new_heads
+from train import spectrum
+from train.artifacts import write_adapter
+from train.entry import exit_code, names, require_new, whole_number
+from train.labels import labels_of_config
+from train.prepare import Adapted, load_tokenizer, model_folder
+from train.sources import settle_hub
+from train.spectrum import Spectrum
+from train.summary import align
+
+logger = logging.getLogger(__name__)
+
+_RANK = 8
+_WORTH_SAYING = 1e-4
+"""The share of the change from which on what lies outside of the adapter is offered to it."""
+_NO_PART_OF_THE_FUNCTION = re.compile(
+    "_name_or_path|architectures|dtype|torch_dtype|transformers_version|id2label|label2id|num_labels|problem_type"
+    "|finetuning_task|initializer_range|.*dropout.*|output_.*|return_dict|use_cache|gradient_checkpointing|.*_token_id"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """The two models: linen module, the two trees, and whether the tuned one has a classification head."""
+
+    model: Any
+    tuned: Any
+    base: Any
+    has_head: bool
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; 0 is success, 2 something that the user can mend."""
+    return exit_code(lambda: _extract(_parser().parse_args(argv)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m train.extract", description=__doc__)
+    parser.add_argument("--tuned", required=True, help="the fine-tuned model: folder or hub name")
+    parser.add_argument("--base", required=True, help="the model it was tuned from: folder or hub name")
+    parser.add_argument("--out", required=True, type=Path, help="folder for adapter/, spectrum.csv, spectrum.png")
+    cut = parser.add_mutually_exclusive_group()
+    cut.add_argument("--rank", type=whole_number(1), default=_RANK, help=f"rank of every module ({_RANK})")
+    cut.add_argument("--energy", type=_share, help="or the share of each module's squared change to keep, such as 0.9")
+    parser.add_argument("--targets", type=names, help="modules to adapt: a,b or all-linear (all-linear)")
+    parser.add_argument("--modules-to-save", type=names, default=[], help="modules to take whole beside the head: a,b")
+    parser.add_argument("--bias", choices=("none", "all", "lora_only"), default="none", help="biases to take (none)")
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds something")
+    return parser
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"expected a share in (0, 1], such as 0.9, found {text!r}")
+    return share
+
+
+def _extract(options: argparse.Namespace) -> None:
+    require_new(options.out, options.overwrite)
+    pair = _load(options.tuned, options.base)
+    tokenizer = _tokenizer(options.tuned, options.base)
+    config = _config(options, pair.has_head)
+    batch = example_batch(pair.model.config)
+    adapter, values = extract(pair.tuned, pair.base, config, pair.model.apply, batch, energy=options.energy)
+    ranks = [rank for entry in adapter.values() if isinstance(entry, jlora.LowRank) for rank in layer_ranks(entry)]
+    spectra = spectrum.by_module(values, [rank for rank in ranks if rank])
+    labels = labels_of_config(pair.model.config.id2label, pair.model.config.problem_type)
+    adapted = Adapted(pair.model, pair.base, adapter, config)
+    write_adapter(options.out / "adapter", adapted, adapter, tokenizer, labels, _base_name(options.base))
+    spectrum.write_csv(options.out / "spectrum.csv", spectra)
+    title = f"What changed from {_short(options.base)} to {_short(options.tuned)}"
+    spectrum.plot(spectra, options.out / "spectrum.png", title)
+    print(_table(spectra), flush=True)
+    _say_outside(outside(pair.tuned, pair.base, adapter))
+    _say_where(options.out)
+
+
+def _load(tuned: str, base: str) -> Pair:
+    """Both models as one class; a head that the base lacks is the tuned one's, so that it counts as no change."""
+    for name in (tuned, base):
+        settle_hub(name)
+    config = load_config(model_folder(tuned))
+    labels = {"id2label": config.id2label, "label2id": config.label2id, "problem_type": config.problem_type}
+    model, base_model = build(config), build(load_config(model_folder(base), **labels))
+    _require_same_architecture(model, base_model)
+    tuned_lacks, base_lacks = (new_heads(model, model_folder(name)) for name in (tuned, base))
+    tuned_tree, base_tree = (load_weights(model, model_folder(name), key=jax.random.key(0)) for name in (tuned, base))
+    tuned_leaves = leaves_by_path(tuned_tree)
+    base_tree = replace_leaves(base_tree, {path: tuned_leaves[path] for path in base_lacks})
+    if tuned_lacks:
+        kept = type(model).__name__
+        logger.info("%s: has no classification head; the adapter's names are those of %s without one", tuned, kept)
+    return Pair(model, tuned_tree, base_tree, not tuned_lacks)
+
+
+def _require_same_architecture(tuned: Any, base: Any) -> None:
+    """Raises JloraError, naming the keys of config.json that differ, where the two have other weights."""
+    found = _differing(tuned.config, base.config)
+    shapes = [{path: leaf.shape for path, leaf in leaves_by_path(abstract_base(m)).items()} for m in (tuned, base)]
+    lines = [f"{key}: {one!r} in the tuned model, {other!r} in the base" for key, (one, other) in found.items()]
+    if tuned.config.model_type != base.config.model_type or shapes[0] != shapes[1]:
+        raise JloraError(
+            "--base: expected the model that --tuned was tuned from, found another architecture:\n  "
+            + "\n  ".join(lines)
+        )
+    if lines:
+        logger.warning("config.json differs; the adapter holds weights alone: %s", "; ".join(lines))
+
+
+def _differing(tuned: PreTrainedConfig, base: PreTrainedConfig) -> dict[str, tuple[Any, Any]]:
+    if tuned.model_type != base.model_type:
+        return {"model_type": (tuned.model_type, base.model_type)}
+    one, other = tuned.to_dict(), base.to_dict()
+    keys = [key for key in one | other if not _NO_PART_OF_THE_FUNCTION.fullmatch(key)]
+    return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
+
+
+def _tokenizer(tuned: str, base: str) -> PreTrainedTokenizerBase:
+    try:
+        return load_tokenizer(tuned)
+    except JloraError:
+        return load_tokenizer(base)
+
+
+def _config(options: argparse.Namespace, has_head: bool) -> jlora.LoraConfig:
+    given = options.targets or ["all-linear"]
+    targets: Any = "all-linear" if [name.lower() for name in given] == ["all-linear"] else given
+    heads = list(HEAD_NAMES) if has_head else []
+    return jlora.LoraConfig(
+        r=options.rank,
+        lora_alpha=options.rank,
+        target_modules=targets,
+        exclude_modules=None if has_head else rf".*({'|'.join(HEAD_NAMES)}).*",
+        modules_to_save=[*heads, *(name for name in options.modules_to_save if name not in heads)],
+        bias=options.bias,
+        task_type="SEQ_CLS" if has_head else None,
+    )
+
+
+def _base_name(name: str) -> str:
+    folder = model_folder(name)
+    return name if folder == name and not Path(name).exists() else str(Path(folder).resolve())
+
+
+def _short(name: str) -> str:
+    """The last two parts of a folder's name, or a hub's name."""
+    return "/".join(Path(name).parts[-2:])
+
+
+def _table(spectra: Sequence[Spectrum]) -> str:
+    """A line for the same module of all layers: ranks from the least to the largest, shares over the layers."""
+    groups: dict[str, list[Spectrum]] = {}
+    for found in spectra:
+        groups.setdefault(re.sub(r"\.\d+\.", ".*.", found.module), []).append(found)
+    head = ("module", "modules", "full rank", "rank kept", "energy kept", "rank for 50 %", "90 %", "99 %")
+    lines: list[tuple[str, ...]] = [head]
+    lines += [_line(name, group) for name, group in groups.items()]
+    if len(groups) > 1:
+        lines.append(_line("all", spectra))
+    return align(lines, right=range(1, 8))
+
+
+def _line(name: str, group: Sequence[Spectrum]) -> tuple[str, ...]:
+    needed = zip(*(found.needed() for found in group), strict=True)
+    columns = [[len(found.values) for found in group], [found.rank for found in group], *needed]
+    full, rank, *ranks = (_range(column) for column in columns)
+    return (name, str(len(group)), full, rank, f"{100 * spectrum.total_kept(group):.2f} %", *ranks)
+
+
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low}-{high}"
+
+
+def _say_outside(left: Mapping[str, float]) -> None:
+    """What changed outside of the adapter, by kind, and the flags that would take it in."""
+    kinds: dict[str, float] = {}
+    for path, share in left.items():
+        kinds[_kind(path)] = kinds.get(_kind(path), 0.0) + share
+    total = sum(kinds.values())
+    parts = ", ".join(f"{kind} {100 * share:.2f} %" for kind, share in sorted(kinds.items(), key=lambda k: -k[1]))
+    print(f"\noutside of the adapter: {100 * total:.2f} % of the squared change" + (f": {parts}" if parts else ""))
+    if total >= _WORTH_SAYING:
+        logger.info("To take it in: %s", _flags(left))
+
+
+def _kind(path: str) -> str:
+    kinds = {"bias": "biases", "scale": "layer norms", "embedding": "embeddings"}
+    return kinds.get(path.rsplit("/", 1)[-1], "other weights")
+
+
+def _flags(left: Mapping[str, float]) -> str:
+    ends: dict[str, list[str]] = {}
+    for path in left:
+        end = module_names(path, None)[0].rsplit(".", 1)[-1]
+        ends.setdefault(_kind(path), []).append(end)
+    flags = ["--bias all"] if "biases" in ends else []
+    whole = dict.fromkeys([*ends.get("layer norms", []), *ends.get("embeddings", [])])
+    flags += [f"--modules-to-save {','.join(whole)}"] if whole else []
+    others = dict.fromkeys(ends.get("other weights", []))
+    flags += [f"--targets with {','.join(others)}"] if others else []
+    return "  ".join(flags)
+
+
+def _say_where(folder: Path) -> None:
+    logger.info("In %s:", folder)
+    logger.info("  adapter/      opens with PEFT")
+    logger.info("  spectrum.csv  spectrum.png: what each rank keeps of each module's change")
+    logger.info("Merge it:    python -m train.export --adapter %s --out MERGED", folder / "adapter")
+    logger.info("Train on:    python -m train.classify --config FILE lora.from=%s", folder / "adapter")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -6,42 +6,25 @@ import json
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from lora_cases import normal, randomized
+from lora_cases import normal
 from safetensors.numpy import load_file, save_file
+from small_adapter import BASE, X, apply, load, save
 
 import jlora
-from jlora.plan import abstract_adapter
 
 WEIGHTS = "adapter_model.safetensors"
-BASE = {
-    "encoder": {"layers": {"query": {"kernel": normal(1, 2, 4, 4)}}},
-    "head": {"kernel": normal(2, 4, 3), "bias": normal(3, 3)},
-}
-X = normal(4, 2, 4)
-SMALL = jlora.LoraConfig(r=2, target_modules=["query"], modules_to_save=["head"])
-
-
-def _model(base, x):
-    x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, base["encoder"]["layers"]["query"]["kernel"])
-    return x @ base["head"]["kernel"] + base["head"]["bias"][None]
 
 
 @pytest.fixture
 def saved(tmp_path) -> Path:
-    jlora.save_adapter(tmp_path, randomized(abstract_adapter(SMALL, BASE, _model, X)), SMALL)
-    return tmp_path
-
-
-def _load(folder, base=BASE, **options):
-    return jlora.load_adapter(folder, base, _model, X, **options)
+    return save(tmp_path)
 
 
 def _error(folder, base=BASE):
     with pytest.raises(jlora.JloraError) as caught:
-        _load(folder, base)
+        load(folder, base)
     return str(caught.value)
 
 
@@ -118,7 +101,7 @@ def test_numbers_that_are_none(value, saved):
 
 def test_dora_needs_the_bases_numbers(tmp_path):
     config = jlora.LoraConfig(r=2, target_modules=["query"], use_dora=True)
-    jlora.save_adapter(tmp_path, jlora.init(jax.random.key(0), config, BASE, _model, X), config)
+    jlora.save_adapter(tmp_path, jlora.init(jax.random.key(0), config, BASE, apply, X), config)
     shapes = jax.eval_shape(lambda: BASE)
     assert "kernel: expected the base's values, whose norms DoRA needs; found a shape alone" in _error(tmp_path, shapes)
 
@@ -139,7 +122,7 @@ def test_dora_needs_the_bases_numbers(tmp_path):
 )
 def test_a_base_of_the_same_name(named, given, saved):
     _name_base(saved, named)
-    assert _load(saved, base_model=given)
+    assert load(saved, base_model=given)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +132,7 @@ def test_a_base_of_the_same_name(named, given, saved):
 def test_a_base_of_another_name(named, given, saved):
     _name_base(saved, named)
     with pytest.raises(jlora.JloraError) as caught:
-        _load(saved, base_model=given)
+        load(saved, base_model=given)
     message = f"adapter_config.json: base_model_name_or_path: expected {given}, found {named}. Load the base that"
     assert message in str(caught.value)
 

@@ -22,8 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jlora
-from jlora.init import abstract_adapter
+from jlora.names import is_stacked
 from jlora.paths import leaves_by_path, replace_leaves
+from jlora.peft.keys import from_peft, to_peft
+from jlora.plan import abstract_adapter
 
 all_functions = pytest.mark.parametrize("name", FUNCTIONS)
 
@@ -223,6 +225,36 @@ def test_split_and_combine_are_inverse(variant, name):
     again = jlora.combine(trainable, frozen)
     assert jax.tree.structure(again) == jax.tree.structure(adapter)
     assert all(x is y for x, y in zip(jax.tree.leaves(again), jax.tree.leaves(adapter), strict=True))
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """The same tree, metadata included, with the same bits."""
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert (x.dtype, np.asarray(x).tobytes()) == (y.dtype, np.asarray(y).tobytes())
+
+
+@all_functions
+@all_variants
+def test_unstack_is_the_inverse_of_stack(variant, name):
+    adapter = VARIANTS[variant](name)
+    other = jax.tree.map(lambda x: x * 0.5, adapter)
+    for found, expected in zip(jlora.unstack(jlora.stack([adapter, other])), (adapter, other), strict=True):
+        assert_same(found, expected)
+
+
+@all_functions
+@all_variants
+def test_reading_is_the_inverse_of_writing(variant, name):
+    """As tensors of PEFT's file, which has no form for several matrices in one module (experts, heads, ensembles)."""
+    adapter = VARIANTS[variant](name)
+    inner = [path for path, entry in adapter.items() if entry.scale.ndim - 1 != is_stacked(path)]
+    if inner:
+        with pytest.raises(jlora.JloraError, match=r"found a stack .* for which\s*PEFT's files have no form"):
+            to_peft(adapter)
+        return
+    blank = {path: dataclasses.replace(entry, a=0 * entry.a, b=0 * entry.b) for path, entry in adapter.items()}
+    assert_same(from_peft(to_peft(adapter), blank, "adapter_model.safetensors"), adapter)
 
 
 @all_functions

@@ -34,6 +34,7 @@ MOVES = {
     "one place": lambda w: w[2],
     "one place, found at run time": lambda w: lax.dynamic_index_in_dim(w, 2, keepdims=False),
     "a part, found at run time": lambda w: lax.dynamic_slice_in_dim(w, jnp.int32(1), 2, axis=1),
+    "one of all": lambda w: list(w)[2],
     "reversed": lambda w: w[:, ::-1],
     "half of a split": lambda w: jnp.split(w, 2)[1],
     "named": lambda w: checkpoint_name(w, "weight"),

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 from lora_cases import normal, random_encoder, randomized
 from safetensors.numpy import load_file, save_file
+from small_adapter import load, save
 
 import jlora
 from jlora.models import abstract_base, build
@@ -202,27 +203,9 @@ def test_an_adapter_with_a_frozen_head_opens_in_peft(saved_too, tmp_path):
     assert jax.tree.structure(again) == jax.tree.structure(adapter)
 
 
-BASE = {
-    "encoder": {"layers": {"query": {"kernel": normal(1, 2, 4, 4)}}},
-    "head": {"kernel": normal(2, 4, 3), "bias": normal(3, 3)},
-}
-X = normal(4, 2, 4)
-SMALL = jlora.LoraConfig(r=2, target_modules=["query"], modules_to_save=["head"])
-
-
-def _model(base, x):
-    x, _ = jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, base["encoder"]["layers"]["query"]["kernel"])
-    return x @ base["head"]["kernel"] + base["head"]["bias"][None]
-
-
 @pytest.fixture
 def saved(tmp_path) -> Path:
-    jlora.save_adapter(tmp_path, randomized(abstract_adapter(SMALL, BASE, _model, X)), SMALL)
-    return tmp_path
-
-
-def _load(folder, base=BASE, **options):
-    return jlora.load_adapter(folder, base, _model, X, **options)
+    return save(tmp_path)
 
 
 def test_the_files_are_as_peft_writes_them(saved):
@@ -245,7 +228,7 @@ def test_the_files_are_as_peft_writes_them(saved):
 def test_saving_again_replaces_the_two_files_alone(saved):
     (saved / "notes.txt").write_text("mine")
     before = load_file(saved / WEIGHTS)
-    adapter, config = _load(saved)
+    adapter, config = load(saved)
     jlora.save_adapter(saved, adapter, config)
     assert sorted(path.name for path in saved.iterdir()) == ["adapter_config.json", WEIGHTS, "notes.txt"]
     assert all((load_file(saved / WEIGHTS)[key] == before[key]).all() for key in before)
@@ -255,6 +238,6 @@ def test_saving_again_replaces_the_two_files_alone(saved):
 def test_half_precision_files_are_read_as_float32(dtype, saved):
     tensors = {key: value.astype(jnp.dtype(dtype)) for key, value in load_file(saved / WEIGHTS).items()}
     save_file(tensors, saved / WEIGHTS)
-    adapter, _ = _load(saved)
+    adapter, _ = load(saved)
     assert {leaf.dtype for leaf in jax.tree.leaves(adapter)} == {jnp.dtype("float32")}
     assert all((tensors[key] == value).all() for key, value in to_peft(adapter).items())

@@ -75,7 +75,18 @@ def slots(adapter: Adapter) -> list[Slot]:
             found.append(Slot(key, entry.value.shape, path, "value", (), (0, 1)))
         else:
             found += _full_slots(path, entry, adapted)
+    _require_one_each(found)
     return found
+
+
+def _require_one_each(found: list[Slot]) -> None:
+    owners: dict[str, str] = {}
+    for slot in found:
+        other = owners.setdefault(slot.key, slot.path)
+        if other != slot.path:
+            raise JloraError(
+                f"{slot.path}: expected a key of its own in PEFT's file, found {slot.key}, which is {other}'s"
+            )
 
 
 def to_peft(adapter: Adapter) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,10 @@ def _moved(value: Factored, weight: jax.Array, name: str, sources: tuple, apply:
     if value.gain is not None and gain is not None:
         gain = gain.astype(value.gain.dtype)  # a gain in half precision would cost the result its own
     axes = tuple(tuple(axis for dim in dims for axis in value.axes[dim]) for dims in sources)
-    cut = [dim for dim, size in enumerate(weight.shape) if size == 1 < value.weight.shape[dim]] if name in _CUTS else []
+    kept = {dim for dims in sources for dim in dims}
+    cut = [dim for dim, size in enumerate(value.weight.shape) if size > 1 and dim not in kept]
+    if name in _CUTS:
+        cut = [dim for dim, size in enumerate(weight.shape) if size == 1 < value.weight.shape[dim]]
     picked = tuple(sorted({*value.picked, *(axis for dim in cut for axis in value.axes[dim])}))
     return dataclasses.replace(value, weight=weight, a=a, b=b, gain=gain, axes=axes, picked=picked)
 
@@ -119,6 +123,16 @@ def _split(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
     return plans
 
 
+def _unstack(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+    axis = params["axis"]
+    kept = tuple((dim,) for dim in range(len(shape)) if dim != axis)
+    return [(kept, partial(_place, axis=axis, place=place)) for place in range(shape[axis])]
+
+
+def _place(x: jax.Array, axis: int, place: int) -> jax.Array:
+    return lax.index_in_dim(x, 0 if x.shape[axis] == 1 else place, axis, keepdims=False)
+
+
 def _broadcast(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
     target, dims = params["shape"], params["broadcast_dimensions"]
 
@@ -185,4 +199,5 @@ _RULES: dict[str, Callable[[tuple[int, ...], dict, list], list[Plan] | None]] = 
     "squeeze": _squeeze,
     "stop_gradient": _stop_gradient,
     "transpose": _transpose,
+    "unstack": _unstack,  # JAX 0.11: `for layer in stack`
 }

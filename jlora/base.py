@@ -16,6 +16,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from jlora.checkpoint_files import fetch, read_json
 from jlora.errors import JloraError
+from jlora.gguf_file import gguf_config, is_gguf
 from jlora.models import abstract_base, build, example_batch, family
 from jlora.names import hf_keys
 from jlora.paths import nearest
@@ -37,7 +38,7 @@ def load_config(name: str, *, revision: str | None = None, **overrides: Any) -> 
     """The config of the model folder or hub model `name`; code that a repository may bring is never run.
 
     Args:
-      name: a folder with config.json, or a hub id.
+      name: a folder with config.json, a GGUF file, or a hub id.
       revision: the hub's branch, tag or commit.
       overrides: config keys to replace, such as `num_labels`, `id2label`, `label2id`, `problem_type`.
 
@@ -45,8 +46,9 @@ def load_config(name: str, *, revision: str | None = None, **overrides: Any) -> 
       JloraError: no such folder or hub model, an unsupported `model_type`, a key or a value that the config
         class does not take, labels that contradict `num_labels`.
     """
-    file = fetch(name, revision, ["config.json"]) / "config.json"
-    stored = read_json(file)
+    place = fetch(name, revision, ["config.json"])
+    file = place if is_gguf(place) else place / "config.json"
+    stored = gguf_config(place).to_dict() if is_gguf(place) else read_json(file)
     family(stored.get("model_type"))
     config_class = CONFIG_MAPPING[stored["model_type"]]
     known = config_class()
@@ -84,19 +86,20 @@ def load_base(
     remat: bool = False,
     **config_overrides: Any,
 ) -> tuple[nn.Module, Any]:
-    """The linen sequence classifier and its weights, from a Hugging Face folder or hub id.
+    """The linen model and its weights, from a Hugging Face folder or hub id.
 
     Args:
-      name: a folder with config.json and safetensors files, or a hub id.
+      name: a folder with config.json and safetensors files, a GGUF file, or a hub id.
       revision: the hub's branch, tag or commit.
-      num_labels: the number of logits; None takes the config's.
+      num_labels: a classifier's number of logits; None takes the config's.
       key: initialises a head that the checkpoint does not have.
       dtype: the dtype to compute in; parameters and logits are float32.
       remat: compute a layer's values again in the backward pass instead of keeping them.
       config_overrides: other config keys to replace, such as `id2label`.
 
     Returns:
-      (model, base): `model.apply(base, batch)` gives logits (B, num_labels), float32.
+      (model, base): `model.apply(base, batch)` gives logits, float32: (B, num_labels) of a classifier, (B, T, vocab)
+      of a causal language model.
 
     Raises:
       JloraError: whatever `load_config`, `build` and `load_weights` refuse.

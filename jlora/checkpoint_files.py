@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jlora.errors import JloraError
+from jlora.gguf_file import GgufTensor, gguf_tensors, is_gguf
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -59,13 +60,13 @@ class Planned(NamedTuple):
 
 
 def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The folder `name`, or the hub's model `name` after the files that match `patterns` were downloaded.
+    """The folder or GGUF file `name`, or the hub's model `name` after files that match `patterns` were downloaded.
 
     Raises:
       JloraError: there is no such folder, and no such model on the hub or the hub cannot be reached.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if folder.is_dir() or (folder.is_file() and is_gguf(folder)):
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists():
         raise JloraError(f"{name}: expected the folder of a model (config.json, {SINGLE_FILE}); found no such folder")
@@ -96,13 +97,15 @@ def read_json(file: Path) -> dict[str, Any]:
     return value
 
 
-def open_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """{key: tensor} of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
+def open_tensors(folder: Path) -> Mapping[str, StoredTensor | GgufTensor]:
+    """{key: tensor} of a GGUF file, of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
 
     Raises:
       JloraError: no such files (pickles are named and never opened), a file that is not whole, a shard or a
         key that the index names and that is not there.
     """
+    if is_gguf(folder):
+        return gguf_tensors(folder)
     if (folder / SINGLE_FILE).is_file():
         return _open_file(folder / SINGLE_FILE)
     if not (folder / INDEX_FILE).is_file():

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora.checkpoint_files import WEIGHT_PATTERNS, Planned, StoredTensor, fetch, open_tensors, write_model
+from jlora.checkpoint_files import WEIGHT_PATTERNS, Planned, fetch, open_tensors, write_model
 from jlora.errors import JloraError
 from jlora.models import abstract_base, example_batch, family
 from jlora.names import hf_keys, is_stacked, is_transposed
@@ -27,7 +27,7 @@ def load_weights(model: Any, name: str, *, key: jax.Array | None = None, revisio
 
     Args:
       model: as `build` gives it.
-      name: a folder with safetensors files, or a hub id.
+      name: a folder with safetensors files, a GGUF file, or a hub id.
       key: initialises a head that the files do not have; the log names it.
       revision: the hub's branch, tag or commit.
 
@@ -114,7 +114,7 @@ class _Match(NamedTuple):
     """A folder held against a model: {path: its keys}, {key: tensor}, paths of new heads, keys that are not read."""
 
     wanted: dict[str, list[str]]
-    tensors: dict[str, StoredTensor]
+    tensors: dict[str, Any]
     new: set[str]
     dropped: list[str]
 
@@ -127,11 +127,9 @@ def _matched(model: Any, folder: Path, leaves: Mapping[str, Any]) -> _Match:
     return _Match(wanted, tensors, _new_heads(module, folder, tensors, wanted), dropped)
 
 
-def _known_tensors(
-    module: Any, stored: Mapping[str, StoredTensor], wanted: set[str]
-) -> tuple[dict[str, StoredTensor], list[str]]:
+def _known_tensors(module: Any, stored: Mapping[str, Any], wanted: set[str]) -> tuple[dict[str, Any], list[str]]:
     """(the stored tensors under today's full keys, the keys that the family's tables leave out)."""
-    known: dict[str, StoredTensor] = {}
+    known: dict[str, Any] = {}
     dropped = []
     for key, tensor in stored.items():
         name = _todays_name(module, key, wanted)
@@ -141,9 +139,9 @@ def _known_tensors(
             known[name] = tensor
         elif name.startswith(module.DROPPED):
             dropped.append(key)
-        elif name not in module.BUFFERS:
+        elif not name.endswith(module.BUFFERS):
             raise JloraError(
-                f"{tensor.file}: {key}: expected a key of {module.CLASSIFIER.__name__}; "
+                f"{tensor.file}: {key}: expected a key of {module.MODEL.__name__}; "
                 f"found one that it does not have{nearest(name, wanted)}"
             )
     return known, dropped
@@ -153,13 +151,13 @@ def _todays_name(module: Any, key: str, wanted: set[str]) -> str:
     for old, new in module.OLD_SUFFIXES.items():
         if key.endswith(old):
             key = key.removesuffix(old) + new
+    if key in wanted:
+        return key
     full = f"{module.PREFIX}.{key}"
-    return full if full in wanted or full in module.BUFFERS or full.startswith(module.DROPPED) else key
+    return full if full in wanted or full.endswith(module.BUFFERS) or full.startswith(module.DROPPED) else key
 
 
-def _new_heads(
-    module: Any, folder: Path, tensors: Mapping[str, StoredTensor], wanted: Mapping[str, list[str]]
-) -> set[str]:
+def _new_heads(module: Any, folder: Path, tensors: Mapping[str, Any], wanted: Mapping[str, list[str]]) -> set[str]:
     """The paths of the heads that are missing as a whole; any other missing key is an error."""
     absent = tuple(head for head in module.NEW_HEADS if not any(name.startswith(head) for name in tensors))
     missing = [name for names in wanted.values() for name in names if name not in tensors]
@@ -177,7 +175,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _require_shapes(path: str, shape: tuple[int, ...], tensors: Iterable[StoredTensor]) -> None:
+def _require_shapes(path: str, shape: tuple[int, ...], tensors: Iterable[Any]) -> None:
     expected = _stored_shape(path, shape)
     for tensor in tensors:
         tensor.require_float()
@@ -185,7 +183,7 @@ def _require_shapes(path: str, shape: tuple[int, ...], tensors: Iterable[StoredT
             raise JloraError(f"{tensor.file}: {tensor.key}: expected shape {expected}; found {tensor.shape}")
 
 
-def _read(path: str, shape: tuple[int, ...], tensors: list[StoredTensor]) -> jax.Array:
+def _read(path: str, shape: tuple[int, ...], tensors: list[Any]) -> jax.Array:
     """One leaf, float32: its single tensor, or the tensors of all layers stacked on axis 0."""
     leaf = np.empty(shape, np.float32)
     for layer, tensor in enumerate(tensors):

@@ -15,6 +15,7 @@ from jlora.base import load_base
 from jlora.names import hf_keys, is_stacked, is_transposed
 from jlora.paths import leaves_by_path
 
+ENCODERS = ["bert", "distilbert", "roberta"]
 _SIZES = {"vocab_size": 60, "max_position_embeddings": 24, "initializer_range": 0.1}
 _BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 _DISTIL = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 48}

@@ -32,9 +32,9 @@ LAYERS = [
     {"__init__"},
 ]
 """Files of the core, each of which imports from earlier layers alone."""
-MODELS = {"models", "checkpoint_files", "weights", "base"}
+MODELS = {"models", "gguf_file", "checkpoint_files", "weights", "base"}
 """Models and their files, which know nothing of LoRA."""
-ON_DISK = {"peft.config_file", "peft.folder", "base", "weights", "checkpoint_files"}
+ON_DISK = {"peft.config_file", "peft.folder", "base", "weights", "checkpoint_files", "gguf_file"}
 """The library's files that may touch the disk."""
 PACKAGES = {"transform", "algebra", "peft"}
 """Folders of the core, whose own `__init__` says what they are and no more."""

@@ -8,18 +8,24 @@ import jax.numpy as jnp
 import pytest
 
 from jlora.errors import JloraError
-from jlora.models import FAMILIES, abstract_base, build, example_batch, family
+from jlora.models import FAMILIES, abstract_base, build, default_targets, example_batch, family
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_classifiers_have_the_names_of_their_hugging_face_classes(name):
+def test_models_have_the_names_of_their_hugging_face_classes_and_pefts_targets(name):
     auto = pytest.importorskip("transformers.models.auto.modeling_auto")
-    assert family(name).CLASSIFIER.__name__ == auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES[name]
-    assert cases.tiny_config(name).model_type == name
+    constants = pytest.importorskip("peft.utils.constants")
+    classes = {
+        "SEQ_CLS": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        "CAUSAL_LM": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    }
+    assert family(name).MODEL.__name__ == classes[family(name).TASK][name]
+    theirs = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    assert default_targets(name) == tuple(theirs.get(name, ["q_lin", "v_lin"]))  # PEFT has none for DistilBERT
 
 
 def test_an_unknown_family_is_an_error_that_lists_the_known():
-    with pytest.raises(JloraError, match=r"one of bert, distilbert, roberta; found 'robert'; nearest: roberta"):
+    with pytest.raises(JloraError, match=r"one of bert, distilbert, llama, .*; found 'robert'; nearest: roberta"):
         family("robert")
 
 
@@ -40,7 +46,7 @@ def test_a_config_that_is_not_honoured_is_refused_by_its_key(name, switch, value
         build(cases.tiny_config(name, **{switch: value}))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", cases.ENCODERS)
 def test_width_must_be_a_multiple_of_the_heads(name):
     heads = {"n_heads": 5} if name == "distilbert" else {"num_attention_heads": 5}
     with pytest.raises(JloraError, match="multiple of the 5 attention heads; found 32"):
@@ -52,7 +58,7 @@ def test_an_unknown_activation_is_refused_before_any_weight():
         abstract_base(build(cases.tiny_config("bert", hidden_act="mish")))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", cases.ENCODERS)
 def test_abstract_base_is_the_shape_of_init(name):
     model = build(cases.tiny_config(name), dtype=jnp.bfloat16, remat=True)
     batch = {key: jnp.zeros(spec.shape, spec.dtype) for key, spec in example_batch(model.config).items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import encoder_cases as cases
 import pytest
 
-from jlora.models import FAMILIES, abstract_base, build
+from jlora.models import abstract_base, build
 from jlora.names import hf_keys, is_stacked, is_transposed, module_names
 from jlora.paths import leaves_by_path
 
@@ -39,7 +39,7 @@ def test_an_unstacked_leaf_is_one_module(path, module, key):
     assert not is_transposed(path)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", cases.ENCODERS)
 def test_keys_and_shapes_are_those_of_the_pytorch_model(family):
     config = cases.tiny_config(family)
     found = {}

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from transformers import LlamaConfig
 
 import jlora
 from jlora.errors import JloraError
@@ -215,3 +216,10 @@ def test_tokens_must_fit_the_model():
 )
 def test_steps(train, rows, expected):
     assert steps_of(_config(train=train), rows) == expected
+
+
+def test_a_model_that_does_not_classify_is_refused(tmp_path):
+    LlamaConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1).save_pretrained(tmp_path)
+    config = _config().model_copy(update={"model": str(tmp_path)})
+    with pytest.raises(JloraError, match=r"a model that classifies \(bert, distilbert, roberta\), found 'llama'"):
+        abstract_model(config)

@@ -13,12 +13,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jlora.errors import JloraError
-from jlora.models import FAMILIES, build
+from jlora.models import build
 from jlora.paths import leaves_by_path
 from jlora.weights import load_weights, save_base
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=cases.ENCODERS)
 def saved(request, tmp_path):
     """(PyTorch model, the folder it wrote, our model without weights) of each family."""
     oracle = cases.torch_classifier(cases.tiny_config(request.param, num_labels=3))
@@ -119,7 +119,7 @@ def test_a_new_head_without_a_key_is_an_error(bert):
         load(_renamed(tensors, "bert.", ""))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", cases.ENCODERS)
 @pytest.mark.parametrize("head", ["", "MaskedLM", "QuestionAnswering"])
 def test_checkpoints_of_other_heads_are_normal_starts(family, head, tmp_path, caplog):
     config = cases.tiny_config(family)

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 import jlora
 from jlora.algebra.extract import extract, outside
-from jlora.base import abstract_base, build, example_batch, load_config, load_weights
+from jlora.base import abstract_base, build, example_batch, load_weights
 from jlora.config import HEAD_NAMES
 from jlora.errors import JloraError
 from jlora.matrices import layer_ranks
@@ -27,7 +27,7 @@ from train import spectrum
 from train.artifacts import write_adapter
 from train.entry import exit_code, names, require_new, whole_number
 from train.labels import labels_of_config
-from train.prepare import Adapted, load_tokenizer, model_folder
+from train.prepare import Adapted, classifier_config, load_tokenizer, model_folder
 from train.sources import settle_hub
 from train.spectrum import Spectrum
 from train.summary import align
@@ -107,9 +107,9 @@ def _load(tuned: str, base: str) -> Pair:
     """Both models as one class; a head that the base lacks is the tuned one's, so that it counts as no change."""
     for name in (tuned, base):
         settle_hub(name)
-    config = load_config(model_folder(tuned))
+    config = classifier_config(tuned)
     labels = {"id2label": config.id2label, "label2id": config.label2id, "problem_type": config.problem_type}
-    model, base_model = build(config), build(load_config(model_folder(base), **labels))
+    model, base_model = build(config), build(classifier_config(base, **labels))
     _require_same_architecture(model, base_model)
     tuned_lacks, base_lacks = (new_heads(model, model_folder(name)) for name in (tuned, base))
     tuned_tree, base_tree = (load_weights(model, model_folder(name), key=jax.random.key(0)) for name in (tuned, base))

@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
 import jlora
 from jlora.base import abstract_base, build, example_batch, load_config, load_weights
 from jlora.errors import JloraError
-from jlora.models import family
+from jlora.models import FAMILIES, family
 from jlora.names import module_names
 from jlora.paths import leaves_by_path
 from jlora.plan import abstract_adapter
@@ -179,8 +179,23 @@ def steps_of(config: Config, rows: int) -> tuple[int, int]:
     return per_epoch, config.train.max_steps or max(1, round(config.train.epochs * per_epoch))
 
 
+def classifier_config(name: str, **overrides: Any) -> PreTrainedConfig:
+    """The config of an encoder, as `load_config` gives it.
+
+    Raises:
+      JloraError: whatever `load_config` refuses; a model that does not classify.
+    """
+    config = load_config(model_folder(name), **overrides)
+    if family(config.model_type).TASK != "SEQ_CLS":
+        known = ", ".join(kind for kind, module in FAMILIES.items() if module.TASK == "SEQ_CLS")
+        raise JloraError(
+            f"{name}: config.json: model_type: expected a model that classifies ({known}), found {config.model_type!r}"
+        )
+    return config
+
+
 def _build(config: Config, overrides: dict[str, Any]) -> Any:
-    model_config = load_config(model_folder(config.model), **overrides)
+    model_config = classifier_config(config.model, **overrides)
     return build(model_config, dtype=jnp.dtype(config.train.dtype), remat=config.train.remat)
 
 

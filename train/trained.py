@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 import jlora
-from jlora.base import build, example_batch, load_config, load_weights
+from jlora.base import build, example_batch, load_weights
 from jlora.checkpoint_files import read_json
 from jlora.errors import JloraError
 from jlora.peft.folder import head_rows
@@ -22,7 +22,7 @@ from train.batches import bucket_lengths
 from train.data import Split
 from train.evaluate import logits_of
 from train.labels import Labels, labels_of_config
-from train.prepare import Adapted, Prepared, load_tokenizer, model_folder
+from train.prepare import Adapted, Prepared, classifier_config, load_tokenizer, model_folder
 from train.sources import settle_hub
 from train.step import make_eval_step
 from train.tokens import tokenize
@@ -65,7 +65,7 @@ def load_trained(folder: str | Path, base: str | None = None) -> Trained:
         if (place / "adapter_config.json").is_file():
             return load_adapted(place, base)
         if (place / "config.json").is_file():
-            model = build(load_config(str(place)))
+            model = build(classifier_config(str(place)))
             adapted = Adapted(model, load_weights(model, str(place)), {}, None)
             return Trained(adapted, load_tokenizer(str(place)), _labels(model))
     raise JloraError(
@@ -78,7 +78,7 @@ def load_adapted(folder: Path, base: str | None = None) -> Trained:
     """An adapter folder on its base; class names are those of the folder's `labels.json`, if it has one."""
     name = base or base_of(folder)
     settle_hub(name)
-    model = build(load_config(model_folder(name), **_stored_labels(folder)))
+    model = build(classifier_config(name, **_stored_labels(folder)))
     # A head that the base does not have comes with the adapter; the seed only fills the place until then.
     weights = load_weights(model, model_folder(name), key=jax.random.key(0))
     adapter, config = jlora.load_adapter(folder, weights, model.apply, example_batch(model.config))

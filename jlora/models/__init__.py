@@ -1,4 +1,4 @@
-"""The encoders that jlora reads and writes, by Hugging Face's `model_type`."""
+"""The models that jlora reads and writes, by Hugging Face's `model_type`."""
 
 from __future__ import annotations
 
@@ -11,19 +11,28 @@ from flax import linen as nn
 from transformers import PreTrainedConfig
 
 from jlora.errors import JloraError
-from jlora.models import bert, distilbert, roberta
+from jlora.models import bert, distilbert, llama, mistral, qwen2, qwen3, roberta
 from jlora.paths import nearest
 
-FAMILIES: dict[str, ModuleType] = {"bert": bert, "distilbert": distilbert, "roberta": roberta}
+FAMILIES: dict[str, ModuleType] = {
+    "bert": bert,
+    "distilbert": distilbert,
+    "llama": llama,
+    "mistral": mistral,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "roberta": roberta,
+}
 
 
 def family(model_type: Any) -> ModuleType:
     """The module of a family of models.
 
-    It holds CLASSIFIER (the linen class, named as Hugging Face's), PREFIX (of the encoder's keys, which a
-    bare encoder's checkpoint lacks), NEW_HEADS (may be missing in a checkpoint), DROPPED and BUFFERS (may be
-    there and are not read), OLD_SUFFIXES ({old: today's} ends of keys), HONOURED ({config key: accepted
-    values}) and TOKEN_TYPES (whether batches hold token_type_ids).
+    It holds MODEL (the linen class, named as Hugging Face's), TASK (PEFT's name of what it is for: SEQ_CLS or
+    CAUSAL_LM), PREFIX (of the keys without the head, which a bare model's checkpoint lacks), NEW_HEADS (may be
+    missing in a checkpoint), DROPPED (beginnings) and BUFFERS (ends of keys that may be there and are not read),
+    OLD_SUFFIXES ({old: today's} ends of keys), HONOURED ({config key: accepted values}), TOKEN_TYPES (whether
+    batches hold token_type_ids) and TARGETS (PEFT's default target_modules).
 
     Raises:
       JloraError: no such family.
@@ -46,7 +55,7 @@ def default_targets(model_type: str) -> tuple[str, ...]:
 
 
 def build(config: PreTrainedConfig, *, dtype: Any = jnp.float32, remat: bool = False) -> nn.Module:
-    """The linen sequence classifier of `config`, without weights.
+    """The linen model of `config`, without weights: a sequence classifier or a causal language model.
 
     Args:
       config: of one of FAMILIES.
@@ -61,12 +70,12 @@ def build(config: PreTrainedConfig, *, dtype: Any = jnp.float32, remat: bool = F
         found = getattr(config, key, None)
         if found not in honoured:
             raise JloraError(f"config.json: {key}: expected {honoured[-1]!r}; found {found!r}, which is not supported")
-    if config.hidden_size % config.num_attention_heads:
+    if config.hidden_size % config.num_attention_heads and getattr(config, "head_dim", None) is None:
         raise JloraError(
             f"config.json: hidden size: expected a multiple of the {config.num_attention_heads} attention "
             f"heads; found {config.hidden_size}"
         )
-    return module.CLASSIFIER(config, dtype=dtype, remat=remat)
+    return module.MODEL(config, dtype=dtype, remat=remat)
 
 
 def example_batch(config: PreTrainedConfig) -> dict[str, jax.ShapeDtypeStruct]:

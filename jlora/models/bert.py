@@ -13,6 +13,7 @@ from transformers import BertConfig
 from jlora.models.attention import attention
 from jlora.models.layers import LayerNorm, activation, dense, drop, embedding, require_length, scan_layers
 
+TASK = "SEQ_CLS"
 PREFIX = "bert"
 NEW_HEADS = ("bert.pooler.", "classifier.")
 DROPPED = ("cls.", "qa_outputs.")
@@ -54,7 +55,7 @@ class BertForSequenceClassification(nn.Module):
         return dense(self.config, self.config.num_labels, self.dtype, "classifier")(pooled).astype(jnp.float32)
 
 
-CLASSIFIER = BertForSequenceClassification
+MODEL = BertForSequenceClassification
 
 
 def head_dropout(config: Any) -> float:

@@ -14,6 +14,7 @@ from jlora.models import bert
 from jlora.models.attention import attention
 from jlora.models.layers import LayerNorm, activation, dense, drop, embedding, require_length, scan_layers
 
+TASK = "SEQ_CLS"
 PREFIX = "distilbert"
 NEW_HEADS = ("pre_classifier.", "classifier.")
 DROPPED = ("vocab_transform.", "vocab_layer_norm.", "vocab_projector.", "qa_outputs.")
@@ -55,7 +56,7 @@ class DistilBertForSequenceClassification(nn.Module):
         return dense(config, config.num_labels, self.dtype, "classifier")(x).astype(jnp.float32)
 
 
-CLASSIFIER = DistilBertForSequenceClassification
+MODEL = DistilBertForSequenceClassification
 
 
 class DistilBertModel(nn.Module):

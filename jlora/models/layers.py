@@ -1,4 +1,4 @@
-"""What every encoder is built from: dense, embedding, layer norm, activation, dropout, the scanned stack."""
+"""What every model is built from: dense, embedding, layer norm, activation, dropout, the scanned stack."""
 
 from __future__ import annotations
 
@@ -71,9 +71,10 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     return ACTIVATIONS[name]
 
 
-def dense(config: Any, features: int, dtype: Any, name: str) -> nn.Dense:
+def dense(config: Any, features: int, dtype: Any, name: str, *, use_bias: bool = True) -> nn.Dense:
     """A dense layer, kernel float32 (in, features), computed in `dtype`, initialised as Hugging Face does."""
-    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(config.initializer_range), name=name)
+    normal = nn.initializers.normal(config.initializer_range)
+    return nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=normal, name=name)
 
 
 def embedding(config: Any, rows: int, features: int, name: str, *, padding_row: int | None = None) -> nn.Embed:

@@ -14,6 +14,7 @@ from jlora.models import bert
 from jlora.models.bert import BertEncoder, embed, head_dropout
 from jlora.models.layers import dense, drop, require_length
 
+TASK = "SEQ_CLS"
 PREFIX = "roberta"
 NEW_HEADS = ("classifier.",)
 DROPPED = ("lm_head.", "qa_outputs.", "roberta.pooler.")
@@ -45,7 +46,7 @@ class RobertaForSequenceClassification(nn.Module):
         return logits.astype(jnp.float32)
 
 
-CLASSIFIER = RobertaForSequenceClassification
+MODEL = RobertaForSequenceClassification
 
 
 class RobertaModel(nn.Module):

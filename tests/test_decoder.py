@@ -1,0 +1,125 @@
+"""Causal language models: PyTorch's logits, padded and packed, from the same files, and files that PyTorch opens."""
+
+from __future__ import annotations
+
+import decoder_cases as cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from encoder_cases import difference
+from lora_cases import assert_adapted_is_merged, random_adapter
+from safetensors.numpy import load_file
+
+import jlora
+from jlora.models import abstract_base, build, family
+from jlora.models.decoder import causal_mask
+
+all_switches = pytest.mark.parametrize(("model_type", "switches"), cases.SWITCHES.values(), ids=cases.SWITCHES)
+
+
+@all_switches
+def test_logits_are_pytorchs_padding_apart(model_type, switches, tmp_path):
+    oracle = cases.torch_decoder(cases.tiny_decoder(model_type, **switches))
+    model, base = cases.load_saved(oracle, tmp_path)
+    batch = cases.random_tokens(model.config)
+    real = np.asarray(batch["attention_mask"], bool)
+    found = np.asarray(jax.jit(model.apply)(base, batch))
+    assert found.dtype == np.float32
+    assert difference(found[real], cases.torch_logits(oracle, batch)[real]) < 1e-5
+
+
+@all_switches
+def test_what_is_written_is_what_was_read(model_type, switches, tmp_path):
+    """The same keys with the same bits, and PyTorch opens them: a tied head stays tied."""
+    oracle = cases.torch_decoder(cases.tiny_decoder(model_type, **switches))
+    model, base = cases.load_saved(oracle, tmp_path / "theirs")
+    jlora.save_base(tmp_path / "ours", model, base)
+    theirs, ours = (load_file(tmp_path / name / "model.safetensors") for name in ("theirs", "ours"))
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
+    opened = type(oracle).from_pretrained(tmp_path / "ours").eval()
+    batch = cases.random_tokens(model.config)
+    real = np.asarray(batch["attention_mask"], bool)
+    assert difference(cases.torch_logits(opened, batch)[real], cases.torch_logits(oracle, batch)[real]) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral, windowed", "qwen3"])
+def test_packed_documents_do_not_see_one_another(name):
+    """Two documents in one row, positions restarted: the logits of the two alone."""
+    model_type, switches = cases.SWITCHES[name]
+    model = build(cases.tiny_decoder(model_type, **switches))
+    ids = cases.random_tokens(model.config)["input_ids"][:1]
+    base = jax.jit(model.init)(jax.random.key(0), {"input_ids": ids, "attention_mask": jnp.ones_like(ids)})
+    apply = jax.jit(model.apply)
+    segments = jnp.where(jnp.arange(14) < 9, 1, 2)[None]
+    positions = jnp.concatenate([jnp.arange(9), jnp.arange(5)])[None]
+    packed = {"input_ids": ids, "attention_mask": jnp.ones_like(ids)}
+    packed |= {"segment_ids": segments, "position_ids": positions}
+    alone = [{"input_ids": part, "attention_mask": jnp.ones_like(part)} for part in (ids[:, :9], ids[:, 9:])]
+    expected = jnp.concatenate([apply(base, batch) for batch in alone], axis=1)
+    assert difference(apply(base, packed), expected) < 1e-5
+    assert difference(apply(base, alone[0] | {"input_ids": ids[:, :9] + 1}), expected[:, :9]) > 1e-2
+
+
+def test_the_mask():
+    batch = {"input_ids": jnp.zeros((1, 4), jnp.int32), "attention_mask": jnp.array([[1, 1, 1, 0]])}
+    seen = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0]]
+    assert (causal_mask(batch, 2)[0, 0] == jnp.array(seen, bool)).all()
+
+
+@pytest.mark.parametrize("name", ["llama, tied, as many keys as queries", "qwen3"])
+def test_adapted_is_merged(name):
+    model_type, switches = cases.SWITCHES[name]
+    model = build(cases.tiny_decoder(model_type, **switches), remat=True)
+    batch = cases.random_tokens(model.config)
+    base = jax.jit(model.init)(jax.random.key(0), batch)
+    fields = {"ensure_weight_tying": True} if model.config.tie_word_embeddings else {}
+    adapter = random_adapter(model.apply, base, batch, targets=r".*(_proj|embed_tokens|lm_head)", **fields)
+    assert len(adapter) == 8 if model.config.tie_word_embeddings else 9
+    assert_adapted_is_merged(model.apply, base, adapter, batch)
+
+
+def test_an_adapter_is_that_of_pytorch_and_peft(tmp_path):
+    peft = pytest.importorskip("peft")
+    torch = pytest.importorskip("torch")
+    oracle = cases.torch_decoder(cases.tiny_decoder("llama"))
+    model, base = cases.load_saved(oracle, tmp_path / "base")
+    batch = cases.random_tokens(model.config)
+    config = peft.LoraConfig(r=3, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    wrapped = peft.get_peft_model(oracle, config).eval()
+    torch.manual_seed(1)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    wrapped.save_pretrained(tmp_path / "peft")
+    adapter, _ = jlora.load_adapter(tmp_path / "peft", base, model.apply, batch)
+    found = np.asarray(jax.jit(jlora.adapt(model.apply))(base, adapter, batch))
+    real = np.asarray(batch["attention_mask"], bool)
+    assert difference(found[real], cases.torch_logits(wrapped, batch)[real]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("model_type", "switches", "key"),
+    [
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "rope_type"),
+        ("qwen2", {"use_sliding_window": True}, "use_sliding_window"),
+        ("llama", {"attention_dropout": 0.1}, "attention_dropout"),
+        ("llama", {"hidden_act": "mish"}, "mish"),
+    ],
+)
+def test_a_config_that_is_not_honoured_is_refused_by_its_key(model_type, switches, key):
+    with pytest.raises(jlora.JloraError, match=key):
+        abstract_base(build(cases.tiny_decoder(model_type, **switches)))
+
+
+def test_a_row_that_is_longer_than_the_positions_is_refused():
+    model = build(cases.tiny_decoder("llama", max_position_embeddings=8))
+    with pytest.raises(jlora.JloraError, match="at most 8 tokens a row"):
+        jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), cases.random_tokens(model.config))
+
+
+def test_families_differ_in_their_tables_alone():
+    for name in ("llama", "mistral", "qwen2", "qwen3"):
+        assert family(name).TASK == "CAUSAL_LM"
+        assert family(name).MODEL.__mro__[1].__name__ == "CausalLM"

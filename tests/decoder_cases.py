@@ -44,6 +44,8 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {}),
     "qwen2, tied": ("qwen2", {"tie_word_embeddings": True, "rms_norm_eps": 1e-5}),
     "qwen3": ("qwen3", {"head_dim": 16}),
+    "gemma": ("gemma", {"head_dim": 16, "num_key_value_heads": 1}),
+    "gemma with biases, exact gelu": ("gemma", {"attention_bias": True, "hidden_act": "gelu"}),
     "qwen3 with biases, tied": ("qwen3", {"attention_bias": True, "tie_word_embeddings": True}),
 }
 """{name: (model_type, what differs)}: the switches in which published checkpoints differ."""

@@ -120,6 +120,6 @@ def test_a_row_that_is_longer_than_the_positions_is_refused():
 
 
 def test_families_differ_in_their_tables_alone():
-    for name in ("llama", "mistral", "qwen2", "qwen3"):
+    for name in ("gemma", "llama", "mistral", "qwen2", "qwen3"):
         assert family(name).TASK == "CAUSAL_LM"
         assert family(name).MODEL.__mro__[1].__name__ == "CausalLM"

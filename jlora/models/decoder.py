@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import jax
@@ -22,6 +23,8 @@ class Kind:
       qkv_bias, output_bias, mlp_bias: which dense layers have a bias.
       qk_norm: whether queries and keys are normalized, head by head.
       window: how many tokens back a token sees; None is all.
+      scaled_embedding: whether the embeddings are multiplied by the root of the hidden size.
+      norm_offset: added to the scales of all norms, which are stored around 0 where it is 1.
     """
 
     qkv_bias: bool = False
@@ -29,6 +32,8 @@ class Kind:
     mlp_bias: bool = False
     qk_norm: bool = False
     window: int | None = None
+    scaled_embedding: bool = False
+    norm_offset: float = 0.0
 
 
 class CausalLM(nn.Module):
@@ -50,7 +55,7 @@ class CausalLM(nn.Module):
 
     def kind(self) -> Kind:
         """In what this family differs from the others."""
-        raise NotImplementedError
+        return Kind()
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array]) -> jax.Array:
@@ -76,7 +81,7 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embed(config.vocab_size, config.hidden_size, dtype=self.dtype, embedding_init=normal)
         stack = scan_layers(DecoderLayer, config.num_hidden_layers, remat=self.remat)
         self.layers = stack(config, self.dtype, self.kind)
-        self.norm = RMSNorm(config.rms_norm_eps, self.dtype)
+        self.norm = RMSNorm(config.rms_norm_eps, self.dtype, self.kind.norm_offset)
 
     def __call__(self, batch: dict[str, jax.Array]) -> jax.Array:
         ids = batch["input_ids"]
@@ -84,7 +89,10 @@ class Decoder(nn.Module):
         positions = batch.get("position_ids")
         if positions is None:
             positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32)[None], ids.shape)
-        hidden, _ = self.layers(self.embed_tokens(ids), positions, causal_mask(batch, self.kind.window))
+        hidden = self.embed_tokens(ids)
+        if self.kind.scaled_embedding:
+            hidden = hidden * jnp.asarray(self.config.hidden_size**0.5, hidden.dtype)
+        hidden, _ = self.layers(hidden, positions, causal_mask(batch, self.kind.window))
         return self.norm(hidden)
 
     def attend(self, hidden: jax.Array) -> jax.Array:
@@ -117,10 +125,10 @@ class DecoderLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, positions: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
-        epsilon = self.config.rms_norm_eps
-        normed = RMSNorm(epsilon, self.dtype, name="input_layernorm")(x)
+        norm = partial(RMSNorm, self.config.rms_norm_eps, self.dtype, self.kind.norm_offset)
+        normed = norm(name="input_layernorm")(x)
         x = x + SelfAttention(self.config, self.dtype, self.kind, name="self_attn")(normed, positions, mask)
-        normed = RMSNorm(epsilon, self.dtype, name="post_attention_layernorm")(x)
+        normed = norm(name="post_attention_layernorm")(x)
         return x + GatedMLP(self.config, self.dtype, self.kind, name="mlp")(normed), None
 
 
@@ -169,14 +177,16 @@ class GatedMLP(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x over the root of its mean square along the last axis, in float32, times `scale`; returned in `dtype`."""
+    """x over the root of its mean square along the last axis, in float32, times `scale` + offset; in `dtype`."""
 
     epsilon: float
     dtype: Any
+    offset: float = 0.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        start = nn.initializers.constant(1.0 - self.offset)
+        scale = self.param("scale", start, (x.shape[-1],), jnp.float32) + self.offset
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.epsilon)
         return (x * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(self.dtype)

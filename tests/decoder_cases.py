@@ -25,6 +25,15 @@ _SIZES = {
     "intermediate_size": 48,
     "pad_token_id": 0,
 }
+_GPT2_SIZES = {
+    "vocab_size": 60,
+    "n_positions": 64,
+    "initializer_range": 0.1,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "pad_token_id": 0,
+}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -46,6 +55,8 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("qwen3", {"head_dim": 16}),
     "gemma": ("gemma", {"head_dim": 16, "num_key_value_heads": 1}),
     "gemma with biases, exact gelu": ("gemma", {"attention_bias": True, "hidden_act": "gelu"}),
+    "gpt2": ("gpt2", {}),
+    "gpt2, wide inside": ("gpt2", {"n_inner": 40, "activation_function": "relu", "layer_norm_epsilon": 1e-3}),
     "qwen3 with biases, tied": ("qwen3", {"attention_bias": True, "tie_word_embeddings": True}),
 }
 """{name: (model_type, what differs)}: the switches in which published checkpoints differ."""
@@ -53,7 +64,7 @@ SWITCHES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def tiny_decoder(model_type: str, **switches: Any) -> PreTrainedConfig:
     """A config of two layers, 32 wide, 4 heads that share 2 keys and values, with `switches` set."""
-    return CONFIG_MAPPING[model_type](**_SIZES | switches)
+    return CONFIG_MAPPING[model_type](**(_GPT2_SIZES if model_type == "gpt2" else _SIZES) | switches)
 
 
 def torch_decoder(config: PreTrainedConfig) -> Any:

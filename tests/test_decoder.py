@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from encoder_cases import difference
+from encoder_cases import assert_same_dropout, difference
 from lora_cases import assert_adapted_is_merged, random_adapter
 from safetensors.numpy import load_file
 
@@ -15,6 +15,7 @@ import jlora
 from jlora.models import abstract_base, build, family
 from jlora.models.decoder import causal_mask
 
+_WEIGHTS = r".*(_proj|embed_tokens|lm_head|wte|wpe|c_attn|c_fc)"
 all_switches = pytest.mark.parametrize(("model_type", "switches"), cases.SWITCHES.values(), ids=cases.SWITCHES)
 
 
@@ -68,35 +69,51 @@ def test_the_mask():
     assert (causal_mask(batch, 2)[0, 0] == jnp.array(seen, bool)).all()
 
 
-@pytest.mark.parametrize("name", ["llama, tied, as many keys as queries", "qwen3"])
-def test_adapted_is_merged(name):
+@pytest.mark.parametrize(("name", "count"), [("llama, tied, as many keys as queries", 8), ("qwen3", 9), ("gpt2", 6)])
+def test_adapted_is_merged(name, count):
     model_type, switches = cases.SWITCHES[name]
     model = build(cases.tiny_decoder(model_type, **switches), remat=True)
     batch = cases.random_tokens(model.config)
     base = jax.jit(model.init)(jax.random.key(0), batch)
     fields = {"ensure_weight_tying": True} if model.config.tie_word_embeddings else {}
-    adapter = random_adapter(model.apply, base, batch, targets=r".*(_proj|embed_tokens|lm_head)", **fields)
-    assert len(adapter) == 8 if model.config.tie_word_embeddings else 9
+    adapter = random_adapter(model.apply, base, batch, targets=_WEIGHTS, **fields)
+    assert len(adapter) == count
     assert_adapted_is_merged(model.apply, base, adapter, batch)
 
 
-def test_an_adapter_is_that_of_pytorch_and_peft(tmp_path):
+@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+def test_adapters_go_to_peft_and_come_back(model_type, tmp_path):
     peft = pytest.importorskip("peft")
     torch = pytest.importorskip("torch")
-    oracle = cases.torch_decoder(cases.tiny_decoder("llama"))
+    oracle = cases.torch_decoder(cases.tiny_decoder(model_type))
     model, base = cases.load_saved(oracle, tmp_path / "base")
     batch = cases.random_tokens(model.config)
-    config = peft.LoraConfig(r=3, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    real = np.asarray(batch["attention_mask"], bool)
+    dense_of_gpt2 = {"fan_in_fan_out": True} if model_type == "gpt2" else {}  # PEFT warns where it sets this itself
+    config = peft.LoraConfig(r=3, lora_alpha=4, target_modules="all-linear", task_type="CAUSAL_LM", **dense_of_gpt2)
     wrapped = peft.get_peft_model(oracle, config).eval()
     torch.manual_seed(1)
     for parameter in wrapped.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn_like(parameter)
     wrapped.save_pretrained(tmp_path / "peft")
-    adapter, _ = jlora.load_adapter(tmp_path / "peft", base, model.apply, batch)
+    expected = cases.torch_logits(wrapped, batch)[real]
+
+    adapter, read = jlora.load_adapter(tmp_path / "peft", base, model.apply, batch)
     found = np.asarray(jax.jit(jlora.adapt(model.apply))(base, adapter, batch))
-    real = np.asarray(batch["attention_mask"], bool)
-    assert difference(found[real], cases.torch_logits(wrapped, batch)[real]) < 1e-5
+    assert difference(found[real], expected) < 1e-5
+
+    jlora.save_adapter(tmp_path / "ours", adapter, read)
+    fresh = type(oracle).from_pretrained(tmp_path / "base", attn_implementation="eager")
+    opened = peft.PeftModel.from_pretrained(fresh, tmp_path / "ours").eval()
+    assert difference(cases.torch_logits(opened, batch)[real], expected) < 1e-6
+
+
+def test_gpt2_drops_where_pytorch_does(tmp_path, monkeypatch):
+    rates = {"embd_pdrop": 0.1, "attn_pdrop": 0.2, "resid_pdrop": 0.3}
+    oracle = cases.torch_decoder(cases.tiny_decoder("gpt2", **rates))
+    ids = cases.random_tokens(oracle.config)["input_ids"][::2]
+    assert_same_dropout(oracle, tmp_path, {"input_ids": ids, "attention_mask": jnp.ones_like(ids)}, monkeypatch)
 
 
 @pytest.mark.parametrize(

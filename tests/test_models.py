@@ -25,7 +25,7 @@ def test_models_have_the_names_of_their_hugging_face_classes_and_pefts_targets(n
 
 
 def test_an_unknown_family_is_an_error_that_lists_the_known():
-    with pytest.raises(JloraError, match=r"one of bert, distilbert, gemma, .*; found 'robert'; nearest: roberta"):
+    with pytest.raises(JloraError, match=r"one of bert, distilbert, gemma, gpt2, .*; found 'robert'; nearest: roberta"):
         family("robert")
 
 

@@ -11,13 +11,14 @@ from flax import linen as nn
 from transformers import PreTrainedConfig
 
 from jlora.errors import JloraError
-from jlora.models import bert, distilbert, gemma, llama, mistral, qwen2, qwen3, roberta
+from jlora.models import bert, distilbert, gemma, gpt2, llama, mistral, qwen2, qwen3, roberta
 from jlora.paths import nearest
 
 FAMILIES: dict[str, ModuleType] = {
     "bert": bert,
     "distilbert": distilbert,
     "gemma": gemma,
+    "gpt2": gpt2,
     "llama": llama,
     "mistral": mistral,
     "qwen2": qwen2,

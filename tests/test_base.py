@@ -73,10 +73,10 @@ def test_overrides_that_no_config_takes(folder, overrides, message):
         load_config(str(folder), **overrides)
 
 
-@pytest.mark.parametrize("found", ["gpt2", None])
+@pytest.mark.parametrize("found", ["t5", None])
 def test_an_unsupported_model_type(folder, found):
     _rewrite(folder, model_type=found)
-    with pytest.raises(JloraError, match=rf"model_type: expected one of bert, distilbert, roberta; found {found!r}"):
+    with pytest.raises(JloraError, match=rf"model_type: expected one of bert, distilbert, .*roberta; found {found!r}"):
         load_config(str(folder))
 
 

@@ -137,29 +137,29 @@ def _known_tensors(module: Any, stored: Mapping[str, Any], wanted: set[str]) -> 
             raise JloraError(f"{tensor.file}: {key}: expected once; found also as {known[name].key}")
         elif name in wanted:
             known[name] = tensor
-        elif name.startswith(module.DROPPED):
+        elif name.startswith(module.dropped):
             dropped.append(key)
-        elif not name.endswith(module.BUFFERS):
+        elif not name.endswith(module.buffers):
             raise JloraError(
-                f"{tensor.file}: {key}: expected a key of {module.MODEL.__name__}; "
+                f"{tensor.file}: {key}: expected a key of {module.model.__name__}; "
                 f"found one that it does not have{nearest(name, wanted)}"
             )
     return known, dropped
 
 
 def _todays_name(module: Any, key: str, wanted: set[str]) -> str:
-    for old, new in module.OLD_SUFFIXES.items():
+    for old, new in module.old_suffixes.items():
         if key.endswith(old):
             key = key.removesuffix(old) + new
     if key in wanted:
         return key
-    full = f"{module.PREFIX}.{key}"
-    return full if full in wanted or full.endswith(module.BUFFERS) or full.startswith(module.DROPPED) else key
+    full = f"{module.prefix}.{key}"
+    return full if full in wanted or full.endswith(module.buffers) or full.startswith(module.dropped) else key
 
 
 def _new_heads(module: Any, folder: Path, tensors: Mapping[str, Any], wanted: Mapping[str, list[str]]) -> set[str]:
     """The paths of the heads that are missing as a whole; any other missing key is an error."""
-    absent = tuple(head for head in module.NEW_HEADS if not any(name.startswith(head) for name in tensors))
+    absent = tuple(head for head in module.new_heads if not any(name.startswith(head) for name in tensors))
     missing = [name for names in wanted.values() for name in names if name not in tensors]
     required = [name for name in missing if not name.startswith(absent)]
     if required:

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 import jlora
 from jlora.models import abstract_base, build, family
-from jlora.models.decoder import causal_mask
+from jlora.models.cache import causal_mask
 
 _WEIGHTS = r".*(_proj|embed_tokens|lm_head|wte|wpe|c_attn|c_fc)"
 all_switches = pytest.mark.parametrize(("model_type", "switches"), cases.SWITCHES.values(), ids=cases.SWITCHES)
@@ -61,6 +61,30 @@ def test_packed_documents_do_not_see_one_another(name):
     expected = jnp.concatenate([apply(base, batch) for batch in alone], axis=1)
     assert difference(apply(base, packed), expected) < 1e-5
     assert difference(apply(base, alone[0] | {"input_ids": ids[:, :9] + 1}), expected[:, :9]) > 1e-2
+
+
+@all_switches
+def test_token_by_token_with_a_cache(model_type, switches):
+    """A prompt padded on the left, then one token after the other: the logits of the whole row, in one compile each."""
+    model = build(cases.tiny_decoder(model_type, **switches))
+    ids = cases.random_tokens(model.config)["input_ids"][::2]
+    base = jax.jit(model.init)(jax.random.key(0), {"input_ids": ids, "attention_mask": jnp.ones_like(ids)})
+    mask = jnp.ones_like(ids).at[1, :3].set(0)
+    whole = {"input_ids": ids, "attention_mask": mask, "position_ids": jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)}
+    expected = jax.jit(model.apply)(base, whole)
+
+    @jax.jit
+    def extend(base, batch, cache):
+        hidden, cache = model.apply(base, batch, cache, method="extend")
+        return model.apply(base, hidden, method="logits"), cache
+
+    found, cache = [], model.empty_cache(2, 20, jnp.float32)
+    for start, end in [(0, 9), *((i, i + 1) for i in range(9, 14))]:
+        logits, cache = extend(base, {"input_ids": ids[:, start:end], "attention_mask": mask[:, start:end]}, cache)
+        found.append(logits)
+    real = np.asarray(mask, bool)
+    assert difference(jnp.concatenate(found, 1)[real], expected[real]) < 1e-5
+    assert extend._cache_size() == 2
 
 
 def test_the_mask():
@@ -138,5 +162,5 @@ def test_a_row_that_is_longer_than_the_positions_is_refused():
 
 def test_families_differ_in_their_tables_alone():
     for name in ("gemma", "llama", "mistral", "qwen2", "qwen3"):
-        assert family(name).TASK == "CAUSAL_LM"
-        assert family(name).MODEL.__mro__[1].__name__ == "CausalLM"
+        assert family(name).task == "CAUSAL_LM"
+        assert family(name).model.__mro__[1].__name__ == "CausalLM"

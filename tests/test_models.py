@@ -19,7 +19,7 @@ def test_models_have_the_names_of_their_hugging_face_classes_and_pefts_targets(n
         "SEQ_CLS": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         "CAUSAL_LM": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     }
-    assert family(name).MODEL.__name__ == classes[family(name).TASK][name]
+    assert family(name).model.__name__ == classes[family(name).task][name]
     theirs = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
     assert default_targets(name) == tuple(theirs.get(name, ["q_lin", "v_lin"]))  # PEFT has none for DistilBERT
 

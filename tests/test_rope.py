@@ -10,7 +10,7 @@ from encoder_cases import difference
 from lora_cases import normal
 
 import jlora
-from jlora.models.rope import rotary_frequencies, rotate
+from jlora.models.rope import rotary_frequencies, rotate, rotation
 
 
 def _config(**parameters):
@@ -22,7 +22,7 @@ def test_lengths_are_kept_and_only_distances_count():
     query, key = normal(1, 1, 1, 2, 8), normal(2, 1, 1, 2, 8)
 
     def at(x, position):
-        return rotate(x, jnp.array([[position]]), frequencies)
+        return rotate(x, *rotation(jnp.array([[position]]), frequencies, x.dtype))
 
     assert difference(jnp.linalg.norm(at(query, 7), axis=-1), jnp.linalg.norm(query, axis=-1)) < 1e-6
     assert (at(query, 0) == query).all()

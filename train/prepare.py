@@ -158,7 +158,7 @@ def lora_config(section: LoraSection, model: Any) -> jlora.LoraConfig:
     """The section as the library's LoraConfig; targets that are not given are the family's."""
     fields = section.model_dump(exclude={"from_"})
     if fields["target_modules"] is None:
-        fields["target_modules"] = list(family(model.config.model_type).TARGETS)
+        fields["target_modules"] = list(family(model.config.model_type).targets)
     return jlora.LoraConfig(**fields, task_type="SEQ_CLS")
 
 
@@ -186,8 +186,8 @@ def classifier_config(name: str, **overrides: Any) -> PreTrainedConfig:
       JloraError: whatever `load_config` refuses; a model that does not classify.
     """
     config = load_config(model_folder(name), **overrides)
-    if family(config.model_type).TASK != "SEQ_CLS":
-        known = ", ".join(kind for kind, module in FAMILIES.items() if module.TASK == "SEQ_CLS")
+    if family(config.model_type).task != "SEQ_CLS":
+        known = ", ".join(kind for kind, module in FAMILIES.items() if module.task == "SEQ_CLS")
         raise JloraError(
             f"{name}: config.json: model_type: expected a model that classifies ({known}), found {config.model_type!r}"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -12,29 +11,24 @@ from transformers import PreTrainedConfig
 
 from jlora.errors import JloraError
 from jlora.models import bert, distilbert, gemma, gpt2, llama, mistral, qwen2, qwen3, roberta
+from jlora.models.tables import Family
 from jlora.paths import nearest
 
-FAMILIES: dict[str, ModuleType] = {
-    "bert": bert,
-    "distilbert": distilbert,
-    "gemma": gemma,
-    "gpt2": gpt2,
-    "llama": llama,
-    "mistral": mistral,
-    "qwen2": qwen2,
-    "qwen3": qwen3,
-    "roberta": roberta,
+FAMILIES: dict[str, Family] = {
+    "bert": bert.FAMILY,
+    "distilbert": distilbert.FAMILY,
+    "gemma": gemma.FAMILY,
+    "gpt2": gpt2.FAMILY,
+    "llama": llama.FAMILY,
+    "mistral": mistral.FAMILY,
+    "qwen2": qwen2.FAMILY,
+    "qwen3": qwen3.FAMILY,
+    "roberta": roberta.FAMILY,
 }
 
 
-def family(model_type: Any) -> ModuleType:
-    """The module of a family of models.
-
-    It holds MODEL (the linen class, named as Hugging Face's), TASK (PEFT's name of what it is for: SEQ_CLS or
-    CAUSAL_LM), PREFIX (of the keys without the head, which a bare model's checkpoint lacks), NEW_HEADS (may be
-    missing in a checkpoint), DROPPED (beginnings) and BUFFERS (ends of keys that may be there and are not read),
-    OLD_SUFFIXES ({old: today's} ends of keys), HONOURED ({config key: accepted values}), TOKEN_TYPES (whether
-    batches hold token_type_ids) and TARGETS (PEFT's default target_modules).
+def family(model_type: Any) -> Family:
+    """The family of models that Hugging Face calls `model_type`.
 
     Raises:
       JloraError: no such family.
@@ -53,7 +47,7 @@ def default_targets(model_type: str) -> tuple[str, ...]:
     Raises:
       JloraError: no such family.
     """
-    return family(model_type).TARGETS
+    return family(model_type).targets
 
 
 def build(config: PreTrainedConfig, *, dtype: Any = jnp.float32, remat: bool = False) -> nn.Module:
@@ -67,8 +61,8 @@ def build(config: PreTrainedConfig, *, dtype: Any = jnp.float32, remat: bool = F
     Raises:
       JloraError: a family or a config value that is not supported, with its key.
     """
-    module = family(config.model_type)
-    for key, honoured in module.HONOURED.items():
+    kind = family(config.model_type)
+    for key, honoured in kind.honoured.items():
         found = getattr(config, key, None)
         if found not in honoured:
             raise JloraError(f"config.json: {key}: expected {honoured[-1]!r}; found {found!r}, which is not supported")
@@ -77,7 +71,7 @@ def build(config: PreTrainedConfig, *, dtype: Any = jnp.float32, remat: bool = F
             f"config.json: hidden size: expected a multiple of the {config.num_attention_heads} attention "
             f"heads; found {config.hidden_size}"
         )
-    return module.MODEL(config, dtype=dtype, remat=remat)
+    return kind.model(config, dtype=dtype, remat=remat)
 
 
 def example_batch(config: PreTrainedConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -85,7 +79,7 @@ def example_batch(config: PreTrainedConfig) -> dict[str, jax.ShapeDtypeStruct]:
 
     `input_ids` and `attention_mask`, and `token_type_ids` where the family has them.
     """
-    names = ["input_ids", "attention_mask"] + ["token_type_ids"] * family(config.model_type).TOKEN_TYPES
+    names = ["input_ids", "attention_mask"] + ["token_type_ids"] * family(config.model_type).token_types
     return {name: jax.ShapeDtypeStruct((1, 8), jnp.int32) for name in names}
 
 

@@ -12,22 +12,7 @@ from transformers import BertConfig
 
 from jlora.models.attention import attention
 from jlora.models.layers import LayerNorm, activation, dense, drop, embedding, require_length, scan_layers
-
-TASK = "SEQ_CLS"
-PREFIX = "bert"
-NEW_HEADS = ("bert.pooler.", "classifier.")
-DROPPED = ("cls.", "qa_outputs.")
-BUFFERS = ("bert.embeddings.position_ids", "bert.embeddings.token_type_ids")
-OLD_SUFFIXES = {".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"}
-HONOURED: dict[str, tuple] = {
-    "position_embedding_type": (None, "absolute"),
-    "is_decoder": (None, False),
-    "add_cross_attention": (None, False),
-    "pruned_heads": (None, {}),
-    "quantization_config": (None,),
-}
-TOKEN_TYPES = True
-TARGETS = ("query", "value")
+from jlora.models.tables import Family
 
 
 class BertForSequenceClassification(nn.Module):
@@ -55,7 +40,24 @@ class BertForSequenceClassification(nn.Module):
         return dense(self.config, self.config.num_labels, self.dtype, "classifier")(pooled).astype(jnp.float32)
 
 
-MODEL = BertForSequenceClassification
+FAMILY = Family(
+    BertForSequenceClassification,
+    task="SEQ_CLS",
+    prefix="bert",
+    targets=("query", "value"),
+    new_heads=("bert.pooler.", "classifier."),
+    dropped=("cls.", "qa_outputs."),
+    buffers=("bert.embeddings.position_ids", "bert.embeddings.token_type_ids"),
+    old_suffixes={".LayerNorm.gamma": ".LayerNorm.weight", ".LayerNorm.beta": ".LayerNorm.bias"},
+    honoured={
+        "position_embedding_type": (None, "absolute"),
+        "is_decoder": (None, False),
+        "add_cross_attention": (None, False),
+        "pruned_heads": (None, {}),
+        "quantization_config": (None,),
+    },
+    token_types=True,
+)
 
 
 def head_dropout(config: Any) -> float:

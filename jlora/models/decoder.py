@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from jlora.models.attention import attention
-from jlora.models.layers import activation, dense, require_length, scan_layers
-from jlora.models.rope import rotary_frequencies, rotate
+from jlora.models.cache import Cache, Slots, causal_mask, closed, empty_cache, opened, token_positions, written
+from jlora.models.layers import activation, dense, require_length, scan_decoder_layers
+from jlora.models.rope import rotary_frequencies, rotate, rotation
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,20 @@ class Kind:
     norm_offset: float = 0.0
 
 
+class Shared(NamedTuple):
+    """What all layers of a call share.
+
+    Attributes:
+      rotation: (cos, sin) of the tokens' positions, as `rope.rotation` gives them.
+      mask: bool (B, 1, T, S), as `causal_mask` gives it.
+      start: the first slot that is written, int32 (); None without a cache.
+    """
+
+    rotation: tuple[jax.Array, jax.Array]
+    mask: jax.Array
+    start: jax.Array | None
+
+
 class CausalLM(nn.Module):
     """Logits float32 (B, T, vocab) of a batch: at each place those of the next token.
 
@@ -57,18 +72,37 @@ class CausalLM(nn.Module):
         """In what this family differs from the others."""
         return Kind()
 
-    @nn.compact
+    def setup(self) -> None:
+        self.model = Decoder(self.config, self.dtype, self.remat, self.kind())
+        if not self.config.tie_word_embeddings:
+            self.lm_head = dense(self.config, self.config.vocab_size, self.dtype, use_bias=False)
+
     def __call__(self, batch: dict[str, jax.Array]) -> jax.Array:
-        decoder = Decoder(self.config, self.dtype, self.remat, self.kind(), name="model")
-        hidden = decoder(batch)
-        if self.config.tie_word_embeddings:
-            return decoder.attend(hidden).astype(jnp.float32)
-        head = dense(self.config, self.config.vocab_size, self.dtype, "lm_head", use_bias=False)
-        return head(hidden).astype(jnp.float32)
+        return self.logits(self.hidden(batch))
+
+    def hidden(self, batch: dict[str, jax.Array]) -> jax.Array:
+        """The normalized last hidden states (B, T, hidden), in `dtype`."""
+        return self.model(batch)[0]
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """float32 (..., vocab) of hidden states (..., hidden)."""
+        tied = self.config.tie_word_embeddings
+        return (self.model.embed_tokens.attend(hidden) if tied else self.lm_head(hidden)).astype(jnp.float32)
+
+    def extend(self, batch: dict[str, jax.Array], cache: Cache) -> tuple[jax.Array, Cache]:
+        """(hidden states of the batch's tokens, which follow those in the cache; the cache with them in it)."""
+        return self.model(batch, cache)
+
+    @nn.nowrap
+    def empty_cache(self, batch_size: int, size: int, dtype: Any) -> Cache:
+        """A cache with `size` slots a row, for `extend`."""
+        config = self.config
+        heads = config.num_key_value_heads
+        return empty_cache(config.num_hidden_layers, batch_size, size, heads, head_width(config), dtype)
 
 
 class Decoder(nn.Module):
-    """The normalized last hidden states (B, T, hidden) of a batch."""
+    """(The normalized last hidden states (B, T, hidden) of a batch, the cache with its tokens in it)."""
 
     config: Any
     dtype: Any
@@ -79,57 +113,42 @@ class Decoder(nn.Module):
         config = self.config
         normal = nn.initializers.normal(config.initializer_range)
         self.embed_tokens = nn.Embed(config.vocab_size, config.hidden_size, dtype=self.dtype, embedding_init=normal)
-        stack = scan_layers(DecoderLayer, config.num_hidden_layers, remat=self.remat)
+        stack = scan_decoder_layers(DecoderLayer, config.num_hidden_layers, remat=self.remat)
         self.layers = stack(config, self.dtype, self.kind)
         self.norm = RMSNorm(config.rms_norm_eps, self.dtype, self.kind.norm_offset)
 
-    def __call__(self, batch: dict[str, jax.Array]) -> jax.Array:
+    def __call__(self, batch: dict[str, jax.Array], cache: Cache | None = None) -> tuple[jax.Array, Any]:
         ids = batch["input_ids"]
         require_length(ids.shape[1], self.config.max_position_embeddings)
-        positions = batch.get("position_ids")
-        if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32)[None], ids.shape)
+        cache = cache and opened(cache, batch)
         hidden = self.embed_tokens(ids)
         if self.kind.scaled_embedding:
             hidden = hidden * jnp.asarray(self.config.hidden_size**0.5, hidden.dtype)
-        hidden, _ = self.layers(hidden, positions, causal_mask(batch, self.kind.window))
-        return self.norm(hidden)
+        hidden, slots = self.layers(hidden, self.shared(batch, cache), cache and Slots(cache.keys, cache.values))
+        return self.norm(hidden), cache and closed(cache, slots, batch)
 
-    def attend(self, hidden: jax.Array) -> jax.Array:
-        """Logits (B, T, vocab) by the embedding."""
-        return self.embed_tokens.attend(hidden)
-
-
-def causal_mask(batch: dict[str, jax.Array], window: int | None) -> jax.Array:
-    """bool (B, 1, T, T): whether the token of the third axis sees that of the last.
-
-    It sees itself and what stands before it in its row, at most `window` tokens in all, no padding
-    (`attention_mask` 0), and nothing of another segment where the batch has `segment_ids`.
-    """
-    length = batch["input_ids"].shape[1]
-    back = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]
-    seen = back >= 0 if window is None else (back >= 0) & (back < window)
-    mask = seen[None] & batch["attention_mask"].astype(bool)[:, None, :]
-    segments = batch.get("segment_ids")
-    if segments is not None:
-        mask = mask & (segments[:, :, None] == segments[:, None, :])
-    return mask[:, None]
+    def shared(self, batch: dict[str, jax.Array], cache: Cache | None) -> Shared:
+        """What the layers share in this call."""
+        frequencies = rotary_frequencies(self.config, head_width(self.config))
+        turned = rotation(token_positions(batch, cache), frequencies, self.dtype)
+        return Shared(turned, causal_mask(batch, self.kind.window, cache), cache and cache.length)
 
 
 class DecoderLayer(nn.Module):
-    """One layer, as a step of a scan: (x (B, T, hidden), positions, mask) -> (x, None)."""
+    """One layer, as a step of a scan: (x (B, T, hidden), shared, its slots or None) -> (x, its slots)."""
 
     config: Any
     dtype: Any
     kind: Kind
 
     @nn.compact
-    def __call__(self, x: jax.Array, positions: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, shared: Shared, slots: Slots | None) -> tuple[jax.Array, Slots | None]:
         norm = partial(RMSNorm, self.config.rms_norm_eps, self.dtype, self.kind.norm_offset)
         normed = norm(name="input_layernorm")(x)
-        x = x + SelfAttention(self.config, self.dtype, self.kind, name="self_attn")(normed, positions, mask)
+        mixed, slots = SelfAttention(self.config, self.dtype, self.kind, name="self_attn")(normed, shared, slots)
+        x = x + mixed
         normed = norm(name="post_attention_layernorm")(x)
-        return x + GatedMLP(self.config, self.dtype, self.kind, name="mlp")(normed), None
+        return x + GatedMLP(self.config, self.dtype, self.kind, name="mlp")(normed), slots
 
 
 class SelfAttention(nn.Module):
@@ -140,22 +159,22 @@ class SelfAttention(nn.Module):
     kind: Kind
 
     @nn.compact
-    def __call__(self, x: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, shared: Shared, slots: Slots | None) -> tuple[jax.Array, Slots | None]:
         width, kind = head_width(self.config), self.kind
-        frequencies = rotary_frequencies(self.config, width)
 
         def heads(name: str, count: int) -> jax.Array:
             projected = dense(self.config, count * width, self.dtype, f"{name}_proj", use_bias=kind.qkv_bias)(x)
             projected = projected.reshape(*x.shape[:-1], count, width)
             if kind.qk_norm and name != "v":
                 projected = RMSNorm(self.config.rms_norm_eps, self.dtype, name=f"{name}_norm")(projected)
-            return projected if name == "v" else rotate(projected, positions, frequencies)
+            return projected if name == "v" else rotate(projected, *shared.rotation)
 
-        keys = self.config.num_key_value_heads
-        query, key, value = heads("q", self.config.num_attention_heads), heads("k", keys), heads("v", keys)
-        mixed = attention(query, key, value, mask)
-        mixed = mixed.reshape(*x.shape[:-1], -1)
-        return dense(self.config, self.config.hidden_size, self.dtype, "o_proj", use_bias=kind.output_bias)(mixed)
+        count = self.config.num_key_value_heads
+        query, key, value = heads("q", self.config.num_attention_heads), heads("k", count), heads("v", count)
+        key, value, slots = written(slots, key, value, shared.start)
+        mixed = attention(query, key, value, shared.mask).reshape(*x.shape[:-1], -1)
+        out = dense(self.config, self.config.hidden_size, self.dtype, "o_proj", use_bias=kind.output_bias)
+        return out(mixed), slots
 
 
 class GatedMLP(nn.Module):
@@ -186,7 +205,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         start = nn.initializers.constant(1.0 - self.offset)
-        scale = self.param("scale", start, (x.shape[-1],), jnp.float32) + self.offset
+        scale = self.param("scale", start, (x.shape[-1],), jnp.float32).astype(jnp.float32) + self.offset
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.epsilon)
         return (x * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(self.dtype)

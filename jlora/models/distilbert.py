@@ -13,20 +13,7 @@ from transformers import DistilBertConfig
 from jlora.models import bert
 from jlora.models.attention import attention
 from jlora.models.layers import LayerNorm, activation, dense, drop, embedding, require_length, scan_layers
-
-TASK = "SEQ_CLS"
-PREFIX = "distilbert"
-NEW_HEADS = ("pre_classifier.", "classifier.")
-DROPPED = ("vocab_transform.", "vocab_layer_norm.", "vocab_projector.", "qa_outputs.")
-BUFFERS = ("distilbert.embeddings.position_ids",)
-OLD_SUFFIXES = bert.OLD_SUFFIXES
-HONOURED: dict[str, tuple] = {
-    "sinusoidal_pos_embds": (None, False),
-    "pruned_heads": (None, {}),
-    "quantization_config": (None,),
-}
-TOKEN_TYPES = False
-TARGETS = ("q_lin", "v_lin")
+from jlora.models.tables import Family
 
 _EPSILON = 1e-12
 
@@ -56,7 +43,21 @@ class DistilBertForSequenceClassification(nn.Module):
         return dense(config, config.num_labels, self.dtype, "classifier")(x).astype(jnp.float32)
 
 
-MODEL = DistilBertForSequenceClassification
+FAMILY = Family(
+    DistilBertForSequenceClassification,
+    task="SEQ_CLS",
+    prefix="distilbert",
+    targets=("q_lin", "v_lin"),
+    new_heads=("pre_classifier.", "classifier."),
+    dropped=("vocab_transform.", "vocab_layer_norm.", "vocab_projector.", "qa_outputs."),
+    buffers=("distilbert.embeddings.position_ids",),
+    old_suffixes=bert.FAMILY.old_suffixes,
+    honoured={
+        "sinusoidal_pos_embds": (None, False),
+        "pruned_heads": (None, {}),
+        "quantization_config": (None,),
+    },
+)
 
 
 class DistilBertModel(nn.Module):

@@ -71,7 +71,7 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     return ACTIVATIONS[name]
 
 
-def dense(config: Any, features: int, dtype: Any, name: str, *, use_bias: bool = True) -> nn.Dense:
+def dense(config: Any, features: int, dtype: Any, name: str | None = None, *, use_bias: bool = True) -> nn.Dense:
     """A dense layer, kernel float32 (in, features), computed in `dtype`, initialised as Hugging Face does."""
     normal = nn.initializers.normal(config.initializer_range)
     return nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=normal, name=name)
@@ -96,8 +96,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32).astype(jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32).astype(jnp.float32)
         features = (1,) * (x.ndim - 1) + (-1,)
         x = standardize(x.astype(jnp.float32), self.epsilon)
         return (x * scale.reshape(features) + bias.reshape(features)).astype(self.dtype)
@@ -136,12 +136,24 @@ def scan_layers(layer: Callable[..., Any], count: int, *, remat: bool) -> Callab
     `layer.__call__(x, *shared)` returns `(x, None)`; so does the scanned one. With `remat` a layer's values
     are computed again in the backward pass instead of being kept.
     """
+    return _scan(layer, count, remat, nn.broadcast)
+
+
+def scan_decoder_layers(layer: Callable[..., Any], count: int, *, remat: bool) -> Callable[..., Any]:
+    """As `scan_layers`, for `layer.__call__(x, shared, slots)` that returns `(x, slots)`: slots are stacked too.
+
+    `slots` may be None, and is then returned.
+    """
+    return _scan(layer, count, remat, (nn.broadcast, 0))
+
+
+def _scan(layer: Callable[..., Any], count: int, remat: bool, in_axes: Any) -> Callable[..., Any]:
     body = nn.remat(layer, prevent_cse=False) if remat else layer
     return nn.scan(
         body,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=nn.broadcast,
+        in_axes=in_axes,
         length=count,
     )
 

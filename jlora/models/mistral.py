@@ -3,16 +3,7 @@
 from __future__ import annotations
 
 from jlora.models.decoder import CausalLM, Kind
-
-TASK = "CAUSAL_LM"
-PREFIX = "model"
-NEW_HEADS: tuple[str, ...] = ()
-DROPPED: tuple[str, ...] = ()
-BUFFERS = ("rotary_emb.inv_freq", "lm_head.weight")
-OLD_SUFFIXES: dict[str, str] = {}
-HONOURED: dict[str, tuple] = {"attention_dropout": (None, 0.0), "quantization_config": (None,)}
-TOKEN_TYPES = False
-TARGETS = ("q_proj", "v_proj")
+from jlora.models.tables import decoder_family
 
 
 class MistralForCausalLM(CausalLM):
@@ -22,4 +13,4 @@ class MistralForCausalLM(CausalLM):
         return Kind(window=self.config.sliding_window)
 
 
-MODEL = MistralForCausalLM
+FAMILY = decoder_family(MistralForCausalLM)

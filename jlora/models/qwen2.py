@@ -3,20 +3,7 @@
 from __future__ import annotations
 
 from jlora.models.decoder import CausalLM, Kind
-
-TASK = "CAUSAL_LM"
-PREFIX = "model"
-NEW_HEADS: tuple[str, ...] = ()
-DROPPED: tuple[str, ...] = ()
-BUFFERS = ("rotary_emb.inv_freq", "lm_head.weight")
-OLD_SUFFIXES: dict[str, str] = {}
-HONOURED: dict[str, tuple] = {
-    "attention_dropout": (None, 0.0),
-    "use_sliding_window": (None, False),
-    "quantization_config": (None,),
-}
-TOKEN_TYPES = False
-TARGETS = ("q_proj", "v_proj")
+from jlora.models.tables import decoder_family
 
 
 class Qwen2ForCausalLM(CausalLM):
@@ -26,4 +13,4 @@ class Qwen2ForCausalLM(CausalLM):
         return Kind(qkv_bias=True)
 
 
-MODEL = Qwen2ForCausalLM
+FAMILY = decoder_family(Qwen2ForCausalLM, use_sliding_window=(None, False))

@@ -3,20 +3,7 @@
 from __future__ import annotations
 
 from jlora.models.decoder import CausalLM, Kind
-
-TASK = "CAUSAL_LM"
-PREFIX = "model"
-NEW_HEADS: tuple[str, ...] = ()
-DROPPED: tuple[str, ...] = ()
-BUFFERS = ("rotary_emb.inv_freq", "lm_head.weight")
-OLD_SUFFIXES: dict[str, str] = {}
-HONOURED: dict[str, tuple] = {
-    "attention_dropout": (None, 0.0),
-    "use_sliding_window": (None, False),
-    "quantization_config": (None,),
-}
-TOKEN_TYPES = False
-TARGETS = ("q_proj", "v_proj")
+from jlora.models.tables import decoder_family
 
 
 class Qwen3ForCausalLM(CausalLM):
@@ -27,4 +14,4 @@ class Qwen3ForCausalLM(CausalLM):
         return Kind(qkv_bias=bias, output_bias=bias, qk_norm=True)
 
 
-MODEL = Qwen3ForCausalLM
+FAMILY = decoder_family(Qwen3ForCausalLM, use_sliding_window=(None, False))

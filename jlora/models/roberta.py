@@ -13,16 +13,7 @@ from transformers import RobertaConfig
 from jlora.models import bert
 from jlora.models.bert import BertEncoder, embed, head_dropout
 from jlora.models.layers import dense, drop, require_length
-
-TASK = "SEQ_CLS"
-PREFIX = "roberta"
-NEW_HEADS = ("classifier.",)
-DROPPED = ("lm_head.", "qa_outputs.", "roberta.pooler.")
-BUFFERS = ("roberta.embeddings.position_ids", "roberta.embeddings.token_type_ids")
-OLD_SUFFIXES = bert.OLD_SUFFIXES
-HONOURED = bert.HONOURED
-TOKEN_TYPES = False
-TARGETS = ("query", "value")
+from jlora.models.tables import Family
 
 
 class RobertaForSequenceClassification(nn.Module):
@@ -46,7 +37,17 @@ class RobertaForSequenceClassification(nn.Module):
         return logits.astype(jnp.float32)
 
 
-MODEL = RobertaForSequenceClassification
+FAMILY = Family(
+    RobertaForSequenceClassification,
+    task="SEQ_CLS",
+    prefix="roberta",
+    targets=("query", "value"),
+    new_heads=("classifier.",),
+    dropped=("lm_head.", "qa_outputs.", "roberta.pooler."),
+    buffers=("roberta.embeddings.position_ids", "roberta.embeddings.token_type_ids"),
+    old_suffixes=bert.FAMILY.old_suffixes,
+    honoured=bert.FAMILY.honoured,
+)
 
 
 class RobertaModel(nn.Module):

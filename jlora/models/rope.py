@@ -55,9 +55,15 @@ _SCALINGS: dict[str, Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]] = {
 }
 
 
-def rotate(x: jax.Array, positions: jax.Array, frequencies: np.ndarray) -> jax.Array:
-    """x (B, T, H, D) with feature i and i + D/2 turned by positions (B, T) times frequency i, in the dtype of `x`."""
+def rotation(positions: jax.Array, frequencies: np.ndarray, dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of positions (B, T) times frequencies (W,), each (B, T, 1, W), in `dtype`."""
     angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies[None, None, None, :]
-    cos, sin = (part.astype(x.dtype) for part in (jnp.cos(angles), jnp.sin(angles)))
-    first, second = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """x (B, T, H, D) with feature i and i + W turned by the angle i of (B, T, 1, W); features from 2 W on stay."""
+    width = cos.shape[-1]
+    first, second, rest = x[..., :width], x[..., width : 2 * width], x[..., 2 * width :]
+    turned = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(turned + ([rest] if rest.shape[-1] else []), axis=-1)

@@ -71,7 +71,13 @@ def _as_dora(entry: jlora.LowRank, seed: int) -> jlora.LowRank:
 
 
 def assert_adapted_is_merged(
-    fn: Callable, base: Any, adapter: Any, *args: Any, tolerance: float = 1e-5, gradients: bool = True
+    fn: Callable,
+    base: Any,
+    adapter: Any,
+    *args: Any,
+    tolerance: float = 1e-5,
+    gradients: bool = True,
+    jit: Callable = jax.jit,
 ) -> None:
     """The adapted function is `fn` of the merged tree; so are the gradients of A, B and what is trained whole.
 
@@ -87,7 +93,7 @@ def assert_adapted_is_merged(
     def values(adapter: Any) -> list[tuple[jax.Array, Any]]:
         return [_value_and_gradient(function, adapter, gradients) for function in (adapted, merged)]
 
-    (found, found_gradient), (expected, expected_gradient) = jax.jit(values)(adapter)
+    (found, found_gradient), (expected, expected_gradient) = jit(values)(adapter)
     assert found.dtype == expected.dtype
     assert difference(found, expected) < tolerance
     assert difference(fn(base, *args), expected) > 30 * tolerance, "the adapter changes nothing: nothing is tested"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import encoder_cases as cases
 import jax
 import jax.numpy as jnp
@@ -9,6 +11,7 @@ import pytest
 
 from jlora.errors import JloraError
 from jlora.models import FAMILIES, abstract_base, build, default_targets, example_batch, family
+from train.lm.targets import trainer_targets
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -20,12 +23,26 @@ def test_models_have_the_names_of_their_hugging_face_classes_and_pefts_targets(n
         "CAUSAL_LM": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     }
     assert family(name).model.__name__ == classes[family(name).task][name]
+    without = {"distilbert": ["q_lin", "v_lin"], "phi3": ["qkv_proj"]}
     theirs = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-    assert default_targets(name) == tuple(theirs.get(name, ["q_lin", "v_lin"]))  # PEFT has none for DistilBERT
+    assert without.keys().isdisjoint(theirs)
+    assert default_targets(name) == tuple((theirs | without)[name])
+
+
+def test_the_documents_list_the_families_and_their_targets():
+    text = (Path(__file__).parent.parent / "docs" / "models.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
+    listed = {row[0].strip("`"): row for row in rows}
+    assert listed.keys() == FAMILIES.keys()
+    for name, (_, module, _, targets, trained, _) in listed.items():
+        assert module == family(name).model.__name__
+        assert tuple(targets.split(", ")) == default_targets(name)
+        expected = trainer_targets(name) if family(name).task == "CAUSAL_LM" else []
+        assert trained == (expected if isinstance(expected, str) else ", ".join(expected))
 
 
 def test_an_unknown_family_is_an_error_that_lists_the_known():
-    with pytest.raises(JloraError, match=r"one of bert, distilbert, gemma, gpt2, .*; found 'robert'; nearest: roberta"):
+    with pytest.raises(JloraError, match=r"one of bert, .*gpt2, .*; found 'robert'; nearest: roberta"):
         family("robert")
 
 

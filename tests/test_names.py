@@ -19,6 +19,13 @@ def test_a_stacked_leaf_is_a_module_of_every_layer():
     assert is_transposed(QUERY)
 
 
+def test_a_stack_of_every_sixth_layer_is_a_module_of_each_of_them():
+    path = "params/model/layers_1_of_6/self_attn/q_proj/kernel"
+    assert is_stacked(path)
+    assert module_names(path, 3) == [f"model.layers.{i}.self_attn.q_proj" for i in (1, 7, 13)]
+    assert hf_keys("params/transformer/h_1_of_2/ln_1/scale", 2) == [f"transformer.h.{i}.ln_1.weight" for i in (1, 3)]
+
+
 @pytest.mark.parametrize(
     ("path", "module", "key"),
     [
@@ -30,6 +37,8 @@ def test_a_stacked_leaf_is_a_module_of_every_layer():
         ),
         ("params/wte/embedding", "wte", "wte.weight"),
         ("query/bias/value", "query", "query.bias"),  # Flax NNX
+        ("params/model/layers_24/mlp/up_proj/bias", "model.layers.24.mlp.up_proj", "model.layers.24.mlp.up_proj.bias"),
+        ("params/layers_0/bias", "layers_0", "layers_0.bias"),  # a dense layer of Flax's Sequential
     ],
 )
 def test_an_unstacked_leaf_is_one_module(path, module, key):

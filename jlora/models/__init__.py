@@ -10,17 +10,45 @@ from flax import linen as nn
 from transformers import PreTrainedConfig
 
 from jlora.errors import JloraError
-from jlora.models import bert, distilbert, gemma, gpt2, llama, mistral, qwen2, qwen3, roberta
+from jlora.models import (
+    bert,
+    bloom,
+    distilbert,
+    falcon,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neo,
+    gpt_neox,
+    gptj,
+    llama,
+    mistral,
+    opt,
+    phi3,
+    qwen2,
+    qwen3,
+    roberta,
+)
 from jlora.models.tables import Family
 from jlora.paths import nearest
 
 FAMILIES: dict[str, Family] = {
     "bert": bert.FAMILY,
+    "bloom": bloom.FAMILY,
     "distilbert": distilbert.FAMILY,
+    "falcon": falcon.FAMILY,
     "gemma": gemma.FAMILY,
+    "gemma2": gemma2.FAMILY,
+    "gemma3_text": gemma3.FAMILY,
     "gpt2": gpt2.FAMILY,
+    "gpt_neo": gpt_neo.FAMILY,
+    "gpt_neox": gpt_neox.FAMILY,
+    "gptj": gptj.FAMILY,
     "llama": llama.FAMILY,
     "mistral": mistral.FAMILY,
+    "opt": opt.FAMILY,
+    "phi3": phi3.FAMILY,
     "qwen2": qwen2.FAMILY,
     "qwen3": qwen3.FAMILY,
     "roberta": roberta.FAMILY,

@@ -85,6 +85,13 @@ def token_positions(batch: dict[str, jax.Array], cache: Cache | None = None) -> 
     return jnp.maximum(found, 0)
 
 
+def row_lengths(batch: dict[str, jax.Array], cache: Cache | None = None) -> int | jax.Array:
+    """How far a row's positions reach: the cache's slots, or int32 (B,) of `position_ids`, or the batch's tokens."""
+    if cache is not None:
+        return cache.keys.shape[2]
+    return batch["position_ids"].max(axis=1) + 1 if "position_ids" in batch else batch["input_ids"].shape[1]
+
+
 def causal_mask(batch: dict[str, jax.Array], window: int | None = None, cache: Cache | None = None) -> jax.Array:
     """bool (B, 1, T, S): whether the batch's token of the third axis sees the token (or slot) of the last.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import itertools
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,10 +11,24 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jlora.errors import JloraError
 from jlora.models.attention import attention
-from jlora.models.cache import Cache, Slots, causal_mask, closed, empty_cache, opened, token_positions, written
-from jlora.models.layers import activation, dense, require_length, scan_decoder_layers
-from jlora.models.rope import rotary_frequencies, rotate, rotation
+from jlora.models.cache import (
+    Cache,
+    Slots,
+    causal_mask,
+    closed,
+    opened,
+    row_lengths,
+    token_positions,
+    written,
+)
+from jlora.models.language_model import LanguageModel
+from jlora.models.layers import activation, dense, drop, require_length
+from jlora.models.pattern import apply_layers
+from jlora.models.rope import longest_row, rotary_frequencies, rotary_scale, rotate, rotation
+
+LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 @dataclass(frozen=True)
@@ -23,22 +38,38 @@ class Kind:
     Attributes:
       qkv_bias, output_bias, mlp_bias: which dense layers have a bias.
       qk_norm: whether queries and keys are normalized, head by head.
-      window: how many tokens back a token sees; None is all.
-      scaled_embedding: whether the embeddings are multiplied by the root of the hidden size.
+      fused: whether query, key and value are one product, `qkv_proj`, and gate and up another, `gate_up_proj`.
+      output_norms: whether what attention and MLP give is normalized too.
       norm_offset: added to the scales of all norms, which are stored around 0 where it is 1.
+      scaled_embedding: whether the embeddings are multiplied by the root of the hidden size.
+      activation: the MLP's; None is the config's `hidden_act`.
+      rotary_share: the share of a head's features that the positions turn.
+      layer_types: of each layer "full_attention", or "sliding_attention" for those that see `sliding_window` tokens
+        back; None is full attention in all.
+      attention_scale: of the scores; None is 1 / sqrt(head width).
+      attention_softcap, logit_softcap: the scores and the logits become cap * tanh(x / cap).
+      residual_dropout: the rate of dropout on what attention and MLP give.
     """
 
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
-    window: int | None = None
-    scaled_embedding: bool = False
+    fused: bool = False
+    output_norms: bool = False
     norm_offset: float = 0.0
+    scaled_embedding: bool = False
+    activation: str | None = None
+    rotary_share: float = 1.0
+    layer_types: tuple[str, ...] | None = None
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    residual_dropout: float = 0.0
 
 
 class Shared(NamedTuple):
-    """What all layers of a call share.
+    """What all layers of a type share in a call.
 
     Attributes:
       rotation: (cos, sin) of the tokens' positions, as `rope.rotation` gives them.
@@ -51,22 +82,16 @@ class Shared(NamedTuple):
     start: jax.Array | None
 
 
-class CausalLM(nn.Module):
-    """Logits float32 (B, T, vocab) of a batch: at each place those of the next token.
-
-    The batch holds `input_ids` and `attention_mask`, int32 (B, T), and may hold `position_ids` (counted from 0 where
-    absent) and `segment_ids` (tokens see their own segment alone). Parameters are float32, the layers' stacked on
-    a leading axis:
+class CausalLM(LanguageModel):
+    """`LanguageModel` of the parameters
 
         model/embed_tokens/embedding
         model/layers/self_attn/{q_proj,k_proj,v_proj,o_proj}/kernel, {input,post_attention}_layernorm/scale
         model/layers/mlp/{gate_proj,up_proj,down_proj}/kernel
         model/norm/scale, lm_head/kernel (absent where the config ties it to the embedding)
-    """
 
-    config: Any = field(hash=False)
-    dtype: Any = jnp.float32
-    remat: bool = False
+    Where types of layers alternate, `layers` are several stacks: see `pattern.apply_layers`.
+    """
 
     def kind(self) -> Kind:
         """In what this family differs from the others."""
@@ -77,28 +102,23 @@ class CausalLM(nn.Module):
         if not self.config.tie_word_embeddings:
             self.lm_head = dense(self.config, self.config.vocab_size, self.dtype, use_bias=False)
 
-    def __call__(self, batch: dict[str, jax.Array]) -> jax.Array:
-        return self.logits(self.hidden(batch))
+    def decoder(self) -> Any:
+        return self.model
 
-    def hidden(self, batch: dict[str, jax.Array]) -> jax.Array:
-        """The normalized last hidden states (B, T, hidden), in `dtype`."""
-        return self.model(batch)[0]
+    def embedding(self) -> Any:
+        return self.model.embed_tokens
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """float32 (..., vocab) of hidden states (..., hidden)."""
-        tied = self.config.tie_word_embeddings
-        return (self.model.embed_tokens.attend(hidden) if tied else self.lm_head(hidden)).astype(jnp.float32)
-
-    def extend(self, batch: dict[str, jax.Array], cache: Cache) -> tuple[jax.Array, Cache]:
-        """(hidden states of the batch's tokens, which follow those in the cache; the cache with them in it)."""
-        return self.model(batch, cache)
+        logits, cap = super().logits(hidden), self.kind().logit_softcap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
 
     @nn.nowrap
-    def empty_cache(self, batch_size: int, size: int, dtype: Any) -> Cache:
-        """A cache with `size` slots a row, for `extend`."""
-        config = self.config
-        heads = config.num_key_value_heads
-        return empty_cache(config.num_hidden_layers, batch_size, size, heads, head_width(config), dtype)
+    def key_heads(self) -> int:
+        return self.config.num_key_value_heads
+
+    @nn.nowrap
+    def head_width(self) -> int:
+        return head_width(self.config)
 
 
 class Decoder(nn.Module):
@@ -113,42 +133,60 @@ class Decoder(nn.Module):
         config = self.config
         normal = nn.initializers.normal(config.initializer_range)
         self.embed_tokens = nn.Embed(config.vocab_size, config.hidden_size, dtype=self.dtype, embedding_init=normal)
-        stack = scan_decoder_layers(DecoderLayer, config.num_hidden_layers, remat=self.remat)
-        self.layers = stack(config, self.dtype, self.kind)
         self.norm = RMSNorm(config.rms_norm_eps, self.dtype, self.kind.norm_offset)
 
+    @nn.compact
     def __call__(self, batch: dict[str, jax.Array], cache: Cache | None = None) -> tuple[jax.Array, Any]:
-        ids = batch["input_ids"]
-        require_length(ids.shape[1], self.config.max_position_embeddings)
+        ids, types = batch["input_ids"], layer_types(self.config, self.kind)
+        require_length(ids.shape[1], longest_row(self.config))
         cache = cache and opened(cache, batch)
         hidden = self.embed_tokens(ids)
         if self.kind.scaled_embedding:
             hidden = hidden * jnp.asarray(self.config.hidden_size**0.5, hidden.dtype)
-        hidden, slots = self.layers(hidden, self.shared(batch, cache), cache and Slots(cache.keys, cache.values))
+        shared = {layer_type: self.shared(batch, cache, layer_type) for layer_type in sorted(set(types))}
+        slots = cache and Slots(cache.keys, cache.values)
+        fields = (self.config, self.dtype, self.kind)
+        hidden, slots = apply_layers(DecoderLayer, fields, types, "layers", hidden, shared, slots, remat=self.remat)
         return self.norm(hidden), cache and closed(cache, slots, batch)
 
-    def shared(self, batch: dict[str, jax.Array], cache: Cache | None) -> Shared:
-        """What the layers share in this call."""
-        frequencies = rotary_frequencies(self.config, head_width(self.config))
-        turned = rotation(token_positions(batch, cache), frequencies, self.dtype)
-        return Shared(turned, causal_mask(batch, self.kind.window, cache), cache and cache.length)
+    def shared(self, batch: dict[str, jax.Array], cache: Cache | None, layer_type: str) -> Shared:
+        """What the layers of a type share in this call."""
+        config, width = self.config, int(head_width(self.config) * self.kind.rotary_share)
+        frequencies = rotary_frequencies(config, width, row_lengths(batch, cache), layer_type)
+        scale = rotary_scale(config, layer_type)
+        window = config.sliding_window if layer_type == "sliding_attention" else None
+        return Shared(
+            rotation(token_positions(batch, cache), frequencies, self.dtype, scale),
+            causal_mask(batch, window, cache),
+            cache and cache.length,
+        )
 
 
 class DecoderLayer(nn.Module):
-    """One layer, as a step of a scan: (x (B, T, hidden), shared, its slots or None) -> (x, its slots)."""
+    """One layer: (x (B, T, hidden), {type: what its layers share}, its slots or None) -> (x, its slots)."""
 
     config: Any
     dtype: Any
     kind: Kind
+    layer_type: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, shared: Shared, slots: Slots | None) -> tuple[jax.Array, Slots | None]:
-        norm = partial(RMSNorm, self.config.rms_norm_eps, self.dtype, self.kind.norm_offset)
-        normed = norm(name="input_layernorm")(x)
-        mixed, slots = SelfAttention(self.config, self.dtype, self.kind, name="self_attn")(normed, shared, slots)
-        x = x + mixed
-        normed = norm(name="post_attention_layernorm")(x)
-        return x + GatedMLP(self.config, self.dtype, self.kind, name="mlp")(normed), slots
+    def __call__(self, x: jax.Array, shared: dict[str, Shared], slots: Slots | None) -> tuple[jax.Array, Slots | None]:
+        kind, own = self.kind, shared[self.layer_type]
+
+        def norm(name: str, x: jax.Array) -> jax.Array:
+            return RMSNorm(self.config.rms_norm_eps, self.dtype, kind.norm_offset, name=name)(x)
+
+        normed = norm("input_layernorm", x)
+        mixed, slots = SelfAttention(self.config, self.dtype, kind, name="self_attn")(normed, own, slots)
+        if kind.output_norms:
+            mixed = norm("post_attention_layernorm", mixed)
+        x = x + drop(self, mixed, kind.residual_dropout)
+        normed = norm("pre_feedforward_layernorm" if kind.output_norms else "post_attention_layernorm", x)
+        found = GatedMLP(self.config, self.dtype, kind, name="mlp")(normed)
+        if kind.output_norms:
+            found = norm("post_feedforward_layernorm", found)
+        return x + drop(self, found, kind.residual_dropout), slots
 
 
 class SelfAttention(nn.Module):
@@ -160,19 +198,19 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, shared: Shared, slots: Slots | None) -> tuple[jax.Array, Slots | None]:
-        width, kind = head_width(self.config), self.kind
-
-        def heads(name: str, count: int) -> jax.Array:
-            projected = dense(self.config, count * width, self.dtype, f"{name}_proj", use_bias=kind.qkv_bias)(x)
-            projected = projected.reshape(*x.shape[:-1], count, width)
-            if kind.qk_norm and name != "v":
-                projected = RMSNorm(self.config.rms_norm_eps, self.dtype, name=f"{name}_norm")(projected)
-            return projected if name == "v" else rotate(projected, *shared.rotation)
-
-        count = self.config.num_key_value_heads
-        query, key, value = heads("q", self.config.num_attention_heads), heads("k", count), heads("v", count)
+        kind, width = self.kind, head_width(self.config)
+        counts = [self.config.num_attention_heads, *[self.config.num_key_value_heads] * 2]
+        names = ["qkv_proj"] if kind.fused else ["q_proj", "k_proj", "v_proj"]
+        parts = projected(self, x, names, [count * width for count in counts], use_bias=kind.qkv_bias)
+        query, key, value = (part.reshape(*x.shape[:-1], -1, width) for part in parts)
+        if kind.qk_norm:
+            norm = partial(RMSNorm, self.config.rms_norm_eps, self.dtype, kind.norm_offset)
+            query, key = norm(name="q_norm")(query), norm(name="k_norm")(key)
+        query, key = rotate(query, *shared.rotation), rotate(key, *shared.rotation)
         key, value, slots = written(slots, key, value, shared.start)
-        mixed = attention(query, key, value, shared.mask).reshape(*x.shape[:-1], -1)
+        mixed = attention(
+            query, key, value, shared.mask, scale=kind.attention_scale, softcap=kind.attention_softcap
+        ).reshape(*x.shape[:-1], -1)
         out = dense(self.config, self.config.hidden_size, self.dtype, "o_proj", use_bias=kind.output_bias)
         return out(mixed), slots
 
@@ -186,13 +224,22 @@ class GatedMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        def project(features: int, name: str, x: jax.Array) -> jax.Array:
-            return dense(self.config, features, self.dtype, name, use_bias=self.kind.mlp_bias)(x)
+        kind = self.kind
+        names = ["gate_up_proj"] if kind.fused else ["gate_proj", "up_proj"]
+        gate, up = projected(self, x, names, [self.config.intermediate_size] * 2, use_bias=kind.mlp_bias)
+        down = dense(self.config, self.config.hidden_size, self.dtype, "down_proj", use_bias=kind.mlp_bias)
+        return down(activation(kind.activation or self.config.hidden_act)(gate) * up)
 
-        gate = activation(self.config.hidden_act)(project(self.config.intermediate_size, "gate_proj", x))
-        return project(
-            self.config.hidden_size, "down_proj", gate * project(self.config.intermediate_size, "up_proj", x)
-        )
+
+def projected(module: Any, x: jax.Array, names: list[str], widths: list[int], *, use_bias: bool) -> list[jax.Array]:
+    """Products of x (B, T, hidden), (B, T, width) each: of dense layers with these names, or parts of that of one."""
+
+    def product(name: str, width: int) -> jax.Array:
+        return dense(module.config, width, module.dtype, name, use_bias=use_bias)(x)
+
+    if len(names) == 1:
+        return jnp.split(product(names[0], sum(widths)), list(itertools.accumulate(widths[:-1])), axis=-1)
+    return [product(name, width) for name, width in zip(names, widths, strict=True)]
 
 
 class RMSNorm(nn.Module):
@@ -209,6 +256,20 @@ class RMSNorm(nn.Module):
         x = x.astype(jnp.float32)
         x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.epsilon)
         return (x * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(self.dtype)
+
+
+def layer_types(config: Any, kind: Kind) -> tuple[str, ...]:
+    """The type of each layer.
+
+    Raises:
+      JloraError: a type other than those of `Kind`.
+    """
+    types = kind.layer_types or (LAYER_TYPES[0],) * config.num_hidden_layers
+    for layer, found in enumerate(types):
+        if found not in LAYER_TYPES:
+            expected = " or ".join(LAYER_TYPES)
+            raise JloraError(f"config.json: layer_types: expected {expected}; found {found!r} of layer {layer}")
+    return types
 
 
 def head_width(config: Any) -> int:

@@ -2,55 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import field
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jlora.models.attention import attention
-from jlora.models.cache import Cache, Slots, causal_mask, closed, empty_cache, opened, token_positions, written
-from jlora.models.layers import LayerNorm, activation, drop, require_length, scan_decoder_layers
+from jlora.models.cache import Cache, Slots, causal_mask, opened, token_positions
+from jlora.models.gpt import Shared, attend, embed, run_layers
+from jlora.models.language_model import LanguageModel
+from jlora.models.layers import LayerNorm, activation, dense, drop, normal, require_length, scan_decoder_layers
 from jlora.models.tables import Family
 
 
-class GPT2LMHeadModel(nn.Module):
-    """Logits float32 (B, T, vocab) of a batch as `decoder.CausalLM` takes it.
+class GPT2LMHeadModel(LanguageModel):
+    """`LanguageModel` whose layers store their kernels as (in, out).
 
-    Dropout is on where `apply` is given `rngs={"dropout": key}`. Parameters are float32, the layers' stacked:
+    Parameters:
 
         transformer/{wte,wpe}/embedding, ln_f/{scale,bias}
         transformer/h/attn/{c_attn,c_proj}/{weight,bias}, mlp/{c_fc,c_proj}/{weight,bias}, {ln_1,ln_2}/{scale,bias}
+        lm_head/kernel (absent where the config ties it to the embedding)
     """
-
-    config: Any = field(hash=False)
-    dtype: Any = jnp.float32
-    remat: bool = False
 
     def setup(self) -> None:
         self.transformer = Transformer(self.config, self.dtype, self.remat)
-
-    def __call__(self, batch: dict[str, jax.Array]) -> jax.Array:
-        return self.logits(self.hidden(batch))
-
-    def hidden(self, batch: dict[str, jax.Array]) -> jax.Array:
-        """The normalized last hidden states (B, T, n_embd), in `dtype`."""
-        return self.transformer(batch)[0]
-
-    def logits(self, hidden: jax.Array) -> jax.Array:
-        """float32 (..., vocab) of hidden states (..., n_embd)."""
-        return self.transformer.wte.attend(hidden).astype(jnp.float32)
-
-    def extend(self, batch: dict[str, jax.Array], cache: Cache) -> tuple[jax.Array, Cache]:
-        """As `decoder.CausalLM.extend`."""
-        return self.transformer(batch, cache)
-
-    @nn.nowrap
-    def empty_cache(self, batch_size: int, size: int, dtype: Any) -> Cache:
-        """A cache with `size` slots a row, for `extend`."""
-        config = self.config
-        return empty_cache(config.n_layer, batch_size, size, config.n_head, config.n_embd // config.n_head, dtype)
+        if not self.config.tie_word_embeddings:
+            self.lm_head = dense(self.config, self.config.vocab_size, self.dtype, use_bias=False)
 
 
 class Transformer(nn.Module):
@@ -62,43 +40,36 @@ class Transformer(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        normal = nn.initializers.normal(config.initializer_range)
-        self.wte = nn.Embed(config.vocab_size, config.n_embd, dtype=self.dtype, embedding_init=normal)
-        self.wpe = nn.Embed(config.n_positions, config.n_embd, dtype=self.dtype, embedding_init=normal)
+        self.wte = embed(config, config.vocab_size, config.n_embd, self.dtype)
+        self.wpe = embed(config, config.n_positions, config.n_embd, self.dtype)
         self.h = scan_decoder_layers(Block, config.n_layer, remat=self.remat)(config, self.dtype)
         self.ln_f = LayerNorm(config.layer_norm_epsilon, self.dtype)
 
     def __call__(self, batch: dict[str, jax.Array], cache: Cache | None = None) -> tuple[jax.Array, Any]:
-        ids = batch["input_ids"]
-        require_length(ids.shape[1], self.config.n_positions)
+        require_length(batch["input_ids"].shape[1], self.config.n_positions)
         cache = cache and opened(cache, batch)
-        hidden = self.wte(ids) + self.wpe(token_positions(batch, cache))
-        hidden = drop(self, hidden, self.config.embd_pdrop)
+        x = self.wte(batch["input_ids"]) + self.wpe(token_positions(batch, cache))
+        x = drop(self, x, self.config.embd_pdrop)
         shared = Shared(causal_mask(batch, None, cache), cache and cache.length)
-        hidden, slots = self.h(hidden, shared, cache and Slots(cache.keys, cache.values))
-        return self.ln_f(hidden), cache and closed(cache, slots, batch)
-
-
-class Shared(NamedTuple):
-    """What all layers of a call share: the mask, and the first slot that is written."""
-
-    mask: jax.Array
-    start: jax.Array | None
+        (x, _), cache = run_layers(self.h, (x, jnp.float32(1)), shared, batch, cache)
+        return self.ln_f(x), cache
 
 
 class Block(nn.Module):
-    """One layer, as a step of a scan: (x (B, T, hidden), shared, its slots or None) -> (x, its slots)."""
+    """One layer, as a step of a scan: ((x (B, T, hidden), number from 1 on), shared, slots) -> (the next, slots)."""
 
     config: Any
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, shared: Shared, slots: Slots | None) -> tuple[jax.Array, Slots | None]:
+    def __call__(self, carry: Any, shared: Shared, slots: Slots | None) -> tuple[Any, Slots | None]:
+        x, number = carry
         epsilon = self.config.layer_norm_epsilon
         normed = LayerNorm(epsilon, self.dtype, name="ln_1")(x)
-        mixed, slots = SelfAttention(self.config, self.dtype, name="attn")(normed, shared, slots)
+        mixed, slots = SelfAttention(self.config, self.dtype, name="attn")(normed, number, shared, slots)
         x = x + mixed
-        return x + MLP(self.config, self.dtype, name="mlp")(LayerNorm(epsilon, self.dtype, name="ln_2")(x)), slots
+        x = x + MLP(self.config, self.dtype, name="mlp")(LayerNorm(epsilon, self.dtype, name="ln_2")(x))
+        return (x, number + 1), slots
 
 
 class SelfAttention(nn.Module):
@@ -108,15 +79,19 @@ class SelfAttention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: jax.Array, shared: Shared, slots: Slots | None) -> tuple[jax.Array, Slots | None]:
-        heads = (*x.shape[:-1], self.config.n_head, self.config.n_embd // self.config.n_head)
-        projected = Conv1D(self.config, 3 * self.config.n_embd, self.dtype, name="c_attn")(x)
-        query, key, value = (part.reshape(heads) for part in jnp.split(projected, 3, axis=-1))
-        key, value, slots = written(slots, key, value, shared.start)
-        dropout_key = self.make_rng("dropout") if self.has_rng("dropout") and self.config.attn_pdrop else None
-        mixed = attention(query, key, value, shared.mask, dropout_key=dropout_key, dropout_rate=self.config.attn_pdrop)
-        mixed = Conv1D(self.config, self.config.n_embd, self.dtype, name="c_proj")(mixed.reshape(x.shape))
-        return drop(self, mixed, self.config.resid_pdrop), slots
+    def __call__(
+        self, x: jax.Array, number: jax.Array, shared: Shared, slots: Slots | None
+    ) -> tuple[jax.Array, Slots | None]:
+        config = self.config
+        projected = Conv1D(config, 3 * config.n_embd, self.dtype, name="c_attn")(x)
+        parts = jnp.split(projected, 3, axis=-1)
+        query, key, value = (part.reshape(*x.shape[:-1], config.n_head, -1) for part in parts)
+        scale: Any = query.shape[-1] ** -0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            scale = scale / number
+        mixed, slots = attend(self, query, key, value, shared, slots, config.attn_pdrop, scale)
+        mixed = Conv1D(config, config.n_embd, self.dtype, name="c_proj")(mixed)
+        return drop(self, mixed, config.resid_pdrop), slots
 
 
 class MLP(nn.Module):
@@ -142,8 +117,7 @@ class Conv1D(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        normal = nn.initializers.normal(self.config.initializer_range)
-        weight = self.param("weight", normal, (x.shape[-1], self.features), jnp.float32)
+        weight = self.param("weight", normal(self.config), (x.shape[-1], self.features), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
         return x @ weight.astype(self.dtype) + bias.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
@@ -154,12 +128,5 @@ FAMILY = Family(
     prefix="transformer",
     targets=("c_attn",),
     buffers=(".attn.bias", ".attn.masked_bias", "lm_head.weight"),
-    honoured={
-        "add_cross_attention": (None, False),
-        "reorder_and_upcast_attn": (None, False),
-        "scale_attn_by_inverse_layer_idx": (None, False),
-        "scale_attn_weights": (None, True),
-        "tie_word_embeddings": (True,),
-        "quantization_config": (None,),
-    },
+    honoured={"add_cross_attention": (None, False), "quantization_config": (None,)},
 )

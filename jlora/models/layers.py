@@ -71,10 +71,14 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     return ACTIVATIONS[name]
 
 
+def normal(config: Any) -> Any:
+    """The initializer of weights, as wide as the config says: `init_std` is OPT's word for `initializer_range`."""
+    return nn.initializers.normal(config.init_std if hasattr(config, "init_std") else config.initializer_range)
+
+
 def dense(config: Any, features: int, dtype: Any, name: str | None = None, *, use_bias: bool = True) -> nn.Dense:
     """A dense layer, kernel float32 (in, features), computed in `dtype`, initialised as Hugging Face does."""
-    normal = nn.initializers.normal(config.initializer_range)
-    return nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=normal, name=name)
+    return nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=normal(config), name=name)
 
 
 def embedding(config: Any, rows: int, features: int, name: str, *, padding_row: int | None = None) -> nn.Embed:

@@ -16,4 +16,4 @@ class LlamaForCausalLM(CausalLM):
         return Kind(config.attention_bias, config.attention_bias, config.mlp_bias)
 
 
-FAMILY = decoder_family(LlamaForCausalLM, pretraining_tp=(None, 1))
+FAMILY = decoder_family(LlamaForCausalLM)

@@ -7,10 +7,10 @@ from jlora.models.tables import decoder_family
 
 
 class MistralForCausalLM(CausalLM):
-    """`CausalLM` that sees `sliding_window` tokens back."""
+    """`CausalLM` that sees `sliding_window` tokens back, or all where that is null."""
 
     def kind(self) -> Kind:
-        return Kind(window=self.config.sliding_window)
+        return Kind(layer_types=("sliding_attention",) * self.config.num_hidden_layers)
 
 
 FAMILY = decoder_family(MistralForCausalLM)

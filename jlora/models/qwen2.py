@@ -7,10 +7,10 @@ from jlora.models.tables import decoder_family
 
 
 class Qwen2ForCausalLM(CausalLM):
-    """`CausalLM` with biases on query, key and value."""
+    """`CausalLM` with biases on query, key and value, and a window in the layers that the config names."""
 
     def kind(self) -> Kind:
-        return Kind(qkv_bias=True)
+        return Kind(qkv_bias=True, layer_types=tuple(self.config.layer_types))
 
 
-FAMILY = decoder_family(Qwen2ForCausalLM, use_sliding_window=(None, False))
+FAMILY = decoder_family(Qwen2ForCausalLM)

@@ -7,11 +7,11 @@ from jlora.models.tables import decoder_family
 
 
 class Qwen3ForCausalLM(CausalLM):
-    """`CausalLM` that normalizes queries and keys head by head."""
+    """`CausalLM` that normalizes queries and keys head by head, with a window in the layers that the config names."""
 
     def kind(self) -> Kind:
         bias = self.config.attention_bias
-        return Kind(qkv_bias=bias, output_bias=bias, qk_norm=True)
+        return Kind(qkv_bias=bias, output_bias=bias, qk_norm=True, layer_types=tuple(self.config.layer_types))
 
 
-FAMILY = decoder_family(Qwen3ForCausalLM, use_sliding_window=(None, False))
+FAMILY = decoder_family(Qwen3ForCausalLM)

@@ -13,52 +13,147 @@ import numpy as np
 from jlora.errors import JloraError
 from jlora.paths import nearest
 
+Length = int | jax.Array
+"""How far the positions of a row reach: a number for all rows, or int32 (B,)."""
 
-def rotary_frequencies(config: Any, width: int) -> np.ndarray:
-    """Radians a position of each pair of features: (width / 2,) float32, scaled as the config says.
+
+def rotary_frequencies(config: Any, width: int, length: Length = 1, layer_type: str | None = None) -> Any:
+    """Radians a position of each pair of features, scaled as the config says.
+
+    Args:
+      config: with `rope_parameters` and `max_position_embeddings`.
+      width: how many features are turned.
+      length: of the rows; "dynamic" and "longrope" go by it.
+      layer_type: chooses the part of `rope_parameters` where each type of layer has its own.
+
+    Returns:
+      float32 (width / 2,); or (1, width / 2) or (B, width / 2) where they go by a number or by `length` (B,).
 
     Raises:
       JloraError: a `rope_type` that is not in the table.
     """
-    parameters = config.rope_parameters
-    kind = parameters.get("rope_type", "default")
-    if kind not in _SCALINGS:
-        raise JloraError(
-            f"config.json: rope_parameters.rope_type: expected one of {', '.join(_SCALINGS)}; found {kind!r}"
-            f"{nearest(str(kind), _SCALINGS)}"
-        )
+    parameters = _parameters(config, layer_type)
+    plain = plain_frequencies(parameters["rope_theta"], width)
+    return _FREQUENCIES[parameters["rope_type"]](plain, parameters, length).astype(np.float32)
+
+
+def plain_frequencies(theta: float, width: int) -> np.ndarray:
+    """Radians a position of each pair of features, unscaled: float32 (width / 2,), from 1 down to almost 1 / theta."""
     exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
-    plain = 1.0 / np.float32(parameters["rope_theta"]) ** exponents
-    return _SCALINGS[kind](plain, parameters).astype(np.float32)
+    return 1.0 / np.float32(theta) ** exponents
 
 
-def _default(frequencies: np.ndarray, parameters: Mapping[str, Any]) -> np.ndarray:
-    return frequencies
+def rotary_scale(config: Any, layer_type: str | None = None) -> float:
+    """What cosines and sines are multiplied by: not 1 for "yarn" and "longrope"."""
+    parameters = _parameters(config, layer_type)
+    scale = _SCALES.get(parameters["rope_type"])
+    return 1.0 if scale is None else parameters.get("attention_factor") or scale(parameters)
 
 
-def _linear(frequencies: np.ndarray, parameters: Mapping[str, Any]) -> np.ndarray:
-    return frequencies / parameters["factor"]
+def longest_row(config: Any) -> int:
+    """How many positions there are: `max_position_embeddings`, or more where a scaling stretches them further."""
+    longest, parameters = config.max_position_embeddings, config.rope_parameters
+    trained = {"linear": longest, "dynamic": longest, "yarn": parameters.get("original_max_position_embeddings")}
+    stretched = trained.get(parameters.get("rope_type"))
+    return max(longest, int(stretched * parameters["factor"])) if stretched else longest
 
 
-def _llama3(frequencies: np.ndarray, parameters: Mapping[str, Any]) -> np.ndarray:
+def _parameters(config: Any, layer_type: str | None) -> dict[str, Any]:
+    """Those of one type of layer, without what is null, and with a `factor`."""
+    parameters = config.rope_parameters
+    parameters = parameters.get(layer_type, parameters)
+    kind, longest = parameters.get("rope_type", "default"), config.max_position_embeddings
+    if kind not in _FREQUENCIES:
+        raise JloraError(
+            f"config.json: rope_parameters.rope_type: expected one of {', '.join(_FREQUENCIES)}; found {kind!r}"
+            f"{nearest(str(kind), _FREQUENCIES)}"
+        )
+    factor = longest / (parameters.get("original_max_position_embeddings") or longest)
+    given = {key: value for key, value in parameters.items() if value is not None}
+    return {"rope_type": kind, "factor": factor, "max_position_embeddings": longest, **given}
+
+
+def _default(plain: np.ndarray, parameters: Mapping[str, Any], length: Length) -> np.ndarray:
+    return plain
+
+
+def _linear(plain: np.ndarray, parameters: Mapping[str, Any], length: Length) -> np.ndarray:
+    return plain / parameters["factor"]
+
+
+def _dynamic(plain: np.ndarray, parameters: Mapping[str, Any], length: Length) -> jax.Array:
+    """A base that grows with rows longer than the trained ones ("NTK-aware")."""
+    factor, width = parameters["factor"], 2 * len(plain)
+    beyond = jnp.maximum(_column(length).astype(jnp.float32) / parameters["max_position_embeddings"], 1.0)
+    growth = (factor * beyond - (factor - 1)) ** (width / (width - 2))
+    exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
+    return plain[None] / growth ** exponents[None]
+
+
+def _longrope(plain: np.ndarray, parameters: Mapping[str, Any], length: Length) -> jax.Array:
+    """Each pair stretched by its own factor, another one in rows longer than the trained ones (Phi-3)."""
+    short, long = (plain / np.asarray(parameters[f"{name}_factor"], np.float32) for name in ("short", "long"))
+    return jnp.where(_column(length) > parameters["original_max_position_embeddings"], long[None], short[None])
+
+
+def _column(length: Length) -> jax.Array:
+    """(1, 1) or (B, 1)."""
+    return jnp.reshape(jnp.asarray(length), (-1, 1))
+
+
+def _llama3(plain: np.ndarray, parameters: Mapping[str, Any], length: Length) -> np.ndarray:
     """Slow pairs are stretched by `factor`, fast ones kept, those between blended (Llama 3.1)."""
     low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
-    turns = parameters["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+    turns = parameters["original_max_position_embeddings"] * plain / (2 * math.pi)
     share = np.clip((turns - low) / (high - low), 0, 1)
-    return (1 - share) * frequencies / parameters["factor"] + share * frequencies
+    return (1 - share) * plain / parameters["factor"] + share * plain
 
 
-_SCALINGS: dict[str, Callable[[np.ndarray, Mapping[str, Any]], np.ndarray]] = {
+def _yarn(plain: np.ndarray, parameters: Mapping[str, Any], length: Length) -> np.ndarray:
+    """As llama3, with the blend linear in the pair's number."""
+    width, theta = 2 * len(plain), parameters["rope_theta"]
+
+    def pair(turns: float) -> float:
+        """The number of the pair that makes so many turns over the trained length."""
+        trained = parameters["original_max_position_embeddings"]
+        return width * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = pair(parameters.get("beta_fast") or 32), pair(parameters.get("beta_slow") or 1)
+    if parameters.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    slow = np.clip((np.arange(len(plain), dtype=np.float32) - low) / max(high - low, 0.001), 0, 1)
+    return slow * plain / parameters["factor"] + (1 - slow) * plain
+
+
+def _yarn_scale(parameters: Mapping[str, Any]) -> float:
+    def scale(share: float) -> float:
+        return 0.1 * share * math.log(max(parameters["factor"], 1)) + 1.0
+
+    above, below = parameters.get("mscale"), parameters.get("mscale_all_dim")
+    return scale(above) / scale(below) if above and below else scale(1)
+
+
+def _longrope_scale(parameters: Mapping[str, Any]) -> float:
+    trained = parameters["original_max_position_embeddings"]
+    return math.sqrt(1 + math.log(max(parameters["factor"], 1)) / math.log(trained))
+
+
+_FREQUENCIES: dict[str, Callable[[np.ndarray, Mapping[str, Any], Length], Any]] = {
     "default": _default,
     "linear": _linear,
+    "dynamic": _dynamic,
+    "longrope": _longrope,
     "llama3": _llama3,
+    "yarn": _yarn,
 }
+_SCALES: dict[str, Callable[[Mapping[str, Any]], float]] = {"longrope": _longrope_scale, "yarn": _yarn_scale}
 
 
-def rotation(positions: jax.Array, frequencies: np.ndarray, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """cos and sin of positions (B, T) times frequencies (W,), each (B, T, 1, W), in `dtype`."""
-    angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies[None, None, None, :]
-    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+def rotation(positions: jax.Array, frequencies: Any, dtype: Any, scale: float = 1.0) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of positions (B, T) times frequencies (W,) or (B, W), times `scale`: each (B, T, 1, W) of `dtype`."""
+    angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies.reshape(-1, 1, 1, frequencies.shape[-1])
+    return (jnp.cos(angles) * scale).astype(dtype), (jnp.sin(angles) * scale).astype(dtype)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
@@ -67,3 +162,11 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     first, second, rest = x[..., :width], x[..., width : 2 * width], x[..., 2 * width :]
     turned = [first * cos - second * sin, second * cos + first * sin]
     return jnp.concatenate(turned + ([rest] if rest.shape[-1] else []), axis=-1)
+
+
+def rotate_pairs(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """As `rotate`, with features 2 i and 2 i + 1 turned by the angle i, as GPT-J has them."""
+    turned, rest = jnp.split(x, [2 * cos.shape[-1]], axis=-1)
+    first, second = turned[..., ::2], turned[..., 1::2]
+    pairs = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return jnp.concatenate([pairs.reshape(turned.shape), rest], axis=-1)

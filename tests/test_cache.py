@@ -1,0 +1,78 @@
+"""The cache: what is fed in parts is the whole row, in slots that keep their dtype; who sees whom."""
+
+from __future__ import annotations
+
+import decoder_cases as cases
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from encoder_cases import difference
+
+from jlora.models import build
+from jlora.models.cache import Slots, causal_mask, empty_cache, opened, row_lengths, token_positions, written
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 3e-2)])
+def test_a_row_in_parts_is_the_whole_row(dtype, tolerance):
+    """Padded on the left, in parts of 5, 4, 1, 1, ... tokens: one compile a length."""
+    model_type, switches = cases.SWITCHES["gemma3"]
+    model = build(cases.tiny_decoder(model_type, **switches))
+    base, ids = cases.random_base(model), cases.random_tokens(model.config)["input_ids"][::2]
+    mask = jnp.ones_like(ids).at[1, :3].set(0)
+    whole = {"input_ids": ids, "attention_mask": mask, "position_ids": jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)}
+    expected = cases.quick(lambda base, batch: model.apply(base, batch, method="hidden"))(base, whole)
+    extend = cases.quick(lambda base, batch, cache: model.apply(base, batch, cache, method="extend"))
+    found, cache = [], model.empty_cache(2, 20, dtype)
+    for start, end in [(0, 5), (5, 9), *((i, i + 1) for i in range(9, 14))]:
+        hidden, cache = extend(base, {"input_ids": ids[:, start:end], "attention_mask": mask[:, start:end]}, cache)
+        found.append(hidden)
+    real = np.asarray(mask, bool)
+    assert difference(jnp.concatenate(found, 1)[real], expected[real]) < tolerance
+    assert extend._cache_size() == 3
+    assert cache.keys.dtype == cache.values.dtype == dtype
+    assert cache.length == 14
+    np.testing.assert_array_equal(cache.valid, np.pad(real, ((0, 0), (0, 6))))
+
+
+def test_the_mask():
+    batch = {"input_ids": jnp.zeros((1, 4), jnp.int32), "attention_mask": jnp.array([[1, 1, 1, 0]])}
+    seen = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0]]
+    assert (causal_mask(batch, 2)[0, 0] == jnp.array(seen, bool)).all()
+    wide = causal_mask(batch, 4)
+    assert (wide == causal_mask(batch)).all(), "a window as long as the row hides nothing"
+    segments = jnp.array([[1, 1, 2, 2]])
+    apart = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0]]
+    assert (causal_mask(batch | {"segment_ids": segments})[0, 0] == jnp.array(apart, bool)).all()
+
+
+def test_the_mask_of_a_cache():
+    """Two tokens behind two others, the first of which is padding, in a cache of five slots."""
+    cache = empty_cache(1, 1, 5, 1, 2, jnp.float32)
+    cache = cache._replace(valid=cache.valid.at[0, 1].set(True), length=jnp.int32(2))
+    batch = {"input_ids": jnp.zeros((1, 2), jnp.int32), "attention_mask": jnp.ones((1, 2), jnp.int32)}
+    seen = causal_mask(batch, cache=opened(cache, batch))[0, 0]
+    assert (seen == jnp.array([[0, 1, 1, 0, 0], [0, 1, 1, 1, 0]], bool)).all()
+    np.testing.assert_array_equal(token_positions(batch, opened(cache, batch)), [[1, 2]])
+
+
+def test_positions_and_lengths():
+    ids = jnp.zeros((2, 3), jnp.int32)
+    batch = {"input_ids": ids, "attention_mask": jnp.ones_like(ids)}
+    np.testing.assert_array_equal(token_positions(batch), [[0, 1, 2]] * 2)
+    assert row_lengths(batch) == 3
+    given = batch | {"position_ids": jnp.array([[0, 1, 0], [4, 5, 6]])}
+    np.testing.assert_array_equal(token_positions(given), given["position_ids"])
+    np.testing.assert_array_equal(row_lengths(given), [2, 7])
+    assert row_lengths(given, empty_cache(1, 2, 9, 1, 2, jnp.float32)) == 9
+
+
+def test_slots_are_written_from_the_start_on():
+    old = jnp.zeros((1, 4, 1, 2), jnp.bfloat16)
+    new = jnp.ones((1, 2, 1, 2))
+    keys, values, slots = jax.jit(written)(Slots(old, old), new, 2 * new, jnp.int32(1))
+    np.testing.assert_array_equal(keys[0, :, 0, 0], [0, 1, 1, 0])
+    np.testing.assert_array_equal(values[0, :, 0, 0], [0, 2, 2, 0])
+    assert keys.dtype == jnp.float32
+    assert slots.keys.dtype == jnp.bfloat16
+    assert written(None, new, old, None) == (new, old, None)

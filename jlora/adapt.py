@@ -10,9 +10,10 @@ import jax
 
 from jlora.adapter import Adapter, Full, LowRank, Rows, replaced, require_fit
 from jlora.paths import leaves_by_path, replace_leaves
+from jlora.quantize.leaf import is_quantized
 from jlora.transform.consume import Use
 from jlora.transform.context import Context
-from jlora.transform.factored import factored, watch
+from jlora.transform.factored import factored, unadapted, watch
 from jlora.transform.interpreter import Traced, results_of, trace
 
 
@@ -23,6 +24,9 @@ def adapt(fn: Callable, *, allow_materialize: bool = False) -> Callable:
     (times DoRA's gain), but the sum is not formed: x W becomes x W + (x a) b where `fn` uses W. Full entries stand
     in for their leaves, Rows for rows of theirs. The result can be transformed as `fn` can: jit, grad, vmap, scan,
     checkpoint.
+
+    The base may hold `Quantized` leaves (`jlora.quantize`): `fn` sees dense weights of their shape and dtype, which are
+    formed where it uses them, and once more in the backward pass.
 
     Args:
       fn: any JAX function whose first argument is a pytree of arrays. Arguments that are arrays are traced;
@@ -43,13 +47,11 @@ def adapt(fn: Callable, *, allow_materialize: bool = False) -> Callable:
     def adapted(
         base: Any, adapter: Adapter | None, *args: Any, dropout_key: jax.Array | None = None, **kwargs: Any
     ) -> Any:
-        if not adapter:
-            return fn(base, *args, **kwargs)
-        leaves = leaves_by_path(base)
+        adapter, leaves = adapter or {}, leaves_by_path(base)
         require_fit(adapter, leaves)
         whole = {path: replaced(leaves[path], entry) for path, entry in adapter.items() if isinstance(entry, Full)}
         base, updates = replace_leaves(base, whole), _updates(adapter)
-        if not updates:
+        if not updates and not any(is_quantized(leaf) for leaf in (leaves | whole).values()):
             return fn(base, *args, **kwargs)
         traced = trace(fn, base, args, kwargs)
         results = results_of(Context(dropout_key, allow_materialize), traced, _values(traced, traced.leaves, updates))
@@ -63,9 +65,9 @@ def _updates(adapter: Adapter) -> dict[str, LowRank | Rows]:
 
 
 def _values(traced: Traced, leaves: list, updates: Mapping[str, LowRank | Rows]) -> list:
-    """The jaxpr's inputs, adapted leaves as Factored."""
+    """The jaxpr's inputs, adapted and quantized leaves as Factored."""
     return [
-        leaf if path is None or path not in updates else factored(path, leaf, updates[path])
+        unadapted(path, leaf) if path is None or path not in updates else factored(path, leaf, updates[path])
         for path, leaf in zip(traced.paths, leaves, strict=True)
     ]
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from jlora.errors import JloraError
 from jlora.paths import leaves_by_path, require
+from jlora.quantize.leaf import Quantized, as_array
 
 Kind = Literal["linear", "lookup", "conv"]
 """How a function uses a weight: in a matrix product, as a table, or as the kernel of a convolution."""
@@ -115,10 +116,10 @@ def _whole_fits(entry: Full | Rows, shape: tuple[int, ...]) -> bool:
     return bool(shape) and found == (len(taken), *shape[1:]) and all(0 <= i < shape[0] for i in taken)
 
 
-def replaced(leaf: jax.Array, entry: Full | Rows) -> jax.Array:
-    """The base's leaf with what is trained whole in its place."""
+def replaced(leaf: jax.Array | Quantized, entry: Full | Rows) -> jax.Array:
+    """The base's leaf with what is trained whole in its place; dense, where the leaf is quantized."""
     taken = _taken(entry)
-    return entry.value if taken is None else leaf.at[jnp.asarray(taken)].set(entry.value.astype(leaf.dtype))
+    return entry.value if taken is None else as_array(leaf).at[jnp.asarray(taken)].set(entry.value.astype(leaf.dtype))
 
 
 def scaled_b(low_rank: LowRank) -> jax.Array:

@@ -1,11 +1,12 @@
 """Hugging Face models in and out: config, linen module, frozen tree.
 
-The tree is the one that `model.init` gives, {"params": ...}, all leaves float32, so that
-`model.apply(base, batch)` works; `jlora.names` says which checkpoint keys a leaf is.
+The tree is the one that `model.init` gives, {"params": ...}, so that `model.apply(base, batch)` works;
+`jlora.names` says which checkpoint keys a leaf is.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,12 +15,13 @@ from flax import linen as nn
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from jlora.checkpoint_files import fetch, read_json
+from jlora.checkpoint_files import GENERATION_FILE, fetch, read_json
 from jlora.errors import JloraError
 from jlora.gguf_file import gguf_config, is_gguf
 from jlora.models import abstract_base, build, example_batch, family
 from jlora.names import hf_keys
 from jlora.paths import nearest
+from jlora.quantize.leaf import Kind
 from jlora.weights import load_weights, save_base
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "load_config",
     "load_weights",
     "save_base",
+    "stop_ids",
 ]
 
 
@@ -46,9 +49,9 @@ def load_config(name: str, *, revision: str | None = None, **overrides: Any) -> 
       JloraError: no such folder or hub model, an unsupported `model_type`, a key or a value that the config
         class does not take, labels that contradict `num_labels`.
     """
-    place = fetch(name, revision, ["config.json"])
+    place = fetch(name, revision, ["config.json", GENERATION_FILE])
     file = place if is_gguf(place) else place / "config.json"
-    stored = gguf_config(place).to_dict() if is_gguf(place) else read_json(file)
+    stored = gguf_config(place).to_dict() if is_gguf(place) else _stored(place)
     family(stored.get("model_type"))
     config_class = CONFIG_MAPPING[stored["model_type"]]
     known = config_class()
@@ -59,6 +62,19 @@ def load_config(name: str, *, revision: str | None = None, **overrides: Any) -> 
         return config_class(**_merged(stored, overrides))
     except (StrictDataclassError, ValueError, TypeError) as error:
         raise JloraError(f"{file}: {error}") from error
+
+
+def _stored(folder: Path) -> dict[str, Any]:
+    """config.json, with the stop tokens of generation_config.json where that has some: generation goes by those."""
+    stored, generation = read_json(folder / "config.json"), folder / GENERATION_FILE
+    stops = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    return stored if stops is None else stored | {"eos_token_id": stops}
+
+
+def stop_ids(config: PreTrainedConfig) -> tuple[int, ...]:
+    """The ids of the tokens that end what a model of this config generates; () where it has none."""
+    found = getattr(config, "eos_token_id", None)
+    return tuple(found) if isinstance(found, list | tuple) else () if found is None else (found,)
 
 
 def _merged(stored: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -83,6 +99,8 @@ def load_base(
     num_labels: int | None = None,
     key: jax.Array | None = None,
     dtype: Any = jnp.float32,
+    param_dtype: Any = jnp.float32,
+    quantize: Kind | None = None,
     remat: bool = False,
     **config_overrides: Any,
 ) -> tuple[nn.Module, Any]:
@@ -93,7 +111,10 @@ def load_base(
       revision: the hub's branch, tag or commit.
       num_labels: a classifier's number of logits; None takes the config's.
       key: initialises a head that the checkpoint does not have.
-      dtype: the dtype to compute in; parameters and logits are float32.
+      dtype: the dtype to compute in; logits are float32.
+      param_dtype: of the parameters, float32 or bfloat16.
+      quantize: "nf4" or "int8" holds the weights of linear layers in 4 or 8 bits (`Quantized` leaves, which
+        `jlora.adapt(model.apply)` takes); the dense model never exists.
       remat: compute a layer's values again in the backward pass instead of keeping them.
       config_overrides: other config keys to replace, such as `id2label`.
 
@@ -107,4 +128,5 @@ def load_base(
     if num_labels is not None:
         config_overrides["num_labels"] = num_labels
     model = build(load_config(name, revision=revision, **config_overrides), dtype=dtype, remat=remat)
-    return model, load_weights(model, name, key=key, revision=revision)
+    weights = load_weights(model, name, param_dtype=param_dtype, quantize=quantize, key=key, revision=revision)
+    return model, weights

@@ -14,13 +14,13 @@ import numpy as np
 from huggingface_hub import snapshot_download, split_state_dict_into_shards_factory
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from jlora.errors import JloraError
 from jlora.gguf_file import GgufTensor, gguf_tensors, is_gguf
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+GENERATION_FILE = "generation_config.json"
 WEIGHT_PATTERNS = (SINGLE_FILE, INDEX_FILE, "model-*.safetensors")
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -28,32 +28,38 @@ DTYPES = {
     "float16": np.dtype(np.float16),
 }
 
-_READABLE = ("F64", "F32", "F16", "BF16")
+_READABLE = {
+    "F64": np.dtype(np.float64),
+    "F32": DTYPES["float32"],
+    "F16": DTYPES["float16"],
+    "BF16": DTYPES["bfloat16"],
+}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a safetensors file that has not been read yet."""
+    """A tensor in a safetensors file that has not been read yet: its dtype there, and the byte where it starts."""
 
     file: Path
     key: str
     shape: tuple[int, ...]
-    handle: Any
+    dtype: str
+    start: int
 
-    def read(self) -> np.ndarray:
-        """The tensor in the file's own dtype."""
-        return self.handle.get_tensor(self.key)
+    def read(self, dtype: Any) -> np.ndarray:
+        """The tensor in `dtype`; where that is the file's own it is mapped, and takes no memory until it is copied."""
+        stored = np.memmap(self.file, _READABLE[self.dtype], "r", self.start, self.shape)
+        return np.asarray(stored).astype(dtype, copy=False)
 
     def require_float(self) -> None:
         """Raises JloraError where the tensor is not a plain floating point one (quantized weights)."""
-        found = self.handle.get_slice(self.key).get_dtype()
-        if found not in _READABLE:
-            raise JloraError(f"{self.file}: {self.key}: expected dtype {', '.join(_READABLE)}; found {found}")
+        if self.dtype not in _READABLE:
+            raise JloraError(f"{self.file}: {self.key}: expected dtype {', '.join(_READABLE)}; found {self.dtype}")
 
 
 class Planned(NamedTuple):
-    """A tensor to be written: its shape, and a function that gives its float32 values."""
+    """A tensor to be written: its shape, and a function that gives its values in a floating point dtype."""
 
     shape: tuple[int, ...]
     value: Callable[[], np.ndarray]
@@ -124,30 +130,37 @@ def _open_file(file: Path) -> dict[str, StoredTensor]:
     if not file.is_file():
         raise JloraError(f"{file}: expected by {INDEX_FILE}; found no such file; download or copy the folder again")
     try:
-        handle = safe_open(file, framework="numpy")
+        safe_open(file, framework="numpy")
     except (SafetensorError, OSError, ValueError) as error:
         raise JloraError(
             f"{file}: expected a whole safetensors file{_whole_size(file)}; "
             f"found {file.stat().st_size} bytes ({error}); download or copy it again"
         ) from error
+    entries, begin = _header(file)
     return {
-        key: StoredTensor(file, key, tuple(handle.get_slice(key).get_shape()), handle)
-        for key in handle.keys()  # noqa: SIM118 (no dict: it has no iterator)
+        key: StoredTensor(file, key, tuple(entry["shape"]), entry["dtype"], begin + entry["data_offsets"][0])
+        for key, entry in entries.items()
     }
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int]:
+    """({key: what a safetensors file says of the tensor}, the byte where the tensors begin)."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > 100_000_000:
+            raise ValueError(f"a header of {length} bytes")
+        entries = json.loads(stream.read(length))
+    entries.pop("__metadata__", None)
+    return entries, 8 + length
 
 
 def _whole_size(file: Path) -> str:
     """ " of N bytes" where the header can still be read."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > 100_000_000:
-            return ""
-        try:
-            header = json.loads(stream.read(length))
-        except ValueError:
-            return ""
-    ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-    return f" of {8 + length + max(ends, default=0)} bytes"
+    try:
+        entries, begin = _header(file)
+    except ValueError:
+        return ""
+    return f" of {begin + max((entry['data_offsets'][1] for entry in entries.values()), default=0)} bytes"
 
 
 def _no_weights(folder: Path) -> str:
@@ -161,11 +174,13 @@ def _no_weights(folder: Path) -> str:
     )
 
 
-def write_model(folder: Path, tensors: Mapping[str, Planned], config: Any, dtype: str, max_shard_bytes: int) -> None:
-    """Writes config.json and the weights, rounded once to `dtype`; replaces weights that are there.
+def write_model(
+    folder: Path, tensors: Mapping[str, Planned], configs: Sequence[Any], dtype: str, max_shard_bytes: int
+) -> None:
+    """Writes the weights, rounded once to `dtype`, and `configs` by their `save_pretrained`; replaces weights there.
 
-    All is written beside its place first. The file that makes a folder a model comes into place last, so
-    that a crash leaves the folder without weights rather than with half of them.
+    All is written beside its place first, one tensor in memory at a time. The file that makes a folder a model comes
+    into place last, so that a crash leaves the folder without weights rather than with half of them.
 
     Raises:
       JloraError: a dtype that is not in DTYPES; a finite value that `dtype` cannot hold.
@@ -177,7 +192,8 @@ def write_model(folder: Path, tensors: Mapping[str, Planned], config: Any, dtype
     partial.mkdir(parents=True)
     try:
         _write_shards(partial, tensors, DTYPES[dtype], max_shard_bytes)
-        config.save_pretrained(partial)
+        for config in configs:
+            config.save_pretrained(partial)
         for stale in (file for pattern in WEIGHT_PATTERNS for file in folder.glob(pattern)):
             stale.unlink()
         for file in sorted(partial.iterdir(), key=lambda file: file.name in (SINGLE_FILE, INDEX_FILE)):
@@ -194,14 +210,26 @@ def _write_shards(folder: Path, tensors: Mapping[str, Planned], dtype: np.dtype,
         max_shard_size=max_shard_bytes,
     )
     for file, keys in split.filename_to_tensors.items():
-        save_file(
-            {key: _rounded(key, tensors[key], dtype) for key in keys},
-            folder / file,
-            metadata={"format": "pt"},
-        )
+        _write_file(folder / file, {key: tensors[key] for key in sorted(keys)}, dtype)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_file(file: Path, tensors: Mapping[str, Planned], dtype: np.dtype) -> None:
+    """A safetensors file: the header's length, the header, the tensors one behind the other."""
+    code = next(name for name, known in _READABLE.items() if known == dtype)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for key, tensor in tensors.items():
+        start, end = end, end + int(np.prod(tensor.shape)) * dtype.itemsize
+        header[key] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for key, tensor in tensors.items():
+            _rounded(key, tensor, dtype).tofile(stream)
 
 
 def _rounded(key: str, tensor: Planned, dtype: np.dtype) -> np.ndarray:

@@ -23,13 +23,16 @@ TASK_HEADS: dict[str, tuple[str, ...]] = {
 }
 """PEFT's task types, and the modules that are trained whole for each."""
 
-_INITIALIZATIONS = "true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora, eva, lora_ga or a function"
+OUTPUT_EMBEDDINGS = ("lm_head", "embed_out")
+"""What language models call the layer that gives their logits: "all-linear" leaves it out, as PEFT does."""
+
+_INITIALIZATIONS = "true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora, loftq, eva, lora_ga or a function"
 
 
 def is_initialization(value: Any) -> bool:
     """Whether `init_lora_weights` knows this value by name."""
     named = isinstance(value, str) and re.fullmatch(
-        "gaussian|orthogonal|pissa|pissa_niter_[0-9]+|olora|eva|lora_ga", value
+        "gaussian|orthogonal|pissa|pissa_niter_[0-9]+|olora|loftq|eva|lora_ga", value
     )
     return isinstance(value, bool) or bool(named)
 
@@ -54,8 +57,8 @@ class LoraConfig:
       init_lora_weights: True is PEFT's default (A Kaiming uniform, B zero); "gaussian" draws A with standard
         deviation 1 / r; "orthogonal" draws both so that B A is zero; False draws B too, so that the adapter starts
         away from the base; a function (key, shape, dtype) -> array, one of `jax.nn.initializers` say, draws A as a
-        matrix (in, r). "pissa", "pissa_niter_4", "olora", "lora_ga" and "eva" look at the weights, their gradients
-        or their inputs: `jlora.init_residual`, `jlora.init_lora_ga` and `jlora.init_eva` are for these.
+        matrix (in, r). "pissa", "pissa_niter_4", "olora", "loftq", "lora_ga" and "eva" look at the weights, their
+        gradients or their inputs: `jlora.init_residual`, `init_loftq`, `init_lora_ga` and `init_eva` are for these.
       bias: "none", "all" biases are trained, or those of adapted modules ("lora_only").
       trainable_token_indices: rows of embeddings that are trained: {end of the module's name: ids}; a list of ids
         is for the token embedding.

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from jlora.adapter import LowRank, scaled_b
+from jlora.quantize.leaf import Quantized, as_array
 
 _EXACT = jax.lax.Precision.HIGHEST
 
 
-def squared_norm(low_rank: LowRank, leaf: jax.Array) -> jax.Array:
+def squared_norm(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
     """|leaf|^2 over the input axes: (*stack, *out), float32."""
     stack, _, outputs, out = letters(low_rank)
-    leaf = leaf.astype(jnp.float32)
-    return jnp.einsum(f"{out}->{stack}{outputs}", leaf * leaf)
+
+    def squares(leaf: jax.Array, stack: str, out: str) -> jax.Array:
+        return jnp.einsum(f"{out}->{stack}{outputs}", leaf * leaf)
+
+    return _by_layer(squares, stack, out, leaf)
 
 
-def with_magnitude(low_rank: LowRank, leaf: jax.Array) -> LowRank:
+def with_magnitude(low_rank: LowRank, leaf: jax.Array | Quantized) -> LowRank:
     """The entry as DoRA: the magnitude is the norm of leaf + update, so that nothing changes yet."""
     norms = squared_norm(low_rank, leaf)
     entry = dataclasses.replace(low_rank, squared_norm=norms, magnitude=jnp.ones_like(norms))
     return dataclasses.replace(entry, magnitude=jnp.sqrt(norms + _moved(entry, leaf)))
 
 
-def gain(low_rank: LowRank, leaf: jax.Array) -> jax.Array:
+def gain(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
     """magnitude / |leaf + update|: (*stack, *out), float32; 1 where a layer is not adapted.
 
     The norm comes from |W|^2 + 2 <W, U> + |U|^2, without forming the update U, and has no gradient.
@@ -41,14 +46,30 @@ def gain(low_rank: LowRank, leaf: jax.Array) -> jax.Array:
     return jnp.where(adapted, low_rank.magnitude / norms, jnp.ones_like(norms))
 
 
-def _moved(low_rank: LowRank, leaf: jax.Array) -> jax.Array:
+def _moved(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
     """2 <W, U> + |U|^2 over the input axes: (*stack, *out)."""
     stack, inputs, outputs, out = letters(low_rank)
-    a, b, w = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (low_rank.a, scaled_b(low_rank), leaf))
-    wa = jnp.einsum(f"{out},{stack}r{inputs}->{stack}r{outputs}", w, a, precision=_EXACT)
+    a, b = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (low_rank.a, scaled_b(low_rank)))
+
+    def on_weight(w: jax.Array, stack: str, out: str, a: jax.Array) -> jax.Array:
+        return jnp.einsum(f"{out},{stack}r{inputs}->{stack}r{outputs}", w, a, precision=_EXACT)
+
+    wa = _by_layer(on_weight, stack, out, leaf, a)
     gram = jnp.einsum(f"{stack}r{inputs},{stack}z{inputs}->{stack}rz", a, a, precision=_EXACT)
     ab = jnp.einsum(f"{stack}rz,{stack}z{outputs}->{stack}r{outputs}", gram, b, precision=_EXACT)
     return jnp.einsum(f"{stack}r{outputs},{stack}r{outputs}->{stack}{outputs}", 2 * wa + ab, b, precision=_EXACT)
+
+
+def _by_layer(fn: Callable, stack: str, out: str, leaf: jax.Array | Quantized, *others: jax.Array) -> jax.Array:
+    """fn(leaf as float32, stack, out, *others); of a quantized stack one layer is formed at a time.
+
+    Args:
+      stack, out: the letters of the stack's axes and of the leaf's, of which `fn` gets those that are left.
+      others: arrays on whose leading axes the stack is too.
+    """
+    if isinstance(leaf, Quantized) and leaf.stack and out[0] == stack[:1]:
+        return jax.lax.map(lambda layer: _by_layer(fn, stack[1:], out[1:], *layer), (leaf, *others))
+    return fn(jax.lax.stop_gradient(as_array(leaf).astype(jnp.float32)), stack, out, *others)
 
 
 def letters(low_rank: LowRank) -> tuple[str, str, str, str]:

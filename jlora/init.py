@@ -16,8 +16,15 @@ from jlora.draws import drawn
 from jlora.errors import JloraError
 from jlora.paths import leaves_by_path
 from jlora.plan import abstract_adapter
+from jlora.quantize.leaf import Quantized, as_array
 
-_OTHERS = {"pissa": "init_residual", "olora": "init_residual", "lora_ga": "init_lora_ga", "eva": "init_eva"}
+_OTHERS = {
+    "pissa": "init_residual",
+    "olora": "init_residual",
+    "lora_ga": "init_lora_ga",
+    "eva": "init_eva",
+    "loftq": "init_loftq",
+}
 
 
 def init(key: jax.Array, config: LoraConfig, base: Any, fn: Callable, *args: Any, **kwargs: Any) -> dict[str, Entry]:
@@ -49,16 +56,17 @@ def init(key: jax.Array, config: LoraConfig, base: Any, fn: Callable, *args: Any
     }
 
 
-def _filled(key: jax.Array, config: LoraConfig, entry: Entry, leaf: jax.Array) -> Entry:
+def _filled(key: jax.Array, config: LoraConfig, entry: Entry, leaf: jax.Array | Quantized) -> Entry:
     if isinstance(entry, Full):
-        taken = leaf if entry.layers is None else leaf[jnp.asarray(entry.layers)]
+        whole = as_array(leaf)
+        taken = whole if entry.layers is None else whole[jnp.asarray(entry.layers)]
         return Full(jnp.array(taken, copy=True), entry.layers)
     if isinstance(entry, Rows):
-        return Rows(leaf[jnp.asarray(entry.indices)], entry.indices)
+        return Rows(as_array(leaf)[jnp.asarray(entry.indices)], entry.indices)
     return started(drawn(key, entry, config.init_lora_weights), leaf)
 
 
-def started(entry: LowRank, leaf: jax.Array) -> LowRank:
+def started(entry: LowRank, leaf: jax.Array | Quantized) -> LowRank:
     """The entry with DoRA's magnitude of leaf and update, where the plan has one."""
     return entry if entry.magnitude is None else with_magnitude(entry, leaf)
 

@@ -11,6 +11,7 @@ from jlora.adapter import Adapter, Entry, LowRank, replaced, require_fit, scaled
 from jlora.dora import gain, letters
 from jlora.errors import JloraError
 from jlora.paths import leaves_by_path, replace_leaves
+from jlora.quantize.leaf import Quantized, as_array
 
 
 def update(low_rank: LowRank) -> jax.Array:
@@ -21,7 +22,8 @@ def update(low_rank: LowRank) -> jax.Array:
 def merge(base: Any, adapter: Adapter) -> Any:
     """A base tree that computes alone what base and adapter compute together.
 
-    Sums are formed in float32 and rounded once to the leaf's dtype. The given base is left as it is.
+    Sums are formed in float32 and rounded once to the leaf's dtype. The given base is left as it is. A quantized leaf
+    with an entry becomes a dense one, the sum of what its codes stand for and the update; others stay quantized.
 
     Raises:
       JloraError: a path of the adapter is not in the base, an entry of another shape than its leaf, a leaf of which
@@ -32,7 +34,7 @@ def merge(base: Any, adapter: Adapter) -> Any:
     return replace_leaves(base, {path: merged_leaf(path, leaves[path], entry) for path, entry in adapter.items()})
 
 
-def merged_leaf(path: str, leaf: jax.Array, entry: Entry) -> jax.Array:
+def merged_leaf(path: str, leaf: jax.Array | Quantized, entry: Entry) -> jax.Array:
     """One leaf of `merge`."""
     if not isinstance(entry, LowRank):
         return _finite(path, replaced(leaf, entry))
@@ -41,6 +43,7 @@ def merged_leaf(path: str, leaf: jax.Array, entry: Entry) -> jax.Array:
             f"{path}: expected a weight whose uses all see the update, found one of which only the {entry.only} does"
             " (a tied embedding); ensure_weight_tying=True lets both, or untie the output head first"
         )
+    leaf = as_array(leaf)
     total = leaf.astype(jnp.float32) + update(entry)
     total = total if entry.magnitude is None else total * _in_leafs_axes(entry, gain(entry, leaf))
     return _finite(path, total.astype(leaf.dtype))

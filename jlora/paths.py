@@ -9,14 +9,15 @@ from typing import Any
 import jax
 
 from jlora.errors import JloraError
+from jlora.quantize.leaf import is_quantized
 
 
 def leaves_by_path(tree: Any) -> dict[str, Any]:
     """{path: leaf} of any pytree, in the tree's own order.
 
-    `{"params": {"dense": {"kernel": x}}}` gives `{"params/dense/kernel": x}`.
+    `{"params": {"dense": {"kernel": x}}}` gives `{"params/dense/kernel": x}`. A quantized weight is one leaf.
     """
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_quantized)
     return {jax.tree_util.keystr(keys, simple=True, separator="/"): leaf for keys, leaf in leaves}
 
 
@@ -29,7 +30,7 @@ def replace_leaves(tree: Any, values: Mapping[str, Any]) -> Any:
     leaves = leaves_by_path(tree)
     for path in values:
         require(path, leaves, "the base tree")
-    structure = jax.tree_util.tree_structure(tree)
+    structure = jax.tree_util.tree_structure(tree, is_leaf=is_quantized)
     return jax.tree_util.tree_unflatten(structure, [values.get(path, leaf) for path, leaf in leaves.items()])
 
 

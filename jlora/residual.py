@@ -19,6 +19,7 @@ from jlora.errors import JloraError
 from jlora.init import init, started
 from jlora.matrices import Matrices, from_matrices, leaf_from_matrices, leaf_to_matrices, to_matrices
 from jlora.paths import leaves_by_path, replace_leaves, require
+from jlora.quantize.leaf import is_quantized
 
 _STABLE_GAMMA = 16
 """LoRA-GA's gamma: the larger, the smaller B at the start."""
@@ -47,9 +48,8 @@ def init_residual(
     _require_name(
         config, re.fullmatch("pissa(_niter_[0-9]+)?|olora", name) is not None, "pissa, pissa_niter_N or olora"
     )
-    for field, alpha in {"lora_alpha": config.lora_alpha, **config.alpha_pattern}.items():
-        if alpha <= 0 and name != "olora":
-            raise JloraError(f"LoraConfig: {field}: expected an alpha above 0 for PiSSA, found {alpha}")
+    if name != "olora":
+        require_positive_alpha(config, "PiSSA")
 
     def start(path: str, entry: LowRank, weights: jax.Array) -> list[Matrices]:
         keys = jax.random.split(jax.random.fold_in(key, zlib.crc32(path.encode())), len(weights))
@@ -123,6 +123,13 @@ def _minus(path: str, entry: LowRank, initial: Mapping[str, Entry]) -> LowRank:
     return dataclasses.replace(doubled, squared_norm=start.magnitude**2)  # the first magnitudes are the base's norms
 
 
+def require_positive_alpha(config: LoraConfig, method: str) -> None:
+    """Raises JloraError where a scale would be 0 or negative, by which the method divides."""
+    for field, alpha in {"lora_alpha": config.lora_alpha, **config.alpha_pattern}.items():
+        if alpha <= 0:
+            raise JloraError(f"LoraConfig: {field}: expected an alpha above 0 for {method}, found {alpha}")
+
+
 Start = Callable[[str, LowRank, jax.Array], list[Matrices]]
 """(path, entry, weights (layers, out, in) float32) -> what each layer's A and B start with."""
 
@@ -136,15 +143,16 @@ def _split_off(
     for path, entry in adapter.items():
         if isinstance(entry, LowRank):
             _require_products(path, entry, config)
+            _require_dense(path, leaves[path])
             weights = leaf_to_matrices(entry, leaves[path].astype(jnp.float32))
-            layers = [_as_wide_as_its_rank(layer) for layer in start(path, entry, weights)]
+            layers = [as_wide_as_its_rank(layer) for layer in start(path, entry, weights)]
             rest = weights - jnp.stack([layer.update for layer in layers])
             residual[path] = leaf_from_matrices(entry, rest).astype(leaves[path].dtype)
             adapter[path] = started(from_matrices(entry, layers), residual[path])
     return replace_leaves(base, residual), adapter
 
 
-def _as_wide_as_its_rank(layer: Matrices) -> Matrices:
+def as_wide_as_its_rank(layer: Matrices) -> Matrices:
     """With zeros for the components that a weight with a side below the rank has not."""
     missing = len(layer.scale) - len(layer.a)
     return layer._replace(a=jnp.pad(layer.a, ((0, missing), (0, 0))), b=jnp.pad(layer.b, ((0, 0), (0, missing))))
@@ -167,8 +175,16 @@ def _require_products(path: str, entry: LowRank, config: LoraConfig) -> None:
         )
 
 
+def _require_dense(path: str, leaf: Any) -> None:
+    if is_quantized(leaf):
+        raise JloraError(
+            f"{path}: expected a dense weight to take the adapter's start out of, found a quantized one; begin with the"
+            " dense base and give the residual base to jlora.quantize, or take jlora.init_loftq"
+        )
+
+
 def _of_weight(key: jax.Array, name: str, layer: Matrices, weight: jax.Array) -> Matrices:
-    """What one layer starts with; weight (out, in). PiSSA puts sqrt(singular value / scale) on either side."""
+    """What one layer starts with; weight (out, in)."""
     rank = len(layer.scale)
     if not rank:
         return layer
@@ -176,9 +192,18 @@ def _of_weight(key: jax.Array, name: str, layer: Matrices, weight: jax.Array) ->
         q, r = jnp.linalg.qr(weight)
         return layer._replace(a=r[:rank], b=q[:, :rank])
     if name == "pissa":
-        u, s, vh = _svd(weight)
-    else:
-        u, s, vh = _randomized_svd(key, weight, rank, int(name.rsplit("_", 1)[1]))
+        return largest_components(layer, weight)
+    return _balanced(layer, *_randomized_svd(key, weight, rank, int(name.rsplit("_", 1)[1])))
+
+
+def largest_components(layer: Matrices, matrix: jax.Array) -> Matrices:
+    """The layer whose update is what of its rank is nearest to `matrix` (out, in)."""
+    return _balanced(layer, *_svd(matrix)) if len(layer.scale) else layer
+
+
+def _balanced(layer: Matrices, u: jax.Array, s: jax.Array, vh: jax.Array) -> Matrices:
+    """sqrt(singular value / scale) on either side."""
+    rank = len(layer.scale)
     root = jnp.sqrt(s[:rank] / layer.scale[: len(s)])
     return layer._replace(a=root[:, None] * vh[:rank], b=u[:, :rank] * root[None])
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
-from jlora.config import HEAD_NAMES, LoraConfig
+from jlora.config import HEAD_NAMES, OUTPUT_EMBEDDINGS, LoraConfig
 from jlora.errors import JloraError
 from jlora.paths import nearest
 
@@ -16,8 +16,10 @@ _ALL_LINEAR = "all-linear"
 
 
 def is_target(config: LoraConfig, name: str) -> bool:
-    """Whether the module `name` is to be adapted; "all-linear" matches every name that is not left out."""
+    """Whether the module `name` is to be adapted; "all-linear" matches every name but those of output heads."""
     if config.exclude_modules and matches(config.exclude_modules, name):
+        return False
+    if is_all_linear(config) and name.rpartition(".")[2] in OUTPUT_EMBEDDINGS:
         return False
     if is_trained_whole(config, name) or config.target_modules is None:
         return False

@@ -7,27 +7,41 @@ import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from transformers import GenerationConfig
 
 from jlora.checkpoint_files import WEIGHT_PATTERNS, Planned, fetch, open_tensors, write_model
 from jlora.errors import JloraError
 from jlora.models import abstract_base, example_batch, family
 from jlora.names import hf_keys, is_stacked, is_transposed
 from jlora.paths import leaves_by_path, nearest, replace_leaves
+from jlora.quantize.heads import is_linear_weight
+from jlora.quantize.leaf import Kind, as_array, is_quantized, quantize_leaf
 
 logger = logging.getLogger("jlora")
 
 
-def load_weights(model: Any, name: str, *, key: jax.Array | None = None, revision: str | None = None) -> Any:
-    """The weights of `model`, read tensor by tensor from safetensors files and cast to float32.
+def load_weights(
+    model: Any,
+    name: str,
+    *,
+    param_dtype: Any = jnp.float32,
+    quantize: Kind | None = None,
+    key: jax.Array | None = None,
+    revision: str | None = None,
+) -> Any:
+    """The weights of `model`, read tensor by tensor, cast, and put on the device before the next one is read.
 
     Args:
       model: as `build` gives it.
       name: a folder with safetensors files, a GGUF file, or a hub id.
+      param_dtype: of the leaves, float32 or bfloat16.
+      quantize: "nf4" or "int8" gives `Quantized` leaves in place of the weights of linear layers, heads apart. Each
+        layer's is quantized as it is read, so that the dense model never exists.
       key: initialises a head that the files do not have; the log names it.
       revision: the hub's branch, tag or commit.
 
@@ -36,8 +50,10 @@ def load_weights(model: Any, name: str, *, key: jax.Array | None = None, revisio
 
     Raises:
       JloraError: no safetensors files (pickles are never opened), a file that is not whole, a missing, an
-        unexpected or a wrongly shaped key, a dtype that is not floating point, a new head without `key`.
+        unexpected or a wrongly shaped key, a dtype that is not floating point, a new head without `key`, another
+        `param_dtype` or `quantize`.
     """
+    _require_options(param_dtype, quantize)
     folder, abstract = fetch(name, revision, WEIGHT_PATTERNS), abstract_base(model)
     leaves = leaves_by_path(abstract)
     wanted, tensors, new, dropped = _matched(model, folder, leaves)
@@ -51,11 +67,20 @@ def load_weights(model: Any, name: str, *, key: jax.Array | None = None, revisio
     sources = {path: [tensors[name] for name in names] for path, names in wanted.items() if path not in new}
     for path, stored in sources.items():
         _require_shapes(path, leaves[path].shape, stored)
-    base = replace_leaves(abstract, {path: _read(path, leaves[path].shape, sources[path]) for path in sources})
+    # The largest first: what is held twice for a moment is so beside little else.
+    order = sorted(sources, key=lambda path: leaves[path].size, reverse=True)
+    loaded = {path: _load_leaf(path, sources[path], param_dtype, quantize) for path in order}
     if new and key is not None:
         logger.warning("%s: newly initialised: %s", folder, ", ".join(_names(new, wanted)))
-        base = replace_leaves(base, _initialised(model, key, new))
-    return base
+        loaded |= {path: leaf.astype(param_dtype) for path, leaf in _initialised(model, key, new).items()}
+    return replace_leaves(abstract, loaded)
+
+
+def _require_options(param_dtype: Any, quantize: Any) -> None:
+    if param_dtype not in (jnp.float32, jnp.bfloat16):
+        raise JloraError(f"param_dtype: expected float32 or bfloat16; found {param_dtype!r}")
+    if quantize not in (None, *get_args(Kind)):
+        raise JloraError(f"quantize: expected one of {', '.join(get_args(Kind))}; found {quantize!r}")
 
 
 def new_heads(model: Any, name: str, *, revision: str | None = None) -> dict[str, list[str]]:
@@ -72,12 +97,14 @@ def save_base(
 ) -> None:
     """Writes `base` as a checkpoint of the Hugging Face class that has the name of `model`'s.
 
-    Leaves model.safetensors (shards and an index above `max_shard_bytes`) and config.json in `folder`; other
-    files there stay, older weights are replaced. A crash leaves no half model.
+    Leaves model.safetensors (shards and an index above `max_shard_bytes`), config.json and, of a causal language model,
+    generation_config.json in `folder`; other files there stay, older weights are replaced. A crash leaves no half
+    model. One layer's tensor at a time is copied.
 
     Args:
       folder: is made where it does not exist.
-      model, base: as `load_base` gives them; `base` may be any tree of the same paths and shapes.
+      model, base: as `load_base` gives them; `base` may be any tree of the same paths and shapes. Quantized weights
+        are written as the numbers that they stand for.
       dtype: "float32", "bfloat16" or "float16"; values are rounded to it once.
       max_shard_bytes: size in bytes above which a file is split.
 
@@ -97,7 +124,14 @@ def save_base(
             tensors[name] = Planned(_stored_shape(path, leaf.shape), partial(_tensor, path, leaf, layer))
     config = copy.deepcopy(model.config)
     config.architectures, config.dtype = [type(model).__name__], dtype
-    write_model(Path(folder), tensors, config, dtype, max_shard_bytes)
+    configs = [config] + ([_generation(config)] if family(config.model_type).task == "CAUSAL_LM" else [])
+    write_model(Path(folder), tensors, configs, dtype, max_shard_bytes)
+
+
+def _generation(config: Any) -> GenerationConfig:
+    """Where generation starts, stops and is padded; Hugging Face reads that from a file of its own."""
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return GenerationConfig(**{name: getattr(config, name, None) for name in ids})
 
 
 def _keys(path: str, shape: tuple[int, ...]) -> list[str]:
@@ -183,18 +217,47 @@ def _require_shapes(path: str, shape: tuple[int, ...], tensors: Iterable[Any]) -
             raise JloraError(f"{tensor.file}: {tensor.key}: expected shape {expected}; found {tensor.shape}")
 
 
-def _read(path: str, shape: tuple[int, ...], tensors: list[Any]) -> jax.Array:
-    """One leaf, float32: its single tensor, or the tensors of all layers stacked on axis 0."""
-    leaf = np.empty(shape, np.float32)
+def _load_leaf(path: str, tensors: list[Any], dtype: Any, quantize: Kind | None) -> Any:
+    """One leaf: its single tensor, or the tensors of all layers stacked on axis 0, each quantized as it comes."""
+    if not is_stacked(path):
+        return _quantized(path, tensors[0], dtype, quantize)
+    stack = None
     for layer, tensor in enumerate(tensors):
-        value = tensor.read()
-        leaf[layer if is_stacked(path) else ...] = value.T if is_transposed(path) else value
-    return jax.device_put(leaf).block_until_ready()  # so that no two host buffers are alive at a time
+        value = _quantized(path, tensor, dtype, quantize)
+        if stack is None:
+            stack = jax.tree.map(lambda x: jnp.zeros((len(tensors), *x.shape), x.dtype), value)
+        stack = jax.block_until_ready(_with_layer(stack, value, layer))
+    return stack
+
+
+def _put(path: str, tensor: Any, dtype: Any) -> jax.Array:
+    """A tensor of a file on the device, in memory of its own and in the order of the leaf at `path`."""
+    value = tensor.read(dtype)
+    value = value.T if is_transposed(path) else value
+    return jax.device_put(value, may_alias=False).block_until_ready()
+
+
+def _quantized(path: str, tensor: Any, dtype: Any, kind: Kind | None) -> Any:
+    """A tensor on the device, quantized where the leaf at `path` is to be."""
+    value = _put(path, tensor, dtype)
+    if kind is None or not is_linear_weight(path):
+        return value
+    try:
+        return quantize_leaf(value, kind)
+    except JloraError as error:
+        raise JloraError(f"{tensor.file}: {tensor.key}: {error}") from error
+
+
+@partial(jax.jit, donate_argnums=0)
+def _with_layer(stack: Any, value: Any, layer: int) -> Any:
+    """`stack`, whose arrays are (layers, ...), updated in place."""
+    return jax.tree.map(lambda xs, x: jax.lax.dynamic_update_index_in_dim(xs, x, layer, 0), stack, value)
 
 
 def _tensor(path: str, leaf: Any, layer: int) -> np.ndarray:
-    """The checkpoint's tensor of one layer of a leaf, float32."""
-    value = np.asarray(leaf, np.float32)[layer if is_stacked(path) else ...]
+    """The checkpoint's tensor of one layer of a leaf."""
+    value = jax.tree.map(lambda x: x[layer], leaf) if is_stacked(path) else leaf
+    value = np.asarray(as_array(value, jnp.float32) if is_quantized(value) else value)
     return value.T if is_transposed(path) else value
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 
+import decoder_cases
 import encoder_cases as cases
 import jax
 import jax.numpy as jnp
 import pytest
 
-from jlora.base import example_batch, load_base, load_config, save_base
+from jlora.base import example_batch, load_base, load_config, save_base, stop_ids
 from jlora.errors import JloraError
 
 
@@ -76,7 +77,7 @@ def test_overrides_that_no_config_takes(folder, overrides, message):
 @pytest.mark.parametrize("found", ["t5", None])
 def test_an_unsupported_model_type(folder, found):
     _rewrite(folder, model_type=found)
-    with pytest.raises(JloraError, match=rf"model_type: expected one of bert, distilbert, .*roberta; found {found!r}"):
+    with pytest.raises(JloraError, match=rf"model_type: expected one of bert, .*roberta; found {found!r}"):
         load_config(str(folder))
 
 
@@ -104,10 +105,12 @@ def test_load_base_composes_config_module_and_weights(tmp_path):
         num_labels=4,
         key=jax.random.key(0),
         dtype=jnp.bfloat16,
+        param_dtype=jnp.bfloat16,
         remat=True,
         hidden_act="relu",
     )
     assert (model.dtype, model.remat, model.config.hidden_act) == (jnp.bfloat16, True, "relu")
+    assert {leaf.dtype for leaf in jax.tree.leaves(base)} == {jnp.dtype(jnp.bfloat16)}
     logits = jax.eval_shape(model.apply, base, example_batch(model.config))
     assert (logits.shape, logits.dtype) == ((1, 4), jnp.float32)
 
@@ -120,6 +123,25 @@ def test_label_names_go_round(tmp_path):
     again, _ = load_base(str(tmp_path / "out"))
     assert again.config.id2label == names
     assert again.config.problem_type == "single_label_classification"
+
+
+def test_a_merged_model_stops_where_the_original_did(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    oracle = decoder_cases.torch_decoder(decoder_cases.tiny_decoder("llama", eos_token_id=2, bos_token_id=1))
+    oracle.generation_config = transformers.GenerationConfig(eos_token_id=[2, 7], bos_token_id=1, pad_token_id=0)
+    model, base = decoder_cases.load_saved(oracle, tmp_path / "in")
+    assert stop_ids(model.config) == (2, 7)
+    save_base(tmp_path / "out", model, base)
+    found = transformers.GenerationConfig.from_pretrained(tmp_path / "out")
+    assert (found.eos_token_id, found.bos_token_id, found.pad_token_id) == ([2, 7], 1, 0)
+    assert stop_ids(load_base(str(tmp_path / "out"))[0].config) == (2, 7)
+
+
+@pytest.mark.parametrize(("eos", "expected"), [(None, ()), (3, (3,)), ([3, 4], (3, 4))])
+def test_stop_ids_without_a_file_of_their_own_are_the_configs(tmp_path, eos, expected):
+    decoder_cases.tiny_decoder("llama", eos_token_id=eos).save_pretrained(tmp_path)
+    assert stop_ids(load_config(str(tmp_path))) == expected
+    assert stop_ids(load_config(str(tmp_path), eos_token_id=9)) == (9,)
 
 
 def test_a_refused_config_is_refused_before_weights_are_opened(folder):

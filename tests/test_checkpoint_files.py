@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import weakref
 
 import encoder_cases as cases
 import numpy as np
@@ -31,7 +32,7 @@ def _planned(**values: np.ndarray) -> dict[str, Planned]:
 
 
 def _write(folder, *, dtype="float32", max_shard_bytes=10**9, **values):
-    write_model(folder, _planned(**values), CONFIG, dtype, max_shard_bytes)
+    write_model(folder, _planned(**values), [CONFIG], dtype, max_shard_bytes)
 
 
 A, B = np.arange(6, dtype=np.float32).reshape(2, 3), np.full((4,), 1 / 3, np.float32)
@@ -41,7 +42,7 @@ def test_what_was_written_is_opened_again(tmp_path):
     _write(tmp_path, a=A, b=B)
     tensors = open_tensors(tmp_path)
     assert {key: tensor.shape for key, tensor in tensors.items()} == {"a": (2, 3), "b": (4,)}
-    np.testing.assert_array_equal(tensors["a"].read(), A)
+    np.testing.assert_array_equal(tensors["a"].read(np.float32), A)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", SINGLE_FILE]
 
 
@@ -51,7 +52,29 @@ def test_shards_and_their_index(tmp_path):
     index = read_json(tmp_path / INDEX_FILE)
     assert index["metadata"]["total_size"] == A.nbytes + B.nbytes
     assert len(set(index["weight_map"].values())) == 2
-    np.testing.assert_array_equal(open_tensors(tmp_path)["b"].read(), B)
+    np.testing.assert_array_equal(open_tensors(tmp_path)["b"].read(np.float32), B)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_file_is_the_one_that_safetensors_writes(dtype, tmp_path):
+    values = {"b": B, "a": A, "scalar": np.array(3, np.float32), "é": np.ones((3, 1, 2), np.float32)}
+    _write(tmp_path, **values, dtype=dtype)
+    expected = {key: np.asarray(value.astype(files.DTYPES[dtype])) for key, value in values.items()}
+    save_file(expected, tmp_path / "expected", metadata={"format": "pt"})
+    assert (tmp_path / SINGLE_FILE).read_bytes() == (tmp_path / "expected").read_bytes()
+
+
+def test_one_tensor_is_in_memory_at_a_time(tmp_path):
+    alive = []
+
+    def value():
+        assert not [reference for reference in alive if reference() is not None]
+        array = np.ones(1000, np.float32)
+        alive.append(weakref.ref(array))
+        return array
+
+    write_model(tmp_path, {key: Planned((1000,), value) for key in "abc"}, [CONFIG], "float32", 10**9)
+    assert len(alive) == 3
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -80,21 +103,21 @@ def test_old_weights_are_replaced_and_other_files_stay(tmp_path):
 
 def test_a_crash_while_writing_leaves_the_old_model(tmp_path, monkeypatch):
     _write(tmp_path, a=A, b=B)
-    save, calls = files.save_file, []
+    write, calls = files._write_file, []
 
     def crash_at_the_second(*args, **kwargs):
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        save(*args, **kwargs)
+        write(*args, **kwargs)
 
-    monkeypatch.setattr(files, "save_file", crash_at_the_second)
+    monkeypatch.setattr(files, "_write_file", crash_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         _write(tmp_path, a=2 * A, b=B, max_shard_bytes=24)
-    np.testing.assert_array_equal(open_tensors(tmp_path)["a"].read(), A)
+    np.testing.assert_array_equal(open_tensors(tmp_path)["a"].read(np.float32), A)
     monkeypatch.undo()
     _write(tmp_path, a=2 * A, b=B)
-    np.testing.assert_array_equal(open_tensors(tmp_path)["a"].read(), 2 * A)
+    np.testing.assert_array_equal(open_tensors(tmp_path)["a"].read(np.float32), 2 * A)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", SINGLE_FILE]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import decoder_cases as cases
 import gguf
+import gguf_cases
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,73 +27,73 @@ def real_model() -> Path:
     return next(Path(spec.origin).parent.rglob("*.gguf"))
 
 
-def _permuted(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows in llama.cpp's order: the pairs that are turned together side by side."""
-    return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+FILES = {
+    "llama": ("llama", {"rms_norm_eps": 1e-5}),
+    "llama, tied, biases": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
+    "qwen2": ("qwen2", {"head_dim": 8}),
+    "qwen3, wide heads": ("qwen3", {"head_dim": 16, "attention_bias": True}),
+}
 
 
-def write_gguf(
-    path: Path, config, tensors: dict[str, np.ndarray], *, quantization=gguf.GGMLQuantizationType.F32
-) -> None:
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_token_list([f"t{i}" for i in range(config.vocab_size)])
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for key, value in tensors.items():
-        if key.endswith("q_proj.weight"):
-            value = _permuted(value, config.num_attention_heads)
-        if key.endswith("k_proj.weight"):
-            value = _permuted(value, config.num_key_value_heads)
-        name = names.get_name(key, try_suffixes=(".weight",))
-        kind = quantization if value.ndim > 1 else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(name, gguf.quantize(value, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-@pytest.mark.parametrize("tied", [False, True])
-def test_the_logits_of_a_file_are_those_of_the_folder_it_was_made_from(tied, tmp_path):
-    oracle = cases.torch_decoder(cases.tiny_decoder("llama", tie_word_embeddings=tied, rms_norm_eps=1e-5))
-    tensors = {key: value.numpy() for key, value in oracle.state_dict().items() if not (tied and "lm_head" in key)}
-    write_gguf(tmp_path / "tiny.gguf", oracle.config, tensors)
+@pytest.mark.parametrize("name", FILES)
+def test_the_logits_of_a_file_are_those_of_the_folder_it_was_made_from(name, tmp_path):
+    model_type, switches = FILES[name]
+    oracle = cases.torch_decoder(cases.tiny_decoder(model_type, **switches))
+    gguf_cases.write_model(tmp_path / "tiny.gguf", oracle)
     model, base = jlora.load_base(str(tmp_path / "tiny.gguf"))
-    assert model.config.tie_word_embeddings is tied
+    assert model.config.tie_word_embeddings == oracle.config.tie_word_embeddings
     batch = cases.random_tokens(model.config)
     real = np.asarray(batch["attention_mask"], bool)
     assert difference(np.asarray(model.apply(base, batch))[real], cases.torch_logits(oracle, batch)[real]) < 1e-5
 
 
 def test_quantized_blocks_are_dequantized(tmp_path):
-    oracle = cases.torch_decoder(cases.tiny_decoder("llama", hidden_size=64, intermediate_size=64))
-    tensors = {key: value.numpy() for key, value in oracle.state_dict().items()}
-    write_gguf(tmp_path / "q8.gguf", oracle.config, tensors, quantization=gguf.GGMLQuantizationType.Q8_0)
+    oracle = cases.torch_decoder(cases.tiny_decoder("llama", hidden_size=64, intermediate_size=64, head_dim=16))
+    gguf_cases.write_model(tmp_path / "q8.gguf", oracle, quantization=gguf.GGMLQuantizationType.Q8_0)
     _, base = jlora.load_base(str(tmp_path / "q8.gguf"))
     found = base["params"]["model"]["layers"]["mlp"]["up_proj"]["kernel"][1].T
-    expected = tensors["model.layers.1.mlp.up_proj.weight"]
+    expected = oracle.state_dict()["model.layers.1.mlp.up_proj.weight"].numpy()
     assert 1e-4 < difference(found, expected) < 1e-2
 
 
-def test_files_that_cannot_be_read_say_why(tmp_path):
-    with pytest.raises(jlora.JloraError, match="expected the folder of a model"):
-        load_config(str(tmp_path / "none.gguf"))
-    (tmp_path / "text.gguf").write_bytes(b"no model at all, but long enough to have a header")
-    with pytest.raises(jlora.JloraError, match=r"text\.gguf: expected a whole GGUF file"):
-        load_config(str(tmp_path / "text.gguf"))
+def _with_one_tensor(path: Path, name: str, value: np.ndarray, **options) -> str:
     config = cases.tiny_decoder("llama")
-    write_gguf(tmp_path / "half.gguf", config, {"model.norm.weight": np.ones(32, np.float32)})
-    with pytest.raises(jlora.JloraError, match=r"expected .*embed_tokens.*found no such keys"):
-        jlora.load_base(str(tmp_path / "half.gguf"))
-    with pytest.raises(jlora.JloraError, match=r"tokenizer\.ggml: expected the model gpt2"):
-        gguf_tokenizer(tmp_path / "half.gguf")
+    writer = gguf_cases.writer(path, config)
+    gguf_cases.add_tensors(writer, config, {"model.embed_tokens.weight": np.ones((60, 32), np.float32)})
+    writer.add_tensor(name, value, **options)
+    gguf_cases.close(writer)
+    return str(path)
+
+
+def test_a_tensor_of_another_architecture_is_an_error(tmp_path):
+    name = _with_one_tensor(tmp_path / "moe.gguf", "blk.0.ffn_gate_exps.weight", np.ones((32, 32), np.float32))
+    with pytest.raises(jlora.JloraError, match=r"blk\.0\.ffn_gate_exps\.weight: expected a tensor of llama; found one"):
+        jlora.load_base(name)
+
+
+def test_half_a_model_is_an_error(tmp_path):
+    name = _with_one_tensor(tmp_path / "half.gguf", "output_norm.weight", np.ones(32, np.float32))
+    with pytest.raises(jlora.JloraError, match=r"expected .*layers\.0.* and \d+ more; found no such keys"):
+        jlora.load_base(name)
+
+
+def test_a_type_that_cannot_be_read_is_named_with_its_tensor(tmp_path):
+    oracle = cases.torch_decoder(cases.tiny_decoder("llama", num_hidden_layers=1))
+    config = oracle.config
+    writer = gguf_cases.writer(tmp_path / "i8.gguf", config)
+    tensors = {key: value.numpy() for key, value in oracle.state_dict().items() if key != "model.norm.weight"}
+    gguf_cases.add_tensors(writer, config, tensors)
+    writer.add_tensor("output_norm.weight", np.ones(32, np.int8))
+    gguf_cases.close(writer)
+    with pytest.raises(jlora.JloraError, match=r"output_norm\.weight: expected a type that gguf dequantizes; found I8"):
+        jlora.load_base(str(tmp_path / "i8.gguf"))
+
+
+def test_a_file_that_is_not_there():
+    with pytest.raises(jlora.JloraError, match="expected the folder of a model"):
+        load_config("./none.gguf")
+    with pytest.raises(jlora.JloraError, match=r"none\.gguf: expected a GGUF file; found no such file"):
+        gguf_tokenizer(Path("none.gguf"))
 
 
 def test_the_real_chat_model_has_transformers_logits_and_knows_paris(tmp_path):

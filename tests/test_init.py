@@ -209,7 +209,7 @@ def test_token_rows():
         _init(["embed"], trainable_token_indices=config.trainable_token_indices)
 
 
-@pytest.mark.parametrize("name", ["pissa", "pissa_niter_4", "olora", "lora_ga", "eva"])
+@pytest.mark.parametrize("name", ["pissa", "pissa_niter_4", "olora", "loftq", "lora_ga", "eva"])
 def test_initializations_with_a_function_of_their_own_are_pointed_to(name):
     with pytest.raises(jlora.JloraError, match=rf"init_lora_weights: .*{name}.*jlora\.init_"):
         _init(["dense"], init_lora_weights=name)

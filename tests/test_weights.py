@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import decoder_cases
 import encoder_cases as cases
 import jax
 import jax.numpy as jnp
@@ -12,8 +18,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import jlora
+from jlora.checkpoint_files import Planned, write_model
 from jlora.errors import JloraError
-from jlora.models import build
+from jlora.models import abstract_base, build, example_batch
+from jlora.names import hf_keys, is_stacked, is_transposed
 from jlora.paths import leaves_by_path
 from jlora.weights import load_weights, save_base
 
@@ -93,6 +102,104 @@ def test_a_bfloat16_file_comes_back_bit_for_bit(bert, tmp_path):
     base = load(rounded)
     save_base(tmp_path / "again", build(cases.tiny_config("bert")), base, dtype="bfloat16")
     _assert_same_file(tmp_path / "again" / "model.safetensors", rounded)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32, np.float64])
+def test_a_base_in_bfloat16_is_rounded_once_and_written_exactly(bert, tmp_path, dtype):
+    tensors, load = bert
+    rounded = {key: value.astype(ml_dtypes.bfloat16) for key, value in tensors.items()}
+    base = load({key: value.astype(dtype) for key, value in tensors.items()}, param_dtype=jnp.bfloat16)
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(base))
+    model = build(cases.tiny_config("bert"))
+    for name in ("bfloat16", "float32"):
+        save_base(tmp_path / name, model, base, dtype=name)
+        found = load_file(tmp_path / name / "model.safetensors")
+        jax.tree.map(np.testing.assert_array_equal, found, {key: value.astype(name) for key, value in rounded.items()})
+
+
+def test_a_new_head_has_the_dtype_of_the_rest(bert):
+    tensors, load = bert
+    base = load(_renamed(tensors, "bert.", ""), key=jax.random.key(0), param_dtype=jnp.bfloat16)
+    assert base["params"]["classifier"]["kernel"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.int8, "float32"])
+def test_another_dtype_of_the_parameters_is_an_error(bert, dtype):
+    tensors, load = bert
+    with pytest.raises(JloraError, match="param_dtype: expected float32 or bfloat16; found"):
+        load(tensors, param_dtype=dtype)
+
+
+def test_a_loaded_base_outlives_its_files(bert, tmp_path):
+    tensors, load = bert
+    base = load(tensors)
+    expected = jax.tree.map(lambda leaf: np.array(leaf, copy=True), base)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"\0" * file.stat().st_size)
+    _assert_same_tree(base, expected)
+
+
+def _write_random(folder: Path, dtype: str, max_shard_bytes: int) -> None:
+    """A Llama of 12 layers of 3.4 M parameters and an embedding of 4.2 M."""
+    sizes = {"hidden_size": 512, "intermediate_size": 1536, "num_attention_heads": 8, "num_key_value_heads": 8}
+    config = decoder_cases.tiny_decoder(
+        "llama", **sizes, head_dim=64, vocab_size=8192, num_hidden_layers=12, tie_word_embeddings=True
+    )
+    rng, tensors = np.random.default_rng(0), {}
+    for path, leaf in leaves_by_path(abstract_base(build(config))).items():
+        shape = leaf.shape[1:] if is_stacked(path) else leaf.shape
+        shape = shape[::-1] if is_transposed(path) else shape
+        for key in hf_keys(path, leaf.shape[0] if is_stacked(path) else None):
+            tensors[key] = Planned(shape, lambda shape=shape: rng.random(shape, np.float32))
+    write_model(folder, tensors, [config], dtype, max_shard_bytes)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "kind", "dtype"),
+    [("llama", "nf4", jnp.bfloat16), ("gpt2", "int8", jnp.float32), ("bert", "int8", jnp.bfloat16)],
+)
+def test_a_base_quantized_while_it_is_read_is_the_one_quantized_behind(model_type, kind, dtype, tmp_path):
+    if model_type == "bert":
+        oracle = cases.torch_classifier(cases.tiny_config("bert"))
+    else:
+        oracle = decoder_cases.torch_decoder(decoder_cases.tiny_decoder(model_type))
+    oracle.save_pretrained(tmp_path)
+    model = build(oracle.config)
+    found = load_weights(model, str(tmp_path), param_dtype=dtype, quantize=kind)
+    dense = load_weights(model, str(tmp_path), param_dtype=dtype)
+    expected = jlora.quantize(dense, kind, model.apply, example_batch(model.config))
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    _assert_same_tree(found, expected)
+    save_base(tmp_path / "again", model, found)
+    _assert_same_tree(load_weights(model, str(tmp_path / "again")), jlora.dequantize(found, jnp.float32))
+
+
+def test_a_weight_that_cannot_be_quantized_is_named_with_its_file(bert):
+    tensors, load = bert
+    broken = np.full_like(tensors[QUERY], np.nan)
+    with pytest.raises(JloraError, match=rf"model.safetensors: {QUERY}: quantize: expected finite numbers"):
+        load(tensors | {QUERY: broken}, quantize="int8")
+
+
+def test_another_kind_of_quantization_is_an_error(bert):
+    tensors, load = bert
+    with pytest.raises(JloraError, match="quantize: expected one of nf4, int8; found 'fp4'"):
+        load(tensors, quantize="fp4")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's count of resident bytes")
+def test_loading_takes_little_more_than_the_model_and_saving_little_at_all(tmp_path):
+    for dtype, shard_bytes in {"float32": 30_000_000, "bfloat16": 10**12}.items():
+        _write_random(tmp_path / dtype, dtype, shard_bytes)
+    script = Path(__file__).with_name("peak_memory.py")
+    command = [sys.executable, str(script), str(tmp_path)]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "100000", "PYTHONPATH": str(script.parents[1])}
+    output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+    embedding = 8192 * 512
+    for found, size, beside in zip(json.loads(output), (180e6, 90e6, 29e6), (0, 0, 2 * embedding), strict=True):
+        assert size < found["base"] < 1.03 * size
+        assert 0.9 * found["base"] < found["load"] < 1.2 * found["base"] + beside, found
+        assert found["save"] < 4 * embedding, found
 
 
 def _renamed(tensors, start, new):

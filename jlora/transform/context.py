@@ -39,6 +39,8 @@ class Context:
     def whole(self, value: Any, where: str, equation: int = 0) -> Any:
         """The value as an array, where no rule takes a weight with an update: `where` is a primitive's name.
 
+        A quantized weight without one is dequantized there.
+
         Raises:
           JloraError: the value has an update, and nothing may be materialized. A leaf that is only watched is
             noted instead.
@@ -47,7 +49,8 @@ class Context:
             return value
         if value.watched:
             self.saw(value, Use(where, value.stack))
-            return value.weight
+        if value.a is None:
+            return dense(value)
         if not self.materialize:
             raise JloraError(
                 f"{value.path}: expected to be used in a matrix product, a convolution or a table lookup, found it in"

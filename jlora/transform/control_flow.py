@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from jlora.errors import JloraError
 from jlora.transform import compat
 from jlora.transform.context import Context
-from jlora.transform.factored import Factored, slice_leading, with_arrays
+from jlora.transform.factored import Factored, slice_leading, with_arrays, with_formed_weight
 
 Evaluate = Callable[[Context, Any, list], list]
 """(context, jaxpr, values of its inputs) -> values of its outputs; some may be Factored."""
@@ -106,6 +106,7 @@ def _cond(evaluate: Evaluate, context: Context, params: dict, inputs: list) -> l
 def _shard_map(evaluate: Evaluate, context: Context, params: dict, inputs: list) -> list:
     inner = context.enter()
     key, inner = inner.key, dataclasses.replace(inner, key=None)
+    inputs = [with_formed_weight(value) if isinstance(value, Factored) else value for value in inputs]
 
     def run(key: jax.Array | None, *values: Any) -> list:
         results = evaluate(dataclasses.replace(inner, key=key), params["jaxpr"], list(values))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from jax import lax
 
 from jlora import dora
 from jlora.adapter import LowRank, Rows, scaled_b
+from jlora.quantize.leaf import Quantized, as_array
+from jlora.transform.deferred import Deferred, deferred, formed
 
 
 @jax.tree_util.register_dataclass
@@ -19,9 +22,9 @@ class Factored:
     """Stands for gain * (weight + sum over r of a[r] * b[r]), which is never formed.
 
     Attributes:
-      weight: the base's weight, seen through whatever moved its axes so far: (*dims).
-      a, b: (r, *dims), of size 1 on the axes over which they do not vary; the scale is in b. None while the
-        function is only watched to see how it uses its weights.
+      weight: the base's weight, seen through whatever moved its axes so far: (*dims). Deferred where it is quantized.
+      a, b: (r, *dims), of size 1 on the axes over which they do not vary; the scale is in b. None where there is no
+        update: the weight is quantized, or watched.
       gain: DoRA's, (*dims) with size 1 likewise; None is 1.
       path: the leaf's path.
       axes: for each dim, the axes of the leaf that it came from.
@@ -30,9 +33,10 @@ class Factored:
       dropout: rate for the input of a.
       only: the kind of use that sees the update; None is every use.
       tapped: the gradient of a is to be the second moments of the input (`jlora.transform.tap`).
+      watched: only the use is of interest.
     """
 
-    weight: jax.Array
+    weight: jax.Array | Deferred
     a: jax.Array | None
     b: jax.Array | None
     gain: jax.Array | None
@@ -43,36 +47,44 @@ class Factored:
     dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
     only: str | None = dataclasses.field(default=None, metadata={"static": True})
     tapped: bool = dataclasses.field(default=False, metadata={"static": True})
+    watched: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
-    def watched(self) -> bool:
-        """True where there is no update yet and only the use is of interest."""
-        return self.a is None
+    def is_only_quantized(self) -> bool:
+        """Whether this stands for a quantized weight without an update."""
+        return self.a is None and not self.watched
 
 
-def watch(path: str, weight: jax.Array) -> Factored:
+def watch(path: str, weight: jax.Array | Quantized) -> Factored:
     """The leaf without an update, to see how it is used."""
-    return Factored(weight, None, None, None, path, _own_axes(weight))
+    return Factored(deferred(weight), None, None, None, path, _own_axes(weight), watched=True)
 
 
-def factored(path: str, weight: jax.Array, entry: LowRank | Rows) -> Factored:
+def unadapted(path: str | None, leaf: Any) -> Any:
+    """A leaf or an argument without an update: a quantized leaf as Factored, anything else as it is."""
+    if path is None or not isinstance(leaf, Quantized):
+        return leaf
+    return Factored(deferred(leaf), None, None, None, path, _own_axes(leaf))
+
+
+def factored(path: str, weight: jax.Array | Quantized, entry: LowRank | Rows) -> Factored:
     """The leaf with its update: a and b spread over the leaf's axes, r in front.
 
     A row of `Rows` is a component of its own: a is 1 at the row's index, b what the row gains.
     """
     if isinstance(entry, Rows):
         a = jax.nn.one_hot(jnp.asarray(entry.indices), weight.shape[0], dtype=entry.value.dtype)
-        b = entry.value - weight[jnp.asarray(entry.indices)].astype(entry.value.dtype)
+        b = entry.value - as_array(weight)[jnp.asarray(entry.indices)].astype(entry.value.dtype)
         a = jnp.expand_dims(a, tuple(range(2, 1 + weight.ndim)))
-        return Factored(weight, a, jnp.expand_dims(b, 1), None, path, _own_axes(weight))
+        return Factored(deferred(weight), a, jnp.expand_dims(b, 1), None, path, _own_axes(weight))
     stack, inputs, outputs, out = dora.letters(entry)
     a = _spread(entry.a, f"{stack}r{inputs}", f"r{out}")
     b = _spread(scaled_b(entry), f"{stack}r{outputs}", f"r{out}")
     gain = None if entry.magnitude is None else _spread(dora.gain(entry, weight), stack + outputs, out)
-    return Factored(weight, a, b, gain, path, _own_axes(weight), dropout=entry.dropout, only=entry.only)
+    return Factored(deferred(weight), a, b, gain, path, _own_axes(weight), dropout=entry.dropout, only=entry.only)
 
 
-def _own_axes(weight: jax.Array) -> tuple[tuple[int, ...], ...]:
+def _own_axes(weight: jax.Array | Quantized) -> tuple[tuple[int, ...], ...]:
     return tuple((axis,) for axis in range(len(weight.shape)))
 
 
@@ -83,16 +95,23 @@ def _spread(factor: jax.Array, letters: str, out: str) -> jax.Array:
     return jnp.expand_dims(jnp.transpose(factor, order), missing)
 
 
+def with_formed_weight(value: Factored) -> Factored:
+    """The same with its weight as an array."""
+    return dataclasses.replace(value, weight=formed(value.weight))
+
+
 def dense(value: Factored) -> jax.Array:
     """gain * (weight + a b), formed: for uses that no rule covers."""
-    assert value.a is not None
+    weight = formed(value.weight)
+    if value.a is None:
+        return weight
     assert value.b is not None
     names = "abcdefghijklmnopq"[: value.weight.ndim]
     (a_names, a), (b_names, b) = varying(value.a, names), varying(value.b, names)
     present = "".join(name for name in names if name in a_names or name in b_names)
     update = jnp.einsum(f"{a_names},{b_names}->{present}", a, b)
     update = jnp.expand_dims(update, [axis for axis, name in enumerate(names) if name not in present])
-    whole = value.weight + update.astype(value.weight.dtype)
+    whole = weight + update.astype(weight.dtype)
     return whole if value.gain is None else (whole.astype(value.gain.dtype) * value.gain).astype(whole.dtype)
 
 
@@ -105,6 +124,8 @@ def varying(factor: jax.Array, letters: Sequence[str]) -> tuple[str, jax.Array]:
 
 def slice_leading(value: Factored) -> tuple[Factored, Factored]:
     """(what a scan goes over, what its body sees): leading axes first, and the metadata of one slice."""
+    if isinstance(value.weight, Deferred) and not value.weight.leaf.stack:
+        value = with_formed_weight(value)  # the slices are no layers, but rows of one
     outer, size = value, value.weight.shape[0]
     if value.a is not None and value.b is not None:
         a, b = (jnp.broadcast_to(f, (f.shape[0], size, *f.shape[2:])) for f in (value.a, value.b))

@@ -15,10 +15,11 @@ import numpy as np
 from jax.extend import core
 
 from jlora.paths import leaves_by_path
+from jlora.quantize.leaf import Quantized, is_quantized
 from jlora.transform import compat
 from jlora.transform.context import Context
 from jlora.transform.control_flow import CONTROL_FLOW
-from jlora.transform.factored import Factored
+from jlora.transform.factored import Factored, dense
 from jlora.transform.moves import moved
 from jlora.transform.rules import CONSUMERS
 
@@ -28,7 +29,7 @@ class Traced:
     """A function traced to a jaxpr, with the arrays that go into it."""
 
     jaxpr: Any  # with its constants
-    leaves: list  # arrays of base and arguments, in the order of the jaxpr's inputs
+    leaves: list  # of base and arguments, in the order of the jaxpr's inputs: arrays, and Quantized in the base
     paths: list[str | None]  # of the base's leaves; None for the arguments'
     structure: Any  # tree of the result
 
@@ -36,7 +37,7 @@ class Traced:
 def trace(fn: Callable, base: Any, args: tuple, kwargs: dict) -> Traced:
     """Traces `fn(base, *args, **kwargs)`; arguments that are no arrays stay as they are."""
     base_paths = list(leaves_by_path(base))
-    leaves, structure = jax.tree.flatten((base, args, kwargs))
+    leaves, structure = jax.tree.flatten((base, args, kwargs), is_leaf=is_quantized)
     dynamic = [i for i, leaf in enumerate(leaves) if i < len(base_paths) or _is_array(leaf)]
     paths = [*base_paths, *[None] * (len(dynamic) - len(base_paths))]
     out_structure = None
@@ -51,7 +52,12 @@ def trace(fn: Callable, base: Any, args: tuple, kwargs: dict) -> Traced:
         return results
 
     arrays = [leaves[i] for i in dynamic]
-    return Traced(jax.make_jaxpr(flat)(*arrays), arrays, paths, out_structure)
+    return Traced(jax.make_jaxpr(flat)(*map(_as_seen, arrays)), arrays, paths, out_structure)
+
+
+def _as_seen(leaf: Any) -> Any:
+    """What the function is traced with: of a quantized weight, the shape and dtype of the dense one."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, Quantized) else leaf
 
 
 def _is_array(leaf: Any) -> bool:
@@ -99,6 +105,8 @@ def _apply_rule(context: Context, eqn: Any, inputs: list) -> list:
     if name in CONTROL_FLOW:
         return CONTROL_FLOW[name](evaluate, context, params, inputs)
     results: list | None = None
+    if sum(isinstance(value, Factored) for value in inputs) > 1:
+        inputs = [dense(x) if isinstance(x, Factored) and x.is_only_quantized else x for x in inputs]
     if sum(isinstance(value, Factored) for value in inputs) == 1:
         results = CONSUMERS[name](context, params, inputs) if name in CONSUMERS else _move(eqn, inputs)
     if results is not None:
@@ -114,4 +122,4 @@ def _move(eqn: Any, inputs: list) -> list | None:
     value, *others = inputs
     if not isinstance(value, Factored):
         return None
-    return moved(value, _alone(eqn, [value.weight, *others]), eqn.primitive.name, eqn.params, others)
+    return moved(value, lambda weight: _alone(eqn, [weight, *others]), eqn.primitive.name, eqn.params, others)

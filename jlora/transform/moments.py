@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from jlora.adapter import Adapter, LowRank
+from jlora.quantize.leaf import Quantized
 from jlora.transform.context import Context
-from jlora.transform.factored import Factored, factored
+from jlora.transform.factored import Factored, factored, unadapted
 from jlora.transform.interpreter import results_of, trace
 
 
@@ -35,7 +36,9 @@ def second_moments(fn: Callable, base: Any, adapter: Adapter, *args: Any, **kwar
 
     def outputs(taps: dict[str, jax.Array]) -> jax.Array:
         values = [
-            leaf if path is None or path not in taps else _tapped(path, leaf, products[path], taps[path])
+            unadapted(path, leaf)
+            if path is None or path not in taps
+            else _tapped(path, leaf, products[path], taps[path])
             for path, leaf in zip(traced.paths, traced.leaves, strict=True)
         ]
         results = [x for x in results_of(Context(None), traced, values) if jnp.issubdtype(x.dtype, jnp.floating)]
@@ -51,7 +54,7 @@ def _moments_of_nothing(entry: LowRank) -> jax.Array:
     return jnp.zeros((*entry.a.shape[:stack], width, width), jnp.float32)
 
 
-def _tapped(path: str, leaf: jax.Array, entry: LowRank, tap: jax.Array) -> Factored:
+def _tapped(path: str, leaf: jax.Array | Quantized, entry: LowRank, tap: jax.Array) -> Factored:
     """The leaf with the place for its moments where A would be; nothing is added to it."""
     stack = len(entry.scale.shape) - 1
     a = tap.reshape(*tap.shape[: stack + 1], *entry.a.shape[stack + 1 :])

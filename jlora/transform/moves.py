@@ -11,20 +11,23 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jlora.transform.deferred import Deferred, formed, moved_later
 from jlora.transform.factored import Factored
 
 
-def moved(value: Factored, weights: list[jax.Array], name: str, params: dict, others: list) -> list[Factored] | None:
+def moved(value: Factored, run: Callable, name: str, params: dict, others: list) -> list[Factored] | None:
     """The results of a primitive that only moves, drops, adds or casts axes; None where it has no rule.
 
     Args:
-      weights: what the primitive makes of the weight itself.
+      run: the primitive, of an array in the weight's place.
       name, params, others: of the primitive, and its other operands.
     """
     rule = _RULES.get(name)
     plans = rule(value.weight.shape, params, others) if rule else None
     if plans is None:
         return None
+    later = moved_later(value.weight, name, params, others) if isinstance(value.weight, Deferred) else None
+    weights = run(formed(value.weight)) if later is None else later
     results = [_moved(value, weight, name, *plan) for weight, plan in zip(weights, plans, strict=True)]
     known = [result for result in results if result is not None]
     return known if len(known) == len(results) else None
@@ -33,10 +36,12 @@ def moved(value: Factored, weights: list[jax.Array], name: str, params: dict, ot
 _CUTS = ("slice", "dynamic_slice", "split")
 
 
-def _moved(value: Factored, weight: jax.Array, name: str, sources: tuple, apply: Callable) -> Factored | None:
+def _moved(
+    value: Factored, weight: jax.Array | Deferred, name: str, sources: tuple, apply: Callable
+) -> Factored | None:
     a, b = (None if factor is None else jax.vmap(apply)(factor) for factor in (value.a, value.b))
     gain = None if value.gain is None else apply(value.gain)
-    if not value.watched and (a is None or b is None or (gain is None) != (value.gain is None)):
+    if value.a is not None and (a is None or b is None or (gain is None) != (value.gain is None)):
         return None
     if value.gain is not None and gain is not None:
         gain = gain.astype(value.gain.dtype)  # a gain in half precision would cost the result its own

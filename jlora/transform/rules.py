@@ -19,6 +19,7 @@ from jlora.transform.consume import (
 )
 from jlora.transform.context import Context
 from jlora.transform.convolution import conv_arguments, conv_gain, conv_update, conv_use
+from jlora.transform.deferred import used
 from jlora.transform.factored import Factored
 from jlora.transform.tap import tap
 
@@ -30,14 +31,13 @@ def _dot(context: Context, params: dict, inputs: list) -> list | None:
     contract, batch = params["dimension_numbers"]
 
     def product(x: jax.Array) -> jax.Array:
-        return lax.dot_general(*((weight.weight, x) if w_is_left else (x, weight.weight)), **params)
+        return used(lambda w, x: lax.dot_general(*((w, x) if w_is_left else (x, w)), **params), weight.weight, x)
 
     if weight.watched:
         context.saw(weight, dot_use(weight, contract[side], batch[side]))
-        return [product(x)]
     if weight.tapped:
         return [tap(weight, product(x), x, w_is_left, params)]
-    if weight.only not in (None, "linear"):
+    if weight.a is None or weight.only not in (None, "linear"):
         return [product(x)]
     gains = (None, None) if weight.gain is None else gain_places(weight, x.ndim, w_is_left, params)
     if gains is None:
@@ -54,10 +54,10 @@ def _lookup(context: Context, params: dict, inputs: list) -> list | None:
     axis = lookup_axis(params, table.weight.shape) if isinstance(table, Factored) else None
     if axis is None:
         return None
-    rows = lax.gather(table.weight, indices, **_gather_arguments(params))
+    rows = used(lambda w: lax.gather(w, indices, **_gather_arguments(params)), table.weight)
     if table.watched:
         context.saw(table, lookup_use(table, axis))
-    if table.watched or table.tapped or table.only not in (None, "lookup"):
+    if table.a is None or table.tapped or table.only not in (None, "lookup"):
         return [rows]
     rows = rows + lookup_update(table, indices, params, axis).astype(rows.dtype)
     return [rows if table.gain is None else times(rows, lookup_gain(table.gain, indices, params, axis))]
@@ -72,10 +72,10 @@ def _convolve(context: Context, params: dict, inputs: list) -> list | None:
     x, kernel = inputs
     if not isinstance(kernel, Factored):
         return None
-    result = lax.conv_general_dilated(x, kernel.weight, **conv_arguments(params))
+    result = used(lambda w, x: lax.conv_general_dilated(x, w, **conv_arguments(params)), kernel.weight, x)
     if kernel.watched:
         context.saw(kernel, conv_use(kernel, params))
-    if kernel.watched or kernel.tapped or kernel.only not in (None, "conv"):
+    if kernel.a is None or kernel.tapped or kernel.only not in (None, "conv"):
         return [result]
     update = conv_update(kernel, x, params, context.draw(kernel, x))
     gain = None if kernel.gain is None else conv_gain(kernel.gain, params)

@@ -1,0 +1,152 @@
+"""The tokenizer that a GGUF file describes, as Hugging Face's `tokenizers` has it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
+
+from jlora.errors import JloraError
+from jlora.gguf_reader import Gguf
+
+_CONTROL, _USER_DEFINED = 3, 4
+"""Token types that are never split."""
+_SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+
+
+def tokenizer_of(content: Gguf) -> PreTrainedTokenizerFast:
+    """The tokenizer of a file, with its chat templates.
+
+    Raises:
+      JloraError: another kind of tokenizer than byte-level BPE with a known pre-tokenizer and SentencePiece's BPE, a
+        list that is missing.
+    """
+    fields = {key.removeprefix("tokenizer.ggml."): value for key, value in content.fields.items()}
+    kind, before = fields.get("model"), fields.get("pre")
+    for key in ("tokens", "token_type", "merges" if kind == "gpt2" else "scores"):
+        if key not in fields:
+            raise JloraError(f"{content.file}: tokenizer.ggml.{key}: expected a list; found no such key")
+    if kind == "gpt2" and before in _PRE_TOKENIZERS:
+        tokenizer, starts = _byte_level(fields, _PRE_TOKENIZERS[before]), _PRE_TOKENIZERS[before].starts
+    elif kind == "llama" and content.fields.get("general.architecture") == "llama":
+        tokenizer, starts = _sentencepiece(fields), True
+    else:
+        raise JloraError(
+            f"{content.file}: tokenizer.ggml: expected the model gpt2 with one of {', '.join(_PRE_TOKENIZERS)}"
+            f" before it, or the model llama in a file of the architecture llama; found {kind!r} with {before!r}"
+        )
+    _add_whole_tokens(tokenizer, fields)
+    _add_ends(tokenizer, fields, starts)
+    special = {name: _token(fields, key) for name, key in _SPECIAL.items()}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        chat_template=_chat_templates(content.fields),
+        model_max_length=content.fields.get(f"{content.fields.get('general.architecture')}.context_length"),
+        **{name: token for name, token in special.items() if token is not None},
+    )
+
+
+class _Before(NamedTuple):
+    """What happens to a text before byte-level BPE: how it is split, whether its characters are composed (NFC).
+
+    `whole`: a piece that is a token is never taken apart (`ignore_merges`). `starts`: bos is put before a text where
+    the file does not say.
+    """
+
+    split: pre_tokenizers.PreTokenizer
+    composed: bool = False
+    whole: bool = False
+    starts: bool = False
+
+
+def _split(digits: str) -> pre_tokenizers.PreTokenizer:
+    """GPT-4's pattern: contractions, words, `digits`, signs, white space."""
+    pattern = (
+        rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+_GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+_PRE_TOKENIZERS: dict[Any, _Before] = {
+    "gpt-2": _Before(_GPT2),
+    "llama-bpe": _Before(_split(r"\p{N}{1,3}"), whole=True, starts=True),
+    "qwen2": _Before(_split(r"\p{N}"), composed=True),
+    "smollm": _Before(pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _GPT2])),
+}
+"""{`tokenizer.ggml.pre`: what it stands for}."""
+
+
+def _byte_level(fields: dict[str, Any], before: _Before) -> Tokenizer:
+    merges = [tuple(merge.split(" ", 1)) for merge in fields["merges"]]
+    tokenizer = Tokenizer(models.BPE(_vocabulary(fields), merges, ignore_merges=before.whole))
+    if before.composed:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = before.split
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentencepiece(fields: dict[str, Any]) -> Tokenizer:
+    """SentencePiece's BPE: a text that starts with a space, spaces as "▁", unknown characters as bytes.
+
+    Where two pieces in a row make a token, those of the best score are joined first.
+    """
+    vocabulary, scores = _vocabulary(fields), fields["scores"]
+    merges = []
+    for token in sorted(vocabulary, key=lambda token: -scores[vocabulary[token]]):
+        cuts = ((token[:i], token[i:]) for i in range(1, len(token)))
+        merges += [cut for cut in cuts if cut[0] in vocabulary and cut[1] in vocabulary]
+    unknown = _token(fields, "unknown")
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    prefix = fields.get("add_space_prefix", True)
+    spaces = [normalizers.Replace(" ", "▁")]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), *spaces] if prefix else spaces)
+    decoding = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*decoding, decoders.Strip(" ", 1, 0)] if prefix else decoding)
+    return tokenizer
+
+
+def _vocabulary(fields: dict[str, Any]) -> dict[str, int]:
+    return {token: i for i, token in enumerate(fields["tokens"])}
+
+
+def _add_whole_tokens(tokenizer: Tokenizer, fields: dict[str, Any]) -> None:
+    """Control tokens and what a user added are found in a text before it is split."""
+    for token, token_type in zip(fields["tokens"], fields["token_type"], strict=True):
+        if token_type in (_CONTROL, _USER_DEFINED):
+            added = AddedToken(token, normalized=False, special=token_type == _CONTROL)
+            tokenizer.add_special_tokens([added]) if added.special else tokenizer.add_tokens([added])
+
+
+def _add_ends(tokenizer: Tokenizer, fields: dict[str, Any], starts: bool) -> None:
+    """Puts bos before and eos behind each text, where the file says so."""
+    wanted = {"bos": fields.get("add_bos_token", starts), "eos": fields.get("add_eos_token", False)}
+    ends = {key: token for key in wanted if wanted[key] and (token := _token(fields, key)) is not None}
+    if ends:
+        pieces = [ends.get("bos"), "$A", ends.get("eos")]
+        ids = [(token, fields[f"{key}_token_id"]) for key, token in ends.items()]
+        tokenizer.post_processor = TemplateProcessing(
+            single=[piece for piece in pieces if piece is not None], special_tokens=ids
+        )
+
+
+def _token(fields: dict[str, Any], key: str) -> str | None:
+    index = fields.get(f"{key}_token_id")
+    return None if index is None else fields["tokens"][index]
+
+
+def _chat_templates(fields: dict[str, Any]) -> str | dict[str, str] | None:
+    """The template, or {"default": it, name: another} where there are several."""
+    default, names = fields.get("tokenizer.chat_template"), fields.get("tokenizer.chat_templates")
+    if not names:
+        return default
+    return {"default": default} | {name: fields[f"tokenizer.chat_template.{name}"] for name in names}

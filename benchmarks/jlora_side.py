@@ -11,11 +11,14 @@ import jax.numpy as jnp
 
 from benchmarks.timing import timed
 from jlora import split
-from train.config import Config, learning_rate_of
+from train.adapted import Adapted
+from train.batches import Batch
+from train.config import Config
 from train.labels import Labels
+from train.loss import classification_loss
 from train.optimizer import optimizer, schedule
-from train.prepare import Adapted
-from train.step import Rows, State, make_train_step
+from train.run_config import learning_rate_of
+from train.step import State, make_train_step
 
 
 @dataclasses.dataclass
@@ -40,18 +43,18 @@ class JloraRun:
         """The number of trained parameters."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.state.trainable))
 
-    def compile(self, rows: Rows) -> None:
+    def compile(self, batch: Batch) -> None:
         """Makes the program for batches of this shape, where there is none yet."""
-        shape = rows.inputs["input_ids"].shape
+        shape = batch.inputs["input_ids"].shape
         if shape not in self.programs:
-            arguments = (self.state, self.frozen, self.base, rows, self.key)
+            arguments = (self.state, self.frozen, self.base, batch, self.key)
             seconds, program = timed(lambda: self.train_step.lower(*arguments).compile())
             self.programs[shape], self.compile_seconds[shape] = program, seconds
 
-    def __call__(self, rows: Rows) -> float:
+    def __call__(self, batch: Batch) -> float:
         """Takes one step; returns the loss."""
-        program = self.programs[rows.inputs["input_ids"].shape]
-        self.state, values = program(self.state, self.frozen, self.base, rows, self.key)
+        program = self.programs[batch.inputs["input_ids"].shape]
+        self.state, values = program(self.state, self.frozen, self.base, batch, self.key)
         return float(values["loss"])
 
 
@@ -59,8 +62,7 @@ def start(config: Config, adapted: Adapted, labels: Labels, steps: int) -> Jlora
     """A run as `train.classify` would start it, `steps` steps long. `adapted` stays as it is."""
     trainable, frozen = split(jax.tree.map(lambda x: jnp.array(x, copy=True), adapted.adapter))
     tx = optimizer(config.train, schedule(config.train, learning_rate_of(config), steps))
-    train_step = make_train_step(
-        adapted.model.apply, labels.problem_type, tx, accumulation=1, model_dropout=config.train.dropout
-    )
+    loss = classification_loss(adapted.model.apply, labels.problem_type, model_dropout=config.train.dropout)
+    train_step = make_train_step(loss, tx, accumulation=1)
     state = State(trainable, tx.init(trainable), jnp.int32(0))
     return JloraRun(train_step, state, frozen, adapted.base, jax.random.key(config.seed))

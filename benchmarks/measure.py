@@ -14,7 +14,6 @@ from benchmarks.peft_side import TorchRun
 from benchmarks.setup import Setup, full_batch, variant
 from benchmarks.timing import spread, take_turns, timed
 from train.batches import Batch, PlannedBatch, make_batch, plan_epoch
-from train.loop import to_rows
 from train.prepare import prepare_model, steps_of
 
 METHODS = ("lora", "full")
@@ -62,7 +61,7 @@ def epoch(setup: Setup, chunks: int, *, dropout: bool) -> dict[str, Any]:
     jlora, peft = jlora_run(setup, "lora", dropout), torch_run(setup, "lora", dropout)
     plan = plan_epoch(split.tokens.lengths, setup.buckets, size, setup.config.seed, 0)
     for planned in {planned.length: planned for planned in plan}.values():
-        jlora.compile(to_rows(_batch(setup, planned)))
+        jlora.compile(_batch(setup, planned))
     loader = peft_side.dynamic_padding(split, setup.tokenizer, size, setup.config.seed)
     batches, tokens = iter(loader), {"jlora": sum(planned.length for planned in plan) * size, "peft": 0}
     seconds: dict[str, list[float]] = {"jlora": [], "peft": []}
@@ -103,7 +102,7 @@ def _batch(setup: Setup, planned: PlannedBatch) -> Batch:
 
 def _jlora_steps(run: JloraRun, setup: Setup, plan: list[PlannedBatch]) -> None:
     for planned in plan:
-        run(to_rows(_batch(setup, planned)))
+        run(_batch(setup, planned))
 
 
 def _torch_steps(run: TorchRun, batches: Iterator[Any], count: int) -> int:

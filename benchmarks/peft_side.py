@@ -18,8 +18,9 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from train.config import Config, learning_rate_of
+from train.config import Config
 from train.prepare import Prepared
+from train.run_config import learning_rate_of
 
 
 @dataclasses.dataclass

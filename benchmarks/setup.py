@@ -14,13 +14,14 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from benchmarks import peft_side
 from jlora import save_base
 from jlora.errors import JloraError
+from train.adapted import Adapted
+from train.batches import Batch
 from train.command_line import parse
-from train.config import Config
+from train.config import COMMAND, Config
 from train.data import load_data
 from train.labels import Labels
-from train.prepare import Adapted, Prepared, load_tokenizer, prepare_model, prepare_splits
+from train.prepare import Prepared, load_tokenizer, prepare_model, prepare_splits
 from train.resolve import resolve
-from train.step import Rows
 
 SST2 = Path(__file__).parent.parent / "configs" / "sst2.yaml"
 EPOCH_ROWS = 6920
@@ -44,7 +45,7 @@ def read_config(train: str | None, model: str | None) -> Config:
     """The offline recipe of configs/sst2.yaml, on other data or another model where they are given."""
     overrides = [f"data.train={train}"] * (train is not None) + [f"model={model}"] * (model is not None)
     sizes = [f"data.max_length={MAX_LENGTH}", f"data.max_rows={EPOCH_ROWS}"]
-    config = resolve(parse(["--config", str(SST2), "--offline", *sizes, *overrides]), use_offline=True)
+    config = resolve(parse(["--config", str(SST2), "--offline", *sizes, *overrides], COMMAND), use_offline=True)
     # A validation split of its own, not read further, so that no training rows are split off.
     return config.model_copy(update={"data": config.data.model_copy(update={"validation": config.data.train})})
 
@@ -76,7 +77,7 @@ def variant(config: Config, method: str, *, dropout: bool) -> Config:
     return config.model_copy(update={"method": method, **parts})
 
 
-def full_batch(setup: Setup, rows: int, length: int) -> Rows:
+def full_batch(setup: Setup, rows: int, length: int) -> Batch:
     """Random tokens without padding: int32 (rows, length)."""
     rng = np.random.default_rng(0)
     inputs = {
@@ -85,7 +86,8 @@ def full_batch(setup: Setup, rows: int, length: int) -> Rows:
     }
     if setup.split.tokens.token_type_ids is not None:
         inputs["token_type_ids"] = np.zeros((rows, length), np.int32)
-    return Rows(inputs, rng.integers(0, len(setup.labels), rows, np.int32), np.ones(rows, np.float32))
+    labels = rng.integers(0, len(setup.labels), rows, np.int32)
+    return Batch(inputs, labels, np.ones(rows, np.float32), np.arange(rows, dtype=np.int32))
 
 
 def _require_same_logits(setup: Setup, model: Adapted) -> None:

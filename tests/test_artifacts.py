@@ -1,14 +1,22 @@
 """What a run ships opens in PyTorch, and gives our logits there."""
 
+import dataclasses
 import math
 
+import gguf
+import jax
+import lm_folders
 import numpy as np
 import pytest
 import tiny
+import tiny_lm
 from encoder_cases import difference
 
+import jlora
 from jlora.errors import JloraError
+from jlora.models import example_batch
 from train import artifacts
+from train.adapted import Adapted
 from train.data import Split
 from train.trained import load_trained
 
@@ -93,3 +101,24 @@ def test_files_that_give_other_logits_are_an_error(difference, tmp_path):
     artifacts.require_equal(1e-4, tmp_path)
     with pytest.raises(JloraError, match="must not be used"):
         artifacts.require_equal(difference, tmp_path)
+
+
+def test_a_language_models_adapter_has_no_labels(tmp_path):
+    model, base, adapter, config = lm_folders.adapted()
+    tokenizer = tiny_lm.lm_data.byte_tokenizer()
+    artifacts.write_adapter(tmp_path, Adapted(model, base, adapter, config), adapter, tokenizer, None, "base")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
+    assert "labels.json" not in names
+
+
+def test_for_llama_cpp_a_residual_adapter_is_the_original_bases(tmp_path):
+    model, base, _, config = lm_folders.adapted()
+    config = dataclasses.replace(config, init_lora_weights="pissa")
+    residual, initial = jlora.init_residual(jax.random.key(0), config, base, model.apply, example_batch(model.config))
+    adapted = Adapted(model, residual, initial, config, initial)
+    artifacts.write_gguf_lora(tmp_path / "lora.gguf", adapted, initial)
+    tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "lora.gguf").tensors}
+    a, b = (tensors[f"blk.1.ffn_down.weight.lora_{side}"] for side in "ab")
+    assert len(a) == 2 * config.r
+    assert np.abs(b @ a).max() < 1e-6  # nothing was trained, so nothing is added

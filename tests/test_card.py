@@ -1,7 +1,9 @@
 import dataclasses
 import re
 
+import lm_folders
 import pytest
+import tiny_lm
 import yaml
 from huggingface_hub import ModelCard
 
@@ -124,3 +126,45 @@ def test_dora_and_a_start_out_of_the_weights_are_named():
     assert "- Method: DoRA: " in adapter
     assert "- Rank: twice the r of the training; pissa" in adapter
     assert "- Rank" not in merged
+
+
+LM_FACTS = dataclasses.replace(
+    FACTS,
+    problem_type=None,
+    labels=(),
+    results={"validation": {"loss": 1.5, "perplexity": 4.4817, "token_accuracy": 0.61}},
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_language_models_card_for_the_hub(kind):
+    card = model_card(LM_FACTS, kind)
+    data = ModelCard(card).data
+    assert data.pipeline_tag == "text-generation"
+    assert data.metrics == ["accuracy", "perplexity"]
+    read = {result.metric_name: result.metric_value for result in data.eval_results}
+    assert read == LM_FACTS.results["validation"]
+    assert "- Task: text generation\n" in card
+    assert "Labels" not in card
+    assert 'python -m train.generate --model me/sst2-minilm --prompt "' in card
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_code_in_a_language_models_card_runs(kind, chat, capsys):
+    pytest.importorskip("torch")
+    pytest.importorskip("peft")
+    run = lm_folders.run_folder()
+    facts = dataclasses.replace(LM_FACTS, where=str(run / kind), base_model=str(tiny_lm.model_folder()), chat=chat)
+    card = model_card(facts, kind)
+    names = {}
+    exec(_python(card), names)
+    assert names["inputs"]["input_ids"].shape[1] == (50 if chat else 30)
+    assert capsys.readouterr().out.startswith("[user]What is the" if chat else "What is the capital of France?")
+    assert ("--chat" in card) is chat
+
+
+def test_a_gguf_base_is_named_beside_its_folder():
+    card = model_card(dataclasses.replace(LM_FACTS, base_model="/models/a.gguf"), "adapter")
+    assert "AutoModelForCausalLM.from_pretrained('/models/', gguf_file='a.gguf')" in card

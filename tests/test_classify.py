@@ -47,7 +47,12 @@ def test_it_learns_what_there_is_to_learn(tmp_path, capsys):
 
 def test_a_run_leaves_all_that_it_should(tmp_path):
     run = tiny.train(tmp_path / "run")
-    assert {path.name for path in run.iterdir()} == set(run_folder.OURS) - {"wandb", "trackio"}
+    assert {path.name for path in run.iterdir()} == set(run_folder.OURS) - {
+        "samples.jsonl",
+        "adapter.gguf",
+        "wandb",
+        "trackio",
+    }
     for folder, weights in (("adapter", "adapter_model"), ("merged", "model")):
         names = {path.name for path in (run / folder).iterdir()}
         assert {f"{weights}.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"} <= names

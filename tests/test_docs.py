@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import pytest
 
+import train.config
+import train.lm.config
 from jlora.errors import JloraError
 from train.command_line import parse
 from train.sources import local_path
@@ -49,7 +51,7 @@ def test_the_snippets_run(snippet: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 def commands() -> list[str]:
     lines = [line for _, text in blocks("bash") for line in text.splitlines()]
-    return [line.partition("  #")[0] for line in lines if line.startswith("python -m train.classify --config configs/")]
+    return [line.partition("  #")[0] for line in lines if re.match(r"python -m train\.(classify|lm) --config ", line)]
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if "[key=value" not in c])
@@ -57,9 +59,10 @@ def test_the_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPat
     from train.resolve import resolve
 
     monkeypatch.chdir(ROOT)
-    arguments = shlex.split(command)[3:]
+    program, arguments = shlex.split(command)[2], shlex.split(command)[3:]
+    asked = {"train.classify": train.config.COMMAND, "train.lm": train.lm.config.COMMAND}[program]
     # my.tsv stands for the reader's own file, which is looked for only when the run begins.
-    assert resolve(parse(arguments), use_offline=False).output_dir
+    assert resolve(parse(arguments, asked), use_offline=False).output_dir
 
 
 def test_the_pages_link_to_files_that_exist() -> None:

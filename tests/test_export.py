@@ -1,9 +1,13 @@
 import json
 
+import lm_folders
 import numpy as np
 import pytest
 import tiny
+import tiny_lm
 
+import jlora
+from jlora.models import example_batch
 from train import export
 
 
@@ -109,3 +113,52 @@ def test_the_adapter_of_another_base_is_refused(tmp_path, capsys):
     assert _call(*argv) == 2
     assert "error: " in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_a_language_model_is_merged_as_one(tmp_path, capsys):
+    run = lm_folders.run_folder()
+    assert _call("--adapter", run / "adapter", "--out", tmp_path) == 0
+    _assert_same(tiny.tensors(tmp_path), tiny.tensors(run / "merged"))
+    assert "AutoModelForCausalLM.from_pretrained" in capsys.readouterr().err
+    assert (tmp_path / "chat_template.jinja").is_file()
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch", reason="the oracle is PyTorch")
+    peft = pytest.importorskip("peft", reason="the oracle is PEFT")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tiny_lm.model_folder())
+    theirs = peft.PeftModel.from_pretrained(base, run / "adapter").merge_and_unload().state_dict()
+    merged = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
+    assert all(np.allclose(merged[key], value, atol=1e-6) for key, value in theirs.items())
+
+
+def test_into_quantized_weights(tmp_path, capsys):
+    """The numbers that the base's codes stand for, plus the update: what LoftQ trained on."""
+    adapter = lm_folders.run_folder() / "adapter"
+    assert _call("--adapter", adapter, "--out", tmp_path, "--quantize", "nf4") == 0
+    model, base, entries, _ = lm_folders.adapted()
+    quantized = jlora.quantize(base, "nf4", model.apply, example_batch(model.config))
+    jlora.save_base(tmp_path / "expected", model, jlora.dequantize(jlora.merge(quantized, entries)))
+    expected = tiny.tensors(tmp_path / "expected")
+    for key, value in tiny.tensors(tmp_path).items():
+        assert np.allclose(value, expected[key], atol=1e-6), key
+    argv = ["--adapter", tiny.finished_run() / "adapter", "--out", tmp_path / "out", "--quantize", "nf4"]
+    assert _call(*argv) == 2
+    assert "--quantize: expected none for a classifier" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_for_llama_cpp_one_file(dtype, tmp_path, capsys):
+    file = tmp_path / "deep/lora.gguf"
+    argv = ["--adapter", lm_folders.run_folder() / "adapter", "--gguf-lora", file, "--dtype", dtype]
+    assert _call(*argv) == 0
+    assert "llama-cli -m BASE.gguf --lora" in capsys.readouterr().err
+    model, _, entries, _ = lm_folders.adapted()
+    jlora.save_gguf_lora(tmp_path / "expected.gguf", entries, model.config, dtype=dtype)
+    assert file.read_bytes() == (tmp_path / "expected.gguf").read_bytes()
+    assert _call(*argv) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert _call(*argv, "--overwrite") == 0
+
+
+def test_somewhere_to_write_is_needed(capsys):
+    assert _call("--adapter", "anything") == 2
+    assert "expected --out FOLDER or --gguf-lora FILE" in capsys.readouterr().err

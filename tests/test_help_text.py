@@ -2,23 +2,27 @@
 
 import pytest
 
+import train.config
+import train.lm.config
 from train import keys
 from train.command_line import parse
 
 
+@pytest.mark.parametrize("command", [train.config.COMMAND, train.lm.config.COMMAND], ids=lambda c: c.program)
 @pytest.mark.parametrize("columns", [40, 80, 200])
-def test_help_lists_every_key_with_type_default_and_meaning(capsys, monkeypatch, columns):
+def test_help_lists_every_key_with_type_default_and_meaning(capsys, monkeypatch, columns, command):
     monkeypatch.setenv("COLUMNS", str(columns))
     with pytest.raises(SystemExit) as ended:
-        parse(["--help"])
+        parse(["--help"], command)
     assert ended.value.code == 0
     printed = capsys.readouterr().out
     table, _, examples = printed.partition("examples:")
     assert all(len(line) <= max(70, min(110, columns)) for line in printed.splitlines())
     words = " ".join(table.split())
-    for key, field in keys.fields().items():
+    for key, field in keys.fields(command.schema).items():
         meaning = f"{key} {field.description} ({keys.describe(field)};"
         assert meaning in words
         assert f"{meaning} required)" in words or f"{meaning} default " in words
     assert "(whole number >= 1; default 8)" in words
-    assert "python -m train.classify --config configs/sst2.yaml" in examples
+    assert f"{command.program} --config {command.config}" in examples
+    assert all(f"  --{name.replace('_', '-')} " in table for name in command.flags)

@@ -5,6 +5,7 @@ import pytest
 from jlora.errors import JloraError
 from train.config import Config
 from train.hub_names import data_hub_names, model_hub_names, needs_hub
+from train.lm.config import LMConfig
 
 
 def config(model, **data):
@@ -40,3 +41,8 @@ def test_a_path_that_is_not_there_is_refused_with_its_key(key, name, folder, mon
     data = {key.removeprefix("data."): value for key, value in names.items()}
     with pytest.raises(JloraError, match=f"^{key}: {name}"):
         needs_hub(config(model, **data))
+
+
+def test_a_config_without_test_rows():
+    named = LMConfig.model_validate({"model": "a/b", "output_dir": "o", "data": {"train": "c/d:train"}})
+    assert needs_hub(named) == ["a/b", "c/d"]

@@ -3,6 +3,8 @@
 import pytest
 
 from train import keys
+from train.config import Config
+from train.lm.config import LMConfig
 
 
 def test_keys_use_the_names_of_the_file():
@@ -14,9 +16,9 @@ def test_keys_use_the_names_of_the_file():
         "train.learning_rate",
         "hub.push",
         "offline",
-    } <= set(keys.fields())
-    assert "lora.from_" not in keys.fields()
-    assert not set(keys.sections()) & set(keys.fields())
+    } <= set(keys.fields(Config))
+    assert "lora.from_" not in keys.fields(Config)
+    assert not set(keys.sections(Config)) & set(keys.fields(Config))
 
 
 @pytest.mark.parametrize(
@@ -33,15 +35,20 @@ def test_keys_use_the_names_of_the_file():
     ],
 )
 def test_types_in_words(key, words):
-    assert keys.describe(keys.fields()[key]) == words
+    assert keys.describe(keys.fields(Config)[key]) == words
 
 
-LONG_KEYS = [key for key in keys.fields() if len(key.rpartition(".")[2]) > 3 and not key[-1].isdigit()]
+KEYS = [
+    pytest.param(schema, key, id=f"{schema.__name__}-{key}")
+    for schema in (Config, LMConfig)
+    for key in keys.fields(schema)
+    if len(key.rpartition(".")[2]) > 3 and not key[-1].isdigit()
+]
 
 
-@pytest.mark.parametrize("key", LONG_KEYS)
-def test_a_key_with_one_letter_missing_is_found_again(key):
-    suggested = keys.unknown(key[:-1]).partition("did you mean ")[2].rstrip("?")
+@pytest.mark.parametrize(("schema", "key"), KEYS)
+def test_a_key_with_one_letter_missing_is_found_again(schema, key):
+    suggested = keys.unknown(key[:-1], schema).partition("did you mean ")[2].rstrip("?")
     assert suggested == key
 
 
@@ -55,9 +62,15 @@ def test_a_key_with_one_letter_missing_is_found_again(key):
     ],
 )
 def test_a_key_in_the_wrong_section_is_found(key, suggested):
-    assert keys.unknown(key) == f"unknown key; did you mean {suggested}?"
+    assert keys.unknown(key, Config) == f"unknown key; did you mean {suggested}?"
 
 
 def test_where_nothing_is_near_the_keys_of_the_section_are_listed():
-    assert keys.unknown("hub.zzzzzz") == "unknown key; known: hub.push, hub.repo, hub.private"
-    assert "model, method" in keys.unknown("zzzzzz")
+    assert keys.unknown("hub.zzzzzz", Config) == "unknown key; known: hub.push, hub.repo, hub.private"
+    assert "model, method" in keys.unknown("zzzzzz", Config)
+
+
+def test_keys_of_the_other_command_are_unknown():
+    assert "quantize" in keys.fields(LMConfig)
+    assert keys.unknown("quantize", Config).startswith("unknown key; known: model, method, output_dir")
+    assert keys.unknown("data.label_names", LMConfig).startswith("unknown key; ")

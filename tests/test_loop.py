@@ -10,50 +10,47 @@ import pytest
 from jlora.errors import JloraError
 from train import checkpoint
 from train import loop as loops
+from train.batches import plan_epoch
 from train.checkpoint import Best
-from train.config import Config
-from train.data import Split
 from train.loop import Loop, batches, run
-from train.prepare import Prepared
+from train.sections import TrainSection
 from train.step import State
-from train.tokens import Tokens
 
-
-def _split(rows, seed):
-    lengths = np.random.default_rng(seed).integers(2, 9, rows)
-    offsets = np.concatenate([[0], lengths.cumsum()])
-    labels = np.arange(rows, dtype=np.int32) % 2
-    texts = Split(["x"] * rows, None, labels.tolist(), list(range(rows)), ["file"] * rows)
-    return Prepared(texts, Tokens(np.ones(offsets[-1], np.int32), offsets, None, 0), labels, 0)
+LENGTHS = np.random.default_rng(0).integers(2, 9, 10)
 
 
 def _loop(accuracies=(), losses=None, norms=None, seed=0, **train):
-    """Losses and gradient norms are those of steps 1, 2, ...; accuracies those of one evaluation after another."""
-    config = Config(
-        model="m",
-        output_dir="o",
-        seed=seed,
-        data={"train": "t"},
-        train={"batch_size": 4, "eval_batch_size": 4, "max_steps": 7, **train},
-    )
+    """Ten rows; losses and gradient norms are those of steps 1, 2, ...; accuracies those of one evaluation after
+    another."""
+    section = TrainSection(**{"batch_size": 4, "max_steps": 7, **train})
+    size = section.batch_size * section.gradient_accumulation_steps
     accuracies = iter(accuracies)
 
-    def train_step(state, frozen, base, rows, key):
+    def train_step(state, frozen, base, batch, key):
         step = int(state.step)
         values = {"loss": (losses or {}).get(step + 1, 0.5), "grad_norm": (norms or {}).get(step + 1, 1.0)}
         return State({"w": state.trainable["w"] + 1}, (), state.step + 1), values
 
-    def eval_step(adapter, base, inputs):
-        right = next(accuracies, 0.5)
-        labels = np.arange(len(inputs["input_ids"])) % 2
-        wanted = np.where(np.arange(len(labels)) < right * len(labels), labels, 1 - labels)
-        return np.stack([1.0 - wanted, 1.0 * wanted], axis=1) + (np.nan if np.isnan(right) else 0)
+    def evaluate(adapter):
+        accuracy = next(accuracies, 0.5)
+        return {"accuracy": accuracy, "loss": 1 - accuracy}
 
-    splits = {"train": _split(10, 0), "validation": _split(4, 1)}
-    splits["validation"].tokens.offsets[:] = [0, 2, 4, 6, 8]  # equal lengths keep the rows' order
-    parts = {"problem_type": "single_label_classification", "base": None, "frozen": {"w": None}, "metric": "accuracy"}
-    steps = {"train_step": train_step, "eval_step": eval_step, "rate": lambda step: 1e-3, "key": jax.random.key(0)}
-    return Loop(config=config, splits=splits, buckets=(4, 8), **parts, **steps)
+    return Loop(
+        train=section,
+        steps=section.max_steps,
+        per_epoch=-(-10 // size),
+        base=None,
+        frozen={"w": None},
+        plan=lambda epoch: plan_epoch(LENGTHS, (4, 8), size, seed, epoch),
+        batch=lambda planned: planned,
+        count=lambda batch: len(batch.rows),
+        unit="examples",
+        train_step=train_step,
+        evaluate=evaluate,
+        metric="accuracy",
+        rate=lambda step: 1e-3,
+        key=jax.random.key(0),
+    )
 
 
 class _Recorder:
@@ -129,28 +126,22 @@ def _run_plain(loop):
 
 
 def _fingerprints(found):
-    return [(batch.rows.tolist(), batch.inputs["input_ids"].shape) for batch in found]
+    return [(batch.rows.tolist(), batch.length) for batch in found]
 
 
 @pytest.mark.parametrize("start", [1, 2, 3, 5])
 def test_the_batches_of_a_resumed_run_are_those_that_were_left(start):
     loop = _loop()
-    assert _fingerprints(batches(loop, start, 7)) == _fingerprints(batches(loop, 0, 7))[start:]
+    assert _fingerprints(batches(loop, start)) == _fingerprints(batches(loop, 0))[start:]
 
 
 def test_an_epoch_holds_every_row_once_and_no_two_are_alike():
-    found = list(batches(_loop(), 0, 6))
+    found = list(batches(_loop(), 0))
     epochs = [np.concatenate([batch.rows for batch in found[first : first + 3]]) for first in (0, 3)]
     for rows in epochs:
-        assert sorted(rows[rows >= 0]) == list(range(10))
+        assert sorted(rows) == list(range(10))
     assert epochs[0].tolist() != epochs[1].tolist()
-    assert _fingerprints(found) != _fingerprints(batches(_loop(seed=1), 0, 6))
-
-
-def test_weights_tell_real_rows_from_filler():
-    for batch in batches(_loop(), 0, 7):
-        assert (batch.weights > 0).tolist() == (batch.rows >= 0).tolist()
-        assert loops.to_rows(batch).weights is batch.weights
+    assert _fingerprints(found) != _fingerprints(batches(_loop(seed=1), 0))
 
 
 def test_evaluations_do_not_count_as_training(monkeypatch):

@@ -4,8 +4,8 @@ import pytest
 from huggingface_hub import constants
 
 from jlora.errors import JloraError
-from train import offline
-from train.command_line import parse
+from train import command_line, offline
+from train.config import COMMAND
 from train.offline import choose
 
 _CONFIG = """
@@ -16,6 +16,10 @@ offline:
   model: {folder}
   data: {train: {folder}/train.csv, text: sentence}
 """
+
+
+def parse(argv):
+    return command_line.parse(argv, COMMAND)
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import jlora
 from jlora.base import abstract_base, build, example_batch, hf_keys
 from jlora.names import is_stacked
 from jlora.paths import leaves_by_path
-from train.config import TrainSection
 from train.optimizer import decayed, optimizer, schedule
+from train.sections import TrainSection
 
 _SCHEDULES = [
     ({"schedule": "linear", "warmup_ratio": 0.0}, 20, 0),

@@ -51,9 +51,9 @@ def test_without_a_terminal_one_line_at_the_first_every_nth_and_the_last_step(ca
 def test_rate_and_time_left_do_not_know_how_long_the_first_step_compiled(now):
     quick, slow = Progress(100, log_every=10), Progress(100, log_every=10)
     _train(quick, now, 50)
-    quick_rate, quick_left = quick.examples_per_second, quick.seconds_left
+    quick_rate, quick_left = quick.per_second, quick.seconds_left
     _train(slow, now, 50, compile_seconds=300)
-    assert (slow.examples_per_second, slow.seconds_left) == pytest.approx((quick_rate, quick_left))
+    assert (slow.per_second, slow.seconds_left) == pytest.approx((quick_rate, quick_left))
     assert (quick_rate, quick_left) == pytest.approx((64.0, 25.0))
 
 
@@ -63,20 +63,20 @@ def test_pauses_leave_the_rate_alone_but_not_the_time_left(now):
     with bar.paused():
         now.time += 44
     _train(bar, now, 5)
-    assert bar.examples_per_second == pytest.approx(64.0)
+    assert bar.per_second == pytest.approx(64.0)
     assert bar.seconds_left == pytest.approx((49 * 0.5 + 44) / 49 * 50)
 
 
 def test_the_rate_follows_a_change_smoothly(now):
     bar = Progress(1000, log_every=10)
     _train(bar, now, 200, seconds=1.0)
-    before = bar.examples_per_second
+    before = bar.per_second
     _train(bar, now, 10, seconds=0.5)
-    after_one_window = bar.examples_per_second
+    after_one_window = bar.per_second
     _train(bar, now, 500, seconds=0.5)
     assert pytest.approx(before) == 32
     assert before < after_one_window < 48
-    assert bar.examples_per_second == pytest.approx(64, rel=0.01)
+    assert bar.per_second == pytest.approx(64, rel=0.01)
 
 
 def test_a_resumed_run_counts_from_its_step(caplog, now):

@@ -144,11 +144,12 @@ def _install(monkeypatch, name, tracker):
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_a_tracker_gets_the_finite_values_and_the_config(tmp_path, monkeypatch, name):
     tracker = _install(monkeypatch, name, _Tracker())
-    with Recorder(tmp_path, tracker=name, config={"seed": 1}) as recorder:
+    with Recorder(tmp_path, tracker=name, project="mine", config={"seed": 1}) as recorder:
         recorder.log(7, {"loss": 2.0, "norm": float("nan")}, "train")
     assert tracker.lines == [(7, {"train/loss": 2.0})]
     assert tracker.finished == 1
     assert tracker.starts[0]["config"] == {"seed": 1}
+    assert tracker.starts[0]["project"] == "mine"
     assert tracker.starts[0]["name"] == tmp_path.name
 
 

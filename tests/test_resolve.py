@@ -1,15 +1,21 @@
 """File, offline block and command line make one config, or one list of all that is wrong."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
+from shipped import CLASSIFIERS, CONFIGS, command_of
 
+import train.lm.config
 from jlora.errors import JloraError
-from train.command_line import Flags, Request, parse
-from train.config import to_yaml
+from train import command_line
+from train.command import Flags
+from train.command_line import Request
+from train.config import COMMAND
+from train.lm.config import LMConfig
 from train.resolve import resolve
+from train.run_config import to_yaml
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 FILE = {
     "model": "big",
     "output_dir": "runs/x",
@@ -37,8 +43,12 @@ FILE = {
 }
 
 
+def parse(argv):
+    return command_line.parse(argv, COMMAND)
+
+
 def request(*arguments, values=FILE):
-    return Request(Path("my.yaml"), values, parse(arguments).overrides, Flags())
+    return Request(COMMAND, Path("my.yaml"), values, parse(arguments).overrides, Flags())
 
 
 def resolved(*arguments, offline=False, values=FILE):
@@ -53,19 +63,25 @@ def problems(*arguments, values=FILE):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_resolve_and_survive_being_written(path, tmp_path):
-    asked = parse(["--config", str(path)])
+    command = command_of(path)
+    asked = command_line.parse(["--config", str(path)], command)
     for offline in [False, True] if "offline" in asked.values else [False]:
         config = resolve(asked, offline)
         (tmp_path / "config.yaml").write_text(to_yaml(config))
-        again = parse(["--config", str(tmp_path / "config.yaml")])
+        again = command_line.parse(["--config", str(tmp_path / "config.yaml")], command)
         assert resolve(again, use_offline=False) == config
         assert config.model.startswith("package:") == offline
-        assert all(resolve(parse(["--config", str(path), f"method={m}"]), offline) for m in ("lora", "full", "head"))
+
+
+@pytest.mark.parametrize("path", CLASSIFIERS, ids=lambda path: path.stem)
+def test_every_method_is_one_word_away(path):
+    for method in ("lora", "full", "head"):
+        assert resolve(parse(["--config", str(path), f"method={method}"]), use_offline=False)
 
 
 def test_shipped_configs_that_must_run_without_a_hub_have_an_offline_block():
     with_block = {path.stem for path in CONFIGS if "offline" in parse(["--config", str(path)]).values}
-    assert with_block >= {"sst2", "imdb", "sst2_query_output"}
+    assert with_block >= {"sst2", "imdb", "sst2_query_output", "smollm2"}
 
 
 def test_the_offline_block_is_laid_over_the_file_only_where_it_is_used():
@@ -204,3 +220,26 @@ def test_without_an_offline_block_what_is_local_needs_none(tmp_path):
     values = {key: value for key, value in FILE.items() if key != "offline"}
     local = [f"model={tmp_path}", f"data.train={tmp_path / 'rows.tsv'}"]
     assert resolved(*local, offline=True, values=values) == resolved(*local, values=values)
+
+
+def test_an_offline_block_holds_no_other():
+    with pytest.raises(JloraError, match=r"my\.yaml: offline\.offline: expected one offline block"):
+        resolved(values={**FILE, "offline": {"offline": {"model": "m"}}})
+
+
+def test_the_schema_is_that_of_the_command():
+    arguments = ["model=m", "output_dir=o", "data.train=owner/chats", "quantize=nf4"]
+    found = resolve(command_line.parse(arguments, train.lm.config.COMMAND), use_offline=False)
+    assert (type(found), found.quantize) == (LMConfig, "nf4")
+    with pytest.raises(JloraError, match="quantize: unknown key"):
+        resolve(parse(arguments), use_offline=False)
+    with pytest.raises(JloraError, match=r"such as configs/smollm2\.yaml"):
+        resolve(command_line.parse([], train.lm.config.COMMAND), use_offline=False)
+
+
+def test_chats_given_on_the_command_line_are_read_as_they_are_written():
+    file = {"data": {"train": "owner/chats", "format": "messages", "sample_by": "line", "max_length": 64}}
+    given = Request(train.lm.config.COMMAND, Path("my.yaml"), {**file, "model": "m", "output_dir": "o"}, {}, Flags())
+    assert resolve(given, use_offline=False).data.format == "messages"
+    data = resolve(dataclasses.replace(given, overrides={"data.train": "my.txt"}), use_offline=False).data
+    assert (data.format, data.sample_by, data.max_length) == (None, "document", 64)

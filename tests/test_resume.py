@@ -27,15 +27,15 @@ _KILLED = """
 import os, signal, sys
 from train import classify, loop
 
-batches, to_rows = [], loop.to_rows
+batches = loop.batches
 
-def killing(batch):
-    batches.append(batch)
-    if len(batches) == int(sys.argv[1]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return to_rows(batch)
+def killing(*arguments):
+    for number, batch in enumerate(batches(*arguments), 1):
+        if number == int(sys.argv[1]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield batch
 
-loop.to_rows = killing
+loop.batches = killing
 sys.exit(classify.main(sys.argv[2:]))
 """
 

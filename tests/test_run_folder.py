@@ -4,7 +4,7 @@ import pytest
 
 from jlora.errors import JloraError
 from train import environment, run_folder
-from train.command_line import Flags
+from train.command import Flags
 from train.config import Config
 from train.run_folder import check, claim, write_json
 

@@ -8,8 +8,10 @@ import pytest
 
 import jlora
 from jlora.paths import leaves_by_path
-from train.loss import row_losses
-from train.step import Rows, State, make_eval_step, make_train_step
+from train.batches import Batch
+from train.evaluate import make_eval_step
+from train.loss import classification_loss, row_losses
+from train.step import State, make_train_step
 
 _DRAW = np.random.default_rng(0)
 BASE = {
@@ -39,7 +41,7 @@ def _rows(count=8, problem_type="single_label_classification"):
         labels = draw.integers(0, 2, (count, 3)).astype(np.float32)
     else:
         labels = draw.integers(0, 3, count).astype(np.int32)
-    return Rows(inputs, labels, np.ones(count, np.float32))
+    return Batch(inputs, labels, np.ones(count, np.float32), np.arange(count, dtype=np.int32))
 
 
 def _adapter(method):
@@ -53,7 +55,7 @@ def _step(method, rows, accumulation=1, problem_type="single_label_classificatio
     """(state, values) after one step of plain descent: the gradient itself, not Adam's sign of it."""
     tx = optax.sgd(1.0)
     trainable, frozen = jlora.split(_adapter(method))
-    step = make_train_step(apply, problem_type, tx, accumulation, model_dropout=dropout)
+    step = make_train_step(classification_loss(apply, problem_type, model_dropout=dropout), tx, accumulation)
     return step(State(trainable, tx.init(trainable), jnp.int32(start)), frozen, BASE, rows, jax.random.key(7))
 
 
@@ -81,7 +83,7 @@ def test_accumulation_equals_the_big_batch_where_some_parts_are_filler():
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_filler_rows_change_nothing(method):
     rows = _rows(8)
-    real = Rows({name: value[:5] for name, value in rows.inputs.items()}, rows.labels[:5], rows.weights[:5])
+    real = jax.tree.map(lambda x: x[:5], rows)
     padded = rows._replace(weights=np.array([1, 1, 1, 1, 1, 0, 0, 0], np.float32))
     _assert_close(_step(method, padded), _step(method, real))
 
@@ -142,7 +144,7 @@ def test_evaluation_has_no_dropout_and_takes_no_adapter():
 def test_one_shape_compiles_once():
     tx = optax.sgd(1.0)
     trainable, frozen = jlora.split(_adapter("lora"))
-    step = make_train_step(apply, "single_label_classification", tx, 2, model_dropout=True)
+    step = make_train_step(classification_loss(apply, "single_label_classification", model_dropout=True), tx, 2)
     state = State(trainable, tx.init(trainable), jnp.int32(0))
     for count in (8, 8, 4, 8):
         state, _ = step(state, frozen, BASE, _rows(count), jax.random.key(0))

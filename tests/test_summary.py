@@ -81,6 +81,7 @@ def test_roberta_base_from_its_config_alone():
     assert _fact(text, "trainable") == "592,130"
     assert _fact(text, "percent") == "0.4750 %"
     assert "unknown" in _fact(text, "steps")
+    assert "activations apart" in _fact(text, "memory")
 
 
 def _fact(text, name):
@@ -112,15 +113,6 @@ def test_memory_is_what_the_arrays_and_adamw_take():
     assert training_bytes(1000) == 12_000
 
 
-def test_activations_enter_the_sum_where_they_are_known():
-    _, base, _ = _model(transformers.BertConfig(**TINY))
-    unknown, known = summary(base, None), summary(base, None, activation_bytes=5 * 2**20, tokens=4096)
-    assert "activations apart" in _fact(unknown, "memory")
-    assert "activations 5.0" in _fact(known, "memory")
-    assert _fact(known, "memory").endswith("= 5.0 MiB")
-    assert _fact(known, "tokens") == "4,096, padding included"
-
-
 def test_magnitudes_biases_rows_and_single_layers_are_listed_and_counted():
     base, adapter = _adapted(
         transformers.BertConfig(**TINY),
@@ -143,3 +135,12 @@ def test_magnitudes_biases_rows_and_single_layers_are_listed_and_counted():
     added = found[f"{embedding}.token_adapter.trainable_tokens_delta"]
     assert (added.shape, added.trainable, added.target) == ((3, 8), True, False)
     assert "lora_magnitude_vector" in table(list(found.values()))
+
+
+def test_a_quantized_base_has_the_same_rows_in_fewer_bytes():
+    base, adapter = _adapted(transformers.BertConfig(**TINY), **_ranks())
+    zeros = jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), base)
+    model, _, batch = _model(transformers.BertConfig(**TINY))
+    quantized = jlora.quantize(zeros, "int8", model.apply, batch)
+    assert rows(quantized, adapter) == rows(base, adapter)
+    assert weight_bytes(quantized) < weight_bytes(base)

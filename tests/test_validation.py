@@ -3,11 +3,20 @@
 import pytest
 
 from jlora.errors import JloraError
-from train.config import Config, to_yaml
-from train.validation import flatten, validate
+from train import validation
+from train.config import Config
+from train.run_config import to_yaml
 from train.yaml_text import parse
 
 SMALLEST = {"model": "m", "output_dir": "o", "data.train": "t"}
+
+
+def flatten(values):
+    return validation.flatten(values, Config)
+
+
+def validate(flat):
+    return validation.validate(flat, Config)
 
 
 def test_flattening_and_validating_a_written_config_gives_it_back():

@@ -13,8 +13,8 @@ import jlora
 from jlora.base import build, load_config, load_weights, save_base
 from jlora.errors import JloraError
 from jlora.residual import subtract_initial
+from train.adapted import Adapted
 from train.labels import Labels
-from train.prepare import Adapted
 
 TOLERANCE = 1e-4
 """The largest difference of logits, merged read back against in memory, that float32 may show."""
@@ -25,20 +25,28 @@ def write_adapter(
     adapted: Adapted,
     adapter: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
-    labels: Labels,
+    labels: Labels | None,
     base_model: str,
 ) -> None:
-    """The adapter as PEFT opens it on `base_model`, with the tokenizer and the class names (labels.json) beside it.
+    """The adapter as PEFT opens it on `base_model`, with the tokenizer and a classifier's class names (labels.json).
 
     Where it was trained on a residual base, it is written as one of twice the rank for the original one.
     `adapted.lora` must not be None.
     """
     assert adapted.lora is not None
-    if adapted.initial is not None:
-        adapter = subtract_initial(adapter, adapted.initial)
-    jlora.save_adapter(folder, adapter, adapted.lora, base_model=base_model)
-    (folder / "labels.json").write_text(json.dumps(labels.config_entries(), indent=2) + "\n", encoding="utf-8")
+    jlora.save_adapter(folder, _for_the_original(adapted, adapter), adapted.lora, base_model=base_model)
+    if labels is not None:
+        (folder / "labels.json").write_text(json.dumps(labels.config_entries(), indent=2) + "\n", encoding="utf-8")
     tokenizer.save_pretrained(folder)
+
+
+def write_gguf_lora(file: Path, adapted: Adapted, adapter: dict[str, Any]) -> None:
+    """The adapter as llama.cpp loads it on the original base."""
+    jlora.save_gguf_lora(file, _for_the_original(adapted, adapter), adapted.model.config)
+
+
+def _for_the_original(adapted: Adapted, adapter: dict[str, Any]) -> dict[str, Any]:
+    return adapter if adapted.initial is None else subtract_initial(adapter, adapted.initial)
 
 
 def write_merged(

@@ -17,6 +17,7 @@ _HUB_METRICS = {
     "spearman": "spearmanr",
     "f1_micro": "f1",
     "f1_macro": "f1",
+    "token_accuracy": "accuracy",
 }
 """Ours to the hub's name of a metric, where the two differ."""
 
@@ -25,6 +26,7 @@ _METHODS = {
     "full": "full fine-tuning: every parameter was trained",
     "head": "the classification head on the frozen base model",
 }
+_PROMPT = "What is the capital of France?"
 _DORA = "DoRA: low-rank updates of the frozen base model's weights, and their norms"
 
 
@@ -36,7 +38,7 @@ class Facts:
       name: the model's name.
       where: what a reader loads it by: `owner/name` on the hub, or the folder.
       method: `lora`, `full` or `head`.
-      problem_type: transformers' name of the task.
+      problem_type: transformers' name of a classifier's task; None for a language model.
       base_model, dataset: as the config names them.
       base_model_id, dataset_id: their names on the hub, None for what is not there; the metadata hold only
         these.
@@ -45,12 +47,13 @@ class Facts:
       command: the shell command that made it.
       lora: the adapter's settings by PEFT's names; empty for other methods.
       versions: {package: version}.
+      chat: whether a language model is talked to through its tokenizer's chat template.
     """
 
     name: str
     where: str
     method: Literal["lora", "full", "head"]
-    problem_type: str
+    problem_type: str | None
     base_model: str
     dataset: str
     labels: Sequence[str]
@@ -60,6 +63,12 @@ class Facts:
     dataset_id: str | None = None
     lora: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    chat: bool = False
+
+    @property
+    def task(self) -> str:
+        """The hub's name of what the model is for."""
+        return "text-generation" if self.problem_type is None else "text-classification"
 
 
 def model_card(facts: Facts, kind: Kind) -> str:
@@ -73,8 +82,7 @@ def model_card(facts: Facts, kind: Kind) -> str:
         _what(facts, kind),
         f"## Results\n\n{_results_table(facts)}",
         f"## How to load it\n\n```python\n{_loading_code(facts, kind)}\n```",
-        "From the command line, in JAX:\n\n```bash\n"
-        f"python -m train.predict --model {facts.where} --input texts.csv --output labelled.csv\n```",
+        f"From the command line, in JAX:\n\n```bash\n{_command(facts)}\n```",
         f"## How it was made\n\n```bash\n{facts.command}\n```",
     ]
     if facts.lora:
@@ -91,7 +99,7 @@ def _front_matter(facts: Facts, kind: Kind) -> str:
         base_model=facts.base_model_id,
         datasets=[facts.dataset_id] if facts.dataset_id else None,
         library_name="peft" if kind == "adapter" else "transformers",
-        pipeline_tag="text-classification",
+        pipeline_tag=facts.task,
         tags=["lora", "jlora"] if facts.method == "lora" else ["jlora"],
         metrics=sorted(names - {"loss"}) or None,
         model_name=facts.name,
@@ -103,7 +111,7 @@ def _front_matter(facts: Facts, kind: Kind) -> str:
 def _eval_results(facts: Facts) -> list[EvalResult]:
     return [
         EvalResult(
-            task_type="text-classification",
+            task_type=facts.task,
             dataset_type=facts.dataset_id or "local",
             dataset_name=facts.dataset,
             dataset_split=split,
@@ -121,7 +129,7 @@ def _what(facts: Facts, kind: Kind) -> str:
     method = _DORA if facts.lora.get("use_dora") else _METHODS[facts.method]
     method += ", merged into it" if facts.method == "lora" and kind == "merged" else ""
     lines = [f"{subject} `{facts.base_model}`, trained on `{facts.dataset}`.", "", f"- Method: {method}"]
-    lines.append(f"- Task: {facts.problem_type.replace('_', ' ')}")
+    lines.append(f"- Task: {(facts.problem_type or facts.task).replace('_', ' ').replace('-', ' ')}")
     start = str(facts.lora.get("init_lora_weights"))
     if kind == "adapter" and start.startswith(("pissa", "olora")):
         lines.append(f"- Rank: twice the r of the training; {start} took its start out of the base, which is put back")
@@ -140,7 +148,15 @@ def _results_table(facts: Facts) -> str:
     return "\n".join(rows)
 
 
+def _command(facts: Facts) -> str:
+    if facts.problem_type is not None:
+        return f"python -m train.predict --model {facts.where} --input texts.csv --output labelled.csv"
+    return f'python -m train.generate --model {facts.where} {"--chat " if facts.chat else ""}--prompt "{_PROMPT}"'
+
+
 def _loading_code(facts: Facts, kind: Kind) -> str:
+    if facts.problem_type is None:
+        return _generating_code(facts, kind)
     if kind == "merged":
         return (
             "from transformers import pipeline\n\n"
@@ -156,3 +172,30 @@ def _loading_code(facts: Facts, kind: Kind) -> str:
         f"tokenizer = AutoTokenizer.from_pretrained({facts.where!r})\n"
         'logits = model(**tokenizer("A sentence to label.", return_tensors="pt")).logits'
     )
+
+
+def _generating_code(facts: Facts, kind: Kind) -> str:
+    merged = kind == "merged"
+    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
+    lines = lines if merged else ["from peft import PeftModel", *lines]
+    lines.append(f"tokenizer = AutoTokenizer.from_pretrained({facts.where!r})")
+    if merged:
+        lines.append(f"model = AutoModelForCausalLM.from_pretrained({facts.where!r}).eval()")
+    else:
+        lines.append(f"base = AutoModelForCausalLM.from_pretrained({_base_arguments(facts.base_model)})")
+        lines.append(f"model = PeftModel.from_pretrained(base, {facts.where!r}).eval()")
+    text = f'"{_PROMPT}"'
+    if facts.chat:
+        lines.append(f'chat = [{{"role": "user", "content": {text}}}]')
+        lines.append("text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)")
+        lines.append('inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")')
+    else:
+        lines.append(f'inputs = tokenizer({text}, return_tensors="pt")')
+    lines.append("print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0], skip_special_tokens=True))")
+    return "\n".join(lines)
+
+
+def _base_arguments(base_model: str) -> str:
+    """The arguments of `from_pretrained`: a GGUF file is named beside its folder."""
+    folder, slash, file = base_model.rpartition("/")
+    return f"{folder + slash!r}, gguf_file={file!r}" if file.endswith(".gguf") else repr(base_model)

@@ -7,20 +7,23 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jlora import split
-from train import checkpoint, metrics, offline, run_folder
+import jlora
+from train import metrics, offline, session
+from train.batches import make_batch, plan_epoch
+from train.checkpoint import Best
 from train.command_line import Request, parse
-from train.compilation import use_compilation_cache
-from train.config import Config, learning_rate_of
+from train.config import COMMAND, Config
 from train.data import load_data
 from train.entry import exit_code
+from train.evaluate import Task, evaluated, make_eval_step
 from train.finish import Run, finish
-from train.labels import Labels
-from train.loop import Loop, run
+from train.loop import Loop
+from train.loss import classification_loss
 from train.optimizer import optimizer, schedule
 from train.prepare import (
     Adapted,
@@ -32,9 +35,9 @@ from train.prepare import (
     steps_of,
 )
 from train.progress import clock
-from train.push import check_push
-from train.record import Recorder, import_tracker
-from train.step import State, make_eval_step, make_train_step
+from train.record import Recorder
+from train.run_config import learning_rate_of
+from train.step import State, make_train_step
 from train.summary import summary
 
 logger = logging.getLogger(__name__)
@@ -43,10 +46,10 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str]) -> int:
     """Runs the command; 0 is success, 2 something that the user can mend, 130 an interruption."""
     interrupted = "interrupted; --resume goes on from the newest checkpoint"
-    return exit_code(lambda: _classify(parse(argv)), verbose="--verbose" in argv, interrupted=interrupted)
+    return exit_code(lambda: _classify(parse(argv, COMMAND)), verbose="--verbose" in argv, interrupted=interrupted)
 
 
-def _classify(request: Request) -> None:
+def _classify(request: Request[Config]) -> None:
     config, is_offline = offline.choose(request)
     if request.flags.dry_run:
         _dry_run(config, request)
@@ -54,21 +57,16 @@ def _classify(request: Request) -> None:
         _train(config, request, is_offline)
 
 
-def _dry_run(config: Config, request: Request) -> None:
+def _dry_run(config: Config, request: Request[Config]) -> None:
     adapted = abstract_model(config)
     print(summary(adapted.base, adapted.adapter, verbose=request.flags.verbose, steps=config.train.max_steps))
     logger.info("dry run: nothing was read but the model's config.json, nothing was written")
 
 
-def _train(config: Config, request: Request, is_offline: bool) -> None:
+def _train(config: Config, request: Request[Config], is_offline: bool) -> None:
     begin = time.monotonic()
-    use_compilation_cache()
-    if run_folder.check(config, request.flags) == "finished":
-        logger.info("%s: this run is finished, nothing to do; --overwrite starts anew", config.output_dir)
+    if not session.is_to_run(config, request.flags):
         return
-    import_tracker(config.tracker)
-    if config.hub.push and config.hub.repo:
-        check_push(config.hub.repo, config.hub.private)
     tokenizer = load_tokenizer(config.model)
     data = load_data(config.data, config.seed, config.task)
     for note in data.notes:
@@ -79,77 +77,59 @@ def _train(config: Config, request: Request, is_offline: bool) -> None:
     adapted = prepare_model(config, labels)
     require_fit(adapted, splits, buckets[-1])
     _print_summary(adapted, config, request, len(splits["train"].tokens))
-    loop, state = _loop(config, adapted, labels, splits, buckets, metric)
-    folder = run_folder.claim(config, request.flags)
-    with checkpoint.open_checkpoints(folder / "checkpoints", config.train.keep_checkpoints) as manager:
-        state, best = checkpoint.restore(manager, state)
-        start = int(state.step)
-        if request.flags.resume:
-            logger.info("resumed at step %d%s", start, "" if start else ": there is no checkpoint yet")
-        resume_step = start if request.flags.resume else None
-        with Recorder(
-            folder, resume_step=resume_step, tracker=config.tracker, config=config.model_dump(by_alias=True)
-        ) as recorder:
-            trained = time.monotonic()
-            best, rate = run(loop, state, best, manager, recorder)
-            times = {
-                "prepare": trained - begin,
-                "train": time.monotonic() - trained,
-                "examples_per_second": rate,
-            }
-            done = Run(config, folder, loop, adapted, labels, tokenizer, best, times, is_offline)
-            report = finish(done, recorder)
-    _say_where(folder, config, report["metrics"], time.monotonic() - begin)
+    task = Task(labels, splits, buckets, make_eval_step(adapted.model.apply), config.train.eval_batch_size)
+    loop, state = _loop(config, adapted, task, metric)
+
+    def end(folder: Path, best: Best, times: dict[str, float], recorder: Recorder) -> dict[str, Any]:
+        return finish(Run(config, folder, loop, adapted, task, tokenizer, best, times, is_offline), recorder)
+
+    report = session.train(config, request.flags, loop, state, end, begin)
+    _say_where(config, report["metrics"], time.monotonic() - begin)
 
 
-def _print_summary(adapted: Adapted, config: Config, request: Request, rows: int) -> None:
+def _print_summary(adapted: Adapted, config: Config, request: Request[Config], rows: int) -> None:
     _, steps = steps_of(config, rows)
     print(summary(adapted.base, adapted.adapter, verbose=request.flags.verbose, steps=steps), flush=True)
 
 
-def _loop(
-    config: Config, adapted: Adapted, labels: Labels, splits: dict, buckets: tuple[int, ...], metric: str
-) -> tuple[Loop, State]:
-    _, steps = steps_of(config, len(splits["train"].tokens))
-    rate = schedule(config.train, learning_rate_of(config), steps)
-    tx = optimizer(config.train, rate)
-    apply = adapted.model.apply
-    trainable, frozen = split(adapted.adapter)
-    train_step = make_train_step(
-        apply,
-        labels.problem_type,
-        tx,
-        config.train.gradient_accumulation_steps,
-        model_dropout=config.train.dropout,
-    )
-    state = State(trainable, tx.init(trainable), jnp.int32(0))
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+def _loop(config: Config, adapted: Adapted, task: Task, metric: str) -> tuple[Loop, State]:
+    train, split = config.train, task.splits["train"]
+    size = train.batch_size * train.gradient_accumulation_steps
+    per_epoch, steps = steps_of(config, len(split.tokens))
+    rate = schedule(train, learning_rate_of(config), steps)
+    tx = optimizer(train, rate)
+    trainable, frozen = jlora.split(adapted.adapter)
+    loss = classification_loss(adapted.model.apply, task.labels.problem_type, model_dropout=train.dropout)
     loop = Loop(
-        config=config,
-        problem_type=labels.problem_type,
+        train=train,
+        steps=steps,
+        per_epoch=per_epoch,
         base=adapted.base,
         frozen=frozen,
-        splits=splits,
-        buckets=buckets,
-        train_step=train_step,
-        eval_step=make_eval_step(apply),
-        rate=rate,
-        key=key,
+        plan=lambda epoch: plan_epoch(split.tokens.lengths, task.buckets, size, config.seed, epoch),
+        batch=lambda planned: make_batch(split.tokens, split.labels, planned, size, split.pad_id),
+        count=lambda batch: int(batch.weights.sum()),
+        unit="examples",
+        train_step=make_train_step(loss, tx, train.gradient_accumulation_steps),
+        evaluate=lambda adapter: evaluated(task, adapter, adapted.base, "validation"),
         metric=metric,
+        rate=rate,
+        key=jax.random.fold_in(jax.random.key(config.seed), 1),
     )
-    return loop, state
+    return loop, State(trainable, tx.init(trainable), jnp.int32(0))
 
 
-def _say_where(folder: Path, config: Config, results: dict, seconds: float) -> None:
+def _say_where(config: Config, results: dict, seconds: float) -> None:
     for name, found in results.items():
         logger.info("%s: %s", name, "  ".join(f"{key} {value:.4f}" for key, value in found.items()))
-    logger.info("done in %s. In %s:", clock(seconds), folder)
+    logger.info("done in %s. In %s:", clock(seconds), config.output_dir)
     if config.method == "lora":
         logger.info("  adapter/     opens with PEFT")
     if config.export.merged:
         logger.info("  merged/      opens with transformers: AutoModelForSequenceClassification.from_pretrained")
     logger.info("  report.json  curves.png  predictions.csv  metrics.jsonl  tensorboard/")
-    logger.info("Label new text: python -m train.predict --model %s --input texts.csv --output labelled.csv", folder)
+    run = config.output_dir
+    logger.info("Label new text: python -m train.predict --model %s --input texts.csv --output labelled.csv", run)
 
 
 if __name__ == "__main__":

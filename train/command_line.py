@@ -7,51 +7,38 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, Generic, NoReturn, get_args
+
+from pydantic.fields import FieldInfo
 
 from jlora.errors import JloraError
 from jlora.paths import nearest
 from train import keys, yaml_text
+from train.command import Command, Flags
 from train.help_text import help_text
-
-_FLAGS = {
-    "offline": "use the config's offline: block, ask no hub",
-    "resume": "go on from the last checkpoint in output_dir",
-    "overwrite": "replace the run that output_dir holds",
-    "dry_run": "print the parameter table and stop; needs no weights and no data",
-    "verbose": "print the parameter table in full",
-}
+from train.run_config import AnyConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
-    """The switches of the command line, all off unless given."""
-
-    offline: bool = False
-    resume: bool = False
-    overwrite: bool = False
-    dry_run: bool = False
-    verbose: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
+class Request(Generic[AnyConfig]):
     """What was asked for, not yet checked against the schema.
 
     Attributes:
+      command: who was asked.
       file: the config file, or None where everything is given on the command line.
       values: the mapping in that file, as it is written.
       overrides: {dotted key: value} of the command line, in its order; the last of two equal keys counts.
       flags: the switches.
     """
 
+    command: Command[AnyConfig]
     file: Path | None
     values: dict[str, Any]
     overrides: dict[str, Any]
     flags: Flags
 
 
-def parse(argv: Sequence[str]) -> Request:
+def parse(argv: Sequence[str], command: Command[AnyConfig]) -> Request[AnyConfig]:
     """Reads a command line (without the program's name) and the config file that it names.
 
     A value is YAML, except that a key which takes text takes it as it stands, unless it is empty, null,
@@ -63,15 +50,19 @@ def parse(argv: Sequence[str]) -> Request:
       JloraError: an unknown flag, an argument that is not `key=value`, a value that is not YAML, or what
         `yaml_text.read_file` raises. Unknown keys and wrong values are left to `resolve`, which lists all.
     """
-    parser = _Parser(prog="python -m train.classify", add_help=False, allow_abbrev=False)
-    parser.add_argument("--help", "-h", action=_PrintHelp, nargs=0)
+    parser = _Parser(prog=command.program, add_help=False, allow_abbrev=False)
+    parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--config", metavar="FILE", type=Path)
-    for name in _FLAGS:
-        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true")
+    for flag in _written(command):
+        parser.add_argument(flag, action="store_true")
     known, rest = parser.parse_known_args(argv)
-    overrides = dict(_override(argument) for argument in rest)
+    if known.help:
+        print(help_text(command), end="")
+        parser.exit()
+    overrides = dict(_override(argument, command) for argument in rest)
     values = {} if known.config is None else yaml_text.read_file(known.config)
-    return Request(known.config, values, overrides, Flags(**{name: getattr(known, name) for name in _FLAGS}))
+    flags = Flags(**{name: getattr(known, name) for name in command.flags})
+    return Request(command, known.config, values, overrides, flags)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -79,30 +70,27 @@ class _Parser(argparse.ArgumentParser):
         raise JloraError(f"command line: {message}; --help shows the usage")
 
 
-class _PrintHelp(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
-        print(help_text(_FLAGS), end="")
-        parser.exit()
+def _written(command: Command) -> list[str]:
+    return [f"--{name.replace('_', '-')}" for name in command.flags]
 
 
-def _override(argument: str) -> tuple[str, Any]:
+def _override(argument: str, command: Command) -> tuple[str, Any]:
     key, equals, text = argument.partition("=")
     if argument.startswith("-"):
-        flags = ["--config", "--help", *(f"--{name.replace('_', '-')}" for name in _FLAGS)]
+        flags = ["--config", "--help", *_written(command)]
         hint = f"; did you mean {argument.lstrip('-')}, without dashes?" if equals else nearest(key, flags)
         raise JloraError(f"command line: unknown flag {argument}{hint}\n  flags: {', '.join(flags)}")
     if not equals or not key:
         raise JloraError(f"command line: expected key=value, such as lora.r=4, found {argument!r}")
-    return key, _value(key, text.strip())
+    field = keys.fields(command.schema).get(key.removeprefix("offline."))
+    return key, _value(field, text.strip(), f"command line, {argument}")
 
 
-def _value(key: str, text: str) -> Any:
-    field = keys.fields().get(key.removeprefix("offline."))
+def _value(field: FieldInfo | None, text: str, source: str) -> Any:
     takes = keys.kinds(field.annotation) if field else set()
-    source = f"command line, {key}={text}"
     if text[:1] in ("[", "{", "'", '"') or text in ("", "~", "null"):
         return yaml_text.parse(text, source)
-    if list in takes and (len(items := _split(text)) > 1 or takes <= {list, dict, type(None)}):
+    if field and list in takes and (len(items := _split(text)) > 1 or takes <= {list, dict, type(None)}):
         return [item if _lists_text(field) else yaml_text.parse(item, source) for item in items]
     if str in takes and bool not in takes:
         return text
@@ -115,6 +103,6 @@ def _split(text: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def _lists_text(field: Any) -> bool:
+def _lists_text(field: FieldInfo) -> bool:
     lists = [part for part in (field.annotation, *get_args(field.annotation)) if keys.kinds(part) == {list}]
     return all(str in keys.kinds(get_args(part)[0]) for part in lists)

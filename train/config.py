@@ -1,45 +1,21 @@
-"""The schema of a run: every key of a config, its type, default and meaning."""
+"""The schema of `train.classify`: every key of a config, its type, default and meaning; and its help."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from jlora.config import is_initialization
-from train import yaml_text
+from train.command import FLAGS, Command
+from train.run_config import RunConfig
+from train.sections import Count, DataSource, Positive, Share, Text, TrainSection
 
 Method = Literal["lora", "full", "head"]
-Count = Annotated[int, Field(ge=1)]
-Whole = Annotated[int, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-BelowOne = Annotated[float, Field(ge=0, lt=1)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Text = Annotated[str, Field(min_length=1)]
-
-_LEARNING_RATES: dict[Method, float] = {"lora": 5e-4, "full": 5e-5, "head": 1e-3}
-_NEEDS_DATA: dict[Any, str] = {
-    "eva": "eva: jlora.init_eva makes such an adapter; jlora.save_adapter it, and give lora.from=FOLDER",
-    "lora_ga": "lora_ga: jlora.init_lora_ga makes a base and an adapter; save both, and give model= and lora.from=",
-}
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class DataConfig(_Section):
+class DataConfig(DataSource):
     """Where the rows come from and which columns they use."""
 
-    train: Text | list[Text] = Field(
-        description="rows to train on: a hub data set (owner/name or owner/name:split), a file (.csv .tsv "
-        ".json .jsonl .parquet), a list of files, or package:PACKAGE/FILE in an installed Python package; "
-        "on the command line it drops the splits and source settings that were not given with it"
-    )
-    validation: Text | list[Text] | None = Field(
-        default=None, description="rows that choose the best step; null: split off from train"
-    )
     test: Text | list[Text] | None = Field(default=None, description="rows to report on at the end")
     text: Text = Field(default="text", description="column of the text")
     text_pair: Text | None = Field(default=None, description="column of the second text, for sentence pairs")
@@ -52,19 +28,11 @@ class DataConfig(_Section):
         default=False,
         description="leave out rows whose label the mapping data.label_names lacks, instead of refusing them",
     )
-    config: Text | None = Field(
-        default=None, description="configuration of a hub data set, such as mrpc of nyu-mll/glue"
-    )
-    revision: Text | None = Field(default=None, description="branch, tag or commit of a hub data set")
-    encoding: Text = Field(default="utf-8", description="encoding of text files")
     max_rows: Count | None = Field(
         default=None, description="use a seeded, class-balanced sample of so many rows of a split"
     )
     max_length: Annotated[int, Field(ge=4)] = Field(
         default=128, description="tokens a row; longer rows are cut, counted and said"
-    )
-    validation_fraction: Share = Field(
-        default=0.1, description="share of train that is split off, seeded, where data.validation is null"
     )
     test_fraction: Share | None = Field(
         default=None,
@@ -80,135 +48,23 @@ class DataConfig(_Section):
         return self
 
 
-class LoraSection(_Section):
-    """The adapter, in the words of PEFT's LoraConfig."""
-
-    r: Count = Field(default=8, description="rank of the update")
-    lora_alpha: Annotated[int, Field(gt=0)] | Positive = Field(
-        default=8, description="the update is scaled by lora_alpha / r"
-    )
-    lora_dropout: BelowOne = Field(default=0.0, description="dropout on the input of the update")
-    target_modules: Text | list[Text] | None = Field(
-        default=None,
-        description="modules to adapt: all-linear, a regular expression for the whole dotted name, or a list "
-        "of last components of names; null: what PEFT takes for the model",
-    )
-    exclude_modules: Text | list[Text] | None = Field(
-        default=None, description="modules to leave out, written like target_modules"
-    )
-    modules_to_save: list[Text] | None = Field(
-        default=None,
-        description="modules trained whole; null: the classification head; []: none, the head is frozen too",
-    )
-    rank_pattern: dict[str, Count] = Field(default={}, description="r for single modules, {regular expression: r}")
-    alpha_pattern: dict[str, Annotated[int, Field(gt=0)] | Positive] = Field(
-        default={}, description="lora_alpha for single modules, {regular expression: lora_alpha}"
-    )
-    layers_to_transform: Whole | list[Whole] | None = Field(
-        default=None,
-        description="numbers of the layers to adapt, from 0, with a list of target_modules; null: all",
-    )
-    use_rslora: bool = Field(default=False, description="scale by lora_alpha / sqrt(r)")
-    use_dora: bool = Field(default=False, description="train the norms of the adapted weights too (DoRA)")
-    init_lora_weights: bool | Text = Field(
-        default=True,
-        description="true: A Kaiming uniform, B zero; false: B random too; gaussian; orthogonal; or out of the base's "
-        "weights: pissa, pissa_niter_N (N steps, faster), olora; adapter/ has rank 2 r then",
-    )
-    bias: Literal["none", "all", "lora_only"] = Field(
-        default="none", description="biases that are trained: none, all, or those of adapted modules"
-    )
-    trainable_token_indices: list[Whole] | dict[str, list[Whole]] | None = Field(
-        default=None, description="ids of tokens whose embeddings are trained, or {name of an embedding: ids}"
-    )
-    from_: Text | None = Field(
-        default=None, alias="from", description="folder of an adapter in PEFT's format to start from"
-    )
-
-    @model_validator(mode="after")
-    def _initialization_needs_no_data(self) -> Self:
-        given = self.init_lora_weights
-        if given in _NEEDS_DATA:
-            raise ValueError(f"lora.init_lora_weights: expected one that needs no data, found {_NEEDS_DATA[given]}")
-        if not is_initialization(given):
-            expected = "true, false, gaussian, orthogonal, pissa, pissa_niter_N or olora"
-            raise ValueError(f"lora.init_lora_weights: expected {expected}; found {given!r}")
-        return self
-
-    @property
-    def is_residual(self) -> bool:
-        """Whether training starts with a part of the base's weights in the adapter, on the base that is left."""
-        return str(self.init_lora_weights).startswith(("pissa", "olora"))
-
-
-class TrainSection(_Section):
+class ClassifierTrain(TrainSection):
     """Optimization, evaluation and checkpoints."""
 
-    epochs: Positive = Field(default=3.0, description="passes over the training rows")
-    max_steps: Count | None = Field(default=None, description="optimizer steps, instead of train.epochs")
-    batch_size: Count = Field(default=32, description="rows a batch")
-    eval_batch_size: Count = Field(default=64, description="rows a batch in evaluation")
-    gradient_accumulation_steps: Count = Field(default=1, description="batches an optimizer step")
     learning_rate: Positive | dict[Method, Positive] | None = Field(
         default=None,
         description="peak learning rate, or one for each method; null: lora 5e-4, full 5e-5, head 1e-3",
-    )
-    schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="decay after the warmup")
-    warmup_ratio: BelowOne = Field(default=0.06, description="share of the steps that warm up")
-    warmup_steps: Whole | None = Field(default=None, description="steps that warm up, instead of train.warmup_ratio")
-    weight_decay: NotNegative = Field(default=0.01, description="decoupled decay of matrices, not of biases and norms")
-    max_grad_norm: NotNegative | None = Field(
-        default=1.0, description="clip the gradient's global norm; null or 0: off"
-    )
-    adam_beta1: BelowOne = Field(default=0.9, description="AdamW's decay of the first moment")
-    adam_beta2: BelowOne = Field(default=0.999, description="AdamW's decay of the second moment")
-    adam_epsilon: Positive = Field(default=1e-8, description="AdamW's epsilon")
-    eval_every: Count | None = Field(default=None, description="steps between evaluations; null: once an epoch")
-    checkpoint_every: Count | None = Field(
-        default=None, description="steps between checkpoints; null: at each evaluation"
-    )
-    keep_checkpoints: Count = Field(default=2, description="newest checkpoints to keep, the best apart")
-    early_stopping_patience: Count | None = Field(
-        default=None, description="stop after so many evaluations without a better metric; null: never"
     )
     metric: Text | None = Field(
         default=None,
         description="metric that chooses the best step; null: accuracy, f1_micro (multi-label) or pearson (regression)",
     )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="type of the computation; adapters stay float32"
-    )
-    remat: bool = Field(default=False, description="recompute activations in the backward pass, to save memory")
-    dropout: bool = Field(default=True, description="the model's own dropout while training")
-    bucket_count: Count = Field(default=6, description="batch lengths at most: rows of like length share a batch")
-    log_every: Count = Field(default=10, description="steps between log lines")
 
 
-class ExportSection(_Section):
-    """What is written beside the adapter."""
-
-    merged: bool = Field(default=True, description="write merged/, a whole Hugging Face checkpoint")
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="float32", description="type of the weights in merged/"
-    )
-
-
-class HubSection(_Section):
-    """Upload to the Hugging Face hub."""
-
-    push: bool = Field(default=False, description="upload the result when the run is done")
-    repo: Text | None = Field(default=None, description="owner/name to upload to")
-    private: bool = Field(default=True, description="make a new repository private")
-
-    @model_validator(mode="after")
-    def _push_has_a_target(self) -> Self:
-        if self.push and self.repo is None:
-            raise ValueError("hub.repo: missing; hub.push: true needs the owner/name to upload to")
-        return self
-
-
-class Config(_Section):
+class Config(RunConfig):
     """A run, resolved: what `python -m train.classify` does, and what its run folder records."""
+
+    learning_rates: ClassVar[dict[str, float]] = {"lora": 5e-4, "full": 5e-5, "head": 1e-3}
 
     model: Text = Field(
         description="encoder to start from: a hub name, a folder in Hugging Face's format, or "
@@ -220,49 +76,25 @@ class Config(_Section):
     task: Literal["single_label_classification", "multi_label_classification", "regression"] | None = Field(
         default=None, description="kind of head; null: seen from the labels"
     )
-    output_dir: Text = Field(description="the run folder itself")
-    seed: Whole = Field(default=0, description="seed of initialization, dropout, order and sampling")
-    tracker: Literal["none", "wandb", "trackio"] = Field(
-        default="none", description="where metrics go besides the run folder"
-    )
     data: DataConfig
-    lora: LoraSection = LoraSection()
-    train: TrainSection = TrainSection()
-    export: ExportSection = ExportSection()
-    hub: HubSection = HubSection()
+    train: ClassifierTrain = ClassifierTrain()
 
     @model_validator(mode="after")
-    def _parts_fit_the_method_and_task(self) -> Self:
-        rates = self.train.learning_rate
-        if isinstance(rates, dict) and self.method not in rates:
-            given = ", ".join(rates) or "no method"
-            raise ValueError(f"train.learning_rate.{self.method}: missing; the mapping has {given}")
-        if self.method != "lora" and not self.export.merged:
-            raise ValueError(f"export.merged: expected true with method: {self.method}, which leaves nothing else")
-        if self.lora.from_ is not None and self.method != "lora":
-            raise ValueError(f"lora.from: expected null with method: {self.method}, found {self.lora.from_!r}")
+    def _labels_fit_the_task(self) -> Self:
         if self.task == "regression" and self.data.label_names is not None:
             raise ValueError("data.label_names: expected null with task: regression, whose labels are numbers")
         return self
 
 
-class ConfigFile(Config):
-    """A config as it is written: a run, and what replaces parts of it where there is no hub."""
-
-    offline: dict[str, Any] | None = Field(
-        default=None,
-        description="any of these keys, laid over the file with --offline or where the hub cannot be reached",
-    )
-
-
-def learning_rate_of(config: Config) -> float:
-    """The peak learning rate of the config's method."""
-    rates = config.train.learning_rate
-    if isinstance(rates, float):
-        return rates
-    return (_LEARNING_RATES if rates is None else rates)[config.method]
-
-
-def to_yaml(config: Config) -> str:
-    """Every key and value of a config; read again as a config file it gives an equal config."""
-    return yaml_text.dump(config.model_dump(by_alias=True))
+COMMAND = Command(
+    program="python -m train.classify",
+    purpose="Fine-tunes an encoder as one YAML file says.",
+    schema=Config,
+    config="configs/sst2.yaml",
+    examples=(
+        "",
+        "lora.r=4 lora.target_modules=query,value output_dir=runs/r4",
+        "data.train=my.tsv data.text=review output_dir=runs/mine",
+    ),
+    flags=FLAGS,
+)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
@@ -12,14 +11,13 @@ import numpy as np
 
 from jlora.errors import JloraError
 from train.label_values import label_kind
+from train.read import read_tables
 from train.shuffle import permutation
-from train.sources import local_path
-from train.tables import Table, class_names, read_table
+from train.tables import Table
 
 if TYPE_CHECKING:
     from train.config import DataConfig
 
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _SPLITS = ("train", "validation", "test")
 
 
@@ -113,9 +111,7 @@ def configured_names(config: DataConfig) -> tuple[str, ...] | None:
 def _read(
     source: str | list[str], config: DataConfig, split: str, labelled: bool = True
 ) -> tuple[Split, tuple[str, ...] | None]:
-    if not source:
-        raise JloraError(f"data.{split}: expected a file or a hub data set, found nothing")
-    tables = [_read_source(name, config, split) for name in ([source] if isinstance(source, str) else source)]
+    tables = read_tables(source, split, config)
     parts = [_to_split(table, config, labelled) for table in tables]
     names = {table.class_names.get(config.label) for table in tables}
     if len(names) > 1:
@@ -130,46 +126,15 @@ def _read(
     return joined, names.pop()
 
 
-def _read_source(name: str, config: DataConfig, split: str) -> Table:
-    path = local_path(name)
-    return _read_hub(name, config, split) if path is None else read_table(path, name, config.encoding)
-
-
-def _read_hub(name: str, config: DataConfig, split: str) -> Table:
-    import datasets  # takes a second, and only hub sets need it
-
-    repository, _, named_split = name.partition(":")
-    try:
-        loaded = datasets.load_dataset(repository, config.config, split=named_split or split, revision=config.revision)
-    except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
-        cause = str(error).strip().split("\n")[0]
-        raise JloraError(
-            f"data.{split}={name}: cannot load this data set from the hub ({type(error).__name__}: {cause}); "
-            "check its name, data.config and data.revision and the connection, or give files"
-        ) from error
-    columns = {column: list(loaded[column]) for column in loaded.column_names}
-    return Table(f"{repository}:{named_split or split}", columns, class_names(loaded.features.to_dict()))
-
-
 def _to_split(table: Table, config: DataConfig, labelled: bool) -> Split:
-    text = _texts(table, config.text, "data.text")
+    text = table.texts(config.text, "data.text")
     return Split(
         text=text,
-        text_pair=_texts(table, config.text_pair, "data.text_pair") if config.text_pair else None,
+        text_pair=table.texts(config.text_pair, "data.text_pair") if config.text_pair else None,
         label=table.column(config.label, "data.label") if labelled else [-1] * len(text),
         row=list(range(1, len(text) + 1)),
         source=[table.name] * len(text),
     )
-
-
-def _texts(table: Table, column: str, key: str) -> list[str]:
-    texts = table.column(column, key)
-    for row, text in enumerate(texts, 1):
-        if not isinstance(text, str) or _LONE_SURROGATE.search(text):
-            found = "nothing" if text is None else f"{ascii(text)[:60]} ({type(text).__name__})"
-            where = f"{table.name}, data row {row}, column {column!r} ({key})"
-            raise JloraError(f"{where}: expected text in whole Unicode characters, found {found}")
-    return texts
 
 
 def _name_labels(split: Split, config: DataConfig, name: str, notes: list[str]) -> Split:

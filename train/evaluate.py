@@ -1,17 +1,48 @@
-"""Logits, loss and metrics of a whole split."""
+"""Logits, loss and metrics of a whole split of a classifier's data."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
+from jlora import adapt
 from train import metrics
 from train.batches import make_batch, plan_evaluation
-from train.labels import is_labelled
+from train.labels import Labels, is_labelled
 from train.loss import row_losses
 from train.prepare import Prepared
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a classifier learns, and how it is looked at.
+
+    Attributes:
+      labels: classes and problem type. splits, buckets: the data and the batches' lengths.
+      eval_step: as `make_eval_step` gives it. batch_size: rows a batch in evaluation.
+    """
+
+    labels: Labels
+    splits: dict[str, Prepared]
+    buckets: tuple[int, ...]
+    eval_step: Callable
+    batch_size: int
+
+
+def evaluated(task: Task, adapter: Any, base: Any, split: str) -> dict[str, float]:
+    """The metrics and the mean loss of a split's labelled rows."""
+    logits = logits_of(task.eval_step, adapter, base, task.splits[split], task.buckets, task.batch_size)
+    return scores(task.labels.problem_type, logits, task.splits[split].labels)
+
+
+def make_eval_step(apply: Callable) -> Callable:
+    """eval_step(adapter, base, inputs) -> logits float32 (B, L); no dropout. `adapter` may be None."""
+    adapted = adapt(apply)
+    return jax.jit(lambda adapter, base, inputs: adapted(base, adapter, inputs))
 
 
 def logits_of(

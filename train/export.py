@@ -1,4 +1,4 @@
-"""Merge an adapter, made here or by PEFT, or write it for vLLM: python -m train.export --adapter A --out C [--vllm]."""
+"""Merge an adapter, made here or by PEFT, or write it for vLLM or llama.cpp: python -m train.export --adapter A ..."""
 
 from __future__ import annotations
 
@@ -7,16 +7,28 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 import jlora
+from jlora.base import load_config
+from jlora.errors import JloraError
+from jlora.gguf_lora import save_gguf_lora
+from jlora.models import family
+from train.adapted import Adapted
 from train.artifacts import write_merged
 from train.entry import exit_code, require_new
-from train.trained import Trained, base_of, load_adapted
+from train.language_model import load_language_model
+from train.prepare import model_folder
+from train.sources import settle_hub
+from train.trained import base_of, load_adapted
 
 logger = logging.getLogger(__name__)
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """The values that vLLM's --max-lora-rank takes."""
+_AUTO_CLASSES = {"SEQ_CLS": "AutoModelForSequenceClassification", "CAUSAL_LM": "AutoModelForCausalLM"}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,36 +40,74 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m train.export", description=__doc__)
     parser.add_argument("--adapter", required=True, type=Path, help="folder of the adapter, in PEFT's format")
     parser.add_argument("--base", help="its base model: folder or hub name; default: the one the adapter names")
-    parser.add_argument("--out", required=True, type=Path, help="folder to write to")
+    parser.add_argument("--out", type=Path, help="folder to write to")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="(float32)")
     form.add_argument("--vllm", action="store_true", help="write no merged model but an adapter that vLLM serves")
+    parser.add_argument(
+        "--gguf-lora", type=Path, metavar="FILE", help="write the adapter as llama.cpp loads it, float32 or float16"
+    )
+    parser.add_argument(
+        "--quantize", choices=("int8", "nf4"), help="quantize the base first, for adapters of LoftQ, which need that"
+    )
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds something")
     return parser
 
 
 def _export(options: argparse.Namespace) -> None:
-    require_new(options.out, options.overwrite)
-    trained = load_adapted(options.adapter, options.base)
-    if options.vllm:
-        _write_for_vllm(options, trained)
-        return
-    write_merged(options.out, trained.adapted, trained.adapted.adapter, trained.tokenizer, options.dtype)
-    logger.info("merged model: %s", options.out)
-    logger.info("It opens with transformers: AutoModelForSequenceClassification.from_pretrained(%r)", str(options.out))
-
-
-def _write_for_vllm(options: argparse.Namespace, trained: Trained) -> None:
-    """One rank, the scale in B, lora_alpha = r: vLLM reads no patterns."""
-    assert trained.adapted.lora is not None
+    if options.out is None and options.gguf_lora is None:
+        raise JloraError("command line: expected --out FOLDER or --gguf-lora FILE, found neither")
+    if options.out is not None:
+        require_new(options.out, options.overwrite)
+    if options.gguf_lora is not None and options.gguf_lora.exists() and not options.overwrite:
+        raise JloraError(f"--gguf-lora: {options.gguf_lora}: exists; name another file, or give --overwrite")
     base = options.base or base_of(options.adapter)
-    adapter = trained.adapted.adapter
-    jlora.save_adapter(options.out, adapter, trained.adapted.lora, base_model=base, vllm=True)
-    trained.tokenizer.save_pretrained(options.out)
-    logger.info("adapter for vLLM: %s", options.out)
+    adapted, tokenizer = _opened(options.adapter, base, options.quantize)
+    if options.gguf_lora is not None:
+        _write_for_llama_cpp(options, adapted)
+    if options.out is not None:
+        if options.vllm:
+            _write_for_vllm(options.out, adapted, tokenizer, base)
+        else:
+            _write_merged(options, adapted, tokenizer)
+
+
+def _opened(folder: Path, base: str, quantize: Any) -> tuple[Adapted, PreTrainedTokenizerBase]:
+    """The adapter on its base, whose config says what kind of model it is."""
+    settle_hub(base)
+    if family(load_config(model_folder(base)).model_type).task == "CAUSAL_LM":
+        language = load_language_model(base, adapter=str(folder), quantize=quantize)
+        return language.adapted, language.tokenizer
+    if quantize is not None:
+        raise JloraError(f"--quantize: expected none for a classifier, whose base is not quantized; found {quantize}")
+    trained = load_adapted(folder, base)
+    return trained.adapted, trained.tokenizer
+
+
+def _write_merged(options: argparse.Namespace, adapted: Adapted, tokenizer: PreTrainedTokenizerBase) -> None:
+    write_merged(options.out, adapted, adapted.adapter, tokenizer, options.dtype)
+    auto = _AUTO_CLASSES[family(adapted.model.config.model_type).task]
+    logger.info("merged model: %s", options.out)
+    logger.info("It opens with transformers: %s.from_pretrained(%r)", auto, str(options.out))
+
+
+def _write_for_llama_cpp(options: argparse.Namespace, adapted: Adapted) -> None:
+    half = options.dtype == "float16"
+    save_gguf_lora(options.gguf_lora, adapted.adapter, adapted.model.config, dtype="float16" if half else "float32")
+    logger.info("adapter for llama.cpp: %s", options.gguf_lora)
+    logger.info("Run it: llama-cli -m BASE.gguf --lora %s", options.gguf_lora)
+
+
+def _write_for_vllm(out: Path, adapted: Adapted, tokenizer: PreTrainedTokenizerBase, base: str) -> None:
+    """One rank, the scale in B, lora_alpha = r: vLLM reads no patterns."""
+    assert adapted.lora is not None
+    adapter = adapted.adapter
+    jlora.save_adapter(out, adapter, adapted.lora, base_model=base, vllm=True)
+    tokenizer.save_pretrained(out)
+    logger.info("adapter for vLLM: %s", out)
     rank = max(rank for entry in adapter.values() if isinstance(entry, jlora.LowRank) for rank in entry.ranks)
     flags = f"--enable-lora --max-lora-rank {next(size for size in _VLLM_RANKS if size >= rank)}"
-    logger.info("Serve it: vllm serve %s %s --lora-modules NAME=%s", base, flags, options.out)
+    logger.info("Serve it: vllm serve %s %s --lora-modules NAME=%s", base, flags, out)
 
 
 if __name__ == "__main__":

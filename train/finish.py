@@ -14,17 +14,16 @@ from transformers import PreTrainedTokenizerBase
 
 import jlora
 from train import artifacts, card, curves, environment, metrics
+from train.adapted import Adapted
 from train.checkpoint import Best
 from train.config import Config
-from train.evaluate import logits_of, scores
+from train.evaluate import Task, logits_of, make_eval_step, scores
 from train.hub_names import data_hub_names, model_hub_names
 from train.labels import Labels
 from train.loop import Loop
-from train.prepare import Adapted, Prepared, model_folder
-from train.push import push
+from train.prepare import Prepared
 from train.record import Recorder
-from train.run_folder import write_json
-from train.step import make_eval_step
+from train.shipping import base_name, conclude, place
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,7 @@ class Run:
     folder: Path
     loop: Loop
     adapted: Adapted
-    labels: Labels
+    task: Task
     tokenizer: PreTrainedTokenizerBase
     best: Best
     times: dict[str, float]
@@ -48,27 +47,21 @@ class Run:
 
 def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
     """Writes adapter/, merged/, predictions.csv, curves.png and, last, report.json, which it returns."""
-    adapter = jlora.combine(run.best.trainable, run.loop.frozen)
-    logits = {name: _logits(run, adapter, run.adapted.base, run.loop.eval_step, name) for name in _evaluated(run)}
-    results = {name: scores(run.labels.problem_type, logits[name], run.loop.splits[name].labels) for name in logits}
+    adapter, task = jlora.combine(run.best.trainable, run.loop.frozen), run.task
+    logits = {name: _logits(run, adapter, run.adapted.base, task.eval_step, name) for name in _evaluated(run)}
+    results = {name: scores(task.labels.problem_type, logits[name], task.splits[name].labels) for name in logits}
     results = {name: found for name, found in results.items() if found}
     if "test" in results:
         recorder.log(run.best.step, results["test"], "test")
-    write_predictions(run.folder / "predictions.csv", run.loop.splits["validation"], logits["validation"], run.labels)
+    write_predictions(run.folder / "predictions.csv", task.splits["validation"], logits["validation"], task.labels)
     facts = _facts(run, results)
     if run.config.method == "lora":
-        base_model = _base_name(run.config)
-        artifacts.write_adapter(run.folder / "adapter", run.adapted, adapter, run.tokenizer, run.labels, base_model)
+        base_model = base_name(run.config)
+        artifacts.write_adapter(run.folder / "adapter", run.adapted, adapter, run.tokenizer, task.labels, base_model)
         _write_card(run, facts, "adapter")
     difference = _export_merged(run, adapter, logits["validation"], facts) if run.config.export.merged else None
     curves.plot(run.folder / "metrics.jsonl", run.folder / "curves.png", run.loop.metric, run.folder.name)
-    report = _report(run, results, difference)
-    # Written before the upload too: a hub that fails must not cost the numbers.
-    write_json(run.folder / "report.json", report)
-    if run.config.hub.push and run.config.hub.repo:
-        report["pushed_to"] = push(run.folder / _shipped(run.config), run.config.hub.repo, run.config.hub.private)
-        write_json(run.folder / "report.json", report)
-    return report
+    return conclude(run.config, run.folder, _report(run, results, difference))
 
 
 def write_predictions(path: Path, split: Prepared, logits: np.ndarray, labels: Labels) -> None:
@@ -94,12 +87,12 @@ def predicted(labels: Labels, probabilities: np.ndarray) -> str:
 
 
 def _evaluated(run: Run) -> list[str]:
-    return [name for name in ("validation", "test") if name in run.loop.splits]
+    return [name for name in ("validation", "test") if name in run.task.splits]
 
 
 def _logits(run: Run, adapter: Any, base: Any, eval_step: Any, split: str) -> np.ndarray:
     size = run.config.train.eval_batch_size
-    return logits_of(eval_step, adapter, base, run.loop.splits[split], run.loop.buckets, size)
+    return logits_of(eval_step, adapter, base, run.task.splits[split], run.task.buckets, size)
 
 
 def _export_merged(run: Run, adapter: Any, in_memory: np.ndarray, facts: card.Facts) -> float:
@@ -115,20 +108,9 @@ def _export_merged(run: Run, adapter: Any, in_memory: np.ndarray, facts: card.Fa
     return difference
 
 
-def _base_name(config: Config) -> str:
-    return config.model if model_hub_names(config) else str(Path(model_folder(config.model)).resolve())
-
-
-def _shipped(config: Config) -> card.Kind:
-    """The folder that is uploaded."""
-    return "merged" if config.export.merged else "adapter"
-
-
 def _write_card(run: Run, facts: card.Facts, kind: card.Kind) -> None:
-    config, folder = run.config, run.folder / kind
-    pushed = config.hub.repo if config.hub.push and kind == _shipped(config) else None
-    text = card.model_card(dataclasses.replace(facts, where=pushed or str(folder)), kind)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    text = card.model_card(dataclasses.replace(facts, where=place(run.config, run.folder, kind)), kind)
+    (run.folder / kind / "README.md").write_text(text, encoding="utf-8")
 
 
 def _facts(run: Run, results: dict[str, dict[str, float]]) -> card.Facts:
@@ -138,10 +120,10 @@ def _facts(run: Run, results: dict[str, dict[str, float]]) -> card.Facts:
         name=run.folder.name,
         where=str(run.folder),
         method=config.method,
-        problem_type=run.labels.problem_type,
-        base_model=_base_name(config),
+        problem_type=run.task.labels.problem_type,
+        base_model=base_name(config),
         dataset=", ".join([config.data.train] if isinstance(config.data.train, str) else config.data.train),
-        labels=() if run.labels.problem_type == "regression" else run.labels.names,
+        labels=() if run.task.labels.problem_type == "regression" else run.task.labels.names,
         results=results,
         command=environment.command(),
         base_model_id=models[0] if models else None,
@@ -153,7 +135,7 @@ def _facts(run: Run, results: dict[str, dict[str, float]]) -> card.Facts:
 
 def _report(run: Run, results: dict[str, dict[str, float]], difference: float | None) -> dict[str, Any]:
     total, trainable = jlora.count_parameters(run.adapted.base, run.adapted.adapter)
-    splits = run.loop.splits
+    splits = run.task.splits
     return {
         "metrics": results,
         "best": {"step": run.best.step, "metric": run.loop.metric, "value": run.best.value},
@@ -161,7 +143,7 @@ def _report(run: Run, results: dict[str, dict[str, float]], difference: float | 
         "sources": {"model": run.config.model, "data": run.config.data.train, "offline": run.offline},
         "rows": {name: len(split.tokens) for name, split in splits.items()},
         "rows_cut": {name: split.tokens.cut for name, split in splits.items()},
-        "batch_lengths": list(run.loop.buckets),
+        "batch_lengths": list(run.task.buckets),
         "times": {name: round(seconds, 3) for name, seconds in run.times.items()},
         "merged_largest_logit_difference": difference,
         "seed": run.config.seed,

@@ -4,48 +4,38 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
 from train import keys, yaml_text
+from train.command import Command
 
-_USAGE = """\
-usage: python -m train.classify --config FILE [key=value ...] [flags]
-
-Fine-tunes an encoder as one YAML file says; each key=value overrides
-a value of that file.
-"""
-_EXAMPLES = """\
-examples:
-  python -m train.classify --config configs/sst2.yaml
-  python -m train.classify --config configs/sst2.yaml \\
-      lora.r=4 lora.target_modules=query,value output_dir=runs/r4
-  python -m train.classify --config configs/sst2.yaml \\
-      data.train=my.tsv data.text=review output_dir=runs/mine
-"""
 _INDENT = 31
 
 
-def help_text(flags: Mapping[str, str]) -> str:
-    """The help for `flags`, {name: meaning}, and every key, wrapped to the terminal."""
+def help_text(command: Command) -> str:
+    """The help of a command: its flags and every key, wrapped to the terminal."""
     width = max(70, min(110, shutil.get_terminal_size().columns))
     lines = [
-        _USAGE,
+        f"usage: {command.program} --config FILE [key=value ...] [flags]\n",
+        *textwrap.wrap(f"{command.purpose} Each key=value overrides a value of the file.", 70),
+        "",
         "flags:",
         _entry("--config FILE", "the config", width),
         _entry("--help", "this text", width),
     ]
-    lines += [_entry(f"--{name.replace('_', '-')}", meaning, width) for name, meaning in flags.items()]
+    lines += [_entry(f"--{name.replace('_', '-')}", meaning, width) for name, meaning in command.flags.items()]
     lines += ["", "keys: meaning (type; default)"]
-    section = ""
-    for key, field in keys.fields().items():
+    sections, section = keys.sections(command.schema), ""
+    for key, field in keys.fields(command.schema).items():
         if key.rpartition(".")[0] != section:
             section = key.rpartition(".")[0]
-            lines += ["", f"{section}: {keys.sections()[section].__doc__}"]
+            lines += ["", f"{section}: {sections[section].__doc__}"]
         lines.append(_entry(key, _meaning(field), width))
-    return "\n".join([*lines, "", _EXAMPLES])
+    start = f"  {command.program} --config {command.config}"
+    examples = [f"{start} \\\n      {arguments}" if arguments else start for arguments in command.examples]
+    return "\n".join([*lines, "", "examples:", *examples, ""])
 
 
 def _meaning(field: FieldInfo) -> str:

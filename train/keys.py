@@ -1,4 +1,4 @@
-"""The dotted keys of the schema, and their types in words."""
+"""The dotted keys of a schema, and their types in words."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-
-from train.config import ConfigFile
 
 _WORDS = {
     str: "text",
@@ -23,9 +21,9 @@ _WORDS = {
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
-def sections() -> dict[str, type[BaseModel]]:
+def sections(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
     """The keys that hold keys, such as `lora`, with their models."""
-    fields = ConfigFile.model_fields.items()
+    fields = schema.model_fields.items()
     return {
         name: f.annotation
         for name, f in fields
@@ -33,10 +31,11 @@ def sections() -> dict[str, type[BaseModel]]:
     }
 
 
-def fields() -> dict[str, FieldInfo]:
-    """Every dotted key that holds a value, in the order of the schema."""
-    found = {name: field for name, field in ConfigFile.model_fields.items() if name not in sections()}
-    for section, model in sections().items():
+def fields(schema: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Every dotted key that holds a value, in the order of the schema; those outside of sections come first."""
+    inner = sections(schema)
+    found = {name: field for name, field in schema.model_fields.items() if name not in inner}
+    for section, model in inner.items():
         found |= {f"{section}.{field.alias or name}": field for name, field in model.model_fields.items()}
     return found
 
@@ -58,14 +57,14 @@ def describe(field: FieldInfo) -> str:
     return _either(field.annotation, field.metadata)
 
 
-def unknown(key: str) -> str:
+def unknown(key: str, schema: type[BaseModel]) -> str:
     """The end of an error about an unknown key: the nearest key, or the keys of its section."""
-    known = list(fields())
+    known = list(fields(schema))
     if (near := _likely(key, known)) is not None:
         return f"unknown key; did you mean {near}?"
     siblings = [name for name in known if name.startswith(f"{key.split('.')[0]}.")]
     if not siblings:
-        siblings = [name for name in known if "." not in name] + [f"{name}.*" for name in sections()]
+        siblings = [name for name in known if "." not in name] + [f"{name}.*" for name in sections(schema)]
     return f"unknown key; known: {', '.join(siblings)}"
 
 

@@ -1,13 +1,40 @@
-"""The loss of each kind of head, row by row, so that batches can be weighted and summed."""
+"""The loss of a classifier, row by row, so that batches can be weighted and summed."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
+
+from jlora import adapt, combine
+from train.batches import Batch
+from train.step import TotalLoss
 
 
-def row_losses(problem_type: str, logits: jax.Array, labels: jax.Array) -> jax.Array:
+def classification_loss(apply: Callable, problem_type: str, *, model_dropout: bool) -> TotalLoss:
+    """The sum of the losses of a batch's rows, times their weights, for `train.step`.
+
+    Args:
+      apply: `model.apply(base, inputs, rngs=...)`, logits float32 (B, L).
+      problem_type: as in `row_losses`.
+      model_dropout: whether the model's own dropout is on; the adapter's has a rate of its own.
+    """
+    adapted = adapt(apply)
+
+    def total_loss(trainable: Any, frozen: Any, base: Any, batch: Batch, key: jax.Array) -> jax.Array:
+        adapter_key, model_key = jax.random.split(key)
+        rngs = {"dropout": model_key} if model_dropout else None
+        logits = adapted(base, combine(trainable, frozen), batch.inputs, dropout_key=adapter_key, rngs=rngs)
+        return jnp.sum(row_losses(problem_type, logits, batch.labels) * batch.weights)
+
+    return total_loss
+
+
+def row_losses(problem_type: str, logits: jax.Array, labels: ArrayLike) -> jax.Array:
     """The loss of each row, float32 (B,).
 
     Args:

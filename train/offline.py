@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 
 from train.command_line import Request
-from train.config import Config
 from train.hub_names import data_hub_names, model_hub_names, needs_hub
 from train.resolve import resolve
+from train.run_config import AnyConfig, RunConfig
 from train.sources import forbid_network, hub_answers, is_cached
 
 logger = logging.getLogger(__name__)
 
 
-def choose(request: Request) -> tuple[Config, bool]:
+def choose(request: Request[AnyConfig]) -> tuple[AnyConfig, bool]:
     """(the run's config, whether the `offline:` block is in it).
 
     The hub is asked once, and only where something is to come from it (in a dry run: the model). Without an
@@ -35,19 +35,21 @@ def choose(request: Request) -> tuple[Config, bool]:
     return _offline(request, online, "the hub does not answer and its cache does not hold what is needed")
 
 
-def _offline(request: Request, online: Config, reason: str) -> tuple[Config, bool]:
+def _offline(request: Request[AnyConfig], online: AnyConfig, reason: str) -> tuple[AnyConfig, bool]:
     forbid_network()
     config = resolve(request, use_offline=True)
     if config == online:
         return config, False
     line = "!" * 100
     logger.warning("%s\n! OFFLINE: %s.", line, reason)
-    logger.warning("! model %s instead of %s", config.model, online.model)
-    logger.warning("! data  %s instead of %s\n%s", config.data.train, online.data.train, line)
+    for name, now, else_ in (("model", config.model, online.model), ("data ", config.data.train, online.data.train)):
+        if now != else_:
+            logger.warning("! %s %s instead of %s", name, now, else_)
+    logger.warning(line)
     return config, True
 
 
-def _all_cached(config: Config, with_data: bool) -> bool:
+def _all_cached(config: RunConfig, with_data: bool) -> bool:
     models = all(is_cached(name, "model") for name in model_hub_names(config))
     data = not with_data or all(is_cached(name, "dataset", config.data.config) for name in data_hub_names(config))
     return models and data

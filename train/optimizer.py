@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jlora import labels
-from train.config import TrainSection
+from train.sections import TrainSection
 
 Schedule = Callable[[jax.Array], jax.Array]
 

@@ -15,7 +15,7 @@ import numpy as np
 from jlora.errors import JloraError
 from train import metrics, yaml_text
 from train.compilation import use_compilation_cache
-from train.config import DataConfig
+from train.config import Config, DataConfig
 from train.data import Split, read_split
 from train.entry import exit_code, whole_number
 from train.evaluate import scores
@@ -79,7 +79,7 @@ def _data_config(options: argparse.Namespace) -> DataConfig:
     folder = Path(options.model).expanduser()
     stored = next((f for f in (folder / "config.yaml", folder.parent / "config.yaml") if f.is_file()), None)
     if stored is not None:
-        ran = flatten(yaml_text.read_file(stored))
+        ran = flatten(yaml_text.read_file(stored), Config)
         values |= {name: ran[f"data.{name}"] for name in _OF_THE_RUN if f"data.{name}" in ran}
     given = {name: getattr(options, name) for name in ("text", "text_pair", "label", "max_length", "encoding")}
     return DataConfig(**(values | {name: value for name, value in given.items() if value is not None}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,27 +16,23 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 import jlora
 from jlora.base import abstract_base, build, example_batch, load_config, load_weights
 from jlora.errors import JloraError
+from jlora.gguf_file import gguf_tokenizer, is_gguf
 from jlora.models import FAMILIES, family
 from jlora.names import module_names
 from jlora.paths import leaves_by_path
 from jlora.plan import abstract_adapter
-from jlora.residual import init_residual
 from jlora.targets import is_trained_whole
 from jlora.weights import new_heads
+from train.adapted import Adapted, lora_config, with_adapter
 from train.batches import bucket_lengths
-from train.config import Config, LoraSection
+from train.config import Config
 from train.data import Data, Split
 from train.labels import Labels, encode, infer_labels
+from train.run_config import RunConfig
 from train.sources import local_path
 from train.tokens import Tokens, default_cache_dir, tokenize
 
 logger = logging.getLogger(__name__)
-
-_OF_THE_FILE = (
-    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias", "modules_to_save",
-    "trainable_token_indices",
-)  # fmt: skip
-"""Settings that a stored adapter brings with it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,24 +45,6 @@ class Prepared:
     pad_id: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Adapted:
-    """The model with what is trained on it.
-
-    Attributes:
-      model: linen module. base: its frozen tree.
-      adapter: {path: LowRank | Full | Rows}: everything that is trained, with every method.
-      lora: the adapter's settings; None with other methods.
-      initial: where `base` gave up what the adapter started with (PiSSA, OLoRA), that start; else None.
-    """
-
-    model: Any
-    base: Any
-    adapter: dict[str, Any]
-    lora: jlora.LoraConfig | None
-    initial: dict[str, Any] | None = None
-
-
 def model_folder(name: str) -> str:
     """The folder of a local model, or the hub's name as it is."""
     folder = local_path(name)
@@ -73,13 +52,16 @@ def model_folder(name: str) -> str:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model.
+    """The tokenizer beside the model, or the one in its GGUF file.
 
     Raises:
-      JloraError: the folder or hub model has none, or one that knows no words.
+      JloraError: the folder or hub model has none, or one that knows no words; a GGUF file's is not supported.
     """
+    folder = model_folder(name)
+    if is_gguf(folder):
+        return gguf_tokenizer(Path(folder))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_folder(name))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise JloraError(f"{name}: expected a tokenizer beside the model (tokenizer.json); found {error}") from None
     # Without any file transformers makes a tokenizer of the special tokens alone, and says nothing.
@@ -118,7 +100,7 @@ def prepare_model(config: Config, labels: Labels) -> Adapted:
     model = _build(config, labels.config_entries())
     base = load_weights(model, model_folder(config.model), key=head_key)
     if config.method == "lora":
-        adapted = _lora(config, model, base, adapter_key)
+        adapted = with_adapter(config.lora, _lora_config(config, model), model, base, adapter_key)
     else:
         adapted = Adapted(model, base, whole_leaves(config, base), None)
     _warn_of_frozen_heads(adapted, model_folder(config.model))
@@ -150,16 +132,12 @@ def abstract_model(config: Config) -> Adapted:
     base = abstract_base(model)
     if config.method != "lora":
         return Adapted(model, base, jax.eval_shape(lambda base: whole_leaves(config, base), base), None)
-    lora = lora_config(config.lora, model)
+    lora = _lora_config(config, model)
     return Adapted(model, base, abstract_adapter(lora, base, model.apply, example_batch(model.config)), lora)
 
 
-def lora_config(section: LoraSection, model: Any) -> jlora.LoraConfig:
-    """The section as the library's LoraConfig; targets that are not given are the family's."""
-    fields = section.model_dump(exclude={"from_"})
-    if fields["target_modules"] is None:
-        fields["target_modules"] = list(family(model.config.model_type).targets)
-    return jlora.LoraConfig(**fields, task_type="SEQ_CLS")
+def _lora_config(config: Config, model: Any) -> jlora.LoraConfig:
+    return lora_config(config.lora, list(family(model.config.model_type).targets), "SEQ_CLS")
 
 
 def whole_leaves(config: Config, base: Any) -> dict[str, jlora.Full]:
@@ -172,7 +150,7 @@ def whole_leaves(config: Config, base: Any) -> dict[str, jlora.Full]:
     }
 
 
-def steps_of(config: Config, rows: int) -> tuple[int, int]:
+def steps_of(config: RunConfig, rows: int) -> tuple[int, int]:
     """(optimizer steps of an epoch, optimizer steps of the run) for so many training rows."""
     batch = config.train.batch_size * config.train.gradient_accumulation_steps
     per_epoch = math.ceil(rows / batch)
@@ -199,29 +177,6 @@ def _build(config: Config, overrides: dict[str, Any]) -> Any:
     return build(model_config, dtype=jnp.dtype(config.train.dtype), remat=config.train.remat)
 
 
-def _lora(config: Config, model: Any, base: Any, key: jax.Array) -> Adapted:
-    """A fresh adapter (and what it leaves of the base), or that of `lora.from`."""
-    lora, example = lora_config(config.lora, model), example_batch(model.config)
-    if config.lora.from_ is not None:
-        adapter, lora = _stored(config.lora.from_, lora, base, model)
-        return Adapted(model, base, adapter, lora)
-    if not config.lora.is_residual:
-        return Adapted(model, base, jlora.init(key, lora, base, model.apply, example), lora)
-    residual, adapter = init_residual(key, lora, base, model.apply, example)
-    initial = jax.tree.map(lambda x: jnp.array(x, copy=True), adapter)  # the trainer donates the adapter's arrays
-    return Adapted(model, residual, adapter, lora, initial)
-
-
-def _stored(folder: str, lora: jlora.LoraConfig, base: Any, model: Any) -> tuple[dict[str, Any], jlora.LoraConfig]:
-    """The adapter of a folder and its own settings, which hold; only the dropout is the config's."""
-    adapter, stored = jlora.load_adapter(folder, base, model.apply, example_batch(model.config))
-    for name in _OF_THE_FILE:
-        ours, theirs = getattr(lora, name), getattr(stored, name)
-        if ours != theirs:
-            logger.info("lora.from: the adapter's %s=%s holds, not %s", name, theirs, ours)
-    return _with_dropout(adapter, lora.lora_dropout), dataclasses.replace(stored, lora_dropout=lora.lora_dropout)
-
-
 def _warn_of_frozen_heads(adapted: Adapted, name: str) -> None:
     """A head that is random and not trained stays random, and an adapter's file does not hold it."""
     heads = new_heads(adapted.model, name)
@@ -232,10 +187,3 @@ def _warn_of_frozen_heads(adapted: Adapted, name: str) -> None:
             "%s: random, as the model has none, and frozen: %s%s. lora.modules_to_save trains what it names",
             name, ", ".join(frozen), lost,
         )  # fmt: skip
-
-
-def _with_dropout(adapter: dict[str, Any], rate: float) -> dict[str, Any]:
-    return {
-        path: dataclasses.replace(entry, dropout=rate) if isinstance(entry, jlora.LowRank) else entry
-        for path, entry in adapter.items()
-    }

@@ -21,32 +21,34 @@ _MEMORY = 0.9
 
 
 class Progress:
-    """Loss, examples/s and time left of a training loop; a context manager.
+    """Loss, examples/s (or tokens/s) and time left of a training loop; a context manager.
 
     total: steps of the whole run. start: steps already done (a resumed run). log_every: steps from one plain
     line, or one renewed number in the bar, to the next. stream: where the bar goes if it is a terminal; if it
-    is not, lines go to the log instead.
+    is not, lines go to the log instead. unit: what a step's `count` counts, examples or tokens.
 
     The first step counts for neither rate nor time left (it holds the compilation), and examples/s leaves out
     what happens under `paused`. The loss is read only when it is shown: until then a step may still run.
     """
 
-    def __init__(self, total: int, start: int = 0, log_every: int = 10, stream: TextIO = sys.stderr) -> None:
+    def __init__(
+        self, total: int, start: int = 0, log_every: int = 10, stream: TextIO = sys.stderr, *, unit: str = "examples"
+    ) -> None:
         self._total, self._start, self._step, self._log_every = total, start, start, log_every
-        self._stream = stream
+        self._stream, self._unit = stream, unit
         self._bar: tqdm[None] | None = None
         self._exits = ExitStack()
         self._first_step_end = 0.0
         self._window_begin = 0.0
-        self._window_examples = 0
-        self._examples = self._seconds = 0.0
+        self._window_count = 0
+        self._count = self._seconds = 0.0
 
-    def update(self, loss: SupportsFloat, examples: int, learning_rate: float) -> None:
-        """Count one step of `examples` rows; loss is its mean loss, a device array included."""
+    def update(self, loss: SupportsFloat, count: int, learning_rate: float) -> None:
+        """Count one step that got through `count` of the unit; loss is its mean loss, a device array included."""
         self._step += 1
         first, last = self._step == self._start + 1, self._step == self._total
         if not first:
-            self._window_examples += examples
+            self._window_count += count
         if self._bar is not None:
             self._bar.update()
         if first or last or self._step % self._log_every == 0:
@@ -55,9 +57,9 @@ class Progress:
             self._show(value, learning_rate)
 
     @property
-    def examples_per_second(self) -> float:
+    def per_second(self) -> float:
         """The smoothed rate of training; 0.0 before the second step has been shown."""
-        return self._examples / self._seconds if self._seconds else 0.0
+        return self._count / self._seconds if self._seconds else 0.0
 
     @property
     def seconds_left(self) -> float | None:
@@ -90,16 +92,16 @@ class Progress:
         if first:
             self._first_step_end = now
         else:
-            self._examples = _MEMORY * self._examples + self._window_examples
+            self._count = _MEMORY * self._count + self._window_count
             self._seconds = _MEMORY * self._seconds + (now - self._window_begin)
-        self._window_begin, self._window_examples = now, 0
+        self._window_begin, self._window_count = now, 0
 
     def _show(self, loss: float, learning_rate: float) -> None:
         parts = [f"loss {loss:.4f}"]
         if self._bar is None:
             parts.append(f"lr {learning_rate:.2e}")
         if self._seconds:
-            parts.append(f"{self.examples_per_second:,.0f} examples/s")
+            parts.append(f"{self.per_second:,.0f} {self._unit}/s")
         left = self.seconds_left
         if left is not None:
             parts.append(f"{clock(left)} left")

@@ -20,8 +20,6 @@ from jlora.errors import JloraError
 
 logger = logging.getLogger(__name__)
 
-PROJECT = "jlora"
-
 
 class Recorder:
     """Writes a run's numbers as they come; a context manager.
@@ -29,7 +27,7 @@ class Recorder:
     run_dir: the run folder, which holds `metrics.jsonl` and `tensorboard/` afterwards.
     resume_step: the step of the checkpoint that the run goes on from. What a killed run recorded after it is
         dropped, with a half-written last line. None starts a new record.
-    tracker: `none`, `wandb` or `trackio`; `config` is what it shows as the run's settings.
+    tracker: `none`, `wandb` or `trackio`; `project` is where it puts the run, `config` what it shows as its settings.
 
     W&B goes online where the machine is logged in and W&B answers, else offline (`wandb sync` uploads later);
     `WANDB_MODE` overrides both. A tracker that fails later is dropped with a warning and the run goes on.
@@ -44,6 +42,7 @@ class Recorder:
         *,
         resume_step: int | None = None,
         tracker: str = "none",
+        project: str = "jlora",
         config: Mapping[str, Any] | None = None,
     ) -> None:
         self._run_dir = Path(run_dir)
@@ -58,7 +57,7 @@ class Recorder:
         self._file = path.open("a", encoding="utf-8")
         purge_step = None if resume_step is None else resume_step + 1
         self._tensorboard = SummaryWriter(str(self._run_dir / "tensorboard"), purge_step=purge_step)
-        self._tracker = None if package is None else self._start_tracker(tracker, package, dict(config or {}))
+        self._tracker = None if package is None else self._start_tracker(tracker, package, project, dict(config or {}))
 
     def log(self, step: int, values: Mapping[str, SupportsFloat], prefix: str) -> None:
         """Record scalars of one step, each named `{prefix}/{key}`: prefixes are train, validation, test.
@@ -92,10 +91,10 @@ class Recorder:
     ) -> None:
         self.close()
 
-    def _start_tracker(self, tracker: str, package: Any, config: dict[str, Any]) -> Any:
+    def _start_tracker(self, tracker: str, package: Any, project: str, config: dict[str, Any]) -> Any:
         start = _start_wandb if tracker == "wandb" else _start_trackio
         try:
-            return start(package, self._run_dir, config, self._resume_step is not None)
+            return start(package, self._run_dir, project, config, self._resume_step is not None)
         except Exception as error:  # a tracker out of reach must not cost the run
             logger.warning("tracker: %s did not start, the run goes on without it: %s", tracker, error)
             return None
@@ -154,7 +153,7 @@ def import_tracker(tracker: str) -> Any:
         raise JloraError(message) from None
 
 
-def _start_wandb(wandb: Any, run_dir: Path, config: dict[str, Any], resumed: bool) -> Any:
+def _start_wandb(wandb: Any, run_dir: Path, project: str, config: dict[str, Any], resumed: bool) -> Any:
     id_file = run_dir / "wandb" / "run_id"
     run_id = id_file.read_text() if resumed and id_file.exists() else uuid.uuid4().hex[:8]
     id_file.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +161,7 @@ def _start_wandb(wandb: Any, run_dir: Path, config: dict[str, Any], resumed: boo
 
     def start(mode: str | None) -> Any:
         return wandb.init(
-            project=PROJECT,
+            project=project,
             name=run_dir.name,
             id=run_id,
             resume="allow",
@@ -183,6 +182,6 @@ def _start_wandb(wandb: Any, run_dir: Path, config: dict[str, Any], resumed: boo
     return start("offline")
 
 
-def _start_trackio(trackio: Any, run_dir: Path, config: dict[str, Any], resumed: bool) -> Any:
+def _start_trackio(trackio: Any, run_dir: Path, project: str, config: dict[str, Any], resumed: bool) -> Any:
     resume = "allow" if resumed else "never"
-    return trackio.init(project=PROJECT, name=run_dir.name, config=config, resume=resume, embed=False)
+    return trackio.init(project=project, name=run_dir.name, config=config, resume=resume, embed=False)

@@ -1,4 +1,4 @@
-"""From a request to the Config of the run: file, then offline block, then command line."""
+"""From a request to the config of the run: file, then offline block, then command line."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from typing import Any
 from jlora.errors import JloraError
 from train import keys
 from train.command_line import Request
-from train.config import Config
 from train.hub_names import data_hub_names, model_hub_names
+from train.run_config import AnyConfig, RunConfig
 from train.validation import flatten, validate
 
-_OF_ITS_SOURCE = ("validation", "test", "config", "revision", "encoding", "label_names", "drop_other_labels")
+_OF_ITS_SOURCE = (
+    "validation", "test", "config", "revision", "encoding", "label_names", "drop_other_labels", "format", "sample_by",
+)  # fmt: skip
 _LINES_OF_A_SCREEN = 20
 
 
-def resolve(request: Request, use_offline: bool) -> Config:
+def resolve(request: Request[AnyConfig], use_offline: bool) -> AnyConfig:
     """The config of the run: the file, then the offline block if `use_offline`, then the command line.
 
     Each layer replaces values key by key. One that gives `data.train` brings a data source of its own: the
     keys that describe the source below it are dropped (its validation and test splits, config, revision,
-    encoding, label_names, drop_other_labels), while its columns and sizes stay unless given. So
+    encoding, label_names, drop_other_labels, format, sample_by), while its columns and sizes stay unless given. So
     `data.train=my.tsv` reads the columns that the file names. Given on the command line, it also sets aside
     all of the offline block's `data`, which describes a corpus that is not used then.
 
@@ -30,12 +32,13 @@ def resolve(request: Request, use_offline: bool) -> Config:
       JloraError: every unknown key, wrong type and impossible value at once; or no offline block where one
         is needed.
     """
+    schema = request.command.schema
     file, block, given = _layers(request)
-    online, problems = validate(_over(file, given))
+    online, problems = validate(_over(file, given, schema), schema)
     lines = [_line(key, text, request) for key, text in problems.items()]
     offline = None
     if block is not None:
-        offline, problems = validate(_over(_over(file, block), given))
+        offline, problems = validate(_over(_over(file, block, schema), given, schema), schema)
         for key, text in problems.items():
             shown = f"offline.{key}" if _gives(block, key) and not _gives(given, key) else key
             lines.append(_line(shown, text, request))
@@ -48,35 +51,39 @@ def resolve(request: Request, use_offline: bool) -> Config:
 
 def _layers(request: Request) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]:
     """The dotted keys of the file, of its offline block (None: there is none), and of the command line."""
-    file, given = flatten(request.values), dict(request.overrides)
+    schema = request.command.schema
+    file, given = flatten(request.values, schema), dict(request.overrides)
     block = given.pop("offline", file.pop("offline", None))
     in_block = {key: given.pop(key) for key in request.overrides if key.startswith("offline.")}
     if block is None and not in_block:
         return file, None, given
     if not isinstance(block or {}, dict):
         raise JloraError(f"{request.file}: offline: expected a mapping of keys to replace; found {block!r}")
-    block = _over(flatten(block or {}), {key.removeprefix("offline."): v for key, v in in_block.items()})
+    over = {key.removeprefix("offline."): value for key, value in in_block.items()}
+    block = _over(flatten(block or {}, schema), over, schema)
+    if "offline" in block:
+        raise JloraError(f"{request.file}: offline.offline: expected one offline block, found another one inside it")
     if "data.train" in given:
         block = {key: value for key, value in block.items() if not key.startswith("data.")}
     return file, block, given
 
 
-def _over(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+def _over(lower: dict[str, Any], upper: dict[str, Any], schema: type[RunConfig]) -> dict[str, Any]:
     """`lower` with the keys of `upper`; `train.learning_rate.full` sets one entry of a mapping."""
     merged = dict(lower)
     if "data.train" in upper:
         for name in _OF_ITS_SOURCE:
             merged.pop(f"data.{name}", None)
     for key, value in upper.items():
-        if (mapping := _mapping_of(key)) is not None:
+        if (mapping := _mapping_of(key, schema)) is not None:
             entries = merged.get(mapping)
             value = {**(entries if isinstance(entries, dict) else {}), key.removeprefix(f"{mapping}."): value}
         merged[mapping or key] = value
     return merged
 
 
-def _mapping_of(key: str) -> str | None:
-    mappings = (name for name, field in keys.fields().items() if dict in keys.kinds(field.annotation))
+def _mapping_of(key: str, schema: type[RunConfig]) -> str | None:
+    mappings = (name for name, field in keys.fields(schema).items() if dict in keys.kinds(field.annotation))
     return next((name for name in mappings if key.startswith(f"{name}.")), None)
 
 
@@ -92,13 +99,13 @@ def _line(key: str, text: str, request: Request) -> str:
 def _report(lines: list[str], request: Request) -> str:
     count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
     more = [f"  and {len(lines) - _LINES_OF_A_SCREEN} more"] if len(lines) > _LINES_OF_A_SCREEN else []
-    hint = ["--config FILE reads a config, such as configs/sst2.yaml"] if request.file is None else []
+    hint = [f"--config FILE reads a config, such as {request.command.config}"] if request.file is None else []
     shown = [line if len(line) <= 400 else f"{line[:397]}..." for line in lines[:_LINES_OF_A_SCREEN]]
     head = f"{request.file or 'command line (no --config)'}: {count}; --help lists every key"
     return "\n".join([head, *shown, *more, *hint])
 
 
-def _already_local(config: Config, request: Request) -> Config:
+def _already_local(config: AnyConfig, request: Request[AnyConfig]) -> AnyConfig:
     models, data = model_hub_names(config), data_hub_names(config)
     if not models and not data:
         return config
@@ -112,6 +119,6 @@ def _already_local(config: Config, request: Request) -> Config:
         "  - fill the cache where there is a network, copy ~/.cache/huggingface here, run without --offline:",
         *(f"      {command}" for command in downloads),
         "  - name what is on this machine: model=FOLDER data.train=FILE",
-        "  - add an `offline:` block with `model` and `data` to the config, as configs/sst2.yaml has",
+        f"  - add an `offline:` block with `model` and `data` to the config, as {request.command.config} has",
     ]
     raise JloraError("\n".join(lines))

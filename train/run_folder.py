@@ -1,7 +1,7 @@
 """The run folder: who may write into it, and what a run leaves there before its first step.
 
 runs/sst2/  config.yaml  environment.json  metrics.jsonl  tensorboard/  checkpoints/  curves.png
-            report.json  predictions.csv  adapter/  merged/
+            report.json  predictions.csv  samples.jsonl  adapter/  adapter.gguf  merged/
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any, Literal
 
 from jlora.errors import JloraError
 from train import environment, yaml_text
-from train.command_line import Flags
-from train.config import Config, to_yaml
+from train.command import Flags
+from train.run_config import RunConfig, to_yaml
 from train.validation import flatten
 
 logger = logging.getLogger(__name__)
 
 OURS = (
     "config.yaml", "environment.json", "metrics.jsonl", "tensorboard", "checkpoints", "curves.png", "report.json",
-    "predictions.csv", "adapter", "merged", "wandb", "trackio",
+    "predictions.csv", "samples.jsonl", "adapter", "adapter.gguf", "merged", "wandb", "trackio",
 )  # fmt: skip
 
 
-def check(config: Config, flags: Flags) -> Literal["new", "resumed", "finished"]:
+def check(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finished"]:
     """What the folder allows; writes nothing.
 
     Raises:
@@ -55,7 +55,7 @@ def check(config: Config, flags: Flags) -> Literal["new", "resumed", "finished"]
     return "finished" if "report.json" in found else "resumed"
 
 
-def claim(config: Config, flags: Flags) -> Path:
+def claim(config: RunConfig, flags: Flags) -> Path:
     """Makes the folder, deletes the run in it where --overwrite says so, and writes config and environment."""
     folder = Path(config.output_dir)
     if flags.overwrite and folder.is_dir():
@@ -85,9 +85,9 @@ def _write_whole(path: Path, text: str) -> None:
     unfinished.replace(path)
 
 
-def _require_same_config(file: Path, config: Config) -> None:
-    before = flatten(yaml_text.read_file(file))
-    now = flatten(yaml_text.parse(to_yaml(config), "now"))
+def _require_same_config(file: Path, config: RunConfig) -> None:
+    before = flatten(yaml_text.read_file(file), type(config))
+    now = flatten(yaml_text.parse(to_yaml(config), "now"), type(config))
     differ = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
     if differ:
         lines = "\n".join(f"  {key}: the run has {before.get(key)!r}, now given {now.get(key)!r}" for key in differ)

@@ -1,4 +1,4 @@
-"""One optimizer step and one evaluation step: pure functions of their arguments, compiled once for each shape."""
+"""One optimizer step: a pure function of its arguments, compiled once for each shape."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jlora import adapt, combine
-from train.loss import row_losses
-
 
 class State(NamedTuple):
     """What a step changes: the trained leaves, the optimizer's state, and the number of steps taken (int32)."""
@@ -21,46 +18,21 @@ class State(NamedTuple):
     step: jax.Array
 
 
-class Rows(NamedTuple):
-    """A batch on the device: inputs {name: int32 (B, T)}, labels (B, ...), weights float32 (B,), 0 for filler."""
-
-    inputs: dict[str, Any]
-    labels: Any
-    weights: Any
+TotalLoss = Callable[[Any, Any, Any, Any, jax.Array], jax.Array]
+"""total_loss(trainable, frozen, base, batch, key) -> float32 (): the losses of a batch times its weights, summed."""
 
 
-def make_train_step(
-    apply: Callable,
-    problem_type: str,
-    tx: optax.GradientTransformation,
-    accumulation: int,
-    *,
-    model_dropout: bool,
-) -> Callable:
-    """train_step(state, frozen, base, rows, key) -> (state, {"loss", "grad_norm"}); state is donated.
+def make_train_step(total_loss: TotalLoss, tx: optax.GradientTransformation, accumulation: int) -> Callable:
+    """train_step(state, frozen, base, batch, key) -> (state, {"loss", "grad_norm"}); state is donated.
 
-    The loss is the weighted mean over the rows of the whole batch, also where it is computed in
-    `accumulation` parts: the parts' sums are added and divided once.
-
-    Args:
-      apply: `model.apply(base, inputs, rngs=...)`, logits float32 (B, L).
-      problem_type: as in `row_losses`.
-      tx: the optimizer.
-      accumulation: number of equal parts in which a batch is computed.
-      model_dropout: whether the model's own dropout is on; the adapter's has a rate of its own.
+    `batch` is a tree of arrays (B, ...) with an attribute `weights`. The loss is its weighted mean over the whole
+    batch, also where it is computed in `accumulation` equal parts: their sums are added and divided once.
     """
-    adapted = adapt(apply)
 
-    def total_loss(trainable: Any, frozen: Any, base: Any, rows: Rows, key: jax.Array) -> jax.Array:
-        adapter_key, model_key = jax.random.split(key)
-        rngs = {"dropout": model_key} if model_dropout else None
-        logits = adapted(base, combine(trainable, frozen), rows.inputs, dropout_key=adapter_key, rngs=rngs)
-        return jnp.sum(row_losses(problem_type, logits, rows.labels) * rows.weights)
-
-    def summed(trainable: Any, frozen: Any, base: Any, rows: Rows, key: jax.Array) -> tuple[jax.Array, Any]:
+    def summed(trainable: Any, frozen: Any, base: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
         value_and_grad = jax.value_and_grad(total_loss)
         if accumulation == 1:
-            return value_and_grad(trainable, frozen, base, rows, key)
+            return value_and_grad(trainable, frozen, base, batch, key)
 
         def part(sums: tuple, numbered: tuple) -> tuple:
             number, rows = numbered
@@ -68,13 +40,12 @@ def make_train_step(
             return jax.tree.map(jnp.add, sums, result), None
 
         zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, trainable))
-        parts = jax.tree.map(lambda x: x.reshape(accumulation, -1, *x.shape[1:]), rows)
+        parts = jax.tree.map(lambda x: x.reshape(accumulation, -1, *x.shape[1:]), batch)
         return jax.lax.scan(part, zero, (jnp.arange(accumulation), parts))[0]
 
-    def train_step(state: State, frozen: Any, base: Any, rows: Rows, key: jax.Array) -> tuple[State, dict]:
-        step_key = jax.random.fold_in(key, state.step)
-        loss, grads = summed(state.trainable, frozen, base, rows, step_key)
-        count = jnp.maximum(jnp.sum(rows.weights), 1.0)
+    def train_step(state: State, frozen: Any, base: Any, batch: Any, key: jax.Array) -> tuple[State, dict]:
+        loss, grads = summed(state.trainable, frozen, base, batch, jax.random.fold_in(key, state.step))
+        count = jnp.maximum(jnp.sum(batch.weights), 1.0)
         grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
         updates, opt_state = tx.update(grads, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
@@ -82,9 +53,3 @@ def make_train_step(
         return State(trainable, opt_state, state.step + 1), values
 
     return jax.jit(train_step, donate_argnums=0)
-
-
-def make_eval_step(apply: Callable) -> Callable:
-    """eval_step(adapter, base, inputs) -> logits float32 (B, L); no dropout. `adapter` may be None."""
-    adapted = adapt(apply)
-    return jax.jit(lambda adapter, base, inputs: adapted(base, adapter, inputs))

@@ -64,36 +64,26 @@ def table(rows: Sequence[Row], verbose: bool = False) -> str:
     return align(_every_parameter(rows) if verbose else _trained_over_layers(rows), right=[2])
 
 
-def summary(
-    base: Any,
-    adapter: Adapter | None,
-    *,
-    verbose: bool = False,
-    steps: int | None = None,
-    tokens: int | None = None,
-    activation_bytes: int | None = None,
-) -> str:
-    """The whole text: the table, then total, trainable, percent, estimated memory, steps and tokens.
-
-    Args:
-      steps: optimizer steps of the run; None where no data were read.
-      tokens: tokens that the run computes, padding included; None where no data were read.
-      activation_bytes: what XLA needs beside its arguments for one step, from
-        `compiled.memory_analysis().temp_size_in_bytes`; None where nothing was compiled.
-    """
+def parameters(base: Any, adapter: Adapter | None, *, verbose: bool = False) -> str:
+    """The table, then total, trainable and percent."""
     listed = rows(base, adapter)
-    total = sum(row.count for row in listed)
-    trainable = sum(row.count for row in listed if row.trainable)
+    total, trainable = _counts(listed)
     facts = [
         ("total", f"{total:,}"),
         ("trainable", f"{trainable:,}"),
         ("percent", f"{100 * trainable / total:.4f} %"),
-        ("memory", _memory(weight_bytes(base, adapter), training_bytes(trainable), activation_bytes)),
+    ]
+    return table(listed, verbose) + "\n\n" + facts_table(facts)
+
+
+def summary(base: Any, adapter: Adapter | None, *, verbose: bool = False, steps: int | None = None) -> str:
+    """`parameters`, then estimated memory and the optimizer steps of the run, None where no data were read."""
+    _, trainable = _counts(rows(base, adapter))
+    facts = [
+        ("memory", _memory(weight_bytes(base, adapter), training_bytes(trainable))),
         ("steps", "unknown, no data read" if steps is None else f"{steps:,}"),
     ]
-    if tokens is not None:
-        facts.append(("tokens", f"{tokens:,}, padding included"))
-    return table(listed, verbose) + "\n\n" + "\n".join(f"{name:<10} {value}" for name, value in facts)
+    return parameters(base, adapter, verbose=verbose) + "\n" + facts_table(facts)
 
 
 def weight_bytes(base: Any, adapter: Adapter | None = None) -> int:
@@ -128,12 +118,14 @@ def _trained_over_layers(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     return lines
 
 
-def _memory(weights: int, training: int, activations: int | None) -> str:
-    parts = [f"weights {weights / _MIB:,.1f}", f"gradients and optimizer state {training / _MIB:,.1f}"]
-    if activations is None:
-        return f"{' + '.join(parts)} = {(weights + training) / _MIB:,.1f} MiB, activations apart"
-    parts.append(f"activations {activations / _MIB:,.1f}")
-    return f"{' + '.join(parts)} = {(weights + training + activations) / _MIB:,.1f} MiB"
+def _counts(rows: Sequence[Row]) -> tuple[int, int]:
+    """(all parameters, those that train)."""
+    return sum(row.count for row in rows), sum(row.count for row in rows if row.trainable)
+
+
+def _memory(weights: int, training: int) -> str:
+    parts = f"weights {weights / _MIB:,.1f} + gradients and optimizer state {training / _MIB:,.1f}"
+    return f"{parts} = {(weights + training) / _MIB:,.1f} MiB, activations apart"
 
 
 def _leaf_row(slot: Slot, entry: Entry | None) -> Row:
@@ -147,6 +139,11 @@ def _leaf_row(slot: Slot, entry: Entry | None) -> Row:
 
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
+
+
+def facts_table(facts: Sequence[tuple[str, str]]) -> str:
+    """`name  value`, a line each, the names in ten columns."""
+    return "\n".join(f"{name:<10} {value}" for name, value in facts)
 
 
 def align(lines: Sequence[tuple[str, ...]], right: Container[int]) -> str:

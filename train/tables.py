@@ -8,7 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from jlora.errors import JloraError
 from jlora.paths import nearest
 
 _LONGEST_CSV_FIELD = 2**31 - 1
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,26 @@ class Table:
             )
         return self.columns[column]
 
+    def texts(self, column: str, key: str, rows: Iterable[int] | None = None) -> list[str]:
+        """The values of one column, or of its `rows` (counted from 0); JloraError, with the data row, where one is
+        not text.
+        """
+        values = self.column(column, key)
+        places = range(len(values)) if rows is None else rows
+        return [require_text(values[i], f"{self.where(i)}, column {column!r} ({key})") for i in places]
+
+    def where(self, row: int) -> str:
+        """`file, data row 8`: how an error names row 7, counted from 0."""
+        return f"{self.name}, data row {row + 1}"
+
+
+def require_text(value: Any, where: str) -> str:
+    """The value; JloraError that begins with `where` if it is no text or has half characters in it."""
+    if not isinstance(value, str) or _LONE_SURROGATE.search(value):
+        found = "nothing" if value is None else f"{ascii(value)[:60]} ({type(value).__name__})"
+        raise JloraError(f"{where}: expected text in whole Unicode characters, found {found}")
+    return value
+
 
 def read_table(path: Path, name: str, encoding: str = "utf-8") -> Table:
     """The whole file as a Table; the suffix says the format. `name` stands in errors.
@@ -62,16 +84,16 @@ def read_table(path: Path, name: str, encoding: str = "utf-8") -> Table:
 
 
 def _read_csv(path: Path, name: str, encoding: str) -> Table:
-    return _from_records(_csv_records(_decode(path, name, encoding, _csv_row), name), name)
+    return _from_records(_csv_records(decode(path, name, encoding, _csv_row), name), name)
 
 
 def _read_tsv(path: Path, name: str, encoding: str) -> Table:
-    lines = [line.removesuffix("\r") for line in _decode(path, name, encoding, _tsv_row).split("\n")]
+    lines = [line.removesuffix("\r") for line in decode(path, name, encoding, _tsv_row).split("\n")]
     return _from_records(((number, line.split("\t")) for number, line in enumerate(lines, 1) if line), name)
 
 
 def _read_json(path: Path, name: str, encoding: str) -> Table:
-    text = _decode(path, name, encoding, _json_row)
+    text = decode(path, name, encoding, _json_row)
     try:
         objects = json.loads(text)
     except json.JSONDecodeError as error:
@@ -84,7 +106,7 @@ def _read_json(path: Path, name: str, encoding: str) -> Table:
 
 
 def _read_jsonl(path: Path, name: str, encoding: str) -> Table:
-    lines = [line for line in _decode(path, name, encoding, _jsonl_row).split("\n") if line.strip()]
+    lines = [line for line in decode(path, name, encoding, _jsonl_row).split("\n") if line.strip()]
     objects = []
     for row, line in enumerate(lines, 1):
         try:
@@ -170,9 +192,9 @@ def _from_objects(objects: list[Any], name: str) -> Table:
     return Table(name, {column: [found.get(column) for found in objects] for column in names})
 
 
-def _decode(path: Path, name: str, encoding: str, row_after: Callable[[str], int]) -> str:
+def decode(path: Path, name: str, encoding: str, row_after: Callable[[str], int]) -> str:
     """The text of a file, without a byte order mark. `row_after` finds the data row, 0 for the header, of
-    the first wrong byte from the text before it.
+    the first wrong byte from the text before it. Raises JloraError, with that row, and for an unknown encoding.
     """
     try:
         return path.read_bytes().decode(encoding).removeprefix("\ufeff")

@@ -18,13 +18,13 @@ from jlora.checkpoint_files import read_json
 from jlora.errors import JloraError
 from jlora.peft.folder import head_rows
 from jlora.weights import new_heads
+from train.adapted import Adapted
 from train.batches import bucket_lengths
 from train.data import Split
-from train.evaluate import logits_of
+from train.evaluate import logits_of, make_eval_step
 from train.labels import Labels, labels_of_config
-from train.prepare import Adapted, Prepared, classifier_config, load_tokenizer, model_folder
+from train.prepare import Prepared, classifier_config, load_tokenizer, model_folder
 from train.sources import settle_hub
-from train.step import make_eval_step
 from train.tokens import tokenize
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""From dotted keys and values to a Config, or to a list of all that is wrong with them."""
+"""From dotted keys and values to the config of a run, or to a list of all that is wrong with them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ from collections import Counter
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from jlora.errors import JloraError
 from jlora.paths import nearest
 from train import keys
-from train.config import Config
+from train.run_config import AnyConfig, RunConfig
 
 
-def flatten(values: dict[Any, Any]) -> dict[str, Any]:
+def flatten(values: dict[Any, Any], schema: type[RunConfig]) -> dict[str, Any]:
     """{"lora": {"r": 8}} to {"lora.r": 8}; sections only, a mapping that is a key's value stays whole.
 
     An empty section (`lora:` with nothing below it) gives no keys.
@@ -23,7 +24,7 @@ def flatten(values: dict[Any, Any]) -> dict[str, Any]:
     """
     pairs: list[tuple[str, Any]] = []
     for name, value in values.items():
-        if name not in keys.sections():
+        if name not in keys.sections(schema):
             pairs.append((str(name), value))
         elif isinstance(value, dict):
             pairs += [(f"{name}.{inner}", v) for inner, v in value.items()]
@@ -35,9 +36,10 @@ def flatten(values: dict[Any, Any]) -> dict[str, Any]:
     return flat
 
 
-def validate(flat: dict[str, Any]) -> tuple[Config | None, dict[str, str]]:
-    """The Config that the dotted keys spell, or None and {key: what was expected, what was found}."""
-    problems = {key: _unknown(key, value) for key, value in flat.items() if key not in keys.fields()}
+def validate(flat: dict[str, Any], schema: type[AnyConfig]) -> tuple[AnyConfig | None, dict[str, str]]:
+    """The config that the dotted keys spell, or None and {key: what was expected, what was found}."""
+    known = keys.fields(schema)
+    problems = {key: _unknown(key, value, schema) for key, value in flat.items() if key not in known}
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         if key not in problems:
@@ -45,21 +47,20 @@ def validate(flat: dict[str, Any]) -> tuple[Config | None, dict[str, str]]:
             (nested.setdefault(section, {}) if section else nested)[name] = value
     nested.setdefault("data", {})
     try:
-        config = Config.model_validate(nested)
+        config = schema.model_validate(nested)
     except ValidationError as error:
-        return None, problems | _translate(error, flat)
+        return None, problems | _translate(error, flat, known)
     return (None if problems else config), problems
 
 
-def _unknown(key: str, value: Any) -> str:
-    if key in keys.sections():
-        first = next(name for name in keys.fields() if name.startswith(f"{key}."))
+def _unknown(key: str, value: Any, schema: type[RunConfig]) -> str:
+    if key in keys.sections(schema):
+        first = next(name for name in keys.fields(schema) if name.startswith(f"{key}."))
         return f"expected a mapping of keys such as {first}; found {_found(value)}"
-    return keys.unknown(key)
+    return keys.unknown(key, schema)
 
 
-def _translate(error: ValidationError, flat: dict[str, Any]) -> dict[str, str]:
-    known = keys.fields()
+def _translate(error: ValidationError, flat: dict[str, Any], known: dict[str, FieldInfo]) -> dict[str, str]:
     problems: dict[str, str] = {}
     for detail in error.errors():
         key = next((k for k in (".".join(map(str, detail["loc"][:n])) for n in (1, 2)) if k in known), "")
@@ -69,7 +70,8 @@ def _translate(error: ValidationError, flat: dict[str, Any]) -> dict[str, str]:
         elif detail["type"] == "missing":
             problems[key] = f"missing; expected {keys.describe(known[key])}: {_in_short(known[key].description)}"
         else:
-            problems[key] = f"expected {keys.describe(known[key])}; found {_found(flat[key])}{_meant(key, flat[key])}"
+            field, value = known[key], flat[key]
+            problems[key] = f"expected {keys.describe(field)}; found {_found(value)}{_meant(field, value)}"
     return problems
 
 
@@ -88,6 +90,6 @@ def _found(value: Any) -> str:
     return words.get(type(value), "") + (shown if len(shown) <= 60 else shown[:57] + "...")
 
 
-def _meant(key: str, value: Any) -> str:
-    words = keys.describe(keys.fields()[key]).replace(" or ", ", ").split(", ")
+def _meant(field: FieldInfo, value: Any) -> str:
+    words = keys.describe(field).replace(" or ", ", ").split(", ")
     return nearest(value, words) if isinstance(value, str) else ""

@@ -1,0 +1,160 @@
+"""The command from end to end, on a model and files that are tiny."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import tiny
+import tiny_lm
+from encoder_cases import difference
+
+from train.lm import __main__ as lm
+
+
+def test_it_learns_what_there_is_to_learn(tmp_path, capsys):
+    """The order of letters in a dozen words: the loss falls far below that of single letters."""
+    learning = ["train.learning_rate=3e-3", "train.max_steps=60", "lora.r=16", "lora.target_modules=all-linear"]
+    run = tiny_lm.train(tmp_path / "run", *learning, "train.eval_every=20", "train.log_every=20")
+    found = tiny.report(run)["metrics"]
+    first, *_, last = _losses(run, "validation/loss")
+    assert last < first - 0.3
+    assert found["validation"]["loss"] == pytest.approx(min(_losses(run, "validation/loss")), rel=1e-6)
+    assert found["merged"]["loss"] == pytest.approx(found["validation"]["loss"], rel=1e-4)
+    assert found["validation"]["perplexity"] == pytest.approx(math.exp(found["validation"]["loss"]))
+    assert "Talk to it: python -m train.generate" in capsys.readouterr().err
+
+
+def test_a_run_leaves_all_that_it_should():
+    run = tiny_lm.finished_run()
+    expected = {"adapter", "merged", "checkpoints", "tensorboard", "config.yaml", "environment.json", "metrics.jsonl"}
+    assert {path.name for path in run.iterdir()} == expected | {"curves.png", "report.json", "samples.jsonl"}
+    names = {"README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"}
+    assert names <= {path.name for path in (run / "adapter").iterdir()}
+    assert {"README.md", "config.json", "model.safetensors"} <= {path.name for path in (run / "merged").iterdir()}
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 3
+    assert all(set(sample) == {"prompt", "base", "tuned"} for sample in samples)
+    assert any(sample["base"] != sample["tuned"] for sample in samples)
+
+
+def test_what_it_leaves_is_what_transformers_and_peft_open():
+    """Logits of merged/ and of adapter/ on its base, by PyTorch, are the same."""
+    torch = pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    run = tiny_lm.finished_run()
+    base = AutoModelForCausalLM.from_pretrained(tiny_lm.model_folder())
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        before = base(ids).logits
+        merged = AutoModelForCausalLM.from_pretrained(run / "merged")(ids).logits
+        adapted = peft.PeftModel.from_pretrained(base, run / "adapter").eval()(ids).logits
+    assert difference(adapted.numpy(), merged.numpy()) < 1e-5
+    assert difference(before.numpy(), merged.numpy()) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["quantize=nf4", "lora.use_dora=true", "train.remat=true"],
+        ["quantize=int8", "lora.use_rslora=true", "export.dtype=bfloat16"],
+        ["quantize=nf4", "lora.init_lora_weights=loftq"],
+        ["lora.init_lora_weights=olora", "train.dtype=bfloat16"],
+        ["method=full", "data.packing=true", "train.gradient_accumulation_steps=2"],
+        ["export.gguf_lora=true", "lora.lora_dropout=0.1", "data.packing=true"],
+    ],
+)
+def test_it_ends_well_with(settings, tmp_path):
+    run = tiny_lm.train(tmp_path / "run", *settings)
+    found = tiny.report(run)["metrics"]
+    assert found["merged"]["loss"] == pytest.approx(found["validation"]["loss"], rel=0.05)
+    assert (run / "adapter.gguf").exists() == ("export.gguf_lora=true" in settings)
+
+
+def test_chats_learn_the_assistants_turns_alone(tmp_path, capsys):
+    run = tiny_lm.train(tmp_path / "run", "data.completion_only_loss=true", data=tiny_lm.chats_file())
+    report = tiny.report(run)
+    assert 0 < report["learnt_tokens"]["train"] < report["tokens"]["train"] / 2
+    assert "messages" in capsys.readouterr().err
+
+
+def test_a_preview_writes_nothing(tmp_path, capsys):
+    arguments = tiny_lm.arguments(
+        tmp_path / "run", "--preview", "data.completion_only_loss=true", data=tiny_lm.chats_file()
+    )
+    assert tiny.call(lm.main, arguments) == 0
+    assert "«<start>[user]sea<end>\n[assistant]»seasea<end>«" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_needs_neither_weights_nor_data(tmp_path, capsys):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((tiny_lm.model_folder() / "config.json").read_bytes())
+    for more in ([], ["quantize=nf4", "data.packing=true"], ["method=full"]):
+        arguments = tiny_lm.arguments(tmp_path / "run", "--dry-run", *more, model=folder, data=tmp_path / "none.txt")
+        assert tiny.call(lm.main, arguments) == 0
+        out = capsys.readouterr().out
+        assert all(word in out for word in ("trainable", "activations", "logits", "optimizer", "TFLOP"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_the_same_run_after_a_break(tmp_path):
+    """Stopped by a signal between two checkpoints and resumed: the adapter's bytes are those of the whole run."""
+    steps = ["train.max_steps=4", "train.checkpoint_every=2", "train.gradient_accumulation_steps=2"]
+    whole = tiny_lm.train(tmp_path / "whole", *steps)
+    broken = tmp_path / "broken"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lm.session, "run", _stops_after(3, lm.session.run))
+        assert tiny.call(lm.main, tiny_lm.arguments(broken, *steps)) == 130
+    assert tiny.call(lm.main, tiny_lm.arguments(broken, *steps, "--resume")) == 0
+    for name in ("adapter/adapter_model.safetensors", "merged/model.safetensors"):
+        assert (broken / name).read_bytes() == (whole / name).read_bytes()
+
+
+def _stops_after(steps, run):
+    """The loop, interrupted when its batch `steps` is made."""
+
+    def interrupted(loop, *rest):
+        made = []
+
+        def batch(planned):
+            made.append(planned)
+            if len(made) == steps:
+                raise KeyboardInterrupt
+            return loop.batch(planned)
+
+        return run(replace(loop, batch=batch), *rest)
+
+    return interrupted
+
+
+def _losses(run, name):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line[name] for line in lines if name in line]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data.format=text", "data.text=body", "data.train={chats}"], "no column 'body' (data.text)"),
+        (["train.eval_evry=3"], "did you mean train.eval_every"),
+        (["data.max_length=200"], "at most 128 tokens a row"),
+        (["model={bert}"], "expected a causal language model"),
+        (["quantize=nf4", "method=full"], "quantize: expected null"),
+        (["lora.target_modules=[k_porj]"], "k_proj"),
+        (["data.completion_only_loss=true"], "expected prompts and completions, or chats"),
+    ],
+)
+def test_bad_input_ends_on_one_screen_and_writes_nothing(arguments, message, tmp_path, capsys):
+    places = {"chats": tiny_lm.chats_file(), "bert": tiny.model_folder()}
+    given = [argument.format(**places) for argument in arguments]
+    assert tiny.call(lm.main, tiny_lm.arguments(tmp_path / "run", *given)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) < 25
+    assert not (tmp_path / "run").exists()

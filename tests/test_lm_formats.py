@@ -1,0 +1,70 @@
+import pytest
+from lm_data import CHAT, section
+
+from jlora.errors import JloraError
+from train.lm.formats import answers_only, chat_column, seen_format, too_long
+from train.tables import Table
+
+SHAREGPT = [{"from": "human", "value": "Hi"}]
+FORMATS = ("text", "prompt_completion", "alpaca", "sharegpt", "messages")
+
+
+def table(**columns):
+    return Table("a.jsonl", {name: [value] for name, value in columns.items()})
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"text": "x"}, "text"),
+        ({"prompt": "x", "completion": "y"}, "prompt_completion"),
+        ({"instruction": "x", "output": "y"}, "alpaca"),
+        ({"instruction": "x", "input": "", "output": "y", "text": "z"}, "alpaca"),
+        ({"messages": CHAT, "prompt": "x", "text": "y"}, "messages"),
+        ({"conversations": SHAREGPT}, "sharegpt"),
+        ({"conversations": CHAT}, "messages"),
+        ({"messages": SHAREGPT}, "sharegpt"),
+        ({"messages": "no chat"}, "messages"),
+    ],
+)
+def test_a_format_is_seen_from_the_columns(columns, expected):
+    assert seen_format(table(**columns), section()) == expected
+
+
+def test_the_config_names_columns():
+    other = table(review="x", question="y", answer="z", turns=SHAREGPT)
+    assert seen_format(other, section(text="review")) == "text"
+    assert seen_format(other, section(prompt="question", completion="answer")) == "prompt_completion"
+    assert seen_format(other, section(messages="turns")) == "sharegpt"
+    with pytest.raises(JloraError, match=r"no column 'talk' \(data\.messages\); the columns are review"):
+        seen_format(other, section(messages="talk"))
+
+
+def test_unknown_columns_are_refused():
+    expected = (
+        r"^a\.jsonl: expected the columns of a format: .*text \(text\); found review\. data\.messages, .* name them"
+    )
+    with pytest.raises(JloraError, match=expected):
+        seen_format(table(review="x"), section())
+
+
+def test_the_column_of_the_chats():
+    both = table(messages=CHAT, conversations=SHAREGPT)
+    assert chat_column(both, "messages", section()) == "messages"
+    assert chat_column(both, "sharegpt", section()) == "conversations"
+    assert chat_column(table(conversations=CHAT), "messages", section()) == "conversations"
+    assert chat_column(both, "messages", section(messages="turns")) == "turns"
+
+
+def test_what_is_learnt_and_what_becomes_of_long_rows_where_the_config_says_nothing():
+    assert [form for form in FORMATS if answers_only(form, section())] == ["prompt_completion", "alpaca"]
+    assert [form for form in FORMATS if too_long(form, section()) == "split"] == ["text"]
+    assert {too_long(form, section()) for form in FORMATS[1:]} == {"cut"}
+
+
+def test_the_config_decides():
+    assert all(answers_only(form, section(completion_only_loss=True)) for form in FORMATS[1:])
+    assert not any(answers_only(form, section(completion_only_loss=False)) for form in FORMATS)
+    assert {too_long(form, section(too_long="drop")) for form in FORMATS} == {"drop"}
+    with pytest.raises(JloraError, match=r"completion_only_loss=true: expected .* found plain text"):
+        answers_only("text", section(completion_only_loss=True))

@@ -1,0 +1,61 @@
+"""What all training configs share: written and read back, a method's learning rate, keys that contradict each other."""
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from train import keys, yaml_text
+from train.config import Config
+from train.lm.config import LMConfig
+from train.run_config import learning_rate_of, to_yaml
+
+SMALLEST = {"model": "m", "output_dir": "o", "data": {"train": "t"}}
+
+
+def config(schema=Config, **sections):
+    return schema.model_validate({**SMALLEST, **sections})
+
+
+def test_a_written_config_is_read_back_equal():
+    odd = config(
+        data={"train": ["no", "1e-3"], "label_names": {0: "no", 1: "yes", "007": "bond"}, "text": "null"},
+        lora={"from": "runs/a/adapter", "rank_pattern": {"layer.0": 4}, "alpha_pattern": {"query": 0.5}},
+        train={"learning_rate": {"lora": 1e-3, "full": 5e-5}, "adam_epsilon": 1e-12},
+    )
+    assert Config.model_validate(yaml_text.parse(to_yaml(odd), "test")) == odd
+
+
+@pytest.mark.parametrize("schema", [Config, LMConfig])
+def test_a_written_config_holds_every_key(schema):
+    written = yaml.safe_load(to_yaml(config(schema)))
+    sections = keys.sections(schema)
+    names = {f"{section}.{name}" for section in sections for name in written[section]}
+    assert names | (set(written) - set(sections)) == set(keys.fields(schema)) - {"offline"}
+
+
+def test_a_config_cannot_be_changed():
+    with pytest.raises(ValidationError):
+        config().seed = 1
+
+
+@pytest.mark.parametrize("method", ["lora", "full", "head"])
+def test_the_learning_rate_is_the_methods(method):
+    rates = {"lora": 4e-4, "full": 5e-5, "head": 2.0}
+    assert learning_rate_of(config(method=method, train={"learning_rate": rates})) == rates[method]
+    assert learning_rate_of(config(method=method, train={"learning_rate": 1})) == 1.0
+    assert 0 < learning_rate_of(config(method=method)) < 0.01
+
+
+@pytest.mark.parametrize("schema", [Config, LMConfig])
+@pytest.mark.parametrize(
+    ("sections", "key"),
+    [
+        ({"method": "full", "train": {"learning_rate": {"lora": 1e-3}}}, "train.learning_rate.full: missing"),
+        ({"method": "full", "lora": {"from": "a"}}, "lora.from: expected null"),
+        ({"method": "full", "export": {"merged": False}}, "export.merged: expected true"),
+        ({"hub": {"push": True}}, "hub.repo: missing"),
+    ],
+)
+def test_keys_that_do_not_fit_together_are_refused(schema, sections, key):
+    with pytest.raises(ValidationError, match=key):
+        config(schema, **sections)

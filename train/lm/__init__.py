@@ -1,0 +1,1 @@
+"""The trainer of causal language models: `python -m train.lm`."""

@@ -1,0 +1,62 @@
+"""Batches of token rows: few fixed shapes, the next token to each, and a weight where it is learnt."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from train.batches import PlannedBatch, bucket_lengths
+from train.lm.examples import Examples
+from train.lm.packing import Packed
+
+
+class Batch(NamedTuple):
+    """One batch of B rows and T tokens, all of them numpy arrays.
+
+    inputs: {input_ids, attention_mask}, of packed rows {segment_ids, position_ids} too; int32 (B, T). Padding is on the
+    right: 0, and `pad_id` in input_ids.
+    targets: int32 (B, T), the next token, 0 where it is not learnt.
+    weights: float32 (B, T), 1 where the next token is learnt, else 0; 0 everywhere in a filler row.
+    """
+
+    inputs: dict[str, np.ndarray]
+    targets: np.ndarray
+    weights: np.ndarray
+
+
+def row_lengths(rows: list[Examples | Packed], bucket_count: int, limit: int) -> tuple[int, ...]:
+    """The padded lengths of the splits' rows, for `plan_epoch`: one where they are packed, else as `bucket_lengths`."""
+    packed = [part.size for part in rows if isinstance(part, Packed)]
+    if packed:
+        return (max(packed),)
+    return bucket_lengths(np.concatenate([part.lengths for part in rows]), bucket_count, limit=limit)
+
+
+def make_batch(rows: Examples | Packed, planned: PlannedBatch, batch_size: int, pad_id: int) -> Batch:
+    """The arrays of a planned batch, always (batch_size, planned.length): copies of its first row fill it up.
+
+    Raises ValueError where a row is longer than the batch or there are more rows than batch_size.
+    """
+    count, lengths = len(planned.rows), rows.lengths[planned.rows]
+    if not 0 < count <= batch_size or lengths.max() > planned.length:
+        raise ValueError(f"{count} rows of {lengths} tokens do not fit ({batch_size}, {planned.length})")
+    chosen = np.concatenate([planned.rows, np.repeat(planned.rows[:1], batch_size - count)])
+    places = np.arange(planned.length)
+    mask = places < rows.lengths[chosen][:, None]
+    flat = np.where(mask, rows.offsets[chosen][:, None] + places, 0)
+
+    def padded(values: np.ndarray, padding: int = 0) -> np.ndarray:
+        return np.where(mask, values[flat], padding).astype(np.int32)
+
+    inputs = {"input_ids": padded(rows.ids, pad_id), "attention_mask": mask.astype(np.int32)}
+    if isinstance(rows, Packed):
+        inputs |= {"segment_ids": padded(rows.segment_ids), "position_ids": padded(rows.position_ids)}
+    # No first token of an example is learnt: no target is of another example than its input.
+    learnt = _next(padded(rows.learn)) * (np.arange(batch_size) < count)[:, None]
+    return Batch(inputs, _next(inputs["input_ids"]) * learnt, learnt.astype(np.float32))
+
+
+def _next(values: np.ndarray) -> np.ndarray:
+    """(B, T): each row moved one to the left, 0 last."""
+    return np.concatenate([values[:, 1:], np.zeros_like(values[:, :1])], axis=1)

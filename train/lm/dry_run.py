@@ -1,0 +1,47 @@
+"""What a run will hold and compute, before it holds or computes anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from train.lm.flops import matrix_flops
+from train.lm.memory import memory_table, step_memory
+from train.progress import clock
+from train.summary import facts_table
+
+
+def describe(
+    step: Any, arguments: Sequence[Any], *, vocab_size: int, steps: int | None, tokens: int | None, rate: float
+) -> str:
+    """Memory, steps, tokens, work and time of a run, as text.
+
+    Args:
+      step: a jitted train step, as `train.step.make_train_step` gives it.
+      arguments: its (state, frozen, base, batch, key), ShapeDtypeStructs, the longest batch.
+      vocab_size: the size of the logits' last axis.
+      steps: optimizer steps of the run; None where no data were read and the config does not say.
+      tokens: that the run computes, padding included; None where no data were read.
+      rate: FLOP/s of a matrix product here, as `train.lm.flops.matrix_rate` measures it.
+    """
+    flops = matrix_flops(step.trace(*arguments).jaxpr)
+    of_a_step = math.prod(arguments[3].weights.shape)
+    facts = [
+        ("steps", "unknown, no data read" if steps is None else f"{steps:,}"),
+        ("tokens", f"{of_a_step:,} a step at most{_in_the_run(tokens)}"),
+        ("work", f"{flops / 1e12:,.3g} TFLOP a step at most, in matrix products"),
+        ("time", _time(flops / rate, rate, steps)),
+    ]
+    table = memory_table(step_memory(step, arguments, vocab_size))
+    return f"{table}\n\n{facts_table(facts)}"
+
+
+def _in_the_run(tokens: int | None) -> str:
+    return "" if tokens is None else f", {tokens:,} in all, padding included"
+
+
+def _time(seconds: float, rate: float, steps: int | None) -> str:
+    of_a_step = f"{seconds:.2g} s" if seconds < 60 else clock(seconds)
+    in_all = "" if steps is None else f", {clock(seconds * steps)} in all"
+    return f"about {of_a_step} a step{in_all}: an estimate, its products at the {rate / 1e9:,.0f} GFLOP/s of a test"

@@ -1,0 +1,47 @@
+"""The ends of a few long texts, held out for validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from train.lm.documents import Documents
+from train.lm.formats import too_long
+from train.lm.rows import Rows
+
+if TYPE_CHECKING:
+    from train.lm.config import DataSection
+
+
+def are_few_long_texts(parts: Sequence[Rows], config: DataSection) -> bool:
+    """Whether the rows are plain texts that are split anyway: fewer than `validation_fraction` could take one of, and
+    with more characters on average than `max_length`. Raises JloraError where a row is no text.
+    """
+    count = sum(map(len, parts))
+    plain = all(part.form == "text" and too_long(part.form, config) == "split" for part in parts)
+    if not plain or count * config.validation_fraction >= 1:
+        return False
+    texts = [text for part in parts for text in part.table.texts(config.text, "data.text", part.rows.tolist())]
+    return sum(map(len, texts)) > count * config.max_length
+
+
+def hold_out_ends(documents: Documents, fraction: float) -> tuple[Documents, Documents]:
+    """(the beginnings, the ends) of plain texts: the last `fraction` of each, by characters.
+
+    Cut after a paragraph, else after a line, else after a word, where one ends within a tenth of the fraction before.
+    """
+    places = [_place(text, fraction) for text in documents.texts]
+    beginnings = [text[:place] for text, place in zip(documents.texts, places, strict=True)]
+    ends = [text[place:] for text, place in zip(documents.texts, places, strict=True)]
+    return replace(documents, texts=beginnings), replace(documents, texts=ends)
+
+
+def _place(text: str, fraction: float) -> int:
+    place = round((1 - fraction) * len(text))
+    earliest = place - round(fraction * len(text) / 10)
+    for boundary in ("\n\n", "\n", " "):
+        found = text.rfind(boundary, earliest, place)
+        if found >= 0:
+            return found + len(boundary)
+    return place

@@ -1,0 +1,49 @@
+"""Loss, perplexity and token accuracy of a whole split."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from train.batches import plan_evaluation
+from train.lm.batches import Batch, make_batch
+from train.lm.data import Data
+from train.lm.loss import Sums
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a model learns, and how it is looked at.
+
+    Attributes:
+      data: the splits. lengths: the padded lengths of batches. pad_id: what fills rows up.
+      eval_step: as `train.lm.step.make_eval_step` gives it. batch_size: rows a batch in evaluation.
+    """
+
+    data: Data
+    lengths: tuple[int, ...]
+    eval_step: Callable[[Any, Any, Batch], Sums]
+    batch_size: int
+    pad_id: int
+
+
+def evaluated(task: Task, adapter: Any, base: Any, split: str) -> dict[str, float]:
+    """{"loss": mean over the split's learnt tokens, "perplexity": its exponential, "token_accuracy": the share of them
+    that the model thinks the likeliest}.
+    """
+    rows, sums = task.data.rows[split], list[tuple[float, ...]]()
+    for planned in plan_evaluation(rows.lengths, task.lengths, task.batch_size):
+        batch = make_batch(rows, planned, task.batch_size, task.pad_id)
+        found = task.eval_step(adapter, base, batch)
+        sums.append((float(found.loss), float(found.correct), float(batch.weights.sum())))
+    losses, right, tokens = np.array(sums, np.float64).sum(0)
+    loss = float(losses / tokens)
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),  # a float holds no more
+        "token_accuracy": float(right / tokens),
+    }

@@ -1,0 +1,80 @@
+"""Examples: tokens laid end to end, and which of them are learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Counts(NamedTuple):
+    """What became of the rows that were read.
+
+    rows: all of them. split, cut, dropped: those that were too long, by what was done about it. unlearnt: examples left
+    out, as nothing in them is learnt. straddling: rows with a token of both prompt and completion; it is learnt.
+    """
+
+    rows: int = 0
+    split: int = 0
+    cut: int = 0
+    dropped: int = 0
+    unlearnt: int = 0
+    straddling: int = 0
+
+
+@dataclass(frozen=True)
+class Examples:
+    """n examples; example i is `ids[offsets[i]:offsets[i + 1]]`.
+
+    Attributes:
+      ids: int32 (total,).
+      learn: bool (total,), whether a token is learnt: predicted from those before it in its example. The first token
+        of an example never is.
+      offsets: int64 (n + 1,).
+      prompts: int64 (n,), tokens before the first answer; 0 in plain text.
+      counts: how the examples came about.
+    """
+
+    ids: np.ndarray
+    learn: np.ndarray
+    offsets: np.ndarray
+    prompts: np.ndarray
+    counts: Counts
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 (n,): tokens of each example."""
+        return np.diff(self.offsets)
+
+    def take(self, indices: np.ndarray) -> Examples:
+        """The examples at `indices`, in that order."""
+        return self.parts(indices, np.zeros_like(indices), self.lengths[indices])
+
+    def parts(self, indices: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Examples:
+        """Of the examples at `indices` the `lengths` tokens from `starts` on; all int64 (m,). Later parts of an
+        example have no prompt.
+        """
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        places = np.repeat(self.offsets[indices] + starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+        learn = self.learn[places]
+        learn[offsets[:-1][lengths > 0]] = False
+        prompts = np.where(starts == 0, np.minimum(self.prompts[indices], lengths), 0)
+        return Examples(self.ids[places], learn, offsets, prompts, self.counts)
+
+
+def join(parts: Sequence[Examples]) -> Examples:
+    """All examples of at least one part, in order; the counts are added."""
+    ends = np.cumsum([part.offsets[-1] for part in parts])
+    offsets = [part.offsets[1:] + end - part.offsets[-1] for part, end in zip(parts, ends, strict=True)]
+    return Examples(
+        ids=np.concatenate([part.ids for part in parts]),
+        learn=np.concatenate([part.learn for part in parts]),
+        offsets=np.concatenate([np.zeros(1, np.int64), *offsets]),
+        prompts=np.concatenate([part.prompts for part in parts]),
+        counts=Counts(*np.sum([part.counts for part in parts], axis=0).tolist()),
+    )

@@ -1,0 +1,174 @@
+"""After the last step: the best step is evaluated, exported, checked, described, shown and, where asked, pushed."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from transformers import PreTrainedTokenizerBase
+
+import jlora
+from jlora.base import example_batch, load_weights
+from jlora.errors import JloraError
+from train import artifacts, card, curves, environment
+from train.adapted import Adapted
+from train.checkpoint import Best
+from train.hub_names import data_hub_names, model_hub_names
+from train.lm.config import LMConfig
+from train.lm.data import prompts
+from train.lm.evaluate import Task, evaluated
+from train.lm.samples import write_samples
+from train.lm.step import make_eval_step
+from train.loop import Loop
+from train.prepare import model_folder
+from train.record import Recorder
+from train.shipping import base_name, conclude, place
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = 1e-4
+"""The largest relative difference of the loss, merged read back against in memory, that float32 may show."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run after its last step: all that the folder's files are made of."""
+
+    config: LMConfig
+    folder: Path
+    loop: Loop
+    adapted: Adapted
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    best: Best
+    times: dict[str, float]
+    offline: bool
+
+
+def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
+    """Writes adapter/, merged/, samples.jsonl, curves.png and, last, report.json, which it returns."""
+    adapter, config = jlora.combine(run.best.trainable, run.loop.frozen), run.config
+    results = {"validation": evaluated(run.task, adapter, run.adapted.base, "validation")}
+    recorder.log(run.best.step, results["validation"], "best")
+    facts = _facts(run, results)
+    if config.method == "lora":
+        folder = run.folder / "adapter"
+        artifacts.write_adapter(folder, run.adapted, adapter, run.tokenizer, None, base_name(config))
+        _write_card(run, facts, "adapter")
+        if config.export.gguf_lora:
+            artifacts.write_gguf_lora(run.folder / "adapter.gguf", run.adapted, adapter)
+    if config.export.merged:
+        results["merged"] = _export_merged(run, adapter, facts)
+        _require_same_loss(run, results)
+    curves.plot(run.folder / "metrics.jsonl", run.folder / "curves.png", "perplexity", run.folder.name)
+    if config.samples.count:
+        print(_samples(run, adapter), flush=True)
+    return conclude(config, run.folder, _report(run, results))
+
+
+def _samples(run: Run, adapter: dict[str, Any]) -> str:
+    section, file = run.config.samples, run.folder / "samples.jsonl"
+    wanted = prompts(run.task.data.splits["validation"], section.count, section.prompt_tokens)
+    key = jax.random.fold_in(jax.random.key(run.config.seed), 2)
+    return write_samples(file, wanted, run.adapted, adapter, run.tokenizer, section, key)
+
+
+def _export_merged(run: Run, adapter: dict[str, Any], facts: card.Facts) -> dict[str, float]:
+    """Writes merged/, reads it back, and returns its metrics on the validation split."""
+    folder = run.folder / "merged"
+    whole, adapter = _unrounded(run, adapter)
+    artifacts.write_merged(folder, whole, adapter, run.tokenizer, run.config.export.dtype)
+    _write_card(run, facts, "merged")
+    model, base = artifacts.read_back(folder, jnp.dtype(run.config.train.dtype))
+    task = dataclasses.replace(run.task, eval_step=make_eval_step(model))
+    return evaluated(task, None, base, "validation")
+
+
+def _unrounded(run: Run, adapter: dict[str, Any]) -> tuple[Adapted, dict[str, Any]]:
+    """The model and adapter to merge: on the weights as they were read, not as they were rounded or quantized.
+
+    LoftQ's adapter belongs to the quantized weights: it makes up for what quantization took.
+    """
+    config, adapted = run.config, run.adapted
+    if config.lora.init_lora_weights == "loftq":
+        logger.info("merged/: the quantized weights plus the adapter, which LoftQ started from what they lack")
+        return _on_dequantized(adapted), adapter
+    if config.quantize is None and all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(adapted.base)):
+        return adapted, adapter
+    try:
+        base = load_weights(adapted.model, model_folder(config.model))
+    except JloraError as error:
+        logger.warning("merged/: the weights as they were used in training, since they cannot be read again: %s", error)
+        return _on_dequantized(adapted), adapter
+    logger.info("merged/: %s read again in float32, the adapter is merged into these weights", config.model)
+    # Read for this base, DoRA's norms are those of its weights.
+    example = example_batch(adapted.model.config)
+    adapter, _ = jlora.load_adapter(run.folder / "adapter", base, adapted.model.apply, example)
+    return dataclasses.replace(adapted, base=base, initial=None), adapter
+
+
+def _on_dequantized(adapted: Adapted) -> Adapted:
+    return dataclasses.replace(adapted, base=jlora.dequantize(adapted.base, jnp.float32))
+
+
+def _require_same_loss(run: Run, results: dict[str, dict[str, float]]) -> None:
+    """In float32 the merged model must be the one in memory; with a rounded or quantized base it is near it."""
+    in_memory, merged = results["validation"]["loss"], results["merged"]["loss"]
+    config = run.config
+    exact = config.quantize is None and config.export.dtype == config.train.dtype == "float32"
+    if exact and not abs(in_memory - merged) <= TOLERANCE * in_memory:
+        raise JloraError(
+            f"{run.folder / 'merged'}: read back, its validation loss is {merged}; expected {in_memory}, as in memory;"
+            " the files must not be used"
+        )
+    logger.info("merged/ read back: perplexity %.4f", results["merged"]["perplexity"])
+
+
+def _write_card(run: Run, facts: card.Facts, kind: card.Kind) -> None:
+    text = card.model_card(dataclasses.replace(facts, where=place(run.config, run.folder, kind)), kind)
+    (run.folder / kind / "README.md").write_text(text, encoding="utf-8")
+
+
+def _facts(run: Run, results: dict[str, dict[str, float]]) -> card.Facts:
+    config, lora = run.config, run.adapted.lora
+    models, data = model_hub_names(config), data_hub_names(config)
+    return card.Facts(
+        name=run.folder.name,
+        where=str(run.folder),
+        method=config.method,
+        problem_type=None,
+        base_model=base_name(config),
+        dataset=", ".join([config.data.train] if isinstance(config.data.train, str) else config.data.train),
+        labels=(),
+        results=results,
+        command=environment.command(),
+        base_model_id=models[0] if models else None,
+        dataset_id=data[0] if data else None,
+        lora={} if lora is None else {k: v for k, v in dataclasses.asdict(lora).items() if v not in (None, {}, ())},
+        versions=environment.versions(),
+        chat=bool(run.tokenizer.chat_template) and bool((run.task.data.splits["train"].prompts > 0).any()),
+    )
+
+
+def _report(run: Run, results: dict[str, dict[str, float]]) -> dict[str, Any]:
+    total, trainable = jlora.count_parameters(run.adapted.base, run.adapted.adapter)
+    data = run.task.data
+    return {
+        "metrics": results,
+        "best": {"step": run.best.step, "metric": run.loop.metric, "value": run.best.value},
+        "parameters": {"total": total, "trainable": trainable, "percent": round(100 * trainable / total, 4)},
+        "sources": {"model": run.config.model, "data": run.config.data.train, "offline": run.offline},
+        "rows": {name: len(rows) for name, rows in data.rows.items()},
+        "tokens": {name: len(rows.ids) for name, rows in data.rows.items()},
+        "learnt_tokens": {name: int(rows.learn.sum()) for name, rows in data.rows.items()},
+        "counts": {name: examples.counts._asdict() for name, examples in data.splits.items()},
+        "batch_lengths": list(run.task.lengths),
+        "times": {name: round(seconds, 3) for name, seconds in run.times.items()},
+        "seed": run.config.seed,
+        "method": run.config.method,
+        "quantize": run.config.quantize,
+    }

@@ -1,0 +1,72 @@
+"""Which format the rows of a table are in, and what follows from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from jlora.errors import JloraError
+from train.tables import Table
+
+if TYPE_CHECKING:
+    from train.lm.config import DataSection
+
+Format = Literal["text", "prompt_completion", "alpaca", "sharegpt", "messages"]
+TooLong = Literal["split", "cut", "drop", "error"]
+
+
+def seen_format(table: Table, config: DataSection) -> Format:
+    """The format that the table's columns are in; of several the one that says most: chats, then pairs, then text.
+
+    Raises:
+      JloraError: the columns are in none of them.
+    """
+    if config.messages or {"messages", "conversations"} & set(table.columns):
+        return (
+            "sharegpt"
+            if _says_from(table.column(chat_column(table, "messages", config), "data.messages"))
+            else "messages"
+        )
+    known: dict[Format, tuple[str, ...]] = {
+        "prompt_completion": (config.prompt, config.completion),
+        "alpaca": ("instruction", "output"),
+        "text": (config.text,),
+    }
+    for form, columns in known.items():
+        if set(columns) <= set(table.columns):
+            return form
+    expected = "; ".join(f"{', '.join(columns)} ({form})" for form, columns in known.items())
+    raise JloraError(
+        f"{table.name}: expected the columns of a format: messages; conversations (sharegpt); {expected}; found "
+        f"{', '.join(table.columns)}. data.messages, data.prompt, data.completion and data.text name them"
+    )
+
+
+def chat_column(table: Table, form: Format, config: DataSection) -> str:
+    """`data.messages`; where it is null, `conversations` (ShareGPT's, or where it is the only one) or `messages`."""
+    if config.messages:
+        return config.messages
+    return "conversations" if form == "sharegpt" or "messages" not in table.columns else "messages"
+
+
+def answers_only(form: Format, config: DataSection) -> bool:
+    """`data.completion_only_loss`; where it is null, whether the format is one of prompts and completions.
+
+    Raises:
+      JloraError: it is true of plain text, which has no completion.
+    """
+    if config.completion_only_loss is None:
+        return form in ("prompt_completion", "alpaca")
+    if config.completion_only_loss and form == "text":
+        raise JloraError("data.completion_only_loss=true: expected prompts and completions, or chats; found plain text")
+    return config.completion_only_loss
+
+
+def too_long(form: Format, config: DataSection) -> TooLong:
+    """`data.too_long`; where it is null, plain text is split and everything else is cut."""
+    return config.too_long or ("split" if form == "text" else "cut")
+
+
+def _says_from(chats: list[object]) -> bool:
+    """Whether the first turn of the first chat says `from`, as ShareGPT's do."""
+    first = chats[0] if chats else None
+    return isinstance(first, list) and bool(first) and isinstance(first[0], dict) and "from" in first[0]

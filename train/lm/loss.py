@@ -1,0 +1,105 @@
+"""Cross-entropy of the next token that never holds the logits of all tokens at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+LOGITS_AT_A_TIME = 256
+"""Tokens whose logits are formed together: enough for a fast matrix product, 50 MB for 49,152 words in float32."""
+
+
+class Sums(NamedTuple):
+    """Over the tokens that are learnt: the sum of their losses and the number of them predicted right, float32 ()."""
+
+    loss: jax.Array
+    correct: jax.Array
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def next_token_sums(
+    logits: Callable[[Any, Any, jax.Array, jax.Array], jax.Array],
+    trainable: Any,
+    frozen: Any,
+    hidden: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+) -> Sums:
+    """Sums of weights * cross-entropy and weights * (argmax == target).
+
+    The logits of a chunk of tokens are formed once, also where the loss is differentiated: the gradient of the chunk
+    is computed with its loss and kept instead of the logits. Gradients flow into `trainable` and `hidden`.
+
+    Args:
+      logits: logits(trainable, frozen, hidden, chunk) -> float32 (B, C, vocab) of a chunk (B, C, D), whose number
+        is int32 ().
+      trainable, frozen: what the logits depend on besides the hidden states; any trees.
+      hidden: (B, T, D), floating point.
+      targets: int32 (B, T).
+      weights: float32 (B, T); 0 where nothing is learnt.
+    """
+
+    def chunk(sums: Sums, rows: tuple) -> tuple[Sums, None]:
+        return _added(sums, _chunk_sums(logits, trainable, frozen, *rows)), None
+
+    return jax.lax.scan(chunk, _zero(), _chunks(hidden, targets, weights))[0]
+
+
+def _forward(logits: Callable, trainable: Any, frozen: Any, hidden: Any, targets: Any, weights: Any) -> tuple:
+    def chunk_loss(trainable: Any, hidden: jax.Array, *others: jax.Array) -> tuple[jax.Array, Sums]:
+        sums = _chunk_sums(logits, trainable, frozen, hidden, *others)
+        return sums.loss, sums
+
+    def chunk(carry: tuple, rows: tuple) -> tuple[tuple, jax.Array]:
+        sums, slopes = carry
+        (_, more), (slope, hidden_slope) = jax.value_and_grad(chunk_loss, (0, 1), has_aux=True)(trainable, *rows)
+        return (_added(sums, more), jax.tree.map(jnp.add, slopes, slope)), hidden_slope
+
+    start = (_zero(), jax.tree.map(jnp.zeros_like, trainable))
+    (sums, slopes), hidden_slopes = jax.lax.scan(chunk, start, _chunks(hidden, targets, weights))
+    return sums, (slopes, _joined(hidden_slopes, hidden.shape))
+
+
+def _backward(logits: Callable, kept: tuple, slope: Sums) -> tuple:
+    trainable, hidden = (jax.tree.map(lambda x: x * slope.loss.astype(x.dtype), tree) for tree in kept)
+    return trainable, None, hidden, None, None
+
+
+next_token_sums.defvjp(_forward, _backward)
+
+
+def _chunk_sums(
+    logits: Callable, trainable: Any, frozen: Any, hidden: Any, targets: Any, weights: Any, number: Any
+) -> Sums:
+    found = logits(trainable, frozen, hidden, number)
+    losses = optax.softmax_cross_entropy_with_integer_labels(found, targets)
+    right = (jnp.argmax(found, -1) == targets).astype(weights.dtype)
+    return Sums(jnp.sum(losses * weights), jnp.sum(right * weights))
+
+
+def _chunks(hidden: jax.Array, *others: jax.Array) -> tuple[jax.Array, ...]:
+    """(B, T, ...) as (chunks, B, C, ...), the last chunk filled up with zeros, and the chunks' numbers."""
+    rows, length = others[0].shape
+    count = -(-length // max(1, LOGITS_AT_A_TIME // rows))
+    width = -(-length // count)
+    filled = (jnp.pad(x, [(0, 0), (0, count * width - length)] + [(0, 0)] * (x.ndim - 2)) for x in (hidden, *others))
+    cut = (jnp.moveaxis(x.reshape(rows, count, width, *x.shape[2:]), 1, 0) for x in filled)
+    return *cut, jnp.arange(count, dtype=jnp.int32)
+
+
+def _joined(chunks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """(chunks, B, C, D) as (B, T, D)."""
+    return jnp.moveaxis(chunks, 0, 1).reshape(shape[0], -1, shape[2])[:, : shape[1]]
+
+
+def _zero() -> Sums:
+    return Sums(jnp.float32(0), jnp.float32(0))
+
+
+def _added(sums: Sums, more: Sums) -> Sums:
+    return Sums(sums.loss + more.loss, sums.correct + more.correct)

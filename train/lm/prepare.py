@@ -1,0 +1,105 @@
+"""From a config to the model of `train.lm`: config, weights (quantized or not) and adapter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+import jlora
+from jlora.base import abstract_base, build, example_batch, load_config, load_weights
+from jlora.errors import JloraError
+from jlora.models import FAMILIES, family
+from jlora.paths import leaves_by_path
+from jlora.plan import abstract_adapter
+from train.adapted import Adapted, lora_config, with_adapter
+from train.lm.config import LMConfig
+from train.lm.examples import Examples
+from train.lm.packing import Packed
+from train.lm.targets import trainer_targets
+from train.prepare import model_folder
+
+
+def causal_config(name: str) -> PreTrainedConfig:
+    """The config of a causal language model, as `load_config` gives it.
+
+    Raises:
+      JloraError: whatever `load_config` refuses; a model that classifies.
+    """
+    config = load_config(model_folder(name))
+    if family(config.model_type).task != "CAUSAL_LM":
+        known = ", ".join(kind for kind, found in FAMILIES.items() if found.task == "CAUSAL_LM")
+        raise JloraError(
+            f"{name}: config.json: model_type: expected a causal language model ({known}),"
+            f" found {config.model_type!r}; python -m train.classify trains classifiers"
+        )
+    return config
+
+
+def prepare_model(config: LMConfig) -> Adapted:
+    """Model, base weights and a fresh adapter (or the one of `lora.from`), or all weights with `method: full`."""
+    model, key = build_model(config), jax.random.key(config.seed)
+    if config.method == "full":
+        base = load_weights(model, model_folder(config.model))
+        return Adapted(model, base, _whole_leaves(base), None)
+    lora = _lora(config, model)
+    if config.quantize is not None and config.lora.init_lora_weights == "loftq":
+        dense, example = load_weights(model, model_folder(config.model)), example_batch(model.config)
+        return Adapted(model, *jlora.init_loftq(key, lora, dense, model.apply, example, kind=config.quantize), lora)
+    dtype = jnp.float32 if config.lora.is_residual else jnp.dtype(config.train.dtype)
+    base = load_weights(model, model_folder(config.model), param_dtype=dtype, quantize=config.quantize)
+    return with_adapter(config.lora, lora, model, base, key)
+
+
+def abstract_model(config: LMConfig) -> Adapted:
+    """The same without weights: every array is a ShapeDtypeStruct."""
+    model = build_model(config)
+    base = abstract_base(model)
+    if config.method == "full":
+        return Adapted(model, base, jax.eval_shape(_whole_leaves, base), None)
+    base = jax.eval_shape(lambda base: _stored(config, model, base), base)
+    lora = _lora(config, model)
+    return Adapted(model, base, abstract_adapter(lora, base, model.apply, example_batch(model.config)), lora)
+
+
+def build_model(config: LMConfig) -> Any:
+    """The linen model in the config's dtype, without weights."""
+    return build(causal_config(config.model), dtype=jnp.dtype(config.train.dtype), remat=config.train.remat)
+
+
+def require_fit(config: LMConfig, rows: dict[str, Examples | Packed], longest: int) -> None:
+    """Raises JloraError where the model does not take the tokens of a split, or rows of `longest` tokens."""
+    model = build_model(config)
+    for name, part in rows.items():
+        if part.ids.max() >= model.config.vocab_size:
+            raise JloraError(
+                f"{name}: expected token ids below the model's vocab_size {model.config.vocab_size},"
+                f" found {part.ids.max()}; the tokenizer is that of another model"
+            )
+    specs = example_batch(model.config).items()
+    batch = {name: jax.ShapeDtypeStruct((1, longest), spec.dtype) for name, spec in specs}
+    jax.eval_shape(model.apply, abstract_base(model), batch)
+
+
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What fills rows up; masks come from lengths, so it may be any token's id."""
+    found = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((index for index in found if index is not None), 0)
+
+
+def _lora(config: LMConfig, model: Any) -> jlora.LoraConfig:
+    return lora_config(config.lora, trainer_targets(model.config.model_type), "CAUSAL_LM")
+
+
+def _stored(config: LMConfig, model: Any, base: Any) -> Any:
+    """The base as it is kept in memory."""
+    base = jax.tree.map(lambda x: x.astype(config.train.dtype), base)
+    if config.quantize is None:
+        return base
+    return jlora.quantize(base, config.quantize, model.apply, example_batch(model.config))
+
+
+def _whole_leaves(base: Any) -> dict[str, jlora.Full]:
+    return {path: jlora.Full(jnp.array(leaf, copy=True)) for path, leaf in leaves_by_path(base).items()}

@@ -1,0 +1,124 @@
+"""Completions of validation prompts, those of the base beside those of the tuned model: samples.jsonl."""
+
+from __future__ import annotations
+
+import json
+import logging
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from jlora.generation import context_length, generate
+from train.adapted import Adapted
+from train.language_model import end_ids
+from train.lm.config import SamplesSection
+from train.lm.prepare import pad_id
+from train.text_stream import decoded
+
+logger = logging.getLogger(__name__)
+
+_ROWS = 32
+"""Prompts that are completed together."""
+
+
+def write_samples(
+    file: Path,
+    prompts: Sequence[np.ndarray],
+    adapted: Adapted,
+    adapter: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    section: SamplesSection,
+    key: jax.Array,
+) -> str:
+    """Completes the prompts by the base and by the tuned model, each with the same draws.
+
+    Args:
+      file: to write, one line {"prompt", "base", "tuned"} a prompt.
+      prompts: token ids, int32 (tokens,). Those with no room for an answer in `section.max_length` are left out,
+        which is said.
+      adapted: the model and its base. adapter: what was trained on it.
+      section: `max_length` counts prompt and completion; the model's context bounds it.
+      key: of the draws.
+
+    Returns:
+      The first `section.show` of them as text for the screen.
+    """
+    most = min(section.max_length, context_length(adapted.model) or section.max_length)
+    fitting = [prompt for prompt in prompts if len(prompt) < most]
+    if left_out := len(prompts) - len(fitting):
+        logger.warning("samples: %d prompts left out, as they fill samples.max_length=%d", left_out, most)
+    section = section.model_copy(update={"max_length": most})
+    columns = [
+        _completions(adapted, entries, fitting, tokenizer, section, key) for entries in (adapted.initial, adapter)
+    ]
+    texts = [tokenizer.decode(prompt) for prompt in fitting]
+    samples = [
+        {"prompt": prompt, "base": base, "tuned": tuned} for prompt, base, tuned in zip(texts, *columns, strict=True)
+    ]
+    lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
+    file.write_text("".join(lines), encoding="utf-8")
+    return "\n\n".join(map(_shown, samples[: section.show]))
+
+
+def _completions(
+    adapted: Adapted,
+    adapter: dict[str, Any] | None,
+    prompts: Sequence[np.ndarray],
+    tokenizer: PreTrainedTokenizerBase,
+    section: SamplesSection,
+    key: jax.Array,
+) -> list[str]:
+    """The text after each prompt, all batches of one shape."""
+    if not prompts:
+        return []
+    longest, shortest = max(map(len, prompts)), min(map(len, prompts))
+    ends, texts = end_ids(adapted.model.config, tokenizer), []
+    rows, limit = min(_ROWS, len(prompts)), context_length(adapted.model) or section.max_length + longest
+    count = min(section.max_length - shortest, limit - longest)
+    for start in range(0, len(prompts), rows):
+        batch = prompts[start : start + rows]
+        ids, mask = _padded_left([*batch, *[batch[-1]] * (rows - len(batch))], longest)
+        found = generate(
+            adapted.model,
+            adapted.base,
+            adapter,
+            ids,
+            mask,
+            max_new_tokens=count,
+            pad_id=pad_id(tokenizer),
+            key=jax.random.fold_in(key, start) if section.temperature else None,
+            temperature=section.temperature or 1.0,
+            top_p=section.top_p,
+            stop_ids=ends,
+        )
+        for prompt, row in zip(batch, np.asarray(found), strict=False):
+            answer = _up_to(row[: section.max_length - len(prompt)], ends)
+            texts.append("".join(decoded(tokenizer, answer, prompt.tolist())))
+    return texts
+
+
+def _padded_left(prompts: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, mask), int32 (rows, width)."""
+    ids, mask = np.zeros((2, len(prompts), width), np.int32)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = prompt
+        mask[row, width - len(prompt) :] = 1
+    return ids, mask
+
+
+def _up_to(ids: np.ndarray, ends: Sequence[int]) -> list[int]:
+    """The ids before the first that ends a text."""
+    stops = np.flatnonzero(np.isin(ids, ends))
+    return ids[: stops[0] if len(stops) else None].tolist()
+
+
+def _shown(sample: dict[str, str]) -> str:
+    return "\n".join(
+        textwrap.fill(f"{name:>6}: {' '.join(text.split())}", 100, subsequent_indent=" " * 8)
+        for name, text in sample.items()
+    )

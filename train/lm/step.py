@@ -1,0 +1,63 @@
+"""What `train.step` minimizes for a causal language model, and the step of its evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jlora import adapt, combine
+from train.lm.batches import Batch
+from train.lm.loss import Sums, next_token_sums
+from train.step import TotalLoss
+
+
+def causal_loss(model: Any, *, model_dropout: bool) -> TotalLoss:
+    """The sum of the losses of a batch's tokens, times their weights.
+
+    Args:
+      model: of a family that is a causal language model.
+      model_dropout: whether the model's own dropout is on; the adapter's has a rate of its own.
+    """
+    sums = _sums(model)
+
+    def total_loss(trainable: Any, frozen: Any, base: Any, batch: Batch, key: jax.Array) -> jax.Array:
+        adapter_key, model_key = jax.random.split(key)
+        rngs = {"dropout": model_key} if model_dropout else None
+        return sums(trainable, frozen, base, batch, adapter_key, rngs).loss
+
+    return total_loss
+
+
+def make_eval_step(model: Any) -> Callable[[Any, Any, Batch], Sums]:
+    """eval_step(adapter, base, batch) -> Sums over the batch's tokens; no dropout. `adapter` may be None."""
+    sums = _sums(model)
+
+    @jax.jit
+    def eval_step(adapter: Any, base: Any, batch: Batch) -> Sums:
+        return sums(None, adapter, base, batch, None, None)
+
+    return eval_step
+
+
+def _sums(model: Any) -> Callable[..., Sums]:
+    hidden = adapt(lambda base, inputs, rngs: model.apply(base, inputs, rngs=rngs, method="hidden"))
+    logits = adapt(lambda base, states: model.apply(base, states, method="logits"))
+
+    def logits_of(trainable: Any, frozen: Any, states: jax.Array, chunk: jax.Array) -> jax.Array:
+        kept, base, key = frozen
+        key = None if key is None else jax.random.fold_in(key, chunk)
+        return logits(base, _whole(trainable, kept), states, dropout_key=key)
+
+    def sums(trainable: Any, frozen: Any, base: Any, batch: Batch, key: jax.Array | None, rngs: Any) -> Sums:
+        keys = (None, None) if key is None else tuple(jax.random.split(key))
+        states = hidden(base, _whole(trainable, frozen), batch.inputs, rngs, dropout_key=keys[0])
+        return next_token_sums(logits_of, trainable, (frozen, base, keys[1]), states, batch.targets, batch.weights)
+
+    return sums
+
+
+def _whole(trainable: Any, frozen: Any) -> Any:
+    """The adapter whose trained leaves are apart, or all of it in `frozen`."""
+    return frozen if trainable is None else combine(trainable, frozen)

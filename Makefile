@@ -15,8 +15,9 @@ test: .venv/installed-test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # The core on the newest JAX, which needs Python 3.12; the oracles are left out, and tests that need them skip.
-CORE := adapt adapter compat config consume context control_flow convolution dora draws dropout eva extract factored \
-	fitted init jaxpr laws matrices merge moments moves names paths peft_keys reduce residual stack targets weighted
+CORE := adapt adapter compat config consume context control_flow convolution deferred dora draws dropout eva extract \
+	factored fitted init jaxpr laws loftq matrices merge moments moves names paths peft_keys quantize quantize_int8 \
+	quantize_leaf quantize_nf4 reduce residual stack targets weighted
 
 test-newest: .venv-newest/installed
 	.venv-newest/bin/python -m pytest --numprocesses 2 --dist loadfile $(CORE:%=tests/test_%.py)

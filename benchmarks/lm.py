@@ -6,6 +6,7 @@ peak memory is that of one side alone in a process of its own. On a GPU, `torch.
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import resource
@@ -24,12 +25,14 @@ import jlora
 from benchmarks import lm_setup
 from benchmarks.lm_setup import Setup
 from benchmarks.timing import ratio, spread, take_turns, timed
+from jlora.base import build
 from jlora.errors import JloraError
 from train import environment, offline
 from train.command_line import parse
-from train.lm.config import COMMAND
+from train.lm.config import COMMAND, LMConfig
 from train.lm.flops import matrix_flops, matrix_rate
-from train.lm.training import training_of
+from train.lm.prepare import abstract_on, causal_config
+from train.lm.training import arguments, training_of
 from train.progress import configure_logging
 from train.step import State
 
@@ -41,18 +44,24 @@ _ALONE = "--alone="
 def main(argv: Sequence[str]) -> int:
     """Runs the command; 0 is success, 2 something that the user can mend."""
     configure_logging()
+    jax.config.update("jax_enable_compilation_cache", False)  # compilation is timed
     alone = [flag.removeprefix(_ALONE) for flag in argv if flag.startswith(_ALONE)]
-    arguments = [flag for flag in argv if not flag.startswith(_ALONE)]
+    given = [flag for flag in argv if not flag.startswith(_ALONE)]
     try:
-        config, _ = offline.choose(parse(arguments, COMMAND))
+        config, _ = offline.choose(parse(given, COMMAND))
         with tempfile.TemporaryDirectory() as folder:
             setup = lm_setup.prepare(config, Path(folder))
-            found = peak_memory(setup, alone[0]) if alone else {**run(setup), "peak_bytes": _alone(arguments)}
+            found: dict[str, Any] = peak_memory(setup, alone[0]) if alone else _all(setup, given)
     except JloraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(json.dumps(found, indent=None if alone else 1))
     return 0
+
+
+def _all(setup: Setup, given: Sequence[str]) -> dict[str, Any]:
+    compiling = compile_seconds(setup.config)
+    return {**run(setup), "compile_seconds": compiling, "peak_bytes": _alone(given)}
 
 
 def run(setup: Setup, rounds: int = _ROUNDS) -> dict[str, Any]:
@@ -63,7 +72,7 @@ def run(setup: Setup, rounds: int = _ROUNDS) -> dict[str, Any]:
     sides = {"jlora": compiled, "peft": _torch_step(setup, compiled=False)}
     if torch.cuda.is_available():
         sides["peft, torch.compile"] = _torch_step(setup, compiled=True)
-    compile_seconds = {name: timed(call)[0] for name, call in sides.items()}
+    first = {name: timed(call)[0] for name, call in sides.items()}
     turns = take_turns(sides, rounds)
     seconds = {name: [spent for spent, _ in found] for name, found in turns.items()}
     tokens = math.prod(lm_setup.random_batch(config, 2).targets.shape)
@@ -71,13 +80,27 @@ def run(setup: Setup, rounds: int = _ROUNDS) -> dict[str, Any]:
     rate = matrix_rate(jnp.dtype(config.train.dtype))
     return {
         "seconds": seconds,
-        "first_call_seconds": compile_seconds,
+        "first_call_seconds": first,
         "tokens_per_second": {name: tokens / value for name, value in medians.items()},
         "speed_against": {name: ratio(seconds[name], seconds["jlora"]) for name in sides if name != "jlora"},
         "matrix_flops_a_step": flops,
         "matrix_flops_per_second": rate,
         "share_of_matrix_rate": flops / rate / medians["jlora"],
     }
+
+
+def compile_seconds(config: LMConfig) -> dict[str, float]:
+    """{"30 layers": seconds to trace and compile the step, "60 layers": the same for twice as many}; no weights."""
+    found, stored = {}, causal_config(config.model)
+    for factor in (1, 2):
+        deeper = copy.deepcopy(stored)
+        deeper.num_hidden_layers = factor * stored.num_hidden_layers
+        model = build(deeper, dtype=jnp.dtype(config.train.dtype), remat=config.train.remat)
+        training = training_of(config, model, 1000)
+        inputs = arguments(config, abstract_on(config, model), training.tx)
+        seconds, _ = timed(lambda training=training, inputs=inputs: training.step.lower(*inputs).compile())
+        found[f"{deeper.num_hidden_layers} layers"] = seconds
+    return found
 
 
 def peak_memory(setup: Setup, side: str) -> dict[str, int]:
@@ -92,10 +115,10 @@ def peak_memory(setup: Setup, side: str) -> dict[str, int]:
     return {side: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
-def _alone(arguments: Sequence[str]) -> dict[str, int]:
+def _alone(given: Sequence[str]) -> dict[str, int]:
     found: dict[str, int] = {}
     for side in ("jlora", "peft"):
-        command = [sys.executable, "-m", "benchmarks.lm", *arguments, f"{_ALONE}{side}"]
+        command = [sys.executable, "-m", "benchmarks.lm", *given, f"{_ALONE}{side}"]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found |= json.loads(done.stdout.splitlines()[-1])
     return found

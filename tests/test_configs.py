@@ -1,10 +1,11 @@
-"""Every shipped config of a classifier runs end to end, with a tiny model and tiny files in place of the real ones."""
+"""Every shipped config runs end to end, with a tiny model and tiny files in place of the real ones."""
 
 import csv
 from pathlib import Path
 
 import pytest
 import tiny
+import tiny_lm
 import yaml
 from shipped import CLASSIFIERS, CONFIGS, LANGUAGE_MODELS, command_of
 
@@ -14,6 +15,7 @@ from train import classify
 from train.command_line import Request, parse
 from train.config import Config
 from train.hub_names import needs_hub
+from train.lm import __main__ as lm
 from train.lm.targets import trainer_targets
 from train.resolve import resolve
 
@@ -95,6 +97,18 @@ def test_offline(file, tmp_path, capsys):
 def _kept(data):
     """What describes the source goes when `data.train` is given, and is given again."""
     return {"encoding": data.encoding, "label_names": data.label_names, "drop_other_labels": "true"}
+
+
+@pytest.mark.parametrize("file", LANGUAGE_MODELS, ids=lambda file: file.stem)
+def test_language_models_with_files(file, tmp_path):
+    data = tiny_lm.text_file() if file.stem == "llama" else tiny_lm.chats_file()
+    files = [f"data.train={data}", "data.max_length=48", f"model={tiny_lm.model_folder()}"]
+    small = ["train.max_steps=2", "train.epochs=1", "train.batch_size=2", "samples.count=0", "lora.r=4"]
+    run = tmp_path / "run"
+    assert tiny.call(lm.main, ["--config", file, f"output_dir={run}", *files, *small]) == 0
+    found = tiny.report(run)
+    assert found["best"]["step"] == 2
+    assert found["metrics"]["merged"]["loss"] == pytest.approx(found["metrics"]["validation"]["loss"], rel=0.02)
 
 
 def _language_model(name, use_offline):

@@ -55,7 +55,11 @@ def prepare_model(config: LMConfig) -> Adapted:
 
 def abstract_model(config: LMConfig) -> Adapted:
     """The same without weights: every array is a ShapeDtypeStruct."""
-    model = build_model(config)
+    return abstract_on(config, build_model(config))
+
+
+def abstract_on(config: LMConfig, model: Any) -> Adapted:
+    """As `abstract_model`, on a linen model that may be another than the config's."""
     base = abstract_base(model)
     if config.method == "full":
         return Adapted(model, base, jax.eval_shape(_whole_leaves, base), None)

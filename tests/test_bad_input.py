@@ -168,7 +168,7 @@ BAD_FOLDERS = {
     "no config": (lambda folder: (folder / "config.json").unlink(), ["config.json"]),
     "no JSON": (lambda folder: (folder / "config.json").write_text("{"), ["config.json", "JSON"]),
     "no tokenizer": (_no_tokenizer, ["expected a tokenizer", "tokenizer.json"]),
-    "an unknown family": (_config(model_type="xlm"), ["model_type", "bert, distilbert", "roberta", "'xlm'"]),
+    "an unknown family": (_config(model_type="xlm"), ["model_type", "bert, bloom, distilbert", "roberta", "'xlm'"]),
     "a variant that is not built": (_config(is_decoder=True), ["is_decoder", "not supported"]),
     "fewer positions than tokens": (_config(max_position_embeddings=8), ["8"]),
 }

@@ -7,7 +7,7 @@ import tiny
 import yaml
 
 from jlora.errors import JloraError
-from train import artifacts, classify, environment, finish
+from train import artifacts, classify, environment, session, shipping
 from train.finish import predicted
 from train.labels import Labels
 
@@ -84,8 +84,8 @@ def test_a_hub_that_fails_at_the_end_costs_no_number(tmp_path, monkeypatch, caps
     def fails(folder, repo, private):
         raise JloraError(f"hub.push: upload to {repo} failed")
 
-    monkeypatch.setattr(classify, "check_push", lambda repo, private: repo)
-    monkeypatch.setattr(finish, "push", fails)
+    monkeypatch.setattr(session, "check_push", lambda repo, private: repo)
+    monkeypatch.setattr(shipping, "push", fails)
     argv = tiny.arguments(tmp_path / "run", "hub.push=true", "hub.repo=me/mine")
     assert tiny.call(classify.main, argv) == 2
     assert "upload to me/mine failed" in capsys.readouterr().err
@@ -99,8 +99,8 @@ def test_what_is_pushed_is_merged_and_its_card_names_the_repository(tmp_path, mo
         pushed.append((folder.name, repo, private, (folder / "README.md").read_text()))
         return "https://example.org/commit"
 
-    monkeypatch.setattr(classify, "check_push", lambda repo, private: repo)
-    monkeypatch.setattr(finish, "push", push)
+    monkeypatch.setattr(session, "check_push", lambda repo, private: repo)
+    monkeypatch.setattr(shipping, "push", push)
     run = tiny.train(tmp_path / "run", "hub.push=true", "hub.repo=me/mine")
     ((name, repo, private, card),) = pushed
     assert (name, repo, private) == ("merged", "me/mine", True)

@@ -15,12 +15,11 @@ from train.lm import __main__ as lm
 
 
 def test_it_learns_what_there_is_to_learn(tmp_path, capsys):
-    """The order of letters in a dozen words: the loss falls far below that of single letters."""
-    learning = ["train.learning_rate=3e-3", "train.max_steps=60", "lora.r=16", "lora.target_modules=all-linear"]
+    """The letters of a dozen words: the loss falls from that of 258 tokens to about that of the letters there are."""
+    learning = ["train.learning_rate=1e-2", "train.max_steps=60", "lora.modules_to_save=[lm_head]"]
     run = tiny_lm.train(tmp_path / "run", *learning, "train.eval_every=20", "train.log_every=20")
     found = tiny.report(run)["metrics"]
-    first, *_, last = _losses(run, "validation/loss")
-    assert last < first - 0.3
+    assert _losses(run, "validation/loss")[-1] < math.log(20)
     assert found["validation"]["loss"] == pytest.approx(min(_losses(run, "validation/loss")), rel=1e-6)
     assert found["merged"]["loss"] == pytest.approx(found["validation"]["loss"], rel=1e-4)
     assert found["validation"]["perplexity"] == pytest.approx(math.exp(found["validation"]["loss"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -34,8 +35,10 @@ class Task:
 
 
 def evaluated(task: Task, adapter: Any, base: Any, split: str) -> dict[str, float]:
-    """The metrics and the mean loss of a split's labelled rows."""
+    """The metrics and the mean loss of a split's labelled rows; the loss alone, NaN, of a model that diverged."""
     logits = logits_of(task.eval_step, adapter, base, task.splits[split], task.buckets, task.batch_size)
+    if not np.isfinite(logits).all():
+        return {"loss": math.nan}
     return scores(task.labels.problem_type, logits, task.splits[split].labels)
 
 

@@ -7,9 +7,10 @@ peak memory is that of one side alone in a process of its own. On a GPU, `torch.
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import math
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -49,9 +50,7 @@ def main(argv: Sequence[str]) -> int:
     given = [flag for flag in argv if not flag.startswith(_ALONE)]
     try:
         config, _ = offline.choose(parse(given, COMMAND))
-        with tempfile.TemporaryDirectory() as folder:
-            setup = lm_setup.prepare(config, Path(folder))
-            found: dict[str, Any] = peak_memory(setup, alone[0]) if alone else _all(setup, given)
+        found = peak_memory(config, alone[0]) if alone else _all(config, given)
     except JloraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -59,9 +58,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _all(setup: Setup, given: Sequence[str]) -> dict[str, Any]:
-    compiling = compile_seconds(setup.config)
-    return {**run(setup), "compile_seconds": compiling, "peak_bytes": _alone(given)}
+def _all(config: LMConfig, given: Sequence[str]) -> dict[str, Any]:
+    compiling = compile_seconds(config)
+    with tempfile.TemporaryDirectory() as folder:
+        found = run(lm_setup.prepare(config, Path(folder)))
+    return {**found, "compile_seconds": compiling, "peak_bytes": _alone(given)}
 
 
 def run(setup: Setup, rounds: int = _ROUNDS) -> dict[str, Any]:
@@ -103,16 +104,26 @@ def compile_seconds(config: LMConfig) -> dict[str, float]:
     return found
 
 
-def peak_memory(setup: Setup, side: str) -> dict[str, int]:
-    """Bytes at the peak of a few steps of one side: of the GPU, or of the process on a CPU."""
-    call = _jlora_step(setup)[0] if side == "jlora" else _torch_step(setup, compiled=False)
+def peak_memory(config: LMConfig, side: str) -> dict[str, int]:
+    """Bytes at the peak of a few steps of one side: of the GPU, or of the process on a CPU (Linux)."""
+    call = _only(config, side)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of loading both sides, does not count
     for _ in range(3):
         call()
     if side == "jlora" and (stats := jax.local_devices()[0].memory_stats()):
         return {side: stats["peak_bytes_in_use"]}
     if side == "peft" and torch.cuda.is_available():
         return {side: torch.cuda.max_memory_allocated()}
-    return {side: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return {side: int(peak) * 1024}
+
+
+def _only(config: LMConfig, side: str) -> Callable[[], float]:
+    """The step of one side, nothing of the other being kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        setup = lm_setup.prepare(config, Path(folder))
+        return _jlora_step(setup)[0] if side == "jlora" else _torch_step(setup, compiled=False)
 
 
 def _alone(given: Sequence[str]) -> dict[str, int]:

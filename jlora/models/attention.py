@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jlora.dropout import dropout
 
@@ -22,6 +23,8 @@ def attention(
 ) -> jax.Array:
     """softmax(scale query key^T + bias) value, with dropout on the probabilities where a key is given.
 
+    Scores and softmax are float32. (`jax.nn.dot_product_attention` has no dropout and no soft cap.)
+
     Args:
       query: (B, T, H, D), floating point. key, value: (B, S, K, D), each of the K heads shared by H / K queries.
       mask: bool, (B, 1, T, S) or broadcast to it: true where a token may be attended to.
@@ -34,32 +37,18 @@ def attention(
     Returns:
       (B, T, H, D) in the dtype of `query`.
     """
-    rate = 0.0 if dropout_key is None else dropout_rate
-    if rate == 0.0 and softcap is None:
-        with jax.numpy_dtype_promotion("standard"):  # bfloat16 is promoted implicitly inside
-            return jax.nn.dot_product_attention(query, key, value, bias=bias, mask=mask, scale=scale)
-    return _written_out(query, key, value, mask, scale, softcap, bias, dropout_key, rate)
-
-
-def _written_out(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    mask: jax.Array,
-    scale: float | None,
-    softcap: float | None,
-    bias: jax.Array | None,
-    dropout_key: jax.Array | None,
-    dropout_rate: float,
-) -> jax.Array:
-    """The same by formula: `jax.nn.dot_product_attention` has no dropout and no soft cap. The softmax is float32."""
-    key, value = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
-    query, key, value = (x.transpose(0, 2, 1, 3) for x in (query, key, value))  # BTHD->BHTD
-    scores = jnp.einsum("BHTD,BHSD->BHTS", query, key, preferred_element_type=jnp.float32)
-    scores = scores * jnp.float32(query.shape[-1] ** -0.5 if scale is None else scale)
+    (rows, length, heads, width), (slots, key_heads) = query.shape, key.shape[1:3]
+    # The queries that share a key are rows of one product, BT(KG)D -> (BK)(GT)D: on a CPU twice as fast as by heads.
+    query = query.reshape(rows, length, key_heads, -1, width).transpose(0, 2, 3, 1, 4)
+    query = query.reshape(rows * key_heads, -1, width)
+    key, value = (x.transpose(0, 2, 1, 3).reshape(rows * key_heads, slots, -1) for x in (key, value))
+    scores = lax.dot_general(query, key, (((2,), (2,)), ((0,), (0,))), preferred_element_type=jnp.float32)
+    scores = scores.reshape(rows, heads, length, slots) * jnp.float32(width**-0.5 if scale is None else scale)
     scores = scores if softcap is None else softcap * jnp.tanh(scores / softcap)
     scores = scores if bias is None else scores + bias.astype(jnp.float32)
     probabilities = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1).astype(value.dtype)
     if dropout_key is not None:
         probabilities = dropout(dropout_key, probabilities, dropout_rate)
-    return jnp.einsum("BHTS,BHSD->BHTD", probabilities, value).transpose(0, 2, 1, 3)
+    mixed = lax.dot_general(probabilities.reshape(*query.shape[:2], slots), value, (((2,), (1,)), ((0,), (0,))))
+    mixed = mixed.reshape(rows, key_heads, -1, length, width).transpose(0, 3, 1, 2, 4)  # (BK)(GT)D -> BTKGD
+    return mixed.reshape(rows, length, heads, width)

@@ -1,5 +1,7 @@
 import argparse
 import logging
+import subprocess
+import sys
 
 import pytest
 import tiny
@@ -59,3 +61,16 @@ def test_arguments():
     for read, text in ((whole_number(2), "1"), (whole_number(0), "-1"), (whole_number(0), "x"), (names, " ,")):
         with pytest.raises(argparse.ArgumentTypeError, match="expected"):
             read(text)
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    """As `python -m train.generate ... | head -1`."""
+    code = (
+        "from train.entry import exit_code\nraise SystemExit(exit_code(lambda: print('text ' * 100_000, flush=True)))"
+    )
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=tiny.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.read(1)
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0

@@ -117,10 +117,10 @@ def test_probabilities():
     np.testing.assert_array_equal(metrics.probabilities(REGRESSION, logits), logits)
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "pearson", "loss", "mse"])
+@pytest.mark.parametrize("metric", ["accuracy", "pearson", "loss", "perplexity", "mse"])
 def test_better_is_a_strict_order(metric):
     low, high = 0.1, 0.9
-    best, worst = (low, high) if metric in ("loss", "mse") else (high, low)
+    best, worst = (low, high) if metric in ("loss", "perplexity", "mse") else (high, low)
     assert metrics.is_better(metric, best, worst)
     assert not metrics.is_better(metric, worst, best)
     assert not metrics.is_better(metric, best, best)

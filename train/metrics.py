@@ -27,7 +27,7 @@ _PRIMARY = {
     "multi_label_classification": "f1_micro",
     "regression": "pearson",
 }
-_LOWER_IS_BETTER = {"loss", "mse", "mae"}
+_LOWER_IS_BETTER = {"loss", "perplexity", "mse", "mae"}
 
 
 def names(problem_type: str, num_labels: int) -> list[str]:

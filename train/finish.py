@@ -3,46 +3,28 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import logging
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 import jlora
-from train import artifacts, card, curves, environment, metrics
-from train.adapted import Adapted
-from train.checkpoint import Best
+from train import artifacts, card, curves, metrics, shipping
 from train.config import Config
 from train.evaluate import Task, logits_of, make_eval_step, scores
-from train.hub_names import data_hub_names, model_hub_names
 from train.labels import Labels
-from train.loop import Loop
 from train.prepare import Prepared
 from train.record import Recorder
-from train.shipping import base_name, conclude, place
+from train.shipping import base_name, conclude, write_card
 
 logger = logging.getLogger(__name__)
 
 PREDICTIONS_SHOWN = 50
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A run after its last step: all that the folder's files are made of."""
-
-    config: Config
-    folder: Path
-    loop: Loop
-    adapted: Adapted
-    task: Task
-    tokenizer: PreTrainedTokenizerBase
-    best: Best
-    times: dict[str, float]
-    offline: bool
+Run = shipping.Run[Config, Task]
 
 
 def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
@@ -58,7 +40,7 @@ def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
     if run.config.method == "lora":
         base_model = base_name(run.config)
         artifacts.write_adapter(run.folder / "adapter", run.adapted, adapter, run.tokenizer, task.labels, base_model)
-        _write_card(run, facts, "adapter")
+        write_card(run, facts, "adapter")
     difference = _export_merged(run, adapter, logits["validation"], facts) if run.config.export.merged else None
     curves.plot(run.folder / "metrics.jsonl", run.folder / "curves.png", run.loop.metric, run.folder.name)
     return conclude(run.config, run.folder, _report(run, results, difference))
@@ -99,7 +81,7 @@ def _export_merged(run: Run, adapter: Any, in_memory: np.ndarray, facts: card.Fa
     """Writes merged/, reads it back, and returns the largest difference of its logits on the validation split."""
     folder, dtype = run.folder / "merged", run.config.export.dtype
     artifacts.write_merged(folder, run.adapted, adapter, run.tokenizer, dtype)
-    _write_card(run, facts, "merged")
+    write_card(run, facts, "merged")
     model, base = artifacts.read_back(folder, jnp.dtype(run.config.train.dtype))
     found = _logits(run, None, base, make_eval_step(model.apply), "validation")
     difference = artifacts.largest_difference(in_memory, found)
@@ -108,44 +90,19 @@ def _export_merged(run: Run, adapter: Any, in_memory: np.ndarray, facts: card.Fa
     return difference
 
 
-def _write_card(run: Run, facts: card.Facts, kind: card.Kind) -> None:
-    text = card.model_card(dataclasses.replace(facts, where=place(run.config, run.folder, kind)), kind)
-    (run.folder / kind / "README.md").write_text(text, encoding="utf-8")
-
-
 def _facts(run: Run, results: dict[str, dict[str, float]]) -> card.Facts:
-    config, lora = run.config, run.adapted.lora
-    models, data = model_hub_names(config), data_hub_names(config)
-    return card.Facts(
-        name=run.folder.name,
-        where=str(run.folder),
-        method=config.method,
-        problem_type=run.task.labels.problem_type,
-        base_model=base_name(config),
-        dataset=", ".join([config.data.train] if isinstance(config.data.train, str) else config.data.train),
-        labels=() if run.task.labels.problem_type == "regression" else run.task.labels.names,
-        results=results,
-        command=environment.command(),
-        base_model_id=models[0] if models else None,
-        dataset_id=data[0] if data else None,
-        lora={} if lora is None else {k: v for k, v in dataclasses.asdict(lora).items() if v not in (None, {}, ())},
-        versions=environment.versions(),
-    )
+    labels = run.task.labels
+    names = () if labels.problem_type == "regression" else labels.names
+    return shipping.facts(run, results, problem_type=labels.problem_type, labels=names)
 
 
 def _report(run: Run, results: dict[str, dict[str, float]], difference: float | None) -> dict[str, Any]:
-    total, trainable = jlora.count_parameters(run.adapted.base, run.adapted.adapter)
     splits = run.task.splits
-    return {
-        "metrics": results,
-        "best": {"step": run.best.step, "metric": run.loop.metric, "value": run.best.value},
-        "parameters": {"total": total, "trainable": trainable, "percent": round(100 * trainable / total, 4)},
-        "sources": {"model": run.config.model, "data": run.config.data.train, "offline": run.offline},
-        "rows": {name: len(split.tokens) for name, split in splits.items()},
-        "rows_cut": {name: split.tokens.cut for name, split in splits.items()},
-        "batch_lengths": list(run.task.buckets),
-        "times": {name: round(seconds, 3) for name, seconds in run.times.items()},
-        "merged_largest_logit_difference": difference,
-        "seed": run.config.seed,
-        "method": run.config.method,
-    }
+    return shipping.report(
+        run,
+        results,
+        rows={name: len(split.tokens) for name, split in splits.items()},
+        rows_cut={name: split.tokens.cut for name, split in splits.items()},
+        batch_lengths=list(run.task.buckets),
+        merged_largest_logit_difference=difference,
+    )

@@ -1,16 +1,83 @@
-"""The end of every run: what its folders are called elsewhere, its report, and the upload."""
+"""The end of every run: its card, its report, what its folders are called elsewhere, and the upload."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from train.card import Kind
-from train.hub_names import model_hub_names
+from transformers import PreTrainedTokenizerBase
+
+import jlora
+from train import environment
+from train.adapted import Adapted
+from train.card import Facts, Kind, model_card
+from train.checkpoint import Best
+from train.hub_names import data_hub_names, model_hub_names
+from train.loop import Loop
 from train.prepare import model_folder
 from train.push import push
-from train.run_config import RunConfig
+from train.run_config import AnyConfig, RunConfig
 from train.run_folder import write_json
+
+Task = TypeVar("Task")
+"""What a command's model learns, and how it is looked at."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Generic[AnyConfig, Task]):
+    """A run after its last step: all that the folder's files are made of."""
+
+    config: AnyConfig
+    folder: Path
+    loop: Loop
+    adapted: Adapted
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    best: Best
+    times: dict[str, float]
+    offline: bool
+
+
+def facts(run: Run, results: dict[str, dict[str, float]], **of_the_task: Any) -> Facts:
+    """What the cards of a run say; `of_the_task` are the fields that depend on the command."""
+    config, lora = run.config, run.adapted.lora
+    models, data = model_hub_names(config), data_hub_names(config)
+    return Facts(
+        name=run.folder.name,
+        where=str(run.folder),
+        method=config.method,
+        base_model=base_name(config),
+        dataset=", ".join([config.data.train] if isinstance(config.data.train, str) else config.data.train),
+        results=results,
+        command=environment.command(),
+        base_model_id=models[0] if models else None,
+        dataset_id=data[0] if data else None,
+        lora={} if lora is None else {k: v for k, v in dataclasses.asdict(lora).items() if v not in (None, {}, ())},
+        versions=environment.versions(),
+        **of_the_task,
+    )
+
+
+def write_card(run: Run, facts: Facts, kind: Kind) -> None:
+    """README.md of the run's adapter/ or merged/."""
+    text = model_card(dataclasses.replace(facts, where=place(run.config, run.folder, kind)), kind)
+    (run.folder / kind / "README.md").write_text(text, encoding="utf-8")
+
+
+def report(run: Run, results: dict[str, dict[str, float]], **of_the_task: Any) -> dict[str, Any]:
+    """What report.json holds; `of_the_task` are the entries that depend on the command."""
+    total, trainable = jlora.count_parameters(run.adapted.base, run.adapted.adapter)
+    return {
+        "metrics": results,
+        "best": {"step": run.best.step, "metric": run.loop.metric, "value": run.best.value},
+        "parameters": {"total": total, "trainable": trainable, "percent": round(100 * trainable / total, 4)},
+        "sources": {"model": run.config.model, "data": run.config.data.train, "offline": run.offline},
+        "times": {name: round(seconds, 3) for name, seconds in run.times.items()},
+        "seed": run.config.seed,
+        "method": run.config.method,
+        **of_the_task,
+    }
 
 
 def base_name(config: RunConfig) -> str:

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from transformers import PreTrainedTokenizerBase
 
 import jlora
 from jlora.base import example_batch, load_weights
 from jlora.errors import JloraError
-from train import artifacts, card, curves, environment
+from train import artifacts, card, curves, shipping
 from train.adapted import Adapted
-from train.checkpoint import Best
-from train.hub_names import data_hub_names, model_hub_names
 from train.lm.config import LMConfig
 from train.lm.data import prompts
 from train.lm.evaluate import Task, evaluated
 from train.lm.samples import write_samples
 from train.lm.step import make_eval_step
-from train.loop import Loop
 from train.prepare import model_folder
 from train.record import Recorder
-from train.shipping import base_name, conclude, place
+from train.shipping import base_name, conclude, write_card
 
 logger = logging.getLogger(__name__)
 
@@ -34,19 +29,7 @@ TOLERANCE = 1e-4
 """The largest relative difference of the loss, merged read back against in memory, that float32 may show."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A run after its last step: all that the folder's files are made of."""
-
-    config: LMConfig
-    folder: Path
-    loop: Loop
-    adapted: Adapted
-    task: Task
-    tokenizer: PreTrainedTokenizerBase
-    best: Best
-    times: dict[str, float]
-    offline: bool
+Run = shipping.Run[LMConfig, Task]
 
 
 def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
@@ -58,7 +41,7 @@ def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
     if config.method == "lora":
         folder = run.folder / "adapter"
         artifacts.write_adapter(folder, run.adapted, adapter, run.tokenizer, None, base_name(config))
-        _write_card(run, facts, "adapter")
+        write_card(run, facts, "adapter")
         if config.export.gguf_lora:
             artifacts.write_gguf_lora(run.folder / "adapter.gguf", run.adapted, adapter)
     if config.export.merged:
@@ -82,7 +65,7 @@ def _export_merged(run: Run, adapter: dict[str, Any], facts: card.Facts) -> dict
     folder = run.folder / "merged"
     whole, adapter = _unrounded(run, adapter)
     artifacts.write_merged(folder, whole, adapter, run.tokenizer, run.config.export.dtype)
-    _write_card(run, facts, "merged")
+    write_card(run, facts, "merged")
     model, base = artifacts.read_back(folder, jnp.dtype(run.config.train.dtype))
     task = dataclasses.replace(run.task, eval_step=make_eval_step(model))
     return evaluated(task, None, base, "validation")
@@ -128,47 +111,21 @@ def _require_same_loss(run: Run, results: dict[str, dict[str, float]]) -> None:
     logger.info("merged/ read back: perplexity %.4f", results["merged"]["perplexity"])
 
 
-def _write_card(run: Run, facts: card.Facts, kind: card.Kind) -> None:
-    text = card.model_card(dataclasses.replace(facts, where=place(run.config, run.folder, kind)), kind)
-    (run.folder / kind / "README.md").write_text(text, encoding="utf-8")
-
-
 def _facts(run: Run, results: dict[str, dict[str, float]]) -> card.Facts:
-    config, lora = run.config, run.adapted.lora
-    models, data = model_hub_names(config), data_hub_names(config)
-    return card.Facts(
-        name=run.folder.name,
-        where=str(run.folder),
-        method=config.method,
-        problem_type=None,
-        base_model=base_name(config),
-        dataset=", ".join([config.data.train] if isinstance(config.data.train, str) else config.data.train),
-        labels=(),
-        results=results,
-        command=environment.command(),
-        base_model_id=models[0] if models else None,
-        dataset_id=data[0] if data else None,
-        lora={} if lora is None else {k: v for k, v in dataclasses.asdict(lora).items() if v not in (None, {}, ())},
-        versions=environment.versions(),
-        chat=bool(run.tokenizer.chat_template) and bool((run.task.data.splits["train"].prompts > 0).any()),
-    )
+    has_chats = bool((run.task.data.splits["train"].prompts > 0).any())
+    chat = has_chats and bool(run.tokenizer.chat_template)
+    return shipping.facts(run, results, problem_type=None, labels=(), chat=chat)
 
 
 def _report(run: Run, results: dict[str, dict[str, float]]) -> dict[str, Any]:
-    total, trainable = jlora.count_parameters(run.adapted.base, run.adapted.adapter)
     data = run.task.data
-    return {
-        "metrics": results,
-        "best": {"step": run.best.step, "metric": run.loop.metric, "value": run.best.value},
-        "parameters": {"total": total, "trainable": trainable, "percent": round(100 * trainable / total, 4)},
-        "sources": {"model": run.config.model, "data": run.config.data.train, "offline": run.offline},
-        "rows": {name: len(rows) for name, rows in data.rows.items()},
-        "tokens": {name: len(rows.ids) for name, rows in data.rows.items()},
-        "learnt_tokens": {name: int(rows.learn.sum()) for name, rows in data.rows.items()},
-        "counts": {name: examples.counts._asdict() for name, examples in data.splits.items()},
-        "batch_lengths": list(run.task.lengths),
-        "times": {name: round(seconds, 3) for name, seconds in run.times.items()},
-        "seed": run.config.seed,
-        "method": run.config.method,
-        "quantize": run.config.quantize,
-    }
+    return shipping.report(
+        run,
+        results,
+        rows={name: len(rows) for name, rows in data.rows.items()},
+        tokens={name: len(rows.ids) for name, rows in data.rows.items()},
+        learnt_tokens={name: int(rows.learn.sum()) for name, rows in data.rows.items()},
+        counts={name: examples.counts._asdict() for name, examples in data.splits.items()},
+        batch_lengths=list(run.task.lengths),
+        quantize=run.config.quantize,
+    )

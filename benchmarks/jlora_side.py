@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from benchmarks.timing import timed
 from jlora import split
 from train.adapted import Adapted
-from train.batches import Batch
-from train.config import Config
-from train.labels import Labels
-from train.loss import classification_loss
+from train.classify.batches import Batch
+from train.classify.config import Config
+from train.classify.labels import Labels
+from train.classify.loss import classification_loss
 from train.optimizer import optimizer, schedule
 from train.run_config import learning_rate_of
 from train.step import State, make_train_step

@@ -34,8 +34,9 @@ from train.lm.evaluate import Task, evaluated
 from train.lm.prepare import pad_id, prepare_model
 from train.lm.step import make_eval_step
 from train.lm.training import training_of
-from train.prepare import load_tokenizer, steps_of
+from train.model_files import load_tokenizer
 from train.progress import configure_logging
+from train.run_config import steps_of
 from train.step import State
 
 

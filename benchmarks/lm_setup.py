@@ -20,7 +20,7 @@ from train.lm.config import LMConfig
 from train.lm.evaluate import Task
 from train.lm.prepare import prepare_model
 from train.lm.training import rows_of_a_step
-from train.prepare import steps_of
+from train.run_config import steps_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,8 +13,10 @@ from benchmarks.jlora_side import JloraRun
 from benchmarks.peft_side import TorchRun
 from benchmarks.setup import Setup, full_batch, variant
 from benchmarks.timing import spread, take_turns, timed
-from train.batches import Batch, PlannedBatch, make_batch, plan_epoch
-from train.prepare import prepare_model, steps_of
+from train.batches import PlannedBatch, plan_epoch
+from train.classify.batches import Batch, make_batch
+from train.classify.prepare import prepare_model
+from train.run_config import steps_of
 
 METHODS = ("lora", "full")
 

@@ -18,8 +18,8 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from train.config import Config
-from train.prepare import Prepared
+from train.classify.config import Config
+from train.classify.prepare import Prepared
 from train.run_config import learning_rate_of
 
 

@@ -15,12 +15,13 @@ from benchmarks import peft_side
 from jlora import save_base
 from jlora.errors import JloraError
 from train.adapted import Adapted
-from train.batches import Batch
+from train.classify.batches import Batch
+from train.classify.config import COMMAND, Config
+from train.classify.data import load_data
+from train.classify.labels import Labels
+from train.classify.prepare import Prepared, prepare_model, prepare_splits
 from train.command_line import parse
-from train.config import COMMAND, Config
-from train.data import load_data
-from train.labels import Labels
-from train.prepare import Prepared, load_tokenizer, prepare_model, prepare_splits
+from train.model_files import load_tokenizer
 from train.resolve import resolve
 
 SST2 = Path(__file__).parent.parent / "configs" / "sst2.yaml"

@@ -1,8 +1,8 @@
-"""Run by test_data.py in a process of its own: `datasets` reads HF_ENDPOINT and HF_HOME when imported."""
+"""Run by test_classify_data.py in a process of its own: `datasets` reads HF_ENDPOINT and HF_HOME when imported."""
 
 from jlora.errors import JloraError
-from train.config import DataConfig
-from train.data import load_data
+from train.classify.config import DataConfig
+from train.classify.data import load_data
 from train.sources import forbid_network, hub_answers, is_cached
 
 CONFIG = DataConfig(train="me/tiny", validation="me/tiny:validation", test="me/tiny:train[:1]")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import train.config
+import train.classify.config
 import train.lm.config
 from train.command import Command
 
@@ -13,12 +13,12 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 def command_of(file: Path) -> Command:
     """The command that the head of the config says to run it by."""
-    commands = (train.config.COMMAND, train.lm.config.COMMAND)
+    commands = (train.classify.config.COMMAND, train.lm.config.COMMAND)
     (found,) = (
         c for c in commands if f"{c.program} --config configs/{file.name}\n" in file.read_text(encoding="utf-8")
     )
     return found
 
 
-CLASSIFIERS = [file for file in CONFIGS if command_of(file) is train.config.COMMAND]
+CLASSIFIERS = [file for file in CONFIGS if command_of(file) is train.classify.config.COMMAND]
 LANGUAGE_MODELS = [file for file in CONFIGS if command_of(file) is train.lm.config.COMMAND]

@@ -17,8 +17,8 @@ from jlora.errors import JloraError
 from jlora.models import example_batch
 from train import artifacts
 from train.adapted import Adapted
-from train.data import Split
-from train.trained import load_trained
+from train.classify.data import Split
+from train.classify.trained import load_trained
 
 _FAMILIES = ["bert", "roberta", "distilbert"]
 _TEXTS = [text for text, _ in tiny.texts(6, seed=9)]

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from safetensors.numpy import load_file, save_file
 
-from train import classify
+from train.classify import __main__ as classify
 
 
 def _refused(capsys, output, *arguments, **options):

@@ -13,7 +13,8 @@ import tiny
 from hub_stand_in import serve_hub
 from transformers import RobertaConfig
 
-from train import classify, run_folder
+from train import run_folder
+from train.classify import __main__ as classify
 
 _SHORT = ["export.merged=false"]
 _QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query"

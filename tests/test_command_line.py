@@ -5,9 +5,9 @@ import pytest
 import train.lm.config
 from jlora.errors import JloraError
 from train import command_line
+from train.classify.config import COMMAND
 from train.command import Flags
 from train.command_line import Request
-from train.config import COMMAND
 
 
 def parse(argv):

@@ -9,11 +9,11 @@ import tiny_lm
 import yaml
 from shipped import CLASSIFIERS, CONFIGS, LANGUAGE_MODELS, command_of
 
-import train.config
+import train.classify.config
 from jlora.errors import JloraError
-from train import classify
+from train.classify import __main__ as classify
+from train.classify.config import Config
 from train.command_line import Request, parse
-from train.config import Config
 from train.hub_names import needs_hub
 from train.lm import __main__ as lm
 from train.lm.targets import trainer_targets
@@ -42,7 +42,7 @@ def _write(path, columns, labels, rows=24):
 
 
 def _asked(file: Path) -> Request[Config]:
-    return parse(["--config", str(file)], train.config.COMMAND)
+    return parse(["--config", str(file)], train.classify.config.COMMAND)
 
 
 def _files(config, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import pytest
 
-import train.config
+import train.classify.config
 import train.lm.config
 from jlora.errors import JloraError
 from train.command_line import parse
@@ -60,7 +60,7 @@ def test_the_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.chdir(ROOT)
     program, arguments = shlex.split(command)[2], shlex.split(command)[3:]
-    asked = {"train.classify": train.config.COMMAND, "train.lm": train.lm.config.COMMAND}[program]
+    asked = {"train.classify": train.classify.config.COMMAND, "train.lm": train.lm.config.COMMAND}[program]
     # my.tsv stands for the reader's own file, which is looked for only when the run begins.
     assert resolve(parse(arguments, asked), use_offline=False).output_dir
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-import train.config
+import train.classify.config
 import train.lm.config
 from train import keys
 from train.command_line import parse
 
 
-@pytest.mark.parametrize("command", [train.config.COMMAND, train.lm.config.COMMAND], ids=lambda c: c.program)
+@pytest.mark.parametrize("command", [train.classify.config.COMMAND, train.lm.config.COMMAND], ids=lambda c: c.program)
 @pytest.mark.parametrize("columns", [40, 80, 200])
 def test_help_lists_every_key_with_type_default_and_meaning(capsys, monkeypatch, columns, command):
     monkeypatch.setenv("COLUMNS", str(columns))

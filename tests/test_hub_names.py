@@ -3,7 +3,7 @@
 import pytest
 
 from jlora.errors import JloraError
-from train.config import Config
+from train.classify.config import Config
 from train.hub_names import data_hub_names, model_hub_names, needs_hub
 from train.lm.config import LMConfig
 

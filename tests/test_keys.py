@@ -3,7 +3,7 @@
 import pytest
 
 from train import keys
-from train.config import Config
+from train.classify.config import Config
 from train.lm.config import LMConfig
 
 

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from train import keys, validation
-from train.config import Config
+from train.classify.config import Config
 from train.lm.config import COMMAND, LMConfig
 from train.run_config import learning_rate_of
 

@@ -5,7 +5,7 @@ from huggingface_hub import constants
 
 from jlora.errors import JloraError
 from train import command_line, offline
-from train.config import COMMAND
+from train.classify.config import COMMAND
 from train.offline import choose
 
 _CONFIG = """

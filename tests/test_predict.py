@@ -5,8 +5,8 @@ import pytest
 import tiny
 
 from train import metrics, predict
-from train.data import Split
-from train.trained import load_trained
+from train.classify.data import Split
+from train.classify.trained import load_trained
 
 
 def _call(*argv):

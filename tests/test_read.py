@@ -4,7 +4,7 @@ import pytest
 from tiny import data_file
 
 from jlora.errors import JloraError
-from train.config import DataConfig
+from train.classify.config import DataConfig
 from train.read import read_tables
 from train.tables import Table
 

@@ -9,9 +9,9 @@ from shipped import CLASSIFIERS, CONFIGS, command_of
 import train.lm.config
 from jlora.errors import JloraError
 from train import command_line
+from train.classify.config import COMMAND
 from train.command import Flags
 from train.command_line import Request
-from train.config import COMMAND
 from train.lm.config import LMConfig
 from train.resolve import resolve
 from train.run_config import to_yaml

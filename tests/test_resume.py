@@ -8,7 +8,7 @@ import sys
 import pytest
 import tiny
 
-from train import classify
+from train.classify import __main__ as classify
 
 # Nine steps over four and a half epochs, dropout and accumulation on; evaluations and checkpoints fall on other steps.
 _STEPS = [
@@ -25,7 +25,8 @@ _STEPS = [
 
 _KILLED = """
 import os, signal, sys
-from train import classify, loop
+from train import loop
+from train.classify import __main__ as classify
 
 batches = loop.batches
 

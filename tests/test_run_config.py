@@ -5,9 +5,9 @@ import yaml
 from pydantic import ValidationError
 
 from train import keys, yaml_text
-from train.config import Config
+from train.classify.config import Config
 from train.lm.config import LMConfig
-from train.run_config import learning_rate_of, to_yaml
+from train.run_config import learning_rate_of, steps_of, to_yaml
 
 SMALLEST = {"model": "m", "output_dir": "o", "data": {"train": "t"}}
 
@@ -59,3 +59,19 @@ def test_the_learning_rate_is_the_methods(method):
 def test_keys_that_do_not_fit_together_are_refused(schema, sections, key):
     with pytest.raises(ValidationError, match=key):
         config(schema, **sections)
+
+
+@pytest.mark.parametrize(
+    ("train", "rows", "expected"),
+    [
+        ({"batch_size": 8, "epochs": 3}, 24, (3, 9)),
+        ({"batch_size": 8, "epochs": 3}, 25, (4, 12)),
+        ({"batch_size": 8, "epochs": 0.5}, 100, (13, 6)),
+        ({"batch_size": 8, "epochs": 0.01}, 24, (3, 1)),
+        ({"batch_size": 4, "gradient_accumulation_steps": 4, "epochs": 2}, 24, (2, 4)),
+        ({"batch_size": 8, "epochs": 3, "max_steps": 5}, 24, (3, 5)),
+        ({"batch_size": 64, "epochs": 1}, 3, (1, 1)),
+    ],
+)
+def test_steps(train, rows, expected):
+    assert steps_of(config(train=train), rows) == expected

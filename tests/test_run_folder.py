@@ -4,8 +4,8 @@ import pytest
 
 from jlora.errors import JloraError
 from train import environment, run_folder
+from train.classify.config import Config
 from train.command import Flags
-from train.config import Config
 from train.run_folder import check, claim, write_json
 
 

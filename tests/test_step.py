@@ -8,9 +8,9 @@ import pytest
 
 import jlora
 from jlora.paths import leaves_by_path
-from train.batches import Batch
-from train.evaluate import make_eval_step
-from train.loss import classification_loss, row_losses
+from train.classify.batches import Batch
+from train.classify.evaluate import make_eval_step
+from train.classify.loss import classification_loss, row_losses
 from train.step import State, make_train_step
 
 _DRAW = np.random.default_rng(0)

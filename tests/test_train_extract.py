@@ -14,8 +14,8 @@ import jlora
 from jlora.base import example_batch, load_base
 from jlora.paths import leaves_by_path, replace_leaves
 from train import export, extract
-from train.data import Split
-from train.trained import load_trained
+from train.classify.data import Split
+from train.classify.trained import load_trained
 
 _TEXTS = [text for text, _ in tiny.texts(6, seed=9)]
 

@@ -4,7 +4,7 @@ import pytest
 
 from jlora.errors import JloraError
 from train import validation
-from train.config import Config
+from train.classify.config import Config
 from train.run_config import to_yaml
 from train.yaml_text import parse
 

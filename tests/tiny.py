@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerFast
 
 from jlora.base import build, example_batch, save_base
 from jlora.paths import leaves_by_path, replace_leaves
-from train import classify
+from train.classify import __main__ as classify
 
 ROOT = Path(__file__).parents[1]
 HOME = Path(tempfile.mkdtemp(prefix="jlora-tests-"))

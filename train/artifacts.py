@@ -14,7 +14,7 @@ from jlora.base import build, load_config, load_weights, save_base
 from jlora.errors import JloraError
 from jlora.residual import subtract_initial
 from train.adapted import Adapted
-from train.labels import Labels
+from train.classify.labels import Labels
 
 TOLERANCE = 1e-4
 """The largest difference of logits, merged read back against in memory, that float32 may show."""

@@ -7,28 +7,12 @@ from typing import NamedTuple
 import numpy as np
 
 from train.shuffle import permutation
-from train.tokens import Tokens
 
 
 class PlannedBatch(NamedTuple):
     """The rows of one batch, int64 (up to batch_size,), and the length in tokens that they are padded to."""
 
     length: int
-    rows: np.ndarray
-
-
-class Batch(NamedTuple):
-    """One batch of B rows and T tokens, all of them numpy arrays.
-
-    inputs: {input_ids, attention_mask[, token_type_ids]}, int32 (B, T).
-    labels: (B, ...), dtype as given to `make_batch`.
-    weights: float32 (B,), 1, and 0 for a filler row.
-    rows: int32 (B,), the row's index in its split, -1 for a filler row.
-    """
-
-    inputs: dict[str, np.ndarray]
-    labels: np.ndarray
-    weights: np.ndarray
     rows: np.ndarray
 
 
@@ -80,29 +64,6 @@ def plan_epoch(
 def plan_evaluation(lengths: np.ndarray, buckets: tuple[int, ...], batch_size: int) -> list[PlannedBatch]:
     """Every row once, the shortest first; every batch is full but the last one. Raises as `plan_epoch`."""
     return _cut_into_batches(np.argsort(lengths, kind="stable"), lengths, buckets, batch_size)
-
-
-def make_batch(tokens: Tokens, labels: np.ndarray, planned: PlannedBatch, batch_size: int, pad_id: int) -> Batch:
-    """The arrays of a planned batch, always (batch_size, planned.length): copies of its first row fill it up.
-
-    Raises ValueError where a row is longer than the batch or there are more rows than batch_size.
-    """
-    count = len(planned.rows)
-    lengths = tokens.lengths[planned.rows]
-    if not 0 < count <= batch_size or lengths.max() > planned.length:
-        raise ValueError(f"{count} rows of {lengths} tokens do not fit ({batch_size}, {planned.length})")
-    rows = np.concatenate([planned.rows, np.repeat(planned.rows[:1], batch_size - count)])
-    places = np.arange(planned.length)
-    mask = places < tokens.lengths[rows][:, None]
-    flat = np.where(mask, tokens.offsets[rows][:, None] + places, 0)
-    inputs = {
-        "input_ids": np.where(mask, tokens.ids[flat], pad_id).astype(np.int32),
-        "attention_mask": mask.astype(np.int32),
-    }
-    if tokens.token_type_ids is not None:
-        inputs["token_type_ids"] = np.where(mask, tokens.token_type_ids[flat], 0).astype(np.int32)
-    real = np.arange(batch_size) < count
-    return Batch(inputs, labels[rows], real.astype(np.float32), np.where(real, rows, -1).astype(np.int32))
 
 
 def padding_share(plan: list[PlannedBatch], lengths: np.ndarray, batch_size: int) -> float:

@@ -18,11 +18,11 @@ from jlora.gguf_lora import save_gguf_lora
 from jlora.models import family
 from train.adapted import Adapted
 from train.artifacts import write_merged
+from train.classify.trained import load_adapted
 from train.entry import exit_code, require_new
 from train.language_model import load_language_model
-from train.prepare import model_folder
+from train.model_files import base_of, model_folder
 from train.sources import settle_hub
-from train.trained import base_of, load_adapted
 
 logger = logging.getLogger(__name__)
 

@@ -26,9 +26,10 @@ from jlora.weights import new_heads
 from train import spectrum
 from train.adapted import Adapted
 from train.artifacts import write_adapter
+from train.classify.labels import labels_of_config
+from train.classify.prepare import classifier_config
 from train.entry import exit_code, names, require_new, whole_number
-from train.labels import labels_of_config
-from train.prepare import classifier_config, load_tokenizer, model_folder
+from train.model_files import load_tokenizer, model_folder
 from train.sources import settle_hub
 from train.spectrum import Spectrum
 from train.summary import align

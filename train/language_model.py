@@ -14,9 +14,8 @@ from jlora.base import build, example_batch, load_weights, stop_ids
 from jlora.errors import JloraError
 from train.adapted import Adapted
 from train.lm.prepare import causal_config
-from train.prepare import load_tokenizer, model_folder
+from train.model_files import base_of, load_tokenizer, model_folder
 from train.sources import settle_hub
-from train.trained import base_of
 
 
 @dataclasses.dataclass(frozen=True)

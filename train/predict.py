@@ -14,15 +14,15 @@ import numpy as np
 
 from jlora.errors import JloraError
 from train import metrics, yaml_text
+from train.classify.config import Config, DataConfig
+from train.classify.data import Split, read_split
+from train.classify.evaluate import scores
+from train.classify.finish import predicted
+from train.classify.labels import Labels, encode
+from train.classify.trained import load_trained
 from train.compilation import use_compilation_cache
-from train.config import Config, DataConfig
-from train.data import Split, read_split
 from train.entry import exit_code, whole_number
-from train.evaluate import scores
-from train.finish import predicted
-from train.labels import Labels, encode
 from train.sources import settle_hub
-from train.trained import load_trained
 from train.validation import flatten
 
 logger = logging.getLogger(__name__)

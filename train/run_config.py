@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, model_validator
@@ -72,3 +73,10 @@ def learning_rate_of(config: RunConfig) -> float:
 def to_yaml(config: RunConfig) -> str:
     """Every key and value of a config; read again as a config file it gives an equal config."""
     return yaml_text.dump(config.model_dump(by_alias=True))
+
+
+def steps_of(config: RunConfig, rows: int) -> tuple[int, int]:
+    """(optimizer steps of an epoch, optimizer steps of the run) for so many training rows."""
+    batch = config.train.batch_size * config.train.gradient_accumulation_steps
+    per_epoch = math.ceil(rows / batch)
+    return per_epoch, config.train.max_steps or max(1, round(config.train.epochs * per_epoch))

@@ -15,7 +15,7 @@ from train.card import Facts, Kind, model_card
 from train.checkpoint import Best
 from train.hub_names import data_hub_names, model_hub_names
 from train.loop import Loop
-from train.prepare import model_folder
+from train.model_files import model_folder
 from train.push import push
 from train.run_config import AnyConfig, RunConfig
 from train.run_folder import write_json

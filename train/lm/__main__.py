@@ -35,9 +35,10 @@ from train.lm.step import make_eval_step
 from train.lm.templates import with_template
 from train.lm.training import Training, arguments, rows_of_a_step, training_of
 from train.loop import Loop
-from train.prepare import load_tokenizer, steps_of
+from train.model_files import load_tokenizer
 from train.progress import clock
 from train.record import Recorder
+from train.run_config import steps_of
 from train.step import State
 from train.summary import parameters, summary
 

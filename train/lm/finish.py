@@ -19,7 +19,7 @@ from train.lm.data import prompts
 from train.lm.evaluate import Task, evaluated
 from train.lm.samples import write_samples
 from train.lm.step import make_eval_step
-from train.prepare import model_folder
+from train.model_files import model_folder
 from train.record import Recorder
 from train.shipping import base_name, conclude, write_card
 

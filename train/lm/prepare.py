@@ -19,7 +19,7 @@ from train.lm.config import LMConfig
 from train.lm.examples import Examples
 from train.lm.packing import Packed
 from train.lm.targets import trainer_targets
-from train.prepare import model_folder
+from train.model_files import model_folder
 
 
 def causal_config(name: str) -> PreTrainedConfig:

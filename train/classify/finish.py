@@ -12,10 +12,10 @@ import numpy as np
 
 import jlora
 from train import artifacts, card, curves, metrics, shipping
-from train.config import Config
-from train.evaluate import Task, logits_of, make_eval_step, scores
-from train.labels import Labels
-from train.prepare import Prepared
+from train.classify.config import Config
+from train.classify.evaluate import Task, logits_of, make_eval_step, scores
+from train.classify.labels import Labels
+from train.classify.prepare import Prepared
 from train.record import Recorder
 from train.shipping import base_name, conclude, write_card
 

@@ -6,10 +6,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from jlora.errors import JloraError
-from train import tokens as tokens_module
-from train.data import Split
+from train.classify import tokens as tokens_module
+from train.classify.data import Split
+from train.classify.tokens import default_cache_dir, tokenize
 from train.sources import local_path
-from train.tokens import default_cache_dir, tokenize
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefgh"]
 TEXTS = ["a b c", "a", "", "a b c d e f g h", "z"]

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jlora.errors import JloraError
-from train.config import DataConfig
-from train.data import configured_names, load_data, read_split
+from train.classify.config import DataConfig
+from train.classify.data import configured_names, load_data, read_split
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 ROOT = Path(__file__).parents[1]

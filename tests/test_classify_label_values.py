@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from train.label_values import label_kind, whole_number
+from train.classify.label_values import label_kind, whole_number
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from train import keys
-from train.config import Config
+from train.classify.config import Config
 
 SMALLEST = {"model": "m", "output_dir": "o", "data": {"train": "t"}}
 

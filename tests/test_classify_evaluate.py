@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from train.data import Split
-from train.evaluate import logits_of, scores
-from train.loss import row_losses
-from train.prepare import Prepared
-from train.tokens import Tokens
+from train.classify.data import Split
+from train.classify.evaluate import logits_of, scores
+from train.classify.loss import row_losses
+from train.classify.prepare import Prepared
+from train.classify.tokens import Tokens
 
 _LENGTHS = np.array([5, 2, 9, 3, 3, 8, 1])
 

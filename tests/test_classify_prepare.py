@@ -1,5 +1,4 @@
 import logging
-import shutil
 
 import jax
 import numpy as np
@@ -10,18 +9,12 @@ from transformers import LlamaConfig
 import jlora
 from jlora.errors import JloraError
 from jlora.paths import leaves_by_path
-from train import prepare
-from train.config import Config
-from train.data import load_data
-from train.labels import Labels
-from train.prepare import (
-    abstract_model,
-    load_tokenizer,
-    prepare_model,
-    prepare_splits,
-    require_fit,
-    steps_of,
-)
+from train.classify import prepare
+from train.classify.config import Config
+from train.classify.data import load_data
+from train.classify.labels import Labels
+from train.classify.prepare import abstract_model, prepare_model, prepare_splits, require_fit
+from train.model_files import load_tokenizer
 
 _LABELS = Labels("single_label_classification", ("no", "yes"))
 
@@ -59,15 +52,6 @@ def test_a_wrong_label_is_known_before_anything_is_tokenized(tmp_path, monkeypat
     monkeypatch.setattr(prepare, "tokenize", lambda *_: pytest.fail("tokenized"))
     with pytest.raises(JloraError, match=r"dev\.csv, data row 1"):
         _splits(_config(data={"validation": str(tmp_path / "dev.csv")}))
-
-
-def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
-    """transformers would make one of the special tokens alone, to which every text is [UNK]."""
-    for family in ("bert", "roberta"):
-        folder = tmp_path / family
-        shutil.copytree(tiny.model_folder(family), folder, ignore=shutil.ignore_patterns("tokenizer*"))
-        with pytest.raises(JloraError, match="expected a tokenizer beside the model"):
-            load_tokenizer(str(folder))
 
 
 @pytest.mark.parametrize(("family", "targets"), [("bert", "query"), ("roberta", "query"), ("distilbert", "q_lin")])
@@ -200,22 +184,6 @@ def test_tokens_must_fit_the_model():
     splits["train"].tokens.ids[0] = 60
     with pytest.raises(JloraError, match=r"train: expected token ids below .* vocab_size 60, found 60"):
         require_fit(adapted, splits, 24)
-
-
-@pytest.mark.parametrize(
-    ("train", "rows", "expected"),
-    [
-        ({"batch_size": 8, "epochs": 3}, 24, (3, 9)),
-        ({"batch_size": 8, "epochs": 3}, 25, (4, 12)),
-        ({"batch_size": 8, "epochs": 0.5}, 100, (13, 6)),
-        ({"batch_size": 8, "epochs": 0.01}, 24, (3, 1)),
-        ({"batch_size": 4, "gradient_accumulation_steps": 4, "epochs": 2}, 24, (2, 4)),
-        ({"batch_size": 8, "epochs": 3, "max_steps": 5}, 24, (3, 5)),
-        ({"batch_size": 64, "epochs": 1}, 3, (1, 1)),
-    ],
-)
-def test_steps(train, rows, expected):
-    assert steps_of(_config(train=train), rows) == expected
 
 
 def test_a_model_that_does_not_classify_is_refused(tmp_path):

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from jlora.errors import JloraError
-from train.data import Split
-from train.labels import Labels, encode, infer_labels, is_labelled, labels_of_config
+from train.classify.data import Split
+from train.classify.labels import Labels, encode, infer_labels, is_labelled, labels_of_config
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 

@@ -14,29 +14,24 @@ import jax.numpy as jnp
 
 import jlora
 from train import metrics, offline, session
-from train.batches import make_batch, plan_epoch
+from train.adapted import Adapted
+from train.batches import plan_epoch
 from train.checkpoint import Best
+from train.classify.batches import make_batch
+from train.classify.config import COMMAND, Config
+from train.classify.data import load_data
+from train.classify.evaluate import Task, evaluated, make_eval_step
+from train.classify.finish import Run, finish
+from train.classify.loss import classification_loss
+from train.classify.prepare import abstract_model, prepare_model, prepare_splits, require_fit
 from train.command_line import Request, parse
-from train.config import COMMAND, Config
-from train.data import load_data
 from train.entry import exit_code
-from train.evaluate import Task, evaluated, make_eval_step
-from train.finish import Run, finish
 from train.loop import Loop
-from train.loss import classification_loss
+from train.model_files import load_tokenizer
 from train.optimizer import optimizer, schedule
-from train.prepare import (
-    Adapted,
-    abstract_model,
-    load_tokenizer,
-    prepare_model,
-    prepare_splits,
-    require_fit,
-    steps_of,
-)
 from train.progress import clock
 from train.record import Recorder
-from train.run_config import learning_rate_of
+from train.run_config import learning_rate_of, steps_of
 from train.step import State, make_train_step
 from train.summary import summary
 

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from train.loss import row_losses
+from train.classify.loss import row_losses
 
 _LOGITS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32) * 3
 

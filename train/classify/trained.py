@@ -20,12 +20,13 @@ from jlora.peft.folder import head_rows
 from jlora.weights import new_heads
 from train.adapted import Adapted
 from train.batches import bucket_lengths
-from train.data import Split
-from train.evaluate import logits_of, make_eval_step
-from train.labels import Labels, labels_of_config
-from train.prepare import Prepared, classifier_config, load_tokenizer, model_folder
+from train.classify.data import Split
+from train.classify.evaluate import logits_of, make_eval_step
+from train.classify.labels import Labels, labels_of_config
+from train.classify.prepare import Prepared, classifier_config
+from train.classify.tokens import tokenize
+from train.model_files import base_of, load_tokenizer, model_folder
 from train.sources import settle_hub
-from train.tokens import tokenize
 
 logger = logging.getLogger(__name__)
 
@@ -85,19 +86,6 @@ def load_adapted(folder: Path, base: str | None = None) -> Trained:
     _require_heads(folder, name, new_heads(model, model_folder(name)), adapter)
     place = str(folder) if (folder / "tokenizer_config.json").is_file() else name
     return Trained(Adapted(model, weights, adapter, config), load_tokenizer(place), _labels(model))
-
-
-def base_of(folder: Path) -> str:
-    """The base model that `adapter_config.json` names.
-
-    Raises:
-      JloraError: there is no such file, or it names none.
-    """
-    file = folder / "adapter_config.json"
-    name = read_json(file).get("base_model_name_or_path")
-    if not name:
-        raise JloraError(f"{file}: base_model_name_or_path: expected the base's name; give it by --base")
-    return str(name)
 
 
 def _stored_labels(folder: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jlora.errors import JloraError
-from train.data import Split
+from train.classify.data import Split
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

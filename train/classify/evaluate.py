@@ -12,10 +12,11 @@ import numpy as np
 
 from jlora import adapt
 from train import metrics
-from train.batches import make_batch, plan_evaluation
-from train.labels import Labels, is_labelled
-from train.loss import row_losses
-from train.prepare import Prepared
+from train.batches import plan_evaluation
+from train.classify.batches import make_batch
+from train.classify.labels import Labels, is_labelled
+from train.classify.loss import row_losses
+from train.classify.prepare import Prepared
 
 
 @dataclasses.dataclass(frozen=True)

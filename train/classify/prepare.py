@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 import jlora
 from jlora.base import abstract_base, build, example_batch, load_config, load_weights
 from jlora.errors import JloraError
-from jlora.gguf_file import gguf_tokenizer, is_gguf
 from jlora.models import FAMILIES, family
 from jlora.names import module_names
 from jlora.paths import leaves_by_path
@@ -25,12 +22,11 @@ from jlora.targets import is_trained_whole
 from jlora.weights import new_heads
 from train.adapted import Adapted, lora_config, with_adapter
 from train.batches import bucket_lengths
-from train.config import Config
-from train.data import Data, Split
-from train.labels import Labels, encode, infer_labels
-from train.run_config import RunConfig
-from train.sources import local_path
-from train.tokens import Tokens, default_cache_dir, tokenize
+from train.classify.config import Config
+from train.classify.data import Data, Split
+from train.classify.labels import Labels, encode, infer_labels
+from train.classify.tokens import Tokens, default_cache_dir, tokenize
+from train.model_files import model_folder
 
 logger = logging.getLogger(__name__)
 
@@ -43,31 +39,6 @@ class Prepared:
     tokens: Tokens
     labels: np.ndarray
     pad_id: int
-
-
-def model_folder(name: str) -> str:
-    """The folder of a local model, or the hub's name as it is."""
-    folder = local_path(name)
-    return name if folder is None else str(folder)
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model, or the one in its GGUF file.
-
-    Raises:
-      JloraError: the folder or hub model has none, or one that knows no words; a GGUF file's is not supported.
-    """
-    folder = model_folder(name)
-    if is_gguf(folder):
-        return gguf_tokenizer(Path(folder))
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise JloraError(f"{name}: expected a tokenizer beside the model (tokenizer.json); found {error}") from None
-    # Without any file transformers makes a tokenizer of the special tokens alone, and says nothing.
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise JloraError(f"{name}: expected a tokenizer beside the model (tokenizer.json); found no words of one")
-    return tokenizer
 
 
 def prepare_splits(
@@ -148,13 +119,6 @@ def whole_leaves(config: Config, base: Any) -> dict[str, jlora.Full]:
         for path, leaf in leaves_by_path(base).items()
         if config.method == "full" or is_trained_whole(head, module_names(path, None)[0])
     }
-
-
-def steps_of(config: RunConfig, rows: int) -> tuple[int, int]:
-    """(optimizer steps of an epoch, optimizer steps of the run) for so many training rows."""
-    batch = config.train.batch_size * config.train.gradient_accumulation_steps
-    per_epoch = math.ceil(rows / batch)
-    return per_epoch, config.train.max_steps or max(1, round(config.train.epochs * per_epoch))
 
 
 def classifier_config(name: str, **overrides: Any) -> PreTrainedConfig:

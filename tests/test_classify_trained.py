@@ -6,9 +6,10 @@ import pytest
 import tiny
 
 from jlora.errors import JloraError
-from train import trained
-from train.data import Split
-from train.trained import base_of, load_adapted, load_trained
+from train.classify import trained
+from train.classify.data import Split
+from train.classify.trained import load_adapted, load_trained
+from train.model_files import base_of
 
 _TEXTS = [text for text, _ in tiny.texts(5, seed=4)]
 

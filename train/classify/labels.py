@@ -11,8 +11,8 @@ from typing import Any, Literal, NoReturn, cast
 import numpy as np
 
 from jlora.errors import JloraError
-from train.data import Split
-from train.label_values import label_kind, whole_number
+from train.classify.data import Split
+from train.classify.label_values import label_kind, whole_number
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 _SEPARATOR = ";"

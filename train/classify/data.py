@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jlora.errors import JloraError
-from train.label_values import label_kind
+from train.classify.label_values import label_kind
 from train.read import read_tables
 from train.shuffle import permutation
 from train.tables import Table
 
 if TYPE_CHECKING:
-    from train.config import DataConfig
+    from train.classify.config import DataConfig
 
 _SPLITS = ("train", "validation", "test")
 

@@ -11,7 +11,7 @@ import optax
 from jax.typing import ArrayLike
 
 from jlora import adapt, combine
-from train.batches import Batch
+from train.classify.batches import Batch
 from train.step import TotalLoss
 
 

@@ -7,9 +7,10 @@ import tiny
 import yaml
 
 from jlora.errors import JloraError
-from train import artifacts, classify, environment, session, shipping
-from train.finish import predicted
-from train.labels import Labels
+from train import artifacts, environment, session, shipping
+from train.classify import __main__ as classify
+from train.classify.finish import predicted
+from train.classify.labels import Labels
 
 
 def _predictions(run):

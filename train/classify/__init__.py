@@ -1,0 +1,1 @@
+"""The trainer of text classifiers: `python -m train.classify`."""

@@ -15,12 +15,14 @@ from jlora.gguf_lora import save_gguf_lora
 from jlora.init import init
 from jlora.loftq import init_loftq
 from jlora.merge import merge, unmerge
+from jlora.mesh import make_mesh
 from jlora.models import default_targets
 from jlora.peft.fitted import fitted_config, fold_scale
 from jlora.peft.folder import load_adapter, save_adapter
 from jlora.quantize.leaf import Quantized, quantize_leaf
 from jlora.quantize.tree import dequantize, quantize
 from jlora.residual import init_lora_ga, init_residual, subtract_initial
+from jlora.sharding import adapter_shardings, base_shardings
 
 __version__ = "0.1.0"
 
@@ -34,7 +36,9 @@ __all__ = [
     "Quantized",
     "Rows",
     "adapt",
+    "adapter_shardings",
     "add_weighted_adapter",
+    "base_shardings",
     "combine",
     "count_parameters",
     "default_targets",
@@ -52,6 +56,7 @@ __all__ = [
     "labels",
     "load_adapter",
     "load_base",
+    "make_mesh",
     "merge",
     "quantize",
     "quantize_leaf",

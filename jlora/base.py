@@ -12,16 +12,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from huggingface_hub.errors import StrictDataclassError
+from jax.sharding import Mesh
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from jlora.checkpoint_files import GENERATION_FILE, fetch, read_json
+from jlora.checkpoint_files import GENERATION_FILE, fetch
 from jlora.errors import JloraError
 from jlora.gguf_file import gguf_config, is_gguf
+from jlora.json_file import read_json
 from jlora.models import abstract_base, build, example_batch, family
 from jlora.names import hf_keys
 from jlora.paths import nearest
 from jlora.quantize.leaf import Kind
+from jlora.stored_config import require_plain
 from jlora.weights import load_weights, save_base
 
 __all__ = [
@@ -55,12 +57,13 @@ def load_config(name: str, *, revision: str | None = None, **overrides: Any) -> 
     family(stored.get("model_type"))
     config_class = CONFIG_MAPPING[stored["model_type"]]
     known = config_class()
+    require_plain(file, stored, config_class)
     for key in overrides:
         if not hasattr(known, key):
             raise JloraError(f"{key}: expected a key of {config_class.__name__}{nearest(key, known.to_dict())}")
     try:
         return config_class(**_merged(stored, overrides))
-    except (StrictDataclassError, ValueError, TypeError) as error:
+    except Exception as error:  # whatever transformers' class makes of a value that it does not take
         raise JloraError(f"{file}: {error}") from error
 
 
@@ -102,6 +105,7 @@ def load_base(
     param_dtype: Any = jnp.float32,
     quantize: Kind | None = None,
     remat: bool = False,
+    mesh: Mesh | None = None,
     **config_overrides: Any,
 ) -> tuple[nn.Module, Any]:
     """The linen model and its weights, from a Hugging Face folder or hub id.
@@ -116,6 +120,7 @@ def load_base(
       quantize: "nf4" or "int8" holds the weights of linear layers in 4 or 8 bits (`Quantized` leaves, which
         `jlora.adapt(model.apply)` takes); the dense model never exists.
       remat: compute a layer's values again in the backward pass instead of keeping them.
+      mesh: puts the weights on its devices, as `base_shardings` has them; no process reads all of them.
       config_overrides: other config keys to replace, such as `id2label`.
 
     Returns:
@@ -128,5 +133,5 @@ def load_base(
     if num_labels is not None:
         config_overrides["num_labels"] = num_labels
     model = build(load_config(name, revision=revision, **config_overrides), dtype=dtype, remat=remat)
-    weights = load_weights(model, name, param_dtype=param_dtype, quantize=quantize, key=key, revision=revision)
-    return model, weights
+    options: dict[str, Any] = {"param_dtype": param_dtype, "quantize": quantize, "key": key, "revision": revision}
+    return model, load_weights(model, name, mesh=mesh, **options)

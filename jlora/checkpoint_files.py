@@ -3,59 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
+import reprlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 from huggingface_hub import snapshot_download, split_state_dict_into_shards_factory
 from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError, safe_open
 
 from jlora.errors import JloraError
 from jlora.gguf_file import GgufTensor, gguf_tensors, is_gguf
+from jlora.json_file import read_json
+from jlora.safetensors_file import READABLE, StoredTensor, open_safetensors
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 GENERATION_FILE = "generation_config.json"
 WEIGHT_PATTERNS = (SINGLE_FILE, INDEX_FILE, "model-*.safetensors")
-DTYPES = {
-    "float32": np.dtype(np.float32),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-}
+DTYPES = {"float32": READABLE["F32"], "bfloat16": READABLE["BF16"], "float16": READABLE["F16"]}
 
-_READABLE = {
-    "F64": np.dtype(np.float64),
-    "F32": DTYPES["float32"],
-    "F16": DTYPES["float16"],
-    "BF16": DTYPES["bfloat16"],
-}
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a safetensors file that has not been read yet: its dtype there, and the byte where it starts."""
-
-    file: Path
-    key: str
-    shape: tuple[int, ...]
-    dtype: str
-    start: int
-
-    def read(self, dtype: Any) -> np.ndarray:
-        """The tensor in `dtype`; where that is the file's own it is mapped, and takes no memory until it is copied."""
-        stored = np.memmap(self.file, _READABLE[self.dtype], "r", self.start, self.shape)
-        return np.asarray(stored).astype(dtype, copy=False)
-
-    def require_float(self) -> None:
-        """Raises JloraError where the tensor is not a plain floating point one (quantized weights)."""
-        if self.dtype not in _READABLE:
-            raise JloraError(f"{self.file}: {self.key}: expected dtype {', '.join(_READABLE)}; found {self.dtype}")
+_FILE_NAME = re.compile(r"\w[\w.-]{0,254}", re.ASCII)
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack")
 
 
 class Planned(NamedTuple):
@@ -86,81 +57,43 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         ) from error
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-      JloraError: the file is missing, is no JSON, or holds something else than an object.
-    """
-    if not file.is_file():
-        raise JloraError(f"{file}: expected a JSON file; found none")
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise JloraError(f"{file}: expected JSON; found: {error}") from error
-    if not isinstance(value, dict):
-        raise JloraError(f"{file}: expected a JSON object; found {type(value).__name__}")
-    return value
-
-
 def open_tensors(folder: Path) -> Mapping[str, StoredTensor | GgufTensor]:
     """{key: tensor} of a GGUF file, of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
 
     Raises:
-      JloraError: no such files (pickles are named and never opened), a file that is not whole, a shard or a
-        key that the index names and that is not there.
+      JloraError: no such files (pickles are named and never opened), whatever `open_safetensors` and `gguf_tensors`
+        refuse, a shard or a key that the index names and that is not there, a shard in another folder.
     """
     if is_gguf(folder):
         return gguf_tensors(folder)
     if (folder / SINGLE_FILE).is_file():
-        return _open_file(folder / SINGLE_FILE)
+        return open_safetensors(folder / SINGLE_FILE)
     if not (folder / INDEX_FILE).is_file():
         raise JloraError(_no_weights(folder))
-    where = read_json(folder / INDEX_FILE).get("weight_map")
-    if not isinstance(where, dict):
-        raise JloraError(f"{folder / INDEX_FILE}: weight_map: expected an object of key: file name; found {where!r}")
-    shards = {file: _open_file(folder / file) for file in sorted(set(where.values()))}
+    where = _weight_map(folder / INDEX_FILE)
+    shards = {file: _open_shard(folder / file) for file in sorted(set(where.values()))}
     for key, file in where.items():
         if key not in shards[file]:
             raise JloraError(f"{folder / file}: {key}: expected by {INDEX_FILE}; found no such key in the file")
     return {key: shards[file][key] for key, file in where.items()}
 
 
-def _open_file(file: Path) -> dict[str, StoredTensor]:
+def _weight_map(index: Path) -> dict[str, str]:
+    """{key: the file that has it}, files beside the index alone."""
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict):
+        raise JloraError(f"{index}: weight_map: expected an object of key: file name; found {reprlib.repr(where)}")
+    for key, file in where.items():
+        if not isinstance(file, str) or not _FILE_NAME.fullmatch(file):
+            found = reprlib.repr(file)
+            raise JloraError(f"{index}: weight_map: {key}: expected the name of a file beside it; found {found}")
+    return where
+
+
+def _open_shard(file: Path) -> dict[str, StoredTensor]:
     if not file.is_file():
         raise JloraError(f"{file}: expected by {INDEX_FILE}; found no such file; download or copy the folder again")
-    try:
-        safe_open(file, framework="numpy")
-    except (SafetensorError, OSError, ValueError) as error:
-        raise JloraError(
-            f"{file}: expected a whole safetensors file{_whole_size(file)}; "
-            f"found {file.stat().st_size} bytes ({error}); download or copy it again"
-        ) from error
-    entries, begin = _header(file)
-    return {
-        key: StoredTensor(file, key, tuple(entry["shape"]), entry["dtype"], begin + entry["data_offsets"][0])
-        for key, entry in entries.items()
-    }
-
-
-def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """({key: what a safetensors file says of the tensor}, the byte where the tensors begin)."""
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > 100_000_000:
-            raise ValueError(f"a header of {length} bytes")
-        entries = json.loads(stream.read(length))
-    entries.pop("__metadata__", None)
-    return entries, 8 + length
-
-
-def _whole_size(file: Path) -> str:
-    """ " of N bytes" where the header can still be read."""
-    try:
-        entries, begin = _header(file)
-    except ValueError:
-        return ""
-    return f" of {begin + max((entry['data_offsets'][1] for entry in entries.values()), default=0)} bytes"
+    return open_safetensors(file)
 
 
 def _no_weights(folder: Path) -> str:
@@ -218,7 +151,7 @@ def _write_shards(folder: Path, tensors: Mapping[str, Planned], dtype: np.dtype,
 
 def _write_file(file: Path, tensors: Mapping[str, Planned], dtype: np.dtype) -> None:
     """A safetensors file: the header's length, the header, the tensors one behind the other."""
-    code = next(name for name, known in _READABLE.items() if known == dtype)
+    code = next(name for name, known in READABLE.items() if known == dtype)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for key, tensor in tensors.items():

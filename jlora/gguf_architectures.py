@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -9,8 +11,9 @@ import numpy as np
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from jlora.errors import JloraError
-from jlora.gguf_reader import Gguf
+from jlora.gguf_reader import Gguf, StoredBlocks
 from jlora.paths import nearest
+from jlora.stored_config import LARGEST_SIZE, MOST_LAYERS
 
 
 class Architecture(NamedTuple):
@@ -56,17 +59,17 @@ _KEYS = {
 ROPE_FACTORS = "rope_freqs.weight"
 """What each rotary frequency is divided by: part of the config."""
 
-_NUMBERS = {
+_COUNTS = {
     "embedding_length": "hidden_size",
     "feed_forward_length": "intermediate_size",
     "block_count": "num_hidden_layers",
     "context_length": "max_position_embeddings",
     "attention.head_count": "num_attention_heads",
-    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
 }
-"""{key behind the architecture's name: Hugging Face's}, numbers that must be there."""
+"""{key behind the architecture's name: Hugging Face's}, sizes that must be there."""
 
 _READ_TOO = (
+    "attention.layer_norm_rms_epsilon",
     "attention.head_count_kv",
     "attention.key_length",
     "attention.value_length",
@@ -87,9 +90,9 @@ def architecture_of(content: Gguf) -> tuple[str, Architecture]:
       JloraError: one that is not in the table.
     """
     name = content.fields.get("general.architecture")
-    if name not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise JloraError(f"{content.file}: general.architecture: expected one of {known}; found {name!r}")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        known, found = ", ".join(ARCHITECTURES), reprlib.repr(name)
+        raise JloraError(f"{content.file}: general.architecture: expected one of {known}; found {found}")
     return name, ARCHITECTURES[name]
 
 
@@ -109,6 +112,26 @@ def key_of(content: Gguf, name: str) -> str:
     return f"{layer}{_KEYS[module]}.{parameter}"
 
 
+def heads_of(content: Gguf, stored: StoredBlocks) -> int | None:
+    """The number of heads in whose order the rows of q and k are; None of any other tensor.
+
+    Raises:
+      JloraError: no number, or one that does not divide the rows.
+    """
+    prefix, _ = architecture_of(content)
+    key = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(stored.name.split(".")[-2])
+    if key is None:
+        return None
+    queries = _count(content, f"{prefix}.attention.head_count")
+    heads = queries if key == "head_count" else _count(content, f"{prefix}.attention.{key}", queries)
+    if stored.shape[0] % (2 * heads):
+        rows = stored.shape[0]
+        raise JloraError(
+            f"{content.file}: {stored.name}: expected rows of {prefix}.attention.{key} = {heads} heads; found {rows}"
+        )
+    return heads
+
+
 def config_of(content: Gguf) -> PreTrainedConfig:
     """The config that the metadata and the tensors say.
 
@@ -119,10 +142,12 @@ def config_of(content: Gguf) -> PreTrainedConfig:
     prefix, architecture = architecture_of(content)
     fields, tensors = content.fields, content.tensors
     _require_known(content, prefix)
-    values = {theirs: _number(content, f"{prefix}.{key}") for key, theirs in _NUMBERS.items()}
-    values["rms_norm_eps"] = float(np.float32(values["rms_norm_eps"]))
+    values: dict[str, Any] = {theirs: _count(content, f"{prefix}.{key}") for key, theirs in _COUNTS.items()}
+    if values["num_hidden_layers"] > MOST_LAYERS:
+        found = values["num_hidden_layers"]
+        raise JloraError(f"{content.file}: {prefix}.block_count: expected at most {MOST_LAYERS}; found {found}")
     heads = values["num_attention_heads"]
-    width = fields.get(f"{prefix}.attention.key_length", values["hidden_size"] // heads)
+    width = _count(content, f"{prefix}.attention.key_length", values["hidden_size"] // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         found = fields.get(f"{prefix}.{key}", width)
         if found != width:
@@ -132,18 +157,21 @@ def config_of(content: Gguf) -> PreTrainedConfig:
             )
     if "token_embd.weight" not in tensors:
         raise JloraError(f"{content.file}: expected token_embd.weight; found no such tensor")
-    return CONFIG_MAPPING[architecture.model_type](
-        **values,
-        vocab_size=tensors["token_embd.weight"].shape[0],
-        num_key_value_heads=fields.get(f"{prefix}.attention.head_count_kv", heads),
-        head_dim=width,
-        **{key: tensor in tensors for key, tensor in architecture.biases.items()},
-        rope_parameters=_rope_parameters(content, prefix, width),
-        tie_word_embeddings="output.weight" not in tensors,
-        bos_token_id=fields.get("tokenizer.ggml.bos_token_id"),
-        pad_token_id=fields.get("tokenizer.ggml.padding_token_id"),
-        eos_token_id=_stops(fields),
-    )
+    values |= {
+        "vocab_size": tensors["token_embd.weight"].shape[0],
+        "num_key_value_heads": _count(content, f"{prefix}.attention.head_count_kv", heads),
+        "head_dim": width,
+        "rms_norm_eps": float(np.float32(_number(content, f"{prefix}.attention.layer_norm_rms_epsilon"))),
+        "rope_parameters": _rope_parameters(content, prefix, width),
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
+        "pad_token_id": fields.get("tokenizer.ggml.padding_token_id"),
+    }
+    values |= {key: tensor in tensors for key, tensor in architecture.biases.items()}
+    try:
+        return CONFIG_MAPPING[architecture.model_type](**values, eos_token_id=_stops(fields))
+    except Exception as error:  # whatever transformers' class makes of a value that it does not take
+        raise JloraError(f"{content.file}: {error}") from error
 
 
 def _stops(fields: dict[str, Any]) -> int | list[int] | None:
@@ -153,31 +181,43 @@ def _stops(fields: dict[str, Any]) -> int | list[int] | None:
     return found if len(found) > 1 else (found[0] if found else None)
 
 
-def _number(content: Gguf, key: str) -> Any:
-    found = content.fields.get(key)
-    if not isinstance(found, int | float):
-        said = "no such key" + nearest(key, content.fields) if found is None else repr(found)
-        raise JloraError(f"{content.file}: {key}: expected a number; found {said}")
+def _count(content: Gguf, key: str, default: int | None = None) -> int:
+    """A size; `default` where the file does not say."""
+    found = content.fields.get(key, default)
+    if found is not None and not (type(found) is int and 1 <= found <= LARGEST_SIZE):
+        said = reprlib.repr(found)
+        raise JloraError(f"{content.file}: {key}: expected an integer from 1 to {LARGEST_SIZE}; found {said}")
+    return int(_number(content, key, found))
+
+
+def _number(content: Gguf, key: str, default: float | None = None) -> float:
+    """A positive number; `default` where the file does not say."""
+    found = content.fields.get(key, default)
+    if not (isinstance(found, int | float) and 0 < found < math.inf):
+        said = "no such key" + nearest(key, content.fields) if found is None else reprlib.repr(found)
+        raise JloraError(f"{content.file}: {key}: expected a number above 0; found {said}")
     return found
 
 
 def _require_known(content: Gguf, prefix: str) -> None:
     """A key that is not read may change what the model computes, unless it says zero."""
-    known = {f"{prefix}.{key}" for key in (*_NUMBERS, *_READ_TOO, *_SAID_TWICE)}
+    known = {f"{prefix}.{key}" for key in (*_COUNTS, *_READ_TOO, *_SAID_TWICE)}
     for key, value in content.fields.items():
         if key.startswith(f"{prefix}.") and key not in known and value:
-            raise JloraError(f"{content.file}: {key}: expected no such key; found {value!r}, which is not supported")
+            raise JloraError(
+                f"{content.file}: {key}: expected no such key; found {reprlib.repr(value)}, which is not supported"
+            )
 
 
 def _rope_parameters(content: Gguf, prefix: str, width: int) -> dict[str, Any]:
     """Hugging Face's `rope_parameters`."""
-    base = {"rope_theta": float(content.fields.get(f"{prefix}.rope.freq_base", 10000.0))}
+    base = {"rope_theta": float(_number(content, f"{prefix}.rope.freq_base", 10000.0))}
     kind = content.fields.get(f"{prefix}.rope.scaling.type", "none")
-    old = content.fields.get(f"{prefix}.rope.scale_linear", 1.0)
+    old = _number(content, f"{prefix}.rope.scale_linear", 1.0)
     expected = ("none",) if ROPE_FACTORS in content.tensors else ("none", "linear")
     if kind not in expected:
         raise JloraError(
-            f"{content.file}: {prefix}.rope.scaling.type: expected {' or '.join(expected)}; found {kind!r},"
+            f"{content.file}: {prefix}.rope.scaling.type: expected {' or '.join(expected)}; found {reprlib.repr(kind)},"
             " which is not supported"
         )
     factor = float(_number(content, f"{prefix}.rope.scaling.factor") if kind == "linear" else old)
@@ -191,11 +231,13 @@ def _llama3(content: Gguf, theta: float, width: int) -> dict[str, Any]:
 
     The file has only the factors. Of the four numbers behind them all published models share three.
     """
-    factors = content.tensors[ROPE_FACTORS].read(np.float32)
+    stored = content.tensors[ROPE_FACTORS]
+    stored.require_readable()
+    factors = stored.read(np.float32) if stored.shape == (width // 2,) else np.zeros(1, np.float32)
     low, high, length, factor = 1.0, 4.0, 8192, float(factors.max())
     turns = length * theta ** -(np.arange(0, width, 2) / width) / (2 * np.pi)
     share = np.clip((turns - low) / (high - low), 0, 1)
-    if factors.shape != share.shape or not np.allclose(factors, 1 / ((1 - share) / factor + share), rtol=1e-4):
+    if not (factor > 0 and np.allclose(factors, 1 / ((1 - share) / factor + share), rtol=1e-4)):
         raise JloraError(
             f"{content.file}: {ROPE_FACTORS}: expected Llama 3.1's factors for {width // 2} frequencies;"
             " found others, which are not supported"

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
-from jlora.gguf_architectures import ROPE_FACTORS, architecture_of, config_of, key_of
+from jlora.gguf_architectures import ROPE_FACTORS, architecture_of, config_of, heads_of, key_of
 from jlora.gguf_reader import StoredBlocks, read_gguf
 from jlora.gguf_tokenizer import tokenizer_of
 
@@ -47,13 +47,13 @@ class GgufTensor:
     stored: StoredBlocks
     heads: int | None  # of q and k, whose rows are to be put back
 
-    def read(self, dtype: Any) -> np.ndarray:
-        """The tensor in `dtype`."""
+    def read(self, dtype: Any, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """The tensor, or its part at `index`, in `dtype`; raises JloraError where a number is not finite."""
         value = self.stored.read(dtype)
-        if self.heads is None:
-            return value
-        half = self.shape[0] // self.heads // 2
-        return value.reshape(self.heads, half, 2, -1).swapaxes(1, 2).reshape(self.shape)
+        if self.heads is not None:
+            half = self.shape[0] // self.heads // 2
+            value = value.reshape(self.heads, half, 2, -1).swapaxes(1, 2).reshape(self.shape)
+        return value[index]
 
     def require_float(self) -> None:
         """Raises JloraError where the tensor's quantization is one that cannot be read."""
@@ -68,14 +68,11 @@ def gguf_tensors(file: Path) -> dict[str, GgufTensor]:
         not have.
     """
     content = read_gguf(file)
-    name, architecture = architecture_of(content)
-    queries = content.fields.get(f"{name}.attention.head_count")
-    heads = {"attn_q": queries, "attn_k": content.fields.get(f"{name}.attention.head_count_kv", queries)}
+    _, architecture = architecture_of(content)
     tensors = {}
     for stored in content.tensors.values():
-        if stored.name == ROPE_FACTORS:
-            continue
-        key = key_of(content, stored.name)
-        turned = heads.get(stored.name.split(".")[-2]) if architecture.permuted else None
-        tensors[key] = GgufTensor(content.file, key, stored.shape, stored, turned)
+        if stored.name != ROPE_FACTORS:
+            key = key_of(content, stored.name)
+            heads = heads_of(content, stored) if architecture.permuted else None
+            tensors[key] = GgufTensor(content.file, key, stored.shape, stored, heads)
     return tensors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -13,6 +14,8 @@ from jlora.gguf_reader import Gguf
 
 _CONTROL, _USER_DEFINED = 3, 4
 """Token types that are never split."""
+_LONGEST = 1000
+"""Characters of the longest token: SentencePiece's merges are looked for at each place of each."""
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
@@ -20,30 +23,67 @@ def tokenizer_of(content: Gguf) -> PreTrainedTokenizerFast:
     """The tokenizer of a file, with its chat templates.
 
     Raises:
-      JloraError: another kind of tokenizer than byte-level BPE with a known pre-tokenizer and SentencePiece's BPE, a
-        list that is missing.
+      JloraError: another kind of tokenizer than byte-level BPE with a known pre-tokenizer and SentencePiece's BPE,
+        lists that are missing or make no tokenizer.
     """
     fields = {key.removeprefix("tokenizer.ggml."): value for key, value in content.fields.items()}
     kind, before = fields.get("model"), fields.get("pre")
-    for key in ("tokens", "token_type", "merges" if kind == "gpt2" else "scores"):
-        if key not in fields:
-            raise JloraError(f"{content.file}: tokenizer.ggml.{key}: expected a list; found no such key")
-    if kind == "gpt2" and before in _PRE_TOKENIZERS:
-        tokenizer, starts = _byte_level(fields, _PRE_TOKENIZERS[before]), _PRE_TOKENIZERS[before].starts
-    elif kind == "llama" and content.fields.get("general.architecture") == "llama":
-        tokenizer, starts = _sentencepiece(fields), True
-    else:
+    _require_lists(content, fields, "merges" if kind == "gpt2" else "scores")
+    _require_ids(content, fields)
+    by_pieces = kind == "llama" and content.fields.get("general.architecture") == "llama"
+    if not by_pieces and not (kind == "gpt2" and isinstance(before, str) and before in _PRE_TOKENIZERS):
         raise JloraError(
             f"{content.file}: tokenizer.ggml: expected the model gpt2 with one of {', '.join(_PRE_TOKENIZERS)}"
-            f" before it, or the model llama in a file of the architecture llama; found {kind!r} with {before!r}"
+            " before it, or the model llama in a file of the architecture llama;"
+            f" found {reprlib.repr(kind)} with {reprlib.repr(before)}"
         )
+    try:
+        return _tokenizer(content, fields, None if by_pieces else _PRE_TOKENIZERS[before])
+    except Exception as error:  # whatever `tokenizers` makes of lists that do not fit each other
+        raise JloraError(f"{content.file}: tokenizer.ggml: expected a whole tokenizer; found: {error}") from error
+
+
+def _require_lists(content: Gguf, fields: dict[str, Any], third: str) -> None:
+    """The tokens, a type for each, and the merges or a score for each."""
+    kinds = {"tokens": str, "token_type": int, third: str if third == "merges" else int | float}
+    for key, kind in kinds.items():
+        where, found = f"{content.file}: tokenizer.ggml.{key}", fields.get(key)
+        if key not in fields:
+            raise JloraError(f"{where}: expected a list; found no such key")
+        if not isinstance(found, list) or not all(isinstance(entry, kind) for entry in found):
+            raise JloraError(f"{where}: expected a list of one kind; found {reprlib.repr(found)}")
+        if key != "merges" and len(found) != len(fields["tokens"]):
+            raise JloraError(f"{where}: expected {len(fields['tokens'])} entries, as tokens has; found {len(found)}")
+    longest = max(map(len, fields["tokens"]), default=0)
+    if longest > _LONGEST:
+        raise JloraError(
+            f"{content.file}: tokenizer.ggml.tokens: expected at most {_LONGEST} characters; found a token of {longest}"
+        )
+
+
+def _require_ids(content: Gguf, fields: dict[str, Any]) -> None:
+    count = len(fields["tokens"])
+    for key, found in fields.items():
+        if key.endswith("_token_id") and not (type(found) is int and 0 <= found < count):
+            found = reprlib.repr(found)
+            raise JloraError(
+                f"{content.file}: tokenizer.ggml.{key}: expected a token's id below {count}; found {found}"
+            )
+
+
+def _tokenizer(content: Gguf, fields: dict[str, Any], before: _Before | None) -> PreTrainedTokenizerFast:
+    """SentencePiece's BPE where nothing happens `before`."""
+    tokenizer = _sentencepiece(fields) if before is None else _byte_level(fields, before)
     _add_whole_tokens(tokenizer, fields)
-    _add_ends(tokenizer, fields, starts)
+    _add_ends(tokenizer, fields, before is None or before.starts)
     special = {name: _token(fields, key) for name, key in _SPECIAL.items()}
+    length = content.fields.get(f"{content.fields.get('general.architecture')}.context_length")
+    if length is not None and type(length) is not int:
+        raise ValueError(f"context_length {length!r}")
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         chat_template=_chat_templates(content.fields),
-        model_max_length=content.fields.get(f"{content.fields.get('general.architecture')}.context_length"),
+        model_max_length=length,
         **{name: token for name, token in special.items() if token is not None},
     )
 
@@ -121,10 +161,9 @@ def _vocabulary(fields: dict[str, Any]) -> dict[str, int]:
 
 def _add_whole_tokens(tokenizer: Tokenizer, fields: dict[str, Any]) -> None:
     """Control tokens and what a user added are found in a text before it is split."""
-    for token, token_type in zip(fields["tokens"], fields["token_type"], strict=True):
-        if token_type in (_CONTROL, _USER_DEFINED):
-            added = AddedToken(token, normalized=False, special=token_type == _CONTROL)
-            tokenizer.add_special_tokens([added]) if added.special else tokenizer.add_tokens([added])
+    for special, add in {_CONTROL: tokenizer.add_special_tokens, _USER_DEFINED: tokenizer.add_tokens}.items():
+        tokens = [token for token, kind in zip(fields["tokens"], fields["token_type"], strict=True) if kind == special]
+        add([AddedToken(token, normalized=False, special=special == _CONTROL) for token in tokens])
 
 
 def _add_ends(tokenizer: Tokenizer, fields: dict[str, Any], starts: bool) -> None:

@@ -12,15 +12,16 @@ from typing import Any, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from transformers import GenerationConfig
 
 from jlora.checkpoint_files import WEIGHT_PATTERNS, Planned, fetch, open_tensors, write_model
 from jlora.errors import JloraError
+from jlora.loading import load_leaf, spread
 from jlora.models import abstract_base, example_batch, family
 from jlora.names import hf_keys, is_stacked, is_transposed
 from jlora.paths import leaves_by_path, nearest, replace_leaves
-from jlora.quantize.heads import is_linear_weight
-from jlora.quantize.leaf import Kind, as_array, is_quantized, quantize_leaf
+from jlora.quantize.leaf import Kind, as_array, is_quantized
 
 logger = logging.getLogger("jlora")
 
@@ -33,6 +34,7 @@ def load_weights(
     quantize: Kind | None = None,
     key: jax.Array | None = None,
     revision: str | None = None,
+    mesh: Mesh | None = None,
 ) -> Any:
     """The weights of `model`, read tensor by tensor, cast, and put on the device before the next one is read.
 
@@ -44,6 +46,8 @@ def load_weights(
         layer's is quantized as it is read, so that the dense model never exists.
       key: initialises a head that the files do not have; the log names it.
       revision: the hub's branch, tag or commit.
+      mesh: puts the leaves on its devices, as `jlora.base_shardings` has them. A process reads what its own devices
+        hold; a tensor that is quantized, or in a GGUF file, is read whole for a moment.
 
     Returns:
       {"params": ...} with the shapes of `abstract_base(model)`.
@@ -69,10 +73,11 @@ def load_weights(
         _require_shapes(path, leaves[path].shape, stored)
     # The largest first: what is held twice for a moment is so beside little else.
     order = sorted(sources, key=lambda path: leaves[path].size, reverse=True)
-    loaded = {path: _load_leaf(path, sources[path], param_dtype, quantize) for path in order}
+    loaded = {path: load_leaf(path, sources[path], param_dtype, quantize, mesh) for path in order}
     if new and key is not None:
         logger.warning("%s: newly initialised: %s", folder, ", ".join(_names(new, wanted)))
-        loaded |= {path: leaf.astype(param_dtype) for path, leaf in _initialised(model, key, new).items()}
+        made = {path: leaf.astype(param_dtype) for path, leaf in _initialised(model, key, new).items()}
+        loaded |= {path: spread(path, leaf, mesh) for path, leaf in made.items()}
     return replace_leaves(abstract, loaded)
 
 
@@ -215,43 +220,6 @@ def _require_shapes(path: str, shape: tuple[int, ...], tensors: Iterable[Any]) -
         tensor.require_float()
         if tensor.shape != expected:
             raise JloraError(f"{tensor.file}: {tensor.key}: expected shape {expected}; found {tensor.shape}")
-
-
-def _load_leaf(path: str, tensors: list[Any], dtype: Any, quantize: Kind | None) -> Any:
-    """One leaf: its single tensor, or the tensors of all layers stacked on axis 0, each quantized as it comes."""
-    if not is_stacked(path):
-        return _quantized(path, tensors[0], dtype, quantize)
-    stack = None
-    for layer, tensor in enumerate(tensors):
-        value = _quantized(path, tensor, dtype, quantize)
-        if stack is None:
-            stack = jax.tree.map(lambda x: jnp.zeros((len(tensors), *x.shape), x.dtype), value)
-        stack = jax.block_until_ready(_with_layer(stack, value, layer))
-    return stack
-
-
-def _put(path: str, tensor: Any, dtype: Any) -> jax.Array:
-    """A tensor of a file on the device, in memory of its own and in the order of the leaf at `path`."""
-    value = tensor.read(dtype)
-    value = value.T if is_transposed(path) else value
-    return jax.device_put(value, may_alias=False).block_until_ready()
-
-
-def _quantized(path: str, tensor: Any, dtype: Any, kind: Kind | None) -> Any:
-    """A tensor on the device, quantized where the leaf at `path` is to be."""
-    value = _put(path, tensor, dtype)
-    if kind is None or not is_linear_weight(path):
-        return value
-    try:
-        return quantize_leaf(value, kind)
-    except JloraError as error:
-        raise JloraError(f"{tensor.file}: {tensor.key}: {error}") from error
-
-
-@partial(jax.jit, donate_argnums=0)
-def _with_layer(stack: Any, value: Any, layer: int) -> Any:
-    """`stack`, whose arrays are (layers, ...), updated in place."""
-    return jax.tree.map(lambda xs, x: jax.lax.dynamic_update_index_in_dim(xs, x, layer, 0), stack, value)
 
 
 def _tensor(path: str, leaf: Any, layer: int) -> np.ndarray:

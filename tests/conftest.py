@@ -10,6 +10,7 @@ import tempfile
 
 import hypothesis
 import jax
+import pytest
 
 # Set in the first process of a run, which the others inherit from.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
@@ -22,6 +23,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs_are_let_go():
+    """A file's programs are of no use to the next one, and all of them together take gigabytes."""
+    yield
+    jax.clear_caches()
 
 
 def pytest_unconfigure():

@@ -83,8 +83,12 @@ def test_an_unsupported_model_type(folder, found):
 
 def test_code_in_the_folder_is_never_run(folder):
     (folder / "evil.py").write_text("raise SystemExit('ran')\n")
-    _rewrite(folder, auto_map={"AutoConfig": "evil.Config", "AutoModelForSequenceClassification": "evil.Model"})
-    assert type(load_config(str(folder))).__name__ == "BertConfig"
+    _rewrite(folder, auto_map={"AutoConfig": "evil.BertConfig"})
+    assert type(load_config(str(folder))).__module__.startswith("transformers.")
+    for name in ("evil.Config", "org/jina--evil.JinaBertConfig", ["evil.BertConfig"]):
+        _rewrite(folder, auto_map={"AutoConfig": name})
+        with pytest.raises(JloraError, match=r"config\.json: auto_map: AutoConfig: expected no class"):
+            load_config(str(folder))
 
 
 def test_a_folder_without_a_config(tmp_path):

@@ -121,15 +121,15 @@ def test_every_field_of_pefts_is_ours_or_refused_where_it_is_on(tmp_path):
         ('{"peft_type": "LORA", "from_the_future": 3}', "from_the_future: expected it off or absent"),
         ('{"peft_type": "IA3"}', "peft_type: expected LORA, found 'IA3'"),
         ('{"r": 8}', "peft_type: expected LORA, found None"),
-        ("[1, 2]", r"expected a JSON object with peft_type LORA, found \[1, 2\]"),
+        ("[1, 2]", "expected a JSON object; found list"),
         ('{"peft_type": "LORA", "r": 0}', r"LoraConfig\.r: expected an integer of at least 1, found 0"),
         (
             '{"peft_type": "LORA", "init_lora_weights": "pissa"}',
             "init_lora_weights: expected true, .*, found 'pissa', which changes the base's weights.*initial_model",
         ),
         ('{"peft_type": "LORA", "init_lora_weights": "loftq"}', "init_lora_weights: expected true, .*, found 'loftq'"),
-        ('{"peft_type": "LORA"', "expected JSON, found "),
-        (b"\xff\xfe\xff", "expected JSON, found "),
+        ('{"peft_type": "LORA"', "expected JSON; found: "),
+        (b"\xff\xfe\xff", "expected JSON; found: "),
     ],
 )
 def test_files_that_are_not_supported_are_named(text, message, tmp_path):
@@ -146,7 +146,7 @@ def test_initializations_that_leave_the_base_alone_are_read(value, read, tmp_pat
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(JloraError, match=rf"^{tmp_path}/adapter_config\.json: .*found no such file"):
+    with pytest.raises(JloraError, match=rf"^{tmp_path}/adapter_config\.json: expected a JSON file; found none"):
         read_config(tmp_path)
 
 

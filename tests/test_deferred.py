@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from encoder_cases import difference
 from jax.extend import core
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from lora_cases import normal
 
 from jlora.quantize.leaf import as_array, quantize_leaf
@@ -62,6 +63,22 @@ def test_what_is_put_off_is_what_it_is_of_the_dense_weight(name, kind):
 @pytest.mark.parametrize("name", KEPT_APART)
 def test_what_mixes_layers_is_not_put_off(name):
     assert _run(KEPT_APART[name], deferred(quantize_leaf(WEIGHT, "int8"))) is None
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_a_place_on_a_mesh_is_one_of_the_codes(kind):
+    mesh = AbstractMesh((2, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
+    leaf = quantize_leaf(normal(0, 3, 128, 8), kind)
+
+    def placed(leaf):
+        params = {"sharding": NamedSharding(mesh, PartitionSpec(None, "x", "y")), "unconstrained_dims": set()}
+        return moved_later(deferred(leaf), "sharding_constraint", params, [])[0].leaf
+
+    with jax.sharding.use_abstract_mesh(mesh):
+        jaxpr = jax.make_jaxpr(placed)(leaf).jaxpr
+    places = {eqn.outvars[0].aval.shape: eqn.params["sharding"].spec for eqn in jaxpr.eqns}
+    assert places[leaf.stored.codes.shape] == PartitionSpec(None, "y", "x")  # (layers, outputs, inputs)
+    assert set(places) == {x.shape for x in jax.tree.leaves(leaf)}
 
 
 def test_a_scan_slices_the_codes():

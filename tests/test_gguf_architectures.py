@@ -124,7 +124,7 @@ REFUSED = {
     ),
     "linear by nothing": (
         lambda writer: writer.add_string("llama.rope.scaling.type", "linear"),
-        r"llama\.rope\.scaling\.factor: expected a number; found no such key",
+        r"llama\.rope\.scaling\.factor: expected a number above 0; found no such key",
     ),
     "experts": (
         lambda writer: writer.add_uint32("llama.expert_count", 8),
@@ -158,7 +158,7 @@ def test_a_missing_size_is_an_error(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "y.gguf", "llama")
     writer.add_block_count(2)
     gguf_cases.close(writer)
-    with pytest.raises(JloraError, match=r"llama\.embedding_length: expected a number; found no such key"):
+    with pytest.raises(JloraError, match=r"llama\.embedding_length: expected a number above 0; found no such key"):
         load_config(str(tmp_path / "y.gguf"))
 
 

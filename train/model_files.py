@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from jlora.checkpoint_files import read_json
+from jlora.checkpoint_files import fetch
 from jlora.errors import JloraError
 from jlora.gguf_file import gguf_tokenizer, is_gguf
+from jlora.json_file import read_json
 from train.sources import local_path
+
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json",
+    "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model",
+    "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
+)  # fmt: skip
+_LARGEST = 2**27
+"""Bytes. The tokenizer.json of 250 000 tokens has 35 MB."""
+_TOKENIZER_CLASS = re.compile(r"(?!Auto)\w*(Tokenizer|TokenizerFast|Backend)")
 
 
 def model_folder(name: str) -> str:
@@ -19,22 +30,42 @@ def model_folder(name: str) -> str:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model, or the one in its GGUF file.
+    """The tokenizer beside the model, or the one in its GGUF file; code that a repository may bring is never run.
 
     Raises:
-      JloraError: the folder or hub model has none, or one that knows no words; a GGUF file's is not supported.
+      JloraError: the folder or hub model has none, or one that knows no words, that is too large, or whose class is
+        the repository's own; a GGUF file's is not supported.
     """
-    folder = model_folder(name)
+    folder = fetch(model_folder(name), None, _TOKENIZER_FILES)
     if is_gguf(folder):
-        return gguf_tokenizer(Path(folder))
+        return gguf_tokenizer(folder)
+    _require_plain(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # whatever transformers and tokenizers make of files that they did not write
         raise JloraError(f"{name}: expected a tokenizer beside the model (tokenizer.json); found {error}") from None
     # Without any file transformers makes a tokenizer of the special tokens alone, and says nothing.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise JloraError(f"{name}: expected a tokenizer beside the model (tokenizer.json); found no words of one")
     return tokenizer
+
+
+def _require_plain(folder: Path) -> None:
+    """Raises JloraError where a file is larger than any tokenizer's, or names a class that is not a tokenizer's."""
+    for file in (file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)):
+        if file.stat().st_size > _LARGEST:
+            raise JloraError(f"{file}: expected at most {_LARGEST} bytes; found {file.stat().st_size}")
+    for file in (folder / "tokenizer_config.json", folder / "config.json"):
+        stored = read_json(file) if file.is_file() else {}
+        found = stored.get("tokenizer_class")
+        # Of any other name transformers takes the object that it has by it, and calls its from_pretrained.
+        if found is not None and not (isinstance(found, str) and _TOKENIZER_CLASS.fullmatch(found)):
+            raise JloraError(f"{file}: tokenizer_class: expected a class of tokenizers; found {found!r}")
+        if file.name == "tokenizer_config.json" and stored.get("auto_map") is not None:
+            raise JloraError(
+                f"{file}: auto_map: expected no class of the repository's own, whose code is never run here;"
+                f" found {stored['auto_map']!r}"
+            )
 
 
 def base_of(folder: Path) -> str:
@@ -45,6 +76,6 @@ def base_of(folder: Path) -> str:
     """
     file = folder / "adapter_config.json"
     name = read_json(file).get("base_model_name_or_path")
-    if not name:
+    if not name or not isinstance(name, str):
         raise JloraError(f"{file}: base_model_name_or_path: expected the base's name; give it by --base")
-    return str(name)
+    return name

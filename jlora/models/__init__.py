@@ -61,7 +61,7 @@ def family(model_type: Any) -> Family:
     Raises:
       JloraError: no such family.
     """
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise JloraError(
             f"config.json: model_type: expected one of {', '.join(FAMILIES)}; found {model_type!r}"
             f"{nearest(str(model_type), FAMILIES)}"
@@ -112,5 +112,17 @@ def example_batch(config: PreTrainedConfig) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def abstract_base(model: Any) -> Any:
-    """The tree that `model.init` gives, {"params": ...}, of ShapeDtypeStructs: no weights, no FLOPs."""
-    return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), example_batch(model.config))
+    """The tree that `model.init` gives, {"params": ...}, of ShapeDtypeStructs: no weights, no FLOPs.
+
+    Raises:
+      JloraError: the config's values make no model.
+    """
+    try:
+        return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), example_batch(model.config))
+    except JloraError:
+        raise
+    except Exception as error:  # whatever a layer makes of a value that it does not take
+        kind = type(model).__name__
+        raise JloraError(
+            f"config.json: expected values of a {kind}; found one that it does not take: {error}"
+        ) from error

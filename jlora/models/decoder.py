@@ -24,7 +24,8 @@ from jlora.models.cache import (
     written,
 )
 from jlora.models.language_model import LanguageModel
-from jlora.models.layers import activation, dense, drop, require_length
+from jlora.models.layers import Embed, activation, dense, drop, require_length
+from jlora.models.partition import by_heads
 from jlora.models.pattern import apply_layers
 from jlora.models.rope import longest_row, rotary_frequencies, rotary_scale, rotate, rotation
 
@@ -132,7 +133,7 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         config = self.config
         normal = nn.initializers.normal(config.initializer_range)
-        self.embed_tokens = nn.Embed(config.vocab_size, config.hidden_size, dtype=self.dtype, embedding_init=normal)
+        self.embed_tokens = Embed(config.vocab_size, config.hidden_size, dtype=self.dtype, embedding_init=normal)
         self.norm = RMSNorm(config.rms_norm_eps, self.dtype, self.kind.norm_offset)
 
     @nn.compact
@@ -202,7 +203,7 @@ class SelfAttention(nn.Module):
         counts = [self.config.num_attention_heads, *[self.config.num_key_value_heads] * 2]
         names = ["qkv_proj"] if kind.fused else ["q_proj", "k_proj", "v_proj"]
         parts = projected(self, x, names, [count * width for count in counts], use_bias=kind.qkv_bias)
-        query, key, value = (part.reshape(*x.shape[:-1], -1, width) for part in parts)
+        query, key, value = (by_heads(part.reshape(*x.shape[:-1], -1, width)) for part in parts)
         if kind.qk_norm:
             norm = partial(RMSNorm, self.config.rms_norm_eps, self.dtype, kind.norm_offset)
             query, key = norm(name="q_norm")(query), norm(name="k_norm")(key)

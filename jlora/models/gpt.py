@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from jlora.models.attention import attention
 from jlora.models.cache import Cache, Slots, closed, row_lengths, token_positions, written
-from jlora.models.layers import activation, dense, normal, require_length
+from jlora.models.layers import Embed, activation, dense, normal, require_length
 from jlora.models.rope import longest_row, rotary_frequencies, rotary_scale, rotate, rotate_pairs, rotation
 
 
@@ -32,9 +32,9 @@ class Shared(NamedTuple):
     alibi: jax.Array | None = None
 
 
-def embed(config: Any, rows: int, features: int, dtype: Any) -> nn.Embed:
+def embed(config: Any, rows: int, features: int, dtype: Any) -> Embed:
     """A lookup table, float32 (rows, features), that gives `dtype`, initialised as Hugging Face does."""
-    return nn.Embed(rows, features, dtype=dtype, embedding_init=normal(config))
+    return Embed(rows, features, dtype=dtype, embedding_init=normal(config))
 
 
 def run_layers(

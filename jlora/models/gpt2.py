@@ -11,7 +11,7 @@ from flax import linen as nn
 from jlora.models.cache import Cache, Slots, causal_mask, opened, token_positions
 from jlora.models.gpt import Shared, attend, embed, run_layers
 from jlora.models.language_model import LanguageModel
-from jlora.models.layers import LayerNorm, activation, dense, drop, normal, require_length, scan_decoder_layers
+from jlora.models.layers import Dense, LayerNorm, activation, dense, drop, normal, require_length, scan_decoder_layers
 from jlora.models.tables import Family
 
 
@@ -83,14 +83,14 @@ class SelfAttention(nn.Module):
         self, x: jax.Array, number: jax.Array, shared: Shared, slots: Slots | None
     ) -> tuple[jax.Array, Slots | None]:
         config = self.config
-        projected = Conv1D(config, 3 * config.n_embd, self.dtype, name="c_attn")(x)
+        projected = conv1d(config, 3 * config.n_embd, self.dtype, "c_attn")(x)
         parts = jnp.split(projected, 3, axis=-1)
         query, key, value = (part.reshape(*x.shape[:-1], config.n_head, -1) for part in parts)
         scale: Any = query.shape[-1] ** -0.5 if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
             scale = scale / number
         mixed, slots = attend(self, query, key, value, shared, slots, config.attn_pdrop, scale)
-        mixed = Conv1D(config, config.n_embd, self.dtype, name="c_proj")(mixed)
+        mixed = conv1d(config, config.n_embd, self.dtype, "c_proj")(mixed)
         return drop(self, mixed, config.resid_pdrop), slots
 
 
@@ -104,22 +104,13 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         inner = self.config.n_inner or 4 * self.config.n_embd
         act = activation(self.config.activation_function)
-        hidden = act(Conv1D(self.config, inner, self.dtype, name="c_fc")(x))
-        return drop(self, Conv1D(self.config, x.shape[-1], self.dtype, name="c_proj")(hidden), self.config.resid_pdrop)
+        hidden = act(conv1d(self.config, inner, self.dtype, "c_fc")(x))
+        return drop(self, conv1d(self.config, x.shape[-1], self.dtype, "c_proj")(hidden), self.config.resid_pdrop)
 
 
-class Conv1D(nn.Module):
+def conv1d(config: Any, features: int, dtype: Any, name: str) -> Dense:
     """A dense layer with the parameters `weight` (in, features), as its checkpoints have it, and `bias`."""
-
-    config: Any
-    features: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        weight = self.param("weight", normal(self.config), (x.shape[-1], self.features), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-        return x @ weight.astype(self.dtype) + bias.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+    return Dense(features, dtype, normal(config), parameter="weight", name=name)
 
 
 FAMILY = Family(

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from jlora.dropout import dropout
 from jlora.errors import JloraError
+from jlora.models.partition import by_rows, gathered_table, product
 from jlora.paths import nearest
 
 
@@ -76,20 +77,51 @@ def normal(config: Any) -> Any:
     return nn.initializers.normal(config.init_std if hasattr(config, "init_std") else config.initializer_range)
 
 
-def dense(config: Any, features: int, dtype: Any, name: str | None = None, *, use_bias: bool = True) -> nn.Dense:
-    """A dense layer, kernel float32 (in, features), computed in `dtype`, initialised as Hugging Face does."""
-    return nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=normal(config), name=name)
+class Dense(nn.Module):
+    """x (..., in) to (..., features) in `dtype`: x kernel + bias, the kernel float32 (in, features)."""
+
+    features: int
+    dtype: Any
+    kernel_init: Any
+    use_bias: bool = True
+    parameter: str = "kernel"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param(self.parameter, self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        y = product(x, kernel, "/".join(self.path), self.dtype)
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+        return y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
 
 
-def embedding(config: Any, rows: int, features: int, name: str, *, padding_row: int | None = None) -> nn.Embed:
-    """A lookup table, float32 (rows, features); `padding_row` starts as zeros."""
+def dense(config: Any, features: int, dtype: Any, name: str | None = None, *, use_bias: bool = True) -> Dense:
+    """A dense layer, initialised as Hugging Face does."""
+    return Dense(features, dtype, normal(config), use_bias, name=name)
+
+
+class Embed(nn.Embed):
+    """A lookup table, float32 (rows, features): ids (B, ...) to (B, ..., features), and back to scores of each row."""
+
+    promote_dtype: Any = gathered_table
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        return by_rows(super().__call__(inputs))
+
+    def attend(self, query: jax.Array) -> jax.Array:
+        return by_rows(super().attend(query), "tensor")
+
+
+def embedding(config: Any, rows: int, features: int, name: str, *, padding_row: int | None = None) -> Embed:
+    """A lookup table; `padding_row` starts as zeros."""
     normal = nn.initializers.normal(config.initializer_range)
 
     def init(key: jax.Array, shape: tuple[int, ...], param_dtype: Any) -> jax.Array:
         table = normal(key, shape, param_dtype)
         return table if padding_row is None else table.at[padding_row].set(jnp.zeros((), param_dtype))
 
-    return nn.Embed(rows, features, embedding_init=init, name=name)
+    return Embed(rows, features, embedding_init=init, name=name)
 
 
 class LayerNorm(nn.Module):

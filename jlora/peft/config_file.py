@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jlora.config import TASK_HEADS, LoraConfig
 from jlora.errors import JloraError
+from jlora.json_file import read_json
 
 # Fields of PEFT's that say nothing about the function the adapter computes.
 _NEUTRAL = {
@@ -21,6 +23,46 @@ _OFF: tuple[Any, ...] = (None, False, "none", [], {})
 
 # Initializations that leave the base's weights as they are: of a trained adapter they say no more.
 _HARMLESS = ("gaussian", "orthogonal", "eva", "mica")
+
+_MOST_RANK = 2**16
+"""An adapter's scales are made before its tensors are looked at: one for each rank that the file claims."""
+
+
+def _is_rank(found: Any) -> bool:
+    return type(found) is int and found <= _MOST_RANK
+
+
+def _is_number(found: Any) -> bool:
+    return isinstance(found, int | float) and abs(found) < 1e30
+
+
+def _is_object(found: Any, of: Callable[[Any], bool]) -> bool:
+    return isinstance(found, dict) and all(map(of, found.values()))
+
+
+def _is_list(found: Any, kind: type) -> bool:
+    return isinstance(found, list) and all(isinstance(entry, kind) for entry in found)
+
+
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "r": (f"an integer of at most {_MOST_RANK}", _is_rank),
+    "rank_pattern": ("an object of such integers", lambda found: _is_object(found, _is_rank)),
+    "lora_alpha": ("a number", _is_number),
+    "alpha_pattern": ("an object of numbers", lambda found: _is_object(found, _is_number)),
+    "task_type": ("a text", lambda found: isinstance(found, str)),
+    "target_modules": ("a text or a list of texts", lambda found: isinstance(found, str) or _is_list(found, str)),
+    "exclude_modules": ("a text or a list of texts", lambda found: isinstance(found, str) or _is_list(found, str)),
+    "modules_to_save": ("a list of texts", lambda found: _is_list(found, str)),
+    "layers_to_transform": ("a number or a list of them", lambda found: isinstance(found, int) or _is_list(found, int)),
+    "trainable_token_indices": (
+        "a list of numbers, or an object of such lists",
+        lambda found: all(_is_list(ids, int) for ids in (found.values() if isinstance(found, dict) else [found])),
+    ),
+    "use_rslora": ("true or false", lambda found: isinstance(found, bool)),
+    "use_dora": ("true or false", lambda found: isinstance(found, bool)),
+    "ensure_weight_tying": ("true or false", lambda found: isinstance(found, bool)),
+}
+"""{field: (what it is where it is not null, whether a value is that)}; `LoraConfig` looks at the others."""
 
 
 def write_config(
@@ -75,18 +117,25 @@ def read_config(folder: Path) -> LoraConfig:
     for key in sorted(set(raw) - names - _NEUTRAL):
         if raw[key] not in _OFF:
             raise JloraError(f"{path}: {key}: expected it off or absent (not supported), found {raw[key]!r}")
+    for key, (expected, is_so) in _KINDS.items():
+        if raw.get(key) is not None and not is_so(raw[key]):
+            raise JloraError(f"{path}: {key}: expected {expected}, found {reprlib.repr(raw[key])}")
     fields = {key: value for key, value in raw.items() if key in names}
     fields |= {key: {} for key in ("rank_pattern", "alpha_pattern") if fields.get(key) is None}
     fields["init_lora_weights"] = _initialization(path, raw.get("init_lora_weights", True))
     try:
         return LoraConfig(**fields)
-    except JloraError as error:
+    except (JloraError, RecursionError, OverflowError) as error:  # the last two of regular expressions
         raise JloraError(f"{path}: {error}") from None
 
 
 def read_base_name(folder: Path) -> str | None:
     """The base that `adapter_config.json` names, None where it names none."""
-    return _read(folder).get("base_model_name_or_path") or None
+    found = _read(folder).get("base_model_name_or_path") or None
+    if found is not None and not isinstance(found, str):
+        path = folder / "adapter_config.json"
+        raise JloraError(f"{path}: base_model_name_or_path: expected a name, found {reprlib.repr(found)}")
+    return found
 
 
 def _initialization(path: Path, found: Any) -> bool | str:
@@ -102,13 +151,4 @@ def _initialization(path: Path, found: Any) -> bool | str:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        raise JloraError(f"{path}: expected PEFT's configuration, found no such file")
-    try:
-        raw: Any = json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise JloraError(f"{path}: expected JSON, found {error}") from None
-    if not isinstance(raw, dict):
-        raise JloraError(f"{path}: expected a JSON object with peft_type LORA, found {raw!r}")
-    return raw
+    return read_json(folder / "adapter_config.json")

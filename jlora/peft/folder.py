@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from jlora.adapter import Adapter, Entry, LowRank
 from jlora.config import HEAD_NAMES, LoraConfig
 from jlora.dora import squared_norm
 from jlora.errors import JloraError
+from jlora.finite import require_finite
 from jlora.paths import leaves_by_path
 from jlora.peft.config_file import read_base_name, read_config, write_config
 from jlora.peft.copies import tied_head, without_copies
@@ -25,6 +25,7 @@ from jlora.peft.keys import PREFIX, adapted_names, from_peft, is_conv1d, to_peft
 from jlora.peft.true_config import true_config
 from jlora.peft.vllm import for_vllm
 from jlora.plan import abstract_adapter
+from jlora.safetensors_file import open_safetensors
 
 __all__ = ["from_peft", "head_rows", "load_adapter", "save_adapter", "to_peft"]
 
@@ -90,17 +91,19 @@ def load_adapter(
     folder = Path(folder)
     config, where = read_config(folder), str(folder / "adapter_model.safetensors")
     _require_base(folder, base_model)
-    tensors = _read_tensors(folder)
-    _require_finite(tensors, where)
+    tensors = _mapped_tensors(folder)
     template = abstract_adapter(config, base, fn, *args, **kwargs)
     leaves = leaves_by_path(base)
     tensors = without_copies(tensors, template, leaves, config.ensure_weight_tying, where)
-    return _with_norms(from_peft(tensors, template, where), leaves), config
+    adapter = from_peft(tensors, template, where)
+    for key, tensor in tensors.items():  # which have the expected shapes by now, and no more numbers than these
+        require_finite(tensor, f"{where}: {key}")
+    return _with_norms(adapter, leaves), config
 
 
 def head_rows(folder: str | os.PathLike) -> int | None:
     """The number of outputs of the classification head in an adapter's file; None where it holds no head."""
-    tensors = _read_tensors(Path(folder))
+    tensors = _mapped_tensors(Path(folder))
     ends = tuple(f"{head}{layer}.weight" for head in HEAD_NAMES for layer in ("", ".out_proj"))
     return next((value.shape[0] for key, value in tensors.items() if key.removeprefix(PREFIX) in ends), None)
 
@@ -147,24 +150,15 @@ def _is_folder(name: str) -> bool:
     return name.count("/") != 1 or name.startswith(("/", ".", "~")) or Path(name).is_dir()
 
 
-def _require_finite(tensors: Mapping[str, np.ndarray], where: str) -> None:
-    for key, tensor in tensors.items():
-        wrong = int(np.sum(~np.isfinite(tensor.astype(np.float32))))
-        if wrong:
-            raise JloraError(
-                f"{where}: {key}: expected finite numbers, found {wrong} of {tensor.size} NaN or infinite:"
-                " the training diverged, or the file is damaged; take an earlier checkpoint"
-            )
-
-
-def _read_tensors(folder: Path) -> dict[str, np.ndarray]:
+def _mapped_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """{key: tensor} of the adapter's file, which is not touched before the numbers are."""
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
         found = (
             "adapter_model.bin, a pickle, which is never opened" if (folder / "adapter_model.bin").exists() else "none"
         )
         raise JloraError(f"{path}: expected the adapter's weights as safetensors, found {found}")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise JloraError(f"{path}: expected safetensors, found a broken or truncated file ({error})") from None
+    tensors = open_safetensors(path)
+    for tensor in tensors.values():
+        tensor.require_float()
+    return {key: tensor.mapped() for key, tensor in tensors.items()}

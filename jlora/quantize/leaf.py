@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora.errors import JloraError
+from jlora.mesh import fitting
 from jlora.quantize import int8, nf4
 
 Kind = Literal["nf4", "int8"]
@@ -41,7 +43,8 @@ class Quantized:
     @property
     def stack(self) -> tuple[int, ...]:
         """The sizes of the stack's axes, which lead; () where there are none."""
-        return self.stored.scales.shape[:-1]
+        stored = self.stored
+        return stored.mean.shape if isinstance(stored, nf4.NF4) else stored.scales.shape[:-1]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,14 +90,30 @@ def quantize_like(like: Quantized, leaf: jax.Array) -> Quantized:
     return dataclasses.replace(like, stored=_encoded(leaf, kind, len(like.stack), like.inputs))
 
 
+def stored_shardings(leaf: Quantized, mesh: Any, names: Sequence[Any]) -> nf4.NF4 | int8.Int8:
+    """The shardings of the arrays of `leaf.stored` for a weight whose axes are split over these axes of the mesh.
+
+    Blocks stay whole, and so does what the axes do not divide; of several output (or input) axes the first counts.
+    """
+    count, order = len(leaf.stack), _order(leaf.layer, leaf.inputs)
+    stack, row, column = tuple(names[:count]), names[count + order[0]], names[count + leaf.inputs[0]]
+    fit: Any = functools.partial(fitting, mesh)
+    if isinstance(leaf.stored, int8.Int8):
+        int8_codes, rows = leaf.stored
+        return int8.Int8(fit((*stack, row, column), int8_codes.shape), fit((*stack, row), rows.shape))
+    _, scales, steps, mean = leaf.stored
+    blocks = fit((*stack, *((row, column) if scales.ndim == count + 2 else (None,))), scales.shape)
+    return nf4.NF4(blocks, blocks, fit((*stack, None), steps.shape), fit(stack, mean.shape))
+
+
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
 def _encoded(leaf: jax.Array, kind: Kind, stack: int, inputs: tuple[int, ...]) -> nf4.NF4 | int8.Int8:
     layer = leaf.shape[stack:]
-    columns = math.prod(layer[axis] for axis in inputs)
 
     def encode(numbers: jax.Array) -> nf4.NF4 | int8.Int8:
-        matrix = jnp.transpose(numbers.astype(jnp.float32), _order(layer, inputs)).reshape(-1, columns)
-        return nf4.encode(matrix.reshape(-1)) if kind == "nf4" else int8.encode(matrix)
+        numbers = jnp.transpose(numbers.astype(jnp.float32), _order(layer, inputs))
+        encode = nf4.encode if kind == "nf4" else int8.encode
+        return encode(numbers.reshape(_matrix(layer, inputs, kind)))
 
     layers = jax.lax.map(encode, leaf.reshape(-1, *layer))
     return jax.tree.map(lambda x: x.reshape(*leaf.shape[:stack], *x.shape[1:]), layers)
@@ -103,6 +122,12 @@ def _encoded(leaf: jax.Array, kind: Kind, stack: int, inputs: tuple[int, ...]) -
 def _order(layer: tuple[int, ...], inputs: tuple[int, ...]) -> list[int]:
     """The axes of a layer as they are stored: outputs, inputs."""
     return [axis for axis in range(len(layer)) if axis not in inputs] + list(inputs)
+
+
+def _matrix(layer: tuple[int, ...], inputs: tuple[int, ...], kind: str) -> tuple[int, ...]:
+    """The shape in which a layer is encoded: (outputs, inputs), and one row where NF4's blocks would not fill rows."""
+    columns = math.prod(layer[axis] for axis in inputs)
+    return (math.prod(layer),) if kind == "nf4" and columns % nf4.BLOCK else (math.prod(layer) // columns, columns)
 
 
 def _require(leaf: Any, kind: str, stack: int) -> None:
@@ -124,7 +149,7 @@ def as_array(leaf: Any, dtype: Any = None) -> jax.Array:
         return leaf.astype(dtype)
     order = _order(leaf.layer, leaf.inputs)
     if isinstance(leaf.stored, nf4.NF4):
-        numbers = nf4.decode(leaf.stored, math.prod(leaf.layer))
+        numbers = nf4.decode(leaf.stored, _matrix(leaf.layer, leaf.inputs, "nf4")[-1])
     else:
         numbers = int8.decode(leaf.stored)
     numbers = numbers.reshape(*leaf.stack, *(leaf.layer[axis] for axis in order))

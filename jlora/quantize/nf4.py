@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_BLOCK = 64
+BLOCK = 64
+"""How many numbers share a scale."""
+
 _SCALES = 256
 """How many scales share one."""
 
@@ -28,13 +30,13 @@ _QUANTILES = np.array(
 
 
 class NF4(NamedTuple):
-    """Numbers in a row, or a stack of such rows on leading axes.
+    """Numbers in a row, a matrix whose rows are whole blocks, or a stack of such on leading axes.
 
     Attributes:
-      codes: (*stack, size / 2) uint8, places in the table of quantiles, two a byte, the first in the upper half.
-      scales: (*stack, size / 64) uint8, the largest absolute value of each block less `mean`, as a place in the table
-        of `dynamic_map`.
-      steps: (*stack, size / 64 / 256) float32, what that table is multiplied with.
+      codes: (*stack, [rows,] size / 2) uint8, places in the table of quantiles, two a byte, the upper half first.
+      scales: (*stack, [rows,] size / 64) uint8, the largest absolute value of each block less `mean`, as a place in the
+        table of `dynamic_map`.
+      steps: (*stack, blocks / 256) float32, what that table is multiplied with.
       mean: (*stack,) float32.
     """
 
@@ -45,8 +47,9 @@ class NF4(NamedTuple):
 
 
 def encode(numbers: jax.Array) -> NF4:
-    """Quantizes (size,) numbers, float32; the last block may be a shorter one."""
-    blocks = _blocks(numbers, _BLOCK)
+    """Quantizes float32 (size,), where the last block may be a shorter one, or (rows, size) in whole blocks."""
+    rows = numbers.shape[:-1]
+    blocks = _blocks(numbers.reshape(-1), BLOCK)
     largest = jnp.abs(blocks).max(-1)
     codes = _nearest(blocks * _inverse(largest)[:, None], _QUANTILES)
     codes = codes.reshape(-1)[: numbers.size + numbers.size % 2].reshape(-1, 2)
@@ -54,17 +57,19 @@ def encode(numbers: jax.Array) -> NF4:
     rests = _blocks(largest - mean, _SCALES)
     steps = jnp.abs(rests).max(-1)
     scales = _nearest(rests * _inverse(steps)[:, None], dynamic_map()).reshape(-1)[: largest.size]
-    return NF4(codes[:, 0] << 4 | codes[:, 1], scales, steps, mean)
+    packed = codes[:, 0] << 4 | codes[:, 1]
+    return NF4(packed.reshape(*rows, -1), scales.reshape(*rows, -1), steps, mean)
 
 
 def decode(nf4: NF4, size: int) -> jax.Array:
-    """The numbers (*stack, size), float32."""
-    stack, counts = nf4.mean.shape, nf4.scales.shape[-1]
-    rests = jnp.asarray(dynamic_map())[nf4.scales]
-    largest = rests * jnp.repeat(nf4.steps, _SCALES, axis=-1)[..., :counts] + nf4.mean[..., None]
-    codes = jnp.stack([nf4.codes >> 4, nf4.codes & 15], -1).reshape(*stack, -1)
-    numbers = _padded(jnp.asarray(_QUANTILES)[codes], _BLOCK).reshape(*stack, counts, _BLOCK) * largest[..., None]
-    return numbers.reshape(*stack, -1)[..., :size]
+    """The numbers (*stack, [rows,] size), float32."""
+    stack, places = nf4.mean.shape, nf4.scales.shape
+    steps = nf4.steps[..., _count(places[len(stack) :]) // _SCALES]
+    mean = jnp.expand_dims(nf4.mean, tuple(range(len(stack), len(places))))
+    largest = jnp.asarray(dynamic_map())[nf4.scales] * steps + mean
+    codes = jnp.stack([nf4.codes >> 4, nf4.codes & 15], -1).reshape(*places[:-1], -1)
+    numbers = _padded(jnp.asarray(_QUANTILES)[codes], BLOCK).reshape(*places, BLOCK) * largest[..., None]
+    return numbers.reshape(*places[:-1], -1)[..., :size]
 
 
 def dynamic_map() -> np.ndarray:
@@ -102,6 +107,12 @@ def _inverse(largest: jax.Array) -> jax.Array:
 def _blocks(numbers: jax.Array, size: int) -> jax.Array:
     """(count, size), the last one filled with zeros."""
     return _padded(numbers, size).reshape(-1, size)
+
+
+def _count(shape: tuple[int, ...]) -> jax.Array:
+    """0, 1, 2, ... in an array (size,) or (rows, size), int32; each device counts its part of it."""
+    numbers = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
+    return numbers if len(shape) == 1 else numbers + shape[1] * jax.lax.broadcasted_iota(jnp.int32, shape, 0)
 
 
 def _padded(numbers: jax.Array, size: int) -> jax.Array:

@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.sharding import NamedSharding
 
-from jlora.quantize.leaf import Quantized, as_array
+from jlora.quantize.leaf import Quantized, as_array, stored_shardings
 
 
 @jax.tree_util.register_dataclass
@@ -164,12 +165,24 @@ def _part(weight: Deferred, axis: int, start: int, limit: int) -> Deferred:
     return _cut(weight, starts, limits, [1] * weight.ndim)
 
 
+def _constrain(weight: Deferred, params: dict, others: list) -> list[Deferred] | None:
+    """The codes are what is moved between devices, and not the array."""
+    sharding = params["sharding"]
+    if weight.moves or params["unconstrained_dims"] or not isinstance(sharding, NamedSharding):
+        return None
+    names = (*sharding.spec, *[None] * (weight.ndim - len(sharding.spec)))
+    shardings = stored_shardings(weight.leaf, sharding.mesh, names)
+    stored = jax.tree.map(lax.with_sharding_constraint, weight.leaf.stored, shardings)
+    return [dataclasses.replace(weight, leaf=dataclasses.replace(weight.leaf, stored=stored))]
+
+
 _RULES: dict[str, Callable[[Deferred, dict, list], list[Deferred] | None]] = {
     "convert_element_type": _cast,
     "copy": _same,
     "dynamic_slice": _dynamic_slice,
     "name": _same,
     "reshape": _reshape,
+    "sharding_constraint": _constrain,
     "slice": _slice,
     "split": _split,
     "squeeze": _squeeze,

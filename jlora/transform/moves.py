@@ -10,6 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jlora.transform.deferred import Deferred, formed, moved_later
 from jlora.transform.factored import Factored
@@ -69,6 +70,19 @@ def _unchanged(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]
 
 def _stop_gradient(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
     return _same(shape, lax.stop_gradient)
+
+
+def _constrain(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+    sharding = params["sharding"]
+    if not isinstance(sharding, NamedSharding):
+        return _same(shape, lambda x: x)
+    names = (*sharding.spec, *[None] * (len(shape) - len(sharding.spec)))
+
+    def apply(x: jax.Array) -> jax.Array:
+        varying = (None if size == 1 else name for name, size in zip(names, x.shape, strict=True))
+        return lax.with_sharding_constraint(x, NamedSharding(sharding.mesh, PartitionSpec(*varying)))
+
+    return _same(shape, apply)
 
 
 def _cast(shape: tuple[int, ...], params: dict, others: list) -> list[Plan] | None:
@@ -198,7 +212,7 @@ _RULES: dict[str, Callable[[tuple[int, ...], dict, list], list[Plan] | None]] = 
     "reduce_precision": _unchanged,
     "reshape": _reshape,
     "rev": _rev,
-    "sharding_constraint": _unchanged,
+    "sharding_constraint": _constrain,
     "slice": _slice,
     "split": _split,
     "squeeze": _squeeze,

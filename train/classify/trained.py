@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 import jlora
 from jlora.base import build, example_batch, load_weights
-from jlora.checkpoint_files import read_json
 from jlora.errors import JloraError
+from jlora.json_file import read_json
 from jlora.peft.folder import head_rows
 from jlora.weights import new_heads
 from train.adapted import Adapted

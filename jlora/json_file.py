@@ -1,0 +1,49 @@
+"""JSON that anybody may have written: bounded in size and depth, and nothing said twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jlora.errors import JloraError
+
+LARGEST = 2**24
+"""Bytes of the largest JSON that is read. Published indexes of many shards have 10 MB; as objects they take more."""
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+      JloraError: the file is missing, is larger than LARGEST, is no JSON, says a key twice, or holds something else
+        than an object.
+    """
+    if not file.is_file():
+        raise JloraError(f"{file}: expected a JSON file; found none")
+    with file.open("rb") as stream:
+        text = stream.read(LARGEST + 1)
+    if len(text) > LARGEST:
+        raise JloraError(f"{file}: expected JSON of at most {LARGEST} bytes; found {file.stat().st_size}")
+    return parse_json(text, file)
+
+
+def parse_json(text: bytes, file: Path) -> dict[str, Any]:
+    """The object that `text`, which is in `file`, says; raises JloraError as `read_json` does."""
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_said_once)
+    except (ValueError, RecursionError) as error:
+        raise JloraError(f"{file}: expected JSON; found: {error}") from error
+    if not isinstance(value, dict):
+        raise JloraError(f"{file}: expected a JSON object; found {type(value).__name__}")
+    return value
+
+
+def _said_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a key that is there twice, some readers take the first value, others the last."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} twice")
+        found[key] = value
+    return found

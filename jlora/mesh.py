@@ -1,0 +1,80 @@
+"""A mesh of devices with the axes data, fsdp and tensor, and how arrays lie on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+
+from jlora.errors import JloraError
+
+AXES = ("data", "fsdp", "tensor")
+"""The axes of a mesh. Rows of a batch are split over data and fsdp, weights over fsdp and tensor."""
+
+BATCH = PartitionSpec(("data", "fsdp"))
+"""How a batch lies: the devices along tensor have the same rows."""
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of all devices, or of those given.
+
+    One of the three sizes may be -1: what the others leave.
+
+    Args:
+      data: parts of the batch, with all weights for each.
+      fsdp: parts of the batch and of the weights, which are gathered layer by layer where they are used.
+      tensor: parts of the weights that stay apart, and of what layers compute with them.
+      devices: None is `jax.devices()`.
+
+    Raises:
+      JloraError: a size that is neither positive nor -1, more than one of -1, or sizes that do not make use of each
+        device once.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
+    for name, size in sizes.items():
+        if size < 1 and size != -1:
+            raise JloraError(f"mesh.{name}: expected a positive number, or -1 for what the others leave; found {size}")
+    given = [size for size in sizes.values() if size != -1]
+    if len(given) < len(AXES) - 1:
+        raise JloraError(f"mesh: expected -1 for one axis at most; found {sizes}")
+    rest = len(devices) // math.prod(given)
+    shape = [rest if size == -1 else size for size in sizes.values()]
+    if math.prod(shape) != len(devices):
+        raise JloraError(f"mesh: expected sizes whose product is the number of devices, {len(devices)}; found {sizes}")
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def fitting(mesh: Any, names: Sequence[Any], shape: Sequence[int]) -> NamedSharding:
+    """The sharding of an array of this shape, each axis split over the mesh's axes of that name (or names, or None).
+
+    An axis that they do not divide is left whole.
+    """
+    spec = (name if size % _parts(mesh, name) == 0 else None for name, size in zip(names, shape, strict=True))
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def _parts(mesh: Any, name: Any) -> int:
+    names = name if isinstance(name, tuple) else () if name is None else (name,)
+    return math.prod(mesh.shape[axis] for axis in names)
+
+
+def on_devices(
+    shape: tuple[int, ...], sharding: Sharding, part: Callable[[tuple[slice, ...]], np.ndarray | jax.Array]
+) -> jax.Array:
+    """The array whose part at an index `part(index)` gives; asked for the parts of this process's devices alone."""
+    places = sharding.addressable_devices_indices_map(shape)
+    parts = [
+        jax.device_put(part(index), device, may_alias=False) for device, index in places.items() if index is not None
+    ]
+    return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+
+def current_mesh() -> Any:
+    """The mesh of AXES that `jax.set_mesh` has set; None without, and where a shard_map splits arrays by hand."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh if mesh.axis_names == AXES and set(mesh.axis_types) == {AxisType.Auto} else None

@@ -1,0 +1,109 @@
+"""Which axes of a mesh split a model's weights and what its layers pass on.
+
+Weights are split over fsdp and gathered where they are used, one layer at a time. Over tensor they stay split: of two
+linear layers in turn the first has its outputs split (column-parallel), the second its inputs (row-parallel).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax.linen.dtypes import promote_dtype
+from jax import lax
+from jax.sharding import Mesh
+
+from jlora.mesh import BATCH, current_mesh, fitting
+from jlora.quantize.leaf import is_quantized, stored_shardings
+
+ROW_PARALLEL = (
+    "o_proj", "down_proj",  # Llama and its relatives
+    "out_proj", "c_proj", "fc_out", "fc2", "attention/dense", "dense_4h_to_h",  # GPT-2 and its relatives
+    "output/dense", "out_lin", "lin2",  # encoders
+)  # fmt: skip
+"""Ends of the paths of linear layers whose inputs are split; all others have their outputs split."""
+
+TABLE = ("tensor", "fsdp")
+"""The axes that split an embedding (rows, features)."""
+
+Names = tuple[Any, ...]
+"""Of each axis of an array the axis of the mesh that splits it, several, or None."""
+
+
+def leaf_shardings(path: str, leaf: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for the array (or ShapeDtypeStruct) at `path`; of a `Quantized` one for each of its arrays."""
+    names = leaf_names(path, leaf.ndim)
+    if not is_quantized(leaf):
+        return fitting(mesh, names, leaf.shape)
+    if names[-1] == "tensor":
+        names = (*names[:-2], None, ("tensor", "fsdp"))  # blocks run along the inputs, and may be too few to split
+    return dataclasses.replace(leaf, stored=stored_shardings(leaf, mesh, names))
+
+
+def leaf_names(path: str, ndim: int) -> Names:
+    """The names of the axes of a leaf: a kernel's and an embedding's are split, norms and biases are not.
+
+    Args:
+      path: of the leaf, as `leaves_by_path` gives it. A leading axis of layers is not split.
+    """
+    module, _, parameter = path.rpartition("/")
+    names: Names = ()
+    if parameter == "embedding":
+        names = TABLE
+    elif parameter in ("kernel", "weight") and ndim > 1:
+        names = kernel_names(module)
+    return (*[None] * (ndim - len(names)), *names)
+
+
+def kernel_names(module: str) -> Names:
+    """The names of a kernel (in, out), of the linear layer at this path."""
+    return ("tensor", "fsdp") if module.endswith(ROW_PARALLEL) else ("fsdp", "tensor")
+
+
+def by_rows(x: jax.Array, last: str | None = None) -> jax.Array:
+    """Hidden states (B, ..., features) with their rows split, their features too where `last` names an axis."""
+    return _constrained(x, (*BATCH, *[None] * (x.ndim - 2), last))
+
+
+def by_heads(x: jax.Array) -> jax.Array:
+    """What attention takes, (B, T, heads, width), its heads split over tensor; too few of them are on all devices."""
+    return _constrained(x, (*BATCH, None, "tensor", None))
+
+
+def gathered(weight: jax.Array, names: Names) -> jax.Array:
+    """A weight whose axes have these names, its parts over fsdp put together."""
+    return _constrained(weight, tuple(None if name == "fsdp" else name for name in names))
+
+
+def gathered_table(*arrays: jax.Array, **options: Any) -> tuple[jax.Array, ...]:
+    """Flax's `promote_dtype` of what an embedding is used with and its table, the last one, gathered."""
+    return promote_dtype(*arrays[:-1], gathered(arrays[-1], TABLE), **options)
+
+
+def product(x: jax.Array, kernel: jax.Array, module: str, dtype: Any) -> jax.Array:
+    """x (..., in) times the kernel (in, out) of the linear layer at the path `module`, in `dtype`.
+
+    On a mesh the kernel is gathered for the product, and once more for its derivative.
+    """
+    names = kernel_names(module)
+
+    def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        kernel = gathered(kernel, names).astype(dtype)
+        return lax.dot_general(x.astype(dtype), kernel, (((x.ndim - 1,), (0,)), ((), ())))
+
+    if current_mesh() is None:
+        return multiply(x, kernel)
+    result = jax.checkpoint(multiply, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)(x, kernel)
+    return by_rows(result, "tensor" if names[1] == "tensor" else None)
+
+
+def are_heads_split() -> bool:
+    """Whether attention's heads are on different devices."""
+    mesh = current_mesh()
+    return mesh is not None and mesh.shape["tensor"] > 1
+
+
+def _constrained(x: jax.Array, names: Names) -> jax.Array:
+    mesh = current_mesh()
+    return x if mesh is None else lax.with_sharding_constraint(x, fitting(mesh, names, x.shape))

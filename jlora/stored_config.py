@@ -1,0 +1,84 @@
+"""What a stored config has to be before a class of transformers is made of it: numbers of a model, and no code.
+
+Some of those classes make a list entry for each layer and label that a config claims.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jlora.errors import JloraError
+
+MOST_LAYERS = 1000
+LARGEST_SIZE = 2**24
+"""Of all that is counted in a model: words, positions, heads, numbers in a token's vector."""
+_MOST = {"num_hidden_layers": MOST_LAYERS, "num_labels": 1_000_000} | dict.fromkeys(
+    ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+     "max_position_embeddings"),
+    LARGEST_SIZE,
+)  # fmt: skip
+"""{key: the largest value}, numbers of at least 1; null leaves one to the class."""
+
+
+def require_plain(file: Any, stored: Mapping[str, Any], config_class: Any) -> None:
+    """Holds the keys of config.json against what a model of transformers' `config_class` can have.
+
+    Args:
+      file: config.json, for messages.
+
+    Raises:
+      JloraError: a size that is none, a number that is not finite, a class of the repository's own (`auto_map`).
+    """
+    for key, most in _MOST.items():
+        for name in {key, config_class.attribute_map.get(key, key)}:
+            found = stored.get(name)
+            if found is not None and not (type(found) is int and 1 <= found <= most):
+                raise JloraError(f"{file}: {name}: expected an integer from 1 to {most}; found {found!r}")
+    for key, value in stored.items():
+        if not all(math.isfinite(number) for number in _floats(value)):
+            raise JloraError(f"{file}: {key}: expected finite numbers; found NaN or infinity")
+    _require_few_layers(file, stored.get("attention_types"))
+    _require_no_code(file, stored.get("auto_map"), config_class)
+
+
+def _floats(value: Any) -> Iterator[float]:
+    """All of them, however deep."""
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, float):
+            yield value
+        elif isinstance(value, dict | list):
+            left.extend(value.values() if isinstance(value, dict) else value)
+
+
+def _require_few_layers(file: Any, found: Any) -> None:
+    """GPT-Neo's `attention_types`, [[kinds, how often], ...]: the layers that it stands for are counted."""
+    try:
+        layers = sum(len(kinds) * abs(count) for kinds, count in found or ())
+    except (TypeError, ValueError):
+        layers = -1
+    if not 0 <= layers <= MOST_LAYERS:
+        raise JloraError(
+            f"{file}: attention_types: expected pairs of kinds and how often they come, {MOST_LAYERS} layers at most"
+        )
+
+
+def _require_no_code(file: Any, auto_map: Any, config_class: Any) -> None:
+    """`auto_map` names classes in the repository's Python files; those that transformers has too are ours here.
+
+    Under a known model_type it may stand for another model, as JinaBERT's "bert" does.
+    """
+    stem = config_class.__name__.removesuffix("Config")
+    known = re.compile(rf"([\w./-]+[.])?{stem}(Config|Model|LMHeadModel|For\w+)")
+    named = auto_map if isinstance(auto_map, dict) else {"": auto_map} if auto_map is not None else {}
+    for name, found in named.items():
+        # What transformers' tokenizers are made of does not stand here.
+        if name != "AutoTokenizer" and not (isinstance(found, str) and known.fullmatch(found)):
+            raise JloraError(
+                f"{file}: auto_map: {name}: expected no class of the repository's own, whose code is never run here;"
+                f" found {found!r}, which is not transformers' {stem}"
+            )

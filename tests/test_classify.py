@@ -13,7 +13,7 @@ import tiny
 from hub_stand_in import serve_hub
 from transformers import RobertaConfig
 
-from train import run_folder
+from train import lock, run_folder
 from train.classify import __main__ as classify
 
 _SHORT = ["export.merged=false"]
@@ -48,7 +48,7 @@ def test_it_learns_what_there_is_to_learn(tmp_path, capsys):
 
 def test_a_run_leaves_all_that_it_should(tmp_path):
     run = tiny.train(tmp_path / "run")
-    assert {path.name for path in run.iterdir()} == set(run_folder.OURS) - {
+    assert {path.name for path in run.iterdir()} == {*run_folder.OURS, lock.NAME} - {
         "samples.jsonl",
         "adapter.gguf",
         "wandb",

@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -58,3 +59,9 @@ def test_the_first_row_fills_a_batch_up():
 def test_a_batch_that_does_not_fit_is_refused(planned):
     with pytest.raises(ValueError, match="do not fit"):
         make_batch(_tokens([3, 5]), np.zeros(2), planned, 2, pad_id=0)
+
+
+def test_some_rows_of_a_batch_are_those_of_the_whole():
+    tokens, planned, places = _tokens(np.array([3, 5, 4])), PlannedBatch(8, np.array([2, 0, 1])), np.array([1, 3])
+    some, whole = (make_batch(tokens, np.arange(3), planned, 4, 0, *more) for more in ([places], []))
+    jax.tree.map(lambda part, all_: np.testing.assert_array_equal(part, all_[places]), some, whole)

@@ -42,6 +42,26 @@ def test_a_flag_of_another_command_is_unknown():
         parse(["--preview"])
 
 
+def test_flags_with_values():
+    assert parse(["--coordinator=node0:1234", "--process", "1", "--processes", "4"]).flags == Flags(
+        coordinator="node0:1234", process=1, processes=4
+    )
+    planned = command_line.parse(["--dry-run", "--mesh", "data=2,fsdp=4", "--chip=h100"], train.lm.config.COMMAND)
+    assert planned.flags == Flags(dry_run=True, mesh="data=2,fsdp=4", chip="h100")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mesh=data=2"], "expected with --dry-run; a run takes mesh.data=N"),
+        (["--dry-run", "--chip=h100"], "expected with --mesh"),
+    ],
+)
+def test_a_plan_is_a_dry_run_with_a_mesh(flags, message):
+    with pytest.raises(JloraError, match=message):
+        command_line.parse(flags, train.lm.config.COMMAND)
+
+
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
@@ -100,6 +120,7 @@ def test_values(argument, value):
         (["--ofline"], "; nearest: --offline"),
         (["--resum"], "; nearest: --resume"),
         (["--config"], "argument --config: expected one argument"),
+        (["--process", "first"], "argument --process: invalid int value: 'first'"),
         (["--resume=yes"], "argument --resume: ignored explicit argument"),
         (["lora.target_modules=[a"], "command line, lora.target_modules=[a, line 1"),
         (["--config", "no/such.yaml"], "no/such.yaml: expected a YAML file, found no such file"),

@@ -1,5 +1,7 @@
 import argparse
+import errno
 import logging
+import signal
 import subprocess
 import sys
 
@@ -8,6 +10,7 @@ import tiny
 
 from jlora.errors import JloraError
 from train.entry import exit_code, names, require_new, whole_number
+from train.signals import Stopped
 
 
 def _raises(error):
@@ -23,6 +26,13 @@ def _raises(error):
         (lambda: None, 0, ""),
         (_raises(JloraError("lora.r: expected 1")), 2, "error: lora.r: expected 1\n"),
         (_raises(KeyboardInterrupt()), 130, "stopped\n"),
+        (_raises(Stopped(signal.SIGTERM)), 143, "stopped\n"),
+        (_raises(Stopped(signal.SIGINT)), 130, "stopped\n"),
+        (
+            _raises(OSError(errno.ENOSPC, "No space left on device", "run/x")),
+            2,
+            "error: [Errno 28] No space left on device: 'run/x': make room, or name a folder that can be written\n",
+        ),
     ],
 )
 def test_exit_codes(work, code, shown, capsys):
@@ -32,8 +42,9 @@ def test_exit_codes(work, code, shown, capsys):
 
 
 def test_a_fault_of_ours_is_shown_whole():
-    with tiny.isolated(), pytest.raises(ZeroDivisionError):
-        exit_code(_raises(ZeroDivisionError()))
+    for error in (ZeroDivisionError(), OSError(errno.EIO, "Input/output error")):
+        with tiny.isolated(), pytest.raises(type(error)):
+            exit_code(_raises(error))
 
 
 @pytest.mark.parametrize("verbose", [True, False])

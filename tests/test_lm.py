@@ -11,7 +11,7 @@ import tiny
 import tiny_lm
 from encoder_cases import difference
 
-from train import session, shipping
+from train import lock, run_folder, session, shipping
 from train.lm import __main__ as lm
 
 
@@ -29,8 +29,8 @@ def test_it_learns_what_there_is_to_learn(tmp_path, capsys):
 
 def test_a_run_leaves_all_that_it_should():
     run = tiny_lm.finished_run()
-    expected = {"adapter", "merged", "checkpoints", "tensorboard", "config.yaml", "environment.json", "metrics.jsonl"}
-    assert {path.name for path in run.iterdir()} == expected | {"curves.png", "report.json", "samples.jsonl"}
+    expected = {*run_folder.OURS, lock.NAME} - {"adapter.gguf", "predictions.csv", "wandb", "trackio"}
+    assert {path.name for path in run.iterdir()} == expected
     names = {"README.md", "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"}
     assert names <= {path.name for path in (run / "adapter").iterdir()}
     assert {"README.md", "config.json", "model.safetensors"} <= {path.name for path in (run / "merged").iterdir()}

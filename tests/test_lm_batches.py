@@ -1,3 +1,4 @@
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -94,3 +95,11 @@ def test_rows_that_do_not_fit_are_refused():
         make_batch(examples(3), PlannedBatch(2, np.array([0])), 1, PAD)
     with pytest.raises(ValueError, match="do not fit"):
         make_batch(examples(3, 3), PlannedBatch(4, np.array([0, 1])), 1, PAD)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_some_rows_of_a_batch_are_those_of_the_whole(packed):
+    rows = pack(masked([3, 5, 4]), 12) if packed else masked([3, 5, 4])
+    planned, places = PlannedBatch(12, np.arange(len(rows))), np.array([1, 3])
+    some, whole = make_batch(rows, planned, 4, PAD, places), make_batch(rows, planned, 4, PAD)
+    jax.tree.map(lambda part, all_: np.testing.assert_array_equal(part, all_[places]), some, whole)

@@ -9,6 +9,7 @@ import optax
 import pytest
 from lora_cases import normal
 
+from jlora.mesh import AXES
 from train.lm.loss import next_token_sums
 
 
@@ -72,3 +73,24 @@ def _case_of_zeros(rows, length, width, words):
     trainable, frozen = {"a": jnp.zeros((width, 3)), "b": jnp.zeros((3, words))}, {"head": jnp.zeros((width, words))}
     tokens = jnp.zeros((rows, length), jnp.int32)
     return trainable, frozen, jnp.zeros((rows, length, width)), tokens, jnp.zeros((rows, length))
+
+
+def test_devices_that_share_the_rows_form_as_many_logits_each():
+    """Four parts of a batch of 32 rows take the chunks of one part of 8: the head is read no more often."""
+
+    def formed(rows):
+        """The axes (rows, tokens) of the chunks."""
+        seen = []
+
+        def logits(trainable, frozen, hidden, chunk):
+            seen.append(hidden.shape[:2])
+            return _logits(trainable, frozen, hidden)
+
+        jax.eval_shape(lambda *case: next_token_sums(logits, *case), *_case(rows, 200, 8, 30))
+        return seen[0]
+
+    mesh = jax.sharding.AbstractMesh((2, 2, 1), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    alone = formed(8)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert formed(32) == (32, alone[1])
+    assert formed(32) == (32, -(-alone[1] // 4))

@@ -1,6 +1,8 @@
 """The loop's decisions (when it evaluates, saves, stops), with steps that compute nothing."""
 
 import contextlib
+import dataclasses
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +13,13 @@ from jlora.errors import JloraError
 from train import checkpoint
 from train import loop as loops
 from train.batches import plan_epoch
-from train.checkpoint import Best
+from train.checkpoint import Best, Checkpoint, Rest
 from train.loop import Loop, batches, run
 from train.sections import TrainSection
+from train.signals import Stop
 from train.step import State
 
+NOTHING = Rest()
 LENGTHS = np.random.default_rng(0).integers(2, 9, 10)
 
 
@@ -55,24 +59,60 @@ def _loop(accuracies=(), losses=None, norms=None, seed=0, **train):
 
 class _Recorder:
     def __init__(self):
-        self.lines = []
+        self.logged = []
+
+    @property
+    def lines(self):
+        return len(self.logged)
 
     def log(self, step, values, prefix):
-        self.lines.append((step, prefix))
+        self.logged.append((step, prefix, dict(values)))
 
 
-def _run(monkeypatch, loop, start=0, best=None):
-    """(best, steps of evaluations, steps of checkpoints)"""
-    saved, recorder = [], _Recorder()
-    monkeypatch.setattr(checkpoint, "save", lambda manager, state, best: saved.append(int(state.step)))
-    state = State({"w": jnp.full(1, float(start))}, (), jnp.int32(start))
-    best, rate = run(loop, state, best or Best({"w": np.zeros(1)}), None, recorder)
+class _Manager:
+    """Checkpoints that nothing writes."""
+
+    directory = "checkpoints"
+
+    def check_for_errors(self):
+        pass
+
+    def wait_until_finished(self):
+        pass
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """The checkpoints that were saved."""
+    found = []
+    monkeypatch.setattr(checkpoint, "save", lambda manager, begun: found.append(begun))
+    return found
+
+
+def _start(step=0, best=None, rest=NOTHING):
+    return Checkpoint(
+        State({"w": jnp.full(1, float(step))}, (), jnp.int32(step)), best or Best({"w": np.zeros(1)}), rest
+    )
+
+
+def _run(loop, begin=None, stop=None):
+    """(best, what was recorded)"""
+    recorder = _Recorder()
+    best, rate = run(loop, begin or _start(), _Manager(), recorder, stop or Stop())
     assert rate >= 0
-    return best, [step for step, prefix in recorder.lines if prefix == "validation"], saved
+    return best, recorder.logged
+
+
+def _evaluated(logged):
+    return [step for step, prefix, _ in logged if prefix == "validation"]
+
+
+def _steps(saved):
+    return [int(begun.state.step) for begun in saved]
 
 
 @pytest.mark.parametrize(
-    ("settings", "evaluated", "saved"),
+    ("settings", "evaluated", "written"),
     [
         ({}, [3, 6, 7], [3, 6, 7]),
         ({"eval_every": 2}, [2, 4, 6, 7], [2, 4, 6, 7]),
@@ -82,51 +122,104 @@ def _run(monkeypatch, loop, start=0, best=None):
         ({"gradient_accumulation_steps": 2}, [2, 4, 6, 7], [2, 4, 6, 7]),
     ],
 )
-def test_when_it_evaluates_and_saves(settings, evaluated, saved, monkeypatch):
-    assert _run(monkeypatch, _loop(**settings))[1:] == (evaluated, saved)
+def test_when_it_evaluates_and_saves(settings, evaluated, written, saved):
+    _, logged = _run(_loop(**settings))
+    assert _evaluated(logged) == evaluated
+    assert _steps(saved) == written
 
 
-def test_the_best_step_is_the_first_of_the_highest(monkeypatch):
-    best, *_ = _run(monkeypatch, _loop([0.25, 0.75, 0.5, 0.75], eval_every=2))
+@pytest.mark.usefixtures("saved")
+def test_the_best_step_is_the_first_of_the_highest():
+    best, _ = _run(_loop([0.25, 0.75, 0.5, 0.75], eval_every=2))
     assert (best.step, best.value, best.stale) == (4, 0.75, 2)
     assert best.trainable["w"].tolist() == [4.0]
 
 
-def test_it_stops_when_patience_is_at_its_end(monkeypatch):
+def test_it_stops_when_patience_is_at_its_end(saved):
     loop = _loop([0.75, 0.5, 0.75, 1.0], eval_every=1, early_stopping_patience=2)
-    best, evaluated, saved = _run(monkeypatch, loop)
-    assert evaluated == saved == [1, 2, 3]
+    best, logged = _run(loop)
+    assert _evaluated(logged) == _steps(saved) == [1, 2, 3]
     assert (best.step, best.stale) == (1, 2)
     # Resumed there, it does not go on.
-    best, evaluated, saved = _run(monkeypatch, loop, start=3, best=best)
-    assert evaluated == saved == []
+    assert _run(loop, saved[-1]) == (best, [])
+    assert _steps(saved) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_stops_it_before_it_is_saved(value, monkeypatch):
-    saved = []
-    monkeypatch.setattr(checkpoint, "save", lambda manager, state, best: saved.append(int(state.step)))
+def test_what_is_not_finite_stops_it_before_it_is_saved(value, saved):
     for broken in ({"losses": {5: value}}, {"norms": {5: value}}):
         saved.clear()
         with pytest.raises(
             JloraError, match=r"step 5: expected a finite (loss|grad_norm).*checkpoint of step 4 is kept"
         ):
-            _run_plain(_loop(**broken, eval_every=2))
-        assert saved == [2, 4]
+            _run(_loop(**broken, eval_every=2))
+        assert _steps(saved) == [2, 4]
+        assert all(np.isfinite(begun.best.trainable["w"]).all() for begun in saved)
 
 
-def test_an_evaluation_that_is_not_finite_stops_it_before_it_is_saved(monkeypatch):
-    monkeypatch.setattr(checkpoint, "save", lambda *_: pytest.fail("a broken step was saved"))
+def test_an_evaluation_that_is_not_finite_stops_it_before_it_is_saved(saved):
     with pytest.raises(JloraError, match=r"step 2: expected a finite .*validation.*no checkpoint was written yet"):
-        _run_plain(_loop([float("nan")], eval_every=2))
+        _run(_loop([float("nan")], eval_every=2))
+    assert saved == []
 
 
-def _run_plain(loop):
-    run(loop, State({"w": jnp.zeros(1)}, (), jnp.int32(0)), Best({"w": np.zeros(1)}), None, _Recorder())
+def _stops_at(step, **given):
+    """A signal that comes while the step runs."""
+
+    class _Stop(Stop):
+        def requested(self, now):
+            if now == step:
+                self.number = signal.SIGTERM
+            return super().requested(now)
+
+    return _Stop(**given)
+
+
+_LOSSES = {step: 1 / step for step in range(1, 8)}
+
+
+@pytest.mark.parametrize("step", range(1, 8))
+def test_a_run_that_a_signal_stopped_goes_on_as_if_it_had_not(step, saved):
+    settings = {"losses": _LOSSES, "eval_every": 2, "checkpoint_every": 5, "log_every": 3}
+    accuracies = [0.25, 0.75, 0.5, 0.625]
+    whole, record = _run(_loop(accuracies, **settings))
+    saved.clear()
+    _, before = _run(_loop(accuracies, **settings), stop=_stops_at(step))
+    assert _steps(saved)[-1] == step
+    assert saved[-1].rest.lines == len(before)
+    done = len(_evaluated(before))
+    best, after = _run(_loop(accuracies[done:], **settings), saved[-1])
+    assert best == whole
+    assert [line[:2] for line in before + after] == [line[:2] for line in record]
+    losses = [[line[2]["loss"] for line in lines if line[1] == "train"] for lines in (before + after, record)]
+    assert losses[0] == losses[1]
+
+
+def test_a_signal_cuts_an_evaluation_which_the_resumed_run_makes_up_for(saved):
+    loop, stop = _loop([0.75], eval_every=2), Stop()
+
+    def evaluate(adapter):
+        stop.note(signal.SIGINT, None)
+        pytest.fail("the evaluation went on")
+
+    _, logged = _run(dataclasses.replace(loop, evaluate=evaluate), stop=stop)
+    assert _evaluated(logged) == []
+    assert _steps(saved) == [2]
+    assert saved[-1].rest.unevaluated
+    best, logged = _run(loop, saved[-1])
+    assert _evaluated(logged) == [2, 4, 6, 7]
+    assert (best.step, best.value) == (2, 0.75)
+
+
+def test_a_signal_that_comes_while_the_missed_evaluation_is_made_up_for_changes_nothing(saved):
+    stop = Stop()
+    stop.note(signal.SIGINT, None)
+    best, logged = _run(_loop(eval_every=2), _start(2, rest=Rest(unevaluated=True)), stop)
+    assert (best.value, logged, saved) == (None, [], [])
 
 
 def _fingerprints(found):
-    return [(batch.rows.tolist(), batch.length) for batch in found]
+    return [(batch.rows.tolist(), batch.length) for _, batch in found]
 
 
 @pytest.mark.parametrize("start", [1, 2, 3, 5])
@@ -137,13 +230,14 @@ def test_the_batches_of_a_resumed_run_are_those_that_were_left(start):
 
 def test_an_epoch_holds_every_row_once_and_no_two_are_alike():
     found = list(batches(_loop(), 0))
-    epochs = [np.concatenate([batch.rows for batch in found[first : first + 3]]) for first in (0, 3)]
+    epochs = [np.concatenate([batch.rows for _, batch in found[first : first + 3]]) for first in (0, 3)]
     for rows in epochs:
         assert sorted(rows) == list(range(10))
     assert epochs[0].tolist() != epochs[1].tolist()
     assert _fingerprints(found) != _fingerprints(batches(_loop(seed=1), 0))
 
 
+@pytest.mark.usefixtures("saved")
 def test_evaluations_do_not_count_as_training(monkeypatch):
     paused = []
 
@@ -153,5 +247,5 @@ def test_evaluations_do_not_count_as_training(monkeypatch):
         yield
 
     monkeypatch.setattr(loops.Progress, "paused", noted)
-    _run(monkeypatch, _loop(eval_every=2))
+    _run(_loop(eval_every=2))
     assert len(paused) == 7

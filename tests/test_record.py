@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import struct
 import sys
 import types
@@ -8,7 +9,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from jlora.errors import JloraError
-from train.record import Recorder, read_metrics
+from train.record import NoRecorder, Recorder, read_metrics
 
 
 def _events(run_dir):
@@ -73,7 +74,7 @@ def test_resuming_gives_the_lines_of_a_run_that_was_not_killed(tmp_path, tail):
     _run(tmp_path, [1, 2, 3, 4, 5])
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text() + tail)
-    _run(tmp_path, [4, 5, 6], resume_step=3)
+    _run(tmp_path, [4, 5, 6], resume_step=3, resume_lines=3)
     assert _steps(tmp_path) == [1, 2, 3, 4, 5, 6]
     assert 4 in [event.step for event in _events(tmp_path) if event.HasField("session_log")]
 
@@ -82,6 +83,47 @@ def test_resuming_before_the_first_checkpoint_starts_anew(tmp_path):
     _run(tmp_path, [1, 2])
     _run(tmp_path, [1], resume_step=0)
     assert _steps(tmp_path) == [1]
+
+
+def test_lines_are_counted_not_steps(tmp_path):
+    """Of one step there may be several lines, of which the checkpoint knew some."""
+    with Recorder(tmp_path) as recorder:
+        for prefix in ("train", "validation", "test"):
+            recorder.log(1, {"loss": 1.0}, prefix)
+        assert recorder.lines == 3
+    with Recorder(tmp_path, resume_step=1, resume_lines=2) as recorder:
+        assert recorder.lines == 2
+        recorder.log(2, {"loss": 1.0}, "train")
+        assert recorder.lines == 3
+    assert [list(line)[-1] for line in read_metrics(tmp_path / "metrics.jsonl")] == [
+        "train/loss", "validation/loss", "train/loss",
+    ]  # fmt: skip
+
+
+def test_lines_that_are_gone_are_said(tmp_path, caplog):
+    _run(tmp_path, [1, 2])
+    _run(tmp_path, [4], resume_step=3, resume_lines=3)
+    assert "1 of the 3 lines up to the checkpoint are missing" in caplog.text
+    assert _steps(tmp_path) == [1, 2, 4]
+
+
+def test_a_full_disk_is_an_error_at_the_line_that_it_does_not_take(tmp_path):
+    recorder = Recorder(tmp_path)
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, recorder._file.fileno())
+    os.close(full)
+    with pytest.raises(OSError, match="No space left"):
+        recorder.log(1, {"loss": 1.0}, "train")
+    with pytest.raises(OSError, match="No space left"):
+        recorder.close()
+
+
+def test_who_does_not_record_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with NoRecorder() as recorder:
+        recorder.log(1, {"loss": 1.0}, "train")
+    assert recorder.lines == 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_second_run_is_refused_and_changes_nothing(tmp_path):

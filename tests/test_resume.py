@@ -103,6 +103,23 @@ def test_a_finished_run_says_so_and_is_left_alone(undisturbed, capsys):
     assert tiny.contents(undisturbed) == before
 
 
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (lambda: f"data.train={tiny.data_file(24, 5)}", "expected the data that the run was started with"),
+        (lambda: f"model={tiny.model_folder('bert', num_hidden_layers=1)}", "expected the base that the run was"),
+    ],
+)
+def test_other_contents_under_an_allowed_name_are_refused_and_the_run_is_left_alone(other, said, undisturbed, capsys):
+    before = tiny.contents(undisturbed)
+    assert tiny.call(classify.main, tiny.arguments(undisturbed, *_STEPS, "--resume", other())) == 2
+    assert said in capsys.readouterr().err
+    after = tiny.contents(undisturbed)
+    assert {name: before[name] for name in before if name != ".lock"} == {
+        name: after[name] for name in after if name != ".lock"
+    }
+
+
 def test_checkpoints_hold_no_folder_that_loaders_mistake_for_a_model(undisturbed):
     folders = [path for path in (undisturbed / "checkpoints").rglob("*") if path.is_dir()]
     assert len(folders) > 2

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from jlora.errors import JloraError
-from train import environment, run_folder
+from train import environment, lock, run_folder
 from train.classify.config import Config
 from train.command import Flags
 from train.run_folder import check, claim, write_json
@@ -15,6 +15,7 @@ def _config(folder, **changes):
 
 @pytest.fixture
 def run(tmp_path):
+    (tmp_path / "run").mkdir()
     return claim(_config(tmp_path / "run"), Flags())
 
 
@@ -41,9 +42,35 @@ def test_a_run_is_resumed_finished_or_refused(run):
 
 def test_only_the_same_configuration_is_resumed(run):
     with pytest.raises(JloraError, match="found 2 differences") as caught:
-        check(_config(run, seed=4, lora={"r": 2}), Flags(resume=True))
+        check(_config(run, seed=4, lora={"r": 2}, train={"epochs": 9}), Flags(resume=True))
+    assert "epochs" not in str(caught.value)
     assert "  seed: the run has 0, now given 4" in str(caught.value)
     assert "  lora.r: the run has 8, now given 2" in str(caught.value)
+
+
+def test_a_finished_run_goes_on_where_what_may_change_does(run, caplog):
+    (run / "report.json").write_text("{}")
+    longer = _config(run, train={"epochs": 9}, export={"merged": False})
+    assert check(longer, Flags(resume=True)) == "resumed"
+    with caplog.at_level("INFO", "train"):
+        claim(longer, Flags(resume=True))
+    assert "train.epochs: the run has 3.0, now given 9.0" in caplog.text
+    assert "export.merged: the run has True, now given False" in caplog.text
+    assert not (run / "report.json").exists()
+    assert check(longer, Flags(resume=True)) == "resumed"
+    (run / "report.json").write_text("{}")
+    assert check(longer, Flags(resume=True)) == "finished"
+
+
+def test_a_run_that_was_moved_is_the_same(run, tmp_path):
+    run.rename(tmp_path / "moved")
+    (tmp_path / "moved" / "report.json").write_text("{}")
+    assert check(_config(tmp_path / "moved"), Flags(resume=True)) == "finished"
+
+
+def test_a_lock_is_no_run(tmp_path):
+    (tmp_path / lock.NAME).touch()
+    assert check(_config(tmp_path), Flags()) == "new"
 
 
 def test_both_flags_contradict(run):

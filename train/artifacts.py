@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 import jlora
@@ -15,6 +16,8 @@ from jlora.errors import JloraError
 from jlora.residual import subtract_initial
 from train.adapted import Adapted
 from train.classify.labels import Labels
+from train.devices import to_first
+from train.distributed import first_alone
 
 TOLERANCE = 1e-4
 """The largest difference of logits, merged read back against in memory, that float32 may show."""
@@ -52,15 +55,21 @@ def _for_the_original(adapted: Adapted, adapter: dict[str, Any]) -> dict[str, An
 def write_merged(
     folder: Path, adapted: Adapted, adapter: dict[str, Any], tokenizer: PreTrainedTokenizerBase, dtype: str
 ) -> None:
-    """Base and adapter as one checkpoint that transformers opens, with the tokenizer beside it."""
-    save_base(folder, adapted.model, jlora.merge(adapted.base, adapter), dtype=dtype)
-    tokenizer.save_pretrained(folder)
+    """Base and adapter as one checkpoint that transformers opens, with the tokenizer beside it.
+
+    Of several processes all take part; the first one holds the model whole, in the host's memory, and writes it.
+    """
+    merged = to_first(jlora.merge(adapted.base, adapter))
+    with first_alone("merged") as writes:
+        if writes:
+            save_base(folder, adapted.model, merged, dtype=dtype)
+            tokenizer.save_pretrained(folder)
 
 
-def read_back(folder: Path, compute_dtype: Any) -> tuple[Any, Any]:
+def read_back(folder: Path, compute_dtype: Any, mesh: Mesh | None = None) -> tuple[Any, Any]:
     """(model, base) of a folder that `write_merged` wrote, read from its files."""
     model = build(load_config(str(folder)), dtype=compute_dtype)
-    return model, load_weights(model, str(folder))
+    return model, load_weights(model, str(folder), mesh=mesh)
 
 
 def largest_difference(in_memory: np.ndarray, from_files: np.ndarray) -> float:

@@ -1,23 +1,33 @@
 """Checkpoints of a run by orbax: one atomic folder a step, written while training goes on.
 
-runs/sst2/checkpoints/120/  trained leaves, optimizer state, step, the best leaves so far, and notes (JSON)
+runs/sst2/checkpoints/120/  trained leaves, optimizer state, step, the best leaves so far, and notes (JSON): what else
+a run goes on from, and the checksum of each array. A checkpoint that was found damaged is called 120.damaged.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jlora.errors import JloraError
 from jlora.paths import leaves_by_path
+from train import distributed
+from train.checksum import checksums
+from train.devices import to_host
 from train.step import State
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,49 +41,197 @@ class Best:
     stale: int = 0
 
 
+@dataclasses.dataclass(frozen=True)
+class Rest:
+    """What a step leaves to those after it, apart from the state.
+
+    Attributes:
+      losses: those of the steps that no line of the record holds yet.
+      unevaluated: the step's evaluation is due and was not made.
+      lines: how many lines the record had.
+    """
+
+    losses: tuple[float, ...] = ()
+    unevaluated: bool = False
+    lines: int = 0
+
+
+class Checkpoint(NamedTuple):
+    """All that a run goes on from."""
+
+    state: State
+    best: Best
+    rest: Rest = Rest()
+
+
 @contextmanager
 def open_checkpoints(folder: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
     """The run's checkpoints, of which the newest `keep` stay; leaving waits for what is still being written."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-    manager = ocp.CheckpointManager(folder.resolve(), options=options)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        enable_async_checkpointing=True,
+        cleanup_tmp_directories=True,  # what a killed run had begun to write
+        # Folders made in the background that cannot be made would keep a failed run waiting for minutes.
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+    )
+    with _explained(folder):
+        manager = ocp.CheckpointManager(folder.resolve(), options=options)
     try:
         yield manager
-    finally:
+    except BaseException:
+        with suppress(Exception):  # of the same cause as the error that is on its way
+            manager.close()
+        raise
+    with _explained(folder):
         manager.close()
 
 
-def save(manager: ocp.CheckpointManager, state: State, best: Best) -> None:
-    """Writes a checkpoint of `state.step` in the background; the arrays are copied first."""
-    arrays = {f"state/{path}": leaf for path, leaf in leaves_by_path(state).items()}
-    arrays |= {f"best/{path}": leaf for path, leaf in leaves_by_path(best.trainable).items()}
-    notes = {"value": best.value, "step": best.step, "stale": best.stale}
-    manager.save(
-        int(state.step),
-        args=ocp.args.Composite(arrays=ocp.args.StandardSave(to_host(arrays)), best=ocp.args.JsonSave(notes)),
+def save(manager: ocp.CheckpointManager, checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint of the state's step in the background; the arrays are copied first.
+
+    Raises:
+      JloraError: it, or the one before, cannot be written.
+    """
+    state, best, rest = checkpoint
+    arrays = _named(state, best.trainable)
+    notes = {
+        "best": {"value": best.value, "step": best.step, "stale": best.stale},
+        "rest": dataclasses.asdict(rest),
+        "checksums": checksums(arrays),
+    }
+    args = ocp.args.Composite(
+        arrays=ocp.args.StandardSave(_copied(arrays)),
+        notes=ocp.args.JsonSave({"notes": notes, "sha256": _sha256(notes)}),
     )
+    with _explained(Path(manager.directory)):
+        manager.save(int(state.step), args=args)
 
 
-def restore(manager: ocp.CheckpointManager, like: State) -> tuple[State, Best]:
-    """The newest checkpoint, or (`like`, an empty Best) where there is none yet."""
-    step = manager.latest_step()
-    if step is None:
-        return like, Best(to_host(like.trainable))
-    expected = {f"state/{path}": leaf for path, leaf in leaves_by_path(like).items()}
-    expected |= {f"best/{path}": leaf for path, leaf in leaves_by_path(like.trainable).items()}
-    template = {path: np.empty(leaf.shape, leaf.dtype) for path, leaf in expected.items()}
+def check(manager: ocp.CheckpointManager) -> None:
+    """Raises JloraError where a checkpoint, written in the background, could not be written."""
+    with _explained(Path(manager.directory)):
+        manager.check_for_errors()
+
+
+def wait(manager: ocp.CheckpointManager) -> None:
+    """Returns when the newest checkpoint is whole. Raises JloraError where it cannot be written."""
+    with _explained(Path(manager.directory)):
+        manager.wait_until_finished()
+
+
+def restore(manager: ocp.CheckpointManager, like: State) -> Checkpoint:
+    """The newest whole checkpoint, on the devices of `like`; `like` and empty ones where there is none yet.
+
+    A checkpoint that cannot be read, or whose contents are not those that were written, is said and set aside, and
+    the one before it is taken.
+
+    Raises:
+      JloraError: there are checkpoints, and none is whole.
+    """
+    damaged: dict[int, str] = {}
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            found = _read(manager, step, like)
+        except Exception as error:  # orbax raises what its parts raise, of any kind
+            damaged[step] = _reason(error)
+        else:
+            _set_aside(manager, damaged, step)
+            return found
+    if damaged:
+        lines = "\n".join(f"  step {step}: {reason}" for step, reason in damaged.items())
+        raise JloraError(
+            f"{manager.directory}: expected a whole checkpoint, found {len(damaged)} damaged\n{lines}\n"
+            "Put them back from a copy, or start anew with --overwrite"
+        )
+    return Checkpoint(like, Best(to_host(like.trainable)))
+
+
+def _read(manager: ocp.CheckpointManager, step: int, like: State) -> Checkpoint:
+    wanted = _named(like, like.trainable)
     found = manager.restore(
-        step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(template), best=ocp.args.JsonRestore())
+        step,
+        args=ocp.args.Composite(
+            arrays=ocp.args.StandardRestore({name: _template(leaf) for name, leaf in wanted.items()}),
+            notes=ocp.args.JsonRestore(),
+        ),
     )
-    state = _filled(like, "state/", found.arrays)
-    best = _filled(like.trainable, "best/", found.arrays)
-    return jax.tree.map(jnp.array, state), Best(to_host(best), **found.best)
+    notes = found.notes["notes"]
+    if _sha256(notes) != found.notes["sha256"]:
+        raise JloraError("the notes are not those that were written")
+    sums = checksums(dict(found.arrays))
+    other = [name for name, value in notes["checksums"].items() if sums.get(name) != value]
+    if other:
+        raise JloraError(f"{len(other)} of {len(sums)} arrays are not those that were written: {', '.join(other[:3])}")
+    state = jax.tree.map(_placed, _filled(like, "state/", found.arrays), like)
+    best = to_host(_filled(like.trainable, "best/", found.arrays))
+    rest = notes["rest"] | {"losses": tuple(notes["rest"]["losses"])}
+    return Checkpoint(state, Best(best, **notes["best"]), Rest(**rest))
 
 
-def to_host(tree: Any) -> Any:
-    """Copies of all arrays as numpy: a view would change with the donated buffer that it looks at."""
-    return jax.tree.map(lambda leaf: np.array(leaf, copy=True), tree)
+def _named(state: State, best: Any) -> dict[str, Any]:
+    arrays = {f"state/{path}": leaf for path, leaf in leaves_by_path(state).items()}
+    return arrays | {f"best/{path}": leaf for path, leaf in leaves_by_path(best).items()}
 
 
-def _filled(like: Any, prefix: str, arrays: dict[str, np.ndarray]) -> Any:
+def _filled(like: Any, prefix: str, arrays: dict[str, Any]) -> Any:
     leaves = [arrays[prefix + path] for path in leaves_by_path(like)]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _copied(arrays: dict[str, Any]) -> dict[str, Any]:
+    """The arrays on the host; of several processes, each keeps its shards where they are."""
+    if jax.process_count() == 1:
+        return to_host(arrays)
+    return {name: jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf for name, leaf in arrays.items()}
+
+
+def _template(leaf: jax.Array) -> Any:
+    if leaf.is_fully_addressable:
+        return np.empty(leaf.shape, leaf.dtype)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+
+
+def _placed(array: Any, like: jax.Array) -> jax.Array:
+    """The array on the devices of `like`; a copy: what is donated must not be numpy's."""
+    if not like.is_fully_addressable:
+        return array
+    return jax.device_put(jnp.array(array), like.sharding) if like.committed else jnp.array(array)
+
+
+def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, str], used: int) -> None:
+    if not damaged:
+        return
+    for step, reason in damaged.items():
+        place = Path(manager.directory) / str(step)
+        logger.warning("%s: damaged, set aside as %s.damaged, step %d is used: %s", place, step, used, reason)
+        if distributed.is_first():
+            place.rename(_free(place))
+    distributed.wait_for_all("set aside")
+    manager.reload()
+
+
+def _free(place: Path) -> Path:
+    """A name for a damaged checkpoint that no other has."""
+    names = [place.with_name(f"{place.name}.damaged{number}") for number in ("", *range(2, 1000))]
+    return next(name for name in names if not name.exists())
+
+
+def _sha256(notes: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(notes, sort_keys=True).encode()).hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    """Its first line, or its kind where it says nothing."""
+    return f"{error}\n".strip().partition("\n")[0][:300] or type(error).__name__
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Says what to do where a checkpoint cannot be written; orbax and its parts raise errors of many kinds."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        raise JloraError(
+            f"{folder}: a checkpoint could not be written: {_reason(error)}\n"
+            "Those before it are whole. Make room or lend the right to write, then go on with --resume"
+        ) from error

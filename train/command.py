@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Generic
+from collections.abc import Callable
+from typing import Any, Generic, NamedTuple
 
 from train.run_config import AnyConfig
 
@@ -17,6 +18,22 @@ FLAGS = {
 """{name: meaning} of what every training command takes."""
 
 
+class Option(NamedTuple):
+    """What stands behind a flag: its name in the help, what it means, and its type."""
+
+    metavar: str
+    meaning: str
+    takes: Callable[[str], Any] = str
+
+
+OPTIONS = {
+    "coordinator": Option("HOST:PORT", "where process 0 of several listens; a cluster says so itself"),
+    "process": Option("I", "number of this process, from 0", int),
+    "processes": Option("N", "number of processes of the run", int),
+}
+"""{name: option} of what every training command takes."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Command(Generic[AnyConfig]):
     """One training command.
@@ -28,6 +45,7 @@ class Command(Generic[AnyConfig]):
       config: a config that it comes with, which help and errors name.
       examples: arguments behind program and config that the help shows.
       flags: {name: meaning} of its switches, each a field of Flags.
+      options: {name: option} of its flags with a value, each a field of Flags.
     """
 
     program: str
@@ -36,11 +54,12 @@ class Command(Generic[AnyConfig]):
     config: str
     examples: tuple[str, ...]
     flags: dict[str, str]
+    options: dict[str, Option]
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """The switches of the command line, all off unless given."""
+    """The flags of the command line, all off unless given."""
 
     offline: bool = False
     resume: bool = False
@@ -48,3 +67,8 @@ class Flags:
     dry_run: bool = False
     verbose: bool = False
     preview: bool = False
+    mesh: str | None = None
+    chip: str | None = None
+    coordinator: str | None = None
+    process: int | None = None
+    processes: int | None = None

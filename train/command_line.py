@@ -28,7 +28,7 @@ class Request(Generic[AnyConfig]):
       file: the config file, or None where everything is given on the command line.
       values: the mapping in that file, as it is written.
       overrides: {dotted key: value} of the command line, in its order; the last of two equal keys counts.
-      flags: the switches.
+      flags: what was given with two dashes.
     """
 
     command: Command[AnyConfig]
@@ -47,21 +47,27 @@ def parse(argv: Sequence[str], command: Command[AnyConfig]) -> Request[AnyConfig
     `--help` prints the help and ends the program.
 
     Raises:
-      JloraError: an unknown flag, an argument that is not `key=value`, a value that is not YAML, or what
-        `yaml_text.read_file` raises. Unknown keys and wrong values are left to `resolve`, which lists all.
+      JloraError: an unknown flag or one that needs another, an argument that is not `key=value`, a value that is not
+        YAML, or what `yaml_text.read_file` raises. Unknown keys and wrong values are left to `resolve`: it lists all.
     """
     parser = _Parser(prog=command.program, add_help=False, allow_abbrev=False)
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--config", metavar="FILE", type=Path)
-    for flag in _written(command):
-        parser.add_argument(flag, action="store_true")
+    for name in command.flags:
+        parser.add_argument(_written(name), action="store_true")
+    for name, option in command.options.items():
+        parser.add_argument(_written(name), metavar=option.metavar, type=option.takes)
     known, rest = parser.parse_known_args(argv)
     if known.help:
         print(help_text(command), end="")
         parser.exit()
     overrides = dict(_override(argument, command) for argument in rest)
     values = {} if known.config is None else yaml_text.read_file(known.config)
-    flags = Flags(**{name: getattr(known, name) for name in command.flags})
+    flags = Flags(**{name: getattr(known, name) for name in (*command.flags, *command.options)})
+    if flags.mesh and not flags.dry_run:
+        raise JloraError("command line: --mesh: expected with --dry-run; a run takes mesh.data=N mesh.fsdp=N")
+    if flags.chip and not flags.mesh:
+        raise JloraError("command line: --chip: expected with --mesh, such as --dry-run --mesh data=8")
     return Request(command, known.config, values, overrides, flags)
 
 
@@ -70,14 +76,14 @@ class _Parser(argparse.ArgumentParser):
         raise JloraError(f"command line: {message}; --help shows the usage")
 
 
-def _written(command: Command) -> list[str]:
-    return [f"--{name.replace('_', '-')}" for name in command.flags]
+def _written(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _override(argument: str, command: Command) -> tuple[str, Any]:
     key, equals, text = argument.partition("=")
     if argument.startswith("-"):
-        flags = ["--config", "--help", *_written(command)]
+        flags = ["--config", "--help", *map(_written, (*command.flags, *command.options))]
         hint = f"; did you mean {argument.lstrip('-')}, without dashes?" if equals else nearest(key, flags)
         raise JloraError(f"command line: unknown flag {argument}{hint}\n  flags: {', '.join(flags)}")
     if not equals or not key:

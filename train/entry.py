@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -10,21 +11,33 @@ from pathlib import Path
 
 from jlora.errors import JloraError
 from train.progress import configure_logging
+from train.signals import Stopped
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors that say that a disk takes nothing more."""
 
 
 def exit_code(work: Callable[[], None], *, verbose: bool = False, interrupted: str = "interrupted") -> int:
-    """Does the work: 0 is success, 2 something that the user can mend (said on stderr), 130 an interruption."""
+    """Does the work and returns the exit code.
+
+    0 is success, 2 something that the user can mend (said on stderr), 130 an interruption (SIGINT), 143 SIGTERM.
+    """
     configure_logging(verbose)
     try:
         work()
     except JloraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(interrupted, file=sys.stderr)
-        return 130
     except BrokenPipeError:  # who reads the output, such as `head`, has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        print(f"error: {error}: make room, or name a folder that can be written", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, Stopped) as stop:
+        print(interrupted, file=sys.stderr)
+        return stop.code if isinstance(stop, Stopped) else 130
     return 0
 
 

@@ -26,6 +26,7 @@ def help_text(command: Command) -> str:
         _entry("--help", "this text", width),
     ]
     lines += [_entry(f"--{name.replace('_', '-')}", meaning, width) for name, meaning in command.flags.items()]
+    lines += [_entry(f"--{name} {metavar}", meaning, width) for name, (metavar, meaning, _) in command.options.items()]
     lines += ["", "keys: meaning (type; default)"]
     sections, section = keys.sections(command.schema), ""
     for key, field in keys.fields(command.schema).items():

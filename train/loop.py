@@ -16,10 +16,12 @@ import orbax.checkpoint as ocp
 from jlora import combine
 from jlora.errors import JloraError
 from train import checkpoint, metrics
-from train.checkpoint import Best
+from train.checkpoint import Best, Checkpoint, Rest
+from train.devices import to_host
 from train.progress import Progress
 from train.record import Recorder
 from train.sections import TrainSection
+from train.signals import Cut, Stop
 from train.step import State
 
 logger = logging.getLogger(__name__)
@@ -34,7 +36,7 @@ class Loop:
       base, frozen: the trees that are not trained.
       plan: plan(epoch) gives what each of the epoch's steps trains on, a pure function of its argument.
       batch: batch(planned) makes the arrays of one step, as `train_step` takes them.
-      count: count(batch) is how many of `unit` (examples, tokens) a step gets through.
+      count: count(planned) is how many of `unit` (examples, tokens) a step gets through.
       train_step: a compiled function of `train.step`.
       evaluate: evaluate(adapter) gives {metric: value} of the validation split, the loss among them.
       metric: what chooses the best step. rate: the learning rate of a step. key: root of the dropout keys.
@@ -56,87 +58,123 @@ class Loop:
     key: jax.Array
 
 
-def run(loop: Loop, state: State, best: Best, manager: ocp.CheckpointManager, recorder: Recorder) -> tuple[Best, float]:
-    """Trains from `state` to the last step, or until nothing gets better.
+def run(
+    loop: Loop, begin: Checkpoint, manager: ocp.CheckpointManager, recorder: Recorder, stop: Stop
+) -> tuple[Best, float]:
+    """Trains from `begin` to the last step, or until nothing gets better or a signal stops it.
 
     Returns:
-      (the best evaluation, examples or tokens per second while training).
+      (the best evaluation, examples or tokens per second while training); every checkpoint is whole by then.
 
     Raises:
-      JloraError: the loss, its gradient or an evaluation is NaN or infinite; the newest checkpoint is from before it.
+      JloraError: the loss, its gradient or an evaluation is NaN or infinite, and the newest checkpoint is from before
+        it; a checkpoint cannot be written.
     """
-    train, start = loop.train, int(state.step)
-    evaluate_every = train.eval_every or loop.per_epoch
-    checkpoint_every = train.checkpoint_every or evaluate_every
-    saved, losses = start, list[Any]()  # losses since the last record
+    start = int(begin.state.step)
+    run = _Run(loop, manager, recorder, stop, begin.state, begin.best, list(begin.rest.losses), start)
     unread = deque[tuple[int, dict]]()  # values that were not looked at: one step may run while the next is made
-    with Progress(loop.steps, start, train.log_every, unit=loop.unit) as progress:
-        for step, batch in enumerate(batches(loop, start), start + 1):
-            if _is_exhausted(loop, best):
-                logger.info("stopped early: %d evaluations without a better %s", best.stale, loop.metric)
+    with Progress(loop.steps, start, loop.train.log_every, unit=loop.unit) as progress:
+        stopped = begin.rest.unevaluated and not run.evaluate(start)
+        for step, (count, batch) in enumerate(batches(loop, start), start + 1):
+            if stopped or run.is_exhausted():
                 break
-            state, values = loop.train_step(state, loop.frozen, loop.base, batch, loop.key)
+            run.state, values = loop.train_step(run.state, loop.frozen, loop.base, batch, loop.key)
             unread.append((step, values))
-            log, evaluate, save = (
-                step % every == 0 or step == loop.steps for every in (train.log_every, evaluate_every, checkpoint_every)
-            )
-            while len(unread) > (0 if log or evaluate or save else 1):
-                _require_finite(*unread.popleft(), saved)
-            progress.update(values["loss"], loop.count(batch), float(loop.rate(step - 1)))
-            losses.append(values["loss"])
+            stopped, (log, evaluate, save) = stop.requested(step), _due(loop, step)
+            while len(unread) > (0 if log or evaluate or save or stopped else 1):
+                run.require_finite(*unread.popleft())
+            progress.update(values["loss"], count, float(loop.rate(step - 1)))
+            run.losses.append(values["loss"])
             if log:
-                _log_step(recorder, loop, step, {**values, "loss": np.mean([float(loss) for loss in losses])}, progress)
-                losses.clear()
+                run.log(step, values, progress.per_second)
             with progress.paused():
-                if evaluate:
-                    best = _evaluate(loop, state, best, step, saved, recorder)
-                if save:
-                    checkpoint.save(manager, state, best)
-                    saved = step
-        return best, progress.per_second
+                unevaluated = evaluate and (stopped or not run.evaluate(step))
+                stopped = stopped or unevaluated
+                if save or stopped:
+                    run.save(step, unevaluated)
+        checkpoint.wait(manager)
+        return run.best, progress.per_second
 
 
-def batches(loop: Loop, start: int) -> Iterator[Any]:
-    """The batches of the steps from `start` on: a pure function of the plan and the step, whatever came before."""
+def batches(loop: Loop, start: int) -> Iterator[tuple[int, Any]]:
+    """(count, batch) of the steps from `start` on: a pure function of the plan and the step, whatever came before."""
     for epoch in range(start // loop.per_epoch, math.ceil(loop.steps / loop.per_epoch)):
         begin = epoch * loop.per_epoch
         for planned in loop.plan(epoch)[max(0, start - begin) : loop.steps - begin]:
-            yield loop.batch(planned)
+            yield loop.count(planned), loop.batch(planned)
 
 
-def _is_exhausted(loop: Loop, best: Best) -> bool:
-    patience = loop.train.early_stopping_patience
-    return patience is not None and best.stale >= patience
+def _due(loop: Loop, step: int) -> tuple[bool, bool, bool]:
+    """Whether the step is one of which there is a line, an evaluation, a checkpoint."""
+    train = loop.train
+    evaluate_every = train.eval_every or loop.per_epoch
+    log, evaluate, save = (
+        step % every == 0 or step == loop.steps
+        for every in (train.log_every, evaluate_every, train.checkpoint_every or evaluate_every)
+    )
+    return log, evaluate, save
 
 
-def _require_finite(step: int, values: Mapping[str, SupportsFloat], saved: int) -> None:
-    for name, value in values.items():
-        if not math.isfinite(float(value)):
-            kept = f"the checkpoint of step {saved} is kept" if saved else "no checkpoint was written yet"
-            raise JloraError(
-                f"step {step}: expected a finite {name}, found {float(value)}; stopped, {kept}."
-                " Try a smaller train.learning_rate, or look at the data."
-            )
+@dataclasses.dataclass
+class _Run:
+    """What changes from step to step: `losses` that no line holds yet, the step of the newest checkpoint (`saved`)."""
 
+    loop: Loop
+    manager: ocp.CheckpointManager
+    recorder: Recorder
+    stop: Stop
+    state: State
+    best: Best
+    losses: list[Any]
+    saved: int
 
-def _log_step(recorder: Recorder, loop: Loop, step: int, values: dict[str, Any], progress: Progress) -> None:
-    numbers = {
-        "loss": values["loss"],
-        "grad_norm": values["grad_norm"],
-        "learning_rate": loop.rate(step - 1),
-        "epoch": step / loop.per_epoch,
-        f"{loop.unit}_per_second": progress.per_second,
-    }
-    recorder.log(step, numbers, "train")
+    def is_exhausted(self) -> bool:
+        patience = self.loop.train.early_stopping_patience
+        if patience is None or self.best.stale < patience:
+            return False
+        logger.info("stopped early: %d evaluations without a better %s", self.best.stale, self.loop.metric)
+        return True
 
+    def require_finite(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
+        for name, value in values.items():
+            if not math.isfinite(float(value)):
+                kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "no checkpoint was written yet"
+                raise JloraError(
+                    f"step {step}: expected a finite {name}, found {float(value)}; stopped, {kept}."
+                    " Try a smaller train.learning_rate, or look at the data."
+                )
 
-def _evaluate(loop: Loop, state: State, best: Best, step: int, saved: int, recorder: Recorder) -> Best:
-    found = loop.evaluate(combine(state.trainable, loop.frozen))
-    _require_finite(step, {"validation loss": found["loss"]}, saved)
-    recorder.log(step, found, "validation")
-    shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
-    better = metrics.is_better(loop.metric, found[loop.metric], best.value)
-    logger.info("step %d  validation: %s%s", step, shown, "  (best so far)" if better else "")
-    if better:
-        return Best(checkpoint.to_host(state.trainable), found[loop.metric], step, 0)
-    return dataclasses.replace(best, stale=best.stale + 1)
+    def log(self, step: int, values: dict[str, Any], per_second: float) -> None:
+        checkpoint.check(self.manager)
+        numbers = {
+            "loss": np.mean([float(loss) for loss in self.losses]),
+            "grad_norm": values["grad_norm"],
+            "learning_rate": self.loop.rate(step - 1),
+            "epoch": step / self.loop.per_epoch,
+            f"{self.loop.unit}_per_second": per_second,
+        }
+        self.recorder.log(step, numbers, "train")
+        self.losses.clear()
+
+    def evaluate(self, step: int) -> bool:
+        """Whether it came to its end: a signal cuts it."""
+        try:
+            with self.stop.cutting():
+                found = self.loop.evaluate(combine(self.state.trainable, self.loop.frozen))
+        except Cut:
+            return False
+        self.require_finite(step, {"validation loss": found["loss"]})
+        self.recorder.log(step, found, "validation")
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+        better = metrics.is_better(self.loop.metric, found[self.loop.metric], self.best.value)
+        logger.info("step %d  validation: %s%s", step, shown, "  (best so far)" if better else "")
+        if better:
+            self.best = Best(to_host(self.state.trainable), found[self.loop.metric], step, 0)
+        else:
+            self.best = dataclasses.replace(self.best, stale=self.best.stale + 1)
+        return True
+
+    def save(self, step: int, unevaluated: bool) -> None:
+        rest = Rest(tuple(float(loss) for loss in self.losses), unevaluated, self.recorder.lines)
+        checkpoint.save(self.manager, Checkpoint(self.state, self.best, rest))
+        self.saved = step

@@ -14,7 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, SupportsFloat
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from jlora.errors import JloraError
 
@@ -25,8 +27,9 @@ class Recorder:
     """Writes a run's numbers as they come; a context manager.
 
     run_dir: the run folder, which holds `metrics.jsonl` and `tensorboard/` afterwards.
-    resume_step: the step of the checkpoint that the run goes on from. What a killed run recorded after it is
-        dropped, with a half-written last line. None starts a new record.
+    resume_step: the step of the checkpoint that the run goes on from; None starts a new record.
+    resume_lines: how many lines the record had then. What a killed run recorded after them is dropped, with a
+        half-written last line.
     tracker: `none`, `wandb` or `trackio`; `project` is where it puts the run, `config` what it shows as its settings.
 
     W&B goes online where the machine is logged in and W&B answers, else offline (`wandb sync` uploads later);
@@ -41,6 +44,7 @@ class Recorder:
         run_dir: str | Path,
         *,
         resume_step: int | None = None,
+        resume_lines: int = 0,
         tracker: str = "none",
         project: str = "jlora",
         config: Mapping[str, Any] | None = None,
@@ -49,14 +53,13 @@ class Recorder:
         self._resume_step = resume_step
         package = import_tracker(tracker)
         path = self._run_dir / "metrics.jsonl"
-        if resume_step is not None:
-            _drop_after(path, resume_step)
-        elif path.exists():
+        if resume_step is None and path.exists():
             raise JloraError(f"{path}: holds the record of another run; give --resume or another output_dir")
         self._run_dir.mkdir(parents=True, exist_ok=True)
+        self.lines = 0 if resume_step is None else _keep(path, resume_lines)
+        """How many lines `metrics.jsonl` has."""
         self._file = path.open("a", encoding="utf-8")
-        purge_step = None if resume_step is None else resume_step + 1
-        self._tensorboard = SummaryWriter(str(self._run_dir / "tensorboard"), purge_step=purge_step)
+        self._events = _open_events(self._run_dir / "tensorboard", resume_step)
         self._tracker = None if package is None else self._start_tracker(tracker, package, project, dict(config or {}))
 
     def log(self, step: int, values: Mapping[str, SupportsFloat], prefix: str) -> None:
@@ -73,14 +76,16 @@ class Recorder:
             line["non_finite"] = {name: str(value) for name, value in named.items() if name not in finite}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
-        for name, value in finite.items():
-            self._tensorboard.add_scalar(name, value, step)
+        self.lines += 1
+        shown = [Summary.Value(tag=name, simple_value=value) for name, value in finite.items()]
+        self._events.write_event(Event(wall_time=line["time"], step=step, summary=Summary(value=shown)))
+        self._events.flush()
         self._track(lambda tracker: tracker.log(finite, step=step))
 
     def close(self) -> None:
         """Flush and close everything."""
         self._file.close()
-        self._tensorboard.close()
+        self._events.close()
         self._track(lambda tracker: tracker.finish())
 
     def __enter__(self) -> Self:
@@ -109,6 +114,19 @@ class Recorder:
             self._tracker = None
 
 
+class NoRecorder(Recorder):
+    """Records nothing: of several processes only the first writes."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+
+    def log(self, step: int, values: Mapping[str, SupportsFloat], prefix: str) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`, in order, without a half-written last one.
 
@@ -130,14 +148,29 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Rewrite `path` with the lines up to `step` only, in one atomic move."""
-    if not path.exists():
-        return
-    kept = [line for line in read_metrics(path) if line["step"] <= step]
-    shortened = path.with_suffix(".tmp")
-    shortened.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(shortened, path)
+def _keep(path: Path, lines: int) -> int:
+    """Rewrites `path` with its first lines only, in one atomic move, and returns how many there are."""
+    kept = read_metrics(path)[:lines] if path.exists() else []
+    if len(kept) < lines:
+        logger.warning("%s: %d of the %d lines up to the checkpoint are missing", path, lines - len(kept), lines)
+    if path.exists():
+        shortened = path.with_suffix(".tmp")
+        shortened.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        os.replace(shortened, path)
+    return len(kept)
+
+
+def _open_events(folder: Path, resume_step: int | None) -> EventsWriter:
+    """A new file of TensorBoard events; what others in the folder hold after `resume_step` is not shown.
+
+    Written as they come: tensorboardX's own writer is a thread, which a full disk ends and the queue to it then blocks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    events = EventsWriter(str(folder / "events"), f".{os.getpid()}")
+    if resume_step is not None:
+        start = SessionLog(status=SessionLog.START)
+        events.write_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
+    return events
 
 
 def import_tracker(tracker: str) -> Any:

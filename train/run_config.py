@@ -13,6 +13,7 @@ from train.sections import (
     ExportSection,
     HubSection,
     LoraSection,
+    MeshSection,
     Section,
     Text,
     TrainSection,
@@ -37,6 +38,7 @@ class RunConfig(Section):
     data: DataSource
     lora: LoraSection = LoraSection()
     train: TrainSection = TrainSection()
+    mesh: MeshSection = MeshSection()
     export: ExportSection = ExportSection()
     hub: HubSection = HubSection()
     offline: dict[str, Any] | None = Field(

@@ -1,7 +1,7 @@
 """The run folder: who may write into it, and what a run leaves there before its first step.
 
-runs/sst2/  config.yaml  environment.json  metrics.jsonl  tensorboard/  checkpoints/  curves.png
-            report.json  predictions.csv  samples.jsonl  adapter/  adapter.gguf  merged/
+runs/sst2/  config.yaml  environment.json  manifest.json  metrics.jsonl  tensorboard/  checkpoints/  curves.png
+            report.json  predictions.csv  samples.jsonl  adapter/  adapter.gguf  merged/  .lock
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jlora.errors import JloraError
-from train import environment, yaml_text
+from train import environment, lock, manifest, yaml_text
 from train.command import Flags
 from train.run_config import RunConfig, to_yaml
 from train.validation import flatten
@@ -21,8 +21,8 @@ from train.validation import flatten
 logger = logging.getLogger(__name__)
 
 OURS = (
-    "config.yaml", "environment.json", "metrics.jsonl", "tensorboard", "checkpoints", "curves.png", "report.json",
-    "predictions.csv", "samples.jsonl", "adapter", "adapter.gguf", "merged", "wandb", "trackio",
+    "config.yaml", "environment.json", manifest.NAME, "metrics.jsonl", "tensorboard", "checkpoints", "curves.png",
+    "report.json", "predictions.csv", "samples.jsonl", "adapter", "adapter.gguf", "merged", "wandb", "trackio",
 )  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def check(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finishe
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
         raise JloraError(f"output_dir: {folder}: expected a folder, found a file")
-    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    found = sorted({path.name for path in folder.iterdir()} - {lock.NAME}) if folder.is_dir() else []
     if not found:
         return "new"
     if "config.yaml" not in found:
@@ -51,27 +51,33 @@ def check(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finishe
             f"output_dir: {folder}: holds a run. Go on with it by --resume, replace it by --overwrite, or name"
             " another folder: output_dir=FOLDER"
         )
-    _require_same_config(folder / "config.yaml", config)
-    return "finished" if "report.json" in found else "resumed"
+    changed = _allowed_changes(folder / "config.yaml", config)
+    return "finished" if "report.json" in found and not changed else "resumed"
 
 
 def claim(config: RunConfig, flags: Flags) -> Path:
-    """Makes the folder, deletes the run in it where --overwrite says so, and writes config and environment."""
+    """Makes the run's folder out of the locked one: deletes the run in it where --overwrite says so, and writes
+    config and environment."""
     folder = Path(config.output_dir)
-    if flags.overwrite and folder.is_dir():
+    if flags.overwrite:
         for name in OURS:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise JloraError(f"output_dir: {folder}: expected a folder that can be made, found {error}") from None
     if not (folder / "config.yaml").exists():
         write_json(folder / "environment.json", environment.describe())
         _write_whole(folder / "config.yaml", to_yaml(config))
     else:
-        _warn_of_other_cores(folder / "environment.json")
+        _take_over(folder, config)
     return folder
+
+
+def _take_over(folder: Path, config: RunConfig) -> None:
+    _warn_of_other_cores(folder / "environment.json")
+    changed = _allowed_changes(folder / "config.yaml", config)
+    if changed:
+        logger.info("resumed with another configuration\n%s", changed)
+        (folder / "report.json").unlink(missing_ok=True)  # a finished run goes on, and is not finished until then
+        _write_whole(folder / "config.yaml", to_yaml(config))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -85,13 +91,17 @@ def _write_whole(path: Path, text: str) -> None:
     unfinished.replace(path)
 
 
-def _require_same_config(file: Path, config: RunConfig) -> None:
-    before = flatten(yaml_text.read_file(file), type(config))
-    now = flatten(yaml_text.parse(to_yaml(config), "now"), type(config))
-    differ = [key for key in sorted({*before, *now}) if before.get(key) != now.get(key)]
-    if differ:
-        lines = "\n".join(f"  {key}: the run has {before.get(key)!r}, now given {now.get(key)!r}" for key in differ)
-        raise JloraError(f"--resume: expected the configuration of {file}, found {len(differ)} differences\n{lines}")
+def _allowed_changes(file: Path, config: RunConfig) -> str:
+    """A line for each key that differs from the run's and may; JloraError where one may not."""
+    before, now = flatten(yaml_text.read_file(file), type(config)), manifest.flat(config)
+    differ = [key for key in sorted({*before, *now} - {"output_dir"}) if before.get(key) != now.get(key)]
+    lines = {key: f"  {key}: the run has {before.get(key)!r}, now given {now.get(key)!r}" for key in differ}
+    refused = [line for key, line in lines.items() if not manifest.may_change(key)]
+    if refused:
+        raise JloraError(
+            f"--resume: expected the configuration of {file}, found {len(refused)} differences\n" + "\n".join(refused)
+        )
+    return "\n".join(lines.values())
 
 
 def _warn_of_other_cores(file: Path) -> None:

@@ -13,6 +13,7 @@ Whole = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
+Parts = Annotated[int, Field(ge=-1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
 
@@ -147,6 +148,23 @@ class TrainSection(Section):
     dropout: bool = Field(default=True, description="the model's own dropout while training")
     bucket_count: Count = Field(default=6, description="batch lengths at most: rows of like length share a batch")
     log_every: Count = Field(default=10, description="steps between log lines")
+
+
+class MeshSection(Section):
+    """How several devices share the work; see docs/devices.md."""
+
+    data: Parts = Field(
+        default=-1, description="parts of a batch, with all weights for each; -1: what the others leave"
+    )
+    fsdp: Parts = Field(
+        default=1,
+        description="parts of a batch and of the weights, which are gathered layer by layer where they are used",
+    )
+    tensor: Parts = Field(default=1, description="parts of the weights that stay apart, and of what layers compute")
+    adapters: Literal["replicated", "inherit"] = Field(
+        default="replicated",
+        description="replicated: the whole adapter on each device; inherit: split like the weights that it is for",
+    )
 
 
 class ExportSection(Section):

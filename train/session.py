@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from train import checkpoint, run_folder
-from train.checkpoint import Best
+from train import checkpoint, distributed, manifest, run_folder
+from train.checkpoint import Best, Checkpoint
 from train.command import Flags
 from train.compilation import use_compilation_cache
+from train.lock import locked, require_free
 from train.loop import Loop, run
 from train.push import check_push
-from train.record import Recorder, import_tracker
+from train.record import NoRecorder, Recorder, import_tracker
 from train.run_config import RunConfig
+from train.signals import listening
 from train.step import State
 
 logger = logging.getLogger(__name__)
@@ -28,9 +31,12 @@ def is_to_run(config: RunConfig, flags: Flags) -> bool:
     """Whether there is something to do: false, and said, where the run folder holds the finished run.
 
     Raises:
-      JloraError: the folder, the tracker or the hub will refuse this run, before anything is read or made.
+      JloraError: the folder (which another run may be using), the tracker or the hub will refuse this run, before
+        anything is read or made.
     """
     use_compilation_cache()
+    if distributed.is_first():
+        require_free(Path(config.output_dir))
     if run_folder.check(config, flags) == "finished":
         logger.info("%s: this run is finished, nothing to do; --overwrite starts anew", config.output_dir)
         return False
@@ -40,28 +46,78 @@ def is_to_run(config: RunConfig, flags: Flags) -> bool:
     return True
 
 
-def train(config: RunConfig, flags: Flags, loop: Loop, state: State, finish: Finish, begin: float) -> dict[str, Any]:
+def train(
+    config: RunConfig,
+    flags: Flags,
+    loop: Loop,
+    state: State,
+    finish: Finish,
+    begin: float,
+    data: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
     """Claims the run folder, trains from `state` or the newest checkpoint, and returns what `finish` reports.
 
     Args:
       begin: when the command began, by time.monotonic().
+      data: {split: {name: array}}, what the run learns from: it is resumed with the same alone.
+
+    Raises:
+      JloraError: the folder is in use or cannot be written, or this is not the run that it holds.
+      Stopped: a signal ended the training; the newest checkpoint has all of it.
     """
-    folder = run_folder.claim(config, flags)
-    with checkpoint.open_checkpoints(folder / "checkpoints", config.train.keep_checkpoints) as manager:
-        state, best = checkpoint.restore(manager, state)
-        start = int(state.step)
+    made_of = manifest.manifest(config, loop.base, data)
+    with (
+        _claimed(config, flags, made_of) as folder,
+        checkpoint.open_checkpoints(folder / "checkpoints", config.train.keep_checkpoints) as manager,
+    ):
+        found = checkpoint.restore(manager, state)
+        start = int(found.state.step)
         if flags.resume:
             logger.info("resumed at step %d%s", start, "" if start else ": there is no checkpoint yet")
-        shown = config.model_dump(by_alias=True)
-        resume_step = start if flags.resume else None
-        with Recorder(
-            folder, resume_step=resume_step, tracker=config.tracker, project=config.project, config=shown
-        ) as recorder:
+        with _recorder(folder, config, flags, found) as recorder:
             trained = time.monotonic()
-            best, rate = run(loop, state, best, manager, recorder)
+            with listening() as stop:
+                best, rate = run(loop, found, manager, recorder, stop)
             times = {
                 "prepare": trained - begin,
                 "train": time.monotonic() - trained,
                 f"{loop.unit}_per_second": rate,
             }
             return finish(folder, best, times, recorder)
+
+
+@contextmanager
+def _claimed(config: RunConfig, flags: Flags, made_of: dict[str, dict[str, str]]) -> Iterator[Path]:
+    """The run folder, locked; of several processes, the first one locks and claims it for all."""
+    folder = Path(config.output_dir)
+    with ExitStack() as held:
+        with distributed.first_alone("claimed") as is_first:
+            if is_first:
+                held.enter_context(locked(folder))
+                if flags.resume:
+                    _require_same_run(folder, made_of)
+                run_folder.claim(config, flags)
+                if not (folder / manifest.NAME).exists():
+                    run_folder.write_json(folder / manifest.NAME, made_of)
+        yield folder
+
+
+def _require_same_run(folder: Path, made_of: dict[str, dict[str, str]]) -> None:
+    file = folder / manifest.NAME
+    if file.exists():
+        manifest.require_same(file, made_of)
+    elif any((folder / "checkpoints").glob("*")):
+        logger.warning("%s: missing, so that base and data are not compared with those of the checkpoints", file)
+
+
+def _recorder(folder: Path, config: RunConfig, flags: Flags, found: Checkpoint) -> Recorder:
+    if not distributed.is_first():
+        return NoRecorder()
+    return Recorder(
+        folder,
+        resume_step=int(found.state.step) if flags.resume else None,
+        resume_lines=found.rest.lines,
+        tracker=config.tracker,
+        project=config.project,
+        config=config.model_dump(by_alias=True),
+    )

@@ -13,6 +13,7 @@ from train import environment
 from train.adapted import Adapted
 from train.card import Facts, Kind, model_card
 from train.checkpoint import Best
+from train.distributed import is_first
 from train.hub_names import data_hub_names, model_hub_names
 from train.loop import Loop
 from train.model_files import model_folder
@@ -61,6 +62,8 @@ def facts(run: Run, results: dict[str, dict[str, float]], **of_the_task: Any) ->
 
 def write_card(run: Run, facts: Facts, kind: Kind) -> None:
     """README.md of the run's adapter/ or merged/."""
+    if not is_first():
+        return
     text = model_card(dataclasses.replace(facts, where=place(run.config, run.folder, kind)), kind)
     (run.folder / kind / "README.md").write_text(text, encoding="utf-8")
 
@@ -97,7 +100,12 @@ def place(config: RunConfig, folder: Path, kind: Kind) -> str:
 
 
 def conclude(config: RunConfig, folder: Path, report: dict[str, Any]) -> dict[str, Any]:
-    """Writes report.json and, where the config says so, uploads and notes where to; returns the report."""
+    """Writes report.json and, where the config says so, uploads and notes where to; returns the report.
+
+    Of several processes the first one does.
+    """
+    if not is_first():
+        return report
     # Written before the upload too: a hub that fails must not cost the numbers.
     write_json(folder / "report.json", report)
     if config.hub.push and config.hub.repo:

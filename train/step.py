@@ -8,6 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
+
+from jlora.mesh import BATCH, current_mesh
 
 
 class State(NamedTuple):
@@ -40,7 +43,7 @@ def make_train_step(total_loss: TotalLoss, tx: optax.GradientTransformation, acc
             return jax.tree.map(jnp.add, sums, result), None
 
         zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, trainable))
-        parts = jax.tree.map(lambda x: x.reshape(accumulation, -1, *x.shape[1:]), batch)
+        parts = jax.tree.map(lambda x: _rows_shared(x.reshape(accumulation, -1, *x.shape[1:])), batch)
         return jax.lax.scan(part, zero, (jnp.arange(accumulation), parts))[0]
 
     def train_step(state: State, frozen: Any, base: Any, batch: Any, key: jax.Array) -> tuple[State, dict]:
@@ -53,3 +56,8 @@ def make_train_step(total_loss: TotalLoss, tx: optax.GradientTransformation, acc
         return State(trainable, opt_state, state.step + 1), values
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def _rows_shared(parts: jax.Array) -> jax.Array:
+    """Parts of a batch (A, B, ...), the rows of each shared by the devices of the mesh, where one is set."""
+    return parts if current_mesh() is None else jax.lax.with_sharding_constraint(parts, PartitionSpec(None, *BATCH))

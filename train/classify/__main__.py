@@ -6,6 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import jax
 import jax.numpy as jnp
 
 import jlora
-from train import metrics, offline, session
+from train import devices, distributed, metrics, offline, session
 from train.adapted import Adapted
-from train.batches import plan_epoch
+from train.batches import PlannedBatch, plan_epoch
 from train.checkpoint import Best
-from train.classify.batches import make_batch
+from train.classify.batches import Batch, make_batch
 from train.classify.config import COMMAND, Config
 from train.classify.data import load_data
 from train.classify.evaluate import Task, evaluated, make_eval_step
@@ -31,7 +32,7 @@ from train.model_files import load_tokenizer
 from train.optimizer import optimizer, schedule
 from train.progress import clock
 from train.record import Recorder
-from train.run_config import learning_rate_of, steps_of
+from train.run_config import learning_rate_of, steps_of, to_yaml
 from train.step import State, make_train_step
 from train.summary import summary
 
@@ -39,17 +40,19 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; 0 is success, 2 something that the user can mend, 130 an interruption."""
+    """Runs the command; 0 is success, 2 something that the user can mend, 130 SIGINT, 143 SIGTERM."""
     interrupted = "interrupted; --resume goes on from the newest checkpoint"
-    return exit_code(lambda: _classify(parse(argv, COMMAND)), verbose="--verbose" in argv, interrupted=interrupted)
+    work = partial(exit_code, lambda: _classify(parse(argv, COMMAND)), verbose="--verbose" in argv)
+    return distributed.leave_together(partial(work, interrupted=interrupted))
 
 
 def _classify(request: Request[Config]) -> None:
-    config, is_offline = offline.choose(request)
-    if request.flags.dry_run:
-        _dry_run(config, request)
-    else:
-        _train(config, request, is_offline)
+    with distributed.joined(request.flags):
+        config, is_offline = offline.choose(request)
+        if request.flags.dry_run:
+            _dry_run(config, request)
+        else:
+            _train(config, request, is_offline)
 
 
 def _dry_run(config: Config, request: Request[Config]) -> None:
@@ -62,6 +65,8 @@ def _train(config: Config, request: Request[Config], is_offline: bool) -> None:
     begin = time.monotonic()
     if not session.is_to_run(config, request.flags):
         return
+    distributed.require_same(to_yaml(config), "configuration")
+    mesh = devices.mesh_of(config)
     tokenizer = load_tokenizer(config.model)
     data = load_data(config.data, config.seed, config.task)
     for note in data.notes:
@@ -69,22 +74,25 @@ def _train(config: Config, request: Request[Config], is_offline: bool) -> None:
     labels, splits, buckets = prepare_splits(config, data, tokenizer)
     metric = config.train.metric or metrics.primary(labels.problem_type)
     metrics.check(metric, labels.problem_type, len(labels))
-    adapted = prepare_model(config, labels)
+    adapted = prepare_model(config, labels, mesh)
     require_fit(adapted, splits, buckets[-1])
     _print_summary(adapted, config, request, len(splits["train"].tokens))
-    task = Task(labels, splits, buckets, make_eval_step(adapted.model.apply), config.train.eval_batch_size)
+    eval_step = make_eval_step(adapted.model.apply, mesh)
+    task = Task(labels, splits, buckets, eval_step, config.train.eval_batch_size, mesh)
     loop, state = _loop(config, adapted, task, metric)
 
     def end(folder: Path, best: Best, times: dict[str, float], recorder: Recorder) -> dict[str, Any]:
         return finish(Run(config, folder, loop, adapted, task, tokenizer, best, times, is_offline), recorder)
 
-    report = session.train(config, request.flags, loop, state, end, begin)
+    read = {name: {**vars(split.tokens), "labels": split.labels} for name, split in splits.items()}
+    report = session.train(config, request.flags, loop, state, end, begin, read)
     _say_where(config, report["metrics"], time.monotonic() - begin)
 
 
 def _print_summary(adapted: Adapted, config: Config, request: Request[Config], rows: int) -> None:
     _, steps = steps_of(config, rows)
-    print(summary(adapted.base, adapted.adapter, verbose=request.flags.verbose, steps=steps), flush=True)
+    if distributed.is_first():
+        print(summary(adapted.base, adapted.adapter, verbose=request.flags.verbose, steps=steps), flush=True)
 
 
 def _loop(config: Config, adapted: Adapted, task: Task, metric: str) -> tuple[Loop, State]:
@@ -94,7 +102,14 @@ def _loop(config: Config, adapted: Adapted, task: Task, metric: str) -> tuple[Lo
     rate = schedule(train, learning_rate_of(config), steps)
     tx = optimizer(train, rate)
     trainable, frozen = jlora.split(adapted.adapter)
+    state = devices.put_rest(task.mesh, State(trainable, tx.init(trainable), jnp.int32(0)))
     loss = classification_loss(adapted.model.apply, task.labels.problem_type, model_dropout=train.dropout)
+    step = make_train_step(loss, tx, train.gradient_accumulation_steps)
+
+    def batch(planned: PlannedBatch) -> Batch:
+        make = partial(make_batch, split.tokens, split.labels, planned, size, split.pad_id)
+        return devices.put_batch(task.mesh, size, make)
+
     loop = Loop(
         train=train,
         steps=steps,
@@ -102,16 +117,16 @@ def _loop(config: Config, adapted: Adapted, task: Task, metric: str) -> tuple[Lo
         base=adapted.base,
         frozen=frozen,
         plan=lambda epoch: plan_epoch(split.tokens.lengths, task.buckets, size, config.seed, epoch),
-        batch=lambda planned: make_batch(split.tokens, split.labels, planned, size, split.pad_id),
-        count=lambda batch: int(batch.weights.sum()),
+        batch=batch,
+        count=lambda planned: len(planned.rows),
         unit="examples",
-        train_step=make_train_step(loss, tx, train.gradient_accumulation_steps),
+        train_step=devices.train_step_on(task.mesh, step, state),
         evaluate=lambda adapter: evaluated(task, adapter, adapted.base, "validation"),
         metric=metric,
         rate=rate,
         key=jax.random.fold_in(jax.random.key(config.seed), 1),
     )
-    return loop, State(trainable, tx.init(trainable), jnp.int32(0))
+    return loop, state
 
 
 def _say_where(config: Config, results: dict, seconds: float) -> None:

@@ -25,8 +25,18 @@ class Batch(NamedTuple):
     rows: np.ndarray
 
 
-def make_batch(tokens: Tokens, labels: np.ndarray, planned: PlannedBatch, batch_size: int, pad_id: int) -> Batch:
+def make_batch(
+    tokens: Tokens,
+    labels: np.ndarray,
+    planned: PlannedBatch,
+    batch_size: int,
+    pad_id: int,
+    places: np.ndarray | slice = slice(None),
+) -> Batch:
     """The arrays of a planned batch, always (batch_size, planned.length): copies of its first row fill it up.
+
+    Args:
+      places: the rows of it to make, int64; all by default.
 
     Raises ValueError where a row is longer than the batch or there are more rows than batch_size.
     """
@@ -34,15 +44,15 @@ def make_batch(tokens: Tokens, labels: np.ndarray, planned: PlannedBatch, batch_
     lengths = tokens.lengths[planned.rows]
     if not 0 < count <= batch_size or lengths.max() > planned.length:
         raise ValueError(f"{count} rows of {lengths} tokens do not fit ({batch_size}, {planned.length})")
-    rows = np.concatenate([planned.rows, np.repeat(planned.rows[:1], batch_size - count)])
-    places = np.arange(planned.length)
-    mask = places < tokens.lengths[rows][:, None]
-    flat = np.where(mask, tokens.offsets[rows][:, None] + places, 0)
+    rows = np.concatenate([planned.rows, np.repeat(planned.rows[:1], batch_size - count)])[places]
+    columns = np.arange(planned.length)
+    mask = columns < tokens.lengths[rows][:, None]
+    flat = np.where(mask, tokens.offsets[rows][:, None] + columns, 0)
     inputs = {
         "input_ids": np.where(mask, tokens.ids[flat], pad_id).astype(np.int32),
         "attention_mask": mask.astype(np.int32),
     }
     if tokens.token_type_ids is not None:
         inputs["token_type_ids"] = np.where(mask, tokens.token_type_ids[flat], 0).astype(np.int32)
-    real = np.arange(batch_size) < count
+    real = np.arange(batch_size)[places] < count
     return Batch(inputs, labels[rows], real.astype(np.float32), np.where(real, rows, -1).astype(np.int32))

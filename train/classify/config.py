@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from train.command import FLAGS, Command
+from train.command import FLAGS, OPTIONS, Command
 from train.run_config import RunConfig
 from train.sections import Count, DataSource, Positive, Share, Text, TrainSection
 
@@ -97,4 +97,5 @@ COMMAND = Command(
         "data.train=my.tsv data.text=review output_dir=runs/mine",
     ),
     flags=FLAGS,
+    options=OPTIONS,
 )

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jlora import adapt
-from train import metrics
+from train import devices, metrics
 from train.batches import plan_evaluation
 from train.classify.batches import make_batch
 from train.classify.labels import Labels, is_labelled
@@ -26,6 +28,7 @@ class Task:
     Attributes:
       labels: classes and problem type. splits, buckets: the data and the batches' lengths.
       eval_step: as `make_eval_step` gives it. batch_size: rows a batch in evaluation.
+      mesh: what the weights lie on; None is one device.
     """
 
     labels: Labels
@@ -33,29 +36,41 @@ class Task:
     buckets: tuple[int, ...]
     eval_step: Callable
     batch_size: int
+    mesh: Mesh | None = None
 
 
 def evaluated(task: Task, adapter: Any, base: Any, split: str) -> dict[str, float]:
     """The metrics and the mean loss of a split's labelled rows; the loss alone, NaN, of a model that diverged."""
-    logits = logits_of(task.eval_step, adapter, base, task.splits[split], task.buckets, task.batch_size)
+    logits = logits_of(task.eval_step, adapter, base, task.splits[split], task.buckets, task.batch_size, task.mesh)
     if not np.isfinite(logits).all():
         return {"loss": math.nan}
     return scores(task.labels.problem_type, logits, task.splits[split].labels)
 
 
-def make_eval_step(apply: Callable) -> Callable:
+def make_eval_step(apply: Callable, mesh: Mesh | None = None) -> Callable:
     """eval_step(adapter, base, inputs) -> logits float32 (B, L); no dropout. `adapter` may be None."""
     adapted = adapt(apply)
-    return jax.jit(lambda adapter, base, inputs: adapted(base, adapter, inputs))
+    return devices.eval_step_on(mesh, jax.jit(lambda adapter, base, inputs: adapted(base, adapter, inputs)))
 
 
 def logits_of(
-    eval_step: Callable, adapter: Any, base: Any, split: Prepared, buckets: tuple[int, ...], batch_size: int
+    eval_step: Callable,
+    adapter: Any,
+    base: Any,
+    split: Prepared,
+    buckets: tuple[int, ...],
+    batch_size: int,
+    mesh: Mesh | None = None,
 ) -> np.ndarray:
-    """Logits float32 (n, L) in the split's own order; batches of few fixed shapes, the shortest rows first."""
+    """Logits float32 (n, L) in the split's own order; batches of few fixed shapes, the shortest rows first.
+
+    Of several processes all get all of them.
+    """
     results: list[tuple[np.ndarray, Any]] = []
-    for planned in plan_evaluation(split.tokens.lengths, buckets, batch_size):
-        batch = make_batch(split.tokens, split.labels, planned, batch_size, split.pad_id)
+    size = devices.rounded_up(mesh, batch_size)
+    for planned in plan_evaluation(split.tokens.lengths, buckets, size):
+        make = partial(make_batch, split.tokens, split.labels, planned, size, split.pad_id)
+        batch = devices.put_batch(mesh, size, make)
         results.append((planned.rows, eval_step(adapter, base, batch.inputs)))
     logits = np.concatenate([np.asarray(result)[: len(rows)] for rows, result in results])
     ordered = np.empty_like(logits)

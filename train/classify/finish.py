@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import jlora
-from train import artifacts, card, curves, metrics, shipping
+from train import artifacts, card, curves, devices, metrics, shipping
 from train.classify.config import Config
 from train.classify.evaluate import Task, logits_of, make_eval_step, scores
 from train.classify.labels import Labels
 from train.classify.prepare import Prepared
+from train.distributed import is_first
 from train.record import Recorder
 from train.shipping import base_name, conclude, write_card
 
@@ -28,22 +29,32 @@ Run = shipping.Run[Config, Task]
 
 
 def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
-    """Writes adapter/, merged/, predictions.csv, curves.png and, last, report.json, which it returns."""
-    adapter, task = jlora.combine(run.best.trainable, run.loop.frozen), run.task
+    """Writes adapter/, merged/, predictions.csv, curves.png and, last, report.json, which it returns.
+
+    Of several processes all take part, and the first one writes.
+    """
+    adapter, task = devices.to_host(jlora.combine(run.best.trainable, run.loop.frozen)), run.task
     logits = {name: _logits(run, adapter, run.adapted.base, task.eval_step, name) for name in _evaluated(run)}
     results = {name: scores(task.labels.problem_type, logits[name], task.splits[name].labels) for name in logits}
     results = {name: found for name, found in results.items() if found}
     if "test" in results:
         recorder.log(run.best.step, results["test"], "test")
-    write_predictions(run.folder / "predictions.csv", task.splits["validation"], logits["validation"], task.labels)
     facts = _facts(run, results)
-    if run.config.method == "lora":
-        base_model = base_name(run.config)
-        artifacts.write_adapter(run.folder / "adapter", run.adapted, adapter, run.tokenizer, task.labels, base_model)
-        write_card(run, facts, "adapter")
+    if is_first():
+        _write_small(run, adapter, logits["validation"], facts)
     difference = _export_merged(run, adapter, logits["validation"], facts) if run.config.export.merged else None
-    curves.plot(run.folder / "metrics.jsonl", run.folder / "curves.png", run.loop.metric, run.folder.name)
     return conclude(run.config, run.folder, _report(run, results, difference))
+
+
+def _write_small(run: Run, adapter: dict[str, Any], logits: np.ndarray, facts: card.Facts) -> None:
+    """predictions.csv, curves.png and adapter/."""
+    labels = run.task.labels
+    write_predictions(run.folder / "predictions.csv", run.task.splits["validation"], logits, labels)
+    curves.plot(run.folder / "metrics.jsonl", run.folder / "curves.png", run.loop.metric, run.folder.name)
+    if run.config.method == "lora":
+        folder, base_model = run.folder / "adapter", base_name(run.config)
+        artifacts.write_adapter(folder, run.adapted, adapter, run.tokenizer, labels, base_model)
+        write_card(run, facts, "adapter")
 
 
 def write_predictions(path: Path, split: Prepared, logits: np.ndarray, labels: Labels) -> None:
@@ -73,8 +84,9 @@ def _evaluated(run: Run) -> list[str]:
 
 
 def _logits(run: Run, adapter: Any, base: Any, eval_step: Any, split: str) -> np.ndarray:
-    size = run.config.train.eval_batch_size
-    return logits_of(eval_step, adapter, base, run.task.splits[split], run.task.buckets, size)
+    size, mesh = run.config.train.eval_batch_size, run.task.mesh
+    adapter = devices.put_rest(mesh, adapter)
+    return logits_of(eval_step, adapter, base, run.task.splits[split], run.task.buckets, size, mesh)
 
 
 def _export_merged(run: Run, adapter: Any, in_memory: np.ndarray, facts: card.Facts) -> float:
@@ -82,8 +94,9 @@ def _export_merged(run: Run, adapter: Any, in_memory: np.ndarray, facts: card.Fa
     folder, dtype = run.folder / "merged", run.config.export.dtype
     artifacts.write_merged(folder, run.adapted, adapter, run.tokenizer, dtype)
     write_card(run, facts, "merged")
-    model, base = artifacts.read_back(folder, jnp.dtype(run.config.train.dtype))
-    found = _logits(run, None, base, make_eval_step(model.apply), "validation")
+    mesh = run.task.mesh
+    model, base = artifacts.read_back(folder, jnp.dtype(run.config.train.dtype), mesh)
+    found = _logits(run, None, base, make_eval_step(model.apply, mesh), "validation")
     difference = artifacts.largest_difference(in_memory, found)
     if dtype == run.config.train.dtype == "float32":
         artifacts.require_equal(difference, folder)

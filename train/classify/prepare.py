@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 import jlora
@@ -26,6 +27,7 @@ from train.classify.config import Config
 from train.classify.data import Data, Split
 from train.classify.labels import Labels, encode, infer_labels
 from train.classify.tokens import Tokens, default_cache_dir, tokenize
+from train.devices import put_adapted
 from train.model_files import model_folder
 
 logger = logging.getLogger(__name__)
@@ -65,17 +67,17 @@ def prepare_splits(
     return labels, splits, bucket_lengths(lengths, config.train.bucket_count, limit=config.data.max_length)
 
 
-def prepare_model(config: Config, labels: Labels) -> Adapted:
-    """Model, base weights and a fresh adapter (or the one of `lora.from`)."""
+def prepare_model(config: Config, labels: Labels, mesh: Mesh | None = None) -> Adapted:
+    """Model, base weights and a fresh adapter (or the one of `lora.from`), on the mesh where there is one."""
     head_key, adapter_key = jax.random.split(jax.random.key(config.seed))
     model = _build(config, labels.config_entries())
-    base = load_weights(model, model_folder(config.model), key=head_key)
+    base = load_weights(model, model_folder(config.model), key=head_key, mesh=mesh)
     if config.method == "lora":
         adapted = with_adapter(config.lora, _lora_config(config, model), model, base, adapter_key)
     else:
         adapted = Adapted(model, base, whole_leaves(config, base), None)
     _warn_of_frozen_heads(adapted, model_folder(config.model))
-    return adapted
+    return put_adapted(mesh, adapted, config)
 
 
 def require_fit(adapted: Adapted, splits: dict[str, Prepared], longest: int) -> None:

@@ -33,18 +33,27 @@ def row_lengths(rows: list[Examples | Packed], bucket_count: int, limit: int) ->
     return bucket_lengths(np.concatenate([part.lengths for part in rows]), bucket_count, limit=limit)
 
 
-def make_batch(rows: Examples | Packed, planned: PlannedBatch, batch_size: int, pad_id: int) -> Batch:
+def make_batch(
+    rows: Examples | Packed,
+    planned: PlannedBatch,
+    batch_size: int,
+    pad_id: int,
+    places: np.ndarray | slice = slice(None),
+) -> Batch:
     """The arrays of a planned batch, always (batch_size, planned.length): copies of its first row fill it up.
+
+    Args:
+      places: the rows of it to make, int64; all by default.
 
     Raises ValueError where a row is longer than the batch or there are more rows than batch_size.
     """
     count, lengths = len(planned.rows), rows.lengths[planned.rows]
     if not 0 < count <= batch_size or lengths.max() > planned.length:
         raise ValueError(f"{count} rows of {lengths} tokens do not fit ({batch_size}, {planned.length})")
-    chosen = np.concatenate([planned.rows, np.repeat(planned.rows[:1], batch_size - count)])
-    places = np.arange(planned.length)
-    mask = places < rows.lengths[chosen][:, None]
-    flat = np.where(mask, rows.offsets[chosen][:, None] + places, 0)
+    chosen = np.concatenate([planned.rows, np.repeat(planned.rows[:1], batch_size - count)])[places]
+    columns = np.arange(planned.length)
+    mask = columns < rows.lengths[chosen][:, None]
+    flat = np.where(mask, rows.offsets[chosen][:, None] + columns, 0)
 
     def padded(values: np.ndarray, padding: int = 0) -> np.ndarray:
         return np.where(mask, values[flat], padding).astype(np.int32)
@@ -53,7 +62,7 @@ def make_batch(rows: Examples | Packed, planned: PlannedBatch, batch_size: int, 
     if isinstance(rows, Packed):
         inputs |= {"segment_ids": padded(rows.segment_ids), "position_ids": padded(rows.position_ids)}
     # No first token of an example is learnt: no target is of another example than its input.
-    learnt = _next(padded(rows.learn)) * (np.arange(batch_size) < count)[:, None]
+    learnt = _next(padded(rows.learn)) * (np.arange(batch_size)[places] < count)[:, None]
     return Batch(inputs, _next(inputs["input_ids"]) * learnt, learnt.astype(np.float32))
 
 

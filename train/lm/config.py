@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from train.command import FLAGS, Command
+from train.command import FLAGS, OPTIONS, Command, Option
 from train.run_config import RunConfig
 from train.sections import (
     BelowOne,
@@ -211,5 +211,10 @@ COMMAND = Command(
     | {
         "dry_run": "print parameters, memory and the work of a step, then stop; needs no weights",
         "preview": "print rows as the model will see them, then stop; needs no weights",
+    },
+    options=OPTIONS
+    | {
+        "mesh": Option("SIZES", "with --dry-run: plan a step of data=N,fsdp=N,tensor=N chips, which need not be here"),
+        "chip": Option("NAME", "with --dry-run: predict the time of a step on such chips, h100 or tpu-v5p, say"),
     },
 )

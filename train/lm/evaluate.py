@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
+from train import devices
 from train.batches import plan_evaluation
 from train.lm.batches import Batch, make_batch
 from train.lm.data import Data
@@ -22,6 +25,7 @@ class Task:
     Attributes:
       data: the splits. lengths: the padded lengths of batches. pad_id: what fills rows up.
       eval_step: as `train.lm.step.make_eval_step` gives it. batch_size: rows a batch in evaluation.
+      mesh: what the weights lie on; None is one device.
     """
 
     data: Data
@@ -29,6 +33,7 @@ class Task:
     eval_step: Callable[[Any, Any, Batch], Sums]
     batch_size: int
     pad_id: int
+    mesh: Mesh | None = None
 
 
 def evaluated(task: Task, adapter: Any, base: Any, split: str) -> dict[str, float]:
@@ -36,11 +41,13 @@ def evaluated(task: Task, adapter: Any, base: Any, split: str) -> dict[str, floa
     that the model thinks the likeliest}.
     """
     rows, sums = task.data.rows[split], list[tuple[float, ...]]()
-    for planned in plan_evaluation(rows.lengths, task.lengths, task.batch_size):
-        batch = make_batch(rows, planned, task.batch_size, task.pad_id)
+    size = devices.rounded_up(task.mesh, task.batch_size)
+    for planned in plan_evaluation(rows.lengths, task.lengths, size):
+        batch = devices.put_batch(task.mesh, size, partial(make_batch, rows, planned, size, task.pad_id))
         found = task.eval_step(adapter, base, batch)
-        sums.append((float(found.loss), float(found.correct), float(batch.weights.sum())))
-    losses, right, tokens = np.array(sums, np.float64).sum(0)
+        sums.append((float(found.loss), float(found.correct)))
+    losses, right = np.array(sums, np.float64).sum(0)
+    tokens = int(rows.learn.sum())
     loss = float(losses / tokens)
     return {
         "loss": loss,

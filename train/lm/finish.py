@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import jlora
 from jlora.base import example_batch, load_weights
 from jlora.errors import JloraError
-from train import artifacts, card, curves, shipping
+from train import artifacts, card, curves, devices, shipping
 from train.adapted import Adapted
+from train.distributed import first_alone, is_first
 from train.lm.config import LMConfig
 from train.lm.data import prompts
 from train.lm.evaluate import Task, evaluated
@@ -33,31 +34,45 @@ Run = shipping.Run[LMConfig, Task]
 
 
 def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
-    """Writes adapter/, merged/, samples.jsonl, curves.png and, last, report.json, which it returns."""
-    adapter, config = jlora.combine(run.best.trainable, run.loop.frozen), run.config
-    results = {"validation": evaluated(run.task, adapter, run.adapted.base, "validation")}
+    """Writes adapter/, merged/, samples.jsonl, curves.png and, last, report.json, which it returns.
+
+    Of several processes all take part, and the first one writes.
+    """
+    adapter, config = devices.to_host(jlora.combine(run.best.trainable, run.loop.frozen)), run.config
+    on_devices = devices.put_rest(run.task.mesh, adapter)
+    results = {"validation": evaluated(run.task, on_devices, run.adapted.base, "validation")}
     recorder.log(run.best.step, results["validation"], "best")
     facts = _facts(run, results)
-    if config.method == "lora":
-        folder = run.folder / "adapter"
-        artifacts.write_adapter(folder, run.adapted, adapter, run.tokenizer, None, base_name(config))
-        write_card(run, facts, "adapter")
-        if config.export.gguf_lora:
-            artifacts.write_gguf_lora(run.folder / "adapter.gguf", run.adapted, adapter)
+    with first_alone("adapter") as writes:
+        if writes:
+            _write_small(run, adapter, facts)
     if config.export.merged:
         results["merged"] = _export_merged(run, adapter, facts)
         _require_same_loss(run, results)
-    curves.plot(run.folder / "metrics.jsonl", run.folder / "curves.png", "perplexity", run.folder.name)
     if config.samples.count:
-        print(_samples(run, adapter), flush=True)
+        shown = _samples(run, adapter)
+        if is_first():
+            print(shown, flush=True)
     return conclude(config, run.folder, _report(run, results))
+
+
+def _write_small(run: Run, adapter: dict[str, Any], facts: card.Facts) -> None:
+    """curves.png, adapter/ and adapter.gguf."""
+    curves.plot(run.folder / "metrics.jsonl", run.folder / "curves.png", "perplexity", run.folder.name)
+    if run.config.method == "lora":
+        folder = run.folder / "adapter"
+        artifacts.write_adapter(folder, run.adapted, adapter, run.tokenizer, None, base_name(run.config))
+        write_card(run, facts, "adapter")
+        if run.config.export.gguf_lora:
+            artifacts.write_gguf_lora(run.folder / "adapter.gguf", run.adapted, adapter)
 
 
 def _samples(run: Run, adapter: dict[str, Any]) -> str:
     section, file = run.config.samples, run.folder / "samples.jsonl"
     wanted = prompts(run.task.data.splits["validation"], section.count, section.prompt_tokens)
     key = jax.random.fold_in(jax.random.key(run.config.seed), 2)
-    return write_samples(file, wanted, run.adapted, adapter, run.tokenizer, section, key)
+    with devices.set_mesh(run.task.mesh):
+        return write_samples(file, wanted, run.adapted, adapter, run.tokenizer, section, key)
 
 
 def _export_merged(run: Run, adapter: dict[str, Any], facts: card.Facts) -> dict[str, float]:
@@ -66,8 +81,9 @@ def _export_merged(run: Run, adapter: dict[str, Any], facts: card.Facts) -> dict
     whole, adapter = _unrounded(run, adapter)
     artifacts.write_merged(folder, whole, adapter, run.tokenizer, run.config.export.dtype)
     write_card(run, facts, "merged")
-    model, base = artifacts.read_back(folder, jnp.dtype(run.config.train.dtype))
-    task = dataclasses.replace(run.task, eval_step=make_eval_step(model))
+    mesh = run.task.mesh
+    model, base = artifacts.read_back(folder, jnp.dtype(run.config.train.dtype), mesh)
+    task = dataclasses.replace(run.task, eval_step=make_eval_step(model, mesh))
     return evaluated(task, None, base, "validation")
 
 
@@ -83,7 +99,7 @@ def _unrounded(run: Run, adapter: dict[str, Any]) -> tuple[Adapted, dict[str, An
     if config.quantize is None and all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(adapted.base)):
         return adapted, adapter
     try:
-        base = load_weights(adapted.model, model_folder(config.model))
+        base = load_weights(adapted.model, model_folder(config.model), mesh=run.task.mesh)
     except JloraError as error:
         logger.warning("merged/: the weights as they were used in training, since they cannot be read again: %s", error)
         return _on_dequantized(adapted), adapter

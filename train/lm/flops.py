@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from train.lm.hlo import Instruction, executed
 
 _LARGEST = 8192
 _LONG_ENOUGH = 0.02  # seconds
@@ -30,6 +33,25 @@ def matrix_flops(jaxpr: Any) -> int:
     return sum(times * _flops(equation) for equation, times in equations(jaxpr))
 
 
+class Product(NamedTuple):
+    """A matrix product as one device does it.
+
+    Attributes:
+      flops: of one run.
+      numbers: in its operands and its result.
+      times: how often it runs in one call of the program.
+    """
+
+    flops: int
+    numbers: int
+    times: int
+
+
+def compiled_products(text: str) -> list[Product]:
+    """Those of a compiled program's text, `compiled.as_text()`: of a partitioned one, what each device does."""
+    return [_product(instruction, times) for instruction, times in executed(text) if instruction.opcode == "dot"]
+
+
 def matrix_rate(dtype: Any) -> float:
     """FLOP/s of a square matrix product of `dtype` on this machine, the best of a few; takes less than a second."""
     product = jax.jit(lambda x: jnp.matmul(x, x))
@@ -41,6 +63,14 @@ def matrix_rate(dtype: Any) -> float:
         if seconds > _LONG_ENOUGH or size == _LARGEST:
             return 2 * size**3 / seconds
         size *= 2
+
+
+def _product(dot: Instruction, times: int) -> Product:
+    (result,), (left, _) = dot.result, dot.operands
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.text)
+    summed = math.prod(left.sizes[int(axis)] for axis in re.findall(r"\d+", contracted[1] if contracted else ""))
+    numbers = sum(math.prod(array.sizes) for array in (*dot.operands, result))
+    return Product(2 * summed * math.prod(result.sizes), numbers, times)
 
 
 def _flops(equation: Any) -> int:

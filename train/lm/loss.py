@@ -10,8 +10,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jlora.mesh import current_mesh
+from train.devices import row_parts
+
 LOGITS_AT_A_TIME = 256
-"""Tokens whose logits are formed together: enough for a fast matrix product, 50 MB for 49,152 words in float32."""
+"""Tokens whose logits a device forms together: enough for a fast product, 50 MB for 49,152 words in float32."""
 
 
 class Sums(NamedTuple):
@@ -85,7 +88,7 @@ def _chunk_sums(
 def _chunks(hidden: jax.Array, *others: jax.Array) -> tuple[jax.Array, ...]:
     """(B, T, ...) as (chunks, B, C, ...), the last chunk filled up with zeros, and the chunks' numbers."""
     rows, length = others[0].shape
-    count = -(-length // max(1, LOGITS_AT_A_TIME // rows))
+    count = -(-length // max(1, LOGITS_AT_A_TIME * row_parts(current_mesh()) // rows))
     width = -(-length // count)
     filled = (jnp.pad(x, [(0, 0), (0, count * width - length)] + [(0, 0)] * (x.ndim - 2)) for x in (hidden, *others))
     cut = (jnp.moveaxis(x.reshape(rows, count, width, *x.shape[2:]), 1, 0) for x in filled)

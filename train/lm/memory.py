@@ -24,7 +24,7 @@ class Memory(NamedTuple):
 
     base, adapter, optimizer: the arrays, packed as they lie there.
     activations: what lives during the step alone, its gradients too.
-    logits: of these, the largest array of logits that is formed.
+    logits: of these, the largest array of logits that is formed; None where it was not looked for.
     in_all: everything, the batch too.
     """
 
@@ -32,7 +32,7 @@ class Memory(NamedTuple):
     adapter: int
     optimizer: int
     activations: int
-    logits: int
+    logits: int | None
     in_all: int
 
 
@@ -45,15 +45,20 @@ def step_memory(step: Any, arguments: Sequence[Any], vocab_size: int) -> Memory:
       vocab_size: the size of the logits' last axis.
     """
     traced = step.trace(*arguments)
-    plan = traced.lower().compile().memory_analysis()
+    return compiled_memory(traced.lower().compile(), arguments, _largest_logits(traced.jaxpr, vocab_size))
+
+
+def compiled_memory(compiled: Any, arguments: Sequence[Any], logits: int | None = None) -> Memory:
+    """What a compiled step takes of one device; of a mesh, whose devices each hold their part of the arguments."""
+    plan = compiled.memory_analysis()
     state, frozen, base, *_ = arguments
     in_all = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
     return Memory(
-        base=_held(base),
-        adapter=_held((state.trainable, frozen)),
-        optimizer=_held(state.optimizer),
+        base=held_bytes(base),
+        adapter=held_bytes((state.trainable, frozen)),
+        optimizer=held_bytes(state.optimizer),
         activations=plan.temp_size_in_bytes,
-        logits=_largest_logits(traced.jaxpr, vocab_size),
+        logits=logits,
         in_all=in_all + plan.temp_size_in_bytes,
     )
 
@@ -64,6 +69,7 @@ def memory_table(memory: Memory) -> str:
     lines = [
         (name.replace("_", " "), f"{value / _MIB:,.1f} MiB", notes.get(name, ""))
         for name, value in memory._asdict().items()
+        if value is not None
     ]
     return align(lines, right=[1])
 
@@ -117,7 +123,7 @@ def explain_out_of_memory(config: LMConfig, figures: Callable[[], str]) -> Itera
         raise JloraError("\n".join([*lines, "Turn down one of these:", advice(config)])) from error
 
 
-def _held(tree: Any) -> int:
+def held_bytes(tree: Any) -> int:
     """Bytes of all arrays of a tree on the device: two 4-bit numbers share one."""
     plan: Any = jax.jit(lambda tree: (), keep_unused=True).lower(tree).compile().memory_analysis()
     return plan.argument_size_in_bytes

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 import jlora
@@ -15,6 +17,7 @@ from jlora.models import FAMILIES, family
 from jlora.paths import leaves_by_path
 from jlora.plan import abstract_adapter
 from train.adapted import Adapted, lora_config, with_adapter
+from train.devices import put_adapted
 from train.lm.config import LMConfig
 from train.lm.examples import Examples
 from train.lm.packing import Packed
@@ -38,18 +41,25 @@ def causal_config(name: str) -> PreTrainedConfig:
     return config
 
 
-def prepare_model(config: LMConfig) -> Adapted:
-    """Model, base weights and a fresh adapter (or the one of `lora.from`), or all weights with `method: full`."""
+def prepare_model(config: LMConfig, mesh: Mesh | None = None) -> Adapted:
+    """Model, base weights and a fresh adapter (or the one of `lora.from`), or all weights with `method: full`; on the
+    mesh where there is one.
+    """
     model, key = build_model(config), jax.random.key(config.seed)
+    return put_adapted(mesh, _adapted(config, model, key, mesh), config)
+
+
+def _adapted(config: LMConfig, model: Any, key: jax.Array, mesh: Mesh | None) -> Adapted:
+    load = partial(load_weights, model, model_folder(config.model), mesh=mesh)
     if config.method == "full":
-        base = load_weights(model, model_folder(config.model))
+        base = load()
         return Adapted(model, base, _whole_leaves(base), None)
     lora = _lora(config, model)
     if config.quantize is not None and config.lora.init_lora_weights == "loftq":
-        dense, example = load_weights(model, model_folder(config.model)), example_batch(model.config)
+        dense, example = load(), example_batch(model.config)
         return Adapted(model, *jlora.init_loftq(key, lora, dense, model.apply, example, kind=config.quantize), lora)
     dtype = jnp.float32 if config.lora.is_residual else jnp.dtype(config.train.dtype)
-    base = load_weights(model, model_folder(config.model), param_dtype=dtype, quantize=config.quantize)
+    base = load(param_dtype=dtype, quantize=config.quantize)
     return with_adapter(config.lora, lora, model, base, key)
 
 

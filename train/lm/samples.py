@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from jlora.generation import context_length, generate
 from train.adapted import Adapted
+from train.devices import to_host
+from train.distributed import is_first
 from train.language_model import end_ids
 from train.lm.config import SamplesSection
 from train.lm.prepare import pad_id
@@ -61,7 +63,8 @@ def write_samples(
         {"prompt": prompt, "base": base, "tuned": tuned} for prompt, base, tuned in zip(texts, *columns, strict=True)
     ]
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
-    file.write_text("".join(lines), encoding="utf-8")
+    if is_first():
+        file.write_text("".join(lines), encoding="utf-8")
     return "\n\n".join(map(_shown, samples[: section.show]))
 
 
@@ -96,7 +99,7 @@ def _completions(
             top_p=section.top_p,
             stop_ids=ends,
         )
-        for prompt, row in zip(batch, np.asarray(found), strict=False):
+        for prompt, row in zip(batch, to_host(found), strict=False):
             answer = _up_to(row[: section.max_length - len(prompt)], ends)
             texts.append("".join(decoded(tokenizer, answer, prompt.tolist())))
     return texts

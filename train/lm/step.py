@@ -6,8 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from jlora import adapt, combine
+from jlora.models.partition import gathered, leaf_names
+from jlora.paths import leaves_by_path, replace_leaves
+from jlora.quantize.heads import is_in_head
+from train import devices
 from train.lm.batches import Batch
 from train.lm.loss import Sums, next_token_sums
 from train.step import TotalLoss
@@ -30,7 +35,7 @@ def causal_loss(model: Any, *, model_dropout: bool) -> TotalLoss:
     return total_loss
 
 
-def make_eval_step(model: Any) -> Callable[[Any, Any, Batch], Sums]:
+def make_eval_step(model: Any, mesh: Mesh | None = None) -> Callable[[Any, Any, Batch], Sums]:
     """eval_step(adapter, base, batch) -> Sums over the batch's tokens; no dropout. `adapter` may be None."""
     sums = _sums(model)
 
@@ -38,7 +43,7 @@ def make_eval_step(model: Any) -> Callable[[Any, Any, Batch], Sums]:
     def eval_step(adapter: Any, base: Any, batch: Batch) -> Sums:
         return sums(None, adapter, base, batch, None, None)
 
-    return eval_step
+    return devices.eval_step_on(mesh, eval_step)
 
 
 def _sums(model: Any) -> Callable[..., Sums]:
@@ -53,9 +58,18 @@ def _sums(model: Any) -> Callable[..., Sums]:
     def sums(trainable: Any, frozen: Any, base: Any, batch: Batch, key: jax.Array | None, rngs: Any) -> Sums:
         keys = (None, None) if key is None else tuple(jax.random.split(key))
         states = hidden(base, _whole(trainable, frozen), batch.inputs, rngs, dropout_key=keys[0])
-        return next_token_sums(logits_of, trainable, (frozen, base, keys[1]), states, batch.targets, batch.weights)
+        rest = (frozen, _with_whole_tables(base), keys[1])
+        return next_token_sums(logits_of, trainable, rest, states, batch.targets, batch.weights)
 
     return sums
+
+
+def _with_whole_tables(base: Any) -> Any:
+    """The base whose embeddings and output head are gathered, once and not again for each chunk of logits."""
+    leaves = {
+        path: leaf for path, leaf in leaves_by_path(base).items() if path.endswith("embedding") or is_in_head(path)
+    }
+    return replace_leaves(base, {path: gathered(leaf, leaf_names(path, leaf.ndim)) for path, leaf in leaves.items()})
 
 
 def _whole(trainable: Any, frozen: Any) -> Any:

@@ -1,0 +1,179 @@
+"""Planned steps of large Llamas on many chips: python -m benchmarks.scaling [--chip NAME] [--models 7b 70b 405b].
+
+For each model, LoRA and QLoRA, and each number of chips, meshes are planned as `--dry-run --mesh` does, without weights
+or chips. The base is split as little as fits; of two ways to split it the faster one is printed. All steps take the
+same rows: what more chips save is time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from train.command_line import parse
+from train.lm.chips import CHIPS, Chip, chip_named
+from train.lm.config import COMMAND, LMConfig
+from train.lm.plan import Plan, plan_step
+from train.lm.planned_mesh import force_devices
+from train.lm.step_time import step_time
+from train.resolve import resolve
+
+_LLAMA = {"model_type": "llama", "max_position_embeddings": 8192, "tie_word_embeddings": False, "rms_norm_eps": 1e-5}
+MODELS = {
+    "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+           "num_key_value_heads": 32, "vocab_size": 32000},
+    "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+           "num_key_value_heads": 8, "vocab_size": 128256},
+    "70b": {"hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80, "num_attention_heads": 64,
+            "num_key_value_heads": 8, "vocab_size": 128256},
+    "405b": {"hidden_size": 16384, "intermediate_size": 53248, "num_hidden_layers": 126, "num_attention_heads": 128,
+             "num_key_value_heads": 8, "vocab_size": 128256},
+}  # fmt: skip
+"""Shapes of Llama 2 7B and of Llama 3.1 8B, 70B and 405B."""
+
+METHODS = {"lora": "null", "qlora": "nf4"}
+"""{method: quantize}."""
+
+_SPLITS = (((1, 1),), ((8, 1), (1, 8)), ((8, 8),))
+"""(fsdp, tensor) of meshes that hold the base whole on each chip, that split it over a node, and over eight."""
+
+_ROWS_A_CHIP = (4, 1)
+"""Rows of a microbatch in each part of it, tried in this order: more rows, fewer gathers of weights."""
+
+
+class Row(NamedTuple):
+    """The best plan for a number of chips, and what it takes on a chip of the kind; None where nothing fits.
+
+    Attributes:
+      model, method, chips: what was planned.
+      mesh: data x fsdp x tensor. rows: of a microbatch in each part of it.
+      held: bytes of one chip. seconds: of a step. tokens: a second, of all chips. products: their share of the step.
+      limit: what takes longest: "products", "weights" or "other collectives".
+    """
+
+    model: str
+    method: str
+    chips: int
+    mesh: str | None = None
+    rows: int | None = None
+    held: int | None = None
+    seconds: float | None = None
+    tokens: float | None = None
+    products: float | None = None
+    limit: str | None = None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; 0 is success."""
+    flags = _parser().parse_args(argv)
+    force_devices(max(flags.chips))
+    chip, found = chip_named(flags.chip), []
+    print(f"{_line(Row._fields)}\n{_line(['---'] * len(Row._fields))}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for model in flags.models:
+            config = {**_LLAMA, **MODELS[model]} if flags.shape is None else json.loads(flags.shape)
+            Path(folder, "config.json").write_text(json.dumps(config))
+            for method in flags.methods:
+                for chips in flags.chips:
+                    found.append(best(folder, model, method, chips, chip, flags.rows, flags.length))
+                    print(_line(cells(found[-1])), flush=True)
+    if flags.json:
+        flags.json.write_text(json.dumps([row._asdict() for row in found], indent=1) + "\n")
+    return 0
+
+
+def best(folder: str, model: str, method: str, chips: int, chip: Chip, rows: int, length: int) -> Row:
+    """The mesh of so many chips that splits the base as little as fits, of several the one with the fastest step."""
+    for splits in _SPLITS:
+        found = []
+        for mesh in meshes(chips, rows, splits):
+            for each, plan in plans(folder, method, mesh, rows, length):
+                if plan.memory.in_all <= chip.memory:
+                    found.append(_row(model, method, each, plan, chip))
+                    break
+        if found:
+            return min(found, key=lambda row: row.seconds)
+    return Row(model, method, chips)
+
+
+def meshes(chips: int, rows: int, splits: Sequence[tuple[int, int]]) -> Iterator[dict[str, int]]:
+    """Those of so many chips with one of the (fsdp, tensor) in `splits` that can share the rows of a step."""
+    for fsdp, tensor in splits:
+        data, rest = divmod(chips, fsdp * tensor)
+        if data and not rest and rows % (data * fsdp) == 0:
+            yield {"data": data, "fsdp": fsdp, "tensor": tensor}
+
+
+def plans(folder: str, method: str, mesh: dict[str, int], rows: int, length: int) -> Iterator[tuple[int, Plan]]:
+    """(rows of a microbatch in each part, the plan), from many rows to few."""
+    parts = mesh["data"] * mesh["fsdp"]
+    for each in _ROWS_A_CHIP:
+        if rows % (parts * each) == 0:
+            yield each, plan_step(_config(folder, method, parts * each, rows // (parts * each), length), mesh)
+
+
+def _config(folder: str, method: str, batch: int, accumulation: int, length: int) -> LMConfig:
+    arguments = [
+        f"model={folder}",
+        "data.train=unread.txt",
+        "output_dir=unwritten",
+        f"data.max_length={length}",
+        f"quantize={METHODS[method]}",
+        "lora.r=16",
+        "lora.target_modules=all-linear",
+        f"train.batch_size={batch}",
+        f"train.gradient_accumulation_steps={accumulation}",
+        "train.remat=true",
+    ]
+    return resolve(parse(arguments, COMMAND), use_offline=False)
+
+
+def _row(model: str, method: str, rows: int, plan: Plan, chip: Chip) -> Row:
+    times = step_time(plan, chip)
+    limits = {"products": times.products, "weights": times.gathers, "other collectives": times.others}
+    return Row(
+        model,
+        method,
+        plan.chips,
+        " x ".join(map(str, plan.mesh.values())),
+        rows,
+        plan.memory.in_all,
+        times.step,
+        plan.tokens / times.step,
+        times.products / times.step,
+        max(limits, key=lambda name: limits[name]),
+    )
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """The row as the table has it."""
+    if row.seconds is None or row.held is None or row.tokens is None or row.products is None:
+        return (row.model, row.method, f"{row.chips:,}", "does not fit", *[""] * 6)
+    numbers = (f"{row.held / 1e9:.1f} GB", f"{row.seconds:.3g}", f"{row.tokens:,.0f}", f"{row.products:.0%}")
+    return (row.model, row.method, f"{row.chips:,}", str(row.mesh), str(row.rows), *numbers, str(row.limit))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
+    parser.add_argument("--chip", choices=list(CHIPS), default="h200", help="(default h200)")
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["7b", "70b", "405b"])
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--chips", metavar="N", nargs="+", type=int, default=[1, 8, 64, 256, 1024])
+    parser.add_argument("--rows", metavar="N", type=int, default=512, help="rows of a step (default 512)")
+    parser.add_argument("--length", metavar="N", type=int, default=2048, help="tokens of a row (default 2048)")
+    parser.add_argument("--shape", metavar="JSON", help="a config.json to use in place of the models' own")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures here")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,95 @@
+"""Run by test_devices.py in a process of its own, which has 8 devices: commands on meshes, and what lies where.
+
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/eight_devices.py FOLDER LLAMA BERT
+
+trains on these models, leaves the run folders lm/ and classify/ in FOLDER, and prints what `laid_out` and `messages`
+give.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import conftest  # noqa: F401  what the suite runs under
+import jax
+import numpy as np
+import tiny
+import tiny_lm
+from jax.sharding import PartitionSpec
+
+import jlora
+from jlora.errors import JloraError
+from train import devices
+from train.adapted import Adapted
+from train.lm.config import LMConfig
+
+LM = [
+    "train.learning_rate=1e-2",
+    "train.max_steps=4",
+    "train.batch_size=8",
+    "train.gradient_accumulation_steps=2",
+    "train.eval_every=2",
+    "lora.use_dora=true",
+    "samples.count=1",
+    "samples.max_length=16",
+    "samples.prompt_tokens=4",
+]
+CLASSIFY = ["train.learning_rate=1e-2", "train.max_steps=4", "train.eval_batch_size=3", "train.dropout=true"]
+
+
+def config(**mesh: Any) -> LMConfig:
+    """A config with this mesh and batches of 8 rows."""
+    section = {"adapters": mesh.pop("adapters", "replicated")} | mesh
+    return LMConfig.model_validate({"model": "m", "output_dir": "o", "data": {"train": "t"}, "mesh": section})
+
+
+def laid_out() -> dict[str, Any]:
+    """The parts of some arrays on a mesh 2 x 2 x 2, and whether they come back as they were."""
+    kernel = np.arange(64.0, dtype=np.float32).reshape(2, 4, 8)
+    base = {"model": {"layers": {"q_proj": {"kernel": kernel}}, "norm": {"weight": np.ones(4, np.float32)}}}
+    entry = jlora.Full(kernel[:, :, :4])
+    found = {}
+    for mode in ("replicated", "inherit"):
+        asked = config(data=2, fsdp=2, tensor=2, adapters=mode)
+        mesh = devices.mesh_of(asked)
+        assert mesh is not None
+        put = devices.put_adapted(mesh, Adapted(None, base, {"model/layers/q_proj/kernel": entry}, None), asked)
+        leaves = [*jax.tree.leaves(put.base), *jax.tree.leaves(put.adapter)]
+        found[mode] = [leaf.sharding.shard_shape(leaf.shape) for leaf in leaves]
+        for back in (devices.to_host((put.base, put.adapter)), devices.to_first((put.base, put.adapter))):
+            assert jax.tree.all(jax.tree.map(np.array_equal, back, (base, {"model/layers/q_proj/kernel": entry})))
+    rows = devices.put_batch(mesh, 8, lambda places: {"ids": np.stack([places, places + 8], 1)})["ids"]
+    assert np.array_equal(rows, np.stack([np.arange(8), np.arange(8, 16)], 1))
+    assert rows.sharding.spec == PartitionSpec(("data", "fsdp"))
+    step = devices.put_rest(mesh, {"rows": rows, "step": np.int32(3)})
+    return found | {"rows": rows.sharding.shard_shape(rows.shape), "kept": step["rows"] is rows}
+
+
+def messages() -> list[str]:
+    """What is said of meshes that do not fit."""
+    said = []
+    for mesh in ({"data": 3}, {"fsdp": -1}, {"data": 0}):
+        try:
+            devices.mesh_of(config(**mesh))
+        except JloraError as error:
+            said.append(str(error))
+    try:
+        devices.mesh_of(config().model_copy(update={"train": config().train.model_copy(update={"batch_size": 6})}))
+    except JloraError as error:
+        said.append(str(error))
+    return said
+
+
+def main(folder: Path, llama: Path, bert: Path) -> None:
+    """Prints one line of JSON, the last."""
+    mixed = ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2", "mesh.adapters=inherit"]
+    tiny_lm.train(folder / "lm", *LM, *mixed, model=llama)
+    tiny.train(folder / "classify", *CLASSIFY, model=bert)
+    print(json.dumps({"devices": jax.device_count(), "laid_out": laid_out(), "messages": messages()}))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

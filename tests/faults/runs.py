@@ -1,0 +1,177 @@
+"""Real processes of the two trainers, forked from a server that has imported them, and killed by signals."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiny
+import tiny_lm
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["train.classify.__main__", "train.lm.__main__"])
+
+LONGEST = 240
+"""Seconds after which a run is taken for stuck."""
+_LATEST = 6
+"""Steps after which a run that is to be killed is killed, whatever its moment was."""
+
+# 22 rows in windows of 2 x 4: the last window of each epoch is partial. Evaluations, lines and checkpoints fall on
+# different steps, and dropout draws its keys.
+_STEPS = (
+    "train.batch_size=4", "train.gradient_accumulation_steps=2", "train.max_steps=80", "train.eval_every=5",
+    "train.checkpoint_every=2", "train.log_every=3", "train.learning_rate=1e-2", "lora.lora_dropout=0.1",
+    "train.dropout=true", "export.merged=false",
+)  # fmt: skip
+
+Fault = tuple[str, int, float]
+"""(kind, number, seconds). SIGKILL comes `any`: seconds after the start; `batch` or `save`: seconds after the batch or
+the folder of a checkpoint of this number, counted from where the run goes on. `nan`: the batch of this number is NaN.
+`clock`: the clock runs backwards, and has lost so many seconds."""
+
+
+def classifier(folder: Path, *more: str) -> list[str]:
+    """A command line of train.classify."""
+    return tiny.arguments(folder, *_STEPS, f"data.train={tiny.data_file(22)}", *more)
+
+
+def language_model(folder: Path, *more: str) -> list[str]:
+    """A command line of train.lm."""
+    return tiny_lm.arguments(folder, *_STEPS, *more, data=tiny_lm.text_file(110))
+
+
+TRAINERS = {"classify": classifier, "lm": language_model}
+
+
+def start(trainer: str, arguments: Sequence[str], log: Path, fault: Fault | None = None) -> Any:
+    """A process that runs `train.classify` or `train.lm`; its output is added to `log`."""
+    process = _SERVER.Process(target=_run, args=(trainer, list(arguments), str(log), fault, tiny.environment()))
+    process.start()
+    return process
+
+
+def finish(process: Any) -> int:
+    """The exit code of a process, negative where a signal ended it."""
+    process.join(LONGEST)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise AssertionError(f"the run did not end in {LONGEST} seconds")
+    return process.exitcode
+
+
+def run(trainer: str, arguments: Sequence[str], log: Path, fault: Fault | None = None) -> int:
+    """The exit code of a run in a process of its own."""
+    return finish(start(trainer, arguments, log, fault))
+
+
+def moments(count: int, seed: int, seconds: float) -> list[Fault]:
+    """Seeded moments of a run that takes so many `seconds`, a third of each kind."""
+    draw = random.Random(seed)
+    kinds = [("any", "batch", "save")[index % 3] for index in range(count)]
+    draw.shuffle(kinds)
+    later = {"any": seconds, "batch": 0.02, "save": 0.02}
+    return [(kind, draw.randint(1, 3), draw.uniform(0, later[kind])) for kind in kinds]
+
+
+def learned(folder: Path) -> list[dict[str, Any]]:
+    """The record of a run, without what depends on the clock."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "time" and not k.endswith("_per_second")} for line in lines]
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """The two finished runs have left the same adapter, bit for bit, the same record and the same results."""
+    name = "adapter/adapter_model.safetensors"
+    assert (run / name).read_bytes() == (other / name).read_bytes()
+    assert learned(run) == learned(other)
+    for key in ("metrics", "best", "parameters", "seed"):
+        assert tiny.report(run)[key] == tiny.report(other)[key]
+
+
+def newest(folder: Path) -> Path:
+    """The newest whole checkpoint of a run folder."""
+    return max((path for path in (folder / "checkpoints").iterdir() if path.name.isdigit()), key=lambda p: int(p.name))
+
+
+def begun(folder: Path) -> list[Path]:
+    """Checkpoints of a run folder that are not whole."""
+    return list((folder / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+
+
+def _run(trainer: str, arguments: list[str], log: str, fault: Fault | None, environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for number in (1, 2):
+        os.dup2(descriptor, number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    from train.classify import __main__ as classify
+    from train.lm import __main__ as lm
+
+    if fault is not None:
+        _plan(*fault)
+    sys.exit({"classify": classify, "lm": lm}[trainer].main(arguments))
+
+
+def _plan(kind: str, number: int, seconds: float) -> None:
+    """Has the fault happen in this process. SIGKILL comes wherever the threads are; at the latest after a few steps."""
+    from train import checkpoint, loop
+
+    if kind == "clock":
+        now = time.time
+        begin = now()
+        time.time = lambda: 2 * begin - now() - seconds
+        return
+    if kind == "any":
+        _kill(lambda: None, seconds)
+    batches, save, calls = loop.batches, checkpoint.save, []
+
+    def poisoned(*arguments: Any) -> Any:
+        for place, (count, batch) in enumerate(batches(*arguments), 1):
+            yield count, batch._replace(weights=batch.weights * np.float32("nan")) if place == number else batch
+
+    if kind == "nan":
+        loop.batches = poisoned
+        return
+
+    def batches_until_killed(*arguments: Any) -> Any:
+        for count, batch in enumerate(batches(*arguments), 1):
+            if kind == "batch" and count == number:
+                _kill(lambda: None, seconds)
+            if count > _LATEST:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield batch
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def save_until_killed(manager: Any, begun_at: Any) -> None:
+        calls.append(begun_at)
+        if kind == "save" and len(calls) == number:
+            _kill(lambda: _wait_for_a_folder(Path(manager.directory)), seconds)
+        save(manager, begun_at)
+
+    loop.batches, checkpoint.save = batches_until_killed, save_until_killed
+
+
+def _wait_for_a_folder(checkpoints: Path) -> None:
+    while not begun(checkpoints.parent):
+        time.sleep(0.001)
+
+
+def _kill(wait: Callable[[], None], seconds: float) -> None:
+    def kill() -> None:
+        wait()
+        time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()

@@ -1,0 +1,42 @@
+"""SIGTERM and SIGINT while a run trains, and a second run on its folder."""
+
+import os
+import signal
+import time
+
+import pytest
+import runs
+
+
+@pytest.mark.parametrize(
+    ("trainer", "number"), [("classify", signal.SIGTERM), ("lm", signal.SIGTERM), ("lm", signal.SIGINT)]
+)
+def test_a_signal_saves_and_leaves_with_its_code(trainer, number, tmp_path):
+    folder, log = tmp_path / "run", tmp_path / "log"
+    # So long that it does not end by itself; the rate does not depend on where the end is.
+    long = [
+        "train.max_steps=1000000",
+        "train.schedule=constant",
+        "train.warmup_steps=0",
+        "train.checkpoint_every=1000000",
+    ]
+    arguments = runs.TRAINERS[trainer](folder, *long, "train.log_every=1")
+    first = runs.start(trainer, arguments, log)
+    _wait_for_a_step(folder)
+    second_log = tmp_path / "second"
+    assert runs.run(trainer, [*arguments, "--resume"], second_log) == 2
+    assert f"process {first.pid} on {os.uname().nodename} is training in it" in second_log.read_text()
+    os.kill(first.pid, number)
+    assert runs.finish(first) == 128 + number
+    assert f"{number.name}: this step ends, a checkpoint is written" in log.read_text()
+    step = runs.learned(folder)[-1]["step"]
+    assert runs.newest(folder).name == str(step)
+    assert runs.run(trainer, [*arguments, "--resume", f"train.max_steps={step}"], log) == 0, log.read_text()
+    assert f"resumed at step {step}\n" in log.read_text()
+
+
+def _wait_for_a_step(folder):
+    end = time.monotonic() + runs.LONGEST
+    while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").stat().st_size:
+        assert time.monotonic() < end, "no step was made"
+        time.sleep(0.05)

@@ -1,0 +1,135 @@
+"""Several processes: they find each other, train what one trains, and end together where one is killed."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+
+import numpy as np
+import processes
+import pytest
+import tiny
+import tiny_lm
+
+from jlora.errors import JloraError
+from train import distributed
+from train.command import Flags
+
+_LM = ["train.learning_rate=1e-2", "train.max_steps=6", "train.checkpoint_every=2", "export.merged=false"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (Flags(coordinator="a:1"), "expected all of --coordinator HOST:PORT, --process I and --processes N"),
+        (Flags(coordinator="a:1", processes=2), "expected all of"),
+        (Flags(coordinator="a", process=0, processes=2), "--coordinator: expected HOST:PORT, found 'a'"),
+        (Flags(coordinator="a:1", process=2, processes=2), "--process: expected a number from 0 to 1, found 2"),
+    ],
+)
+def test_flags_that_name_no_place_among_processes(flags, message):
+    with pytest.raises(JloraError, match=message), distributed.joined(flags):
+        pytest.fail("joined")
+
+
+def test_a_port_that_is_taken():
+    with socket.create_server(("::", 0), family=socket.AF_INET6) as taken:
+        port = taken.getsockname()[1]
+        with (
+            pytest.raises(JloraError, match=f"--coordinator: port {port}: expected a free one"),
+            distributed.joined(Flags(coordinator=f"localhost:{port}", process=0, processes=2)),
+        ):
+            pytest.fail("joined")
+
+
+@pytest.mark.parametrize(
+    ("environment", "launched"),
+    [
+        ({}, False),
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "4"}, False),  # the batch script itself, before srun
+        ({"SLURM_STEP_NUM_TASKS": "1"}, False),
+        ({"SLURM_STEP_NUM_TASKS": "4"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+    ],
+)
+def test_what_a_launcher_leaves_in_the_environment(environment, launched):
+    assert distributed.is_launched({"TPU_SKIP_MDS_QUERY": "1"} | environment) is launched
+
+
+def test_alone_nothing_waits_and_errors_pass():
+    with distributed.joined(Flags(processes=1)), distributed.first_alone("here") as is_first:
+        assert is_first
+    distributed.wait_for_all("there")
+    distributed.require_same("text", "configuration")
+    assert distributed.leave_together(lambda: 2) == 2
+    with pytest.raises(ZeroDivisionError):
+        distributed.leave_together(lambda: 1 // 0)
+
+
+def _curve(run, name="loss"):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {
+        (line["step"], key): value for line in lines for key, value in line.items() if key.endswith((name, "grad_norm"))
+    }
+
+
+def _assert_same_curve(run, other):
+    found, expected = _curve(run), _curve(other)
+    assert found.keys() == expected.keys()
+    for place, value in expected.items():
+        assert found[place] == pytest.approx(value, rel=1e-4), place
+
+
+def _assert_well(ended):
+    assert [process.code for process in ended] == [0] * len(ended), "\n".join(process.output for process in ended)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A run of train.lm by two processes, and what they said."""
+    run = tmp_path_factory.mktemp("pair") / "run"
+    ended = processes.run("train.lm", tiny_lm.arguments(run, *_LM))
+    _assert_well(ended)
+    return run, ended
+
+
+def test_two_processes_train_what_one_does(pair, tmp_path):
+    run, (first, second) = pair
+    _assert_same_curve(run, tiny_lm.train(tmp_path / "alone", *_LM))
+    assert "step 6/6" in first.output
+    assert "done in" in first.output
+    assert "step" not in second.output
+    assert "trainable" not in second.output
+
+
+def test_one_killed_all_end_and_the_restart_is_the_run_that_was_not_killed(pair, tmp_path):
+    run = tmp_path / "run"
+    arguments = [*tiny_lm.arguments(run, *_LM), "--resume"]
+    survivor, killed = processes.run("train.lm", arguments, kill=(1, 6))
+    assert killed.code == -9
+    assert survivor.code not in (0, -9)
+    assert re.search("lost another process|JAX distributed service detected fatal errors", survivor.output)
+    assert not (run / "report.json").exists()
+    resumed = processes.run("train.lm", arguments)
+    _assert_well(resumed)
+    assert re.search(r"resumed at step [24]$", resumed[0].output, re.MULTILINE)
+    found, expected = tiny.tensors(run / "adapter"), tiny.tensors(pair[0] / "adapter")
+    assert all(np.array_equal(found[key], expected[key]) for key in expected)
+    assert _curve(run) == _curve(pair[0])
+
+
+def test_two_processes_share_weights_and_export_them(tmp_path):
+    """Each holds half of the base and of the adapter; the merged folder has all of both."""
+    more = ["train.learning_rate=1e-2", "train.max_steps=3", "lora.use_dora=true"]
+    split = ["mesh.data=1", "mesh.fsdp=2", "mesh.adapters=inherit"]
+    run = tmp_path / "run"
+    _assert_well(processes.run("train.classify", [*tiny.arguments(run, *more), *split]))
+    alone = tiny.train(tmp_path / "alone", *more)
+    _assert_same_curve(run, alone)
+    assert tiny.report(run)["merged_largest_logit_difference"] < 1e-4
+    for folder in ("adapter", "merged"):
+        found, expected = tiny.tensors(run / folder), tiny.tensors(alone / folder)
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            np.testing.assert_allclose(found[key], value, rtol=1e-3, atol=1e-4, err_msg=key)

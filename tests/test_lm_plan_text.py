@@ -1,0 +1,66 @@
+"""What --dry-run --mesh prints."""
+
+import pytest
+
+from train.lm.chips import CHIPS
+from train.lm.collectives import Collective
+from train.lm.flops import Product
+from train.lm.memory import Memory, memory_table
+from train.lm.plan import Plan
+from train.lm.plan_text import plan_text
+from train.lm.step_time import step_time
+
+GIB = 2**30
+MEMORY = Memory(base=15 * GIB, adapter=GIB, optimizer=2 * GIB, activations=9 * GIB, logits=None, in_all=27 * GIB)
+PLAN = Plan(
+    {"data": 2, "fsdp": 4, "tensor": 2},
+    4096,
+    2,
+    MEMORY,
+    [Product(2 * 10**12, 10**6, 3)],
+    [
+        Collective("all-reduce", (0, 1), ("tensor",), GIB, 4),
+        Collective("all-gather", (0, 2, 4, 6), ("fsdp",), GIB, 2),
+        Collective("all-gather", (0, 2, 4, 6), ("fsdp",), 2 * GIB, 1),
+    ],
+)
+
+
+def _facts(text):
+    return {line.split()[0]: line[11:] for line in text.split("\n\n")[-1].splitlines()}
+
+
+def test_bytes_collectives_and_work():
+    text = plan_text(PLAN, None)
+    held, sent, _ = text.split("\n\n")
+    assert held.partition("\n")[2] == memory_table(MEMORY)
+    assert "logits" not in held
+    lines = [line.split()[:6] for line in sent.splitlines()[2:]]
+    assert lines[0] == ["fsdp", "all-gather", "3", "12.000", "GiB", "weights,"]
+    assert lines[1] == ["tensor", "all-reduce", "4", "4.000", "GiB"]
+    facts = _facts(text)
+    assert facts["mesh"] == "data 2 x fsdp 4 x tensor 2: 16 chips"
+    assert facts["tokens"] == "4,096 a step at most"
+    assert facts["work"].startswith("6 TFLOP a step on each chip")
+    assert facts.keys() == {"mesh", "tokens", "work"}
+
+
+@pytest.mark.parametrize(("name", "fits"), [("h100", "yes: 29.0 of 80 GB"), ("tpu-v5e", "no: 29.0 of 16 GB")])
+def test_a_chip_is_full_or_not_and_takes_its_time(name, fits):
+    text, time = plan_text(PLAN, CHIPS[name]), step_time(PLAN, CHIPS[name])
+    facts = _facts(text)
+    assert facts["fits"] == fits
+    assert facts["time"].startswith(f"about {time.step:.3g} s a step, {4096 / time.step:,.0f} tokens/s; by a model")
+    assert f"products {time.products:.3g} s, weights {time.gathers:.3g} s" in text
+    assert f"{time.unhidden:.3g} s where nothing runs side by side" in text
+    gathers = next(line for line in text.splitlines() if line.startswith("fsdp"))
+    assert f"{time.gathers:,.3f}" in gathers
+
+
+def test_one_chip_sends_nothing():
+    assert "collectives of" not in plan_text(PLAN._replace(collectives=[]), None)
+
+
+def test_long_steps_are_in_minutes():
+    slow = PLAN._replace(products=[Product(10**17, 10**6, 1)], collectives=[])
+    assert _facts(plan_text(slow, CHIPS["h100"]))["time"].startswith("about 2:49 a step")

@@ -1,0 +1,93 @@
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jlora.errors import JloraError
+from train import keys
+from train.classify.config import Config
+from train.lm.config import LMConfig
+from train.manifest import MAY_CHANGE, manifest, may_change, require_same
+
+
+def _config(**changes):
+    return Config(**{"model": "m", "output_dir": "o", "data": {"train": "t"}, **changes})
+
+
+BASE = {"params": {"kernel": jnp.arange(6, dtype=jnp.float32).reshape(2, 3), "bias": jnp.zeros(3, jnp.bfloat16)}}
+DATA = {"train": {"ids": np.arange(5, dtype=np.int32), "cut": 3}, "validation": {"ids": np.zeros((0, 2), np.int32)}}
+
+
+def _made(config=None, base=BASE, data=DATA):
+    return manifest(config or _config(), base, data)
+
+
+@pytest.fixture
+def file(tmp_path):
+    file = tmp_path / "manifest.json"
+    file.write_text(json.dumps(_made()))
+    return file
+
+
+def test_what_it_holds():
+    found = _made()
+    assert list(found) == ["config", "base", "data", "code"]
+    assert list(found["base"]) == ["params/bias", "params/kernel"]
+    assert found["base"]["params/kernel"].startswith("float32 (2, 3) ")
+    assert list(found["data"]) == ["train/ids", "validation/ids"]
+    assert found["data"]["train/ids"].startswith("int32 (5,) ")
+    assert "jax" in found["code"]
+
+
+def test_the_same_run_is_the_same(file, caplog):
+    require_same(file, _made())
+    require_same(file, _made(_config(model="elsewhere", train={"epochs": 7, "log_every": 1}, mesh={"fsdp": 2})))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            lambda: _made(_config(seed=1)),
+            "expected config.yaml as it was written, found another\n  fixed: the run has ",
+        ),
+        (
+            lambda: _made(base={"params": BASE["params"] | {"kernel": BASE["params"]["kernel"].at[1, 2].set(5.5)}}),
+            "expected the base that the run was started with, found another\n  params/kernel: the run has float32",
+        ),
+        (lambda: _made(base={"params": {"bias": BASE["params"]["bias"]}}), r"params/kernel: the run has .*, now none"),
+        (
+            lambda: _made(data=DATA | {"train": {"ids": np.arange(6, dtype=np.int32)}}),
+            r"expected the data that the run was started with, found another\n  train/ids: .*\(5,\) .*\(6,\)",
+        ),
+        (lambda: _made(data={"train": {"ids": np.arange(5, 0, -1, np.int32)}}), "train/ids: .*\n  validation/ids"),
+    ],
+)
+def test_another_one_is_refused_with_the_differences(file, other, message):
+    with pytest.raises(JloraError, match=message):
+        require_same(file, other())
+
+
+def test_many_differences_are_cut_short(file):
+    with pytest.raises(JloraError, match="and 4 more"):
+        require_same(file, _made(data={"train": {str(name): np.zeros(1) for name in range(7)}}))
+
+
+def test_other_code_is_said_and_no_more(file, caplog):
+    made = _made()
+    made["code"] = made["code"] | {"jax": "0.0.1"}
+    require_same(file, made)
+    assert "jax: the run has " in caplog.text
+    assert "now 0.0.1" in caplog.text
+
+
+def test_what_may_change_exists():
+    known = {name for schema in (Config, LMConfig) for name in [*keys.fields(schema), *keys.sections(schema)]}
+    assert set(MAY_CHANGE) <= known
+
+
+def test_what_decides_the_numbers_may_not_change():
+    for key in ("seed", "lora.r", "train.batch_size", "train.learning_rate", "train.dtype", "data.max_length"):
+        assert not may_change(key)

@@ -1,0 +1,90 @@
+"""Chips, and a model of how long one takes for products, memory and links: stated, not measured."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+from jlora.errors import JloraError
+from jlora.paths import nearest
+from train.lm.collectives import Collective
+
+MATRIX_SHARE = 0.6
+"""Of the peak rate, what large matrix products reach."""
+
+MEMORY_SHARE = 0.8
+"""Of the memory's bandwidth, what is reached."""
+
+LINK_SHARE = 0.8
+"""Of a link's bandwidth, what collectives reach."""
+
+LATENCY = 2e-5
+"""Seconds that a collective takes however little it sends."""
+
+
+class Chip(NamedTuple):
+    """A chip, by its maker's figures.
+
+    Attributes:
+      memory: bytes.
+      flops: of bfloat16 products with float32 sums, dense, a second; float32 takes twice as long.
+      bandwidth: of the memory, bytes a second.
+      link: bytes a second that one chip receives from the chips of its domain in a collective.
+      domain: how many chips these links join.
+      network: bytes a second that one chip receives from outside of its domain.
+    """
+
+    memory: float
+    flops: float
+    bandwidth: float
+    link: float
+    domain: int
+    network: float
+
+
+CHIPS = {
+    "a100": Chip(80e9, 312e12, 2.039e12, 300e9, 8, 25e9),
+    "h100": Chip(80e9, 989e12, 3.35e12, 450e9, 8, 50e9),
+    "h200": Chip(141e9, 989e12, 4.8e12, 450e9, 8, 50e9),
+    "b200": Chip(180e9, 2250e12, 8.0e12, 900e9, 8, 50e9),
+    "tpu-v5e": Chip(16e9, 197e12, 0.81e12, 100e9, 256, 3.1e9),
+    "tpu-v5p": Chip(95e9, 459e12, 2.76e12, 200e9, 8960, 6.2e9),
+    "tpu-v6e": Chip(32e9, 918e12, 1.64e12, 200e9, 256, 12.5e9),
+}
+"""NVIDIA: data sheets of the SXM modules with NVLink (half of the two-way figure) and of the DGX systems, one network
+port a chip. TPU: Google's pages of the versions; `link` is both directions of one axis of the torus. docs/scaling.md
+names the sources."""
+
+
+def chip_named(name: str) -> Chip:
+    """The chip of that name.
+
+    Raises:
+      JloraError: there is none.
+    """
+    if name not in CHIPS:
+        raise JloraError(f"--chip: expected one of {', '.join(CHIPS)}; found {name!r}{nearest(name, CHIPS)}")
+    return CHIPS[name]
+
+
+def product_seconds(chip: Chip, flops: float, moved: float, width: int) -> float:
+    """Of one matrix product: its FLOPs, or its operands and result through memory, whichever takes longer.
+
+    Args:
+      flops: of the product on this chip.
+      moved: numbers that it reads and writes.
+      width: bytes of each, 2 or 4.
+    """
+    rate = chip.flops * MATRIX_SHARE * 2 / width
+    return max(flops / rate, moved * width / (chip.bandwidth * MEMORY_SHARE))
+
+
+def collective_seconds(chip: Chip, collective: Collective) -> float:
+    """Of all runs of a collective in a step, over the slowest link that its group spans.
+
+    Members of a group in one domain share their ways out of it: k of them take k network ports.
+    """
+    members = Counter(device // chip.domain for device in collective.group)
+    within = len(members) == 1
+    rate = chip.link if within else min(chip.link, chip.network * min(members.values()))
+    return collective.times * (LATENCY + collective.received / (rate * LINK_SHARE))

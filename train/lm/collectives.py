@@ -1,0 +1,79 @@
+"""What the devices of a mesh send each other in a compiled step: which collectives, over which axes, how many bytes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+
+from train.lm.hlo import Instruction, executed
+from train.lm.replica_groups import replica_groups
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
+
+
+class Collective(NamedTuple):
+    """One collective of a program.
+
+    Attributes:
+      kind: one of KINDS.
+      group: numbers of the devices that take part together, the first group of several alike; of a permutation all
+        that send or receive.
+      axes: the axes of the mesh along which these differ.
+      payload: bytes that each device puts in.
+      times: how often it runs in one call of the program.
+    """
+
+    kind: str
+    group: tuple[int, ...]
+    axes: tuple[str, ...]
+    payload: float
+    times: int
+
+    @property
+    def received(self) -> float:
+        """Bytes that reach a device in one run, by the algorithms that send the least: rings, or the like."""
+        others = len(self.group) - 1
+        share = others / len(self.group)
+        factors = {"all-gather": others, "all-reduce": 2 * share, "collective-permute": 1}
+        return self.payload * factors.get(self.kind, share)
+
+
+def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
+    """Those of a compiled program's text in which more than one device takes part.
+
+    Args:
+      text: `compiled.as_text()`.
+      mesh: {axis: size}, as `jax.sharding.Mesh.shape`; devices are numbered along its last axis first.
+
+    Raises:
+      JloraError: loops or groups of devices that are written in a way unknown here.
+    """
+    found = []
+    for instruction, times in executed(text):
+        kind = instruction.opcode.removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        group, axes = _group(instruction, mesh)
+        if axes:
+            payload = sum(shape.bytes for shape in instruction.operands)
+            found.append(Collective(kind, group, axes, payload, times))
+    return found
+
+
+def _group(instruction: Instruction, mesh: Mapping[str, int]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    if instruction.opcode.startswith("collective-permute"):
+        pairs = re.search(r"source_target_pairs=\{([\d,{}]*)\}", instruction.text)
+        numbers = [int(number) for number in re.findall(r"\d+", pairs[1] if pairs else "")]
+        groups = np.array(numbers).reshape(-1, 2)
+        group = tuple(sorted({int(device) for pair in groups if pair[0] != pair[1] for device in pair}))
+    else:
+        written = instruction.text.partition("replica_groups=")[2]
+        groups = replica_groups(written, prod(mesh.values()))
+        group = tuple(int(device) for device in groups[0])
+    places = np.stack(np.unravel_index(groups, tuple(mesh.values())), -1)
+    differ = (places != places[:, :1]).any((0, 1))
+    return group, tuple(name for name, differs in zip(mesh, differ, strict=True) if differs)

@@ -1,0 +1,132 @@
+"""A training step on chips that need not be here: compiled for their mesh, without weights, on this machine's CPU."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import jlora
+from jlora.mesh import BATCH
+from jlora.sharding import adapter_shardings, base_shardings
+from train.adapted import Adapted
+from train.devices import mesh_of
+from train.lm.collectives import Collective, collectives
+from train.lm.config import LMConfig
+from train.lm.flops import Product, compiled_products
+from train.lm.memory import Memory, compiled_memory
+from train.lm.prepare import abstract_model
+from train.lm.training import arguments, rows_of_a_step, training_of
+from train.sections import MeshSection
+from train.step import State
+
+_COMPILER_OPTIONS: dict[str, str | bool] = {
+    "xla_backend_optimization_level": "0",  # nothing of it will run
+    # These make float32 copies of weights, outside of loops, for a CPU's lack of 16-bit products.
+    "xla_disable_hlo_passes": "while-loop-invariant-code-motion,dot-library-rewriter",
+}
+
+
+class Plan(NamedTuple):
+    """What one chip of a mesh holds, computes and receives in one optimizer step.
+
+    Attributes:
+      mesh: {axis: size}.
+      tokens: of the step, on all chips together, padding included.
+      width: bytes of a number in the products.
+      memory: bytes of one chip.
+      products, collectives: of one chip.
+    """
+
+    mesh: dict[str, int]
+    tokens: int
+    width: int
+    memory: Memory
+    products: list[Product]
+    collectives: list[Collective]
+
+    @property
+    def chips(self) -> int:
+        """How many the mesh has."""
+        return math.prod(self.mesh.values())
+
+
+def plan_step(config: LMConfig, sizes: dict[str, int]) -> Plan:
+    """The step of a config on a mesh of these sizes; needs as many devices, see `planned_mesh.force_devices`.
+
+    Where the config says bfloat16 the step is compiled in float16, which takes the same bytes: the CPU's compiler
+    would make float32 of bfloat16.
+
+    Raises:
+      JloraError: a batch that the mesh cannot share evenly, and whatever `abstract_model` refuses.
+    """
+    step, mesh, inputs = planned_step(config, sizes)
+    compiled = _lowered(step, mesh, inputs).compile(_COMPILER_OPTIONS)
+    text = compiled.as_text()
+    return Plan(
+        mesh=sizes,
+        tokens=rows_of_a_step(config) * config.data.max_length,
+        width=jnp.dtype(config.train.dtype).itemsize,
+        memory=compiled_memory(compiled, inputs),
+        products=compiled_products(text),
+        collectives=collectives(text, sizes),
+    )
+
+
+def planned_step(config: LMConfig, sizes: dict[str, int]) -> tuple[Any, Mesh | None, tuple]:
+    """(The jitted step, its mesh, its arguments as ShapeDtypeStructs that lie as a run's do); nothing is compiled."""
+    planned = _planned(config, sizes)
+    mesh = mesh_of(planned, jax.devices()[: math.prod(sizes.values())])
+    adapted = abstract_model(planned)
+    training = training_of(planned, adapted.model, config.train.max_steps or 1)
+    inputs = arguments(planned, adapted, training.tx)
+    if mesh is not None:
+        inputs = _on_mesh(planned, mesh, adapted, training.tx, inputs)
+    return training.step, mesh, inputs
+
+
+def _planned(config: LMConfig, sizes: dict[str, int]) -> LMConfig:
+    mesh = MeshSection(**sizes, adapters=config.mesh.adapters)
+    dtype = {"bfloat16": "float16"}.get(config.train.dtype, config.train.dtype)
+    return config.model_copy(update={"mesh": mesh, "train": config.train.model_copy(update={"dtype": dtype})})
+
+
+def _lowered(step: Any, mesh: Mesh | None, inputs: tuple) -> Any:
+    """As `train.devices.train_step_on` compiles it: the state stays where it lies, the values are whole everywhere."""
+    if mesh is None:
+        return step.lower(*inputs)
+    kept = jax.tree.map(lambda leaf: leaf.sharding, inputs[0])
+    with jax.set_mesh(mesh):
+        shardings = (kept, NamedSharding(mesh, PartitionSpec()))
+        return jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(*inputs)
+
+
+def _on_mesh(config: LMConfig, mesh: Mesh, adapted: Adapted, tx: optax.GradientTransformation, inputs: tuple) -> tuple:
+    """The step's (state, frozen, base, batch, key) with the shardings that a run gives them."""
+    state, _, base, batch, key = inputs
+    mode = config.mesh.adapters if config.method == "lora" else "inherit"
+    adapter = _placed(adapted.adapter, adapter_shardings(adapted.adapter, mesh, mode))
+    trainable, frozen = jlora.split(adapter)
+    whole = NamedSharding(mesh, PartitionSpec())
+    moments = optax.tree.map_params(
+        tx,
+        lambda leaf, like: _struct(leaf, like.sharding),
+        state.optimizer,
+        trainable,
+        transform_non_params=lambda leaf: _struct(leaf, whole),
+    )
+    rows = jax.tree.map(lambda leaf: _struct(leaf, NamedSharding(mesh, BATCH)), batch)
+    placed_base = _placed(base, base_shardings(base, mesh))
+    return State(trainable, moments, _struct(state.step, whole)), frozen, placed_base, rows, _struct(key, whole)
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(_struct, tree, shardings)
+
+
+def _struct(leaf: Any, sharding: NamedSharding) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,0 +1,108 @@
+"""manifest.json: what a run is made of. It is gone on with by the same configuration, base and data alone.
+
+{"config": {"fixed": hash}, "base": {path: type, shape, checksum}, "data": {split/array: type, shape, hash},
+"code": {package: version}}
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jlora.errors import JloraError
+from train import environment, yaml_text
+from train.checksum import checksums
+from train.run_config import RunConfig, to_yaml
+from train.validation import flatten
+
+logger = logging.getLogger(__name__)
+
+NAME = "manifest.json"
+
+MAY_CHANGE = (
+    "output_dir", "model", "data.train", "data.validation", "data.test", "data.config", "data.revision",
+    "train.epochs", "train.max_steps", "train.early_stopping_patience", "train.eval_every", "train.eval_batch_size",
+    "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "train.remat", "tracker", "project",
+    "mesh", "export", "hub", "samples",
+)  # fmt: skip
+"""Keys and whole sections that may be others when a run is resumed. Of model and data only the names may be others:
+the contents are compared."""
+
+_SHOWN = 5
+
+
+def may_change(key: str) -> bool:
+    """Whether a dotted key may have another value when the run is resumed."""
+    return key in MAY_CHANGE or key.partition(".")[0] in MAY_CHANGE
+
+
+def flat(config: RunConfig) -> dict[str, Any]:
+    """{dotted key: value}, as config.yaml has them."""
+    return flatten(yaml_text.parse(to_yaml(config), "the configuration"), type(config))
+
+
+def manifest(config: RunConfig, base: Any, data: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    """What manifest.json holds.
+
+    Args:
+      base: the base's tree of arrays; their checksums are computed where they lie.
+      data: {split: {name: what the split holds}}, of which the numpy arrays count.
+    """
+    fixed = {key: value for key, value in flat(config).items() if not may_change(key)}
+    found = environment.describe()
+    git = found["git"] or {}
+    commit = {"commit": git["commit"] + " and changes" * git["dirty"]} if git else {}
+    return {
+        "config": {"fixed": _digest(json.dumps(fixed, sort_keys=True).encode())},
+        "base": _of_base(base),
+        "data": {
+            f"{split}/{name}": _described(array, _digest(np.ascontiguousarray(array)))
+            for split, parts in data.items()
+            for name, array in parts.items()
+            if isinstance(array, np.ndarray)
+        },
+        "code": found["versions"] | commit,
+    }
+
+
+def require_same(file: Path, now: dict[str, dict[str, str]]) -> None:
+    """Raises JloraError with the differences to the manifest in `file`; of other code it only warns."""
+    before = json.loads(file.read_text(encoding="utf-8"))
+    if lines := _differences(before["code"], now["code"]):
+        logger.warning("the run was started by other code; results may differ from those of one run\n%s", lines)
+    what = {
+        "config": "config.yaml as it was written",
+        "base": "the base that the run was started with",
+        "data": "the data that the run was started with",
+    }
+    for part, expected in what.items():
+        if lines := _differences(before[part], now[part]):
+            raise JloraError(f"--resume: {file}: expected {expected}, found another\n{lines}")
+
+
+def _of_base(base: Any) -> dict[str, str]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(base)
+    named = {jax.tree_util.keystr(keys, simple=True, separator="/"): leaf for keys, leaf in leaves}
+    sums = checksums(named)
+    return {name: _described(leaf, sums[name]) for name, leaf in named.items()}
+
+
+def _described(array: Any, contents: str) -> str:
+    return f"{array.dtype} {tuple(array.shape)} {contents}"
+
+
+def _digest(contents: Any) -> str:
+    return hashlib.sha256(contents).hexdigest()[:16]
+
+
+def _differences(before: dict[str, str], now: dict[str, str]) -> str:
+    differ = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
+    lines = [f"  {key}: the run has {before.get(key, 'none')}, now {now.get(key, 'none')}" for key in differ[:_SHOWN]]
+    return "\n".join(lines + [f"  and {len(differ) - _SHOWN} more"] * (len(differ) > _SHOWN))

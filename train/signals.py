@@ -1,0 +1,110 @@
+"""SIGTERM and SIGINT while a run trains: it saves and leaves with 143 or 130; a second signal ends it at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
+
+logger = logging.getLogger(__name__)
+
+_HEARD = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(Exception):
+    """A signal ended the run, which has saved what it did; `code` is the exit code, 128 and the signal's number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number
+
+
+class Cut(BaseException):
+    """Ends early what runs in `Stop.cutting`."""
+
+
+class Stop:
+    """Whether a signal has come."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._cuts = False
+
+    def requested(self, step: int) -> bool:
+        """Whether to save after this step and leave. Several processes must all ask, once a step, and agree."""
+        if jax.process_count() > 1 and self.number is None and multihost_utils.reached_preemption_sync_point(step):
+            self.number = signal.SIGTERM
+        return self.number is not None
+
+    @contextmanager
+    def cutting(self) -> Iterator[None]:
+        """A signal raises Cut in here, where one process works alone."""
+        self._cuts = True
+        try:
+            if self.number is not None:
+                raise Cut
+            yield
+        finally:
+            self._cuts = False
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Python's handler, called in the main thread between two of its instructions."""
+        self.number = number
+        if self._cuts:
+            raise Cut
+
+
+@contextmanager
+def listening() -> Iterator[Stop]:
+    """Takes the signals over; of several processes JAX takes SIGTERM, and tells all of them.
+
+    Raises:
+      Stopped: one came, when the block has ended.
+    """
+    stop = Stop()
+    if jax.process_count() > 1:
+        yield stop
+    else:
+        with _handled(stop):
+            yield stop
+    if stop.number is not None:
+        raise Stopped(stop.number)
+
+
+@contextmanager
+def _handled(stop: Stop) -> Iterator[None]:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before_fd = signal.set_wakeup_fd(writer)
+    before = {number: signal.signal(number, stop.note) for number in _HEARD}
+    watch = threading.Thread(target=_watch, args=[reader], daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(before_fd)
+        os.close(writer)
+        watch.join()
+        os.close(reader)
+
+
+def _watch(reader: int) -> None:
+    """Reads the numbers of signals as they come, also while the main thread is deep in a compilation."""
+    count = 0
+    while number := os.read(reader, 1):
+        if number[0] not in _HEARD:
+            continue
+        count += 1
+        if count == 2:
+            os._exit(128 + number[0])
+        name = signal.Signals(number[0]).name
+        logger.warning("%s: this step ends, a checkpoint is written; a second signal ends the run at once", name)

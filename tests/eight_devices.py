@@ -33,6 +33,7 @@ LM = [
     "train.gradient_accumulation_steps=2",
     "train.eval_every=2",
     "lora.use_dora=true",
+    "lora.lora_dropout=0.1",
     "samples.count=1",
     "samples.max_length=16",
     "samples.prompt_tokens=4",

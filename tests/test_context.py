@@ -110,6 +110,14 @@ def test_dropout_is_unbiased():
     assert difference(mean, apply(BASE, SAME, X)) < 0.05
 
 
+@pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint, lambda fn: jax.jit(jax.checkpoint(fn))])
+def test_what_is_nested_and_runs_once_has_the_masks_that_it_has_unnested(wrap):
+    def outer(product):
+        return lambda base, x: jnp.stack([x @ base["w"], product(x, base["w"]), x @ base["w"]])
+
+    assert (_masked(outer(wrap(jnp.dot))) == _masked(outer(jnp.dot))).all()
+
+
 @pytest.mark.parametrize("wrap", [lambda fn: fn, jax.checkpoint], ids=["plain", "checkpoint"])
 def test_the_backward_pass_sees_the_masks_of_the_forward_pass(wrap):
     """The update is linear in A and in B for one mask, so each is the product of itself and its gradient."""

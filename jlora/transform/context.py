@@ -24,7 +24,7 @@ class Context:
       materialize: whether a weight plus update may be formed where no rule takes it.
       uses: {path: uses in their order, as keys} of the leaves that are watched, one dict for all levels.
       formed: {(path, primitive, equation)} of what was materialized, one dict (as a set) for all levels.
-      drawn: how many keys this level has given away, by path ("" for nested functions).
+      drawn: how many keys this level has given away, by path ("" for nested loops and branches).
     """
 
     key: jax.Array | None
@@ -70,8 +70,12 @@ class Context:
             key = jax.random.fold_in(key, jax.lax.axis_index(axis))
         return key
 
+    def once(self, drawn: Counter) -> Context:
+        """This context where so many keys were drawn, for a nested function that runs once: nesting changes no key."""
+        return dataclasses.replace(self, drawn=Counter(drawn))
+
     def enter(self) -> Context:
-        """The context of a nested function."""
+        """The context of a nested loop, of branches or of shards."""
         self.drawn[""] += 1
         return self._below(None if self.key is None else _fold(_fold(self.key, ""), self.drawn[""]))
 

@@ -24,12 +24,8 @@ Evaluate = Callable[[Context, Any, list], list]
 
 
 def _jit(evaluate: Evaluate, context: Context, params: dict, inputs: list) -> list:
-    inner = context.enter()
     _refuse_shardings(params, inputs)
-
-    def run(*values: Any) -> list:
-        return evaluate(inner, params["jaxpr"], list(values))
-
+    run = _running_once(evaluate, context, params["jaxpr"])
     run.__name__ = params["name"]
     return jax.jit(run, inline=params["inline"])(*inputs)
 
@@ -45,12 +41,21 @@ def _refuse_shardings(params: dict, inputs: list) -> None:
 
 
 def _checkpoint(evaluate: Evaluate, context: Context, params: dict, inputs: list) -> list:
-    inner = context.enter()
+    run = _running_once(evaluate, context, params["jaxpr"])
+    return jax.checkpoint(run, prevent_cse=params["prevent_cse"], policy=params["policy"])(*inputs)
+
+
+def _running_once(evaluate: Evaluate, context: Context, jaxpr: Any) -> Callable[..., list]:
+    """The nested function, for JAX to trace, which may do so more than once: each time the same keys are drawn."""
+    before = context.drawn.copy()
 
     def run(*values: Any) -> list:
-        return evaluate(inner, params["jaxpr"], list(values))
+        inner = context.once(before)
+        results = evaluate(inner, jaxpr, list(values))
+        context.drawn |= inner.drawn
+        return results
 
-    return jax.checkpoint(run, prevent_cse=params["prevent_cse"], policy=params["policy"])(*inputs)
+    return run
 
 
 def _scan(evaluate: Evaluate, context: Context, params: dict, inputs: list) -> list:

@@ -1,7 +1,8 @@
 """Validation perplexity beside PEFT's: python -m benchmarks.lm_perplexity --config FILE [key=value ...].
 
 Both sides start from PEFT's own A and B and take the same batches in the same order, AdamW and schedule the same. The
-merged folder is then opened by transformers, and quantize=nf4 trains on a quantized base beside the others.
+merged folder is then opened by transformers. With quantize=nf4 both sides train on a quantized base too, PEFT's by
+bitsandbytes; with quantize=int8 jlora alone.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ def run(config: LMConfig, folder: Path) -> dict[str, Any]:
         quantized = prepare_model(setup.config).base
         adapter = _train(setup, quantized, task)
         found[f"jlora, {config.quantize}"] = evaluated(task, adapter, quantized, "validation")["perplexity"]
+    if config.quantize == "nf4":
+        found["peft, nf4"] = _peft(setup, task, nf4=True)
     found["jlora / peft"] = found["jlora"] / found["peft"]
     found["merged / jlora"] = found["merged, by transformers"] / found["jlora"]
     return found
@@ -94,8 +97,10 @@ def _train(setup: Setup, base: Any, task: Task) -> dict[str, Any]:
     return jlora.combine(state.trainable, frozen)
 
 
-def _peft(setup: Setup, task: Task) -> float:
+def _peft(setup: Setup, task: Task, *, nf4: bool = False) -> float:
     model, config = lm_setup.torch_model(setup), setup.config
+    if nf4:
+        lm_setup.round_to_nf4(model)
     optimizer = lm_setup.torch_optimizer(config, model)
     rate = training_of(config, setup.adapted.model, steps_of(config, len(task.data.rows["train"]))[1]).rate
     for step, batch in enumerate(lm_setup.training_batches(config, task)):

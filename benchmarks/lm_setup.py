@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bitsandbytes import functional
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
@@ -64,6 +65,15 @@ def torch_model(setup: Setup) -> PeftModel:
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(device(), torch.float32 if "lora_" in name else dtype)
     return model.to(device())
+
+
+def round_to_nf4(model: PeftModel) -> None:
+    """Replaces the layers' frozen matrices by what bitsandbytes stores of them in NF4, its scales quantized too."""
+    for name, parameter in model.named_parameters():
+        if "layers" in name and parameter.ndim == 2 and not parameter.requires_grad:
+            numbers = parameter.data.flatten()  # of rows shorter than a block its CPU code makes something else
+            codes, scales = functional.quantize_4bit(numbers, compress_statistics=True, quant_type="nf4")
+            parameter.data = functional.dequantize_4bit(codes, scales).reshape(parameter.shape)
 
 
 def device() -> torch.device:

@@ -31,6 +31,8 @@ all_functions = pytest.mark.parametrize("name", FUNCTIONS)
 
 QUICK = {"xla_backend_optimization_level": 0}
 """Tiny programs that run once: what counts is how long they compile."""
+AS_USERS = {"xla_backend_optimization_level": 3}
+"""XLA's default, which the suite lowers (conftest.py)."""
 
 
 @functools.cache
@@ -181,8 +183,8 @@ def test_adapted_is_merged_and_its_gradient_is_the_dense_one_projected(variant, 
 def test_a_fresh_adapter_changes_no_bit(name):
     """Forward and compiled as users compile; XLA:CPU may round narrow products otherwise, but does not in these."""
     case, fresh = FUNCTIONS[name](), zeroed(random_adapter(name))
-    expected = np.asarray(jax.jit(case.fn)(case.base, *case.args))
-    adapted = jax.jit(jlora.adapt(case.fn))
+    expected = np.asarray(jax.jit(case.fn, compiler_options=AS_USERS)(case.base, *case.args))
+    adapted = jax.jit(jlora.adapt(case.fn), compiler_options=AS_USERS)
     for adapter in (fresh, with_magnitude(name, fresh)):
         found = np.asarray(adapted(case.base, adapter, *case.args))
         assert (found.dtype, found.tobytes()) == (expected.dtype, expected.tobytes()), difference(found, expected)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import tiny
 
-_KILLED = """
+KILLED = """
 import importlib, os, signal, sys
 from train import loop
 
@@ -25,6 +25,7 @@ def killing(*arguments):
 loop.batches = killing
 sys.exit(importlib.import_module(sys.argv[1] + ".__main__").main(sys.argv[3:]))
 """
+"""A program: argv is the command's module, the step whose batch SIGKILL comes with, and the command's arguments."""
 
 
 class Ended(NamedTuple):
@@ -64,7 +65,7 @@ def run(program: str, arguments: Sequence[str], count: int = 2, *, kill: tuple[i
 def _command(program: str, kill: tuple[int, int] | None, index: int) -> list[str]:
     if kill is None or kill[0] != index:
         return [sys.executable, "-m", program]
-    return [sys.executable, "-c", _KILLED, program, str(kill[1])]
+    return [sys.executable, "-c", KILLED, program, str(kill[1])]
 
 
 def _flags(port: int, index: int, count: int) -> list[Any]:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import tiny
+from processes import KILLED
 
 from train.classify import __main__ as classify
 
@@ -23,23 +24,6 @@ _STEPS = [
     "train.learning_rate=2e-2",
 ]
 
-_KILLED = """
-import os, signal, sys
-from train import loop
-from train.classify import __main__ as classify
-
-batches = loop.batches
-
-def killing(*arguments):
-    for number, batch in enumerate(batches(*arguments), 1):
-        if number == int(sys.argv[1]):
-            os.kill(os.getpid(), signal.SIGKILL)
-        yield batch
-
-loop.batches = killing
-sys.exit(classify.main(sys.argv[2:]))
-"""
-
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
@@ -48,7 +32,7 @@ def undisturbed(tmp_path_factory):
 
 def _killed(step, arguments):
     """Runs train.classify in a process of its own, which SIGKILL ends when its batch `step` comes."""
-    command = [sys.executable, "-c", _KILLED, str(step), *arguments]
+    command = [sys.executable, "-c", KILLED, "train.classify", str(step), *arguments]
     done = subprocess.run(command, env=tiny.environment(), cwd=tiny.ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == -9, done.stderr
     return done.stderr

@@ -66,6 +66,46 @@ def plan_evaluation(lengths: np.ndarray, buckets: tuple[int, ...], batch_size: i
     return _cut_into_batches(np.argsort(lengths, kind="stable"), lengths, buckets, batch_size)
 
 
+class Layout(NamedTuple):
+    """Where the tokens of a batch of B rows, T long, come from.
+
+    rows: int64 (B,), each row's index in its split; copies of the first row fill the batch up.
+    mask: bool (B, T), where a row has a token.
+    flat: int64 (B, T), the token's index among those of all rows, 0 where there is none.
+    real: bool (B,), false for a filler row.
+    """
+
+    rows: np.ndarray
+    mask: np.ndarray
+    flat: np.ndarray
+    real: np.ndarray
+
+
+def lay_out(
+    planned: PlannedBatch,
+    lengths: np.ndarray,
+    offsets: np.ndarray,
+    batch_size: int,
+    places: np.ndarray | slice = slice(None),
+) -> Layout:
+    """The layout of a planned batch, always (batch_size, planned.length), or of those of its rows at `places`.
+
+    Args:
+      lengths, offsets: of all rows of the split in tokens, and where their tokens begin.
+
+    Raises:
+      ValueError: a row is longer than the batch, or there are more rows than batch_size.
+    """
+    count, longest = len(planned.rows), lengths[planned.rows]
+    if not 0 < count <= batch_size or longest.max() > planned.length:
+        raise ValueError(f"{count} rows of {longest} tokens do not fit ({batch_size}, {planned.length})")
+    rows = np.concatenate([planned.rows, np.repeat(planned.rows[:1], batch_size - count)])[places]
+    columns = np.arange(planned.length)
+    mask = columns < lengths[rows][:, None]
+    flat = np.where(mask, offsets[rows][:, None] + columns, 0)
+    return Layout(rows, mask, flat, np.arange(batch_size)[places] < count)
+
+
 def padding_share(plan: list[PlannedBatch], lengths: np.ndarray, batch_size: int) -> float:
     """The share of all computed token places, filler rows included, that hold no token: 0 is perfect."""
     computed = sum(batch.length for batch in plan) * batch_size

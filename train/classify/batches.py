@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.batches import PlannedBatch
+from train.batches import PlannedBatch, lay_out
 from train.classify.tokens import Tokens
 
 
@@ -40,19 +40,11 @@ def make_batch(
 
     Raises ValueError where a row is longer than the batch or there are more rows than batch_size.
     """
-    count = len(planned.rows)
-    lengths = tokens.lengths[planned.rows]
-    if not 0 < count <= batch_size or lengths.max() > planned.length:
-        raise ValueError(f"{count} rows of {lengths} tokens do not fit ({batch_size}, {planned.length})")
-    rows = np.concatenate([planned.rows, np.repeat(planned.rows[:1], batch_size - count)])[places]
-    columns = np.arange(planned.length)
-    mask = columns < tokens.lengths[rows][:, None]
-    flat = np.where(mask, tokens.offsets[rows][:, None] + columns, 0)
+    rows, mask, flat, real = lay_out(planned, tokens.lengths, tokens.offsets, batch_size, places)
     inputs = {
         "input_ids": np.where(mask, tokens.ids[flat], pad_id).astype(np.int32),
         "attention_mask": mask.astype(np.int32),
     }
     if tokens.token_type_ids is not None:
         inputs["token_type_ids"] = np.where(mask, tokens.token_type_ids[flat], 0).astype(np.int32)
-    real = np.arange(batch_size)[places] < count
     return Batch(inputs, labels[rows], real.astype(np.float32), np.where(real, rows, -1).astype(np.int32))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.batches import PlannedBatch, bucket_lengths
+from train.batches import PlannedBatch, bucket_lengths, lay_out
 from train.lm.examples import Examples
 from train.lm.packing import Packed
 
@@ -47,13 +47,7 @@ def make_batch(
 
     Raises ValueError where a row is longer than the batch or there are more rows than batch_size.
     """
-    count, lengths = len(planned.rows), rows.lengths[planned.rows]
-    if not 0 < count <= batch_size or lengths.max() > planned.length:
-        raise ValueError(f"{count} rows of {lengths} tokens do not fit ({batch_size}, {planned.length})")
-    chosen = np.concatenate([planned.rows, np.repeat(planned.rows[:1], batch_size - count)])[places]
-    columns = np.arange(planned.length)
-    mask = columns < rows.lengths[chosen][:, None]
-    flat = np.where(mask, rows.offsets[chosen][:, None] + columns, 0)
+    _, mask, flat, real = lay_out(planned, rows.lengths, rows.offsets, batch_size, places)
 
     def padded(values: np.ndarray, padding: int = 0) -> np.ndarray:
         return np.where(mask, values[flat], padding).astype(np.int32)
@@ -62,7 +56,7 @@ def make_batch(
     if isinstance(rows, Packed):
         inputs |= {"segment_ids": padded(rows.segment_ids), "position_ids": padded(rows.position_ids)}
     # No first token of an example is learnt: no target is of another example than its input.
-    learnt = _next(padded(rows.learn)) * (np.arange(batch_size)[places] < count)[:, None]
+    learnt = _next(padded(rows.learn)) * real[:, None]
     return Batch(inputs, _next(inputs["input_ids"]) * learnt, learnt.astype(np.float32))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -10,22 +11,30 @@ from typing import Any, NamedTuple
 
 import tiny
 
-KILLED = """
-import importlib, os, signal, sys
+SIGNALLED = """
+import importlib, os, sys
 from train import loop
 
 batches = loop.batches
 
-def killing(*arguments):
+def signalling(*arguments):
     for number, batch in enumerate(batches(*arguments), 1):
         if number == int(sys.argv[2]):
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), int(sys.argv[3]))
         yield batch
 
-loop.batches = killing
-sys.exit(importlib.import_module(sys.argv[1] + ".__main__").main(sys.argv[3:]))
+loop.batches = signalling
+sys.exit(importlib.import_module(sys.argv[1] + ".__main__").main(sys.argv[4:]))
 """
-"""A program: argv is the command's module, the step whose batch SIGKILL comes with, and the command's arguments."""
+"""A program: argv is the command's module, a step, the signal that comes with its batch, the command's arguments."""
+
+
+class Signal(NamedTuple):
+    """A signal that comes to the process of this number with the batch of a step, counted from 1."""
+
+    process: int
+    step: int
+    number: signal.Signals
 
 
 class Ended(NamedTuple):
@@ -35,15 +44,11 @@ class Ended(NamedTuple):
     output: str
 
 
-def run(program: str, arguments: Sequence[str], count: int = 2, *, kill: tuple[int, int] | None = None) -> list[Ended]:
-    """Runs `program` (train.classify, train.lm) in so many processes of one device each.
-
-    Args:
-      kill: (process, step): SIGKILL ends this process when the batch of this step comes, counted from 1.
-    """
+def run(program: str, arguments: Sequence[str], count: int = 2, *, sent: Signal | None = None) -> list[Ended]:
+    """Runs `program` (train.classify, train.lm) in so many processes of one device each."""
     started = [
         subprocess.Popen(
-            [*_command(program, kill, index), *arguments, *_flags(port, index, count)],
+            [*_command(program, sent, index), *arguments, *_flags(port, index, count)],
             env=tiny.environment(),
             cwd=tiny.ROOT,
             stdout=subprocess.PIPE,
@@ -62,10 +67,10 @@ def run(program: str, arguments: Sequence[str], count: int = 2, *, kill: tuple[i
             process.kill()
 
 
-def _command(program: str, kill: tuple[int, int] | None, index: int) -> list[str]:
-    if kill is None or kill[0] != index:
+def _command(program: str, sent: Signal | None, index: int) -> list[str]:
+    if sent is None or sent.process != index:
         return [sys.executable, "-m", program]
-    return [sys.executable, "-c", KILLED, program, str(kill[1])]
+    return [sys.executable, "-c", SIGNALLED, program, str(sent.step), str(int(sent.number))]
 
 
 def _flags(port: int, index: int, count: int) -> list[Any]:

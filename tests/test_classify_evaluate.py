@@ -61,3 +61,15 @@ def test_only_labelled_rows_count():
 )
 def test_without_a_label_there_are_no_scores(problem_type, labels):
     assert scores(problem_type, np.zeros((3, 2), np.float32), labels) == {}
+
+
+def test_a_check_ends_it_between_two_batches():
+    checks = []
+
+    def check():
+        checks.append(None)
+        if len(checks) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        logits_of(_sums, None, None, _split(), (16,), 2, check=check)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import socket
 
 import numpy as np
@@ -16,7 +17,7 @@ from jlora.errors import JloraError
 from train import distributed
 from train.command import Flags
 
-_LM = ["train.learning_rate=1e-2", "train.max_steps=6", "train.checkpoint_every=2", "export.merged=false"]
+_LM = ["train.learning_rate=1e-2", "train.max_steps=6", "train.eval_every=2", "export.merged=false"]
 
 
 @pytest.mark.parametrize(
@@ -106,17 +107,30 @@ def test_two_processes_train_what_one_does(pair, tmp_path):
 def test_one_killed_all_end_and_the_restart_is_the_run_that_was_not_killed(pair, tmp_path):
     run = tmp_path / "run"
     arguments = [*tiny_lm.arguments(run, *_LM), "--resume"]
-    survivor, killed = processes.run("train.lm", arguments, kill=(1, 6))
+    survivor, killed = processes.run("train.lm", arguments, sent=processes.Signal(1, 6, signal.SIGKILL))
     assert killed.code == -9
     assert survivor.code not in (0, -9)
     assert re.search("lost another process|JAX distributed service detected fatal errors", survivor.output)
+    _assert_restarted_as(pair[0], run, arguments)
+
+
+def test_a_signal_to_one_and_all_save_the_same_step_and_leave_with_its_code(pair, tmp_path):
+    run = tmp_path / "run"
+    arguments = [*tiny_lm.arguments(run, *_LM), "--resume"]
+    ended = processes.run("train.lm", arguments, sent=processes.Signal(1, 2, signal.SIGTERM))
+    assert [process.code for process in ended] == [143, 143], "\n".join(process.output for process in ended)
+    _assert_restarted_as(pair[0], run, arguments)
+
+
+def _assert_restarted_as(whole, run, arguments):
+    """A run that came to no end, started again with these arguments, becomes the run in the folder `whole`."""
     assert not (run / "report.json").exists()
     resumed = processes.run("train.lm", arguments)
     _assert_well(resumed)
-    assert re.search(r"resumed at step [24]$", resumed[0].output, re.MULTILINE)
-    found, expected = tiny.tensors(run / "adapter"), tiny.tensors(pair[0] / "adapter")
+    assert re.search(r"resumed at step [2-5]$", resumed[0].output, re.MULTILINE)
+    found, expected = tiny.tensors(run / "adapter"), tiny.tensors(whole / "adapter")
     assert all(np.array_equal(found[key], expected[key]) for key in expected)
-    assert _curve(run) == _curve(pair[0])
+    assert _curve(run) == _curve(whole)
 
 
 def test_two_processes_share_weights_and_export_them(tmp_path):

@@ -35,7 +35,8 @@ def _loop(accuracies=(), losses=None, norms=None, seed=0, **train):
         values = {"loss": (losses or {}).get(step + 1, 0.5), "grad_norm": (norms or {}).get(step + 1, 1.0)}
         return State({"w": state.trainable["w"] + 1}, (), state.step + 1), values
 
-    def evaluate(adapter):
+    def evaluate(adapter, check):
+        check()
         accuracy = next(accuracies, 0.5)
         return {"accuracy": accuracy, "loss": 1 - accuracy}
 
@@ -163,16 +164,15 @@ def test_an_evaluation_that_is_not_finite_stops_it_before_it_is_saved(saved):
     assert saved == []
 
 
-def _stops_at(step, **given):
-    """A signal that comes while the step runs."""
+def _signalled_at(step, loop, stop):
+    """The loop, to which a signal comes while the step runs."""
 
-    class _Stop(Stop):
-        def requested(self, now):
-            if now == step:
-                self.number = signal.SIGTERM
-            return super().requested(now)
+    def train_step(state, *rest):
+        if int(state.step) + 1 == step:
+            stop.note(signal.SIGTERM, None)
+        return loop.train_step(state, *rest)
 
-    return _Stop(**given)
+    return dataclasses.replace(loop, train_step=train_step)
 
 
 _LOSSES = {step: 1 / step for step in range(1, 8)}
@@ -184,7 +184,8 @@ def test_a_run_that_a_signal_stopped_goes_on_as_if_it_had_not(step, saved):
     accuracies = [0.25, 0.75, 0.5, 0.625]
     whole, record = _run(_loop(accuracies, **settings))
     saved.clear()
-    _, before = _run(_loop(accuracies, **settings), stop=_stops_at(step))
+    stop = Stop()
+    _, before = _run(_signalled_at(step, _loop(accuracies, **settings), stop), stop=stop)
     assert _steps(saved)[-1] == step
     assert saved[-1].rest.lines == len(before)
     done = len(_evaluated(before))
@@ -198,8 +199,9 @@ def test_a_run_that_a_signal_stopped_goes_on_as_if_it_had_not(step, saved):
 def test_a_signal_cuts_an_evaluation_which_the_resumed_run_makes_up_for(saved):
     loop, stop = _loop([0.75], eval_every=2), Stop()
 
-    def evaluate(adapter):
+    def evaluate(adapter, check):
         stop.note(signal.SIGINT, None)
+        check()
         pytest.fail("the evaluation went on")
 
     _, logged = _run(dataclasses.replace(loop, evaluate=evaluate), stop=stop)

@@ -20,10 +20,10 @@ def _signal(number):
 def test_a_signal_is_noted_and_raised_at_the_end(number):
     def work():
         with listening() as stop:
-            assert not stop.requested(1)
+            assert not stop.requested()
             _signal(number)
-            assert stop.requested(2)
-            assert stop.requested(3)
+            assert stop.requested()
+            assert stop.requested()
 
     with pytest.raises(Stopped, match=number.name) as caught:
         work()
@@ -33,7 +33,7 @@ def test_a_signal_is_noted_and_raised_at_the_end(number):
 def test_without_a_signal_nothing_is_raised_and_the_handlers_are_those_of_before():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with listening() as stop:
-        assert not stop.requested(1)
+        assert not stop.requested()
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 
@@ -47,28 +47,17 @@ def test_an_error_is_not_hidden_by_a_signal():
         work()
 
 
-def test_what_may_be_cut_is_cut_and_nothing_else():
+def test_what_can_be_done_again_is_cut_by_its_next_check():
     def work():
         with listening() as stop:
-            with stop.cutting():
-                pass
+            stop.check()
             _signal(signal.SIGINT)
             for _ in range(2):
-                with pytest.raises(Cut), stop.cutting():
-                    pytest.fail("it was not cut")
+                with pytest.raises(Cut):
+                    stop.check()
 
     with pytest.raises(Stopped):
         work()
-
-
-def test_a_signal_cuts_in_the_middle():
-    def work(stop):
-        with stop.cutting():
-            _signal(signal.SIGINT)
-            pytest.fail("it was not cut")
-
-    with pytest.raises(Stopped), listening() as stop, pytest.raises(Cut):
-        work(stop)
 
 
 _BUSY = """

@@ -38,7 +38,8 @@ class Loop:
       batch: batch(planned) makes the arrays of one step, as `train_step` takes them.
       count: count(planned) is how many of `unit` (examples, tokens) a step gets through.
       train_step: a compiled function of `train.step`.
-      evaluate: evaluate(adapter) gives {metric: value} of the validation split, the loss among them.
+      evaluate: evaluate(adapter, check) gives {metric: value} of the validation split, the loss among them; it calls
+        check() before each batch, and ends where that raises.
       metric: what chooses the best step. rate: the learning rate of a step. key: root of the dropout keys.
     """
 
@@ -52,7 +53,7 @@ class Loop:
     count: Callable[[Any], int]
     unit: str
     train_step: Callable
-    evaluate: Callable[[Any], dict[str, float]]
+    evaluate: Callable[[Any, Callable[[], None]], dict[str, float]]
     metric: str
     rate: Callable
     key: jax.Array
@@ -80,7 +81,7 @@ def run(
                 break
             run.state, values = loop.train_step(run.state, loop.frozen, loop.base, batch, loop.key)
             unread.append((step, values))
-            stopped, (log, evaluate, save) = stop.requested(step), _due(loop, step)
+            stopped, (log, evaluate, save) = stop.requested(), _due(loop, step)
             while len(unread) > (0 if log or evaluate or save or stopped else 1):
                 run.require_finite(*unread.popleft())
             progress.update(values["loss"], count, float(loop.rate(step - 1)))
@@ -159,8 +160,7 @@ class _Run:
     def evaluate(self, step: int) -> bool:
         """Whether it came to its end: a signal cuts it."""
         try:
-            with self.stop.cutting():
-                found = self.loop.evaluate(combine(self.state.trainable, self.loop.frozen))
+            found = self.loop.evaluate(combine(self.state.trainable, self.loop.frozen), self.stop.check)
         except Cut:
             return False
         self.require_finite(step, {"validation loss": found["loss"]})

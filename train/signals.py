@@ -26,8 +26,8 @@ class Stopped(Exception):
         self.code = 128 + number
 
 
-class Cut(BaseException):
-    """Ends early what runs in `Stop.cutting`."""
+class Cut(Exception):
+    """A signal ends what can be done again."""
 
 
 class Stop:
@@ -35,30 +35,24 @@ class Stop:
 
     def __init__(self) -> None:
         self.number: int | None = None
-        self._cuts = False
+        self._asked = 0
 
-    def requested(self, step: int) -> bool:
-        """Whether to save after this step and leave. Several processes must all ask, once a step, and agree."""
-        if jax.process_count() > 1 and self.number is None and multihost_utils.reached_preemption_sync_point(step):
+    def requested(self) -> bool:
+        """Whether to save and leave. Several processes must all ask, at the same places of their work, and agree."""
+        self._asked += 1
+        undecided = jax.process_count() > 1 and self.number is None
+        if undecided and multihost_utils.reached_preemption_sync_point(self._asked):
             self.number = signal.SIGTERM
         return self.number is not None
 
-    @contextmanager
-    def cutting(self) -> Iterator[None]:
-        """A signal raises Cut in here, where one process works alone."""
-        self._cuts = True
-        try:
-            if self.number is not None:
-                raise Cut
-            yield
-        finally:
-            self._cuts = False
+    def check(self) -> None:
+        """Raises Cut where `requested`."""
+        if self.requested():
+            raise Cut
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """Python's handler, called in the main thread between two of its instructions."""
         self.number = number
-        if self._cuts:
-            raise Cut
 
 
 @contextmanager

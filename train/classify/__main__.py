@@ -121,7 +121,7 @@ def _loop(config: Config, adapted: Adapted, task: Task, metric: str) -> tuple[Lo
         count=lambda planned: len(planned.rows),
         unit="examples",
         train_step=devices.train_step_on(task.mesh, step, state),
-        evaluate=lambda adapter: evaluated(task, adapter, adapted.base, "validation"),
+        evaluate=lambda adapter, check: evaluated(task, adapter, adapted.base, "validation", check),
         metric=metric,
         rate=rate,
         key=jax.random.fold_in(jax.random.key(config.seed), 1),

@@ -14,11 +14,12 @@ from jax.sharding import Mesh
 
 from jlora import adapt
 from train import devices, metrics
-from train.batches import plan_evaluation
+from train.batches import PlannedBatch, plan_evaluation
 from train.classify.batches import make_batch
 from train.classify.labels import Labels, is_labelled
 from train.classify.loss import row_losses
 from train.classify.prepare import Prepared
+from train.evaluation import never, results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +40,13 @@ class Task:
     mesh: Mesh | None = None
 
 
-def evaluated(task: Task, adapter: Any, base: Any, split: str) -> dict[str, float]:
-    """The metrics and the mean loss of a split's labelled rows; the loss alone, NaN, of a model that diverged."""
-    logits = logits_of(task.eval_step, adapter, base, task.splits[split], task.buckets, task.batch_size, task.mesh)
+def evaluated(task: Task, adapter: Any, base: Any, split: str, check: Callable[[], None] = never) -> dict[str, float]:
+    """The metrics and the mean loss of a split's labelled rows; the loss alone, NaN, of a model that diverged.
+
+    `check` is called before each batch; what it raises ends the evaluation.
+    """
+    rows, size = task.splits[split], task.batch_size
+    logits = logits_of(task.eval_step, adapter, base, rows, task.buckets, size, task.mesh, check)
     if not np.isfinite(logits).all():
         return {"loss": math.nan}
     return scores(task.labels.problem_type, logits, task.splits[split].labels)
@@ -61,20 +66,23 @@ def logits_of(
     buckets: tuple[int, ...],
     batch_size: int,
     mesh: Mesh | None = None,
+    check: Callable[[], None] = never,
 ) -> np.ndarray:
     """Logits float32 (n, L) in the split's own order; batches of few fixed shapes, the shortest rows first.
 
-    Of several processes all get all of them.
+    Of several processes all get all of them. `check` is called before each batch.
     """
-    results: list[tuple[np.ndarray, Any]] = []
     size = devices.rounded_up(mesh, batch_size)
-    for planned in plan_evaluation(split.tokens.lengths, buckets, size):
+    plan = plan_evaluation(split.tokens.lengths, buckets, size)
+
+    def step(planned: PlannedBatch) -> jax.Array:
         make = partial(make_batch, split.tokens, split.labels, planned, size, split.pad_id)
-        batch = devices.put_batch(mesh, size, make)
-        results.append((planned.rows, eval_step(adapter, base, batch.inputs)))
-    logits = np.concatenate([np.asarray(result)[: len(rows)] for rows, result in results])
+        return eval_step(adapter, base, devices.put_batch(mesh, size, make).inputs)
+
+    found = results(step, plan, check)
+    logits = np.concatenate([part[: len(planned.rows)] for planned, part in zip(plan, found, strict=True)])
     ordered = np.empty_like(logits)
-    ordered[np.concatenate([rows for rows, _ in results])] = logits
+    ordered[np.concatenate([planned.rows for planned in plan])] = logits
     return ordered
 
 

@@ -164,7 +164,7 @@ def _loop(config: LMConfig, adapted: Adapted, task: Task, training: Training) ->
         count=lambda planned: int(rows.lengths[planned.rows].sum()),
         unit="tokens",
         train_step=devices.train_step_on(task.mesh, training.step, state),
-        evaluate=lambda adapter: evaluated(task, adapter, adapted.base, "validation"),
+        evaluate=lambda adapter, check: evaluated(task, adapter, adapted.base, "validation", check),
         metric="loss",
         rate=training.rate,
         key=jax.random.fold_in(jax.random.key(config.seed), 1),

@@ -12,7 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from train import devices
-from train.batches import plan_evaluation
+from train.batches import PlannedBatch, plan_evaluation
+from train.evaluation import never, results
 from train.lm.batches import Batch, make_batch
 from train.lm.data import Data
 from train.lm.loss import Sums
@@ -36,16 +37,17 @@ class Task:
     mesh: Mesh | None = None
 
 
-def evaluated(task: Task, adapter: Any, base: Any, split: str) -> dict[str, float]:
+def evaluated(task: Task, adapter: Any, base: Any, split: str, check: Callable[[], None] = never) -> dict[str, float]:
     """{"loss": mean over the split's learnt tokens, "perplexity": its exponential, "token_accuracy": the share of them
-    that the model thinks the likeliest}.
+    that the model thinks the likeliest}. `check` is called before each batch; what it raises ends the evaluation.
     """
-    rows, sums = task.data.rows[split], list[tuple[float, ...]]()
-    size = devices.rounded_up(task.mesh, task.batch_size)
-    for planned in plan_evaluation(rows.lengths, task.lengths, size):
+    rows, size = task.data.rows[split], devices.rounded_up(task.mesh, task.batch_size)
+
+    def step(planned: PlannedBatch) -> Sums:
         batch = devices.put_batch(task.mesh, size, partial(make_batch, rows, planned, size, task.pad_id))
-        found = task.eval_step(adapter, base, batch)
-        sums.append((float(found.loss), float(found.correct)))
+        return task.eval_step(adapter, base, batch)
+
+    sums = list(results(step, plan_evaluation(rows.lengths, task.lengths, size), check))
     losses, right = np.array(sums, np.float64).sum(0)
     tokens = int(rows.learn.sum())
     loss = float(losses / tokens)

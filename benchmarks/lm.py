@@ -31,9 +31,9 @@ from jlora.errors import JloraError
 from train import environment, offline
 from train.command_line import parse
 from train.lm.config import COMMAND, LMConfig
-from train.lm.flops import matrix_flops, matrix_rate
 from train.lm.prepare import abstract_on, causal_config
 from train.lm.training import arguments, training_of
+from train.planning.flops import matrix_flops, matrix_rate
 from train.progress import configure_logging
 from train.step import State
 

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from train.command_line import parse
-from train.lm.chips import CHIPS, Chip, chip_named
 from train.lm.config import COMMAND, LMConfig
-from train.lm.plan import Plan, plan_step
-from train.lm.planned_mesh import force_devices
-from train.lm.step_time import step_time
+from train.lm.plan import plan_step
+from train.planning.chips import CHIPS, Chip, chip_named
+from train.planning.mesh import force_devices
+from train.planning.plan import Plan
+from train.planning.step_time import step_time
 from train.resolve import resolve
 
 _LLAMA = {"model_type": "llama", "max_position_embeddings": 8192, "tie_word_embeddings": False, "rms_norm_eps": 1e-5}

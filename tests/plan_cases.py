@@ -13,10 +13,10 @@ from typing import Any
 from train.command_line import parse
 from train.lm import __main__ as lm
 from train.lm.config import COMMAND, LMConfig
-from train.lm.flops import matrix_flops
-from train.lm.memory import held_bytes
 from train.lm.plan import plan_step, planned_step
-from train.lm.planned_mesh import mesh_sizes
+from train.planning.flops import matrix_flops
+from train.planning.memory import held_bytes
+from train.planning.mesh import mesh_sizes
 from train.resolve import resolve
 
 MESHES = {

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from benchmarks import scaling
-from train.lm.chips import CHIPS
+from train.planning.chips import CHIPS
 
 ROOT = Path(__file__).parents[1]
 TINY = {

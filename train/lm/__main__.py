@@ -24,17 +24,12 @@ from train.command import Flags
 from train.command_line import Request, parse
 from train.entry import exit_code
 from train.lm.batches import Batch, make_batch, row_lengths
-from train.lm.chips import chip_named
 from train.lm.config import COMMAND, LMConfig
 from train.lm.data import Data, load_examples
-from train.lm.dry_run import describe
 from train.lm.evaluate import Task, evaluated
 from train.lm.finish import Run, finish
-from train.lm.flops import matrix_rate
-from train.lm.memory import explain_out_of_memory, memory_table, step_memory
+from train.lm.out_of_memory import explain_out_of_memory
 from train.lm.plan import plan_step
-from train.lm.plan_text import plan_text
-from train.lm.planned_mesh import force_devices, mesh_sizes
 from train.lm.prepare import abstract_model, causal_config, pad_id, prepare_model, require_fit
 from train.lm.preview import preview
 from train.lm.step import make_eval_step
@@ -42,6 +37,12 @@ from train.lm.templates import with_template
 from train.lm.training import Training, arguments, rows_of_a_step, training_of
 from train.loop import Loop
 from train.model_files import load_tokenizer
+from train.planning.chips import chip_named
+from train.planning.dry_run import describe
+from train.planning.flops import matrix_rate
+from train.planning.memory import memory_table, step_memory
+from train.planning.mesh import force_devices, mesh_sizes
+from train.planning.plan_text import plan_text
 from train.progress import clock
 from train.record import Recorder
 from train.run_config import steps_of, to_yaml

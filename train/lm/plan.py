@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,13 @@ from jlora.mesh import BATCH
 from jlora.sharding import adapter_shardings, base_shardings
 from train.adapted import Adapted
 from train.devices import mesh_of
-from train.lm.collectives import Collective, collectives
 from train.lm.config import LMConfig
-from train.lm.flops import Product, compiled_products
-from train.lm.memory import Memory, compiled_memory
 from train.lm.prepare import abstract_model
 from train.lm.training import arguments, rows_of_a_step, training_of
+from train.planning.collectives import collectives
+from train.planning.flops import compiled_products
+from train.planning.memory import compiled_memory
+from train.planning.plan import Plan
 from train.sections import MeshSection
 from train.step import State
 
@@ -29,30 +30,6 @@ _COMPILER_OPTIONS: dict[str, str | bool] = {
     # These make float32 copies of weights, outside of loops, for a CPU's lack of 16-bit products.
     "xla_disable_hlo_passes": "while-loop-invariant-code-motion,dot-library-rewriter",
 }
-
-
-class Plan(NamedTuple):
-    """What one chip of a mesh holds, computes and receives in one optimizer step.
-
-    Attributes:
-      mesh: {axis: size}.
-      tokens: of the step, on all chips together, padding included.
-      width: bytes of a number in the products.
-      memory: bytes of one chip.
-      products, collectives: of one chip.
-    """
-
-    mesh: dict[str, int]
-    tokens: int
-    width: int
-    memory: Memory
-    products: list[Product]
-    collectives: list[Collective]
-
-    @property
-    def chips(self) -> int:
-        """How many the mesh has."""
-        return math.prod(self.mesh.values())
 
 
 def plan_step(config: LMConfig, sizes: dict[str, int]) -> Plan:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.lm.hlo import Instruction, executed
-from train.lm.replica_groups import replica_groups
+from train.planning.hlo import Instruction, executed
+from train.planning.replica_groups import replica_groups
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
 

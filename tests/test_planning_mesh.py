@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from jlora.errors import JloraError
-from train.lm.planned_mesh import force_devices, mesh_sizes
+from train.planning.mesh import force_devices, mesh_sizes
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from train.lm.chips import Chip, collective_seconds
-from train.lm.memory import memory_table
-from train.lm.plan import Plan
-from train.lm.step_time import is_weight_gather, step_time
+from train.planning.chips import Chip, collective_seconds
+from train.planning.memory import memory_table
+from train.planning.plan import Plan
+from train.planning.step_time import is_weight_gather, step_time
 from train.progress import clock
 from train.summary import align, facts_table
 

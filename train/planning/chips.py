@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jlora.errors import JloraError
 from jlora.paths import nearest
-from train.lm.collectives import Collective
+from train.planning.collectives import Collective
 
 MATRIX_SHARE = 0.6
 """Of the peak rate, what large matrix products reach."""

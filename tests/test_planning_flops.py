@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from train.lm.flops import compiled_products, equations, matrix_flops, matrix_rate
+from train.planning.flops import compiled_products, equations, matrix_flops, matrix_rate
 
 
 def _layers(weights, x):

@@ -4,8 +4,8 @@ import pytest
 
 from jlora.errors import JloraError
 from train.lm import chips
-from train.lm.chips import CHIPS, Chip, chip_named, collective_seconds, product_seconds
-from train.lm.collectives import Collective
+from train.planning.chips import CHIPS, Chip, chip_named, collective_seconds, product_seconds
+from train.planning.collectives import Collective
 
 CHIP = Chip(memory=1e9, flops=1e12, bandwidth=1e10, link=8e9, domain=4, network=1e9)
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from train.lm.chips import CHIPS, collective_seconds, product_seconds
-from train.lm.collectives import Collective
-from train.lm.flops import Product
-from train.lm.memory import Memory
-from train.lm.plan import Plan
-from train.lm.step_time import StepTime, step_time
+from train.planning.chips import CHIPS, collective_seconds, product_seconds
+from train.planning.collectives import Collective
+from train.planning.flops import Product
+from train.planning.memory import Memory
+from train.planning.plan import Plan
+from train.planning.step_time import StepTime, step_time
 
 H100 = CHIPS["h100"]
 GATHER = Collective("all-gather", (0, 1, 2, 3), ("fsdp",), 2e9, 7)

@@ -2,13 +2,13 @@
 
 import pytest
 
-from train.lm.chips import CHIPS
-from train.lm.collectives import Collective
-from train.lm.flops import Product
-from train.lm.memory import Memory, memory_table
-from train.lm.plan import Plan
-from train.lm.plan_text import plan_text
-from train.lm.step_time import step_time
+from train.planning.chips import CHIPS
+from train.planning.collectives import Collective
+from train.planning.flops import Product
+from train.planning.memory import Memory, memory_table
+from train.planning.plan import Plan
+from train.planning.plan_text import plan_text
+from train.planning.step_time import step_time
 
 GIB = 2**30
 MEMORY = Memory(base=15 * GIB, adapter=GIB, optimizer=2 * GIB, activations=9 * GIB, logits=None, in_all=27 * GIB)

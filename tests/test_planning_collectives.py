@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.lm.collectives import Collective, collectives
+from train.planning.collectives import Collective, collectives
 
 MESH = {"data": 2, "fsdp": 4, "tensor": 2}
 TENSOR, FSDP, DATA = "[8,2]<=[16]", "[4,4]<=[2,4,2]T(0,2,1)", "[8,2]<=[2,8]T(1,0)"

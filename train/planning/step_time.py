@@ -1,11 +1,11 @@
-"""How long a planned step takes on chips of a kind, by the model of `train.lm.chips`."""
+"""How long a planned step takes on chips of a kind, by the model of `train.planning.chips`."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from train.lm.chips import Chip, collective_seconds, product_seconds
-from train.lm.plan import Plan
+from train.planning.chips import Chip, collective_seconds, product_seconds
+from train.planning.plan import Plan
 
 
 class StepTime(NamedTuple):

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from train.lm.flops import matrix_flops
-from train.lm.memory import memory_table, step_memory
+from train.planning.flops import matrix_flops
+from train.planning.memory import memory_table, step_memory
 from train.progress import clock
 from train.summary import facts_table
 
@@ -23,7 +23,7 @@ def describe(
       vocab_size: the size of the logits' last axis.
       steps: optimizer steps of the run; None where no data were read and the config does not say.
       tokens: that the run computes, padding included; None where no data were read.
-      rate: FLOP/s of a matrix product here, as `train.lm.flops.matrix_rate` measures it.
+      rate: FLOP/s of a matrix product here, as `train.planning.flops.matrix_rate` measures it.
     """
     flops = matrix_flops(step.trace(*arguments).jaxpr)
     of_a_step = math.prod(arguments[3].weights.shape)

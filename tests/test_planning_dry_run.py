@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from train.lm.dry_run import describe
-from train.lm.memory import memory_table, step_memory
+from train.planning.dry_run import describe
+from train.planning.memory import memory_table, step_memory
 from train.step import State, make_train_step
 
 WORDS = 512

@@ -1,22 +1,17 @@
-"""What a training step holds on the device, and what to turn down where that is too much."""
+"""What a training step holds on the device."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from jlora.errors import JloraError
-from train.lm.config import LMConfig
-from train.lm.flops import equations
+from train.planning.flops import equations
 from train.summary import align
 
 _MIB = 2**20
-_OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|out of memory", re.IGNORECASE)
 
 
 class Memory(NamedTuple):
@@ -72,55 +67,6 @@ def memory_table(memory: Memory) -> str:
         if value is not None
     ]
     return align(lines, right=[1])
-
-
-def advice(config: LMConfig) -> str:
-    """What can be turned down in this config, the cheapest first, as arguments of the command line."""
-    train, length = config.train, config.data.max_length
-    half = math.ceil(train.batch_size / 2)
-    parts = math.ceil(train.batch_size * train.gradient_accumulation_steps / half)
-    may_quantize = config.method == "lora" and config.quantize != "nf4" and not config.lora.is_residual
-    offers = [
-        (
-            train.batch_size > 1,
-            f"train.batch_size={half} train.gradient_accumulation_steps={parts}",
-            "half the activations, the same step",
-        ),
-        (not train.remat, "train.remat=true", "activations of a layer are computed again instead of kept"),
-        (may_quantize, "quantize=nf4", "the base in about 4 bits a weight"),
-        (train.dtype == "float32", "train.dtype=bfloat16", "activations in half the bytes"),
-        (config.method == "full", "method=lora", "no optimizer state of the base"),
-        (length >= 8, f"data.max_length={length // 2}", f"shorter rows, now {length}"),
-        (
-            train.eval_batch_size > train.batch_size,
-            f"train.eval_batch_size={train.batch_size}",
-            f"where evaluation fails, now {train.eval_batch_size}",
-        ),
-    ]
-    return align([(f"  {arguments}", saved) for possible, arguments, saved in offers if possible], right=[])
-
-
-@contextlib.contextmanager
-def explain_out_of_memory(config: LMConfig, figures: Callable[[], str]) -> Iterator[None]:
-    """Around what may need more memory than there is: says how much is needed and what to turn down.
-
-    Args:
-      config: of the run.
-      figures: the text of `memory_table`, asked for only then.
-
-    Raises:
-      JloraError: the device or the host had no memory left inside the block.
-    """
-    try:
-        yield
-    except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
-            raise
-        reason = str(error).strip().split("\n")[0]
-        lines = [f"out of memory: {reason}"]
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # XLA may refuse to compile what cannot fit
-            lines.append(f"A training step takes:\n{figures()}")
-        raise JloraError("\n".join([*lines, "Turn down one of these:", advice(config)])) from error
 
 
 def held_bytes(tree: Any) -> int:

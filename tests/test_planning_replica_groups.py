@@ -3,7 +3,7 @@
 import pytest
 
 from jlora.errors import JloraError
-from train.lm.replica_groups import replica_groups
+from train.planning.replica_groups import replica_groups
 
 
 @pytest.mark.parametrize(

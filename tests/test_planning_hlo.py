@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from jlora.errors import JloraError
-from train.lm.hlo import Shape, executed
+from train.planning.hlo import Shape, executed
 
 NESTED = """\
 HloModule nested

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from train.lm.hlo import Instruction, executed
+from train.planning.hlo import Instruction, executed
 
 _LARGEST = 8192
 _LONG_ENOUGH = 0.02  # seconds

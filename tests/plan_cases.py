@@ -19,6 +19,16 @@ from train.planning.memory import held_bytes
 from train.planning.mesh import mesh_sizes
 from train.resolve import resolve
 
+LLAMA = {"model_type": "llama", "tie_word_embeddings": False}
+TINY = LLAMA | {
+    "hidden_size": 64,
+    "intermediate_size": 256,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "vocab_size": 512,
+}
+"""What a config.json says of a model that is planned."""
 MESHES = {
     "one": "data=1",
     "data": "data=4",

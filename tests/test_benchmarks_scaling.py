@@ -9,21 +9,12 @@ from pathlib import Path
 
 import jax
 import pytest
+from plan_cases import TINY
 
 from benchmarks import scaling
 from train.planning.chips import CHIPS
 
 ROOT = Path(__file__).parents[1]
-TINY = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 8,
-    "vocab_size": 256,
-    "tie_word_embeddings": False,
-}
 
 
 def test_the_table_of_a_tiny_shape(tmp_path):

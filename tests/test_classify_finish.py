@@ -1,13 +1,11 @@
 import csv
-import json
 
 import numpy as np
 import pytest
 import tiny
 import yaml
 
-from jlora.errors import JloraError
-from train import artifacts, environment, session, shipping
+from train import artifacts, environment
 from train.classify import __main__ as classify
 from train.classify.finish import predicted
 from train.classify.labels import Labels
@@ -79,32 +77,3 @@ def test_merged_files_that_are_wrong_end_the_run_without_a_report(tmp_path, monk
     assert tiny.call(classify.main, tiny.arguments(tmp_path / "run")) == 2
     assert "differ by 0.5" in capsys.readouterr().err
     assert not (tmp_path / "run/report.json").exists()
-
-
-def test_a_hub_that_fails_at_the_end_costs_no_number(tmp_path, monkeypatch, capsys):
-    def fails(folder, repo, private):
-        raise JloraError(f"hub.push: upload to {repo} failed")
-
-    monkeypatch.setattr(session, "check_push", lambda repo, private: repo)
-    monkeypatch.setattr(shipping, "push", fails)
-    argv = tiny.arguments(tmp_path / "run", "hub.push=true", "hub.repo=me/mine")
-    assert tiny.call(classify.main, argv) == 2
-    assert "upload to me/mine failed" in capsys.readouterr().err
-    assert "accuracy" in tiny.report(tmp_path / "run")["metrics"]["validation"]
-
-
-def test_what_is_pushed_is_merged_and_its_card_names_the_repository(tmp_path, monkeypatch):
-    pushed = []
-
-    def push(folder, repo, private):
-        pushed.append((folder.name, repo, private, (folder / "README.md").read_text()))
-        return "https://example.org/commit"
-
-    monkeypatch.setattr(session, "check_push", lambda repo, private: repo)
-    monkeypatch.setattr(shipping, "push", push)
-    run = tiny.train(tmp_path / "run", "hub.push=true", "hub.repo=me/mine")
-    ((name, repo, private, card),) = pushed
-    assert (name, repo, private) == ("merged", "me/mine", True)
-    assert "'me/mine'" in card
-    assert "'me/mine'" not in (run / "adapter/README.md").read_text()
-    assert json.loads((run / "report.json").read_text())["pushed_to"] == "https://example.org/commit"

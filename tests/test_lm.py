@@ -11,7 +11,7 @@ import tiny
 import tiny_lm
 from encoder_cases import difference
 
-from train import lock, run_folder, session, shipping
+from train import lock, run_folder
 from train.lm import __main__ as lm
 
 
@@ -101,23 +101,6 @@ def test_a_dry_run_needs_neither_weights_nor_data(tmp_path, capsys):
         out = capsys.readouterr().out
         assert all(word in out for word in ("trainable", "activations", "logits", "optimizer", "TFLOP"))
     assert not (tmp_path / "run").exists()
-
-
-def test_one_flag_pushes_the_merged_folder_with_its_card(tmp_path, monkeypatch):
-    pushed = []
-
-    def push(folder, repo, private):
-        pushed.append((folder.name, repo, private, (folder / "README.md").read_text()))
-        return "https://example.org/commit"
-
-    monkeypatch.setattr(session, "check_push", lambda repo, private: repo)
-    monkeypatch.setattr(shipping, "push", push)
-    run = tiny_lm.train(tmp_path / "run", "hub.push=true", "hub.repo=me/mine")
-    ((name, repo, private, card),) = pushed
-    assert (name, repo, private) == ("merged", "me/mine", True)
-    assert "text-generation" in card
-    assert "'me/mine'" in card
-    assert tiny.report(run)["pushed_to"] == "https://example.org/commit"
 
 
 def test_a_run_is_the_same_run_after_a_break(tmp_path):

@@ -1,5 +1,8 @@
 """The schema of train.lm: what it takes, what it refuses, what it shares with train.classify."""
 
+from functools import partial
+
+import config_cases
 import pytest
 from pydantic import ValidationError
 
@@ -8,11 +11,7 @@ from train.classify.config import Config
 from train.lm.config import COMMAND, LMConfig
 from train.run_config import learning_rate_of
 
-SMALLEST = {"model": "m", "output_dir": "o", "data": {"train": "t"}}
-
-
-def config(**sections):
-    return LMConfig.model_validate({**SMALLEST, **sections})
+config = partial(config_cases.config, LMConfig)
 
 
 def test_every_key_has_a_meaning():
@@ -49,7 +48,6 @@ def test_the_learning_rate_is_the_methods():
         ("data", "packing", True, "yes"),
         ("lora", "init_lora_weights", "gaussian", "loft"),
         ("train", "learning_rate", {"lora": 1e-3}, {"lora": 1e-3, "head": 1e-3}),
-        ("train", "schedule", "linear", "cosin"),
         ("samples", "count", 0, -1),
         ("samples", "top_p", 1, 0),
         ("samples", "temperature", 0, -0.1),
@@ -59,10 +57,7 @@ def test_the_learning_rate_is_the_methods():
     ],
 )
 def test_values_are_checked(section, key, good, bad):
-    base = SMALLEST.get(section, {})
-    assert getattr(getattr(config(**{section: {**base, key: good}}), section), key) == good
-    with pytest.raises(ValidationError, match=f"{section}.{key}"):
-        config(**{section: {**base, key: bad}})
+    config_cases.assert_checked(LMConfig, section, key, good, bad)
 
 
 @pytest.mark.parametrize(

@@ -8,29 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from plan_cases import LLAMA, TINY
+
+from benchmarks import scaling
 
 ROOT = Path(__file__).parents[1]
-LLAMA_8B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "tie_word_embeddings": False,
-}
-"""The shape of Llama 3.1 8B: what docs/scaling.md adds up by hand."""
-
-
-TINY = LLAMA_8B | {
-    "hidden_size": 64,
-    "intermediate_size": 256,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "vocab_size": 512,
-}
+LLAMA_8B = LLAMA | scaling.MODELS["8b"]
+"""What docs/scaling.md adds up by hand."""
 GRADIENTS = 2 * 3 * 16 * (4 * (64 + 64) + 3 * (64 + 256))
 """Bytes of the gradients of TINY's adapter, r 16 on all linear layers, in the 16 bits of the products behind them."""
 

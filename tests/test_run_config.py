@@ -1,19 +1,14 @@
-"""What all training configs share: written and read back, a method's learning rate, keys that contradict each other."""
+"""What all training configs share: written and read back, a method's learning rate, what is refused."""
 
 import pytest
 import yaml
+from config_cases import assert_checked, config
 from pydantic import ValidationError
 
 from train import keys, yaml_text
 from train.classify.config import Config
 from train.lm.config import LMConfig
 from train.run_config import learning_rate_of, steps_of, to_yaml
-
-SMALLEST = {"model": "m", "output_dir": "o", "data": {"train": "t"}}
-
-
-def config(schema=Config, **sections):
-    return schema.model_validate({**SMALLEST, **sections})
 
 
 def test_a_written_config_is_read_back_equal():
@@ -44,6 +39,43 @@ def test_the_learning_rate_is_the_methods(method):
     assert learning_rate_of(config(method=method, train={"learning_rate": rates})) == rates[method]
     assert learning_rate_of(config(method=method, train={"learning_rate": 1})) == 1.0
     assert 0 < learning_rate_of(config(method=method)) < 0.01
+
+
+@pytest.mark.parametrize("schema", [Config, LMConfig])
+@pytest.mark.parametrize(
+    ("section", "key", "good", "bad"),
+    [
+        ("lora", "r", 1, 0),
+        ("lora", "lora_dropout", 0, 1),
+        ("lora", "lora_alpha", 0.5, 0),
+        ("lora", "layers_to_transform", [0], [-1]),
+        ("lora", "rank_pattern", {"a": 1}, {"a": 0}),
+        ("lora", "init_lora_weights", "gaussian", "pisa"),
+        ("lora", "init_lora_weights", "pissa_niter_4", "pissa_niter_"),
+        ("lora", "init_lora_weights", "olora", 1),
+        ("lora", "use_dora", True, "yes"),
+        ("lora", "bias", "lora_only", "some"),
+        ("lora", "trainable_token_indices", [3], [-1]),
+        ("lora", "trainable_token_indices", {"word_embeddings": [3]}, 3),
+        ("data", "max_rows", 1, 0),
+        ("data", "validation_fraction", 0.5, 1),
+        ("train", "epochs", 0.5, 0),
+        ("train", "batch_size", 1, 1.0),
+        ("train", "learning_rate", 1, 0),
+        ("train", "learning_rate", 1e-3, float("nan")),
+        ("train", "learning_rate", {"lora": 1e-3}, {"lora": 1e-3, "loar": 1e-3}),
+        ("train", "max_grad_norm", 0, -1),
+        ("train", "remat", True, 1),
+        ("train", "warmup_ratio", 0, "0.1"),
+        ("train", "schedule", "linear", "cosin"),
+        ("train", "dtype", "bfloat16", "float16"),
+        ("train", "adam_beta2", 0.98, 1),
+        ("export", "dtype", "float16", "int8"),
+        ("hub", "private", False, "no"),
+    ],
+)
+def test_values_are_checked(schema, section, key, good, bad):
+    assert_checked(schema, section, key, good, bad)
 
 
 @pytest.mark.parametrize("schema", [Config, LMConfig])

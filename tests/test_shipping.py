@@ -1,0 +1,43 @@
+"""The end of a run of either trainer, when the config says that it is to be uploaded."""
+
+import pytest
+import tiny
+import tiny_lm
+
+from jlora.errors import JloraError
+from train import session, shipping
+
+PUSHED = ["hub.push=true", "hub.repo=me/mine"]
+
+
+@pytest.fixture(autouse=True)
+def _granted(monkeypatch):
+    monkeypatch.setattr(session, "check_push", lambda repo, private: repo)
+
+
+@pytest.mark.parametrize(("trainer", "kind"), [(tiny, "text-classification"), (tiny_lm, "text-generation")])
+def test_what_is_pushed_is_merged_and_its_card_names_the_repository(trainer, kind, tmp_path, monkeypatch):
+    pushed = []
+
+    def push(folder, repo, private):
+        pushed.append((folder.name, repo, private, (folder / "README.md").read_text()))
+        return "https://example.org/commit"
+
+    monkeypatch.setattr(shipping, "push", push)
+    run = trainer.train(tmp_path / "run", *PUSHED)
+    ((name, repo, private, card),) = pushed
+    assert (name, repo, private) == ("merged", "me/mine", True)
+    assert kind in card
+    assert "'me/mine'" in card
+    assert "'me/mine'" not in (run / "adapter/README.md").read_text()
+    assert tiny.report(run)["pushed_to"] == "https://example.org/commit"
+
+
+def test_a_hub_that_fails_at_the_end_costs_no_number(tmp_path, monkeypatch, capsys):
+    def fails(folder, repo, private):
+        raise JloraError(f"hub.push: upload to {repo} failed")
+
+    monkeypatch.setattr(shipping, "push", fails)
+    assert tiny.call(tiny.classify.main, tiny.arguments(tmp_path / "run", *PUSHED)) == 2
+    assert "upload to me/mine failed" in capsys.readouterr().err
+    assert "accuracy" in tiny.report(tmp_path / "run")["metrics"]["validation"]

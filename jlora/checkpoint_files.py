@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from jlora.errors import JloraError
 from jlora.gguf_file import GgufTensor, gguf_tensors, is_gguf
 from jlora.json_file import read_json
 from jlora.safetensors_file import READABLE, StoredTensor, open_safetensors
+from jlora.whole_folder import whole_folder
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -120,19 +121,15 @@ def write_model(
     """
     if dtype not in DTYPES:
         raise JloraError(f"dtype: expected one of {', '.join(DTYPES)}; found {dtype!r}")
-    partial = folder / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with whole_model(folder) as partial:
         _write_shards(partial, tensors, DTYPES[dtype], max_shard_bytes)
         for config in configs:
             config.save_pretrained(partial)
-        for stale in (file for pattern in WEIGHT_PATTERNS for file in folder.glob(pattern)):
-            stale.unlink()
-        for file in sorted(partial.iterdir(), key=lambda file: file.name in (SINGLE_FILE, INDEX_FILE)):
-            file.replace(folder / file.name)
-    finally:
-        shutil.rmtree(partial)
+
+
+def whole_model(folder: Path) -> AbstractContextManager[Path]:
+    """A `whole_folder` whose weights replace all weights that are there."""
+    return whole_folder(folder, last=(SINGLE_FILE, INDEX_FILE), stale=WEIGHT_PATTERNS)
 
 
 def _write_shards(folder: Path, tensors: Mapping[str, Planned], dtype: np.dtype, max_shard_bytes: int) -> None:
@@ -162,7 +159,7 @@ def _write_file(file: Path, tensors: Mapping[str, Planned], dtype: np.dtype) -> 
     with file.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for key, tensor in tensors.items():
-            _rounded(key, tensor, dtype).tofile(stream)
+            stream.write(_rounded(key, tensor, dtype).reshape(-1).view(np.uint8).data)
 
 
 def _rounded(key: str, tensor: Planned, dtype: np.dtype) -> np.ndarray:

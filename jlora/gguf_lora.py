@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +15,7 @@ from jlora.adapter import Adapter, Entry, LowRank
 from jlora.errors import JloraError
 from jlora.matrices import Matrices, to_matrices
 from jlora.peft.keys import layer_names
+from jlora.whole_folder import whole_folder
 
 
 class _Architecture(NamedTuple):
@@ -118,16 +120,15 @@ def _in_their_order(b: np.ndarray, name: str, architecture: _Architecture, confi
 def _write(
     file: Path, architecture: _Architecture, tensors: dict[str, np.ndarray], alpha: float, dtype: np.dtype
 ) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(file.name + ".part")
-    writer = gguf.GGUFWriter(unfinished, gguf.MODEL_ARCH_NAMES[architecture.name])
-    writer.add_type(gguf.GGUFType.ADAPTER)
-    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(alpha))
-    for name, tensor in tensors.items():
-        writer.add_tensor(name, np.ascontiguousarray(tensor, dtype))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    unfinished.replace(file)
+    with (
+        whole_folder(file.parent) as partial,
+        closing(gguf.GGUFWriter(partial / file.name, gguf.MODEL_ARCH_NAMES[architecture.name])) as writer,
+    ):
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(alpha))
+        for name, tensor in tensors.items():
+            writer.add_tensor(name, np.ascontiguousarray(tensor, dtype))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors"},
-    {"finite", "json_file"},
+    {"finite", "json_file", "whole_folder"},
     {"safetensors_file"},
     {"mesh"},
     {"quantize.nf4", "quantize.int8", "quantize.heads"},
@@ -48,6 +48,7 @@ BELOW_MODELS = {
     "finite",
     "json_file",
     "safetensors_file",
+    "whole_folder",
     "mesh",
     "paths",
     "names",
@@ -57,8 +58,8 @@ BELOW_MODELS = {
 }
 """What these may import of the rest."""
 ON_DISK = {
-    "json_file", "safetensors_file", "peft.config_file", "peft.folder", "base", "weights", "checkpoint_files",
-    "gguf_reader", "gguf_file", "gguf_lora",
+    "json_file", "safetensors_file", "whole_folder", "peft.config_file", "peft.folder", "base", "weights",
+    "checkpoint_files", "gguf_reader", "gguf_file", "gguf_lora",
 }  # fmt: skip
 """The library's files that may touch the disk."""
 PACKAGES = {"transform", "algebra", "peft", "quantize"}

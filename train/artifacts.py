@@ -6,14 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 import jlora
+from jlora.adapter import require_fit
 from jlora.base import build, load_config, load_weights, save_base
+from jlora.checkpoint_files import whole_model
 from jlora.errors import JloraError
+from jlora.merge import merged_leaf
+from jlora.paths import leaves_by_path, replace_leaves
 from jlora.residual import subtract_initial
+from jlora.whole_folder import whole_folder
 from train.adapted import Adapted
 from train.classify.labels import Labels
 from train.devices import to_first
@@ -37,10 +43,12 @@ def write_adapter(
     `adapted.lora` must not be None.
     """
     assert adapted.lora is not None
-    jlora.save_adapter(folder, _for_the_original(adapted, adapter), adapted.lora, base_model=base_model)
-    if labels is not None:
-        (folder / "labels.json").write_text(json.dumps(labels.config_entries(), indent=2) + "\n", encoding="utf-8")
-    tokenizer.save_pretrained(folder)
+    with whole_folder(folder) as partial:
+        jlora.save_adapter(partial, _for_the_original(adapted, adapter), adapted.lora, base_model=base_model)
+        if labels is not None:
+            text = json.dumps(labels.config_entries(), indent=2) + "\n"
+            (partial / "labels.json").write_text(text, encoding="utf-8")
+        tokenizer.save_pretrained(partial)
 
 
 def write_gguf_lora(file: Path, adapted: Adapted, adapter: dict[str, Any]) -> None:
@@ -57,19 +65,27 @@ def write_merged(
 ) -> None:
     """Base and adapter as one checkpoint that transformers opens, with the tokenizer beside it.
 
-    Of several processes all take part; the first one holds the model whole, in the host's memory, and writes it.
+    Leaves are merged one after the other. Of several processes all take part; the first one holds the model whole, in
+    the host's memory, and writes it.
     """
-    merged = to_first(jlora.merge(adapted.base, adapter))
+    leaves = leaves_by_path(adapted.base)
+    require_fit(adapter, leaves)
+    together = {path: to_first(merged_leaf(path, leaves[path], entry)) for path, entry in adapter.items()}
+    alone = {path: to_first(leaf) for path, leaf in leaves.items() if path not in adapter}
+    merged = replace_leaves(adapted.base, together | alone)
     with first_alone("merged") as writes:
         if writes:
-            save_base(folder, adapted.model, merged, dtype=dtype)
-            tokenizer.save_pretrained(folder)
+            with whole_model(folder) as partial:
+                save_base(partial, adapted.model, merged, dtype=dtype)
+                tokenizer.save_pretrained(partial)
 
 
-def read_back(folder: Path, compute_dtype: Any, mesh: Mesh | None = None) -> tuple[Any, Any]:
+def read_back(
+    folder: Path, compute_dtype: Any, mesh: Mesh | None = None, *, param_dtype: Any = jnp.float32
+) -> tuple[Any, Any]:
     """(model, base) of a folder that `write_merged` wrote, read from its files."""
     model = build(load_config(str(folder)), dtype=compute_dtype)
-    return model, load_weights(model, str(folder), mesh=mesh)
+    return model, load_weights(model, str(folder), param_dtype=param_dtype, mesh=mesh)
 
 
 def largest_difference(in_memory: np.ndarray, from_files: np.ndarray) -> float:

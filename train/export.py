@@ -16,6 +16,7 @@ from jlora.base import load_config
 from jlora.errors import JloraError
 from jlora.gguf_lora import save_gguf_lora
 from jlora.models import family
+from jlora.whole_folder import whole_folder
 from train.adapted import Adapted
 from train.artifacts import write_merged
 from train.classify.trained import load_adapted
@@ -102,8 +103,9 @@ def _write_for_vllm(out: Path, adapted: Adapted, tokenizer: PreTrainedTokenizerB
     """One rank, the scale in B, lora_alpha = r: vLLM reads no patterns."""
     assert adapted.lora is not None
     adapter = adapted.adapter
-    jlora.save_adapter(out, adapter, adapted.lora, base_model=base, vllm=True)
-    tokenizer.save_pretrained(out)
+    with whole_folder(out) as partial:
+        jlora.save_adapter(partial, adapter, adapted.lora, base_model=base, vllm=True)
+        tokenizer.save_pretrained(partial)
     logger.info("adapter for vLLM: %s", out)
     rank = max(rank for entry in adapter.values() if isinstance(entry, jlora.LowRank) for rank in entry.ranks)
     flags = f"--enable-lora --max-lora-rank {next(size for size in _VLLM_RANKS if size >= rank)}"

@@ -26,6 +26,7 @@ from jlora.peft.true_config import true_config
 from jlora.peft.vllm import for_vllm
 from jlora.plan import abstract_adapter
 from jlora.safetensors_file import open_safetensors
+from jlora.whole_folder import whole_folder
 
 __all__ = ["from_peft", "head_rows", "load_adapter", "save_adapter", "to_peft"]
 
@@ -62,12 +63,10 @@ def save_adapter(
     if config.ensure_weight_tying:
         tensors = tied_head(tensors) | tensors
     tensors = {key: np.ascontiguousarray(tensor, np.float32) for key, tensor in tensors.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    unfinished = folder / "adapter_model.safetensors.part"
-    save_file(tensors, unfinished, metadata={"format": "pt"})
-    unfinished.replace(folder / "adapter_model.safetensors")
     fan_in_fan_out = any(is_conv1d(path, entry) for path, entry in adapter.items())
-    write_config(folder, config, base_model, names, fan_in_fan_out=fan_in_fan_out)
+    with whole_folder(folder) as partial:
+        save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+        write_config(partial, config, base_model, names, fan_in_fan_out=fan_in_fan_out)
 
 
 def load_adapter(

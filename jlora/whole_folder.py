@@ -1,0 +1,55 @@
+"""Files that come into a folder together, when each of them is whole."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_PARTIAL = ".partial"
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as libraries in Rust have it, in errors of their own kinds
+
+
+@contextmanager
+def whole_folder(folder: Path, *, last: Sequence[str] = (), stale: Sequence[str] = ()) -> Iterator[Path]:
+    """A folder inside of `folder` to write into, whose files are moved to `folder` where the block ends well.
+
+    Where it does not, `folder` is as it was.
+
+    Args:
+      folder: is made where it is not there.
+      last: names of files that are moved after all others: those by which readers find them.
+      stale: patterns of files in `folder` that are deleted before the others come.
+
+    Raises:
+      OSError: the disk takes nothing more, whatever the writer made of that; the error names `folder`.
+    """
+    partial, is_new = folder / _PARTIAL, not folder.exists()
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        for file in (file for pattern in stale for file in folder.glob(pattern)):
+            file.unlink()
+        for file in sorted(partial.iterdir(), key=lambda file: file.name in last):
+            file.replace(folder / file.name)
+    except Exception as error:
+        if (number := _number(error)) is None:
+            raise
+        raise OSError(number, os.strerror(number), str(folder)) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()  # while it is empty
+
+
+def _number(error: Exception) -> int | None:
+    """The operating system's number of an error."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = _OS_ERROR.search(str(error))
+    return None if found is None else int(found[1])

@@ -66,11 +66,15 @@ def _parts(mesh: Any, name: Any) -> int:
 def on_devices(
     shape: tuple[int, ...], sharding: Sharding, part: Callable[[tuple[slice, ...]], np.ndarray | jax.Array]
 ) -> jax.Array:
-    """The array whose part at an index `part(index)` gives; asked for the parts of this process's devices alone."""
-    places = sharding.addressable_devices_indices_map(shape)
-    parts = [
-        jax.device_put(part(index), device, may_alias=False) for device, index in places.items() if index is not None
-    ]
+    """The array whose part at an index `part(index)` gives; asked once for each part of this process's devices."""
+    devices: dict[tuple[tuple[int, int, int], ...], list[Any]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        bounds = tuple(axis.indices(size) for axis, size in zip(index or (), shape, strict=True))
+        devices.setdefault(bounds, []).append(device)
+    parts = []
+    for bounds, same in devices.items():
+        value = part(tuple(slice(*axis) for axis in bounds))
+        parts += [jax.device_put(value, device, may_alias=False) for device in same]
     return jax.make_array_from_single_device_arrays(shape, sharding, parts)
 
 

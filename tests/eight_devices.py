@@ -2,8 +2,8 @@
 
     XLA_FLAGS=--xla_force_host_platform_device_count=8 python tests/eight_devices.py FOLDER LLAMA BERT
 
-trains on these models, leaves the run folders lm/ and classify/ in FOLDER, and prints what `laid_out` and `messages`
-give.
+trains on these models, leaves the run folders lm/, full/ and classify/ in FOLDER, and prints what `laid_out`,
+`restored` and `messages` give.
 """
 
 from __future__ import annotations
@@ -15,16 +15,18 @@ from typing import Any
 
 import conftest  # noqa: F401  what the suite runs under
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tiny
 import tiny_lm
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 import jlora
 from jlora.errors import JloraError
-from train import devices
+from train import checkpoint, devices
 from train.adapted import Adapted
 from train.lm.config import LMConfig
+from train.step import State
 
 LM = [
     "train.learning_rate=1e-2",
@@ -37,6 +39,13 @@ LM = [
     "samples.count=1",
     "samples.max_length=16",
     "samples.prompt_tokens=4",
+]
+FULL = [
+    "method=full",
+    "train.learning_rate=1e-3",
+    "train.schedule=constant",
+    "train.batch_size=8",
+    "train.eval_every=2",
 ]
 CLASSIFY = ["train.learning_rate=1e-2", "train.max_steps=4", "train.eval_batch_size=3", "train.dropout=true"]
 
@@ -69,6 +78,31 @@ def laid_out() -> dict[str, Any]:
     return found | {"rows": rows.sharding.shard_shape(rows.shape), "kept": step["rows"] is rows}
 
 
+def restored(folder: Path) -> dict[str, Any]:
+    """What lies where after a checkpoint was read on another mesh, and whether it is what was written."""
+    numbers = np.arange(64.0, dtype=np.float32).reshape(8, 8)
+
+    def state(fsdp: int) -> State:
+        mesh = devices.mesh_of(config(data=8 // fsdp, fsdp=fsdp))
+        kernel = jax.device_put(numbers, NamedSharding(mesh, PartitionSpec("fsdp")))
+        return devices.put_rest(mesh, State({"kernel": kernel}, (), jnp.int32(3)))
+
+    with checkpoint.open_checkpoints(folder, 1) as manager:
+        checkpoint.save(
+            manager, checkpoint.Checkpoint(saved := state(4), checkpoint.Best(devices.kept(saved.trainable)))
+        )
+        checkpoint.wait(manager)
+        like = state(8)
+        wanted = jax.tree.map(lambda leaf: leaf.sharding, like)
+        found = checkpoint.restore(manager, like)
+    return {
+        "equal": all(np.array_equal(tree["kernel"], numbers) for tree in (found.state.trainable, found.best.trainable)),
+        "as_asked": jax.tree.map(lambda leaf: leaf.sharding, found.state) == wanted,
+        "best": type(found.best.trainable["kernel"]).__name__,
+        "given_up": all(leaf.is_deleted() for leaf in jax.tree.leaves(like)),
+    }
+
+
 def messages() -> list[str]:
     """What is said of meshes that do not fit."""
     said = []
@@ -88,8 +122,12 @@ def main(folder: Path, llama: Path, bert: Path) -> None:
     """Prints one line of JSON, the last."""
     mixed = ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2", "mesh.adapters=inherit"]
     tiny_lm.train(folder / "lm", *LM, *mixed, model=llama)
+    split = ["mesh.data=2", "mesh.fsdp=4"]
+    tiny_lm.train(folder / "full", *FULL, *split, "train.max_steps=2", model=llama)
+    tiny_lm.train(folder / "full", *FULL, *split, "train.max_steps=4", "--resume", model=llama)
     tiny.train(folder / "classify", *CLASSIFY, model=bert)
-    print(json.dumps({"devices": jax.device_count(), "laid_out": laid_out(), "messages": messages()}))
+    found = {"laid_out": laid_out(), "restored": restored(folder / "checkpoints"), "messages": messages()}
+    print(json.dumps({"devices": jax.device_count(), **found}))
 
 
 if __name__ == "__main__":

@@ -171,6 +171,33 @@ def test_where_none_is_whole_nothing_is_touched(two, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4"]
 
 
+@pytest.mark.parametrize(
+    "error", [MemoryError(), PermissionError("no"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")]
+)
+def test_what_says_nothing_of_a_checkpoint_sets_none_aside(error, two, tmp_path, monkeypatch):
+    shutil.copytree(two, tmp_path, dirs_exist_ok=True)
+    with open_checkpoints(tmp_path, 2) as manager:
+
+        def restored(*arguments, **options):
+            raise error
+
+        monkeypatch.setattr(manager, "restore", restored)
+        with pytest.raises(type(error)):
+            restore(manager, _state(0))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4"]
+
+
+def test_a_checkpoint_of_other_arrays_is_refused_and_left(two, tmp_path):
+    shutil.copytree(two, tmp_path, dirs_exist_ok=True)
+    other = _state(0)._replace(optimizer=optax.sgd(1e-3, momentum=0.9).init(_state(0).trainable))
+    with (
+        open_checkpoints(tmp_path, 2) as manager,
+        pytest.raises(JloraError, match=r"4: expected the arrays of this run, found others or not all: state/optim"),
+    ):
+        restore(manager, other)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "4"]
+
+
 def test_what_a_killed_run_had_begun_is_deleted(two, tmp_path):
     shutil.copytree(two, tmp_path, dirs_exist_ok=True)
     (tmp_path / "4").rename(tmp_path / "4.orbax-checkpoint-tmp")

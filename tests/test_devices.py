@@ -21,8 +21,7 @@ from train import devices
 def eight(tmp_path_factory):
     """(folder, what eight_devices.py printed)"""
     folder = tmp_path_factory.mktemp("eight")
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    environment = tiny.environment(XLA_FLAGS=flags)
+    environment = tiny.environment(XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} {tiny.EIGHT_DEVICES}")
     command = [sys.executable, "tests/eight_devices.py", folder, tiny_lm.model_folder(), tiny.model_folder()]
     done = subprocess.run(command, env=environment, cwd=tiny.ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
@@ -51,6 +50,15 @@ def test_a_language_model_on_a_mixed_mesh(eight, tmp_path):
     alone = tiny_lm.train(tmp_path / "run", *eight_devices.LM)
     _assert_same_run(run, alone, ["adapter", "merged"])
     assert len((run / "samples.jsonl").read_text().splitlines()) == 1
+
+
+def test_all_weights_trained_on_a_mesh_and_resumed_there(eight, tmp_path):
+    alone = tiny_lm.train(tmp_path / "run", *eight_devices.FULL, "train.max_steps=4")
+    _assert_same_run(eight[0] / "full", alone, ["merged"])
+
+
+def test_a_checkpoint_is_read_to_where_the_run_has_its_arrays(eight):
+    assert eight[1]["restored"] == {"equal": True, "as_asked": True, "best": "ndarray", "given_up": True}
 
 
 def test_a_classifier_on_as_many_parts_as_there_are_devices(eight, tmp_path):

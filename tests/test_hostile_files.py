@@ -299,7 +299,8 @@ def test_code_beside_a_model_is_refused(evil):
     evil.say("config.json", model_type="evil")
     with pytest.raises(JloraError, match=r"model_type: expected one of .*; found 'evil'"):
         load_base(str(evil.path))
-    load_tokenizer(str(evil.path))  # the words are the folder's, and no code is
+    with pytest.raises(JloraError, match=r"model_type: expected one of .*; found 'evil'"):
+        load_tokenizer(str(evil.path))
 
 
 def test_code_beside_a_tokenizer_is_refused(evil):
@@ -308,7 +309,9 @@ def test_code_beside_a_tokenizer_is_refused(evil):
         load_tokenizer(str(evil.path))
 
 
-@pytest.mark.parametrize("name", ["AutoModel", "AutoTokenizer", "pipeline", "Trainer", "a.b.Tokenizer", ["x"]])
+@pytest.mark.parametrize(
+    "name", ["AutoModel", "AutoTokenizer", "RagTokenizer", "pipeline", "Trainer", "a.b.Tokenizer", ["x"]]
+)
 def test_a_tokenizers_class_is_one_of_tokenizers(name, evil):
     """transformers would call the `from_pretrained` of whatever it has by that name."""
     evil.say("config.json", auto_map={"AutoModel": "evil.Model"})

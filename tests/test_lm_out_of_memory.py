@@ -8,7 +8,7 @@ import pytest
 
 from jlora.errors import JloraError
 from train.lm.config import LMConfig
-from train.lm.out_of_memory import advice, explain_out_of_memory
+from train.lm.out_of_memory import advice, explain_at_the_end, explain_out_of_memory
 
 
 def _config(**changes):
@@ -65,3 +65,14 @@ def test_other_errors_pass():
     for error in (jax.errors.JaxRuntimeError("INTERNAL: no"), ValueError("x")):
         with pytest.raises(type(error), match=str(error)), explain_out_of_memory(_config(), lambda: ""):
             raise error
+
+
+@pytest.mark.parametrize(("method", "words"), [("lora", "--resume export.merged=false"), ("full", "mesh.fsdp")])
+def test_at_the_end_it_says_what_is_whole_and_how_to_go_on(method, words, tmp_path):
+    with pytest.raises(JloraError, match=f"out of memory after the last step.*\n.*whole.*{words}"):
+        with explain_at_the_end(_config(method=method), tmp_path):
+            raise MemoryError("of the host")
+    with pytest.raises(ZeroDivisionError), explain_at_the_end(_config(), tmp_path):
+        raise ZeroDivisionError
+    with pytest.raises(jax.errors.JaxRuntimeError), explain_at_the_end(_config(), tmp_path):
+        raise jax.errors.JaxRuntimeError("INTERNAL: no")

@@ -54,3 +54,10 @@ def test_a_holder_that_has_not_said_who_it_is(tmp_path):
         (tmp_path / NAME).write_text("")
         with pytest.raises(JloraError, match="another process is training in it"):
             require_free(tmp_path)
+
+
+def test_a_folder_that_cannot_be_locked_is_said(tmp_path):
+    (tmp_path / NAME).mkdir()
+    for refused in (lambda: require_free(tmp_path), lambda: locked(tmp_path).__enter__()):
+        with pytest.raises(JloraError, match=f"{tmp_path}: expected a folder that can be written, found"):
+            refused()

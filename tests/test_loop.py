@@ -146,6 +146,13 @@ def test_it_stops_when_patience_is_at_its_end(saved):
     assert _steps(saved) == [1, 2, 3]
 
 
+def test_where_patience_ends_it_there_is_a_checkpoint(saved):
+    _run(_loop([0.75, 0.5, 0.75], eval_every=1, checkpoint_every=7, early_stopping_patience=2))
+    assert _steps(saved) == [3]
+    best, logged = _run(_loop([0.75], eval_every=1, early_stopping_patience=2), saved[-1])
+    assert (best.step, logged) == (1, [])
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_stops_it_before_it_is_saved(value, saved):
     for broken in ({"losses": {5: value}}, {"norms": {5: value}}):

@@ -4,8 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jlora
 from jlora.errors import JloraError
 from train import keys
+from train import manifest as module
 from train.classify.config import Config
 from train.lm.config import LMConfig
 from train.manifest import MAY_CHANGE, manifest, may_change, require_same
@@ -19,8 +21,9 @@ BASE = {"params": {"kernel": jnp.arange(6, dtype=jnp.float32).reshape(2, 3), "bi
 DATA = {"train": {"ids": np.arange(5, dtype=np.int32), "cut": 3}, "validation": {"ids": np.zeros((0, 2), np.int32)}}
 
 
-def _made(config=None, base=BASE, data=DATA):
-    return manifest(config or _config(), base, data)
+def _made(config=None, base=BASE, data=DATA, scale=2.0):
+    low_rank = jlora.LowRank(None, None, jnp.full(4, scale), "ra,rb->ab", (4,))
+    return manifest(config or _config(), base, {"params/kernel": low_rank}, data)
 
 
 @pytest.fixture
@@ -32,7 +35,8 @@ def file(tmp_path):
 
 def test_what_it_holds():
     found = _made()
-    assert list(found) == ["config", "base", "data", "code"]
+    assert list(found) == ["config", "base", "adapter", "data", "code"]
+    assert list(found["adapter"]) == ["params/kernel/scale"]
     assert list(found["base"]) == ["params/bias", "params/kernel"]
     assert found["base"]["params/kernel"].startswith("float32 (2, 3) ")
     assert list(found["data"]) == ["train/ids", "validation/ids"]
@@ -56,6 +60,10 @@ def test_the_same_run_is_the_same(file, caplog):
         (
             lambda: _made(base={"params": BASE["params"] | {"kernel": BASE["params"]["kernel"].at[1, 2].set(5.5)}}),
             "expected the base that the run was started with, found another\n  params/kernel: the run has float32",
+        ),
+        (
+            lambda: _made(scale=4.0),
+            "expected the scales of the adapter that the run was started with, found another\n  params/kernel/scale: ",
         ),
         (lambda: _made(base={"params": {"bias": BASE["params"]["bias"]}}), r"params/kernel: the run has .*, now none"),
         (
@@ -91,3 +99,23 @@ def test_what_may_change_exists():
 def test_what_decides_the_numbers_may_not_change():
     for key in ("seed", "lora.r", "train.batch_size", "train.learning_rate", "train.dtype", "data.max_length"):
         assert not may_change(key)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"config": {}}', '{"config": 1, "base": 2, "adapter": 3, "data": 4, "code": 5}']
+)
+def test_a_broken_manifest_is_said(text, file):
+    file.write_text(text)
+    with pytest.raises(JloraError, match=r"manifest\.json: expected"):
+        require_same(file, _made())
+
+
+def test_a_key_that_comes_with_a_default_changes_no_hash(monkeypatch):
+    before = _made()
+    newer = keys.defaults(Config) | {"train.new": 3}
+    flat = module.flat(_config()) | {"train.new": 3}
+    monkeypatch.setattr(keys, "defaults", lambda schema: newer)
+    monkeypatch.setattr(module, "flat", lambda config: flat)
+    assert _made()["config"] == before["config"]
+    flat["train.new"] = 4
+    assert _made()["config"] != before["config"]

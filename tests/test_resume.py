@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import tiny
-from processes import KILLED
+from processes import SIGNALLED
 
 from train.classify import __main__ as classify
 
@@ -32,7 +32,7 @@ def undisturbed(tmp_path_factory):
 
 def _killed(step, arguments):
     """Runs train.classify in a process of its own, which SIGKILL ends when its batch `step` comes."""
-    command = [sys.executable, "-c", KILLED, "train.classify", str(step), *arguments]
+    command = [sys.executable, "-c", SIGNALLED, "train.classify", str(step), "9", *arguments]
     done = subprocess.run(command, env=tiny.environment(), cwd=tiny.ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == -9, done.stderr
     return done.stderr

@@ -62,6 +62,30 @@ def test_a_finished_run_goes_on_where_what_may_change_does(run, caplog):
     assert check(longer, Flags(resume=True)) == "finished"
 
 
+def test_a_key_that_is_newer_than_the_run_had_its_default(run):
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text("".join(line for line in text.splitlines(True) if "adam_beta1" not in line))
+    assert (run / "config.yaml").read_text() != text
+    assert check(_config(run), Flags(resume=True)) == "resumed"
+    with pytest.raises(JloraError, match=r"train\.adam_beta1: the run has 0\.9, now given 0\.8"):
+        check(_config(run, train={"adam_beta1": 0.8}), Flags(resume=True))
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "environment.json"])
+def test_killed_while_it_replaces_a_run_it_can_do_so_again(name, run, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    (run / "checkpoints").mkdir()
+    monkeypatch.setattr(
+        *((run_folder.shutil, "rmtree") if name == "checkpoints" else (run_folder, "write_json")), killed
+    )
+    with pytest.raises(KeyboardInterrupt):
+        claim(_config(run, seed=1), Flags(overwrite=True))
+    monkeypatch.undo()
+    assert check(_config(run, seed=1), Flags(overwrite=True)) == "new"
+
+
 def test_a_run_that_was_moved_is_the_same(run, tmp_path):
     run.rename(tmp_path / "moved")
     (tmp_path / "moved" / "report.json").write_text("{}")

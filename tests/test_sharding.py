@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import pytest
+import tiny
 from decoder_cases import tiny_decoder
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from sharded import LENGTH, MESHES, RANK, ROWS, WIDEST
@@ -27,7 +28,7 @@ QUERY, DOWN = (f"params/model/layers/{name}/kernel" for name in ("self_attn/q_pr
 @pytest.fixture(scope="module")
 def report():
     """What `sharded.py` prints."""
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    flags = f"{tiny.EIGHT_DEVICES} --xla_backend_optimization_level=0"
     script = Path(__file__).with_name("sharded.py")
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(script.parents[1])}
     command = [sys.executable, str(script)]

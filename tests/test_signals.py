@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -8,6 +9,34 @@ import pytest
 import tiny
 
 from train.signals import Cut, Stopped, listening
+
+_BETWEEN_A_SAVE_AND_THE_NEXT_STEP = """
+import os, signal, sys, time
+import jax
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
+import jax.numpy as jnp
+from pathlib import Path
+from train.checkpoint import Best, Checkpoint, open_checkpoints, save, wait
+from train.signals import Stopped, listening
+from train.step import State
+
+try:
+    with listening() as stop, open_checkpoints(Path(sys.argv[3]), 1) as manager:
+        for _ in range(8):  # as many steps and batches of evaluations
+            stop.requested()
+        state = State({"w": jnp.ones(2)}, (), jnp.int32(5))
+        save(manager, Checkpoint(state, Best(state.trainable)))
+        if sys.argv[2] == "1":
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(3)  # in which all processes hear of it
+        wait(manager)
+        print([stop.requested() for _ in range(2)])
+except Stopped as stopped:
+    print(stopped.code, flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(10)
+print("still there")
+"""
 
 NUMBERS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 
@@ -58,6 +87,21 @@ def test_what_can_be_done_again_is_cut_by_its_next_check():
 
     with pytest.raises(Stopped):
         work()
+
+
+def test_several_processes_stop_though_a_checkpoint_was_saved_before_the_signal(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", _BETWEEN_A_SAVE_AND_THE_NEXT_STEP, str(port)]
+    started = [
+        subprocess.Popen(
+            [*command, str(index), tmp_path], cwd=tiny.ROOT, env=tiny.environment(), stdout=subprocess.PIPE
+        )
+        for index in range(2)
+    ]
+    said = [process.communicate(timeout=120)[0].decode().splitlines()[-2:] for process in started]
+    assert said == [["[True, True]", "143"]] * 2
+    assert [process.returncode for process in started] == [-signal.SIGTERM] * 2  # after it a signal ends them at once
 
 
 _BUSY = """

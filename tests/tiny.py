@@ -32,6 +32,11 @@ from jlora.paths import leaves_by_path, replace_leaves
 from train.classify import __main__ as classify
 
 ROOT = Path(__file__).parents[1]
+EIGHT_DEVICES = (
+    "--xla_force_host_platform_device_count=8"
+    " --xla_cpu_collective_call_terminate_timeout_seconds=600"  # eight that wait for each other on a busy machine
+)
+"""Flags of XLA."""
 HOME = Path(tempfile.mkdtemp(prefix="jlora-tests-"))
 atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 

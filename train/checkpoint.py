@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from jlora.errors import JloraError
 from jlora.paths import leaves_by_path
 from train import distributed
 from train.checksum import checksums
-from train.devices import to_host
+from train.devices import kept
 from train.step import State
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The best evaluation so far: trained leaves on the host, the metric's value, the step, and how many
+    """The best evaluation so far: trained leaves as `kept` has them, the metric's value, the step, and how many
     evaluations since then were no better. `value` is None before the first evaluation."""
 
     trainable: Any
@@ -64,6 +64,12 @@ class Checkpoint(NamedTuple):
     rest: Rest = Rest()
 
 
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never: the processes agree on where to stop by `Stop`, whose numbers are not those of steps."""
+        return False
+
+
 @contextmanager
 def open_checkpoints(folder: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
     """The run's checkpoints, of which the newest `keep` stay; leaving waits for what is still being written."""
@@ -75,7 +81,7 @@ def open_checkpoints(folder: Path, keep: int) -> Iterator[ocp.CheckpointManager]
         async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
     with _explained(folder):
-        manager = ocp.CheckpointManager(folder.resolve(), options=options)
+        manager = _Manager(folder.resolve(), options=options)
     try:
         yield manager
     except BaseException:
@@ -100,7 +106,7 @@ def save(manager: ocp.CheckpointManager, checkpoint: Checkpoint) -> None:
         "checksums": checksums(arrays),
     }
     args = ocp.args.Composite(
-        arrays=ocp.args.StandardSave(_copied(arrays)),
+        arrays=ocp.args.StandardSave(kept(arrays)),
         notes=ocp.args.JsonSave({"notes": notes, "sha256": _sha256(notes)}),
     )
     with _explained(Path(manager.directory)):
@@ -123,49 +129,78 @@ def restore(manager: ocp.CheckpointManager, like: State) -> Checkpoint:
     """The newest whole checkpoint, on the devices of `like`; `like` and empty ones where there is none yet.
 
     A checkpoint that cannot be read, or whose contents are not those that were written, is said and set aside, and
-    the one before it is taken.
+    the one before it is taken. The arrays of `like` give up their memory to those that are read.
 
     Raises:
-      JloraError: there are checkpoints, and none is whole.
+      JloraError: there are checkpoints, and none is whole; or they are those of a run with other arrays.
     """
+    steps = sorted(manager.all_steps(), reverse=True)
+    if not steps:
+        return Checkpoint(like, Best(kept(like.trainable)))
+    wanted = {name: _template(name, leaf) for name, leaf in _named(like, like.trainable).items()}
+    for leaf in jax.tree.leaves(like):
+        leaf.delete()
     damaged: dict[int, str] = {}
-    for step in sorted(manager.all_steps(), reverse=True):
-        try:
-            found = _read(manager, step, like)
-        except Exception as error:  # orbax raises what its parts raise, of any kind
-            damaged[step] = _reason(error)
-        else:
+    for step in steps:
+        found = _read(manager, step, like, wanted)
+        if not isinstance(found, str):
             _set_aside(manager, damaged, step)
             return found
-    if damaged:
-        lines = "\n".join(f"  step {step}: {reason}" for step, reason in damaged.items())
-        raise JloraError(
-            f"{manager.directory}: expected a whole checkpoint, found {len(damaged)} damaged\n{lines}\n"
-            "Put them back from a copy, or start anew with --overwrite"
-        )
-    return Checkpoint(like, Best(to_host(like.trainable)))
-
-
-def _read(manager: ocp.CheckpointManager, step: int, like: State) -> Checkpoint:
-    wanted = _named(like, like.trainable)
-    found = manager.restore(
-        step,
-        args=ocp.args.Composite(
-            arrays=ocp.args.StandardRestore({name: _template(leaf) for name, leaf in wanted.items()}),
-            notes=ocp.args.JsonRestore(),
-        ),
+        damaged[step] = found
+    lines = "\n".join(f"  step {step}: {reason}" for step, reason in damaged.items())
+    raise JloraError(
+        f"{manager.directory}: expected a whole checkpoint, found {len(damaged)} damaged\n{lines}\n"
+        "Put them back from a copy, or start anew with --overwrite"
     )
-    notes = found.notes["notes"]
-    if _sha256(notes) != found.notes["sha256"]:
-        raise JloraError("the notes are not those that were written")
-    sums = checksums(dict(found.arrays))
-    other = [name for name, value in notes["checksums"].items() if sums.get(name) != value]
+
+
+def _read(manager: ocp.CheckpointManager, step: int, like: State, wanted: dict[str, Any]) -> Checkpoint | str:
+    """The checkpoint, or what is wrong with it: of several processes all get one, or none does."""
+    notes = _agreed(lambda: _notes(manager, step, wanted))
+    if isinstance(notes, str):
+        return notes
+    arrays = _agreed(
+        lambda: manager.restore(step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted))).arrays
+    )
+    if isinstance(arrays, str):
+        return arrays
+    arrays = dict(arrays)
+    sums = checksums(arrays)
+    other = [name for name, value in notes["checksums"].items() if sums[name] != value]
     if other:
-        raise JloraError(f"{len(other)} of {len(sums)} arrays are not those that were written: {', '.join(other[:3])}")
-    state = jax.tree.map(_placed, _filled(like, "state/", found.arrays), like)
-    best = to_host(_filled(like.trainable, "best/", found.arrays))
+        return f"{len(other)} of {len(sums)} arrays are not those that were written: {', '.join(other[:3])}"
+    best, state = _filled(like.trainable, "best/", arrays), _filled(like, "state/", arrays)
     rest = notes["rest"] | {"losses": tuple(notes["rest"]["losses"])}
     return Checkpoint(state, Best(best, **notes["best"]), Rest(**rest))
+
+
+def _notes(manager: ocp.CheckpointManager, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+    found = manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())).notes
+    if _sha256(found["notes"]) != found["sha256"]:
+        raise ValueError("the notes are not those that were written")
+    if other := sorted(found["notes"]["checksums"].keys() ^ wanted.keys()):
+        raise JloraError(
+            f"{manager.directory}/{step}: expected the arrays of this run, found others or not all:"
+            f" {', '.join(other[:3])}. Another version wrote it: go on with that one, or start anew with --overwrite"
+        )
+    return found["notes"]
+
+
+def _agreed(read: Callable[[], Any]) -> Any:
+    """What `read` gives; where that fails, in any process, what is wrong with the file.
+
+    A device without memory, a lost process or a file of somebody else say nothing of the checkpoint, and are raised.
+    """
+    reason, found = "", None
+    try:
+        found = read()
+    except (JloraError, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # orbax raises what its parts raise, of any kind
+        reason = _reason(error)
+    if distributed.all_agree(not reason):
+        return found
+    return reason or "another process cannot read it"
 
 
 def _named(state: State, best: Any) -> dict[str, Any]:
@@ -174,28 +209,26 @@ def _named(state: State, best: Any) -> dict[str, Any]:
 
 
 def _filled(like: Any, prefix: str, arrays: dict[str, Any]) -> Any:
-    leaves = [arrays[prefix + path] for path in leaves_by_path(like)]
+    """The tree of `like` with the arrays of these names, which are taken out of the dict."""
+    leaves = [_owned(leaf, arrays.pop(prefix + path)) for path, leaf in leaves_by_path(like).items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def _copied(arrays: dict[str, Any]) -> dict[str, Any]:
-    """The arrays on the host; of several processes, each keeps its shards where they are."""
-    if jax.process_count() == 1:
-        return to_host(arrays)
-    return {name: jnp.copy(leaf) if isinstance(leaf, jax.Array) else leaf for name, leaf in arrays.items()}
+def _owned(like: Any, array: Any) -> Any:
+    """The array in memory of its own: what is donated must not lie in a buffer of the reader."""
+    if not isinstance(array, jax.Array) or not array.is_fully_addressable:
+        return array
+    return jax.device_put(jnp.copy(array), like.sharding)
 
 
-def _template(leaf: jax.Array) -> Any:
+def _template(name: str, leaf: jax.Array) -> Any:
+    """What orbax is to make of an array: one that lies as `leaf` does, or as `kept` would have it."""
+    if name.startswith("state/"):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
     if leaf.is_fully_addressable:
         return np.empty(leaf.shape, leaf.dtype)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-
-
-def _placed(array: Any, like: jax.Array) -> jax.Array:
-    """The array on the devices of `like`; a copy: what is donated must not be numpy's."""
-    if not like.is_fully_addressable:
-        return array
-    return jax.device_put(jnp.array(array), like.sharding) if like.committed else jnp.array(array)
+    host = leaf.sharding.with_memory_kind("pinned_host")
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host)
 
 
 def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, str], used: int) -> None:
@@ -230,6 +263,8 @@ def _explained(folder: Path) -> Iterator[None]:
     """Says what to do where a checkpoint cannot be written; orbax and its parts raise errors of many kinds."""
     try:
         yield
+    except jax.errors.JaxRuntimeError:  # a process that is lost, a device without memory
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         raise JloraError(
             f"{folder}: a checkpoint could not be written: {_reason(error)}\n"

@@ -14,20 +14,22 @@ _SEEDS = (0x9E3779B1, 0x85EBCA6B)
 
 
 def checksums(arrays: dict[str, Any]) -> dict[str, str]:
-    """{name: 16 hex digits} of the contents of arrays, in one compiled pass.
+    """{name: 16 hex digits} of the contents of arrays, one after the other, so that little is on the device at a time.
 
     Each word is mixed with its position by a bijection, so that any change of one word, and with a chance of
     1 - 2^-64 any other change, is seen. The sums are of integers: no order of adding changes them.
     """
-    found = jax.device_get(_sums(arrays))
+    found = jax.device_get({name: _sum(_on_device(array)) for name, array in arrays.items()})
     return {name: "".join(f"{part:08x}" for part in found[name].tolist()) for name in arrays}
 
 
+def _on_device(array: Any) -> Any:
+    if isinstance(array, jax.Array) and array.sharding.memory_kind == "pinned_host":
+        return jax.device_put(array, array.sharding.with_memory_kind("device"))
+    return array
+
+
 @jax.jit
-def _sums(arrays: dict[str, Any]) -> dict[str, jax.Array]:
-    return {name: _sum(array) for name, array in arrays.items()}
-
-
 def _sum(array: Any) -> jax.Array:
     """uint32 (2,)."""
     if array.dtype == jnp.bool_:

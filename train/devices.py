@@ -59,14 +59,20 @@ def put_adapted(mesh: Mesh | None, adapted: Adapted, config: RunConfig) -> Adapt
     """Base and adapter on the mesh. Weights that are trained whole lie as the base's do."""
     if mesh is None:
         return adapted
-    mode = config.mesh.adapters if config.method == "lora" else "inherit"
-    adapter = adapter_shardings(adapted.adapter, mesh, mode)
     return dataclasses.replace(
         adapted,
         base=_put(adapted.base, base_shardings(adapted.base, mesh)),
-        adapter=_put(adapted.adapter, adapter),
+        adapter=put_adapter(mesh, adapted.adapter, config),
         initial=to_host(adapted.initial),
     )
+
+
+def put_adapter(mesh: Mesh | None, adapter: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    """The adapter on the mesh as the config has it, or on the device."""
+    if mesh is None:
+        return jax.device_put(adapter)
+    mode = config.mesh.adapters if config.method == "lora" else "inherit"
+    return _put(adapter, adapter_shardings(adapter, mesh, mode))
 
 
 def put_rest(mesh: Mesh | None, tree: Any) -> Any:
@@ -117,6 +123,13 @@ def to_host(tree: Any) -> Any:
     return jax.tree.map(_on_host, tree)
 
 
+def kept(tree: Any) -> Any:
+    """Copies of all arrays in the host's memory, which stay when these are donated: numpy; of an array that several
+    processes share each keeps its own parts, in a jax.Array.
+    """
+    return jax.tree.map(_kept_leaf, tree)
+
+
 def to_first(tree: Any) -> Any:
     """A tree of arrays that the process which writes can read, gathered layer by layer; the others, which must take
     part, get None for each.
@@ -129,20 +142,36 @@ def set_mesh(mesh: Mesh | None) -> AbstractContextManager:
     return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
+def on_cpu() -> AbstractContextManager:
+    """What lies on no mesh is computed by the CPU, in the host's memory, where JAX was left its CPU."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
+        return nullcontext()
+
+
 def _on_host(leaf: Any) -> np.ndarray:
     return np.array(_whole(leaf), copy=True)  # a view would change with the donated buffer that it looks at
+
+
+def _kept_leaf(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return _on_host(leaf)
+    return jax.device_put(leaf, leaf.sharding.with_memory_kind("pinned_host"))
 
 
 def _on_first(leaf: Any) -> Any:
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
         return leaf
     if leaf.ndim < 3:
-        return _kept(_whole(leaf))
-    layers = [_kept(_whole(leaf[layer])) for layer in range(len(leaf))]  # a stack may be more than a device can hold
+        return _where_first(_whole(leaf))
+    layers = [
+        _where_first(_whole(leaf[layer])) for layer in range(len(leaf))
+    ]  # a stack may be more than a device holds
     return np.stack(layers) if is_first() else None
 
 
-def _kept(leaf: jax.Array) -> Any:
+def _where_first(leaf: jax.Array) -> Any:
     return np.asarray(leaf) if is_first() else None
 
 

@@ -96,6 +96,11 @@ def wait_for_all(place: str) -> None:
         multihost_utils.sync_global_devices(place)
 
 
+def all_agree(here: bool) -> bool:
+    """Whether it holds in all processes."""
+    return here if not jax.distributed.is_initialized() else bool(multihost_utils.process_allgather(here).all())
+
+
 def require_same(text: str, what: str) -> None:
     """Raises JloraError where the processes do not all have the same text."""
     if not jax.distributed.is_initialized():
@@ -155,9 +160,9 @@ def _require_whole(flags: Flags) -> None:
 
 
 def _require_free(port: int) -> None:
-    with socket.socket(socket.AF_INET6) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("::", port))
-        except OSError as error:
-            raise JloraError(f"--coordinator: port {port}: expected a free one, found {error}") from error
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        raise JloraError(f"--coordinator: port {port}: expected a free one, found {error}") from error

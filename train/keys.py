@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 _WORDS = {
     str: "text",
@@ -38,6 +39,12 @@ def fields(schema: type[BaseModel]) -> dict[str, FieldInfo]:
     for section, model in inner.items():
         found |= {f"{section}.{field.alias or name}": field for name, field in model.model_fields.items()}
     return found
+
+
+def defaults(schema: type[BaseModel]) -> dict[str, Any]:
+    """{dotted key: its default}, without the keys that must be given."""
+    found = {key: field.get_default(call_default_factory=True) for key, field in fields(schema).items()}
+    return {key: value for key, value in found.items() if value is not PydanticUndefined}
 
 
 def kinds(annotation: Any) -> set[Any]:

@@ -50,6 +50,8 @@ def _acquired(folder: Path) -> Iterator[None]:
             f"output_dir: {folder}: {_holder(folder / NAME)} is training in it. Wait for it, or name another folder:"
             " output_dir=FOLDER"
         ) from None
+    except OSError as error:
+        raise JloraError(f"output_dir: {folder}: expected a folder that can be written, found {error}") from error
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from jlora import combine
 from jlora.errors import JloraError
 from train import checkpoint, metrics
 from train.checkpoint import Best, Checkpoint, Rest
-from train.devices import to_host
+from train.devices import kept
 from train.progress import Progress
 from train.record import Recorder
 from train.sections import TrainSection
@@ -75,9 +75,9 @@ def run(
     run = _Run(loop, manager, recorder, stop, begin.state, begin.best, list(begin.rest.losses), start)
     unread = deque[tuple[int, dict]]()  # values that were not looked at: one step may run while the next is made
     with Progress(loop.steps, start, loop.train.log_every, unit=loop.unit) as progress:
-        stopped = begin.rest.unevaluated and not run.evaluate(start)
+        ended = (begin.rest.unevaluated and not run.evaluate(start)) or run.is_exhausted()
         for step, (count, batch) in enumerate(batches(loop, start), start + 1):
-            if stopped or run.is_exhausted():
+            if ended:
                 break
             run.state, values = loop.train_step(run.state, loop.frozen, loop.base, batch, loop.key)
             unread.append((step, values))
@@ -90,8 +90,8 @@ def run(
                 run.log(step, values, progress.per_second)
             with progress.paused():
                 unevaluated = evaluate and (stopped or not run.evaluate(step))
-                stopped = stopped or unevaluated
-                if save or stopped:
+                ended = stopped or unevaluated or run.is_exhausted()
+                if save or ended:
                     run.save(step, unevaluated)
         checkpoint.wait(manager)
         return run.best, progress.per_second
@@ -169,7 +169,7 @@ class _Run:
         better = metrics.is_better(self.loop.metric, found[self.loop.metric], self.best.value)
         logger.info("step %d  validation: %s%s", step, shown, "  (best so far)" if better else "")
         if better:
-            self.best = Best(to_host(self.state.trainable), found[self.loop.metric], step, 0)
+            self.best = Best(kept(self.state.trainable), found[self.loop.metric], step, 0)
         else:
             self.best = dataclasses.replace(self.best, stale=self.best.stale + 1)
         return True

@@ -1,7 +1,7 @@
 """manifest.json: what a run is made of. It is gone on with by the same configuration, base and data alone.
 
-{"config": {"fixed": hash}, "base": {path: type, shape, checksum}, "data": {split/array: type, shape, hash},
-"code": {package: version}}
+{"config": {"fixed": hash}, "base": {path: type, shape, checksum}, "adapter": {path: type, shape, checksum},
+"data": {split/array: type, shape, hash}, "code": {package: version}}
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import jax
 import numpy as np
 
 from jlora.errors import JloraError
-from train import environment, yaml_text
+from jlora.json_file import read_json
+from train import environment, keys, yaml_text
 from train.checksum import checksums
 from train.run_config import RunConfig, to_yaml
 from train.validation import flatten
@@ -48,20 +49,25 @@ def flat(config: RunConfig) -> dict[str, Any]:
     return flatten(yaml_text.parse(to_yaml(config), "the configuration"), type(config))
 
 
-def manifest(config: RunConfig, base: Any, data: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+def manifest(
+    config: RunConfig, base: Any, frozen: Any, data: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, str]]:
     """What manifest.json holds.
 
     Args:
       base: the base's tree of arrays; their checksums are computed where they lie.
+      frozen: what of the adapter is not trained. Of it the scales count: norms are sums, rounded otherwise on a mesh.
       data: {split: {name: what the split holds}}, of which the numpy arrays count.
     """
-    fixed = {key: value for key, value in flat(config).items() if not may_change(key)}
+    defaults = keys.defaults(type(config))  # left out: a key that comes with a later version changes no hash
+    fixed = {k: value for k, value in flat(config).items() if not may_change(k) and defaults.get(k, ...) != value}
     found = environment.describe()
     git = found["git"] or {}
     commit = {"commit": git["commit"] + " and changes" * git["dirty"]} if git else {}
     return {
         "config": {"fixed": _digest(json.dumps(fixed, sort_keys=True).encode())},
-        "base": _of_base(base),
+        "base": _of_tree(base),
+        "adapter": {path: text for path, text in _of_tree(frozen).items() if path.endswith("scale")},
         "data": {
             f"{split}/{name}": _described(array, _digest(np.ascontiguousarray(array)))
             for split, parts in data.items()
@@ -74,12 +80,18 @@ def manifest(config: RunConfig, base: Any, data: Mapping[str, Mapping[str, Any]]
 
 def require_same(file: Path, now: dict[str, dict[str, str]]) -> None:
     """Raises JloraError with the differences to the manifest in `file`; of other code it only warns."""
-    before = json.loads(file.read_text(encoding="utf-8"))
+    before = read_json(file)
+    if before.keys() != now.keys() or not all(isinstance(part, dict) for part in before.values()):
+        raise JloraError(
+            f"{file}: expected mappings {', '.join(now)}; found another file. Put it back from a copy, or remove it:"
+            " base and data are then not compared with those of the checkpoints"
+        )
     if lines := _differences(before["code"], now["code"]):
         logger.warning("the run was started by other code; results may differ from those of one run\n%s", lines)
     what = {
         "config": "config.yaml as it was written",
         "base": "the base that the run was started with",
+        "adapter": "the scales of the adapter that the run was started with",
         "data": "the data that the run was started with",
     }
     for part, expected in what.items():
@@ -87,8 +99,8 @@ def require_same(file: Path, now: dict[str, dict[str, str]]) -> None:
             raise JloraError(f"--resume: {file}: expected {expected}, found another\n{lines}")
 
 
-def _of_base(base: Any) -> dict[str, str]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(base)
+def _of_tree(tree: Any) -> dict[str, str]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     named = {jax.tree_util.keystr(keys, simple=True, separator="/"): leaf for keys, leaf in leaves}
     sums = checksums(named)
     return {name: _described(leaf, sums[name]) for name, leaf in named.items()}

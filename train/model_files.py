@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from jlora.checkpoint_files import fetch
 from jlora.errors import JloraError
 from jlora.gguf_file import gguf_tokenizer, is_gguf
 from jlora.json_file import read_json
+from jlora.models import family
 from train.sources import local_path
 
 _TOKENIZER_FILES = (
@@ -57,15 +60,28 @@ def _require_plain(folder: Path) -> None:
             raise JloraError(f"{file}: expected at most {_LARGEST} bytes; found {file.stat().st_size}")
     for file in (folder / "tokenizer_config.json", folder / "config.json"):
         stored = read_json(file) if file.is_file() else {}
-        found = stored.get("tokenizer_class")
-        # Of any other name transformers takes the object that it has by it, and calls its from_pretrained.
-        if found is not None and not (isinstance(found, str) and _TOKENIZER_CLASS.fullmatch(found)):
+        if not _is_tokenizer_class(found := stored.get("tokenizer_class")):
             raise JloraError(f"{file}: tokenizer_class: expected a class of tokenizers; found {found!r}")
-        if file.name == "tokenizer_config.json" and stored.get("auto_map") is not None:
+        if file.name == "config.json" and file.is_file():
+            family(stored.get("model_type"))  # which chooses the class where none is named
+        elif stored.get("auto_map") is not None:
             raise JloraError(
                 f"{file}: auto_map: expected no class of the repository's own, whose code is never run here;"
                 f" found {stored['auto_map']!r}"
             )
+
+
+def _is_tokenizer_class(name: Any) -> bool:
+    """Whether transformers, told this name, reads one tokenizer from the folder itself.
+
+    It calls `from_pretrained` of whatever it has by the name, and some of that reads subfolders, and runs their code.
+    """
+    if name is None:
+        return True
+    if not isinstance(name, str) or not _TOKENIZER_CLASS.fullmatch(name):
+        return False
+    known = getattr(transformers, name, PreTrainedTokenizerBase)
+    return isinstance(known, type) and issubclass(known, PreTrainedTokenizerBase)
 
 
 def base_of(folder: Path) -> str:

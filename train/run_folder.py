@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jlora.errors import JloraError
-from train import environment, lock, manifest, yaml_text
+from train import environment, keys, lock, manifest, yaml_text
 from train.command import Flags
 from train.run_config import RunConfig, to_yaml
 from train.validation import flatten
@@ -21,9 +21,10 @@ from train.validation import flatten
 logger = logging.getLogger(__name__)
 
 OURS = (
-    "config.yaml", "environment.json", manifest.NAME, "metrics.jsonl", "tensorboard", "checkpoints", "curves.png",
-    "report.json", "predictions.csv", "samples.jsonl", "adapter", "adapter.gguf", "merged", "wandb", "trackio",
+    "environment.json", manifest.NAME, "metrics.jsonl", "tensorboard", "checkpoints", "curves.png", "report.json",
+    "predictions.csv", "samples.jsonl", "adapter", "adapter.gguf", "merged", "wandb", "trackio", "config.yaml",
 )  # fmt: skip
+"""config.yaml says that the folder holds a run: deleted last, written first, it does so whenever the run is killed."""
 
 
 def check(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finished"]:
@@ -64,8 +65,8 @@ def claim(config: RunConfig, flags: Flags) -> Path:
             path = folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if not (folder / "config.yaml").exists():
-        write_json(folder / "environment.json", environment.describe())
         _write_whole(folder / "config.yaml", to_yaml(config))
+        write_json(folder / "environment.json", environment.describe())
     else:
         _take_over(folder, config)
     return folder
@@ -93,7 +94,9 @@ def _write_whole(path: Path, text: str) -> None:
 
 def _allowed_changes(file: Path, config: RunConfig) -> str:
     """A line for each key that differs from the run's and may; JloraError where one may not."""
-    before, now = flatten(yaml_text.read_file(file), type(config)), manifest.flat(config)
+    # Keys that are newer than the file had their defaults, whatever those did.
+    before = keys.defaults(type(config)) | flatten(yaml_text.read_file(file), type(config))
+    now = manifest.flat(config)
     differ = [key for key in sorted({*before, *now} - {"output_dir"}) if before.get(key) != now.get(key)]
     lines = {key: f"  {key}: the run has {before.get(key)!r}, now given {now.get(key)!r}" for key in differ}
     refused = [line for key, line in lines.items() if not manifest.may_change(key)]

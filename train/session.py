@@ -65,7 +65,7 @@ def train(
       JloraError: the folder is in use or cannot be written, or this is not the run that it holds.
       Stopped: a signal ended the training; the newest checkpoint has all of it.
     """
-    made_of = manifest.manifest(config, loop.base, data)
+    made_of = manifest.manifest(config, loop.base, loop.frozen, data)
     with (
         _claimed(config, flags, made_of) as folder,
         checkpoint.open_checkpoints(folder / "checkpoints", config.train.keep_checkpoints) as manager,

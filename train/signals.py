@@ -57,7 +57,9 @@ class Stop:
 
 @contextmanager
 def listening() -> Iterator[Stop]:
-    """Takes the signals over; of several processes JAX takes SIGTERM, and tells all of them.
+    """Takes the signals over; of several processes JAX has taken SIGTERM when they joined, and tells all of them.
+
+    After the block a signal ends the process at once.
 
     Raises:
       Stopped: one came, when the block has ended.
@@ -65,6 +67,7 @@ def listening() -> Iterator[Stop]:
     stop = Stop()
     if jax.process_count() > 1:
         yield stop
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nobody would ask for it any more
     else:
         with _handled(stop):
             yield stop

@@ -33,15 +33,17 @@ def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
 
     Of several processes all take part, and the first one writes.
     """
-    adapter, task = devices.to_host(jlora.combine(run.best.trainable, run.loop.frozen)), run.task
+    task = run.task
+    adapter = devices.put_adapter(task.mesh, jlora.combine(run.best.trainable, run.loop.frozen), run.config)
     logits = {name: _logits(run, adapter, run.adapted.base, task.eval_step, name) for name in _evaluated(run)}
     results = {name: scores(task.labels.problem_type, logits[name], task.splits[name].labels) for name in logits}
     results = {name: found for name, found in results.items() if found}
     if "test" in results:
         recorder.log(run.best.step, results["test"], "test")
     facts = _facts(run, results)
+    small = devices.to_host(adapter) if run.config.method == "lora" else {}
     if is_first():
-        _write_small(run, adapter, logits["validation"], facts)
+        _write_small(run, small, logits["validation"], facts)
     difference = _export_merged(run, adapter, logits["validation"], facts) if run.config.export.merged else None
     return conclude(run.config, run.folder, _report(run, results, difference))
 
@@ -85,7 +87,6 @@ def _evaluated(run: Run) -> list[str]:
 
 def _logits(run: Run, adapter: Any, base: Any, eval_step: Any, split: str) -> np.ndarray:
     size, mesh = run.config.train.eval_batch_size, run.task.mesh
-    adapter = devices.put_rest(mesh, adapter)
     return logits_of(eval_step, adapter, base, run.task.splits[split], run.task.buckets, size, mesh)
 
 

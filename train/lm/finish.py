@@ -18,6 +18,7 @@ from train.distributed import first_alone, is_first
 from train.lm.config import LMConfig
 from train.lm.data import prompts
 from train.lm.evaluate import Task, evaluated
+from train.lm.out_of_memory import explain_at_the_end
 from train.lm.samples import write_samples
 from train.lm.step import make_eval_step
 from train.model_files import model_folder
@@ -38,16 +39,18 @@ def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
 
     Of several processes all take part, and the first one writes.
     """
-    adapter, config = devices.to_host(jlora.combine(run.best.trainable, run.loop.frozen)), run.config
-    on_devices = devices.put_rest(run.task.mesh, adapter)
-    results = {"validation": evaluated(run.task, on_devices, run.adapted.base, "validation")}
+    config = run.config
+    adapter = devices.put_adapter(run.task.mesh, jlora.combine(run.best.trainable, run.loop.frozen), config)
+    results = {"validation": evaluated(run.task, adapter, run.adapted.base, "validation")}
     recorder.log(run.best.step, results["validation"], "best")
     facts = _facts(run, results)
+    small = devices.to_host(adapter) if config.method == "lora" else {}
     with first_alone("adapter") as writes:
         if writes:
-            _write_small(run, adapter, facts)
+            _write_small(run, small, facts)
     if config.export.merged:
-        results["merged"] = _export_merged(run, adapter, facts)
+        with explain_at_the_end(config, run.folder):
+            results["merged"] = _export_merged(run, adapter, facts)
         _require_same_loss(run, results)
     if config.samples.count:
         shown = _samples(run, adapter)
@@ -78,11 +81,12 @@ def _samples(run: Run, adapter: dict[str, Any]) -> str:
 def _export_merged(run: Run, adapter: dict[str, Any], facts: card.Facts) -> dict[str, float]:
     """Writes merged/, reads it back, and returns its metrics on the validation split."""
     folder = run.folder / "merged"
-    whole, adapter = _unrounded(run, adapter)
-    artifacts.write_merged(folder, whole, adapter, run.tokenizer, run.config.export.dtype)
+    with devices.on_cpu():  # beside the base in training, the accelerator may have no room for another one
+        whole, adapter = _unrounded(run, adapter)
+        artifacts.write_merged(folder, whole, adapter, run.tokenizer, run.config.export.dtype)
     write_card(run, facts, "merged")
-    mesh = run.task.mesh
-    model, base = artifacts.read_back(folder, jnp.dtype(run.config.train.dtype), mesh)
+    mesh, dtype = run.task.mesh, jnp.dtype(run.config.train.dtype)
+    model, base = artifacts.read_back(folder, dtype, mesh, param_dtype=dtype)
     task = dataclasses.replace(run.task, eval_step=make_eval_step(model, mesh))
     return evaluated(task, None, base, "validation")
 

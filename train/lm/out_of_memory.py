@@ -6,6 +6,7 @@ import contextlib
 import math
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jax
 
@@ -56,10 +57,35 @@ def explain_out_of_memory(config: LMConfig, figures: Callable[[], str]) -> Itera
     try:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError) as error:
-        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
-            raise
-        reason = str(error).strip().split("\n")[0]
-        lines = [f"out of memory: {reason}"]
+        lines = [f"out of memory: {_reason(error)}"]
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # XLA may refuse to compile what cannot fit
             lines.append(f"A training step takes:\n{figures()}")
         raise JloraError("\n".join([*lines, "Turn down one of these:", advice(config)])) from error
+
+
+@contextlib.contextmanager
+def explain_at_the_end(config: LMConfig, folder: Path) -> Iterator[None]:
+    """Around the export of the merged model: says that the training is not lost, and how to go on.
+
+    Raises:
+      JloraError: the device or the host had no memory left inside the block.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        lines = [f"out of memory after the last step, with merged/: {_reason(error)}"]
+        if config.method == "lora":
+            lines.append(
+                f"{folder / 'adapter'} is whole. --resume export.merged=false ends the run without merged/, and"
+            )
+            lines.append(f"python -m train.export --adapter {folder / 'adapter'} --out MERGED makes it elsewhere")
+        else:
+            lines.append("The checkpoints are whole: --resume goes on from the last step, on more devices by mesh.fsdp")
+        raise JloraError("\n".join(lines)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Its first line; an error that says nothing of memory is raised again."""
+    if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+        raise error
+    return str(error).strip().split("\n")[0]

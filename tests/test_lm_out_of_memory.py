@@ -69,9 +69,9 @@ def test_other_errors_pass():
 
 @pytest.mark.parametrize(("method", "words"), [("lora", "--resume export.merged=false"), ("full", "mesh.fsdp")])
 def test_at_the_end_it_says_what_is_whole_and_how_to_go_on(method, words, tmp_path):
-    with pytest.raises(JloraError, match=f"out of memory after the last step.*\n.*whole.*{words}"):
-        with explain_at_the_end(_config(method=method), tmp_path):
-            raise MemoryError("of the host")
+    said = f"out of memory after the last step.*\n.*whole.*{words}"
+    with pytest.raises(JloraError, match=said), explain_at_the_end(_config(method=method), tmp_path):
+        raise MemoryError("of the host")
     with pytest.raises(ZeroDivisionError), explain_at_the_end(_config(), tmp_path):
         raise ZeroDivisionError
     with pytest.raises(jax.errors.JaxRuntimeError), explain_at_the_end(_config(), tmp_path):

@@ -1,14 +1,15 @@
 """Planned steps of large Llamas on many chips: python -m benchmarks.scaling [--chip NAME] [--models 7b 70b 405b].
 
 For each model, LoRA and QLoRA, and each number of chips, meshes are planned as `--dry-run --mesh` does, without weights
-or chips. The base is split as little as fits; of two ways to split it the faster one is printed. All steps take the
-same rows: what more chips save is time.
+or chips. The base is split as little as fits; of several ways to split it the fastest one is printed. All steps take
+the same rows: what more chips save is time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,8 +18,9 @@ from typing import NamedTuple
 
 from train.command_line import parse
 from train.lm.config import COMMAND, LMConfig
-from train.lm.plan import plan_step
+from train.lm.plan import plan_step, planned_step
 from train.planning.chips import CHIPS, Chip, chip_named
+from train.planning.memory import held_bytes
 from train.planning.mesh import force_devices
 from train.planning.plan import Plan
 from train.planning.step_time import step_time
@@ -40,8 +42,8 @@ MODELS = {
 METHODS = {"lora": "null", "qlora": "nf4"}
 """{method: quantize}."""
 
-_SPLITS = (((1, 1),), ((8, 1), (1, 8)), ((8, 8),))
-"""(fsdp, tensor) of meshes that hold the base whole on each chip, that split it over a node, and over eight."""
+_SPLITS = (((1, 1),), ((2, 1), (1, 2)), ((4, 1), (2, 2), (1, 4)), ((8, 1), (4, 2), (2, 4), (1, 8)), ((8, 8),))
+"""(fsdp, tensor) of meshes that hold the base whole on each chip, or split it over 2, 4 and 8 of a node, or over 64."""
 
 _ROWS_A_CHIP = (4, 1)
 """Rows of a microbatch in each part of it, tried in this order: more rows, fewer gathers of weights."""
@@ -90,7 +92,8 @@ def main(argv: Sequence[str]) -> int:
 
 def best(folder: str, model: str, method: str, chips: int, chip: Chip, rows: int, length: int) -> Row:
     """The mesh of so many chips that splits the base as little as fits, of several the one with the fastest step."""
-    for splits in _SPLITS:
+    whole = _base_bytes(folder, method, length)
+    for splits in (splits for splits in _SPLITS if whole / math.prod(splits[0]) <= chip.memory):
         found = []
         for mesh in meshes(chips, rows, splits):
             for each, plan in plans(folder, method, mesh, rows, length):
@@ -100,6 +103,11 @@ def best(folder: str, model: str, method: str, chips: int, chip: Chip, rows: int
         if found:
             return min(found, key=lambda row: row.seconds)
     return Row(model, method, chips)
+
+
+def _base_bytes(folder: str, method: str, length: int) -> int:
+    _, _, (_, _, base, *_) = planned_step(_config(folder, method, 1, 1, length), {"data": 1, "fsdp": 1, "tensor": 1})
+    return held_bytes(base)
 
 
 def meshes(chips: int, rows: int, splits: Sequence[tuple[int, int]]) -> Iterator[dict[str, int]]:
@@ -168,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--chip", choices=list(CHIPS), default="h200", help="(default h200)")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["7b", "70b", "405b"])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--chips", metavar="N", nargs="+", type=int, default=[1, 8, 64, 256, 1024])
+    parser.add_argument("--chips", metavar="N", nargs="+", type=int, default=[1, 2, 4, 8, 64, 256, 1024])
     parser.add_argument("--rows", metavar="N", type=int, default=512, help="rows of a step (default 512)")
     parser.add_argument("--length", metavar="N", type=int, default=2048, help="tokens of a row (default 2048)")
     parser.add_argument("--shape", metavar="JSON", help="a config.json to use in place of the models' own")

@@ -121,7 +121,7 @@ def _write(
     file: Path, architecture: _Architecture, tensors: dict[str, np.ndarray], alpha: float, dtype: np.dtype
 ) -> None:
     with (
-        whole_folder(file.parent) as partial,
+        whole_folder(file.parent, name=f".{file.name}.partial") as partial,
         closing(gguf.GGUFWriter(partial / file.name, gguf.MODEL_ARCH_NAMES[architecture.name])) as writer,
     ):
         writer.add_type(gguf.GGUFType.ADAPTER)

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-_PARTIAL = ".partial"
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as libraries in Rust have it, in errors of their own kinds
 
 
 @contextmanager
-def whole_folder(folder: Path, *, last: Sequence[str] = (), stale: Sequence[str] = ()) -> Iterator[Path]:
+def whole_folder(
+    folder: Path, *, last: Sequence[str] = (), stale: Sequence[str] = (), name: str = ".partial"
+) -> Iterator[Path]:
     """A folder inside of `folder` to write into, whose files are moved to `folder` where the block ends well.
 
     Where it does not, `folder` is as it was.
@@ -23,11 +24,12 @@ def whole_folder(folder: Path, *, last: Sequence[str] = (), stale: Sequence[str]
       folder: is made where it is not there.
       last: names of files that are moved after all others: those by which readers find them.
       stale: patterns of files in `folder` that are deleted before the others come.
+      name: of the folder to write into. One that a killed process left is replaced.
 
     Raises:
       OSError: the disk takes nothing more, whatever the writer made of that; the error names `folder`.
     """
-    partial, is_new = folder / _PARTIAL, not folder.exists()
+    partial, is_new = folder / name, not folder.exists()
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -35,6 +37,8 @@ def whole_folder(folder: Path, *, last: Sequence[str] = (), stale: Sequence[str]
         for file in (file for pattern in stale for file in folder.glob(pattern)):
             file.unlink()
         for file in sorted(partial.iterdir(), key=lambda file: file.name in last):
+            if file.is_dir():
+                shutil.rmtree(folder / file.name, ignore_errors=True)
             file.replace(folder / file.name)
     except Exception as error:
         if (number := _number(error)) is None:

@@ -1,32 +1,25 @@
-"""Several processes of a training command over loopback, as a launcher would start them."""
+"""The trainers in processes of their own: forked from a server that has imported them, alone or several that join."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import socket
-import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import tiny
 
-SIGNALLED = """
-import importlib, os, sys
-from train import loop
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["train.classify.__main__", "train.lm.__main__"])
 
-batches = loop.batches
-
-def signalling(*arguments):
-    for number, batch in enumerate(batches(*arguments), 1):
-        if number == int(sys.argv[2]):
-            os.kill(os.getpid(), int(sys.argv[3]))
-        yield batch
-
-loop.batches = signalling
-sys.exit(importlib.import_module(sys.argv[1] + ".__main__").main(sys.argv[4:]))
-"""
-"""A program: argv is the command's module, a step, the signal that comes with its batch, the command's arguments."""
+LONGEST = 240
+"""Seconds after which a run is taken for stuck."""
 
 
 class Signal(NamedTuple):
@@ -44,36 +37,78 @@ class Ended(NamedTuple):
     output: str
 
 
-def run(program: str, arguments: Sequence[str], count: int = 2, *, sent: Signal | None = None) -> list[Ended]:
-    """Runs `program` (train.classify, train.lm) in so many processes of one device each."""
-    started = [
-        subprocess.Popen(
-            [*_command(program, sent, index), *arguments, *_flags(port, index, count)],
-            env=tiny.environment(),
-            cwd=tiny.ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for port in [_free_port()]
-        for index in range(count)
-    ]
-    try:
-        return [
-            Ended(process.wait(), output) for process in started for output in [process.communicate(timeout=600)[0]]
+def start(trainer: str, arguments: Sequence[str], log: Path, prepare: Callable[[], None] | None = None) -> Any:
+    """A process that runs `trainer`, classify or lm; its output is added to `log`. `prepare` is called in it first."""
+    target = (trainer, [str(argument) for argument in arguments], str(log), prepare, tiny.environment())
+    process = _SERVER.Process(target=_run, args=target)
+    process.start()
+    return process
+
+
+def finish(process: Any) -> int:
+    """The exit code of a process, negative where a signal ended it."""
+    process.join(LONGEST)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        raise AssertionError(f"the run did not end in {LONGEST} seconds")
+    return process.exitcode
+
+
+def run_together(trainer: str, arguments: Sequence[str], count: int = 2, *, sent: Signal | None = None) -> list[Ended]:
+    """Runs `trainer` in so many processes of one device each, as a launcher would start them."""
+    port = _free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        logs = [Path(folder, str(index)) for index in range(count)]
+        started = [
+            start(trainer, [*arguments, *_flags(port, index, count)], log, _prepared(sent, index))
+            for index, log in enumerate(logs)
         ]
-    finally:
-        for process in started:
-            process.kill()
+        try:
+            codes = [finish(process) for process in started]
+            return [Ended(code, log.read_text(encoding="utf-8")) for code, log in zip(codes, logs, strict=True)]
+        finally:
+            for process in started:
+                process.kill()
 
 
-def _command(program: str, sent: Signal | None, index: int) -> list[str]:
-    if sent is None or sent.process != index:
-        return [sys.executable, "-m", program]
-    return [sys.executable, "-c", SIGNALLED, program, str(sent.step), str(int(sent.number))]
+def signal_at(step: int, number: signal.Signals) -> None:
+    """Has the signal come to this process with the batch of a step, counted from where the run goes on."""
+    from train import loop
+
+    batches = loop.batches
+
+    def signalling(*arguments: Any) -> Iterator[Any]:
+        for count, batch in enumerate(batches(*arguments), 1):
+            if count == step:
+                os.kill(os.getpid(), number)
+            yield batch
+
+    loop.batches = signalling
 
 
-def _flags(port: int, index: int, count: int) -> list[Any]:
+def _prepared(sent: Signal | None, index: int) -> Callable[[], None] | None:
+    return partial(signal_at, sent.step, sent.number) if sent is not None and sent.process == index else None
+
+
+def _run(
+    trainer: str, arguments: list[str], log: str, prepare: Callable[[], None] | None, environment: dict[str, str]
+) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for number in (1, 2):
+        os.dup2(descriptor, number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    from train.classify import __main__ as classify
+    from train.lm import __main__ as lm
+
+    if prepare is not None:
+        prepare()
+    sys.exit({"classify": classify, "lm": lm}[trainer].main(arguments))
+
+
+def _flags(port: int, index: int, count: int) -> list[str]:
     return ["--coordinator", f"127.0.0.1:{port}", "--process", str(index), "--processes", str(count)]
 
 

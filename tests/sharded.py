@@ -82,13 +82,16 @@ def placed(mesh: Any, mode: Any, base: Any, adapter: Any, batch: Any) -> tuple:
 
 
 def compared(program: Any, arguments: tuple, expected: tuple) -> dict[str, Any]:
-    """How far loss and gradients are from those of one device, the collectives, the bytes that a device holds."""
+    """How far loss and gradients are from those of one device, the collectives, the bytes that a device holds, the
+    weights of all layers that it copies.
+    """
     loss, gradients = program(*arguments)
     far = jax.tree.map(lambda x, y: float(np.linalg.norm(x - y) / np.linalg.norm(y)), gradients, expected[1])
     return {
         "loss": abs(float(loss / expected[0]) - 1),
         "gradients": max(jax.tree.leaves(far)),
         "collectives": collectives(program.as_text()),
+        "copied": copied(program.as_text(), arguments[2]),
         "held": program.memory_analysis().argument_size_in_bytes,
         "shards": sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(arguments[:4])),
     }
@@ -106,6 +109,15 @@ def collectives(text: str) -> list[tuple[str, bool, list[int]]]:
         for shape in re.findall(r"\[([\d,]*)\]", match[1]) if match else ():
             found.append((match[2], inside, [int(size) for size in shape.split(",") if size]))
     return found
+
+
+def copied(text: str, base: Any) -> list[str]:
+    """The lines of copies that have the type and shape of a device's part of a stack of the base's matrices."""
+    kinds = {"float32": "f32", "int8": "s8", "uint8": "u8"}
+    parts = [leaf.addressable_shards[0].data for leaf in jax.tree.leaves(base) if leaf.ndim > 2]
+    shapes = {f"{kinds.get(part.dtype.name)}[{','.join(map(str, part.shape))}]" for part in parts}
+    copies = (re.match(r"\s*(?:ROOT )?%\S*copy\S* = (\S+?\])", line) for line in text.splitlines())
+    return [copy.string.strip() for copy in copies if copy and copy[1] in shapes]
 
 
 def loaded(model: Any, base: Any, folder: Path) -> dict[str, Any]:

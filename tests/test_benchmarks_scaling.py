@@ -19,19 +19,8 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_table_of_a_tiny_shape(tmp_path):
     command = [sys.executable, "-m", "benchmarks.scaling", "--shape", json.dumps(TINY), "--models", "7b"]
-    command += [
-        "--methods",
-        "qlora",
-        "--chips",
-        "1",
-        "8",
-        "--rows",
-        "8",
-        "--length",
-        "32",
-        "--json",
-        str(tmp_path / "rows.json"),
-    ]
+    command += ["--methods", "qlora", "--chips", "1", "8", "--rows", "8", "--length", "32"]
+    command += ["--json", str(tmp_path / "rows.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert [line.count("|") for line in done.stdout.splitlines()] == [11] * 4

@@ -25,6 +25,7 @@ MOVES = {
     "split_of_layers": lambda w: jnp.split(w, 2, axis=2),
     "split_of_the_stack": lambda w: jnp.split(w, [1], axis=0),
     "one_layer": lambda w: jax.lax.squeeze(jax.lax.dynamic_slice(w, (2, 0, 0), (1, 6, 8)), (0,)),
+    "kept_from_fusion": jax.lax.optimization_barrier,
     "several": lambda w: jnp.swapaxes(w.astype(jnp.bfloat16)[1:].reshape(3, 48)[:, 8:24].reshape(3, 2, 8), 1, 2),
 }
 KEPT_APART = {

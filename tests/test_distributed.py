@@ -90,7 +90,7 @@ def _assert_well(ended):
 def pair(tmp_path_factory):
     """A run of train.lm by two processes, and what they said."""
     run = tmp_path_factory.mktemp("pair") / "run"
-    ended = processes.run("train.lm", tiny_lm.arguments(run, *_LM))
+    ended = processes.run_together("lm", tiny_lm.arguments(run, *_LM))
     _assert_well(ended)
     return run, ended
 
@@ -107,7 +107,7 @@ def test_two_processes_train_what_one_does(pair, tmp_path):
 def test_one_killed_all_end_and_the_restart_is_the_run_that_was_not_killed(pair, tmp_path):
     run = tmp_path / "run"
     arguments = [*tiny_lm.arguments(run, *_LM), "--resume"]
-    survivor, killed = processes.run("train.lm", arguments, sent=processes.Signal(1, 6, signal.SIGKILL))
+    survivor, killed = processes.run_together("lm", arguments, sent=processes.Signal(1, 6, signal.SIGKILL))
     assert killed.code == -9
     assert survivor.code not in (0, -9)
     assert re.search("lost another process|JAX distributed service detected fatal errors", survivor.output)
@@ -117,7 +117,7 @@ def test_one_killed_all_end_and_the_restart_is_the_run_that_was_not_killed(pair,
 def test_a_signal_to_one_and_all_save_the_same_step_and_leave_with_its_code(pair, tmp_path):
     run = tmp_path / "run"
     arguments = [*tiny_lm.arguments(run, *_LM), "--resume"]
-    ended = processes.run("train.lm", arguments, sent=processes.Signal(1, 2, signal.SIGTERM))
+    ended = processes.run_together("lm", arguments, sent=processes.Signal(1, 2, signal.SIGTERM))
     assert [process.code for process in ended] == [143, 143], "\n".join(process.output for process in ended)
     _assert_restarted_as(pair[0], run, arguments)
 
@@ -125,7 +125,7 @@ def test_a_signal_to_one_and_all_save_the_same_step_and_leave_with_its_code(pair
 def _assert_restarted_as(whole, run, arguments):
     """A run that came to no end, started again with these arguments, becomes the run in the folder `whole`."""
     assert not (run / "report.json").exists()
-    resumed = processes.run("train.lm", arguments)
+    resumed = processes.run_together("lm", arguments)
     _assert_well(resumed)
     assert re.search(r"resumed at step [2-5]$", resumed[0].output, re.MULTILINE)
     found, expected = tiny.tensors(run / "adapter"), tiny.tensors(whole / "adapter")
@@ -138,7 +138,7 @@ def test_two_processes_share_weights_and_export_them(tmp_path):
     more = ["train.learning_rate=1e-2", "train.max_steps=3", "lora.use_dora=true"]
     split = ["mesh.data=1", "mesh.fsdp=2", "mesh.adapters=inherit"]
     run = tmp_path / "run"
-    _assert_well(processes.run("train.classify", [*tiny.arguments(run, *more), *split]))
+    _assert_well(processes.run_together("classify", [*tiny.arguments(run, *more), *split]))
     alone = tiny.train(tmp_path / "alone", *more)
     _assert_same_curve(run, alone)
     assert tiny.report(run)["merged_largest_logit_difference"] < 1e-4

@@ -18,7 +18,7 @@ def _config(**changes):
 def test_the_advice_is_what_can_still_be_turned_down():
     named = advice(_config(train={"batch_size": 8, "eval_batch_size": 16}))
     for words in (
-        "train.batch_size=4 train.gradient_accumulation_steps=2  half the activations, the same step",
+        "train.batch_size=4 train.gradient_accumulation_steps=2  half the activations, as many rows a step",
         "train.remat=true", "quantize=nf4", "data.max_length=256", "train.eval_batch_size=8",
     ):  # fmt: skip
         assert words in named
@@ -37,6 +37,12 @@ def test_half_a_batch_with_accumulation_is_at_least_the_same_batch(rows, accumul
     half, parts = (int(argument.partition("=")[2]) for argument in named[:2])
     assert half == math.ceil(rows / 2)
     assert rows * accumulation <= half * parts < rows * accumulation + half
+
+
+def test_half_a_batch_is_one_that_the_devices_can_share():
+    config = _config(train={"batch_size": 24})
+    assert "train.batch_size=16 train.gradient_accumulation_steps=2" in advice(config, row_parts=8)
+    assert "train.batch_size=" not in advice(_config(train={"batch_size": 8, "eval_batch_size": 8}), row_parts=8)
 
 
 def test_out_of_memory_is_explained_with_figures_and_advice():

@@ -102,12 +102,19 @@ def test_what_decides_the_numbers_may_not_change():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"config": {}}', '{"config": 1, "base": 2, "adapter": 3, "data": 4, "code": 5}']
+    "text", ["", "{", "[]", '{"other": {}}', '{"config": 1, "base": 2, "adapter": 3, "data": 4, "code": 5}']
 )
 def test_a_broken_manifest_is_said(text, file):
     file.write_text(text)
     with pytest.raises(JloraError, match=r"manifest\.json: expected"):
         require_same(file, _made())
+
+
+def test_what_an_older_version_did_not_write_down_is_not_compared(file):
+    found = json.loads(file.read_text())
+    del found["adapter"]
+    file.write_text(json.dumps(found))
+    require_same(file, _made(scale=4.0))
 
 
 def test_a_key_that_comes_with_a_default_changes_no_hash(monkeypatch):

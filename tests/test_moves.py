@@ -38,6 +38,7 @@ MOVES = {
     "reversed": lambda w: w[:, ::-1],
     "half of a split": lambda w: jnp.split(w, 2)[1],
     "named": lambda w: checkpoint_name(w, "weight"),
+    "kept from fusion": lax.optimization_barrier,
 }
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from jlora.errors import JloraError
-from train.lm import chips
+from train.planning import chips
 from train.planning.chips import CHIPS, Chip, chip_named, collective_seconds, product_seconds
 from train.planning.collectives import Collective
 

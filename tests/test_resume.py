@@ -2,12 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
+import signal
+from functools import partial
 
+import processes
 import pytest
 import tiny
-from processes import SIGNALLED
 
 from train.classify import __main__ as classify
 
@@ -30,12 +30,12 @@ def undisturbed(tmp_path_factory):
     return tiny.train(tmp_path_factory.mktemp("undisturbed") / "run", *_STEPS)
 
 
-def _killed(step, arguments):
-    """Runs train.classify in a process of its own, which SIGKILL ends when its batch `step` comes."""
-    command = [sys.executable, "-c", SIGNALLED, "train.classify", str(step), "9", *arguments]
-    done = subprocess.run(command, env=tiny.environment(), cwd=tiny.ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == -9, done.stderr
-    return done.stderr
+def _killed(step, arguments, log):
+    """What train.classify says in a process of its own, which SIGKILL ends when its batch `step` comes."""
+    log.unlink(missing_ok=True)
+    killed = partial(processes.signal_at, step, signal.SIGKILL)
+    assert processes.finish(processes.start("classify", arguments, log, killed)) == -9, log.read_text()
+    return log.read_text()
 
 
 def _learned(run):
@@ -54,10 +54,10 @@ def _assert_same(run, other):
 def test_killed_twice_and_resumed_is_the_run_that_was_not_killed(undisturbed, tmp_path, capsys):
     run = tmp_path / "run"
     arguments = [*tiny.arguments(run, *_STEPS), "--resume"]
-    _killed(2, arguments)
+    _killed(2, arguments, tmp_path / "log")
     assert (run / "config.yaml").exists()
     assert not any((run / "checkpoints").glob("*/arrays"))
-    assert "resumed at step 0: there is no checkpoint yet" in _killed(8, arguments)
+    assert "resumed at step 0: there is no checkpoint yet" in _killed(8, arguments, tmp_path / "log")
     assert not (run / "report.json").exists()
     assert tiny.call(classify.main, arguments) == 0
     # Step 6 where its checkpoint was whole before the kill; it is written while training goes on.

@@ -42,6 +42,14 @@ def test_a_block_that_fails_changes_nothing(is_new, tmp_path):
     assert _names(tmp_path) == []
 
 
+def test_folders_are_replaced_too(tmp_path):
+    for text in ("older", "newer"):
+        with whole_folder(tmp_path / "new") as partial:
+            (partial / "templates").mkdir()
+            (partial / "templates" / text).touch()
+    assert _names(tmp_path / "new" / "templates") == ["newer"]
+
+
 def test_what_a_killed_process_left_is_no_part_of_the_next(tmp_path):
     (tmp_path / ".partial").mkdir()
     (tmp_path / ".partial" / "left").touch()

@@ -19,8 +19,8 @@ def checksums(arrays: dict[str, Any]) -> dict[str, str]:
     Each word is mixed with its position by a bijection, so that any change of one word, and with a chance of
     1 - 2^-64 any other change, is seen. The sums are of integers: no order of adding changes them.
     """
-    found = jax.device_get({name: _sum(_on_device(array)) for name, array in arrays.items()})
-    return {name: "".join(f"{part:08x}" for part in found[name].tolist()) for name in arrays}
+    found = {name: jax.device_get(_sum(_on_device(array))) for name, array in arrays.items()}
+    return {name: "".join(f"{part:08x}" for part in parts.tolist()) for name, parts in found.items()}
 
 
 def _on_device(array: Any) -> Any:

@@ -81,7 +81,8 @@ def manifest(
 def require_same(file: Path, now: dict[str, dict[str, str]]) -> None:
     """Raises JloraError with the differences to the manifest in `file`; of other code it only warns."""
     before = read_json(file)
-    if before.keys() != now.keys() or not all(isinstance(part, dict) for part in before.values()):
+    wrong = [part for part in now if not isinstance(before.setdefault(part, now[part]), dict)]
+    if wrong or not before.keys() <= now.keys():
         raise JloraError(
             f"{file}: expected mappings {', '.join(now)}; found another file. Put it back from a copy, or remove it:"
             " base and data are then not compared with those of the checkpoints"

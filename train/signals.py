@@ -67,7 +67,8 @@ def listening() -> Iterator[Stop]:
     stop = Stop()
     if jax.process_count() > 1:
         yield stop
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nobody would ask for it any more
+        stop.requested()  # of one that came while the last checkpoint was written
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nobody asks any more
     else:
         with _handled(stop):
             yield stop

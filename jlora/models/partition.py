@@ -73,6 +73,10 @@ def by_heads(x: jax.Array) -> jax.Array:
 
 def gathered(weight: jax.Array, names: Names) -> jax.Array:
     """A weight whose axes have these names, its parts over fsdp put together."""
+    if current_mesh() is None:
+        return weight
+    # Without it XLA gathers the slice of the stack of layers, in the layout that this likes, and copies the stack.
+    weight = lax.optimization_barrier(weight)
     return _constrained(weight, tuple(None if name == "fsdp" else name for name in names))
 
 

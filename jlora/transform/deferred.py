@@ -176,11 +176,17 @@ def _constrain(weight: Deferred, params: dict, others: list) -> list[Deferred] |
     return [dataclasses.replace(weight, leaf=dataclasses.replace(weight.leaf, stored=stored))]
 
 
+def _barrier(weight: Deferred, params: dict, others: list) -> list[Deferred]:
+    stored = jax.tree.map(lax.optimization_barrier, weight.leaf.stored)
+    return [dataclasses.replace(weight, leaf=dataclasses.replace(weight.leaf, stored=stored))]
+
+
 _RULES: dict[str, Callable[[Deferred, dict, list], list[Deferred] | None]] = {
     "convert_element_type": _cast,
     "copy": _same,
     "dynamic_slice": _dynamic_slice,
     "name": _same,
+    "optimization_barrier": _barrier,
     "reshape": _reshape,
     "sharding_constraint": _constrain,
     "slice": _slice,

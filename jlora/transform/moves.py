@@ -201,12 +201,17 @@ def _matching_groups(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[l
     return groups
 
 
+def _unchanged_alone(shape: tuple[int, ...], params: dict, others: list) -> list[Plan] | None:
+    return None if others else _unchanged(shape, params, others)
+
+
 _RULES: dict[str, Callable[[tuple[int, ...], dict, list], list[Plan] | None]] = {
     "broadcast_in_dim": _broadcast,
     "convert_element_type": _cast,
     "copy": _unchanged,
     "dynamic_slice": _dynamic_slice,
     "name": _unchanged,  # checkpoint_name: a policy sees the weight, which is no residual
+    "optimization_barrier": _unchanged_alone,
     "pcast": _unchanged,  # inside shard_map JAX spreads the factors where they meet the data
     "pvary": _unchanged,
     "reduce_precision": _unchanged,

@@ -1,13 +1,12 @@
-"""Real processes of the two trainers, forked from a server that has imported them, and killed by signals."""
+"""Runs of the two trainers in processes of their own, and the faults that come to them."""
 
 from __future__ import annotations
 
+import functools
 import json
-import multiprocessing
 import os
 import random
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,14 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import tiny
 import tiny_lm
 
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["train.classify.__main__", "train.lm.__main__"])
-
-LONGEST = 240
-"""Seconds after which a run is taken for stuck."""
 _LATEST = 6
 """Steps after which a run that is to be killed is killed, whatever its moment was."""
 
@@ -54,25 +49,13 @@ TRAINERS = {"classify": classifier, "lm": language_model}
 
 
 def start(trainer: str, arguments: Sequence[str], log: Path, fault: Fault | None = None) -> Any:
-    """A process that runs `train.classify` or `train.lm`; its output is added to `log`."""
-    process = _SERVER.Process(target=_run, args=(trainer, list(arguments), str(log), fault, tiny.environment()))
-    process.start()
-    return process
-
-
-def finish(process: Any) -> int:
-    """The exit code of a process, negative where a signal ended it."""
-    process.join(LONGEST)
-    if process.exitcode is None:
-        process.kill()
-        process.join()
-        raise AssertionError(f"the run did not end in {LONGEST} seconds")
-    return process.exitcode
+    """A process that runs the trainer; its output is added to `log`."""
+    return processes.start(trainer, arguments, log, None if fault is None else functools.partial(_plan, *fault))
 
 
 def run(trainer: str, arguments: Sequence[str], log: Path, fault: Fault | None = None) -> int:
-    """The exit code of a run in a process of its own."""
-    return finish(start(trainer, arguments, log, fault))
+    """The exit code of a run in a process of its own, negative where a signal ended it."""
+    return processes.finish(start(trainer, arguments, log, fault))
 
 
 def moments(count: int, seed: int, seconds: float) -> list[Fault]:
@@ -107,21 +90,6 @@ def newest(folder: Path) -> Path:
 def begun(folder: Path) -> list[Path]:
     """Checkpoints of a run folder that are not whole."""
     return list((folder / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
-
-
-def _run(trainer: str, arguments: list[str], log: str, fault: Fault | None, environment: dict[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for number in (1, 2):
-        os.dup2(descriptor, number)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-    from train.classify import __main__ as classify
-    from train.lm import __main__ as lm
-
-    if fault is not None:
-        _plan(*fault)
-    sys.exit({"classify": classify, "lm": lm}[trainer].main(arguments))
 
 
 def _plan(kind: str, number: int, seconds: float) -> None:

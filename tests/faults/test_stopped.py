@@ -4,6 +4,7 @@ import os
 import signal
 import time
 
+import processes
 import pytest
 import runs
 
@@ -27,7 +28,7 @@ def test_a_signal_saves_and_leaves_with_its_code(trainer, number, tmp_path):
     assert runs.run(trainer, [*arguments, "--resume"], second_log) == 2
     assert f"process {first.pid} on {os.uname().nodename} is training in it" in second_log.read_text()
     os.kill(first.pid, number)
-    assert runs.finish(first) == 128 + number
+    assert processes.finish(first) == 128 + number
     assert f"{number.name}: this step ends, a checkpoint is written" in log.read_text()
     step = runs.learned(folder)[-1]["step"]
     assert runs.newest(folder).name == str(step)
@@ -36,7 +37,7 @@ def test_a_signal_saves_and_leaves_with_its_code(trainer, number, tmp_path):
 
 
 def _wait_for_a_step(folder):
-    end = time.monotonic() + runs.LONGEST
+    end = time.monotonic() + processes.LONGEST
     while not (folder / "metrics.jsonl").exists() or not (folder / "metrics.jsonl").stat().st_size:
         assert time.monotonic() < end, "no step was made"
         time.sleep(0.05)

@@ -128,7 +128,7 @@ def _train(config: LMConfig, flags: Flags, is_offline: bool) -> None:
         inputs = arguments(config, adapted, training.tx)
         return memory_table(step_memory(training.step, inputs, adapted.model.config.vocab_size))
 
-    with explain_out_of_memory(config, needed):
+    with explain_out_of_memory(config, needed, devices.row_parts(mesh)):
         read = {name: vars(rows) for name, rows in data.rows.items()}
         report = session.train(config, flags, loop, state, end, begin, read)
     _say_where(config, report["metrics"]["validation"], time.monotonic() - begin)

@@ -103,7 +103,8 @@ def _unrounded(run: Run, adapter: dict[str, Any]) -> tuple[Adapted, dict[str, An
     if config.quantize is None and all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(adapted.base)):
         return adapted, adapter
     try:
-        base = load_weights(adapted.model, model_folder(config.model), mesh=run.task.mesh)
+        mesh = run.task.mesh if jax.process_count() > 1 else None  # no process holds what several do
+        base = load_weights(adapted.model, model_folder(config.model), mesh=mesh)
     except JloraError as error:
         logger.warning("merged/: the weights as they were used in training, since they cannot be read again: %s", error)
         return _on_dequantized(adapted), adapter

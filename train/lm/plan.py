@@ -33,7 +33,7 @@ _COMPILER_OPTIONS: dict[str, str | bool] = {
 
 
 def plan_step(config: LMConfig, sizes: dict[str, int]) -> Plan:
-    """The step of a config on a mesh of these sizes; needs as many devices, see `planned_mesh.force_devices`.
+    """The step of a config on a mesh of these sizes; needs as many devices, see `train.planning.mesh.force_devices`.
 
     Where the config says bfloat16 the step is compiled in float16, which takes the same bytes: the CPU's compiler
     would make float32 of bfloat16.

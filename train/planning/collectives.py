@@ -20,8 +20,8 @@ class Collective(NamedTuple):
 
     Attributes:
       kind: one of KINDS.
-      group: numbers of the devices that take part together, the first group of several alike; of a permutation all
-        that send or receive.
+      group: numbers of the devices that take part together, the first group of several alike; of a permutation the
+        sender and the receiver that are farthest apart.
       axes: the axes of the mesh along which these differ.
       payload: bytes that each device puts in.
       times: how often it runs in one call of the program.
@@ -69,7 +69,7 @@ def _group(instruction: Instruction, mesh: Mapping[str, int]) -> tuple[tuple[int
         pairs = re.search(r"source_target_pairs=\{([\d,{}]*)\}", instruction.text)
         numbers = [int(number) for number in re.findall(r"\d+", pairs[1] if pairs else "")]
         groups = np.array(numbers).reshape(-1, 2)
-        group = tuple(sorted({int(device) for pair in groups if pair[0] != pair[1] for device in pair}))
+        group = tuple(int(device) for device in groups[np.abs(groups[:, 0] - groups[:, 1]).argmax()])
     else:
         written = instruction.text.partition("replica_groups=")[2]
         groups = replica_groups(written, prod(mesh.values()))

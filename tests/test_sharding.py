@@ -78,7 +78,7 @@ def test_fsdp_gathers_one_layer_at_a_time_and_no_activations(report):
     assert all(_is_of_the_adapter(shape) for _, shape in _shapes(report, "fsdp", "all-reduce"))
     in_loop = [shape for loop, shape in _shapes(report, "fsdp", "all-gather") if loop]
     assert len(in_loop) > 14  # forward and backward, the codes and the scales of seven weights
-    assert all(len(shape) == 2 or shape[0] == 1 for shape in in_loop)  # one of the 3 layers
+    assert all(len(shape) < 3 or shape[0] == 1 for shape in in_loop)  # one of the 3 layers
     assert all(LENGTH not in shape for shape in in_loop)
 
 

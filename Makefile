@@ -12,7 +12,7 @@ smollm2: .venv/installed
 	$(BIN)/python -m train.lm --config configs/smollm2.yaml --overwrite
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The core on the newest JAX, which needs Python 3.12; the oracles are left out, and tests that need them skip.
 CORE := adapt adapter compat config consume context control_flow convolution deferred dora draws dropout eva extract \

@@ -196,10 +196,10 @@ def test_a_fresh_adapter_is_the_base_bit_for_bit_without_jit():
         x, _ = lax.scan(lambda x, w: (jax.nn.gelu(x @ w), None), base["table"][ids], base["layers"])
         return x @ base["table"].T
 
-    base = {"table": normal(3, 5, 4), "layers": normal(4, 2, 4, 4)}
+    base = {"table": normal(3, 5, 64), "layers": normal(4, 2, 64, 64)}
     config = jlora.LoraConfig(r=2, target_modules=["layers"])
     adapter = jlora.init(jax.random.key(0), config, base, function, IDS)
-    adapter["table"] = dataclasses.replace(low_rank("ra,rb->ab", (5, 4)), a=jnp.zeros((2, 5)))
+    adapter["table"] = dataclasses.replace(low_rank("ra,rb->ab", (5, 64)), a=jnp.zeros((2, 5)))
     expected = np.asarray(function(base, IDS))
     assert np.asarray(jlora.adapt(function)(base, adapter, IDS)).tobytes() == expected.tobytes()
 

@@ -163,7 +163,8 @@ def cells(row: Row) -> tuple[str, ...]:
     """The row as the table has it."""
     if row.seconds is None or row.held is None or row.tokens is None or row.products is None:
         return (row.model, row.method, f"{row.chips:,}", "does not fit", *[""] * 6)
-    numbers = (f"{row.held / 1e9:.1f} GB", f"{row.seconds:.3g}", f"{row.tokens:,.0f}", f"{row.products:.0%}")
+    seconds = f"{row.seconds:,.0f}" if row.seconds >= 1000 else f"{row.seconds:.3g}"
+    numbers = (f"{row.held / 1e9:.1f} GB", seconds, f"{row.tokens:,.0f}", f"{row.products:.0%}")
     return (row.model, row.method, f"{row.chips:,}", str(row.mesh), str(row.rows), *numbers, str(row.limit))
 
 

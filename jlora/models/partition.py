@@ -73,10 +73,10 @@ def by_heads(x: jax.Array) -> jax.Array:
 
 def gathered(weight: jax.Array, names: Names) -> jax.Array:
     """A weight whose axes have these names, its parts over fsdp put together."""
-    if current_mesh() is None:
-        return weight
-    # Without it XLA gathers the slice of the stack of layers, in the layout that this likes, and copies the stack.
-    weight = lax.optimization_barrier(weight)
+    mesh = current_mesh()
+    if mesh is not None and mesh.shape["fsdp"] > 1:
+        # Without it XLA gathers a slice of the stack of layers in another layout, for which it copies the whole stack.
+        weight = lax.optimization_barrier(weight)
     return _constrained(weight, tuple(None if name == "fsdp" else name for name in names))
 
 
@@ -88,7 +88,8 @@ def gathered_table(*arrays: jax.Array, **options: Any) -> tuple[jax.Array, ...]:
 def product(x: jax.Array, kernel: jax.Array, module: str, dtype: Any) -> jax.Array:
     """x (..., in) times the kernel (in, out) of the linear layer at the path `module`, in `dtype`.
 
-    On a mesh the kernel is gathered for the product, and once more for its derivative.
+    On a mesh the kernel is gathered for the product, and once more for its derivative; where the layer is
+    rematerialized, for the product again.
     """
     names = kernel_names(module)
 

@@ -115,6 +115,8 @@ def test_what_an_older_version_did_not_write_down_is_not_compared(file):
     del found["adapter"]
     file.write_text(json.dumps(found))
     require_same(file, _made(scale=4.0))
+    with pytest.raises(JloraError, match="expected the data that the run was started with"):
+        require_same(file, _made(data={}))
 
 
 def test_a_key_that_comes_with_a_default_changes_no_hash(monkeypatch):

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -18,6 +19,7 @@ from jlora.checkpoint_files import whole_model
 from jlora.errors import JloraError
 from jlora.merge import merged_leaf
 from jlora.paths import leaves_by_path, replace_leaves
+from jlora.quantize.leaf import is_quantized
 from jlora.residual import subtract_initial
 from jlora.whole_folder import whole_folder
 from train.adapted import Adapted
@@ -65,19 +67,25 @@ def write_merged(
 ) -> None:
     """Base and adapter as one checkpoint that transformers opens, with the tokenizer beside it.
 
-    Leaves are merged one after the other. Of several processes all take part; the first one holds the model whole, in
-    the host's memory, and writes it.
+    Leaves are merged one after the other, and held in the host's memory. Of several processes all take part, and the
+    first one holds the model and writes it.
     """
     leaves = leaves_by_path(adapted.base)
     require_fit(adapter, leaves)
-    together = {path: to_first(merged_leaf(path, leaves[path], entry)) for path, entry in adapter.items()}
-    alone = {path: to_first(leaf) for path, leaf in leaves.items() if path not in adapter}
+    together = {path: _in_host(merged_leaf(path, leaves[path], entry)) for path, entry in adapter.items()}
+    alone = {path: _in_host(leaf) for path, leaf in leaves.items() if path not in adapter}
     merged = replace_leaves(adapted.base, together | alone)
     with first_alone("merged") as writes:
         if writes:
             with whole_model(folder) as partial:
                 save_base(partial, adapted.model, merged, dtype=dtype)
                 tokenizer.save_pretrained(partial)
+
+
+def _in_host(leaf: Any) -> Any:
+    """The leaf in numpy, where this process writes; a quantized one, which is small, stays where it is."""
+    leaf = to_first(leaf)
+    return leaf if is_quantized(leaf) else jax.tree.map(np.asarray, leaf)
 
 
 def read_back(

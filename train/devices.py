@@ -165,9 +165,8 @@ def _on_first(leaf: Any) -> Any:
         return leaf
     if leaf.ndim < 3:
         return _where_first(_whole(leaf))
-    layers = [
-        _where_first(_whole(leaf[layer])) for layer in range(len(leaf))
-    ]  # a stack may be more than a device holds
+    # All layers may be more than a device holds.
+    layers = [_where_first(_whole(leaf[layer])) for layer in range(len(leaf))]
     return np.stack(layers) if is_first() else None
 
 

@@ -117,7 +117,7 @@ def test_one_killed_all_end_and_the_restart_is_the_run_that_was_not_killed(pair,
 def test_a_signal_to_one_and_all_save_the_same_step_and_leave_with_its_code(pair, tmp_path):
     run = tmp_path / "run"
     arguments = [*tiny_lm.arguments(run, *_LM), "--resume"]
-    ended = processes.run_together("lm", arguments, sent=processes.Signal(1, 2, signal.SIGTERM))
+    ended = processes.run_together("lm", arguments, sent=processes.Signal(1, 1, signal.SIGTERM))
     assert [process.code for process in ended] == [143, 143], "\n".join(process.output for process in ended)
     _assert_restarted_as(pair[0], run, arguments)
 
@@ -127,7 +127,7 @@ def _assert_restarted_as(whole, run, arguments):
     assert not (run / "report.json").exists()
     resumed = processes.run_together("lm", arguments)
     _assert_well(resumed)
-    assert re.search(r"resumed at step [2-5]$", resumed[0].output, re.MULTILINE)
+    assert re.search(r"resumed at step [1-5]$", resumed[0].output, re.MULTILINE)
     found, expected = tiny.tensors(run / "adapter"), tiny.tensors(whole / "adapter")
     assert all(np.array_equal(found[key], expected[key]) for key in expected)
     assert _curve(run) == _curve(whole)

@@ -147,3 +147,16 @@ def test_two_processes_share_weights_and_export_them(tmp_path):
         assert found.keys() == expected.keys()
         for key, value in expected.items():
             np.testing.assert_allclose(found[key], value, rtol=1e-3, atol=1e-4, err_msg=key)
+
+
+def test_two_processes_resume_a_model_of_which_each_holds_half(tmp_path):
+    """All weights are trained, so that checkpoints, the best step's too, are read back in parts."""
+    more = ["method=full", "train.learning_rate=1e-3", "train.schedule=constant", "train.eval_every=2"]
+    run, split = tmp_path / "run", ["mesh.data=1", "mesh.fsdp=2"]
+    for steps in ([], ["train.max_steps=4", "--resume"]):
+        _assert_well(processes.run_together("lm", [*tiny_lm.arguments(run, *more, *split), *steps]))
+    alone = tiny_lm.train(tmp_path / "alone", *more, "train.max_steps=4")
+    _assert_same_curve(run, alone)
+    found, expected = tiny.tensors(run / "merged"), tiny.tensors(alone / "merged")
+    for key, value in expected.items():
+        np.testing.assert_allclose(found[key], value, rtol=1e-3, atol=1e-4, err_msg=key)

@@ -110,11 +110,12 @@ def test_a_broken_manifest_is_said(text, file):
         require_same(file, _made())
 
 
-def test_what_an_older_version_did_not_write_down_is_not_compared(file):
+def test_what_an_older_version_did_not_write_down_is_said_and_not_compared(file, caplog):
     found = json.loads(file.read_text())
     del found["adapter"]
     file.write_text(json.dumps(found))
     require_same(file, _made(scale=4.0))
+    assert "not compared: adapter" in caplog.text
     with pytest.raises(JloraError, match="expected the data that the run was started with"):
         require_same(file, _made(data={}))
 

@@ -81,6 +81,8 @@ def manifest(
 def require_same(file: Path, now: dict[str, dict[str, str]]) -> None:
     """Raises JloraError with the differences to the manifest in `file`; of other code it only warns."""
     before = read_json(file)
+    if missing := [part for part in now if part not in before]:
+        logger.warning("%s: an older version wrote it; not compared: %s", file, ", ".join(missing))
     wrong = [part for part in now if not isinstance(before.setdefault(part, now[part]), dict)]
     if wrong or not before.keys() <= now.keys():
         raise JloraError(

@@ -51,7 +51,8 @@ def test_the_snippets_run(snippet: str, tmp_path: Path, monkeypatch: pytest.Monk
 
 def commands() -> list[str]:
     lines = [line for _, text in blocks("bash") for line in text.splitlines()]
-    return [line.partition("  #")[0] for line in lines if re.match(r"python -m train\.(classify|lm) --config ", line)]
+    runs = (line for line in lines if re.match(r"python -m train\.(classify|lm) --config ", line))
+    return [line.partition("  #")[0].removesuffix(" &") for line in runs]  # & runs it beside the next one
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if "[key=value" not in c])

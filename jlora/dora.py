@@ -61,13 +61,13 @@ def _moved(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
 
 
 def _by_layer(fn: Callable, stack: str, out: str, leaf: jax.Array | Quantized, *others: jax.Array) -> jax.Array:
-    """fn(leaf as float32, stack, out, *others); of a quantized stack one layer is formed at a time.
+    """fn(leaf as float32, stack, out, *others); of a stack one layer is formed, and on a mesh gathered, at a time.
 
     Args:
       stack, out: the letters of the stack's axes and of the leaf's, of which `fn` gets those that are left.
       others: arrays on whose leading axes the stack is too.
     """
-    if isinstance(leaf, Quantized) and leaf.stack and out[0] == stack[:1]:
+    if stack and out[0] == stack[0] and (not isinstance(leaf, Quantized) or leaf.stack):
         return jax.lax.map(lambda layer: _by_layer(fn, stack[1:], out[1:], *layer), (leaf, *others))
     return fn(jax.lax.stop_gradient(as_array(leaf).astype(jnp.float32)), stack, out, *others)
 

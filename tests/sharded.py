@@ -40,6 +40,12 @@ MESHES: dict[str, tuple[tuple[int, int, int], Any]] = {
     "mixed": ((2, 2, 2), "inherit"),
 }
 """{name: (sizes, how the adapter lies)}."""
+REMATERIALIZED: dict[str, tuple[tuple[int, int, int], bool]] = {
+    "lora, fsdp": ((1, 8, 1), False),
+    "dora, tensor": ((2, 1, 4), True),
+    "dora, mixed": ((2, 2, 2), True),
+}
+"""{name: (sizes, whether with DoRA)} of a dense base whose layers are rematerialized; the adapter lies whole."""
 
 
 def lora(dora: bool, base: Any, model: Any) -> dict[str, Any]:
@@ -143,6 +149,21 @@ def _is_same(found: jax.Array, alone: jax.Array, sharding: Any) -> bool:
     return bool((found == alone).all()) and found.sharding.is_equivalent_to(sharding, found.ndim)
 
 
+def rematerialized(base: Any, batch: Batch) -> dict[str, Any]:
+    """{name: what `compared` gives} of the meshes in REMATERIALIZED."""
+    model = build(tiny_decoder("llama", **SIZES, **HEADS), remat=True)
+    adapters = {dora: lora(dora, base, model) for dora in (False, True)}
+    programs = {dora: compiled(model, base, adapter, batch) for dora, adapter in adapters.items()}
+    expected = {dora: program(*arguments) for dora, (program, arguments) in programs.items()}
+    report = {}
+    for name, (sizes, dora) in REMATERIALIZED.items():
+        mesh = jlora.make_mesh(*sizes)
+        with jax.set_mesh(mesh):
+            arguments = placed(mesh, "replicated", base, adapters[dora], batch)
+            report[name] = compared(*compiled(model, *arguments), expected[dora])
+    return report
+
+
 def main() -> None:
     jax.config.update("jax_numpy_rank_promotion", "raise")
     jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -158,6 +179,7 @@ def main() -> None:
         mesh = jlora.make_mesh(*sizes)
         with jax.set_mesh(mesh):
             report[name] = compared(*compiled(model, *placed(mesh, mode, base, adapter, batch)), expected)
+    report |= rematerialized(dense, batch)
     print(json.dumps(report))
 
 

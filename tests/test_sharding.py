@@ -14,7 +14,7 @@ import pytest
 import tiny
 from decoder_cases import tiny_decoder
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
-from sharded import LENGTH, MESHES, RANK, ROWS, WIDEST
+from sharded import LENGTH, MESHES, RANK, REMATERIALIZED, ROWS, WIDEST
 
 import jlora
 from jlora.mesh import AXES
@@ -35,19 +35,19 @@ def report():
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout)
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", [*MESHES, *REMATERIALIZED])
 def test_loss_and_gradients_are_those_of_one_device(report, mesh):
     assert report[mesh]["loss"] < 1e-5
     assert report[mesh]["gradients"] < 1e-5
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", [*MESHES, *REMATERIALIZED])
 def test_no_weights_of_all_layers_are_copied(report, mesh):
     """XLA would copy the stacks in the layout in which it likes to gather a layer, and hold the base twice."""
     assert report[mesh]["copied"] == []
 
 
-@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("mesh", [*MESHES, *REMATERIALIZED])
 def test_a_device_holds_its_shards_and_no_more(report, mesh):
     assert report[mesh]["held"] == pytest.approx(report[mesh]["shards"], abs=1000)  # the key
 
@@ -80,6 +80,20 @@ def test_fsdp_gathers_one_layer_at_a_time_and_no_activations(report):
     assert len(in_loop) > 14  # forward and backward, the codes and the scales of seven weights
     assert all(len(shape) < 3 or shape[0] == 1 for shape in in_loop)  # one of the 3 layers
     assert all(LENGTH not in shape for shape in in_loop)
+
+
+def test_a_rematerialized_layer_gathers_each_weight_twice(report):
+    """For its product and for the derivative."""
+    gathers = [shape for loop, shape in _shapes(report, "lora, fsdp", "all-gather") if loop]
+    assert len(gathers) == 2 * 7
+
+
+@pytest.mark.parametrize("mesh", [name for name in REMATERIALIZED if "dora" in name])
+def test_doras_norms_gather_no_weights_of_all_layers(report, mesh):
+    outside = [shape for loop, shape in _shapes(report, mesh, "all-gather") if not loop]
+    assert not any(len(shape) > 2 for shape in outside)
+    if "tensor" in mesh:
+        assert _shapes(report, mesh, "all-gather") == []
 
 
 def test_tensor_moves_activations_and_no_weight(report):

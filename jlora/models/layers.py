@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from jlora.dropout import dropout
 from jlora.errors import JloraError
-from jlora.models.partition import by_rows, gathered_table, product
+from jlora.models.partition import by_rows, gathered_table, product, remat_layer
 from jlora.paths import nearest
 
 
@@ -184,7 +184,7 @@ def scan_decoder_layers(layer: Callable[..., Any], count: int, *, remat: bool) -
 
 
 def _scan(layer: Callable[..., Any], count: int, remat: bool, in_axes: Any) -> Callable[..., Any]:
-    body = nn.remat(layer, prevent_cse=False) if remat else layer
+    body = remat_layer(layer, prevent_cse=False) if remat else layer
     return nn.scan(
         body,
         variable_axes={"params": 0},

@@ -7,9 +7,11 @@ linear layers in turn the first has its outputs split (column-parallel), the sec
 from __future__ import annotations
 
 import dataclasses
+from contextvars import ContextVar
 from typing import Any
 
 import jax
+from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from jax import lax
 from jax.sharding import Mesh
@@ -71,6 +73,10 @@ def by_heads(x: jax.Array) -> jax.Array:
     return _constrained(x, (*BATCH, None, "tensor", None))
 
 
+_IN_REMAT = ContextVar("_IN_REMAT", default=False)
+"""Whether the layer that is traced now is rematerialized as a whole."""
+
+
 def gathered(weight: jax.Array, names: Names) -> jax.Array:
     """A weight whose axes have these names, its parts over fsdp put together."""
     mesh = current_mesh()
@@ -88,8 +94,7 @@ def gathered_table(*arrays: jax.Array, **options: Any) -> tuple[jax.Array, ...]:
 def product(x: jax.Array, kernel: jax.Array, module: str, dtype: Any) -> jax.Array:
     """x (..., in) times the kernel (in, out) of the linear layer at the path `module`, in `dtype`.
 
-    On a mesh the kernel is gathered for the product, and once more for its derivative; where the layer is
-    rematerialized, for the product again.
+    On a mesh the kernel is gathered for the product, and once more for its derivative.
     """
     names = kernel_names(module)
 
@@ -99,8 +104,25 @@ def product(x: jax.Array, kernel: jax.Array, module: str, dtype: Any) -> jax.Arr
 
     if current_mesh() is None:
         return multiply(x, kernel)
-    result = jax.checkpoint(multiply, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)(x, kernel)
+    if not _IN_REMAT.get():  # which gathers for the derivative already
+        multiply = jax.checkpoint(multiply, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
+    result = multiply(x, kernel)
     return by_rows(result, "tensor" if names[1] == "tensor" else None)
+
+
+def remat_layer(layer: Any, *, prevent_cse: bool) -> Any:
+    """Flax's `nn.remat` of a layer's class, whose products need no checkpoint of their own."""
+
+    class Rematerialized(layer):
+        def __call__(self, *arguments: Any) -> Any:
+            token = _IN_REMAT.set(True)
+            try:
+                return super().__call__(*arguments)
+            finally:
+                _IN_REMAT.reset(token)
+
+    Rematerialized.__name__ = Rematerialized.__qualname__ = layer.__name__  # linen names parameters by it
+    return nn.remat(Rematerialized, prevent_cse=prevent_cse)
 
 
 def are_heads_split() -> bool:

@@ -9,6 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jlora.errors import JloraError
+from jlora.models.partition import remat_layer
+
+_MOST_PERIOD = 128
+
 
 def shortest_period(types: Sequence[str]) -> int:
     """The smallest p for which each type is that of p places before: 1 where all are the same, 6 for Gemma 3."""
@@ -39,11 +44,16 @@ def apply_layers(
       shared: what all layers are called with.
       slots: their parts of a cache, (layers, ...) each; or None, and then None is returned.
       remat: compute a layer's values again in the backward pass instead of keeping them.
+
+    Raises:
+      JloraError: a period of more than 128 layers, each of which would be compiled.
     """
     period = shortest_period(types)
+    if period > _MOST_PERIOD:
+        raise JloraError(f"layer_types: expected a pattern that repeats after {_MOST_PERIOD} layers; found {period}")
     scanned = len(types) - len(types) % period
-    inside = nn.remat(layer, prevent_cse=False) if remat else layer
-    outside = nn.remat(layer) if remat else layer
+    inside = remat_layer(layer, prevent_cse=False) if remat else layer
+    outside = remat_layer(layer, prevent_cse=True) if remat else layer
     names = [f"{name}_{i}_of_{period}" for i in range(period)] if period > 1 else [name]
     stacks = tuple(inside(*fields, kind, name=stack) for stack, kind in zip(names, types, strict=False))
     rest = tuple(outside(*fields, types[i], name=f"{name}_{i}") for i in range(scanned, len(types)))

@@ -37,6 +37,10 @@ class Planned(NamedTuple):
     value: Callable[[], np.ndarray]
 
 
+_LONGEST_NAME = 4096
+"""Characters of a path, on most systems."""
+
+
 def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """The folder or GGUF file `name`, or the hub's model `name` after files that match `patterns` were downloaded.
 
@@ -44,6 +48,8 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
       JloraError: there is no such folder, and no such model on the hub or the hub cannot be reached.
     """
     folder = Path(name).expanduser()
+    if len(name) > _LONGEST_NAME:
+        raise JloraError(f"{name}: expected the name of a folder or a model, found {len(name)} characters")
     if folder.is_dir() or (folder.is_file() and is_gguf(folder)):
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists():

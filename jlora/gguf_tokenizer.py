@@ -14,8 +14,10 @@ from jlora.gguf_reader import Gguf
 
 _CONTROL, _USER_DEFINED = 3, 4
 """Token types that are never split."""
-_LONGEST = 1000
+_LONGEST = 256
 """Characters of the longest token: SentencePiece's merges are looked for at each place of each."""
+_MOST_MERGES = 2**21
+"""Of SentencePiece's tokens. Those of Gemma, 256,000, have 600,000."""
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
@@ -39,7 +41,9 @@ def tokenizer_of(content: Gguf) -> PreTrainedTokenizerFast:
         )
     try:
         return _tokenizer(content, fields, None if by_pieces else _PRE_TOKENIZERS[before])
-    except Exception as error:  # whatever `tokenizers` makes of lists that do not fit each other
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # of lists that do not fit each other; a panic of `tokenizers` is no Exception
         raise JloraError(f"{content.file}: tokenizer.ggml: expected a whole tokenizer; found: {error}") from error
 
 
@@ -145,6 +149,8 @@ def _sentencepiece(fields: dict[str, Any]) -> Tokenizer:
     for token in sorted(vocabulary, key=lambda token: -scores[vocabulary[token]]):
         cuts = ((token[:i], token[i:]) for i in range(1, len(token)))
         merges += [cut for cut in cuts if cut[0] in vocabulary and cut[1] in vocabulary]
+        if len(merges) > _MOST_MERGES:
+            raise ValueError(f"expected at most {_MOST_MERGES} ways to join two tokens to one, found more")
     unknown = _token(fields, "unknown")
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     prefix = fields.get("add_space_prefix", True)

@@ -12,19 +12,19 @@ LARGEST = 2**24
 """Bytes of the largest JSON that is read. Published indexes of many shards have 10 MB; as objects they take more."""
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+def read_json(file: Path, largest: int = LARGEST) -> dict[str, Any]:
+    """The object in a JSON file of at most `largest` bytes.
 
     Raises:
-      JloraError: the file is missing, is larger than LARGEST, is no JSON, says a key twice, or holds something else
+      JloraError: the file is missing, is larger, is no JSON, says a key twice, or holds something else
         than an object.
     """
     if not file.is_file():
         raise JloraError(f"{file}: expected a JSON file; found none")
     with file.open("rb") as stream:
-        text = stream.read(LARGEST + 1)
-    if len(text) > LARGEST:
-        raise JloraError(f"{file}: expected JSON of at most {LARGEST} bytes; found {file.stat().st_size}")
+        text = stream.read(largest + 1)
+    if len(text) > largest:
+        raise JloraError(f"{file}: expected JSON of at most {largest} bytes; found {file.stat().st_size}")
     return parse_json(text, file)
 
 

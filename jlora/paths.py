@@ -41,7 +41,13 @@ def require(path: str, known: Iterable[str], where: str) -> None:
         raise JloraError(f"{path}: not in {where}{nearest(path, known)}")
 
 
+_LONGEST_NAME = 1000
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """ "; nearest: a, b" with the names of `known` most like `name`, or nothing where none is like it."""
-    close = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3, cutoff=0.5)
+    names = [name, *dict.fromkeys(known)]
+    if max(map(len, names)) > _LONGEST_NAME:  # the comparison takes quadratic time
+        return ""
+    close = difflib.get_close_matches(name, names[1:], n=3, cutoff=0.5)
     return f"; nearest: {', '.join(close)}" if close else ""

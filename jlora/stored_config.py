@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jlora.errors import JloraError
@@ -40,8 +41,16 @@ def require_plain(file: Any, stored: Mapping[str, Any], config_class: Any) -> No
     for key, value in stored.items():
         if not all(math.isfinite(number) for number in _floats(value)):
             raise JloraError(f"{file}: {key}: expected finite numbers; found NaN or infinity")
+        if key.endswith(("dropout", "dropout_prob", "_pdrop")) and not _is_number(value, lambda x: 0 <= x < 1):
+            raise JloraError(f"{file}: {key}: expected a number from 0 to below 1; found {reprlib.repr(value)}")
+        if key == "rope_theta" and not _is_number(value, lambda x: x > 0):
+            raise JloraError(f"{file}: {key}: expected a number above 0; found {reprlib.repr(value)}")
     _require_few_layers(file, stored.get("attention_types"))
     _require_no_code(file, stored.get("auto_map"), config_class)
+
+
+def _is_number(value: Any, fits: Callable[[float], bool]) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and fits(value))
 
 
 def _floats(value: Any) -> Iterator[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -57,9 +58,14 @@ def matches(patterns: str | Sequence[str], name: str) -> bool:
 def pattern_value(patterns: Mapping[str, Value], name: str, default: Value) -> Value:
     """The value of the first pattern that matches the end of `name`, as `rank_pattern` has it."""
     for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
+        if _ending(pattern).match(name):
             return value
     return default
+
+
+@functools.lru_cache(maxsize=2**15)  # as many as an adapter may have; `re` itself keeps 512
+def _ending(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 def _in_layers(layers: int | Sequence[int] | None, name: str) -> bool:

@@ -310,6 +310,41 @@ def test_code_beside_a_tokenizer_is_refused(evil):
 
 
 @pytest.mark.parametrize(
+    "named",
+    [
+        {"fast_tokenizer_files": ["../secret/tokenizer.4.0.0.json"]},
+        {"tokenizer_class": "BertTokenizer", "vocab": "/tmp/secret.txt"},
+        {"tokenizer_class": "GPT2Tokenizer", "merges": "../merges.txt"},
+    ],
+)
+def test_a_tokenizers_files_lie_beside_it(named, evil):
+    evil.say("tokenizer_config.json", **named)
+    with pytest.raises(JloraError, match=f"{list(named)[-1]}: expected nothing, or names of files beside it; found"):
+        load_tokenizer(str(evil.path))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "/////wAA"}},
+        {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+    ],
+)
+def test_a_tokenizer_that_panics_is_refused(part, evil):
+    """In Rust, with what Python does not take for an Exception; one of them when the file is read, one in its use."""
+    evil.say("tokenizer.json", **part)
+    with pytest.raises(JloraError, match="expected a tokenizer beside the model"):
+        load_tokenizer(str(evil.path))
+
+
+def test_a_message_is_short_whatever_a_file_says(evil):
+    evil.say("config.json", model_type="x" * 10**6)
+    with pytest.raises(JloraError, match=r"model_type: .*\[9\d\d,\d{3} characters\]") as caught:
+        load_base(str(evil.path))
+    assert len(str(caught.value)) < 10**4
+
+
+@pytest.mark.parametrize(
     "name", ["AutoModel", "AutoTokenizer", "RagTokenizer", "pipeline", "Trainer", "a.b.Tokenizer", ["x"]]
 )
 def test_a_tokenizers_class_is_one_of_tokenizers(name, evil):
@@ -346,6 +381,8 @@ CONFIGS = {
         {"rope_parameters": {"rope_theta": 1e999}},
         "rope_parameters: expected finite numbers",
     ),
+    "a dropout": ("bert", {"hidden_dropout_prob": 5.0}, "hidden_dropout_prob: expected a number from 0 to below 1"),
+    "a base of 0": ("llama", {"rope_theta": 0}, "rope_theta: expected a number above 0"),
     "names that are none": ("bert", {"id2label": ["a", "b"]}, "config.json: "),
     "a type that is none": (["bert"], {}, r"model_type: expected one of .*; found \['bert'\]"),
 }

@@ -19,10 +19,13 @@ from train.sources import local_path
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json",
     "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model",
-    "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja",
+    "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja", "tokenizer.*.json", "*.model",
+    "*.tiktoken",
 )  # fmt: skip
 _LARGEST = 2**27
 """Bytes. The tokenizer.json of 250 000 tokens has 35 MB."""
+_NAMES_OF_FILES = ("fast_tokenizer_files", "vocab", "merges")
+_BESIDE = re.compile(r"tokenizer\.[\d.]+\.json")
 _TOKENIZER_CLASS = re.compile(r"(?!Auto)\w*(Tokenizer|TokenizerFast|Backend)")
 
 
@@ -45,7 +48,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     _require_plain(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # whatever transformers and tokenizers make of files that they did not write
+        tokenizer("a b\n")  # much that is wrong in a file is found by its first use
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # whatever comes of such files; a panic of tokenizers, in Rust, is no Exception
         raise JloraError(f"{name}: expected a tokenizer beside the model (tokenizer.json); found {error}") from None
     # Without any file transformers makes a tokenizer of the special tokens alone, and says nothing.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
@@ -64,11 +70,22 @@ def _require_plain(folder: Path) -> None:
             raise JloraError(f"{file}: tokenizer_class: expected a class of tokenizers; found {found!r}")
         if file.name == "config.json" and file.is_file():
             family(stored.get("model_type"))  # which chooses the class where none is named
-        elif stored.get("auto_map") is not None:
+            continue
+        if outside := [key for key in _NAMES_OF_FILES if not _is_beside(stored.get(key))]:
+            raise JloraError(
+                f"{file}: {outside[0]}: expected nothing, or names of files beside it; found {stored[outside[0]]!r}"
+            )
+        if stored.get("auto_map") is not None:
             raise JloraError(
                 f"{file}: auto_map: expected no class of the repository's own, whose code is never run here;"
                 f" found {stored['auto_map']!r}"
             )
+
+
+def _is_beside(found: Any) -> bool:
+    """Whether transformers, which opens files of these names, stays in the folder."""
+    names = found if isinstance(found, list) else [] if found is None else [found]
+    return all(isinstance(name, str) and _BESIDE.fullmatch(name) for name in names)
 
 
 def _is_tokenizer_class(name: Any) -> bool:

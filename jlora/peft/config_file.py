@@ -24,6 +24,9 @@ _OFF: tuple[Any, ...] = (None, False, "none", [], {})
 # Initializations that leave the base's weights as they are: of a trained adapter they say no more.
 _HARMLESS = ("gaussian", "orthogonal", "eva", "mica")
 
+_LARGEST = 2**20
+"""Bytes of an adapter_config.json; each of its patterns is tried on the name of each module."""
+
 _MOST_RANK = 2**16
 """An adapter's scales are made before its tensors are looked at: one for each rank that the file claims."""
 
@@ -151,4 +154,4 @@ def _initialization(path: Path, found: Any) -> bool | str:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "adapter_config.json")
+    return read_json(folder / "adapter_config.json", _LARGEST)

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from train.command_line import parse
+from train.entry import whole_number
 from train.lm.config import COMMAND, LMConfig
 from train.lm.plan import plan_step, planned_step
-from train.planning.chips import CHIPS, Chip, chip_named
+from train.planning.chips import CHIPS, USABLE_SHARE, Chip, chip_named
 from train.planning.memory import held_bytes
 from train.planning.mesh import force_devices
 from train.planning.plan import Plan
@@ -45,7 +46,7 @@ METHODS = {"lora": "null", "qlora": "nf4"}
 _SPLITS = (((1, 1),), ((2, 1), (1, 2)), ((4, 1), (2, 2), (1, 4)), ((8, 1), (4, 2), (2, 4), (1, 8)), ((8, 8),))
 """(fsdp, tensor) of meshes that hold the base whole on each chip, or split it over 2, 4 and 8 of a node, or over 64."""
 
-_ROWS_A_CHIP = (4, 1)
+_ROWS_A_CHIP = (4, 2, 1)
 """Rows of a microbatch in each part of it, tried in this order: more rows, fewer gathers of weights."""
 
 
@@ -55,7 +56,8 @@ class Row(NamedTuple):
     Attributes:
       model, method, chips: what was planned.
       mesh: data x fsdp x tensor. rows: of a microbatch in each part of it.
-      held: bytes of one chip. seconds: of a step. tokens: a second, of all chips. products: their share of the step.
+      held: bytes of one chip. seconds: of a step. unhidden: of a step without overlap. tokens: a second, of all chips.
+      products: their share of the step.
       limit: what takes longest: "products", "weights" or "other collectives".
     """
 
@@ -66,6 +68,7 @@ class Row(NamedTuple):
     rows: int | None = None
     held: int | None = None
     seconds: float | None = None
+    unhidden: float | None = None
     tokens: float | None = None
     products: float | None = None
     limit: str | None = None
@@ -92,17 +95,18 @@ def main(argv: Sequence[str]) -> int:
 
 def best(folder: str, model: str, method: str, chips: int, chip: Chip, rows: int, length: int) -> Row:
     """The mesh of so many chips that splits the base as little as fits, of several the one with the fastest step."""
-    whole = _base_bytes(folder, method, length)
-    for splits in (splits for splits in _SPLITS if whole / math.prod(splits[0]) <= chip.memory):
+    whole, usable = _base_bytes(folder, method, length), chip.memory * USABLE_SHARE
+    for splits in (splits for splits in _SPLITS if whole / math.prod(splits[0]) <= usable):
         found = []
         for mesh in meshes(chips, rows, splits):
             for each, plan in plans(folder, method, mesh, rows, length):
-                if plan.memory.in_all <= chip.memory:
+                if plan.memory.in_all <= usable:
                     found.append(_row(model, method, each, plan, chip))
                     break
         if found:
             return min(found, key=lambda row: row.seconds)
-    return Row(model, method, chips)
+    can_share = any(True for splits in _SPLITS for _ in meshes(chips, rows, splits))
+    return Row(model, method, chips, limit="does not fit" if can_share else f"{rows} rows cannot be shared")
 
 
 def _base_bytes(folder: str, method: str, length: int) -> int:
@@ -153,6 +157,7 @@ def _row(model: str, method: str, rows: int, plan: Plan, chip: Chip) -> Row:
         rows,
         plan.memory.in_all,
         times.step,
+        times.unhidden,
         plan.tokens / times.step,
         times.products / times.step,
         max(limits, key=lambda name: limits[name]),
@@ -161,10 +166,10 @@ def _row(model: str, method: str, rows: int, plan: Plan, chip: Chip) -> Row:
 
 def cells(row: Row) -> tuple[str, ...]:
     """The row as the table has it."""
-    if row.seconds is None or row.held is None or row.tokens is None or row.products is None:
-        return (row.model, row.method, f"{row.chips:,}", "does not fit", *[""] * 6)
-    seconds = f"{row.seconds:,.0f}" if row.seconds >= 1000 else f"{row.seconds:.3g}"
-    numbers = (f"{row.held / 1e9:.1f} GB", seconds, f"{row.tokens:,.0f}", f"{row.products:.0%}")
+    if None in (row.seconds, row.unhidden, row.held, row.tokens, row.products):
+        return (row.model, row.method, f"{row.chips:,}", str(row.limit), *[""] * 7)
+    seconds = [f"{found:,.0f}" if found >= 1000 else f"{found:.3g}" for found in (row.seconds, row.unhidden)]
+    numbers = (f"{row.held / 1e9:.1f} GB", *seconds, f"{row.tokens:,.0f}", f"{row.products:.0%}")
     return (row.model, row.method, f"{row.chips:,}", str(row.mesh), str(row.rows), *numbers, str(row.limit))
 
 
@@ -177,9 +182,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--chip", choices=list(CHIPS), default="h200", help="(default h200)")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["7b", "70b", "405b"])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--chips", metavar="N", nargs="+", type=int, default=[1, 2, 4, 8, 64, 256, 1024])
-    parser.add_argument("--rows", metavar="N", type=int, default=512, help="rows of a step (default 512)")
-    parser.add_argument("--length", metavar="N", type=int, default=2048, help="tokens of a row (default 2048)")
+    parser.add_argument("--chips", metavar="N", nargs="+", type=whole_number(1), default=[1, 2, 4, 8, 64, 256, 1024])
+    parser.add_argument("--rows", metavar="N", type=whole_number(1), default=512, help="rows of a step (default 512)")
+    parser.add_argument("--length", metavar="N", type=whole_number(4), default=2048, help="tokens a row (default 2048)")
     parser.add_argument("--shape", metavar="JSON", help="a config.json to use in place of the models' own")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures here")
     return parser

@@ -43,6 +43,8 @@ def main(tiny: str, large: str) -> None:
         sys.exit(1)
     cases = {name: case(tiny, sizes, "train.dtype=bfloat16") for name, sizes in MESHES.items()}
     cases["accumulated"] = case(tiny, "fsdp=4", "train.dtype=bfloat16", "train.gradient_accumulation_steps=2")
+    cases["full"] = case(tiny, "data=1", "method=full")
+    cases["undivided"] = case(tiny, "tensor=3")
     held = {sizes: held_on(large, sizes) for sizes in ("data=1", "fsdp=8", "fsdp=2,tensor=4")}
     held["nf4"] = held_on(large, "fsdp=8", "quantize=nf4")
     held["inherit"] = held_on(large, "fsdp=8", "mesh.adapters=inherit")

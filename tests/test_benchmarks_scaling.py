@@ -23,7 +23,7 @@ def test_the_table_of_a_tiny_shape(tmp_path):
     command += ["--json", str(tmp_path / "rows.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert [line.count("|") for line in done.stdout.splitlines()] == [11] * 4
+    assert [line.count("|") for line in done.stdout.splitlines()] == [12] * 4
     one, eight = json.loads((tmp_path / "rows.json").read_text())
     assert (one["mesh"], eight["mesh"]) == ("1 x 1 x 1", "8 x 1 x 1")
     assert one["tokens"] * one["seconds"] == pytest.approx(8 * 32)
@@ -36,7 +36,7 @@ def test_nothing_fits_where_the_base_alone_is_too_large(tmp_path):
     small = CHIPS["h200"]._replace(memory=1e5)
     with jax.numpy_dtype_promotion("standard"):  # optax.adamw raises a float to an integer's power
         row = scaling.best(str(tmp_path), "tiny", "lora", 1, small, rows=1, length=16)
-    assert row == scaling.Row("tiny", "lora", 1)
+    assert row == scaling.Row("tiny", "lora", 1, limit="does not fit")
     assert scaling.cells(row)[3] == "does not fit"
 
 

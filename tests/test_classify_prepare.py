@@ -119,7 +119,7 @@ def test_a_warm_start_keeps_the_adapters_settings_but_the_configs_dropout(tmp_pa
         second = prepare_model(
             _config(seed=9, lora={"r": 2, "lora_dropout": 0.3, "from": str(tmp_path / "a")}), _LABELS
         )
-    assert "lora.from: the adapter's r=4 holds, not 2" in caplog.text
+    assert "lora.from: the stored adapter's r=4 is used; the config's 2 is ignored" in caplog.text
     assert (second.lora.r, second.lora.lora_alpha, second.lora.lora_dropout) == (4, 12, 0.3)
     for path, entry in second.adapter.items():
         if isinstance(entry, jlora.LowRank):
@@ -163,7 +163,7 @@ def test_a_start_out_of_the_weights_leaves_the_function_as_it_is(start):
 def test_a_random_frozen_head_is_warned_of(settings, warned, caplog):
     prepare_model(_config(**settings), _LABELS)
     if warned:
-        assert "random, as the model has none, and frozen: classifier.bias, classifier.weight" in caplog.text
+        assert "newly initialised, and frozen: classifier.bias, classifier.weight" in caplog.text
         assert warned in caplog.text
     else:
         assert "frozen" not in caplog.text

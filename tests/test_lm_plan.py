@@ -54,7 +54,7 @@ def _received(case, *axes):
 def test_the_command_says_it(printed):
     said = dict(line.split(maxsplit=1) for line in printed.splitlines()[:-1] if line)
     assert said["mesh"] == "data 2 x fsdp 2 x tensor 2: 8 chips"
-    assert said["fits"].startswith("yes: 0.0 of 80 GB")
+    assert said["fits"].startswith("yes: 0.0 of 72 GB")
     assert said["time"].startswith("about ")
 
 
@@ -87,6 +87,21 @@ def test_fsdp_gathers_weights_and_not_activations(cases):
     assert received.keys() == {"all-gather", "all-reduce"}
     assert 3 / 4 * base < received["all-gather"] <= 2 * 3 / 4 * base
     assert received["all-reduce"] == pytest.approx(2 * 3 / 4 * GRADIENTS, rel=0.1)
+
+
+def test_a_method_that_trains_all_holds_the_base_beside_it(cases):
+    """As a run does, though the step does not look at it."""
+    memory = dict(cases["full"]["memory"])
+    in_all = memory.pop("in_all")
+    assert memory["base"] == memory["adapter"] == pytest.approx(memory["optimizer"] / 2, rel=0.01)
+    assert in_all == pytest.approx(sum(filter(None, memory.values())), rel=0.05)
+
+
+def test_what_an_axis_does_not_divide_is_named(cases):
+    assert cases["undivided"]["undivided"]["tensor"] == [
+        "embed_tokens", "down_proj", "gate_proj", "up_proj", "k_proj", "o_proj", "q_proj", "v_proj", "lm_head"
+    ]  # fmt: skip
+    assert not any(case["undivided"] for name, case in cases.items() if name != "undivided")
 
 
 def test_each_batch_gathers_the_layers_again(cases):

@@ -19,7 +19,7 @@ def test_a_product_takes_its_flops_or_its_bytes_whichever_are_more():
 
 def _seconds_of_a_byte(group):
     """Of an all-to-all, less its latency."""
-    found = Collective("all-to-all", group, ("data",), 1e9, 3)
+    found = Collective("all-to-all", ((0, 1, 2, 3)[: len(group)], group), ("data",), 1e9, 3)
     return (collective_seconds(CHIP, found) / 3 - chips.LATENCY) / found.received
 
 
@@ -34,19 +34,27 @@ def _seconds_of_a_byte(group):
         ((0, 1, 2, 4), 1e9),  # the node with fewest
     ],
 )
-def test_a_group_is_as_fast_as_the_slowest_link_that_it_spans(group, rate):
+def test_groups_are_as_fast_as_the_slowest_link_that_one_spans(group, rate):
     assert _seconds_of_a_byte(group) == pytest.approx(1 / (rate * chips.LINK_SHARE))
+
+
+def test_groups_that_fit_no_node_are_as_slow_as_the_one_that_spans_two():
+    """Of six, on nodes of four."""
+    found = Collective("all-gather", ((0, 1, 2), (3, 4, 5)), ("fsdp",), 1e9, 1)
+    slow = Collective("all-gather", ((3, 4, 5),), ("fsdp",), 1e9, 1)
+    assert collective_seconds(CHIP, found) == collective_seconds(CHIP, slow)
+    assert found.received / collective_seconds(CHIP, found) < CHIP.network
 
 
 def test_many_ports_are_no_faster_than_the_links_behind_them():
     wide = CHIP._replace(network=4e9)
-    found = Collective("all-reduce", tuple(range(8)), ("data",), 1e9, 1)
-    within = Collective("all-reduce", tuple(range(8)), ("data",), 1e9, 1)
+    found = Collective("all-reduce", (tuple(range(8)),), ("data",), 1e9, 1)
+    within = Collective("all-reduce", (tuple(range(8)),), ("data",), 1e9, 1)
     assert collective_seconds(wide, found) == collective_seconds(wide._replace(domain=8), within)
 
 
 def test_sending_nothing_takes_time():
-    assert collective_seconds(CHIP, Collective("all-reduce", (0, 1), ("data",), 0.0, 50)) == 50 * chips.LATENCY
+    assert collective_seconds(CHIP, Collective("all-reduce", ((0, 1),), ("data",), 0.0, 50)) == 50 * chips.LATENCY
 
 
 def test_chips_have_names():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from jlora.errors import JloraError
 from train.planning.collectives import Collective, collectives
 
 MESH = {"data": 2, "fsdp": 4, "tensor": 2}
@@ -56,8 +57,14 @@ def test_kinds(line, kind, axes, received):
 def test_a_group_may_span_several_axes():
     everyone = _only("bf16[4,256]{1,0} all-reduce(%x), replica_groups={}")
     assert everyone.axes == ("data", "fsdp", "tensor")
-    assert everyone.group == tuple(range(16))
+    assert everyone.groups == (tuple(range(16)),)
     assert _only("bf16[4,256]{1,0} all-reduce(%x), replica_groups=[2,8]<=[2,4,2]T(2,0,1)").axes == ("data", "fsdp")
+
+
+def test_what_is_not_known_is_refused_and_not_left_out():
+    for kind in ("collective-broadcast", "ragged-all-to-all"):
+        with pytest.raises(JloraError, match=f"expected collectives out of .*; found {kind}"):
+            _only(f"bf16[4,256]{{1,0}} {kind}(%x), replica_groups={{}}")
 
 
 def test_what_nobody_sends_is_left_out():
@@ -70,7 +77,7 @@ def test_what_nobody_sends_is_left_out():
 
 
 def test_an_all_reduce_sends_what_a_reduce_scatter_and_an_all_gather_of_its_parts_send():
-    group = tuple(range(8))
+    group = (tuple(range(8)),)
     whole = Collective("all-reduce", group, ("data",), 800.0, 1)
     parts = [
         Collective("reduce-scatter", group, ("data",), 800.0, 1),

@@ -28,6 +28,7 @@ def test_sizes(text, sizes):
         ("data", "data: expected a number of chips such as data=8, found 'data'"),
         ("data=2,fsdp=-1", "fsdp: expected a number of chips such as fsdp=8, found 'fsdp=-1'"),
         ("data=0", "found 'data=0'"),
+        ("data=99999999999", "at most 16,384 chips, found 99,999,999,999"),
     ],
 )
 def test_what_is_no_mesh_is_refused(text, message):

@@ -19,10 +19,11 @@ PLAN = Plan(
     MEMORY,
     [Product(2 * 10**12, 10**6, 3)],
     [
-        Collective("all-reduce", (0, 1), ("tensor",), GIB, 4),
-        Collective("all-gather", (0, 2, 4, 6), ("fsdp",), GIB, 2),
-        Collective("all-gather", (0, 2, 4, 6), ("fsdp",), 2 * GIB, 1),
+        Collective("all-reduce", ((0, 1),), ("tensor",), GIB, 4),
+        Collective("all-gather", ((0, 2, 4, 6),), ("fsdp",), GIB, 2),
+        Collective("all-gather", ((0, 2, 4, 6),), ("fsdp",), 2 * GIB, 1),
     ],
+    {},
 )
 
 
@@ -45,16 +46,21 @@ def test_bytes_collectives_and_work():
     assert facts.keys() == {"mesh", "tokens", "work"}
 
 
-@pytest.mark.parametrize(("name", "fits"), [("h100", "yes: 29.0 of 80 GB"), ("tpu-v5e", "no: 29.0 of 16 GB")])
+@pytest.mark.parametrize(("name", "fits"), [("h100", "yes: 29.0 of 72 GB"), ("tpu-v5e", "no: 29.0 of 14 GB")])
 def test_a_chip_is_full_or_not_and_takes_its_time(name, fits):
     text, time = plan_text(PLAN, CHIPS[name]), step_time(PLAN, CHIPS[name])
     facts = _facts(text)
-    assert facts["fits"] == fits
-    assert facts["time"].startswith(f"about {time.step:.3g} s a step, {4096 / time.step:,.0f} tokens/s; by a model")
+    assert facts["fits"] == f"{fits} that a program can use"
+    assert facts["time"].startswith(f"about {time.step:.3g} s a step, {4096 / time.step:,.0f} tokens/s; predicted")
     assert f"products {time.products:.3g} s, weights {time.gathers:.3g} s" in text
-    assert f"{time.unhidden:.3g} s where nothing runs side by side" in text
+    assert f"{time.unhidden:.3g} s without overlap" in text
     gathers = next(line for line in text.splitlines() if line.startswith("fsdp"))
     assert f"{time.gathers:,.3f}" in gathers
+
+
+def test_what_a_mesh_does_not_split_is_said():
+    facts = _facts(plan_text(PLAN._replace(undivided={"tensor": ["q_proj", "k_proj"]}), None))
+    assert facts["whole"] == "tensor 2 does not divide q_proj, k_proj: each of its chips has all"
 
 
 def test_one_chip_sends_nothing():

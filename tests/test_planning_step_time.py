@@ -10,13 +10,15 @@ from train.planning.plan import Plan
 from train.planning.step_time import StepTime, step_time
 
 H100 = CHIPS["h100"]
-GATHER = Collective("all-gather", (0, 1, 2, 3), ("fsdp",), 2e9, 7)
-REDUCTION = Collective("all-reduce", (0, 1), ("tensor",), 3e9, 5)
+GATHER = Collective("all-gather", ((0, 1, 2, 3),), ("fsdp",), 2e9, 7)
+REDUCTION = Collective("all-reduce", ((0, 1),), ("tensor",), 3e9, 5)
 PRODUCTS = [Product(10**12, 10**6, 3), Product(10**3, 10**8, 4)]
 
 
 def _plan(*collectives):
-    return Plan({"data": 1, "fsdp": 4, "tensor": 2}, 100, 2, Memory(0, 0, 0, 0, None, 0), PRODUCTS, list(collectives))
+    return Plan(
+        {"data": 1, "fsdp": 4, "tensor": 2}, 100, 2, Memory(0, 0, 0, 0, None, 0), PRODUCTS, list(collectives), {}
+    )
 
 
 def test_all_products_and_collectives_count_as_often_as_they_run():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 
 import jlora
 from jlora.base import example_batch
+from jlora.peft.config_file import read_config
 from jlora.residual import init_residual
 from train.sections import LoraSection
 
@@ -67,13 +69,20 @@ def with_adapter(section: LoraSection, lora: jlora.LoraConfig, model: Any, base:
     return Adapted(model, residual, adapter, lora, initial)
 
 
+def settings(section: LoraSection, lora: jlora.LoraConfig) -> jlora.LoraConfig:
+    """Those of the adapter that the run will have: of `lora.from`, where it is given, but for the dropout."""
+    if section.from_ is None:
+        return lora
+    return dataclasses.replace(read_config(Path(section.from_)), lora_dropout=lora.lora_dropout)
+
+
 def _stored(folder: str, lora: jlora.LoraConfig, base: Any, model: Any) -> tuple[dict[str, Any], jlora.LoraConfig]:
     """The adapter of a folder and its own settings, which hold; only the dropout is the config's."""
     adapter, stored = jlora.load_adapter(folder, base, model.apply, example_batch(model.config))
     for name in _OF_THE_FILE:
         ours, theirs = getattr(lora, name), getattr(stored, name)
         if ours != theirs:
-            logger.info("lora.from: the adapter's %s=%s holds, not %s", name, theirs, ours)
+            logger.info("lora.from: the stored adapter's %s=%s is used; the config's %s is ignored", name, theirs, ours)
     return _with_dropout(adapter, lora.lora_dropout), dataclasses.replace(stored, lora_dropout=lora.lora_dropout)
 
 

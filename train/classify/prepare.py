@@ -21,7 +21,7 @@ from jlora.paths import leaves_by_path
 from jlora.plan import abstract_adapter
 from jlora.targets import is_trained_whole
 from jlora.weights import new_heads
-from train.adapted import Adapted, lora_config, with_adapter
+from train.adapted import Adapted, lora_config, settings, with_adapter
 from train.batches import bucket_lengths
 from train.classify.config import Config
 from train.classify.data import Data, Split
@@ -105,7 +105,7 @@ def abstract_model(config: Config) -> Adapted:
     base = abstract_base(model)
     if config.method != "lora":
         return Adapted(model, base, jax.eval_shape(lambda base: whole_leaves(config, base), base), None)
-    lora = _lora_config(config, model)
+    lora = settings(config.lora, _lora_config(config, model))
     return Adapted(model, base, abstract_adapter(lora, base, model.apply, example_batch(model.config)), lora)
 
 
@@ -150,6 +150,6 @@ def _warn_of_frozen_heads(adapted: Adapted, name: str) -> None:
     if frozen:
         lost = "; adapter/ does not hold them, only merged/ does" if adapted.lora else ""
         logger.warning(
-            "%s: random, as the model has none, and frozen: %s%s. lora.modules_to_save trains what it names",
+            "%s: newly initialised, and frozen: %s%s. lora.modules_to_save trains what it names",
             name, ", ".join(frozen), lost,
         )  # fmt: skip

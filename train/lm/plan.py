@@ -12,16 +12,19 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jlora
 from jlora.mesh import BATCH
+from jlora.models.partition import leaf_names
+from jlora.paths import leaves_by_path
 from jlora.sharding import adapter_shardings, base_shardings
 from train.adapted import Adapted
 from train.devices import mesh_of
 from train.lm.config import LMConfig
 from train.lm.prepare import abstract_model
-from train.lm.training import arguments, rows_of_a_step, training_of
+from train.lm.training import arguments, training_of
 from train.planning.collectives import collectives
 from train.planning.flops import compiled_products
 from train.planning.memory import compiled_memory
 from train.planning.plan import Plan
+from train.run_config import rows_of_a_step
 from train.sections import MeshSection
 from train.step import State
 
@@ -51,7 +54,20 @@ def plan_step(config: LMConfig, sizes: dict[str, int]) -> Plan:
         memory=compiled_memory(compiled, inputs),
         products=compiled_products(text),
         collectives=collectives(text, sizes),
+        undivided=_undivided(inputs[2], sizes),
     )
+
+
+def _undivided(base: Any, sizes: dict[str, int]) -> dict[str, list[str]]:
+    """{axis: last names of the modules with a matrix that the axis should split and does not divide}."""
+    found: dict[str, list[str]] = {}
+    for path, leaf in leaves_by_path(base).items():
+        for named, size in zip(leaf_names(path, leaf.ndim), leaf.shape, strict=True):
+            axes = [axis for axis in (named if isinstance(named, tuple) else (named,)) if axis is not None]
+            if leaf.ndim > 1 and size % math.prod(sizes[axis] for axis in axes):
+                for axis in axes:
+                    found.setdefault(axis, []).append(path.split("/")[-2])
+    return {axis: list(dict.fromkeys(names)) for axis, names in found.items() if sizes[axis] > 1}
 
 
 def planned_step(config: LMConfig, sizes: dict[str, int]) -> tuple[Any, Mesh | None, tuple]:

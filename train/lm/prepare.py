@@ -16,7 +16,7 @@ from jlora.errors import JloraError
 from jlora.models import FAMILIES, family
 from jlora.paths import leaves_by_path
 from jlora.plan import abstract_adapter
-from train.adapted import Adapted, lora_config, with_adapter
+from train.adapted import Adapted, lora_config, settings, with_adapter
 from train.devices import put_adapted
 from train.lm.config import LMConfig
 from train.lm.examples import Examples
@@ -55,10 +55,10 @@ def _adapted(config: LMConfig, model: Any, key: jax.Array, mesh: Mesh | None) ->
         base = load()
         return Adapted(model, base, _whole_leaves(base), None)
     lora = _lora(config, model)
+    dtype = _base_dtype(config)
     if config.quantize is not None and config.lora.init_lora_weights == "loftq":
-        dense, example = load(), example_batch(model.config)
+        dense, example = load(param_dtype=dtype), example_batch(model.config)
         return Adapted(model, *jlora.init_loftq(key, lora, dense, model.apply, example, kind=config.quantize), lora)
-    dtype = jnp.float32 if config.lora.is_residual else jnp.dtype(config.train.dtype)
     base = load(param_dtype=dtype, quantize=config.quantize)
     return with_adapter(config.lora, lora, model, base, key)
 
@@ -74,7 +74,7 @@ def abstract_on(config: LMConfig, model: Any) -> Adapted:
     if config.method == "full":
         return Adapted(model, base, jax.eval_shape(_whole_leaves, base), None)
     base = jax.eval_shape(lambda base: _stored(config, model, base), base)
-    lora = _lora(config, model)
+    lora = settings(config.lora, _lora(config, model))
     return Adapted(model, base, abstract_adapter(lora, base, model.apply, example_batch(model.config)), lora)
 
 
@@ -107,9 +107,15 @@ def _lora(config: LMConfig, model: Any) -> jlora.LoraConfig:
     return lora_config(config.lora, trainer_targets(model.config.model_type), "CAUSAL_LM")
 
 
+def _base_dtype(config: LMConfig) -> Any:
+    """What PiSSA and OLoRA leave of the base is exact, and LoftQ starts from all that quantization takes of it."""
+    exact = config.lora.is_residual or config.lora.init_lora_weights == "loftq"
+    return jnp.dtype(jnp.float32 if exact else config.train.dtype)
+
+
 def _stored(config: LMConfig, model: Any, base: Any) -> Any:
     """The base as it is kept in memory."""
-    base = jax.tree.map(lambda x: x.astype(config.train.dtype), base)
+    base = jax.tree.map(lambda x: x.astype(_base_dtype(config)), base)
     if config.quantize is None:
         return base
     return jlora.quantize(base, config.quantize, model.apply, example_batch(model.config))

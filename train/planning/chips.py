@@ -18,6 +18,9 @@ MEMORY_SHARE = 0.8
 LINK_SHARE = 0.8
 """Of a link's bandwidth, what collectives reach."""
 
+USABLE_SHARE = 0.9
+"""Of a chip's memory, what a program gets: the rest is the runtime's, the libraries' and lost between arrays."""
+
 LATENCY = 2e-5
 """Seconds that a collective takes however little it sends."""
 
@@ -80,11 +83,13 @@ def product_seconds(chip: Chip, flops: float, moved: float, width: int) -> float
 
 
 def collective_seconds(chip: Chip, collective: Collective) -> float:
-    """Of all runs of a collective in a step, over the slowest link that its group spans.
+    """Of all runs of a collective in a step, over the slowest link that any of its groups spans.
 
     Members of a group in one domain share their ways out of it: k of them take k network ports.
     """
-    members = Counter(device // chip.domain for device in collective.group)
-    within = len(members) == 1
-    rate = chip.link if within else min(chip.link, chip.network * min(members.values()))
+    rate = chip.link
+    for group in collective.groups:
+        members = Counter(device // chip.domain for device in group)
+        if len(members) > 1:
+            rate = min(rate, chip.network * min(members.values()))
     return collective.times * (LATENCY + collective.received / (rate * LINK_SHARE))

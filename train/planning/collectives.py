@@ -9,10 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jlora.errors import JloraError
 from train.planning.hlo import Instruction, executed
 from train.planning.replica_groups import replica_groups
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
+
+
+_UNKNOWN = re.compile(r"(ragged-)?(all|collective|reduce-scatter)-(?!.*(done|start|update)).+")
 
 
 class Collective(NamedTuple):
@@ -20,15 +24,15 @@ class Collective(NamedTuple):
 
     Attributes:
       kind: one of KINDS.
-      group: numbers of the devices that take part together, the first group of several alike; of a permutation the
-        sender and the receiver that are farthest apart.
+      groups: the numbers of the devices that take part together, of each group; of a permutation each sender with
+        its receiver.
       axes: the axes of the mesh along which these differ.
       payload: bytes that each device puts in.
       times: how often it runs in one call of the program.
     """
 
     kind: str
-    group: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
     axes: tuple[str, ...]
     payload: float
     times: int
@@ -36,8 +40,8 @@ class Collective(NamedTuple):
     @property
     def received(self) -> float:
         """Bytes that reach a device in one run, by the algorithms that send the least: rings, or the like."""
-        others = len(self.group) - 1
-        share = others / len(self.group)
+        size = len(self.groups[0])
+        others, share = size - 1, (size - 1) / size
         factors = {"all-gather": others, "all-reduce": 2 * share, "collective-permute": 1}
         return self.payload * factors.get(self.kind, share)
 
@@ -56,24 +60,27 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
     for instruction, times in executed(text):
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
+            if _UNKNOWN.fullmatch(kind):
+                raise JloraError(f"compiled step: expected collectives out of {', '.join(KINDS)}; found {kind}")
             continue
-        group, axes = _group(instruction, mesh)
+        groups, axes = _groups(instruction, mesh)
         if axes:
             payload = sum(shape.bytes for shape in instruction.operands)
-            found.append(Collective(kind, group, axes, payload, times))
+            found.append(Collective(kind, groups, axes, payload, times))
     return found
 
 
-def _group(instruction: Instruction, mesh: Mapping[str, int]) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _groups(instruction: Instruction, mesh: Mapping[str, int]) -> tuple[tuple[tuple[int, ...], ...], tuple[str, ...]]:
     if instruction.opcode.startswith("collective-permute"):
         pairs = re.search(r"source_target_pairs=\{([\d,{}]*)\}", instruction.text)
         numbers = [int(number) for number in re.findall(r"\d+", pairs[1] if pairs else "")]
         groups = np.array(numbers).reshape(-1, 2)
-        group = tuple(int(device) for device in groups[np.abs(groups[:, 0] - groups[:, 1]).argmax()])
+        groups = groups[groups[:, 0] != groups[:, 1]]
     else:
         written = instruction.text.partition("replica_groups=")[2]
         groups = replica_groups(written, prod(mesh.values()))
-        group = tuple(int(device) for device in groups[0])
     places = np.stack(np.unravel_index(groups, tuple(mesh.values())), -1)
     differ = (places != places[:, :1]).any((0, 1))
-    return group, tuple(name for name, differs in zip(mesh, differ, strict=True) if differs)
+    return tuple(map(tuple, groups.tolist())), tuple(
+        name for name, differs in zip(mesh, differ, strict=True) if differs
+    )

@@ -12,9 +12,7 @@ from train.progress import clock
 from train.summary import facts_table
 
 
-def describe(
-    step: Any, arguments: Sequence[Any], *, vocab_size: int, steps: int | None, tokens: int | None, rate: float
-) -> str:
+def describe(step: Any, arguments: Sequence[Any], *, vocab_size: int, steps: int | None, rate: float) -> str:
     """Memory, steps, tokens, work and time of a run, as text.
 
     Args:
@@ -22,14 +20,13 @@ def describe(
       arguments: its (state, frozen, base, batch, key), ShapeDtypeStructs, the longest batch.
       vocab_size: the size of the logits' last axis.
       steps: optimizer steps of the run; None where no data were read and the config does not say.
-      tokens: that the run computes, padding included; None where no data were read.
       rate: FLOP/s of a matrix product here, as `train.planning.flops.matrix_rate` measures it.
     """
     flops = matrix_flops(step.trace(*arguments).jaxpr)
     of_a_step = math.prod(arguments[3].weights.shape)
     facts = [
         ("steps", "unknown, no data read" if steps is None else f"{steps:,}"),
-        ("tokens", f"{of_a_step:,} a step at most{_in_the_run(tokens)}"),
+        ("tokens", f"{of_a_step:,} a step at most"),
         ("work", f"{flops / 1e12:,.3g} TFLOP a step at most, in matrix products"),
         ("time", _time(flops / rate, rate, steps)),
     ]
@@ -37,11 +34,7 @@ def describe(
     return f"{table}\n\n{facts_table(facts)}"
 
 
-def _in_the_run(tokens: int | None) -> str:
-    return "" if tokens is None else f", {tokens:,} in all, padding included"
-
-
 def _time(seconds: float, rate: float, steps: int | None) -> str:
     of_a_step = f"{seconds:.2g} s" if seconds < 60 else clock(seconds)
     in_all = "" if steps is None else f", {clock(seconds * steps)} in all"
-    return f"about {of_a_step} a step{in_all}: an estimate, its products at the {rate / 1e9:,.0f} GFLOP/s of a test"
+    return f"about {of_a_step} a step{in_all}: an estimate, from the {rate / 1e9:,.0f} GFLOP/s just measured here"

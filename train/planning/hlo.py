@@ -56,10 +56,14 @@ def executed(text: str) -> Iterator[tuple[Instruction, int]]:
 
 def _executed(computations: dict[str, list[str]], name: str, times: int) -> Iterator[tuple[Instruction, int]]:
     shapes: dict[str, tuple[Shape, ...]] = {}
+    if name not in computations:
+        raise JloraError(f"compiled step: expected a computation {name or 'that is the entry'}; found none in its text")
     for line in computations[name]:
         instruction, own_name = _instruction(line, shapes)
         shapes[own_name] = instruction.result
         yield instruction, times
+        if instruction.opcode in ("async-update", "async-done"):  # of what async-start has begun
+            continue
         turns = _turns(line, computations) if instruction.opcode == "while" else 1
         for called in _called(line):
             yield from _executed(computations, called, times * turns)
@@ -104,7 +108,7 @@ def _turns(line: str, computations: dict[str, list[str]]) -> int:
     if noted := _TURNS.search(line):
         return int(noted[1])
     condition = re.search(r"condition=%([\w.-]+)", line)
-    lines = computations[condition[1]] if condition else []
+    lines = computations.get(condition[1], []) if condition else []
     constants = [int(number) for one in lines for number in re.findall(r"s32\[\] constant\((\d+)\)", one)]
     if len(constants) != 1 or not any("direction=LT" in one for one in lines):
         raise JloraError(f"compiled step: expected loops that turn a known number of times, found {line.strip()[:200]}")

@@ -47,7 +47,8 @@ def compiled_memory(compiled: Any, arguments: Sequence[Any], logits: int | None 
     """What a compiled step takes of one device; of a mesh, whose devices each hold their part of the arguments."""
     plan = compiled.memory_analysis()
     state, frozen, base, *_ = arguments
-    in_all = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    # Its own sum of arguments lacks those that it does not use: with `method: full` the base, which the run holds.
+    in_all = held_bytes(arguments) + plan.output_size_in_bytes - plan.alias_size_in_bytes
     return Memory(
         base=held_bytes(base),
         adapter=held_bytes((state.trainable, frozen)),

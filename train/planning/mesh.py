@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import jax
@@ -10,12 +11,15 @@ from jlora.errors import JloraError
 from jlora.mesh import AXES
 from jlora.paths import nearest
 
+_MOST_CHIPS = 2**14
+"""More devices take a CPU's client minutes to make."""
+
 
 def mesh_sizes(text: str) -> dict[str, int]:
     """{axis: size} of `data=16,fsdp=8,tensor=8`; axes that are left out have the size 1.
 
     Raises:
-      JloraError: an axis of another name or given twice, a size that is no positive number.
+      JloraError: an axis of another name or given twice, a size that is no positive number, more than 16,384 chips.
     """
     sizes: dict[str, int] = {}
     for part in text.split(","):
@@ -25,6 +29,8 @@ def mesh_sizes(text: str) -> dict[str, int]:
         if not re.fullmatch("[1-9][0-9]*", size):
             raise JloraError(f"--mesh: {name}: expected a number of chips such as {name}=8, found {part!r}")
         sizes[name] = int(size)
+    if math.prod(sizes.values()) > _MOST_CHIPS:
+        raise JloraError(f"--mesh: expected at most {_MOST_CHIPS:,} chips, found {math.prod(sizes.values()):,}")
     return {name: sizes.get(name, 1) for name in AXES}
 
 

@@ -19,6 +19,7 @@ class Plan(NamedTuple):
       width: bytes of a number in the products.
       memory: bytes of one chip.
       products, collectives: of one chip.
+      undivided: {axis: modules whose weights it should split, and does not, for it does not divide them}.
     """
 
     mesh: dict[str, int]
@@ -27,6 +28,7 @@ class Plan(NamedTuple):
     memory: Memory
     products: list[Product]
     collectives: list[Collective]
+    undivided: dict[str, list[str]]
 
     @property
     def chips(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from train.planning.chips import Chip, collective_seconds
+from train.planning.chips import USABLE_SHARE, Chip, collective_seconds
 from train.planning.memory import memory_table
 from train.planning.plan import Plan
 from train.planning.step_time import is_weight_gather, step_time
@@ -23,6 +23,10 @@ def plan_text(plan: Plan, chip: Chip | None) -> str:
         ("tokens", f"{plan.tokens:,} a step at most"),
         ("work", f"{flops / 1e12:,.4g} TFLOP a step on each chip, in matrix products"),
     ]
+    for axis, names in plan.undivided.items():
+        facts.append(
+            ("whole", f"{axis} {plan.mesh[axis]} does not divide {', '.join(names)}: each of its chips has all")
+        )
     if chip is not None:
         facts += [("fits", _fits(plan, chip)), ("time", _time(plan, chip))]
     parts = [f"bytes of one chip, temporaries as the CPU's compiler lays them out\n{memory_table(plan.memory)}"]
@@ -48,17 +52,17 @@ def _collectives(plan: Plan, chip: Chip | None) -> str:
 
 
 def _fits(plan: Plan, chip: Chip) -> str:
-    held, share = plan.memory.in_all / 1e9, plan.memory.in_all / chip.memory
-    return f"{'yes' if share <= 1 else 'no'}: {held:,.1f} of {chip.memory / 1e9:,.0f} GB"
+    held, usable = plan.memory.in_all, chip.memory * USABLE_SHARE
+    return f"{'yes' if held <= usable else 'no'}: {held / 1e9:,.1f} of {usable / 1e9:,.0f} GB that a program can use"
 
 
 def _time(plan: Plan, chip: Chip) -> str:
     found = step_time(plan, chip)
     parts = {"products": found.products, "weights": found.gathers, "other collectives": found.others}
     return (
-        f"about {_shown(found.step)} a step, {plan.tokens / found.step:,.0f} tokens/s; by a model, docs/scaling.md\n"
+        f"about {_shown(found.step)} a step, {plan.tokens / found.step:,.0f} tokens/s; predicted, see docs/scaling.md\n"
         f"{'':10} {', '.join(f'{name} {_shown(seconds)}' for name, seconds in parts.items())};"
-        f" {_shown(found.unhidden)} where nothing runs side by side"
+        f" {_shown(found.unhidden)} without overlap"
     )
 
 

@@ -1,0 +1,48 @@
+"""From a config to a model: what is planned without weights is what a run then holds."""
+
+import jax
+import pytest
+import tiny_lm
+
+from train.lm.config import LMConfig
+from train.lm.prepare import abstract_model, prepare_model
+from train.planning.memory import held_bytes
+
+
+def _config(**changes):
+    data = {"train": "t", "max_length": 32}
+    return LMConfig.model_validate({"model": str(tiny_lm.model_folder()), "output_dir": "o", "data": data, **changes})
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """The adapter of a run with other settings than a config's own."""
+    run = tmp_path_factory.mktemp("stored") / "run"
+    return tiny_lm.train(run, "lora.r=3", "lora.target_modules=[q_proj]", "lora.use_dora=true") / "adapter"
+
+
+def _of(adapted):
+    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), adapted.adapter)
+    return held_bytes(adapted.base), held_bytes(adapted.adapter), shapes
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lora": {"init_lora_weights": "pissa"}},
+        {"lora": {"init_lora_weights": "olora"}},
+        {"quantize": "nf4"},
+        {"quantize": "nf4", "lora": {"init_lora_weights": "loftq"}},
+        {"quantize": "int8"},
+        {"method": "full"},
+        {"lora": {"from": "stored"}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_plan_holds_what_the_run_holds(changes, dtype, stored):
+    if changes.get("lora", {}).get("from"):
+        changes = {"lora": {"from": str(stored)}}
+    config = _config(train={"dtype": dtype}, **changes)
+    assert _of(abstract_model(config)) == _of(prepare_model(config))

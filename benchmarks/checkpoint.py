@@ -22,7 +22,8 @@ import numpy as np
 import jlora
 from benchmarks.timing import spread, take_turns
 from train import checkpoint, environment, offline
-from train.checkpoint import Best, Checkpoint
+from train.best import Best
+from train.checkpoint import Checkpoint
 from train.command_line import parse
 from train.compilation import use_compilation_cache
 from train.devices import to_host

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -29,13 +30,22 @@ def merge(base: Any, adapter: Adapter) -> Any:
       JloraError: a path of the adapter is not in the base, an entry of another shape than its leaf, a leaf of which
         only one use sees the update, or a result that is not finite (where arrays are concrete).
     """
+    return replace_leaves(base, dict(merged_leaves(base, adapter)))
+
+
+def merged_leaves(base: Any, adapter: Adapter) -> Iterator[tuple[str, jax.Array | Quantized]]:
+    """(path, leaf) of each leaf of `merge`, made one after the other; a leaf without an entry as it is.
+
+    Raises:
+      JloraError: as for `merge`; of a path or a shape, before the first leaf.
+    """
     leaves = leaves_by_path(base)
     require_fit(adapter, leaves)
-    return replace_leaves(base, {path: merged_leaf(path, leaves[path], entry) for path, entry in adapter.items()})
+    for path, leaf in leaves.items():
+        yield path, _merged(path, leaf, adapter[path]) if path in adapter else leaf
 
 
-def merged_leaf(path: str, leaf: jax.Array | Quantized, entry: Entry) -> jax.Array:
-    """One leaf of `merge`."""
+def _merged(path: str, leaf: jax.Array | Quantized, entry: Entry) -> jax.Array:
     if not isinstance(entry, LowRank):
         return _finite(path, replaced(leaf, entry))
     if entry.only is not None:

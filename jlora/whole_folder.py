@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors that say that a disk takes nothing more."""
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as libraries in Rust have it, in errors of their own kinds
 
@@ -18,7 +22,8 @@ def whole_folder(
 ) -> Iterator[Path]:
     """A folder inside of `folder` to write into, whose files are moved to `folder` where the block ends well.
 
-    Where it does not, `folder` is as it was.
+    Where it does not, `folder` is as it was. A process that is killed during the moves leaves it without the files of
+    `last`.
 
     Args:
       folder: is made where it is not there.
@@ -27,7 +32,7 @@ def whole_folder(
       name: of the folder to write into. One that a killed process left is replaced.
 
     Raises:
-      OSError: the disk takes nothing more, whatever the writer made of that; the error names `folder`.
+      OSError: the disk is full or read-only, whatever kind of error the writer made of that; it names `folder`.
     """
     partial, is_new = folder / name, not folder.exists()
     try:
@@ -41,7 +46,8 @@ def whole_folder(
                 shutil.rmtree(folder / file.name, ignore_errors=True)
             file.replace(folder / file.name)
     except Exception as error:
-        if (number := _number(error)) is None:
+        number = _number(error)
+        if number is None or number not in DISK_FULL:
             raise
         raise OSError(number, os.strerror(number), str(folder)) from error
     finally:

@@ -13,8 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tiny
-
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["train.classify.__main__", "train.lm.__main__"])
 
@@ -39,6 +37,8 @@ class Ended(NamedTuple):
 
 def start(trainer: str, arguments: Sequence[str], log: Path, prepare: Callable[[], None] | None = None) -> Any:
     """A process that runs `trainer`, classify or lm; its output is added to `log`. `prepare` is called in it first."""
+    import tiny  # which makes a folder: not in the processes started here, which import this file
+
     target = (trainer, [str(argument) for argument in arguments], str(log), prepare, tiny.environment())
     process = _SERVER.Process(target=_run, args=target)
     process.start()
@@ -55,13 +55,20 @@ def finish(process: Any) -> int:
     return process.exitcode
 
 
-def run_together(trainer: str, arguments: Sequence[str], count: int = 2, *, sent: Signal | None = None) -> list[Ended]:
-    """Runs `trainer` in so many processes of one device each, as a launcher would start them."""
+def run_together(
+    trainer: str,
+    arguments: Sequence[str],
+    count: int = 2,
+    *,
+    sent: Signal | None = None,
+    places: Sequence[Path] | None = None,
+) -> list[Ended]:
+    """Runs `trainer` in so many processes of one device each, as a launcher would start them; in these `places`."""
     port = _free_port()
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder, str(index)) for index in range(count)]
         started = [
-            start(trainer, [*arguments, *_flags(port, index, count)], log, _prepared(sent, index))
+            start(trainer, [*arguments, *_flags(port, index, count)], log, _prepared(sent, places, index))
             for index, log in enumerate(logs)
         ]
         try:
@@ -87,7 +94,9 @@ def signal_at(step: int, number: signal.Signals) -> None:
     loop.batches = signalling
 
 
-def _prepared(sent: Signal | None, index: int) -> Callable[[], None] | None:
+def _prepared(sent: Signal | None, places: Sequence[Path] | None, index: int) -> Callable[[], None] | None:
+    if places is not None:
+        return partial(os.chdir, places[index])
     return partial(signal_at, sent.step, sent.number) if sent is not None and sent.process == index else None
 
 

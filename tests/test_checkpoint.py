@@ -8,7 +8,8 @@ import pytest
 
 import jlora
 from jlora.errors import JloraError
-from train.checkpoint import Best, Checkpoint, Rest, open_checkpoints, restore, save, wait
+from train.best import Best
+from train.checkpoint import Checkpoint, Rest, open_checkpoints, restore, save, wait
 from train.devices import to_host
 from train.step import State
 
@@ -210,10 +211,19 @@ def test_what_a_killed_run_had_begun_is_deleted(two, tmp_path):
 def test_a_checkpoint_that_cannot_be_written_is_an_error_that_says_what_to_do(tmp_path):
     (tmp_path / "file").touch()
     with (
-        pytest.raises(JloraError, match=r"could not be written: .*\n.*Make room .*--resume"),
+        pytest.raises(JloraError, match=r"could not be written: .*\n.*Free disk space .*--resume"),
         open_checkpoints(tmp_path / "file" / "checkpoints", 2),
     ):
         pass
+
+
+def test_a_run_folder_that_was_moved_is_not_made_again(tmp_path):
+    folder = tmp_path / "run"
+    with open_checkpoints(folder / "checkpoints", 2) as manager:
+        folder.rename(tmp_path / "moved")
+        with pytest.raises(JloraError, match=r"run: expected the run folder, found none.*--resume"):
+            _save(manager, _state(3))
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
 
 
 def test_arrays_come_back_to_where_they_were(tmp_path):

@@ -1,11 +1,11 @@
 """The command from end to end, on a model and files that are tiny."""
 
 import csv
+import functools
 import json
 import re
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -101,10 +101,15 @@ def test_regression_on_pairs(tmp_path):
     assert (run / "predictions.csv").read_text().startswith("text,text_pair,label,predicted,")
 
 
+@functools.cache
+def _plain(*kept):
+    return tiny.train(tiny.HOME / "plain", *kept)
+
+
 @pytest.mark.parametrize("switch", ["train.dtype=bfloat16", "train.remat=true"])
 def test_bfloat16_and_remat_change_little(switch, tmp_path):
     kept = ["train.learning_rate=1e-2", *_SHORT]
-    plain, other = (tiny.train(tmp_path / str(i), *kept, *more) for i, more in enumerate(([], [switch])))
+    plain, other = _plain(*kept), tiny.train(tmp_path / "run", *kept, switch)
     first, second = tiny.tensors(plain / "adapter"), tiny.tensors(other / "adapter")
     tolerance = 1e-6 if "remat" in switch else 5e-2
     for key, value in first.items():
@@ -128,8 +133,8 @@ def test_a_warm_start_takes_the_adapter_as_it_is(tmp_path, capsys):
     still = ["train.learning_rate=1e-30", f"lora.from={first / 'adapter'}"]
     second = tiny.train(tmp_path / "second", *still, *_SHORT)
     shown = _log(capsys)
-    assert "lora.from: the adapter's r=4 holds, not 8" in shown
-    assert "lora.from: the adapter's lora_alpha=16 holds, not 8" in shown
+    assert "lora.from: the stored adapter's r=4 is used; the config's 8 is ignored" in shown
+    assert "lora.from: the stored adapter's lora_alpha=16 is used; the config's 8 is ignored" in shown
     before, after = tiny.tensors(first / "adapter"), tiny.tensors(second / "adapter")
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[key], after[key]) for key in before)
@@ -141,7 +146,7 @@ def test_a_warm_start_takes_the_adapter_as_it_is(tmp_path, capsys):
 def test_a_frozen_head_is_warned_of_where_it_is_random(tmp_path, capsys):
     frozen = ["lora.modules_to_save=[]", *_SHORT]
     run = tiny.train(tmp_path / "new", *frozen)
-    warning = "random, as the model has none, and frozen: classifier.bias, classifier.weight"
+    warning = "newly initialised, and frozen: classifier.bias, classifier.weight"
     assert warning in _log(capsys)
     assert all("lora_" in key for key in tiny.tensors(run / "adapter"))
     run = tiny.train(tmp_path / "there", *frozen, model=tiny.model_folder(head=True))
@@ -191,13 +196,11 @@ def test_a_dry_run_needs_neither_weights_nor_data(arguments, total, trainable, p
     _ROBERTA_BASE.save_pretrained(tmp_path / "roberta-base")
     common = [f"model={tmp_path / 'roberta-base'}", f"output_dir={tmp_path / 'run'}"]
     for data in (tmp_path / "nowhere.csv", "stanfordnlp/sst2"):
-        begin = time.monotonic()
         assert tiny.call(classify.main, [*common, f"data.train={data}", "--dry-run", *arguments]) == 0
         shown = capsys.readouterr().out
         assert re.search(rf"^total +{total}$", shown, re.MULTILINE)
         assert re.search(rf"^trainable +{trainable}$", shown, re.MULTILINE)
         assert re.search(rf"^percent +{percent} %$", shown, re.MULTILINE)
-        assert time.monotonic() - begin < 30
     assert sorted(path.name for path in tmp_path.iterdir()) == ["roberta-base"]
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import socket
+from pathlib import Path
 
 import numpy as np
 import processes
@@ -149,13 +150,32 @@ def test_two_processes_share_weights_and_export_them(tmp_path):
             np.testing.assert_allclose(found[key], value, rtol=1e-3, atol=1e-4, err_msg=key)
 
 
+@pytest.mark.parametrize(
+    ("differs", "said"), [("data", "data: expected the same"), ("run", r"output_dir: .*/run: its")]
+)
+def test_processes_that_see_other_files_are_told_before_the_first_step(differs, said, tmp_path):
+    """Of paths that are relative, as with disks that are not shared."""
+    places = [tmp_path / "0", tmp_path / "1"]
+    for index, place in enumerate(places):
+        place.mkdir()
+        text = tiny_lm.text_file(400, seed=index * (differs == "data"))
+        (place / "text.txt").write_bytes(text.read_bytes())
+    output = tmp_path / "run" if differs == "data" else Path("run")
+    arguments = tiny_lm.arguments(output, *_LM, data=Path("text.txt"))
+    for ended in processes.run_together("lm", arguments, places=places):
+        assert ended.code == 2, ended.output
+        assert re.search(f"error: {said}", ended.output)
+        assert "step 1/6" not in ended.output
+
+
 def test_two_processes_resume_a_model_of_which_each_holds_half(tmp_path):
     """All weights are trained, so that checkpoints, the best step's too, are read back in parts."""
     more = ["method=full", "train.learning_rate=1e-3", "train.schedule=constant", "train.eval_every=2"]
     run, split = tmp_path / "run", ["mesh.data=1", "mesh.fsdp=2"]
     for steps in ([], ["train.max_steps=4", "--resume"]):
         _assert_well(processes.run_together("lm", [*tiny_lm.arguments(run, *more, *split), *steps]))
-    alone = tiny_lm.train(tmp_path / "alone", *more, "train.max_steps=4")
+    tiny_lm.train(run, *more, "train.max_steps=6", "--resume")  # alone, on one device
+    alone = tiny_lm.train(tmp_path / "alone", *more, "train.max_steps=6")
     _assert_same_curve(run, alone)
     found, expected = tiny.tensors(run / "merged"), tiny.tensors(alone / "merged")
     for key, value in expected.items():

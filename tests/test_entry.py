@@ -31,7 +31,13 @@ def _raises(error):
         (
             _raises(OSError(errno.ENOSPC, "No space left on device", "run/x")),
             2,
-            "error: [Errno 28] No space left on device: 'run/x': make room, or name a folder that can be written\n",
+            "error: [Errno 28] No space left on device: 'run/x': free disk space, or name a folder that can be"
+            " written\n",
+        ),
+        (
+            _raises(PermissionError(errno.EACCES, "Permission denied", "run/x")),
+            2,
+            "error: [Errno 13] Permission denied: 'run/x': allow it, or name another place\n",
         ),
     ],
 )
@@ -74,14 +80,31 @@ def test_arguments():
             read(text)
 
 
-def test_a_reader_that_has_enough_is_no_error():
-    """As `python -m train.generate ... | head -1`."""
-    code = (
-        "from train.entry import exit_code\nraise SystemExit(exit_code(lambda: print('text ' * 100_000, flush=True)))"
-    )
-    command = [sys.executable, "-c", code]
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [("exit_code(lambda: print('text ' * 100_000, flush=True))", 0), ("show('text ' * 100_000) or 7", 7)],
+)
+def test_a_reader_that_has_enough_is_no_error(said, code):
+    """As `python -m train.generate ... | head -1`; what is shown so ends no work."""
+    command = [sys.executable, "-c", f"from train.entry import exit_code, show\nraise SystemExit({said})"]
     with subprocess.Popen(command, cwd=tiny.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.read(1)
         process.stdout.close()
         assert process.stderr.read() == ""
-    assert process.returncode == 0
+    assert process.returncode == code
+
+
+def test_an_interruption_keeps_its_code_where_nobody_reads_it():
+    """As Ctrl-C does under `2>&1 | tee log`, which it ends too."""
+    code = """
+from train.entry import exit_code
+def work():
+    input()
+    raise KeyboardInterrupt
+raise SystemExit(exit_code(work))
+"""
+    pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tiny.ROOT, text=True, **pipes) as process:
+        process.stderr.close()
+        process.stdin.write("\n")
+    assert process.returncode == 130

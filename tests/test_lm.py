@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 import tiny
@@ -101,36 +100,6 @@ def test_a_dry_run_needs_neither_weights_nor_data(tmp_path, capsys):
         out = capsys.readouterr().out
         assert all(word in out for word in ("trainable", "activations", "logits", "optimizer", "TFLOP"))
     assert not (tmp_path / "run").exists()
-
-
-def test_a_run_is_the_same_run_after_a_break(tmp_path):
-    """Stopped by a signal between two checkpoints and resumed: the adapter's bytes are those of the whole run."""
-    steps = ["train.max_steps=4", "train.checkpoint_every=2", "train.gradient_accumulation_steps=2"]
-    whole = tiny_lm.train(tmp_path / "whole", *steps)
-    broken = tmp_path / "broken"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lm.session, "run", _stops_after(3, lm.session.run))
-        assert tiny.call(lm.main, tiny_lm.arguments(broken, *steps)) == 130
-    assert tiny.call(lm.main, tiny_lm.arguments(broken, *steps, "--resume")) == 0
-    for name in ("adapter/adapter_model.safetensors", "merged/model.safetensors"):
-        assert (broken / name).read_bytes() == (whole / name).read_bytes()
-
-
-def _stops_after(steps, run):
-    """The loop, interrupted when its batch `steps` is made."""
-
-    def interrupted(loop, *rest):
-        made = []
-
-        def batch(planned):
-            made.append(planned)
-            if len(made) == steps:
-                raise KeyboardInterrupt
-            return loop.batch(planned)
-
-        return run(replace(loop, batch=batch), *rest)
-
-    return interrupted
 
 
 def _losses(run, name):

@@ -13,7 +13,8 @@ from jlora.errors import JloraError
 from train import checkpoint
 from train import loop as loops
 from train.batches import plan_epoch
-from train.checkpoint import Best, Checkpoint, Rest
+from train.best import Best
+from train.checkpoint import Checkpoint, Rest
 from train.loop import Loop, batches, run
 from train.sections import TrainSection
 from train.signals import Stop

@@ -1,4 +1,6 @@
+import errno
 import json
+from pathlib import Path
 
 import pytest
 
@@ -6,7 +8,7 @@ from jlora.errors import JloraError
 from train import environment, lock, run_folder
 from train.classify.config import Config
 from train.command import Flags
-from train.run_folder import check, claim, write_json
+from train.run_folder import check, claim, require_checkpoints, take_over, write_json
 
 
 def _config(folder, **changes):
@@ -16,7 +18,8 @@ def _config(folder, **changes):
 @pytest.fixture
 def run(tmp_path):
     (tmp_path / "run").mkdir()
-    return claim(_config(tmp_path / "run"), Flags())
+    claim(_config(tmp_path / "run"), Flags())
+    return tmp_path / "run"
 
 
 def test_a_new_or_empty_folder_is_free(tmp_path):
@@ -53,7 +56,7 @@ def test_a_finished_run_goes_on_where_what_may_change_does(run, caplog):
     longer = _config(run, train={"epochs": 9}, export={"merged": False})
     assert check(longer, Flags(resume=True)) == "resumed"
     with caplog.at_level("INFO", "train"):
-        claim(longer, Flags(resume=True))
+        take_over(longer)
     assert "train.epochs: the run has 3.0, now given 9.0" in caplog.text
     assert "export.merged: the run has True, now given False" in caplog.text
     assert not (run / "report.json").exists()
@@ -77,6 +80,7 @@ def test_killed_while_it_replaces_a_run_it_can_do_so_again(name, run, monkeypatc
         raise KeyboardInterrupt
 
     (run / "checkpoints").mkdir()
+    (run / lock.NAME).touch()
     monkeypatch.setattr(
         *((run_folder.shutil, "rmtree") if name == "checkpoints" else (run_folder, "write_json")), killed
     )
@@ -109,6 +113,59 @@ def test_what_is_no_run_is_never_touched(flags, tmp_path):
         check(_config(tmp_path), flags)
 
 
+def test_a_users_own_config_is_no_run(tmp_path):
+    (tmp_path / "config.yaml").write_text("model: mine")
+    with pytest.raises(JloraError, match=r"one that holds a run; found \['config.yaml'\]"):
+        check(_config(tmp_path), Flags(overwrite=True))
+
+
+def test_a_disk_that_is_full_at_the_first_file_leaves_a_new_folder(tmp_path, monkeypatch):
+    def full(path, *_, **__):
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match=r"config\.yaml"):
+        claim(_config(tmp_path), Flags())
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "config.yaml.unfinished").touch()  # of a process that was killed there
+    assert check(_config(tmp_path), Flags(resume=True)) == "new"
+
+
+def test_of_a_link_the_link_is_deleted(run, tmp_path):
+    (tmp_path / "scratch" / "3").mkdir(parents=True)
+    (run / "checkpoints").symlink_to(tmp_path / "scratch")
+    claim(_config(run, seed=1), Flags(overwrite=True))
+    assert not (run / "checkpoints").is_symlink()
+    assert (tmp_path / "scratch" / "3").is_dir()
+
+
+def _record(run, step):
+    (run / "metrics.jsonl").write_text(json.dumps({"step": step}) + "\n")
+
+
+def test_checkpoints_that_were_lost_are_missed(tmp_path):
+    claim(_config(tmp_path, train={"checkpoint_every": 5}), Flags())
+    require_checkpoints(tmp_path, 100)
+    _record(tmp_path, 10)  # the first checkpoint may not have been whole yet
+    require_checkpoints(tmp_path, 100)
+    _record(tmp_path, 11)
+    (tmp_path / "checkpoints" / "5.damaged").mkdir(parents=True)
+    with pytest.raises(JloraError, match=r"has come to step 11; found none.*--overwrite"):
+        require_checkpoints(tmp_path, 100)
+    (tmp_path / "checkpoints" / "10").mkdir()
+    require_checkpoints(tmp_path, 100)
+
+
+def test_a_finished_run_had_checkpoints(run):
+    _record(run, 3)
+    require_checkpoints(run, 100)
+    (run / "report.json").touch()
+    with pytest.raises(JloraError, match="expected the checkpoints of this run"):
+        require_checkpoints(run, 100)
+
+
 def test_overwriting_deletes_what_a_run_leaves_and_no_more(run):
     for name in run_folder.OURS:
         if not (run / name).exists():
@@ -124,7 +181,7 @@ def test_resuming_keeps_what_is_there_and_says_where_the_cores_differ(run, monke
     there = environment.describe() | {"cpu_count": 3000}
     monkeypatch.setattr(environment, "describe", lambda: there)
     with caplog.at_level("WARNING", "train"):
-        claim(_config(run), Flags(resume=True))
+        take_over(_config(run))
     assert "this is 3000: results are equal to rounding only" in caplog.text
     assert (run / "environment.json").read_bytes() == before
 

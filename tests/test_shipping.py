@@ -33,6 +33,14 @@ def test_what_is_pushed_is_merged_and_its_card_names_the_repository(trainer, kin
     assert tiny.report(run)["pushed_to"] == "https://example.org/commit"
 
 
+def test_what_an_earlier_end_exported_and_this_one_does_not_is_deleted(tmp_path):
+    tiny_lm.train(tmp_path / "run", "export.gguf_lora=true")
+    run = tiny_lm.train(tmp_path / "run", "--resume", "train.max_steps=3", "export.merged=false")
+    assert (run / "adapter/adapter_config.json").exists()
+    assert not (run / "merged").exists()
+    assert not (run / "adapter.gguf").exists()
+
+
 def test_a_hub_that_fails_at_the_end_costs_no_number(tmp_path, monkeypatch, capsys):
     def fails(folder, repo, private):
         raise JloraError(f"hub.push: upload to {repo} failed")

@@ -16,7 +16,8 @@ import jax
 jax.distributed.initialize(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
 import jax.numpy as jnp
 from pathlib import Path
-from train.checkpoint import Best, Checkpoint, open_checkpoints, save, wait
+from train.best import Best
+from train.checkpoint import Checkpoint, open_checkpoints, save, wait
 from train.signals import Stopped, listening
 from train.step import State
 
@@ -40,7 +41,7 @@ time.sleep(10)
 print("still there")
 """
 
-NUMBERS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+NUMBERS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 
 
 def _signal(number):
@@ -123,6 +124,9 @@ def test_a_second_signal_ends_the_process_wherever_it_is(number):
         time.sleep(0.2)
         process.send_signal(number)
         assert f"{number.name}: this step ends" in process.stderr.readline()
+        process.send_signal(number)  # as `timeout` does: once to the process, and at once again to its group
+        time.sleep(1.5)
+        assert process.poll() is None
         process.send_signal(number)
         try:
             assert process.wait(60) == 128 + number

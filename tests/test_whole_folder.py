@@ -66,3 +66,8 @@ def test_the_disks_errors_name_the_folder(error, tmp_path):
         raise error
     assert caught.value.errno == errno.ENOSPC
     assert caught.value.filename == str(tmp_path)
+
+
+def test_other_errors_name_their_own_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="tokenizer"), whole_folder(tmp_path):
+        (tmp_path / "tokenizer.json").read_text()

@@ -13,17 +13,15 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 import jlora
-from jlora.adapter import require_fit
 from jlora.base import build, load_config, load_weights, save_base
 from jlora.checkpoint_files import whole_model
 from jlora.errors import JloraError
-from jlora.merge import merged_leaf
-from jlora.paths import leaves_by_path, replace_leaves
+from jlora.merge import merged_leaves
+from jlora.paths import replace_leaves
 from jlora.quantize.leaf import is_quantized
 from jlora.residual import subtract_initial
 from jlora.whole_folder import whole_folder
 from train.adapted import Adapted
-from train.classify.labels import Labels
 from train.devices import to_first
 from train.distributed import first_alone
 
@@ -36,19 +34,22 @@ def write_adapter(
     adapted: Adapted,
     adapter: dict[str, Any],
     tokenizer: PreTrainedTokenizerBase,
-    labels: Labels | None,
+    label_entries: dict[str, Any] | None,
     base_model: str,
 ) -> None:
     """The adapter as PEFT opens it on `base_model`, with the tokenizer and a classifier's class names (labels.json).
 
     Where it was trained on a residual base, it is written as one of twice the rank for the original one.
-    `adapted.lora` must not be None.
+
+    Args:
+      adapted: its `lora` must not be None.
+      label_entries: what a classifier's labels add to its config.json, as `Labels.config_entries` has them.
     """
     assert adapted.lora is not None
     with whole_folder(folder) as partial:
         jlora.save_adapter(partial, _for_the_original(adapted, adapter), adapted.lora, base_model=base_model)
-        if labels is not None:
-            text = json.dumps(labels.config_entries(), indent=2) + "\n"
+        if label_entries is not None:
+            text = json.dumps(label_entries, indent=2) + "\n"
             (partial / "labels.json").write_text(text, encoding="utf-8")
         tokenizer.save_pretrained(partial)
 
@@ -70,11 +71,8 @@ def write_merged(
     Leaves are merged one after the other, and held in the host's memory. Of several processes all take part, and the
     first one holds the model and writes it.
     """
-    leaves = leaves_by_path(adapted.base)
-    require_fit(adapter, leaves)
-    together = {path: _in_host(merged_leaf(path, leaves[path], entry)) for path, entry in adapter.items()}
-    alone = {path: _in_host(leaf) for path, leaf in leaves.items() if path not in adapter}
-    merged = replace_leaves(adapted.base, together | alone)
+    leaves = {path: _in_host(leaf) for path, leaf in merged_leaves(adapted.base, adapter)}
+    merged = replace_leaves(adapted.base, leaves)
     with first_alone("merged") as writes:
         if writes:
             with whole_model(folder) as partial:

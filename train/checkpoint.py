@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,22 +24,12 @@ import orbax.checkpoint as ocp
 from jlora.errors import JloraError
 from jlora.paths import leaves_by_path
 from train import distributed
+from train.best import Best
 from train.checksum import checksums
 from train.devices import kept
 from train.step import State
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Best:
-    """The best evaluation so far: trained leaves as `kept` has them, the metric's value, the step, and how many
-    evaluations since then were no better. `value` is None before the first evaluation."""
-
-    trainable: Any
-    value: float | None = None
-    step: int = 0
-    stale: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,14 +73,15 @@ def open_checkpoints(folder: Path, keep: int) -> Iterator[ocp.CheckpointManager]
     )
     with _explained(folder):
         manager = _Manager(folder.resolve(), options=options)
-    try:
-        yield manager
-    except BaseException:
-        with suppress(Exception):  # of the same cause as the error that is on its way
+    with _hushed():
+        try:
+            yield manager
+        except BaseException:
+            with suppress(Exception):  # of the same cause as the error that is on its way
+                manager.close()
+            raise
+        with _explained(folder):
             manager.close()
-        raise
-    with _explained(folder):
-        manager.close()
 
 
 def save(manager: ocp.CheckpointManager, checkpoint: Checkpoint) -> None:
@@ -109,7 +101,12 @@ def save(manager: ocp.CheckpointManager, checkpoint: Checkpoint) -> None:
         arrays=ocp.args.StandardSave(kept(arrays)),
         notes=ocp.args.JsonSave({"notes": notes, "sha256": _sha256(notes)}),
     )
-    with _explained(Path(manager.directory)):
+    folder = Path(manager.directory)
+    if not folder.parent.is_dir():  # orbax would make it again
+        raise JloraError(
+            f"{folder.parent}: expected the run folder, found none: was it moved? Then --resume where it is"
+        )
+    with _explained(folder):
         manager.save(int(state.step), args=args)
 
 
@@ -259,6 +256,23 @@ def _reason(error: Exception) -> str:
 
 
 @contextmanager
+def _hushed() -> Iterator[None]:
+    """After the first error of a write TensorStore reports the others to an event loop that orbax has closed: those
+    reports, each a traceback on stderr, say nothing that the error did not."""
+    shown = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if not (isinstance(found.exc_value, RuntimeError) and "Event loop is closed" in str(found.exc_value)):
+            shown(found)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = shown
+
+
+@contextmanager
 def _explained(folder: Path) -> Iterator[None]:
     """Says what to do where a checkpoint cannot be written; orbax and its parts raise errors of many kinds."""
     try:
@@ -268,5 +282,5 @@ def _explained(folder: Path) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as error:
         raise JloraError(
             f"{folder}: a checkpoint could not be written: {_reason(error)}\n"
-            "Those before it are whole. Make room or lend the right to write, then go on with --resume"
+            "Those before it are whole. Free disk space or allow the folder to be written, then go on with --resume"
         ) from error

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-from train.metrics import is_better
+from train.best import is_better
 from train.record import read_metrics
 
 _TRAIN, _VALIDATION = "tab:blue", "tab:orange"

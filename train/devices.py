@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -34,14 +34,19 @@ def mesh_of(config: RunConfig, devices: Sequence[Any] | None = None) -> Mesh | N
     mesh = make_mesh(asked.data, asked.fsdp, asked.tensor, devices)
     if mesh.size == 1:
         return None
-    parts, rows = row_parts(mesh), config.train.batch_size
-    if rows % parts:
-        sizes = ", ".join(f"mesh.{name} {size}" for name, size in mesh.shape.items())
-        raise JloraError(
-            f"train.batch_size: expected a multiple of {parts}, the parts of a batch on {mesh.size} devices"
-            f" ({sizes}); found {rows}"
-        )
+    require_shared(config.train.batch_size, mesh.shape)
     return mesh
+
+
+def require_shared(rows: int, sizes: Mapping[str, int]) -> None:
+    """Raises JloraError where a batch of so many rows cannot be shared evenly on a mesh of these sizes."""
+    parts = math.prod(sizes[name] for name in BATCH[0])
+    if rows % parts:
+        named = ", ".join(f"mesh.{name} {size}" for name, size in sizes.items())
+        raise JloraError(
+            f"train.batch_size: expected a multiple of {parts}, the parts of a batch on"
+            f" {math.prod(sizes.values())} devices ({named}); found {rows}"
+        )
 
 
 def row_parts(mesh: Mesh | None) -> int:

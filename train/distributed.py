@@ -52,7 +52,7 @@ def joined(flags: Flags) -> Iterator[None]:
         if isinstance(error, JloraError) or not jax.distributed.is_initialized() or not _LOST.search(str(error)):
             raise
         raise JloraError(
-            f"process {jax.process_index()} lost another process, whose output says why. All end now; start them again"
+            f"process {jax.process_index()} lost another process, see its output. All end now; start them again"
             f" with --resume\n  {str(error).strip().splitlines()[0][:200]}"
         ) from error
 

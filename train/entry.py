@@ -8,13 +8,12 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from jlora.errors import JloraError
+from jlora.whole_folder import DISK_FULL
 from train.progress import configure_logging
 from train.signals import Stopped
-
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Errors that say that a disk takes nothing more."""
 
 
 def exit_code(work: Callable[[], None], *, verbose: bool = False, interrupted: str = "interrupted") -> int:
@@ -26,19 +25,39 @@ def exit_code(work: Callable[[], None], *, verbose: bool = False, interrupted: s
     try:
         work()
     except JloraError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # who reads the output, such as `head`, has enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _said(f"error: {error}", 2)
+    except BrokenPipeError:
+        _silence(sys.stdout)
     except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        print(f"error: {error}: make room, or name a folder that can be written", file=sys.stderr)
-        return 2
+        if error.errno in DISK_FULL:
+            return _said(f"error: {error}: free disk space, or name a folder that can be written", 2)
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return _said(f"error: {error}: allow it, or name another place", 2)
+        raise
     except (KeyboardInterrupt, Stopped) as stop:
-        print(interrupted, file=sys.stderr)
-        return stop.code if isinstance(stop, Stopped) else 130
+        return _said(interrupted, stop.code if isinstance(stop, Stopped) else 130)
     return 0
+
+
+def show(text: str) -> None:
+    """Prints the text, whether somebody reads it or not."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _silence(sys.stdout)
+
+
+def _said(text: str, code: int) -> int:
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except BrokenPipeError:  # `2>&1 | tee` ends with the Ctrl-C that ended us
+        _silence(sys.stderr)
+    return code
+
+
+def _silence(stream: TextIO) -> None:
+    """Who read it, such as `head`, has had enough; Python would end with code 120 where it cannot write the rest."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def require_new(folder: Path, overwrite: bool) -> None:

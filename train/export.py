@@ -21,7 +21,7 @@ from train.adapted import Adapted
 from train.artifacts import write_merged
 from train.classify.trained import load_adapted
 from train.entry import exit_code, require_new
-from train.language_model import load_language_model
+from train.lm.trained import load_language_model
 from train.model_files import base_of, model_folder
 from train.sources import settle_hub
 

@@ -96,7 +96,9 @@ def _extract(options: argparse.Namespace) -> None:
     spectra = spectrum.by_module(values, [rank for rank in ranks if rank])
     labels = labels_of_config(pair.model.config.id2label, pair.model.config.problem_type)
     adapted = Adapted(pair.model, pair.base, adapter, config)
-    write_adapter(options.out / "adapter", adapted, adapter, tokenizer, labels, _base_name(options.base))
+    write_adapter(
+        options.out / "adapter", adapted, adapter, tokenizer, labels.config_entries(), _base_name(options.base)
+    )
     spectrum.write_csv(options.out / "spectrum.csv", spectra)
     title = f"What changed from {_short(options.base)} to {_short(options.tuned)}"
     spectrum.plot(spectra, options.out / "spectrum.png", title)

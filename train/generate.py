@@ -16,7 +16,7 @@ from jlora.errors import JloraError
 from jlora.generation import context_length, stream
 from train.compilation import use_compilation_cache
 from train.entry import exit_code, whole_number
-from train.language_model import LanguageModel, load_language_model
+from train.lm.trained import LanguageModel, load_language_model
 from train.text_stream import decoded, until
 
 _EPILOG = """\

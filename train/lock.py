@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import os
 import socket
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from jlora.errors import JloraError
+
+logger = logging.getLogger(__name__)
 
 NAME = ".lock"
 """The file in the run folder; it stays, and holds the host and the process id of who locked it last."""
@@ -28,8 +33,10 @@ def locked(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise JloraError(f"output_dir: {folder}: expected a folder that can be made, found {error}") from None
+    # `run` is a number of this holder alone.
+    ours = {"host": socket.gethostname(), "pid": os.getpid(), "run": uuid.uuid4().hex}
     with _acquired(folder):
-        (folder / NAME).write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}), encoding="utf-8")
+        (folder / NAME).write_text(json.dumps(ours), encoding="utf-8")
         yield
 
 
@@ -42,15 +49,19 @@ def require_free(folder: Path) -> None:
 
 @contextmanager
 def _acquired(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / NAME)
+    lock = FileLock(folder / NAME, fallback_to_soft=False)  # a soft one would outlive a killed process
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise JloraError(
-            f"output_dir: {folder}: {_holder(folder / NAME)} is training in it. Wait for it, or name another folder:"
+            f"output_dir: {folder}: {_named(folder)} is training in it. Wait for it, or name another folder:"
             " output_dir=FOLDER"
         ) from None
     except OSError as error:
+        if error.errno == errno.ENOSYS:
+            logger.warning("%s: this file system has no locks: nothing keeps a second run out of the folder", folder)
+            yield
+            return
         raise JloraError(f"output_dir: {folder}: expected a folder that can be written, found {error}") from error
     try:
         yield
@@ -58,9 +69,16 @@ def _acquired(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _holder(file: Path) -> str:
+def holder(folder: Path) -> str:
+    """What the file of the lock says of who holds it, and nobody else; empty where there is none."""
+    with suppress(OSError):
+        return (folder / NAME).read_text(encoding="utf-8")
+    return ""
+
+
+def _named(folder: Path) -> str:
     try:
-        holder = json.loads(file.read_text(encoding="utf-8"))
-        return f"process {holder['pid']} on {holder['host']}"
-    except (OSError, ValueError, KeyError):
+        found = json.loads(holder(folder))
+        return f"process {found['pid']} on {found['host']}"
+    except (ValueError, KeyError):
         return "another process"

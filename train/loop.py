@@ -15,8 +15,9 @@ import orbax.checkpoint as ocp
 
 from jlora import combine
 from jlora.errors import JloraError
-from train import checkpoint, metrics
-from train.checkpoint import Best, Checkpoint, Rest
+from train import checkpoint
+from train.best import Best, is_better
+from train.checkpoint import Checkpoint, Rest
 from train.devices import kept
 from train.progress import Progress
 from train.record import Recorder
@@ -166,7 +167,7 @@ class _Run:
         self.require_finite(step, {"validation loss": found["loss"]})
         self.recorder.log(step, found, "validation")
         shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
-        better = metrics.is_better(self.loop.metric, found[self.loop.metric], self.best.value)
+        better = is_better(self.loop.metric, found[self.loop.metric], self.best.value)
         logger.info("step %d  validation: %s%s", step, shown, "  (best so far)" if better else "")
         if better:
             self.best = Best(kept(self.state.trainable), found[self.loop.metric], step, 0)

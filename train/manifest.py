@@ -92,7 +92,7 @@ def require_same(file: Path, now: dict[str, dict[str, str]]) -> None:
     if lines := _differences(before["code"], now["code"]):
         logger.warning("the run was started by other code; results may differ from those of one run\n%s", lines)
     what = {
-        "config": "config.yaml as it was written",
+        "config": "config.yaml as the run wrote it (was it edited? Put it back, or --overwrite)",
         "base": "the base that the run was started with",
         "adapter": "the scales of the adapter that the run was started with",
         "data": "the data that the run was started with",

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from jlora.errors import JloraError
-from train import metrics, yaml_text
+from train import yaml_text
+from train.classify import metrics
 from train.classify.config import Config, DataConfig
 from train.classify.data import Split, read_split
 from train.classify.evaluate import scores

@@ -148,6 +148,12 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return lines
 
 
+def last_step(path: Path) -> int:
+    """The step of the record's last line; 0 where there is none."""
+    lines = read_metrics(path) if path.exists() else []
+    return lines[-1]["step"] if lines else 0
+
+
 def _keep(path: Path, lines: int) -> int:
     """Rewrites `path` with its first lines only, in one atomic move, and returns how many there are."""
     kept = read_metrics(path)[:lines] if path.exists() else []

@@ -77,8 +77,12 @@ def to_yaml(config: RunConfig) -> str:
     return yaml_text.dump(config.model_dump(by_alias=True))
 
 
+def rows_of_a_step(config: RunConfig) -> int:
+    """Rows that one optimizer step takes, all its batches together."""
+    return config.train.batch_size * config.train.gradient_accumulation_steps
+
+
 def steps_of(config: RunConfig, rows: int) -> tuple[int, int]:
     """(optimizer steps of an epoch, optimizer steps of the run) for so many training rows."""
-    batch = config.train.batch_size * config.train.gradient_accumulation_steps
-    per_epoch = math.ceil(rows / batch)
+    per_epoch = math.ceil(rows / rows_of_a_step(config))
     return per_epoch, config.train.max_steps or max(1, round(config.train.epochs * per_epoch))

@@ -9,41 +9,50 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from jlora.errors import JloraError
+from jlora.json_file import read_json
 from train import environment, keys, lock, manifest, yaml_text
 from train.command import Flags
+from train.record import last_step
 from train.run_config import RunConfig, to_yaml
 from train.validation import flatten
 
 logger = logging.getLogger(__name__)
 
 OURS = (
-    "environment.json", manifest.NAME, "metrics.jsonl", "tensorboard", "checkpoints", "curves.png", "report.json",
+    "checkpoints", "environment.json", manifest.NAME, "metrics.jsonl", "tensorboard", "curves.png", "report.json",
     "predictions.csv", "samples.jsonl", "adapter", "adapter.gguf", "merged", "wandb", "trackio", "config.yaml",
 )  # fmt: skip
 """config.yaml says that the folder holds a run: deleted last, written first, it does so whenever the run is killed."""
+
+_MARKS = {lock.NAME, manifest.NAME, "environment.json"}
+"""Beside a config.yaml, any of these says that a run wrote it, and not a user."""
+
+_UNFINISHED = ".unfinished"
+"""The end of the names of files that are being written."""
 
 
 def check(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finished"]:
     """What the folder allows; writes nothing.
 
     Raises:
-      JloraError: both flags are given, the folder holds another run and neither flag is given, what --overwrite
-        would delete is no run, or the run to resume was started with another configuration (the differences are
-        named).
+      JloraError: both flags are given, the folder holds another run and neither flag is given, what it holds is no
+        run, or the run to resume was started with another configuration (the differences are named).
     """
     if flags.resume and flags.overwrite:
         raise JloraError("command line: expected --resume or --overwrite, found both")
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
         raise JloraError(f"output_dir: {folder}: expected a folder, found a file")
-    found = sorted({path.name for path in folder.iterdir()} - {lock.NAME}) if folder.is_dir() else []
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    found = sorted(name for name in names - {lock.NAME} if not name.endswith(_UNFINISHED))
     if not found:
         return "new"
-    if "config.yaml" not in found:
+    if "config.yaml" not in found or not names & _MARKS:
         raise JloraError(f"output_dir: {folder}: expected a new folder or one that holds a run; found {found[:5]}")
     if flags.overwrite:
         return "new"
@@ -56,29 +65,53 @@ def check(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finishe
     return "finished" if "report.json" in found and not changed else "resumed"
 
 
-def claim(config: RunConfig, flags: Flags) -> Path:
+def claim(config: RunConfig, flags: Flags) -> None:
     """Makes the run's folder out of the locked one: deletes the run in it where --overwrite says so, and writes
-    config and environment."""
+    config and environment where there is no run to go on with."""
     folder = Path(config.output_dir)
     if flags.overwrite:
-        for name in OURS:
-            path = folder / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        delete(folder, OURS)
     if not (folder / "config.yaml").exists():
         _write_whole(folder / "config.yaml", to_yaml(config))
         write_json(folder / "environment.json", environment.describe())
-    else:
-        _take_over(folder, config)
-    return folder
 
 
-def _take_over(folder: Path, config: RunConfig) -> None:
+def require_checkpoints(folder: Path, per_epoch: int) -> None:
+    """Raises JloraError where a run that is to be resumed had checkpoints, and has none.
+
+    Args:
+      per_epoch: steps of an epoch, after which there is one where the run's config.yaml does not say.
+    """
+    if any(path.name.isdecimal() for path in (folder / "checkpoints").glob("*")):
+        return
+    before = yaml_text.read_file(folder / "config.yaml").get("train", {})
+    period = before.get("checkpoint_every") or before.get("eval_every") or per_epoch
+    step = last_step(folder / "metrics.jsonl")
+    # The second save waits until the first one's checkpoint is whole.
+    if step > 2 * period or (folder / "report.json").exists():
+        raise JloraError(
+            f"--resume: {folder / 'checkpoints'}: expected the checkpoints of this run, which has come to step {step};"
+            " found none. Put them back, or start anew with --overwrite"
+        )
+
+
+def take_over(config: RunConfig) -> None:
+    """Makes the run in the folder one of this configuration, whose differences may be.
+
+    A finished run is not finished any more; what it exported stays until this one does."""
+    folder = Path(config.output_dir)
     _warn_of_other_cores(folder / "environment.json")
     changed = _allowed_changes(folder / "config.yaml", config)
     if changed:
         logger.info("resumed with another configuration\n%s", changed)
-        (folder / "report.json").unlink(missing_ok=True)  # a finished run goes on, and is not finished until then
+        (folder / "report.json").unlink(missing_ok=True)
         _write_whole(folder / "config.yaml", to_yaml(config))
+
+
+def delete(folder: Path, names: Iterable[str]) -> None:
+    """Deletes these files and folders of the run folder, where they are; of a link the link alone."""
+    for path in (folder / name for name in names):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -87,8 +120,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    unfinished = path.with_suffix(".part")
-    unfinished.write_text(text, encoding="utf-8")
+    unfinished = path.with_name(path.name + _UNFINISHED)
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     unfinished.replace(path)
 
 
@@ -108,7 +145,7 @@ def _allowed_changes(file: Path, config: RunConfig) -> str:
 
 
 def _warn_of_other_cores(file: Path) -> None:
-    cores = json.loads(file.read_text(encoding="utf-8")).get("cpu_count") if file.is_file() else None
+    cores = read_json(file).get("cpu_count") if file.is_file() else None
     now = environment.describe()["cpu_count"]
     if cores != now:
         logger.warning("the run was started on %s cores, this is %s: results are equal to rounding only", cores, now)

@@ -48,6 +48,7 @@ class DataSource(Section):
     validation_fraction: Share = Field(
         default=0.1, description="share of train that is split off, seeded, where data.validation is null"
     )
+    max_length: Annotated[int, Field(ge=4)]
 
 
 class LoraSection(Section):
@@ -154,16 +155,16 @@ class MeshSection(Section):
     """How several devices share the work; see docs/devices.md."""
 
     data: Parts = Field(
-        default=-1, description="parts of a batch, with all weights for each; -1: what the others leave"
+        default=-1, description="shards of the batch, each with all weights; -1: all devices that the others leave"
     )
     fsdp: Parts = Field(
         default=1,
-        description="parts of a batch and of the weights, which are gathered layer by layer where they are used",
+        description="shards of the batch and of the weights; a layer's weights are gathered when it runs",
     )
-    tensor: Parts = Field(default=1, description="parts of the weights that stay apart, and of what layers compute")
+    tensor: Parts = Field(default=1, description="tensor parallelism: shards of each layer's weights and of its work")
     adapters: Literal["replicated", "inherit"] = Field(
         default="replicated",
-        description="replicated: the whole adapter on each device; inherit: split like the weights that it is for",
+        description="replicated: the whole adapter on each device; inherit: sharded like the weights it adapts",
     )
 
 

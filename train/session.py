@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from train import checkpoint, distributed, manifest, run_folder
-from train.checkpoint import Best, Checkpoint
-from train.command import Flags
+from train import checkpoint, distributed, lock, manifest, offline, run_folder
+from train.best import Best
+from train.checkpoint import Checkpoint
+from train.command import Command, Flags
+from train.command_line import parse
 from train.compilation import use_compilation_cache
+from train.entry import exit_code
 from train.lock import locked, require_free
 from train.loop import Loop, run
 from train.push import check_push
 from train.record import NoRecorder, Recorder, import_tracker
-from train.run_config import RunConfig
+from train.run_config import AnyConfig, RunConfig
 from train.signals import listening
 from train.step import State
 
@@ -25,6 +30,28 @@ logger = logging.getLogger(__name__)
 
 Finish = Callable[[Path, Best, dict[str, float], Recorder], dict[str, Any]]
 """finish(run folder, best evaluation, times in seconds, recorder) -> report."""
+
+
+def run_command(
+    argv: Sequence[str], command: Command[AnyConfig], work: Callable[[AnyConfig, Flags, bool], None]
+) -> int:
+    """Runs a training command; 0 is success, 2 something that the user can mend, 130 SIGINT, 143 SIGTERM.
+
+    Args:
+      work: work(config, flags, whether the config's `offline:` block is in it).
+    """
+
+    def read_and_work() -> None:
+        request = parse(argv, command)
+        alone = request.flags.dry_run or request.flags.preview
+        with nullcontext() if alone else distributed.joined(request.flags):
+            config, is_offline = offline.choose(request)
+            work(config, request.flags, is_offline)
+
+    interrupted = "interrupted; --resume goes on from the newest checkpoint"
+    return distributed.leave_together(
+        partial(exit_code, read_and_work, verbose="--verbose" in argv, interrupted=interrupted)
+    )
 
 
 def is_to_run(config: RunConfig, flags: Flags) -> bool:
@@ -66,13 +93,17 @@ def train(
       Stopped: a signal ended the training; the newest checkpoint has all of it.
     """
     made_of = manifest.manifest(config, loop.base, loop.frozen, data)
+    for part in ("base", "adapter", "data"):
+        distributed.require_same(json.dumps(made_of[part], sort_keys=True), part)
     with (
-        _claimed(config, flags, made_of) as folder,
+        _claimed(config, flags, made_of, loop.per_epoch) as folder,
         checkpoint.open_checkpoints(folder / "checkpoints", config.train.keep_checkpoints) as manager,
     ):
         found = checkpoint.restore(manager, state)
         start = int(found.state.step)
         if flags.resume:
+            if distributed.is_first():
+                run_folder.take_over(config)
             logger.info("resumed at step %d%s", start, "" if start else ": there is no checkpoint yet")
         with _recorder(folder, config, flags, found) as recorder:
             trained = time.monotonic()
@@ -87,18 +118,20 @@ def train(
 
 
 @contextmanager
-def _claimed(config: RunConfig, flags: Flags, made_of: dict[str, dict[str, str]]) -> Iterator[Path]:
+def _claimed(config: RunConfig, flags: Flags, made_of: dict[str, dict[str, str]], per_epoch: int) -> Iterator[Path]:
     """The run folder, locked; of several processes, the first one locks and claims it for all."""
     folder = Path(config.output_dir)
     with ExitStack() as held:
         with distributed.first_alone("claimed") as is_first:
             if is_first:
                 held.enter_context(locked(folder))
-                if flags.resume:
+                if flags.resume and (folder / "config.yaml").exists():
+                    run_folder.require_checkpoints(folder, per_epoch)
                     _require_same_run(folder, made_of)
                 run_folder.claim(config, flags)
                 if not (folder / manifest.NAME).exists():
                     run_folder.write_json(folder / manifest.NAME, made_of)
+        distributed.require_same(lock.holder(folder), f"output_dir: {folder.resolve()}: its {lock.NAME}")
         yield folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -11,15 +12,15 @@ from transformers import PreTrainedTokenizerBase
 import jlora
 from train import environment
 from train.adapted import Adapted
+from train.best import Best
 from train.card import Facts, Kind, model_card
-from train.checkpoint import Best
 from train.distributed import is_first
 from train.hub_names import data_hub_names, model_hub_names
 from train.loop import Loop
 from train.model_files import model_folder
 from train.push import push
 from train.run_config import AnyConfig, RunConfig
-from train.run_folder import write_json
+from train.run_folder import delete, write_json
 
 Task = TypeVar("Task")
 """What a command's model learns, and how it is looked at."""
@@ -38,6 +39,15 @@ class Run(Generic[AnyConfig, Task]):
     best: Best
     times: dict[str, float]
     offline: bool
+
+
+def drop_older(folder: Path, exported: Mapping[str, bool]) -> None:
+    """Deletes what an earlier end of the run has exported and this one does not, so that no loader takes it for new.
+
+    Args:
+      exported: {name in the run folder: whether it is written this time}.
+    """
+    delete(folder, [name for name, is_written in exported.items() if not is_written])
 
 
 def facts(run: Run, results: dict[str, dict[str, float]], **of_the_task: Any) -> Facts:

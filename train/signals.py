@@ -1,12 +1,14 @@
-"""SIGTERM and SIGINT while a run trains: it saves and leaves with 143 or 130; a second signal ends it at once."""
+"""SIGTERM, SIGINT and SIGHUP while a run trains: it saves and leaves with 143, 130 or 129; a second signal ends it."""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -15,7 +17,10 @@ from jax.experimental import multihost_utils
 
 logger = logging.getLogger(__name__)
 
-_HEARD = (signal.SIGTERM, signal.SIGINT)
+_HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+_SECOND_AFTER = 1.0
+"""Seconds from a first signal to one that counts as a second: `timeout` and shells send theirs twice at once."""
 
 
 class Stopped(Exception):
@@ -81,8 +86,9 @@ def _handled(stop: Stop) -> Iterator[None]:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before_fd = signal.set_wakeup_fd(writer)
-    before = {number: signal.signal(number, stop.note) for number in _HEARD}
-    watch = threading.Thread(target=_watch, args=[reader], daemon=True)
+    heard = [number for number in _HEARD if signal.getsignal(number) != signal.SIG_IGN]  # by nohup, or by a shell's &
+    before = {number: signal.signal(number, stop.note) for number in heard}
+    watch = threading.Thread(target=_watch, args=[reader, heard], daemon=True)
     watch.start()
     try:
         yield
@@ -95,14 +101,16 @@ def _handled(stop: Stop) -> Iterator[None]:
         os.close(reader)
 
 
-def _watch(reader: int) -> None:
+def _watch(reader: int, heard: Sequence[int]) -> None:
     """Reads the numbers of signals as they come, also while the main thread is deep in a compilation."""
-    count = 0
+    first = math.inf
     while number := os.read(reader, 1):
-        if number[0] not in _HEARD:
+        if number[0] not in heard:
             continue
-        count += 1
-        if count == 2:
+        if time.monotonic() - first > _SECOND_AFTER:
             os._exit(128 + number[0])
+        if first < math.inf:
+            continue
+        first = time.monotonic()
         name = signal.Signals(number[0]).name
         logger.warning("%s: this step ends, a checkpoint is written; a second signal ends the run at once", name)

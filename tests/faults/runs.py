@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import processes
-import tiny
-import tiny_lm
 
 _LATEST = 6
 """Steps after which a run that is to be killed is killed, whatever its moment was."""
@@ -37,11 +35,15 @@ the folder of a checkpoint of this number, counted from where the run goes on. `
 
 def classifier(folder: Path, *more: str) -> list[str]:
     """A command line of train.classify."""
+    import tiny  # which makes a folder: not in the processes that run a trainer, which import this file
+
     return tiny.arguments(folder, *_STEPS, f"data.train={tiny.data_file(22)}", *more)
 
 
 def language_model(folder: Path, *more: str) -> list[str]:
     """A command line of train.lm."""
+    import tiny_lm
+
     return tiny_lm.arguments(folder, *_STEPS, *more, data=tiny_lm.text_file(110))
 
 
@@ -75,6 +77,8 @@ def learned(folder: Path) -> list[dict[str, Any]]:
 
 def assert_same(run: Path, other: Path) -> None:
     """The two finished runs have left the same adapter, bit for bit, the same record and the same results."""
+    import tiny
+
     name = "adapter/adapter_model.safetensors"
     assert (run / name).read_bytes() == (other / name).read_bytes()
     assert learned(run) == learned(other)

@@ -5,19 +5,16 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-import jlora
-from train import devices, distributed, metrics, offline, session
+from train import devices, distributed, session
 from train.adapted import Adapted
 from train.batches import PlannedBatch, plan_epoch
-from train.checkpoint import Best
+from train.best import Best
+from train.classify import metrics
 from train.classify.batches import Batch, make_batch
 from train.classify.config import COMMAND, Config
 from train.classify.data import load_data
@@ -25,45 +22,42 @@ from train.classify.evaluate import Task, evaluated, make_eval_step
 from train.classify.finish import Run, finish
 from train.classify.loss import classification_loss
 from train.classify.prepare import abstract_model, prepare_model, prepare_splits, require_fit
-from train.command_line import Request, parse
-from train.entry import exit_code
+from train.command import Flags
+from train.entry import show
 from train.loop import Loop
 from train.model_files import load_tokenizer
-from train.optimizer import optimizer, schedule
+from train.out_of_memory import advice, explain_out_of_memory
 from train.progress import clock
 from train.record import Recorder
-from train.run_config import learning_rate_of, steps_of, to_yaml
-from train.step import State, make_train_step
+from train.run_config import rows_of_a_step, steps_of, to_yaml
+from train.step import State
 from train.summary import summary
+from train.training import Rows, make_loop, training_of
 
 logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; 0 is success, 2 something that the user can mend, 130 SIGINT, 143 SIGTERM."""
-    interrupted = "interrupted; --resume goes on from the newest checkpoint"
-    work = partial(exit_code, lambda: _classify(parse(argv, COMMAND)), verbose="--verbose" in argv)
-    return distributed.leave_together(partial(work, interrupted=interrupted))
+    """Runs the command and returns its exit code, as `session.run_command` does."""
+    return session.run_command(argv, COMMAND, _classify)
 
 
-def _classify(request: Request[Config]) -> None:
-    with distributed.joined(request.flags):
-        config, is_offline = offline.choose(request)
-        if request.flags.dry_run:
-            _dry_run(config, request)
-        else:
-            _train(config, request, is_offline)
+def _classify(config: Config, flags: Flags, is_offline: bool) -> None:
+    if flags.dry_run:
+        _dry_run(config, flags)
+    else:
+        _train(config, flags, is_offline)
 
 
-def _dry_run(config: Config, request: Request[Config]) -> None:
+def _dry_run(config: Config, flags: Flags) -> None:
     adapted = abstract_model(config)
-    print(summary(adapted.base, adapted.adapter, verbose=request.flags.verbose, steps=config.train.max_steps))
+    print(summary(adapted.base, adapted.adapter, verbose=flags.verbose, steps=config.train.max_steps))
     logger.info("dry run: nothing was read but the model's config.json, nothing was written")
 
 
-def _train(config: Config, request: Request[Config], is_offline: bool) -> None:
+def _train(config: Config, flags: Flags, is_offline: bool) -> None:
     begin = time.monotonic()
-    if not session.is_to_run(config, request.flags):
+    if not session.is_to_run(config, flags):
         return
     distributed.require_same(to_yaml(config), "configuration")
     mesh = devices.mesh_of(config)
@@ -74,9 +68,14 @@ def _train(config: Config, request: Request[Config], is_offline: bool) -> None:
     labels, splits, buckets = prepare_splits(config, data, tokenizer)
     metric = config.train.metric or metrics.primary(labels.problem_type)
     metrics.check(metric, labels.problem_type, len(labels))
-    adapted = prepare_model(config, labels, mesh)
+
+    def helps() -> str:
+        return advice(config, None if mesh is None else mesh.shape)
+
+    with explain_out_of_memory(helps, " while the model was read"):
+        adapted = prepare_model(config, labels, mesh)
     require_fit(adapted, splits, buckets[-1])
-    _print_summary(adapted, config, request, len(splits["train"].tokens))
+    _print_summary(adapted, config, flags, len(splits["train"].tokens))
     eval_step = make_eval_step(adapted.model.apply, mesh)
     task = Task(labels, splits, buckets, eval_step, config.train.eval_batch_size, mesh)
     loop, state = _loop(config, adapted, task, metric)
@@ -85,48 +84,40 @@ def _train(config: Config, request: Request[Config], is_offline: bool) -> None:
         return finish(Run(config, folder, loop, adapted, task, tokenizer, best, times, is_offline), recorder)
 
     read = {name: {**vars(split.tokens), "labels": split.labels} for name, split in splits.items()}
-    report = session.train(config, request.flags, loop, state, end, begin, read)
+    with explain_out_of_memory(helps):
+        report = session.train(config, flags, loop, state, end, begin, read)
     _say_where(config, report["metrics"], time.monotonic() - begin)
 
 
-def _print_summary(adapted: Adapted, config: Config, request: Request[Config], rows: int) -> None:
+def _print_summary(adapted: Adapted, config: Config, flags: Flags, rows: int) -> None:
     _, steps = steps_of(config, rows)
     if distributed.is_first():
-        print(summary(adapted.base, adapted.adapter, verbose=request.flags.verbose, steps=steps), flush=True)
+        show(summary(adapted.base, adapted.adapter, verbose=flags.verbose, steps=steps))
 
 
 def _loop(config: Config, adapted: Adapted, task: Task, metric: str) -> tuple[Loop, State]:
-    train, split = config.train, task.splits["train"]
-    size = train.batch_size * train.gradient_accumulation_steps
-    per_epoch, steps = steps_of(config, len(split.tokens))
-    rate = schedule(train, learning_rate_of(config), steps)
-    tx = optimizer(train, rate)
-    trainable, frozen = jlora.split(adapted.adapter)
-    state = devices.put_rest(task.mesh, State(trainable, tx.init(trainable), jnp.int32(0)))
-    loss = classification_loss(adapted.model.apply, task.labels.problem_type, model_dropout=train.dropout)
-    step = make_train_step(loss, tx, train.gradient_accumulation_steps)
+    split, size, mesh = task.splits["train"], rows_of_a_step(config), task.mesh
+    number = len(split.tokens)
+    loss = classification_loss(adapted.model.apply, task.labels.problem_type, model_dropout=config.train.dropout)
 
     def batch(planned: PlannedBatch) -> Batch:
-        make = partial(make_batch, split.tokens, split.labels, planned, size, split.pad_id)
-        return devices.put_batch(task.mesh, size, make)
+        return devices.put_batch(
+            mesh, size, partial(make_batch, split.tokens, split.labels, planned, size, split.pad_id)
+        )
 
-    loop = Loop(
-        train=train,
-        steps=steps,
-        per_epoch=per_epoch,
-        base=adapted.base,
-        frozen=frozen,
+    rows = Rows(
+        number,
         plan=lambda epoch: plan_epoch(split.tokens.lengths, task.buckets, size, config.seed, epoch),
         batch=batch,
         count=lambda planned: len(planned.rows),
         unit="examples",
-        train_step=devices.train_step_on(task.mesh, step, state),
-        evaluate=lambda adapter, check: evaluated(task, adapter, adapted.base, "validation", check),
-        metric=metric,
-        rate=rate,
-        key=jax.random.fold_in(jax.random.key(config.seed), 1),
     )
-    return loop, state
+
+    def evaluate(adapter: dict[str, Any], check: Callable[[], None]) -> dict[str, float]:
+        return evaluated(task, adapter, adapted.base, "validation", check)
+
+    _, steps = steps_of(config, number)
+    return make_loop(config, adapted, training_of(config, loss, steps), rows, evaluate, metric, mesh)
 
 
 def _say_where(config: Config, results: dict, seconds: float) -> None:

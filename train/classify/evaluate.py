@@ -13,8 +13,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jlora import adapt
-from train import devices, metrics
+from train import devices
 from train.batches import PlannedBatch, plan_evaluation
+from train.classify import metrics
 from train.classify.batches import make_batch
 from train.classify.labels import Labels, is_labelled
 from train.classify.loss import row_losses

@@ -11,14 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 import jlora
-from train import artifacts, card, curves, devices, metrics, shipping
+from train import artifacts, card, curves, devices, shipping
+from train.classify import metrics
 from train.classify.config import Config
 from train.classify.evaluate import Task, logits_of, make_eval_step, scores
 from train.classify.labels import Labels
 from train.classify.prepare import Prepared
 from train.distributed import is_first
+from train.out_of_memory import explain_out_of_memory, how_to_end
 from train.record import Recorder
-from train.shipping import base_name, conclude, write_card
+from train.shipping import base_name, conclude, drop_older, write_card
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +45,12 @@ def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
     facts = _facts(run, results)
     small = devices.to_host(adapter) if run.config.method == "lora" else {}
     if is_first():
+        drop_older(run.folder, {"merged": run.config.export.merged})
         _write_small(run, small, logits["validation"], facts)
-    difference = _export_merged(run, adapter, logits["validation"], facts) if run.config.export.merged else None
+    difference = None
+    if run.config.export.merged:
+        with explain_out_of_memory(lambda: how_to_end(run.config, run.folder), " after the last step"):
+            difference = _export_merged(run, adapter, logits["validation"], facts)
     return conclude(run.config, run.folder, _report(run, results, difference))
 
 
@@ -55,7 +61,7 @@ def _write_small(run: Run, adapter: dict[str, Any], logits: np.ndarray, facts: c
     curves.plot(run.folder / "metrics.jsonl", run.folder / "curves.png", run.loop.metric, run.folder.name)
     if run.config.method == "lora":
         folder, base_model = run.folder / "adapter", base_name(run.config)
-        artifacts.write_adapter(folder, run.adapted, adapter, run.tokenizer, labels, base_model)
+        artifacts.write_adapter(folder, run.adapted, adapter, run.tokenizer, labels.config_entries(), base_model)
         write_card(run, facts, "adapter")
 
 

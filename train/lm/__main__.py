@@ -6,48 +6,47 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from transformers import PreTrainedTokenizerBase
 
-import jlora
-from train import devices, distributed, offline, session
+from jlora.errors import JloraError
+from jlora.mesh import AXES
+from train import devices, distributed, session
 from train.adapted import Adapted
 from train.batches import PlannedBatch, plan_epoch
-from train.checkpoint import Best
+from train.best import Best
 from train.command import Flags
-from train.command_line import Request, parse
-from train.entry import exit_code
+from train.entry import show
 from train.lm.batches import Batch, make_batch, row_lengths
 from train.lm.config import COMMAND, LMConfig
 from train.lm.data import Data, load_examples
 from train.lm.evaluate import Task, evaluated
 from train.lm.finish import Run, finish
-from train.lm.out_of_memory import explain_out_of_memory
+from train.lm.memory_help import offers, training_help
 from train.lm.plan import plan_step
 from train.lm.prepare import abstract_model, causal_config, pad_id, prepare_model, require_fit
 from train.lm.preview import preview
 from train.lm.step import make_eval_step
 from train.lm.templates import with_template
-from train.lm.training import Training, arguments, rows_of_a_step, training_of
+from train.lm.training import arguments, training_of
 from train.loop import Loop
 from train.model_files import load_tokenizer
+from train.out_of_memory import explain_out_of_memory
 from train.planning.chips import chip_named
 from train.planning.dry_run import describe
 from train.planning.flops import matrix_rate
-from train.planning.memory import memory_table, step_memory
 from train.planning.mesh import force_devices, mesh_sizes
 from train.planning.plan_text import plan_text
 from train.progress import clock
 from train.record import Recorder
-from train.run_config import steps_of, to_yaml
+from train.run_config import rows_of_a_step, steps_of, to_yaml
 from train.step import State
 from train.summary import parameters, summary
+from train.training import Rows, Training, make_loop
 
 logger = logging.getLogger(__name__)
 
@@ -56,38 +55,38 @@ PREVIEWED = 3
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; 0 is success, 2 something that the user can mend, 130 SIGINT, 143 SIGTERM."""
-    interrupted = "interrupted; --resume goes on from the newest checkpoint"
-    work = partial(exit_code, lambda: _lm(parse(argv, COMMAND)), verbose="--verbose" in argv)
-    return distributed.leave_together(partial(work, interrupted=interrupted))
+    """Runs the command and returns its exit code, as `session.run_command` does."""
+    return session.run_command(argv, COMMAND, _lm)
 
 
-def _lm(request: Request[LMConfig]) -> None:
-    with distributed.joined(request.flags):
-        config, is_offline = offline.choose(request)
-        if request.flags.mesh:
-            _plan(config, request.flags.mesh, request.flags.chip)
-        elif request.flags.dry_run:
-            _dry_run(config, verbose=request.flags.verbose)
-        elif request.flags.preview:
-            _preview(config)
-        else:
-            _train(config, request.flags, is_offline)
+def _lm(config: LMConfig, flags: Flags, is_offline: bool) -> None:
+    if flags.mesh:
+        _plan(config, flags.mesh, flags.chip)
+    elif flags.dry_run:
+        _dry_run(config, verbose=flags.verbose)
+    elif flags.preview:
+        _preview(config)
+    else:
+        _train(config, flags, is_offline)
 
 
 def _dry_run(config: LMConfig, *, verbose: bool) -> None:
+    if config.mesh.fsdp * config.mesh.tensor > 1 or config.mesh.data > 1:
+        sizes = ",".join(f"{axis}={max(1, getattr(config.mesh, axis))}" for axis in AXES)
+        raise JloraError(f"--dry-run: plans one device, and mesh asks for more: add --mesh {sizes}")
     adapted, steps = abstract_model(config), config.train.max_steps
     print(parameters(adapted.base, adapted.adapter, verbose=verbose) + "\n")
     training = training_of(config, adapted.model, steps or 1)
     inputs, words = arguments(config, adapted, training.tx), adapted.model.config.vocab_size
     rate = matrix_rate(config.train.dtype)
-    print(describe(training.step, inputs, vocab_size=words, steps=steps, tokens=None, rate=rate))
+    print(describe(training.step, inputs, vocab_size=words, steps=steps, rate=rate))
     logger.info("dry run: nothing was read but the model's config.json, nothing was written")
 
 
 def _plan(config: LMConfig, mesh: str, chip: str | None) -> None:
     known = None if chip is None else chip_named(chip)
     sizes = mesh_sizes(mesh)
+    devices.require_shared(config.train.batch_size, sizes)
     force_devices(math.prod(sizes.values()))
     print(plan_text(plan_step(config, sizes), known))
     logger.info("dry run: nothing was read but the model's config.json, nothing was written")
@@ -109,10 +108,11 @@ def _train(config: LMConfig, flags: Flags, is_offline: bool) -> None:
     data = _data(config, tokenizer)
     lengths = row_lengths(list(data.rows.values()), config.train.bucket_count, config.data.max_length)
     require_fit(config, data.rows, lengths[-1])
-    adapted = prepare_model(config, mesh)
+    with explain_out_of_memory(lambda: offers(config, mesh), " while the model was read"):
+        adapted = prepare_model(config, mesh)
     _, steps = steps_of(config, len(data.rows["train"]))
     if distributed.is_first():
-        print(summary(adapted.base, adapted.adapter, verbose=flags.verbose, steps=steps), flush=True)
+        show(summary(adapted.base, adapted.adapter, verbose=flags.verbose, steps=steps))
     eval_step = make_eval_step(adapted.model, mesh)
     task = Task(data, lengths, eval_step, config.train.eval_batch_size, pad_id(tokenizer), mesh)
     training = training_of(config, adapted.model, steps)
@@ -121,15 +121,8 @@ def _train(config: LMConfig, flags: Flags, is_offline: bool) -> None:
     def end(folder: Path, best: Best, times: dict[str, float], recorder: Recorder) -> dict[str, Any]:
         return finish(Run(config, folder, loop, adapted, task, tokenizer, best, times, is_offline), recorder)
 
-    def needed() -> str:
-        if mesh is not None:
-            sizes = ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
-            return f"  what --dry-run --mesh {sizes} says"
-        inputs = arguments(config, adapted, training.tx)
-        return memory_table(step_memory(training.step, inputs, adapted.model.config.vocab_size))
-
-    with explain_out_of_memory(config, needed, devices.row_parts(mesh)):
-        read = {name: vars(rows) for name, rows in data.rows.items()}
+    read = {name: vars(rows) for name, rows in data.rows.items()}
+    with explain_out_of_memory(lambda: training_help(config, adapted, training, mesh)):
         report = session.train(config, flags, loop, state, end, begin, read)
     _say_where(config, report["metrics"]["validation"], time.monotonic() - begin)
 
@@ -146,31 +139,23 @@ def _data(config: LMConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
 
 
 def _loop(config: LMConfig, adapted: Adapted, task: Task, training: Training) -> tuple[Loop, State]:
-    rows, size = task.data.rows["train"], rows_of_a_step(config)
-    per_epoch, steps = steps_of(config, len(rows))
-    trainable, frozen = jlora.split(adapted.adapter)
-    state = devices.put_rest(task.mesh, State(trainable, training.tx.init(trainable), jnp.int32(0)))
+    examples, size, mesh = task.data.rows["train"], rows_of_a_step(config), task.mesh
 
     def batch(planned: PlannedBatch) -> Batch:
-        return devices.put_batch(task.mesh, size, partial(make_batch, rows, planned, size, task.pad_id))
+        return devices.put_batch(mesh, size, partial(make_batch, examples, planned, size, task.pad_id))
 
-    loop = Loop(
-        train=config.train,
-        steps=steps,
-        per_epoch=per_epoch,
-        base=adapted.base,
-        frozen=frozen,
-        plan=lambda epoch: plan_epoch(rows.lengths, task.lengths, size, config.seed, epoch),
+    rows = Rows(
+        len(examples),
+        plan=lambda epoch: plan_epoch(examples.lengths, task.lengths, size, config.seed, epoch),
         batch=batch,
-        count=lambda planned: int(rows.lengths[planned.rows].sum()),
+        count=lambda planned: int(examples.lengths[planned.rows].sum()),
         unit="tokens",
-        train_step=devices.train_step_on(task.mesh, training.step, state),
-        evaluate=lambda adapter, check: evaluated(task, adapter, adapted.base, "validation", check),
-        metric="loss",
-        rate=training.rate,
-        key=jax.random.fold_in(jax.random.key(config.seed), 1),
     )
-    return loop, state
+
+    def evaluate(adapter: dict[str, Any], check: Callable[[], None]) -> dict[str, float]:
+        return evaluated(task, adapter, adapted.base, "validation", check)
+
+    return make_loop(config, adapted, training, rows, evaluate, "loss", mesh)
 
 
 def _say_where(config: LMConfig, found: dict[str, float], seconds: float) -> None:

@@ -214,7 +214,7 @@ COMMAND = Command(
     },
     options=OPTIONS
     | {
-        "mesh": Option("SIZES", "with --dry-run: plan a step of data=N,fsdp=N,tensor=N chips, which need not be here"),
-        "chip": Option("NAME", "with --dry-run: predict the time of a step on such chips, h100 or tpu-v5p, say"),
+        "mesh": Option("SIZES", "with --dry-run: plan a step on data=N,fsdp=N,tensor=N chips, which need not be here"),
+        "chip": Option("NAME", "with --mesh: predict the time of a step on such chips, such as h100 or tpu-v5p"),
     },
 )

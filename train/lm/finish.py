@@ -15,15 +15,16 @@ from jlora.errors import JloraError
 from train import artifacts, card, curves, devices, shipping
 from train.adapted import Adapted
 from train.distributed import first_alone, is_first
+from train.entry import show
 from train.lm.config import LMConfig
 from train.lm.data import prompts
 from train.lm.evaluate import Task, evaluated
-from train.lm.out_of_memory import explain_at_the_end
 from train.lm.samples import write_samples
 from train.lm.step import make_eval_step
 from train.model_files import model_folder
+from train.out_of_memory import explain_out_of_memory, how_to_end
 from train.record import Recorder
-from train.shipping import base_name, conclude, write_card
+from train.shipping import base_name, conclude, drop_older, write_card
 
 logger = logging.getLogger(__name__)
 
@@ -47,15 +48,22 @@ def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
     small = devices.to_host(adapter) if config.method == "lora" else {}
     with first_alone("adapter") as writes:
         if writes:
+            export = config.export
+            exported = {
+                "merged": export.merged,
+                "adapter.gguf": export.gguf_lora,
+                "samples.jsonl": config.samples.count > 0,
+            }
+            drop_older(run.folder, exported)
             _write_small(run, small, facts)
     if config.export.merged:
-        with explain_at_the_end(config, run.folder):
+        with explain_out_of_memory(lambda: how_to_end(config, run.folder), " after the last step"):
             results["merged"] = _export_merged(run, adapter, facts)
         _require_same_loss(run, results)
     if config.samples.count:
         shown = _samples(run, adapter)
         if is_first():
-            print(shown, flush=True)
+            show(shown)
     return conclude(config, run.folder, _report(run, results))
 
 

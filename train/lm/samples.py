@@ -17,9 +17,9 @@ from jlora.generation import context_length, generate
 from train.adapted import Adapted
 from train.devices import to_host
 from train.distributed import is_first
-from train.language_model import end_ids
 from train.lm.config import SamplesSection
 from train.lm.prepare import pad_id
+from train.lm.trained import end_ids
 from train.text_stream import decoded
 
 logger = logging.getLogger(__name__)

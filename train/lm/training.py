@@ -1,9 +1,8 @@
-"""The train step of a config and what goes into it, with weights or without."""
+"""The train step of a language model and what goes into it, with weights or without."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,34 +10,19 @@ import numpy as np
 import optax
 
 import jlora
+from train import training
 from train.adapted import Adapted
 from train.lm.batches import Batch
 from train.lm.config import LMConfig
 from train.lm.step import causal_loss
-from train.optimizer import Schedule, optimizer, schedule
-from train.run_config import learning_rate_of
-from train.step import State, make_train_step
-
-
-class Training(NamedTuple):
-    """train_step(state, frozen, base, batch, key), the optimizer in it, and its learning rates."""
-
-    step: Callable
-    tx: optax.GradientTransformation
-    rate: Schedule
+from train.run_config import rows_of_a_step
+from train.step import State
+from train.training import Training
 
 
 def training_of(config: LMConfig, model: Any, steps: int) -> Training:
-    """What the config trains with over so many optimizer steps."""
-    rate = schedule(config.train, learning_rate_of(config), steps)
-    tx = optimizer(config.train, rate)
-    loss = causal_loss(model, model_dropout=config.train.dropout)
-    return Training(make_train_step(loss, tx, config.train.gradient_accumulation_steps), tx, rate)
-
-
-def rows_of_a_step(config: LMConfig) -> int:
-    """Rows that one optimizer step takes, all its batches together."""
-    return config.train.batch_size * config.train.gradient_accumulation_steps
+    """What the config trains a model with over so many optimizer steps."""
+    return training.training_of(config, causal_loss(model, model_dropout=config.train.dropout), steps)
 
 
 def arguments(config: LMConfig, adapted: Adapted, tx: optax.GradientTransformation) -> tuple:

@@ -11,7 +11,7 @@ import tiny
 import tiny_lm
 
 import jlora
-from train.language_model import end_ids, load_language_model
+from train.lm.trained import end_ids, load_language_model
 
 
 def _logits(language):

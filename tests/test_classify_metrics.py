@@ -6,7 +6,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from jlora.errors import JloraError
-from train import metrics
+from train.classify import metrics
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
@@ -115,18 +115,6 @@ def test_probabilities():
     assert single.dtype == np.float32
     np.testing.assert_allclose(metrics.probabilities(MULTI, logits), 1 / (1 + np.exp(-logits)), rtol=1e-5)
     np.testing.assert_array_equal(metrics.probabilities(REGRESSION, logits), logits)
-
-
-@pytest.mark.parametrize("metric", ["accuracy", "pearson", "loss", "perplexity", "mse"])
-def test_better_is_a_strict_order(metric):
-    low, high = 0.1, 0.9
-    best, worst = (low, high) if metric in ("loss", "perplexity", "mse") else (high, low)
-    assert metrics.is_better(metric, best, worst)
-    assert not metrics.is_better(metric, worst, best)
-    assert not metrics.is_better(metric, best, best)
-    assert metrics.is_better(metric, worst, None)
-    assert metrics.is_better(metric, worst, float("nan"))
-    assert not metrics.is_better(metric, float("nan"), None)
 
 
 @pytest.mark.parametrize(

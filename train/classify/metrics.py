@@ -1,4 +1,4 @@
-"""The metrics of each task, computed by scikit-learn and SciPy."""
+"""The metrics of each problem type of a classifier, computed by scikit-learn and SciPy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,6 @@ _PRIMARY = {
     "multi_label_classification": "f1_micro",
     "regression": "pearson",
 }
-_LOWER_IS_BETTER = {"loss", "perplexity", "mse", "mae"}
 
 
 def names(problem_type: str, num_labels: int) -> list[str]:
@@ -53,18 +52,6 @@ def check(metric: str, problem_type: str, num_labels: int) -> None:
     known = [*names(problem_type, num_labels), "loss"]
     if metric not in known:
         raise _unknown("train.metric", metric, known)
-
-
-def is_better(metric: str, new: float, old: float | None) -> bool:
-    """Whether `new` beats `old`: strictly, so that of two equal steps the earlier one stays the best.
-
-    Any number beats None and NaN; NaN beats nothing. `loss`, `mse` and `mae` are better when lower.
-    """
-    if math.isnan(new):
-        return False
-    if old is None or math.isnan(old):
-        return True
-    return new < old if metric in _LOWER_IS_BETTER else new > old
 
 
 def compute(problem_type: str, logits: ArrayLike, labels: ArrayLike) -> dict[str, float]:

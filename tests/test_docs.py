@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -14,6 +15,8 @@ import train.classify.config
 import train.lm.config
 from jlora.errors import JloraError
 from train.command_line import parse
+from train.devices import require_shared
+from train.planning.mesh import mesh_sizes
 from train.sources import local_path
 
 ROOT = Path(__file__).parent.parent
@@ -49,13 +52,14 @@ def test_the_snippets_run(snippet: str, tmp_path: Path, monkeypatch: pytest.Monk
         assert (tmp_path / "out/adapter/adapter_model.safetensors").is_file()
 
 
-def commands() -> list[str]:
-    lines = [line for _, text in blocks("bash") for line in text.splitlines()]
-    runs = (line for line in lines if re.match(r"python -m train\.(classify|lm) --config ", line))
-    return [line.partition("  #")[0].removesuffix(" &") for line in runs]  # & runs it beside the next one
+def commands(program: str) -> list[str]:
+    """Those of the bash blocks, but for forms with brackets; without a comment, and without & beside the next one."""
+    text = "\n".join(text for _, text in blocks("bash")).replace("\\\n", " ")
+    lines = [line.partition(" #")[0].strip().removesuffix(" &") for line in text.splitlines()]
+    return re.findall(rf"^(?:[A-Z_]+=\S+ )*(python -m {program} [^\[\]\n]*)$", "\n".join(lines), re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if "[key=value" not in c])
+@pytest.mark.parametrize("command", commands(r"train\.(?:classify|lm)"))
 def test_the_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from train.resolve import resolve
 
@@ -63,7 +67,18 @@ def test_the_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPat
     program, arguments = shlex.split(command)[2], shlex.split(command)[3:]
     asked = {"train.classify": train.classify.config.COMMAND, "train.lm": train.lm.config.COMMAND}[program]
     # my.tsv stands for the reader's own file, which is looked for only when the run begins.
-    assert resolve(parse(arguments, asked), use_offline=False).output_dir
+    request = parse(arguments, asked)
+    config = resolve(request, use_offline=request.flags.offline)
+    assert config.output_dir
+    if request.flags.mesh:
+        require_shared(config.train.batch_size, mesh_sizes(request.flags.mesh))
+
+
+@pytest.mark.parametrize("command", commands(r"train\.(?:predict|generate|export|extract)"))
+def test_the_other_commands_have_such_flags(command: str) -> None:
+    program, arguments = shlex.split(command)[2], shlex.split(command)[3:]
+    parser = importlib.import_module(program)._parser()
+    assert parser.parse_args(arguments)
 
 
 def test_the_pages_link_to_files_that_exist() -> None:

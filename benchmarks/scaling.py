@@ -19,7 +19,7 @@ from typing import NamedTuple
 from train.command_line import parse
 from train.entry import whole_number
 from train.lm.config import COMMAND, LMConfig
-from train.lm.plan import plan_step, planned_step
+from train.lm.plan import abstract_step, plan_step
 from train.planning.chips import CHIPS, USABLE_SHARE, Chip, chip_named
 from train.planning.memory import held_bytes
 from train.planning.mesh import force_devices
@@ -110,7 +110,7 @@ def best(folder: str, model: str, method: str, chips: int, chip: Chip, rows: int
 
 
 def _base_bytes(folder: str, method: str, length: int) -> int:
-    _, _, (_, _, base, *_) = planned_step(_config(folder, method, 1, 1, length), {"data": 1, "fsdp": 1, "tensor": 1})
+    _, _, (_, _, base, *_) = abstract_step(_config(folder, method, 1, 1, length), {"data": 1, "fsdp": 1, "tensor": 1})
     return held_bytes(base)
 
 

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jlora.abstract_adapter import abstract_adapter
 from jlora.adapter import Entry, LowRank
 from jlora.config import LoraConfig
 from jlora.errors import JloraError
 from jlora.init import init
 from jlora.matrices import Matrices, from_matrices, to_matrices
 from jlora.names import is_stacked, module_names
-from jlora.plan import abstract_adapter
 from jlora.targets import matches, pattern_value
 from jlora.transform.moments import second_moments
 

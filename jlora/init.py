@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jlora.abstract_adapter import abstract_adapter
 from jlora.adapter import Entry, Full, LowRank, Rows
 from jlora.config import LoraConfig
 from jlora.dora import with_magnitude
 from jlora.draws import drawn
 from jlora.errors import JloraError
 from jlora.paths import leaves_by_path
-from jlora.plan import abstract_adapter
 from jlora.quantize.leaf import Quantized, as_array
 
 _OTHERS = {

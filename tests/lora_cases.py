@@ -12,9 +12,9 @@ import numpy as np
 from encoder_cases import difference, random_batch, tiny_config
 
 import jlora
+from jlora.abstract_adapter import abstract_adapter
 from jlora.models import abstract_base, build
 from jlora.paths import leaves_by_path, replace_leaves
-from jlora.plan import abstract_adapter
 
 
 def normal(seed: int, *shape: int) -> jax.Array:

@@ -13,7 +13,7 @@ from typing import Any
 from train.command_line import parse
 from train.lm import __main__ as lm
 from train.lm.config import COMMAND, LMConfig
-from train.lm.plan import plan_step, planned_step
+from train.lm.plan import abstract_step, plan_step
 from train.planning.flops import matrix_flops
 from train.planning.memory import held_bytes
 from train.planning.mesh import mesh_sizes
@@ -54,7 +54,7 @@ def main(tiny: str, large: str) -> None:
 def case(folder: str, sizes: str, *more: str) -> dict[str, Any]:
     """The plan of a tiny model, and the FLOPs of its step on all devices together."""
     config = config_of(folder, "train.batch_size=8", "data.max_length=16", *more)
-    step, _, inputs = planned_step(config, mesh_sizes("data=1"))
+    step, _, inputs = abstract_step(config, mesh_sizes("data=1"))
     plan = dict(plan_step(config, mesh_sizes(sizes))._asdict())
     plan["memory"] = plan["memory"]._asdict()
     plan["products"] = sum(product.flops * product.times for product in plan["products"])
@@ -66,7 +66,7 @@ def case(folder: str, sizes: str, *more: str) -> dict[str, Any]:
 
 def held_on(folder: str, sizes: str, *more: str) -> list[int]:
     """Bytes of base, adapter and optimizer on each chip."""
-    _, _, (state, frozen, base, *_) = planned_step(config_of(folder, "train.batch_size=8", *more), mesh_sizes(sizes))
+    _, _, (state, frozen, base, *_) = abstract_step(config_of(folder, "train.batch_size=8", *more), mesh_sizes(sizes))
     return [held_bytes(tree) for tree in (base, (state.trainable, frozen), state.optimizer)]
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from lora_cases import normal, randomized
 
 import jlora
-from jlora.plan import abstract_adapter
+from jlora.abstract_adapter import abstract_adapter
 
 BASE = {
     "encoder": {"layers": {"query": {"kernel": normal(1, 2, 4, 4)}}},

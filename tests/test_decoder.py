@@ -11,9 +11,9 @@ from encoder_cases import assert_same_dropout, difference
 from lora_cases import assert_adapted_is_merged, random_adapter, randomized
 
 import jlora
+from jlora.abstract_adapter import abstract_adapter
 from jlora.models import abstract_base, build, family
 from jlora.paths import leaves_by_path
-from jlora.plan import abstract_adapter
 
 _WEIGHTS = r".*(_proj|embed_tokens)"
 _CACHED = [

@@ -14,10 +14,10 @@ from jax import lax
 from lora_cases import normal
 
 import jlora
+from jlora.abstract_adapter import abstract_adapter
 from jlora.adapter import LowRank
 from jlora.eva import init_eva
 from jlora.matrices import to_matrices
-from jlora.plan import abstract_adapter
 
 KEY = jax.random.key(0)
 SIZES = jnp.asarray(np.geomspace(3, 0.1, 12), jnp.float32)

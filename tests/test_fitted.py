@@ -12,6 +12,7 @@ import pytest
 from lora_cases import low_rank, normal, randomized
 
 import jlora
+from jlora.abstract_adapter import abstract_adapter
 from jlora.adapter import scaled_b
 from jlora.algebra.reduce import reduce_rank
 from jlora.algebra.stack import stack, unstack
@@ -19,7 +20,6 @@ from jlora.algebra.weighted import add_weighted_adapter, scale
 from jlora.matrices import from_matrices, layer_ranks, to_matrices
 from jlora.models import abstract_base, build
 from jlora.peft.fitted import fitted_config, fold_scale
-from jlora.plan import abstract_adapter
 
 CONFIGS = {
     "plain": {"target_modules": ["query", "value"]},

@@ -26,7 +26,7 @@ LAYERS = [
     {"transform.control_flow", "transform.rules"},
     {"transform.interpreter"},
     {"adapt", "transform.moments"},
-    {"plan", "draws", "generation"},
+    {"abstract_adapter", "draws", "generation"},
     {"init", "merge"},
     {"residual", "eva", "quantize.tree"},
     {"loftq"},

@@ -14,7 +14,7 @@ from jax import lax
 from lora_cases import normal, random_encoder
 
 import jlora
-from jlora.plan import abstract_adapter
+from jlora.abstract_adapter import abstract_adapter
 
 KEY = jax.random.key(0)
 BASE = {

@@ -22,10 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jlora
+from jlora.abstract_adapter import abstract_adapter
 from jlora.names import is_stacked
 from jlora.paths import leaves_by_path, replace_leaves
 from jlora.peft.keys import from_peft, to_peft
-from jlora.plan import abstract_adapter
 
 all_functions = pytest.mark.parametrize("name", FUNCTIONS)
 

@@ -15,9 +15,9 @@ from safetensors.numpy import load_file, save_file
 from small_adapter import load, save
 
 import jlora
+from jlora.abstract_adapter import abstract_adapter
 from jlora.models import abstract_base, build
 from jlora.peft.folder import to_peft
-from jlora.plan import abstract_adapter
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIGS = {

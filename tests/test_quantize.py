@@ -15,9 +15,9 @@ from lora_cases import normal
 from transformers import GPT2Config, LlamaConfig
 
 import jlora
+from jlora.abstract_adapter import abstract_adapter
 from jlora.models import abstract_base, build, example_batch
 from jlora.paths import leaves_by_path, replace_leaves
-from jlora.plan import abstract_adapter
 from jlora.quantize.heads import is_linear_weight
 from jlora.quantize.leaf import is_quantized, quantize_leaf
 from jlora.transform.moments import second_moments

@@ -3,8 +3,8 @@ import pytest
 import transformers
 
 import jlora
+from jlora.abstract_adapter import abstract_adapter
 from jlora.models import abstract_base, build, example_batch
-from jlora.plan import abstract_adapter
 from train.summary import rows, summary, table, training_bytes, weight_bytes
 
 TINY = {

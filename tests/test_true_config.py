@@ -11,9 +11,9 @@ import pytest
 from lora_cases import low_rank, normal, random_encoder, randomized
 
 import jlora
+from jlora.abstract_adapter import abstract_adapter
 from jlora.adapter import Rows
 from jlora.peft.true_config import true_config
-from jlora.plan import abstract_adapter
 
 LORA = jlora.LoraConfig(
     r=2, lora_alpha=0.5, target_modules=["query", "dense"], modules_to_save=["classifier"], alpha_pattern={"query": 0.3}

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jlora.abstract_adapter import abstract_adapter
 from jlora.adapter import Adapter, Entry, Full, LowRank, Rows
 from jlora.algebra.reduce import from_svd, rank_for, with_fixed_signs
 from jlora.config import LoraConfig
@@ -18,7 +19,6 @@ from jlora.errors import JloraError
 from jlora.matrices import Matrices, from_matrices, leaf_to_matrices
 from jlora.names import is_stacked, module_names
 from jlora.paths import leaves_by_path
-from jlora.plan import abstract_adapter
 
 
 def extract(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from jlora.abstract_adapter import abstract_adapter
 from jlora.adapter import Adapter, Entry, LowRank
 from jlora.config import HEAD_NAMES, LoraConfig
 from jlora.dora import squared_norm
@@ -24,7 +25,6 @@ from jlora.peft.copies import tied_head, without_copies
 from jlora.peft.keys import PREFIX, adapted_names, from_peft, is_conv1d, to_peft
 from jlora.peft.true_config import true_config
 from jlora.peft.vllm import for_vllm
-from jlora.plan import abstract_adapter
 from jlora.safetensors_file import open_safetensors
 from jlora.whole_folder import whole_folder
 

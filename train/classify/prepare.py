@@ -13,12 +13,12 @@ from jax.sharding import Mesh
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 import jlora
+from jlora.abstract_adapter import abstract_adapter
 from jlora.base import abstract_base, build, example_batch, load_config, load_weights
 from jlora.errors import JloraError
 from jlora.models import FAMILIES, family
 from jlora.names import module_names
 from jlora.paths import leaves_by_path
-from jlora.plan import abstract_adapter
 from jlora.targets import is_trained_whole
 from jlora.weights import new_heads
 from train.adapted import Adapted, lora_config, settings, with_adapter

@@ -44,7 +44,7 @@ def plan_step(config: LMConfig, sizes: dict[str, int]) -> Plan:
     Raises:
       JloraError: a batch that the mesh cannot share evenly, and whatever `abstract_model` refuses.
     """
-    step, mesh, inputs = planned_step(config, sizes)
+    step, mesh, inputs = abstract_step(config, sizes)
     compiled = _lowered(step, mesh, inputs).compile(_COMPILER_OPTIONS)
     text = compiled.as_text()
     return Plan(
@@ -70,9 +70,9 @@ def _undivided(base: Any, sizes: dict[str, int]) -> dict[str, list[str]]:
     return {axis: list(dict.fromkeys(names)) for axis, names in found.items() if sizes[axis] > 1}
 
 
-def planned_step(config: LMConfig, sizes: dict[str, int]) -> tuple[Any, Mesh | None, tuple]:
+def abstract_step(config: LMConfig, sizes: dict[str, int]) -> tuple[Any, Mesh | None, tuple]:
     """(The jitted step, its mesh, its arguments as ShapeDtypeStructs that lie as a run's do); nothing is compiled."""
-    planned = _planned(config, sizes)
+    planned = _for_a_cpus_compiler(config, sizes)
     mesh = mesh_of(planned, jax.devices()[: math.prod(sizes.values())])
     adapted = abstract_model(planned)
     training = training_of(planned, adapted.model, config.train.max_steps or 1)
@@ -82,7 +82,8 @@ def planned_step(config: LMConfig, sizes: dict[str, int]) -> tuple[Any, Mesh | N
     return training.step, mesh, inputs
 
 
-def _planned(config: LMConfig, sizes: dict[str, int]) -> LMConfig:
+def _for_a_cpus_compiler(config: LMConfig, sizes: dict[str, int]) -> LMConfig:
+    """The config on that mesh, in 16 bits that stay 16 bits."""
     mesh = MeshSection(**sizes, adapters=config.mesh.adapters)
     dtype = {"bfloat16": "float16"}.get(config.train.dtype, config.train.dtype)
     return config.model_copy(update={"mesh": mesh, "train": config.train.model_copy(update={"dtype": dtype})})

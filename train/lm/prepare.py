@@ -11,11 +11,11 @@ from jax.sharding import Mesh
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 import jlora
+from jlora.abstract_adapter import abstract_adapter
 from jlora.base import abstract_base, build, example_batch, load_config, load_weights
 from jlora.errors import JloraError
 from jlora.models import FAMILIES, family
 from jlora.paths import leaves_by_path
-from jlora.plan import abstract_adapter
 from train.adapted import Adapted, lora_config, settings, with_adapter
 from train.devices import put_adapted
 from train.lm.config import LMConfig

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -61,3 +62,15 @@ def test_a_folder_that_cannot_be_locked_is_said(tmp_path):
     for refused in (lambda: require_free(tmp_path), lambda: locked(tmp_path).__enter__()):
         with pytest.raises(JloraError, match=f"{tmp_path}: expected a folder that can be written, found"):
             refused()
+
+
+def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog):
+    def missing(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", missing)
+    with locked(tmp_path):
+        pass
+    assert "this file system has no locks" in caplog.text
+    with locked(tmp_path):  # as after SIGKILL, nothing is left that locks
+        pass

@@ -1,4 +1,4 @@
-"""Several processes beside one, over loopback: python -m benchmarks.processes [--trainers classify lm].
+"""Several processes beside one, over loopback: python -m benchmarks.processes [--trainers classify lm] [KEY=VALUE ...].
 
 Each trainer runs with one process, two and four; one more run of several loses a process to SIGKILL and is resumed.
 Prints the largest relative difference of anything in the record from what one process records, how long the others
@@ -68,21 +68,22 @@ def main(argv: Sequence[str]) -> int:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for trainer in flags.trainers:
-            rows.append(compared(trainer, Path(folder, trainer)))
+            rows.append(compared(trainer, Path(folder, trainer), flags.overrides))
             _show(rows[-1])
     if flags.json:
         flags.json.write_text(json.dumps([row._asdict() for row in rows], indent=1) + "\n")
     return 0 if all(row.is_same for row in rows) else 1
 
 
-def compared(trainer: str, folder: Path) -> Row:
-    """All runs of one trainer, in folders inside of this one."""
-    case, runs = CASES[trainer], {count: folder / str(count) for count in (1, 2, 4)}
+def compared(trainer: str, folder: Path, overrides: Sequence[str] = ()) -> Row:
+    """All runs of one trainer, in folders inside of this one; `overrides` as on its command line."""
+    case = CASES[trainer]._replace(arguments=[*CASES[trainer].arguments, *overrides])
+    runs = {count: folder / str(count) for count in (1, 2, 4)}
     for count, run in runs.items():
-        _require_done(_finish(_start(trainer, run, count)), trainer)
+        _require_done(_finish(_start(trainer, case, run, count)), trainer)
     killed = folder / "killed"
     seconds, codes = _lose_one(trainer, killed, case)
-    _require_done(_finish(_start(trainer, killed, case.processes, "--resume")), trainer)
+    _require_done(_finish(_start(trainer, case, killed, case.processes, "--resume")), trainer)
     whole, adapter = runs[case.processes], "adapter/adapter_model.safetensors"
     is_same = record(killed) == record(whole) and (killed / adapter).read_bytes() == (whole / adapter).read_bytes()
     differences = {count: largest_difference(record(runs[count]), record(runs[1])) for count in (2, 4)}
@@ -105,7 +106,7 @@ def largest_difference(found: list[dict[str, Any]], expected: list[dict[str, Any
 
 def _lose_one(trainer: str, run: Path, case: Case) -> tuple[float, list[int]]:
     """(Seconds from the kill to the end of the last of the others, their exit codes)."""
-    *others, last = _start(trainer, run, case.processes)
+    *others, last = _start(trainer, case, run, case.processes)
     while not (run / "metrics.jsonl").exists() or len(record(run)) < case.killed_after:
         time.sleep(0.02)
         if last.poll() is not None:
@@ -116,16 +117,9 @@ def _lose_one(trainer: str, run: Path, case: Case) -> tuple[float, list[int]]:
     return time.monotonic() - begin, codes
 
 
-def _start(trainer: str, run: Path, count: int, *more: str) -> list[subprocess.Popen]:
-    command = [
-        sys.executable,
-        "-m",
-        f"train.{trainer}",
-        *CASES[trainer].arguments,
-        *_COMMON,
-        f"output_dir={run}",
-        *more,
-    ]
+def _start(trainer: str, case: Case, run: Path, count: int, *more: str) -> list[subprocess.Popen]:
+    arguments = [*_COMMON, *case.arguments, f"output_dir={run}", *more]
+    command = [sys.executable, "-m", f"train.{trainer}", *arguments]
     port = _free_port()
     address = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(count), "--process"]
     joined = [[*address, str(i)] for i in range(count)]
@@ -163,6 +157,7 @@ def _show(row: Row) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.processes", description=__doc__)
     parser.add_argument("--trainers", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("overrides", metavar="KEY=VALUE", nargs="*", help="keys of all runs, such as data.train=FILE")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures here")
     return parser
 

@@ -98,9 +98,9 @@ def test_a_method_that_trains_all_holds_the_base_beside_it(cases):
 
 
 def test_what_an_axis_does_not_divide_is_named(cases):
-    assert cases["undivided"]["undivided"]["tensor"] == [
+    assert set(cases["undivided"]["undivided"]["tensor"]) == {
         "embed_tokens", "down_proj", "gate_proj", "up_proj", "k_proj", "o_proj", "q_proj", "v_proj", "lm_head"
-    ]  # fmt: skip
+    }  # fmt: skip
     assert not any(case["undivided"] for name, case in cases.items() if name != "undivided")
 
 

@@ -55,7 +55,7 @@ def test_the_same_run_is_the_same(file, caplog):
     [
         (
             lambda: _made(_config(seed=1)),
-            "expected config.yaml as it was written, found another\n  fixed: the run has ",
+            r"expected config.yaml as the run wrote it \(was it edited\?.*\), found another\n  fixed: the run has ",
         ),
         (
             lambda: _made(base={"params": BASE["params"] | {"kernel": BASE["params"]["kernel"].at[1, 2].set(5.5)}}),

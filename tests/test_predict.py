@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tiny
 
-from train import metrics, predict
+from train import predict
+from train.classify import metrics
 from train.classify.data import Split
 from train.classify.trained import load_trained
 

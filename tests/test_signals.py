@@ -44,6 +44,16 @@ print("still there")
 NUMBERS = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 
 
+@pytest.fixture(autouse=True)
+def _heard():
+    """Started by nohup, or by a shell's &, this process and those that it starts would ignore some of them."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGTERM)}
+    before |= {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def _signal(number):
     os.kill(os.getpid(), number)
 

@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 
 logger = logging.getLogger(__name__)
 
-_HEARD = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_HEARD: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _SECOND_AFTER = 1.0
 """Seconds from a first signal to one that counts as a second: `timeout` and shells send theirs twice at once."""
@@ -86,7 +86,9 @@ def _handled(stop: Stop) -> Iterator[None]:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before_fd = signal.set_wakeup_fd(writer)
-    heard = [number for number in _HEARD if signal.getsignal(number) != signal.SIG_IGN]  # by nohup, or by a shell's &
+    heard = [
+        number for number in _HEARD if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    ]  # nohup
     before = {number: signal.signal(number, stop.note) for number in heard}
     watch = threading.Thread(target=_watch, args=[reader, heard], daemon=True)
     watch.start()

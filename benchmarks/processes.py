@@ -1,4 +1,4 @@
-"""Several processes beside one, over loopback: python -m benchmarks.processes [--trainers classify lm] [KEY=VALUE ...].
+"""Several processes beside one, over loopback: python -m benchmarks.processes [KEY=VALUE ...] [--trainers classify lm].
 
 Each trainer runs with one process, two and four; one more run of several loses a process to SIGKILL and is resumed.
 Prints the largest relative difference of anything in the record from what one process records, how long the others

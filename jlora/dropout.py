@@ -30,7 +30,7 @@ def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
         raise ValueError(f"dropout rate: expected a number in [0, 1), found {rate}")
     if rate == 0.0:
         return x
-    return _dropout(jax.random.bits(key, (2,), jnp.uint32), x, rate)
+    return _dropout(hash_words(key), x, rate)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -47,14 +47,23 @@ def _dropout_jvp(rate: float, primals: tuple, tangents: tuple) -> tuple[jax.Arra
 
 
 def _masked(words: jax.Array, x: jax.Array, rate: float) -> jax.Array:
-    keep = _hash(words, x.shape) >= jnp.uint32(round(rate * 2**32))
+    keep = is_kept(words, jax.lax.iota(jnp.uint32, math.prod(x.shape)).reshape(x.shape), rate)
     return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
 
 
-def _hash(words: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def hash_words(key: jax.Array) -> jax.Array:
+    """uint32 (2,), what `is_kept` takes of a key of any of JAX's generators."""
+    return jax.random.bits(key, (2,), jnp.uint32)
+
+
+def is_kept(words: jax.Array, positions: jax.Array, rate: float) -> jax.Array:
+    """Whether the elements at these positions (uint32, counted through the whole array) survive dropout at `rate`."""
+    return _hash(words, positions) >= jnp.uint32(round(rate * 2**32))
+
+
+def _hash(words: jax.Array, positions: jax.Array) -> jax.Array:
     """Uniform uint32 for each position: the "lowbias32" mixer by C. Wellons, a key word before each round."""
-    bits = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
-    bits = _mix(bits ^ words[0], 16, 0x7FEB352D)
+    bits = _mix(positions ^ words[0], 16, 0x7FEB352D)
     bits = _mix(bits ^ words[1], 15, 0x846CA68B)
     return bits ^ (bits >> jnp.uint32(16))
 

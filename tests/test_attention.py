@@ -1,4 +1,4 @@
-"""Attention is `jax.nn.dot_product_attention` where nothing is dropped."""
+"""Whatever computes attention gives the values, slopes and dropped probabilities of the plain formula."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ import numpy as np
 import pytest
 
 from jlora.models.attention import attention
+from jlora.models.visibility import Visibility, mask_visibility
 
-MASK = (np.arange(6)[None, :] < np.array([6, 4, 1])[:, None])[:, None, None, :]
+MASK = np.arange(6)[None, :] < np.array([6, 4, 1])[:, None]
 
 
 def _inputs(dtype=jnp.float32) -> tuple:
     return tuple(jax.random.normal(key, (3, 6, 2, 8), dtype) for key in jax.random.split(jax.random.key(0), 3))
 
 
+@pytest.mark.parametrize("kernel", ["blockwise", "full"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)])
 @pytest.mark.parametrize("heads", [2, 6])
-def test_it_equals_jaxs(heads, dtype, tolerance):
+def test_it_equals_jaxs(heads, dtype, tolerance, kernel):
     """Values and gradients, with as many queries as keys and with three that share one; a bias and a scale."""
     _, key, value = _inputs(dtype)
     query, weights = (jax.random.normal(jax.random.key(i), (3, 6, heads, 8), dtype) for i in (1, 2))
-    bias = jax.random.normal(jax.random.key(3), (3, heads, 1, 6))
+    bias = jax.random.normal(jax.random.key(3), (3, heads, 6))
 
     def loss(fn, *inputs):
         return (fn(*inputs).astype(jnp.float32) * weights.astype(jnp.float32)).sum()
 
     def ours(*inputs):
-        return attention(*inputs, MASK, scale=0.3, bias=bias)
+        return attention(*inputs, mask_visibility(jnp.asarray(MASK), kernel), scale=0.3, key_bias=bias)
 
     def jaxs(*inputs):
-        return jax.nn.dot_product_attention(*inputs, mask=MASK, scale=0.3, bias=bias)
+        return jax.nn.dot_product_attention(*inputs, mask=MASK[:, None, None], scale=0.3, bias=bias[:, :, None])
 
     with jax.numpy_dtype_promotion("standard"):  # JAX's own promotes bfloat16 implicitly
         expected, found = jaxs(query, key, value), ours(query, key, value)
@@ -42,29 +44,37 @@ def test_it_equals_jaxs(heads, dtype, tolerance):
         np.testing.assert_allclose(np.float32(one), np.float32(other), atol=8 * tolerance)
 
 
+@pytest.mark.parametrize("kernel", ["blockwise", "full"])
 @pytest.mark.parametrize("dropout", [{}, {"dropout_key": jax.random.key(3), "dropout_rate": 0.4}])
-def test_masked_tokens_have_no_influence(dropout):
+def test_masked_tokens_have_no_influence(dropout, kernel):
     query, key, value = _inputs()
-    masked = ~MASK[:, 0, 0, :, None, None]
-    changed = attention(query, key + 9.0 * masked, value - 7.0 * masked, MASK, **dropout)
-    np.testing.assert_array_equal(attention(query, key, value, MASK, **dropout), changed)
+    visibility, masked = mask_visibility(jnp.asarray(MASK), kernel), ~MASK[:, :, None, None]
+    changed = attention(query, key + 9.0 * masked, value - 7.0 * masked, visibility, **dropout)
+    np.testing.assert_array_equal(attention(query, key, value, visibility, **dropout), changed)
 
 
-def test_dropout_drops_at_its_rate_and_keeps_the_mean():
+@pytest.mark.parametrize("kernel", ["blockwise", "full"])
+def test_dropout_drops_at_its_rate_and_keeps_the_mean(kernel):
     """With value = identity the output is the probabilities themselves."""
     size = 64
     query = key = jnp.zeros((1, size, 1, size))
-    value = jnp.eye(size)[None, :, None, :]
-    mask = jnp.ones((1, 1, 1, size), bool)
-    found = attention(query, key, value, mask, dropout_key=jax.random.key(0), dropout_rate=0.25) * size
+    value, visibility = jnp.eye(size)[None, :, None, :], Visibility(kernel=kernel)
+    found = attention(query, key, value, visibility, dropout_key=jax.random.key(0), dropout_rate=0.25) * size
     assert set(np.unique(np.round(np.asarray(found), 4))) == {0.0, np.float32(1.3333)}
     assert abs(float((found == 0).mean()) - 0.25) < 0.03
-    again = attention(query, key, value, mask, dropout_key=jax.random.key(1), dropout_rate=0.25) * size
+    again = attention(query, key, value, visibility, dropout_key=jax.random.key(1), dropout_rate=0.25) * size
     assert abs(float(((found == 0) & (again == 0)).mean()) - 0.0625) < 0.02
 
 
 def test_no_key_or_no_rate_is_evaluation():
-    inputs = _inputs()
-    expected = attention(*inputs, MASK)
+    inputs = (*_inputs(), mask_visibility(jnp.asarray(MASK), "auto"))
+    expected = attention(*inputs)
     for options in ({"dropout_rate": 0.5}, {"dropout_key": jax.random.key(0)}):
-        np.testing.assert_array_equal(attention(*inputs, MASK, **options), expected)
+        np.testing.assert_array_equal(attention(*inputs, **options), expected)
+
+
+@pytest.mark.parametrize("kernel", ["blockwise", "full"])
+def test_a_scale_that_is_an_array_scales_the_scores(kernel):
+    inputs, visibility = _inputs(), Visibility(causal=True, kernel=kernel)
+    found = attention(*inputs, visibility, scale=jnp.float32(0.3))
+    np.testing.assert_allclose(found, attention(*inputs, visibility, scale=0.3), atol=1e-6)

@@ -10,7 +10,8 @@ import pytest
 from encoder_cases import difference
 
 from jlora.models import build
-from jlora.models.cache import Slots, causal_mask, empty_cache, opened, row_lengths, token_positions, written
+from jlora.models.cache import Slots, empty_cache, opened, row_lengths, token_positions, visible, written
+from jlora.models.visibility import sees
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 3e-2)])
@@ -35,24 +36,13 @@ def test_a_row_in_parts_is_the_whole_row(dtype, tolerance):
     np.testing.assert_array_equal(cache.valid, np.pad(real, ((0, 0), (0, 6))))
 
 
-def test_the_mask():
-    batch = {"input_ids": jnp.zeros((1, 4), jnp.int32), "attention_mask": jnp.array([[1, 1, 1, 0]])}
-    seen = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0]]
-    assert (causal_mask(batch, 2)[0, 0] == jnp.array(seen, bool)).all()
-    wide = causal_mask(batch, 4)
-    assert (wide == causal_mask(batch)).all(), "a window as long as the row hides nothing"
-    segments = jnp.array([[1, 1, 2, 2]])
-    apart = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0]]
-    assert (causal_mask(batch | {"segment_ids": segments})[0, 0] == jnp.array(apart, bool)).all()
-
-
-def test_the_mask_of_a_cache():
+def test_a_token_sees_the_slots_before_it_that_hold_tokens():
     """Two tokens behind two others, the first of which is padding, in a cache of five slots."""
     cache = empty_cache(1, 1, 5, 1, 2, jnp.float32)
     cache = cache._replace(valid=cache.valid.at[0, 1].set(True), length=jnp.int32(2))
     batch = {"input_ids": jnp.zeros((1, 2), jnp.int32), "attention_mask": jnp.ones((1, 2), jnp.int32)}
-    seen = causal_mask(batch, cache=opened(cache, batch))[0, 0]
-    assert (seen == jnp.array([[0, 1, 1, 0, 0], [0, 1, 1, 1, 0]], bool)).all()
+    seen = sees(visible(batch, None, opened(cache, batch), "auto"), jnp.arange(2), jnp.arange(5))
+    np.testing.assert_array_equal(seen[0].T, [[0, 1, 1, 0, 0], [0, 1, 1, 1, 0]])
     np.testing.assert_array_equal(token_positions(batch, opened(cache, batch)), [[1, 2]])
 
 

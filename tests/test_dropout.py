@@ -36,7 +36,10 @@ def test_neighbours_and_keys_are_independent():
 
 @pytest.mark.parametrize("other", [(0x1234567, 0x9E3779B9), (0x85EBCA6B, 0xDEADBEEF)])
 def test_either_word_of_a_key_changes_every_bit_of_the_hash(other):
-    hashes = [np.asarray(_hash(jnp.array(words, jnp.uint32), (4096,))) for words in ((0x1234567, 0xDEADBEEF), other)]
+    hashes = [
+        np.asarray(_hash(jnp.array(words, jnp.uint32), jnp.arange(4096, dtype=jnp.uint32)))
+        for words in ((0x1234567, 0xDEADBEEF), other)
+    ]
     differing = np.unpackbits((hashes[0] ^ hashes[1]).view(np.uint8).reshape(-1, 4), axis=1)
     assert np.abs(differing.mean(0) - 0.5).max() < 0.1
 

@@ -78,13 +78,16 @@ def default_targets(model_type: str) -> tuple[str, ...]:
     return family(model_type).targets
 
 
-def build(config: PreTrainedConfig, *, dtype: Any = jnp.float32, remat: bool = False) -> nn.Module:
+def build(
+    config: PreTrainedConfig, *, dtype: Any = jnp.float32, remat: bool = False, attention: str = "auto"
+) -> nn.Module:
     """The linen model of `config`, without weights: a sequence classifier or a causal language model.
 
     Args:
       config: of one of FAMILIES.
       dtype: the dtype to compute in; parameters and logits are float32.
       remat: compute a layer's values again in the backward pass instead of keeping them.
+      attention: what computes attention: auto, blockwise, cudnn, splash or full; see `jlora.models.attention`.
 
     Raises:
       JloraError: a family or a config value that is not supported, with its key.
@@ -99,7 +102,7 @@ def build(config: PreTrainedConfig, *, dtype: Any = jnp.float32, remat: bool = F
             f"config.json: hidden size: expected a multiple of the {config.num_attention_heads} attention "
             f"heads; found {config.hidden_size}"
         )
-    return kind.model(config, dtype=dtype, remat=remat)
+    return kind.model(config, dtype=dtype, remat=remat, attention=attention)
 
 
 def example_batch(config: PreTrainedConfig) -> dict[str, jax.ShapeDtypeStruct]:

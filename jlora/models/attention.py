@@ -1,58 +1,77 @@
-"""Attention with everything that models differ in: scale, soft cap, bias, dropout, shared key heads."""
+"""Attention with everything that models differ in, and the choice of what computes it."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from jlora.dropout import dropout
-from jlora.models.partition import are_heads_split
+from jlora.dropout import dropout, hash_words
+from jlora.models.blockwise import Options, blockwise_attention
+from jlora.models.visibility import Visibility, sees
 
 
 def attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    mask: jax.Array,
+    visibility: Visibility,
     *,
-    scale: float | None = None,
+    scale: float | jax.Array | None = None,
     softcap: float | None = None,
-    bias: jax.Array | None = None,
+    key_bias: jax.Array | None = None,
     dropout_key: jax.Array | None = None,
     dropout_rate: float = 0.0,
 ) -> jax.Array:
-    """softmax(scale query key^T + bias) value, with dropout on the probabilities where a key is given.
+    """softmax(scale query key^T + key_bias) value over the visible keys; 0 for a query that sees none.
 
-    Scores and softmax are float32. (`jax.nn.dot_product_attention` has no dropout and no soft cap.)
+    Scores and softmax are float32. With a dropout key the probabilities are dropped by `jlora.dropout`'s hash of their
+    places: whatever computes the attention drops the same ones.
 
     Args:
       query: (B, T, H, D), floating point. key, value: (B, S, K, D), each of the K heads shared by H / K queries.
-      mask: bool, (B, 1, T, S) or broadcast to it: true where a token may be attended to.
-      scale: of the scores; None is 1 / sqrt(D).
+      visibility: which keys each query sees, and what computes the attention.
+      scale: of the scores; None is 1 / sqrt(D). An array is multiplied into the queries.
       softcap: scores become softcap * tanh(scores / softcap), as in Gemma 2.
-      bias: floating point, (B, H, T, S) or broadcast to it, added to the scores.
+      key_bias: float32 (B, H, S), added to the scores of each key: ALiBi.
       dropout_key: one key; None is evaluation.
       dropout_rate: probability that an attention probability is dropped.
 
     Returns:
       (B, T, H, D) in the dtype of `query`.
     """
-    (rows, length, heads, width), (slots, key_heads) = query.shape, key.shape[1:3]
-    # The queries that share a key are rows of one product, BT(KG)D -> (BK)(GT)D: on a CPU twice as fast as by heads.
-    # Where a mesh splits the heads, B and K stay apart: an array cannot be split along a part of an axis.
-    products = (rows, key_heads) if are_heads_split() else (rows * key_heads,)
-    batch, last = tuple(range(len(products))), len(products) + 1
-    query = query.reshape(rows, length, key_heads, -1, width).transpose(0, 2, 3, 1, 4).reshape(*products, -1, width)
-    key, value = (x.transpose(0, 2, 1, 3).reshape(*products, slots, -1) for x in (key, value))
-    scores = lax.dot_general(query, key, (((last,), (last,)), (batch, batch)), preferred_element_type=jnp.float32)
-    scores = scores.reshape(rows, heads, length, slots) * jnp.float32(width**-0.5 if scale is None else scale)
-    scores = scores if softcap is None else softcap * jnp.tanh(scores / softcap)
-    scores = scores if bias is None else scores + bias.astype(jnp.float32)
-    probabilities = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1).astype(value.dtype)
+    if isinstance(scale, jax.Array):
+        query, scale = (query.astype(jnp.float32) * scale).astype(query.dtype), 1.0
+    words = None if dropout_key is None or dropout_rate == 0.0 else hash_words(dropout_key)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    options = Options(float(scale), softcap, 0.0 if words is None else dropout_rate)
+    if visibility.kernel == "full":
+        return full_attention(options, query, key, value, key_bias, visibility, dropout_key)
+    return blockwise_attention(options, query, key, value, key_bias, visibility, words)
+
+
+def full_attention(
+    options: Options,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    key_bias: jax.Array | None,
+    visibility: Visibility,
+    dropout_key: jax.Array | None,
+) -> jax.Array:
+    """As `attention`, by the plain formula, which forms all scores, float32 (B, H, T, S): the oracle of the others."""
+    (batch, length, heads, width), (slots, key_heads) = query.shape, key.shape[1:3]
+    grouped = query.reshape(batch, length, key_heads, -1, width)
+    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, key, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, heads, length, slots) * jnp.float32(options.scale)
+    cap = options.softcap
+    scores = scores if cap is None else cap * jnp.tanh(scores / cap)
+    scores = scores if key_bias is None else scores + key_bias[:, :, None, :]
+    seen = sees(visibility, jnp.arange(length), jnp.arange(slots))
+    seen = jnp.ones((1, 1, 1, 1), bool) if seen is None else seen.swapaxes(1, 2)[:, None]
+    scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
+    probabilities = jnp.where(seen, jax.nn.softmax(scores, axis=-1), 0).astype(value.dtype)
     if dropout_key is not None:
-        probabilities = dropout(dropout_key, probabilities, dropout_rate)
-    probabilities = probabilities.reshape(*query.shape[:-1], slots)
-    mixed = lax.dot_general(probabilities, value, (((last,), (last - 1,)), (batch, batch)))
-    mixed = mixed.reshape(rows, key_heads, -1, length, width).transpose(0, 3, 1, 2, 4)  # (BK)(GT)D -> BTKGD
-    return mixed.reshape(rows, length, heads, width)
+        probabilities = dropout(dropout_key, probabilities, options.dropout_rate)
+    grouped = probabilities.reshape(batch, key_heads, -1, length, slots)
+    mixed = jnp.einsum("bkgts,bskd->btkgd", grouped, value, preferred_element_type=jnp.float32)
+    return mixed.reshape(batch, length, heads, width).astype(query.dtype)

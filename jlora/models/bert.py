@@ -13,6 +13,7 @@ from transformers import BertConfig
 from jlora.models.attention import attention
 from jlora.models.layers import LayerNorm, activation, dense, drop, embedding, require_length, scan_layers
 from jlora.models.tables import Family
+from jlora.models.visibility import Visibility, mask_visibility
 
 
 class BertForSequenceClassification(nn.Module):
@@ -32,10 +33,11 @@ class BertForSequenceClassification(nn.Module):
     config: BertConfig = field(hash=False)
     dtype: Any = jnp.float32
     remat: bool = False
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array]) -> jax.Array:
-        pooled = BertModel(self.config, self.dtype, self.remat, name="bert")(batch)
+        pooled = BertModel(self.config, self.dtype, self.remat, self.attention, name="bert")(batch)
         pooled = drop(self, pooled, head_dropout(self.config))
         return dense(self.config, self.config.num_labels, self.dtype, "classifier")(pooled).astype(jnp.float32)
 
@@ -71,11 +73,14 @@ class BertModel(nn.Module):
     config: BertConfig
     dtype: Any
     remat: bool
+    attention: str
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array]) -> jax.Array:
         hidden = BertEmbeddings(self.config, self.dtype, name="embeddings")(batch)
-        hidden = BertEncoder(self.config, self.dtype, self.remat, name="encoder")(hidden, batch["attention_mask"])
+        hidden = BertEncoder(self.config, self.dtype, self.remat, self.attention, name="encoder")(
+            hidden, batch["attention_mask"]
+        )
         return BertPooler(self.config, self.dtype, name="pooler")(hidden)
 
 
@@ -123,23 +128,24 @@ class BertEncoder(nn.Module):
     config: BertConfig
     dtype: Any
     remat: bool
+    attention: str
 
     @nn.compact
     def __call__(self, hidden: jax.Array, attention_mask: jax.Array) -> jax.Array:
         layers = scan_layers(BertLayer, self.config.num_hidden_layers, remat=self.remat)
-        mask = attention_mask.astype(bool)[:, None, None, :]
-        return layers(self.config, self.dtype, name="layer")(hidden, mask)[0]
+        visibility = mask_visibility(attention_mask, self.attention)
+        return layers(self.config, self.dtype, name="layer")(hidden, visibility)[0]
 
 
 class BertLayer(nn.Module):
-    """One layer, as a scan step: (B, T, hidden) and a bool mask (B, 1, 1, T) to ((B, T, hidden), None)."""
+    """One layer, as a scan step: (B, T, hidden) and who sees whom to ((B, T, hidden), None)."""
 
     config: BertConfig
     dtype: Any
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
-        hidden = BertAttention(self.config, self.dtype, name="attention")(hidden, mask)
+    def __call__(self, hidden: jax.Array, visibility: Visibility) -> tuple[jax.Array, None]:
+        hidden = BertAttention(self.config, self.dtype, name="attention")(hidden, visibility)
         inner = BertIntermediate(self.config, self.dtype, name="intermediate")(hidden)
         return BertOutput(self.config, self.dtype, name="output")(inner, hidden), None
 
@@ -151,19 +157,19 @@ class BertAttention(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, mask: jax.Array) -> jax.Array:
-        mixed = BertSelfAttention(self.config, self.dtype, name="self")(hidden, mask)
+    def __call__(self, hidden: jax.Array, visibility: Visibility) -> jax.Array:
+        mixed = BertSelfAttention(self.config, self.dtype, name="self")(hidden, visibility)
         return BertOutput(self.config, self.dtype, name="output")(mixed, hidden)
 
 
 class BertSelfAttention(nn.Module):
-    """Every token's mixture of the values of the tokens in `mask`, bool (B, 1, 1, T); (B, T, hidden)."""
+    """Every token's mixture of the values of the tokens that it sees, (B, T, hidden)."""
 
     config: BertConfig
     dtype: Any
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(self, hidden: jax.Array, visibility: Visibility) -> jax.Array:
         config = self.config
         heads = (
             *hidden.shape[:-1],
@@ -176,7 +182,7 @@ class BertSelfAttention(nn.Module):
         )
         dropout_key = self.make_rng("dropout") if self.has_rng("dropout") else None
         mixed = attention(
-            query, key, value, mask, dropout_key=dropout_key, dropout_rate=config.attention_probs_dropout_prob
+            query, key, value, visibility, dropout_key=dropout_key, dropout_rate=config.attention_probs_dropout_prob
         )
         return mixed.reshape(hidden.shape)
 

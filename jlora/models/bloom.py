@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jlora.models.cache import Cache, Slots, causal_mask, opened
+from jlora.models.cache import Cache, Slots, opened, visible
 from jlora.models.gpt import MLP, FusedAttention, Shared, alibi, embed, run_layers
 from jlora.models.language_model import LanguageModel
 from jlora.models.layers import LayerNorm, dense, drop, scan_decoder_layers
@@ -27,7 +27,7 @@ class BloomForCausalLM(LanguageModel):
     """
 
     def setup(self) -> None:
-        self.transformer = Transformer(self.config, self.dtype, self.remat)
+        self.transformer = Transformer(self.config, self.dtype, self.remat, self.attention)
         if not self.config.tie_word_embeddings:
             self.lm_head = dense(self.config, self.config.vocab_size, self.dtype, use_bias=False)
 
@@ -41,6 +41,7 @@ class Transformer(nn.Module):
     config: Any
     dtype: Any
     remat: bool
+    attention: str
 
     def setup(self) -> None:
         config = self.config
@@ -52,7 +53,7 @@ class Transformer(nn.Module):
     def __call__(self, batch: dict[str, jax.Array], cache: Cache | None = None) -> tuple[jax.Array, Any]:
         cache = cache and opened(cache, batch)
         slopes = alibi(batch, cache, self.config.n_head)
-        shared = Shared(causal_mask(batch, None, cache), cache and cache.length, alibi=slopes)
+        shared = Shared(visible(batch, None, cache, self.attention), cache and cache.length, alibi=slopes)
         x = self.word_embeddings_layernorm(self.word_embeddings(batch["input_ids"]))
         x, cache = run_layers(self.h, x, shared, batch, cache)
         return self.ln_f(x), cache

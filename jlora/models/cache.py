@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jlora.models.visibility import Visibility, causal_visibility
+
 
 class Cache(NamedTuple):
     """Keys and values of the tokens that went through a decoder so far.
@@ -92,22 +94,7 @@ def row_lengths(batch: dict[str, jax.Array], cache: Cache | None = None) -> int 
     return batch["position_ids"].max(axis=1) + 1 if "position_ids" in batch else batch["input_ids"].shape[1]
 
 
-def causal_mask(batch: dict[str, jax.Array], window: int | None = None, cache: Cache | None = None) -> jax.Array:
-    """bool (B, 1, T, S): whether the batch's token of the third axis sees the token (or slot) of the last.
-
-    It sees itself and what stands before it in its row, at most `window` tokens in all, no padding
-    (`attention_mask` 0), and nothing of another segment where the batch has `segment_ids`.
-
-    Args:
-      cache: an opened one; S is the number of its slots then, else that of the batch's tokens.
-    """
-    valid = batch["attention_mask"].astype(bool) if cache is None else cache.valid
-    start = jnp.int32(0) if cache is None else cache.length
-    own = start + jnp.arange(batch["input_ids"].shape[1], dtype=jnp.int32)
-    back = own[:, None] - jnp.arange(valid.shape[1], dtype=jnp.int32)[None, :]
-    seen = back >= 0 if window is None else (back >= 0) & (back < window)
-    mask = seen[None] & valid[:, None, :]
-    segments = batch.get("segment_ids")
-    if segments is not None:
-        mask = mask & (segments[:, :, None] == segments[:, None, :])
-    return mask[:, None]
+def visible(batch: dict[str, jax.Array], window: int | None, cache: Cache | None, kernel: str) -> Visibility:
+    """Which tokens (or slots of the opened `cache`) each token of the batch sees: as `causal_visibility` says."""
+    valid, start = (None, None) if cache is None else (cache.valid, cache.length)
+    return causal_visibility(batch, window, valid, start, kernel)

@@ -16,11 +16,11 @@ from jlora.models.attention import attention
 from jlora.models.cache import (
     Cache,
     Slots,
-    causal_mask,
     closed,
     opened,
     row_lengths,
     token_positions,
+    visible,
     written,
 )
 from jlora.models.language_model import LanguageModel
@@ -28,6 +28,7 @@ from jlora.models.layers import Embed, activation, dense, drop, require_length
 from jlora.models.partition import by_heads
 from jlora.models.pattern import apply_layers
 from jlora.models.rope import longest_row, rotary_frequencies, rotary_scale, rotate, rotation
+from jlora.models.visibility import Visibility
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
@@ -74,12 +75,12 @@ class Shared(NamedTuple):
 
     Attributes:
       rotation: (cos, sin) of the tokens' positions, as `rope.rotation` gives them.
-      mask: bool (B, 1, T, S), as `causal_mask` gives it.
+      visibility: which keys each token sees.
       start: the first slot that is written, int32 (); None without a cache.
     """
 
     rotation: tuple[jax.Array, jax.Array]
-    mask: jax.Array
+    visibility: Visibility
     start: jax.Array | None
 
 
@@ -99,7 +100,7 @@ class CausalLM(LanguageModel):
         return Kind()
 
     def setup(self) -> None:
-        self.model = Decoder(self.config, self.dtype, self.remat, self.kind())
+        self.model = Decoder(self.config, self.dtype, self.remat, self.attention, self.kind())
         if not self.config.tie_word_embeddings:
             self.lm_head = dense(self.config, self.config.vocab_size, self.dtype, use_bias=False)
 
@@ -128,6 +129,7 @@ class Decoder(nn.Module):
     config: Any
     dtype: Any
     remat: bool
+    attention: str
     kind: Kind
 
     def setup(self) -> None:
@@ -158,7 +160,7 @@ class Decoder(nn.Module):
         window = config.sliding_window if layer_type == "sliding_attention" else None
         return Shared(
             rotation(token_positions(batch, cache), frequencies, self.dtype, scale),
-            causal_mask(batch, window, cache),
+            visible(batch, window, cache, self.attention),
             cache and cache.length,
         )
 
@@ -210,7 +212,7 @@ class SelfAttention(nn.Module):
         query, key = rotate(query, *shared.rotation), rotate(key, *shared.rotation)
         key, value, slots = written(slots, key, value, shared.start)
         mixed = attention(
-            query, key, value, shared.mask, scale=kind.attention_scale, softcap=kind.attention_softcap
+            query, key, value, shared.visibility, scale=kind.attention_scale, softcap=kind.attention_softcap
         ).reshape(*x.shape[:-1], -1)
         out = dense(self.config, self.config.hidden_size, self.dtype, "o_proj", use_bias=kind.output_bias)
         return out(mixed), slots

@@ -14,6 +14,7 @@ from jlora.models import bert
 from jlora.models.attention import attention
 from jlora.models.layers import LayerNorm, activation, dense, drop, embedding, require_length, scan_layers
 from jlora.models.tables import Family
+from jlora.models.visibility import Visibility, mask_visibility
 
 _EPSILON = 1e-12
 
@@ -33,11 +34,12 @@ class DistilBertForSequenceClassification(nn.Module):
     config: DistilBertConfig = field(hash=False)
     dtype: Any = jnp.float32
     remat: bool = False
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array]) -> jax.Array:
         config = self.config
-        x = DistilBertModel(config, self.dtype, self.remat, name="distilbert")(batch)[:, 0]
+        x = DistilBertModel(config, self.dtype, self.remat, self.attention, name="distilbert")(batch)[:, 0]
         x = jax.nn.relu(dense(config, config.dim, self.dtype, "pre_classifier")(x))
         x = drop(self, x, config.seq_classif_dropout)
         return dense(config, config.num_labels, self.dtype, "classifier")(x).astype(jnp.float32)
@@ -66,12 +68,13 @@ class DistilBertModel(nn.Module):
     config: DistilBertConfig
     dtype: Any
     remat: bool
+    attention: str
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array]) -> jax.Array:
         hidden = Embeddings(self.config, self.dtype, name="embeddings")(batch["input_ids"])
-        mask = batch["attention_mask"].astype(bool)[:, None, None, :]
-        return Transformer(self.config, self.dtype, self.remat, name="transformer")(hidden, mask)
+        visibility = mask_visibility(batch["attention_mask"], self.attention)
+        return Transformer(self.config, self.dtype, self.remat, self.attention, name="transformer")(hidden, visibility)
 
 
 class Embeddings(nn.Module):
@@ -91,47 +94,48 @@ class Embeddings(nn.Module):
 
 
 class Transformer(nn.Module):
-    """All layers: (B, T, dim) and a bool mask (B, 1, 1, T) to (B, T, dim)."""
+    """All layers: (B, T, dim) and who sees whom to (B, T, dim)."""
 
     config: DistilBertConfig
     dtype: Any
     remat: bool
+    attention: str
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(self, hidden: jax.Array, visibility: Visibility) -> jax.Array:
         layers = scan_layers(TransformerBlock, self.config.n_layers, remat=self.remat)
-        return layers(self.config, self.dtype, name="layer")(hidden, mask)[0]
+        return layers(self.config, self.dtype, name="layer")(hidden, visibility)[0]
 
 
 class TransformerBlock(nn.Module):
-    """One layer, as a scan step: (B, T, dim) and a bool mask (B, 1, 1, T) to ((B, T, dim), None)."""
+    """One layer, as a scan step: (B, T, dim) and who sees whom to ((B, T, dim), None)."""
 
     config: DistilBertConfig
     dtype: Any
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
-        mixed = DistilBertSelfAttention(self.config, self.dtype, name="attention")(hidden, mask)
+    def __call__(self, hidden: jax.Array, visibility: Visibility) -> tuple[jax.Array, None]:
+        mixed = DistilBertSelfAttention(self.config, self.dtype, name="attention")(hidden, visibility)
         hidden = LayerNorm(_EPSILON, self.dtype, name="sa_layer_norm")(mixed + hidden)
         inner = FFN(self.config, self.dtype, name="ffn")(hidden)
         return LayerNorm(_EPSILON, self.dtype, name="output_layer_norm")(inner + hidden), None
 
 
 class DistilBertSelfAttention(nn.Module):
-    """Self-attention with its output projection; `mask` is bool (B, 1, 1, T); (B, T, dim) to the same."""
+    """Self-attention with its output projection; (B, T, dim) to the same."""
 
     config: DistilBertConfig
     dtype: Any
 
     @nn.compact
-    def __call__(self, hidden: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(self, hidden: jax.Array, visibility: Visibility) -> jax.Array:
         config = self.config
         heads = (*hidden.shape[:-1], config.n_heads, config.dim // config.n_heads)
         query, key, value = (
             dense(config, config.dim, self.dtype, name)(hidden).reshape(heads) for name in ("q_lin", "k_lin", "v_lin")
         )
         dropout_key = self.make_rng("dropout") if self.has_rng("dropout") else None
-        mixed = attention(query, key, value, mask, dropout_key=dropout_key, dropout_rate=config.attention_dropout)
+        mixed = attention(query, key, value, visibility, dropout_key=dropout_key, dropout_rate=config.attention_dropout)
         return dense(config, config.dim, self.dtype, "out_lin")(mixed.reshape(hidden.shape))
 
 

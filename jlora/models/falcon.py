@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jlora.models.cache import Cache, Slots, causal_mask, opened
+from jlora.models.cache import Cache, Slots, opened, visible
 from jlora.models.gpt import MLP, FusedAttention, Shared, alibi, embed, rotary, run_layers
 from jlora.models.language_model import LanguageModel
 from jlora.models.layers import LayerNorm, dense, drop, scan_decoder_layers
@@ -30,7 +30,7 @@ class FalconForCausalLM(LanguageModel):
     """
 
     def setup(self) -> None:
-        self.transformer = Transformer(self.config, self.dtype, self.remat)
+        self.transformer = Transformer(self.config, self.dtype, self.remat, self.attention)
         if not self.config.tie_word_embeddings:
             self.lm_head = dense(self.config, self.config.vocab_size, self.dtype, use_bias=False)
 
@@ -48,6 +48,7 @@ class Transformer(nn.Module):
     config: Any
     dtype: Any
     remat: bool
+    attention: str
 
     def setup(self) -> None:
         config = self.config
@@ -62,7 +63,7 @@ class Transformer(nn.Module):
 
     def shared(self, batch: dict[str, jax.Array], cache: Cache | None) -> Shared:
         """What the layers share in this call: ALiBi is rounded and scaled as the models were trained."""
-        config, mask, start = self.config, causal_mask(batch, None, cache), cache and cache.length
+        config, mask, start = self.config, visible(batch, None, cache, self.attention), cache and cache.length
         if config.alibi:
             slopes = alibi(batch, cache, config.num_attention_heads, jnp.bfloat16)
             return Shared(mask, start, alibi=slopes * config.head_dim**-0.5)

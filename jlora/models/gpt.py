@@ -14,19 +14,20 @@ from jlora.models.attention import attention
 from jlora.models.cache import Cache, Slots, closed, row_lengths, token_positions, written
 from jlora.models.layers import Embed, activation, dense, normal, require_length
 from jlora.models.rope import longest_row, rotary_frequencies, rotary_scale, rotate, rotate_pairs, rotation
+from jlora.models.visibility import Visibility
 
 
 class Shared(NamedTuple):
     """What all layers of a call share.
 
     Attributes:
-      mask: bool (B, 1, T, S), as `causal_mask` gives it.
+      visibility: which keys each token sees.
       start: the first slot that is written, int32 (); None without a cache.
       rotation: (cos, sin) of the tokens' positions, as `rope.rotation` gives them; None without rotary positions.
       alibi: what is added to the scores, as `alibi` gives it; None without.
     """
 
-    mask: jax.Array
+    visibility: Visibility
     start: jax.Array | None
     rotation: tuple[jax.Array, jax.Array] | None = None
     alibi: jax.Array | None = None
@@ -68,9 +69,9 @@ def attend(
         query,
         key,
         value,
-        shared.mask,
+        shared.visibility,
         scale=scale,
-        bias=shared.alibi,
+        key_bias=shared.alibi,
         dropout_key=dropout_key,
         dropout_rate=dropout_rate,
     )
@@ -166,7 +167,7 @@ def rotary(config: Any, width: int, batch: dict[str, jax.Array], cache: Cache | 
 
 
 def alibi(batch: dict[str, jax.Array], cache: Cache | None, heads: int, dtype: Any = jnp.float32) -> jax.Array:
-    """float32 (B, heads, 1, S): the position of each key times its head's slope, rounded to `dtype`.
+    """float32 (B, heads, S): the position of each key times its head's slope, rounded to `dtype`.
 
     Args:
       cache: an opened one; S is the number of its slots then, else that of the batch's tokens.
@@ -176,7 +177,7 @@ def alibi(batch: dict[str, jax.Array], cache: Cache | None, heads: int, dtype: A
     else:
         positions = jnp.maximum(jnp.cumsum(cache.valid, axis=1, dtype=jnp.int32) - 1, 0)
     slopes = jnp.asarray(_slopes(heads), dtype)
-    return (slopes[None, :, None, None] * positions.astype(dtype)[:, None, None, :]).astype(jnp.float32)
+    return (slopes[None, :, None] * positions.astype(dtype)[:, None, :]).astype(jnp.float32)
 
 
 def _slopes(heads: int) -> np.ndarray:

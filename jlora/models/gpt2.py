@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jlora.models.cache import Cache, Slots, causal_mask, opened, token_positions
+from jlora.models.cache import Cache, Slots, opened, token_positions, visible
 from jlora.models.gpt import Shared, attend, embed, run_layers
 from jlora.models.language_model import LanguageModel
 from jlora.models.layers import Dense, LayerNorm, activation, dense, drop, normal, require_length, scan_decoder_layers
@@ -26,7 +26,7 @@ class GPT2LMHeadModel(LanguageModel):
     """
 
     def setup(self) -> None:
-        self.transformer = Transformer(self.config, self.dtype, self.remat)
+        self.transformer = Transformer(self.config, self.dtype, self.remat, self.attention)
         if not self.config.tie_word_embeddings:
             self.lm_head = dense(self.config, self.config.vocab_size, self.dtype, use_bias=False)
 
@@ -37,6 +37,7 @@ class Transformer(nn.Module):
     config: Any
     dtype: Any
     remat: bool
+    attention: str
 
     def setup(self) -> None:
         config = self.config
@@ -50,7 +51,7 @@ class Transformer(nn.Module):
         cache = cache and opened(cache, batch)
         x = self.wte(batch["input_ids"]) + self.wpe(token_positions(batch, cache))
         x = drop(self, x, self.config.embd_pdrop)
-        shared = Shared(causal_mask(batch, None, cache), cache and cache.length)
+        shared = Shared(visible(batch, None, cache, self.attention), cache and cache.length)
         (x, _), cache = run_layers(self.h, (x, jnp.float32(1)), shared, batch, cache)
         return self.ln_f(x), cache
 

@@ -8,7 +8,7 @@ import jax
 from flax import linen as nn
 
 from jlora.errors import JloraError
-from jlora.models.cache import Cache, Slots, causal_mask, closed, opened, token_positions
+from jlora.models.cache import Cache, Slots, closed, opened, token_positions, visible
 from jlora.models.gpt import MLP, SelfAttention, Shared, embed
 from jlora.models.language_model import LanguageModel
 from jlora.models.layers import LayerNorm, dense, drop, require_length
@@ -28,7 +28,7 @@ class GPTNeoForCausalLM(LanguageModel):
     """
 
     def setup(self) -> None:
-        self.transformer = Transformer(self.config, self.dtype, self.remat)
+        self.transformer = Transformer(self.config, self.dtype, self.remat, self.attention)
         if not self.config.tie_word_embeddings:
             self.lm_head = dense(self.config, self.config.vocab_size, self.dtype, use_bias=False)
 
@@ -39,6 +39,7 @@ class Transformer(nn.Module):
     config: Any
     dtype: Any
     remat: bool
+    attention: str
 
     def setup(self) -> None:
         config = self.config
@@ -52,7 +53,7 @@ class Transformer(nn.Module):
         require_length(batch["input_ids"].shape[1], config.max_position_embeddings)
         cache = cache and opened(cache, batch)
         shared = {
-            layer_type: Shared(causal_mask(batch, window, cache), cache and cache.length)
+            layer_type: Shared(visible(batch, window, cache, self.attention), cache and cache.length)
             for layer_type, window in (("global", None), ("local", config.window_size))
         }
         x = self.wte(batch["input_ids"]) + self.wpe(token_positions(batch, cache))

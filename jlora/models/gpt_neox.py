@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jlora.models.cache import Cache, Slots, causal_mask, opened
+from jlora.models.cache import Cache, Slots, opened, visible
 from jlora.models.gpt import MLP, FusedAttention, Shared, embed, rotary, run_layers
 from jlora.models.language_model import LanguageModel
 from jlora.models.layers import LayerNorm, dense, drop, scan_decoder_layers
@@ -26,7 +26,7 @@ class GPTNeoXForCausalLM(LanguageModel):
     """
 
     def setup(self) -> None:
-        self.gpt_neox = Decoder(self.config, self.dtype, self.remat)
+        self.gpt_neox = Decoder(self.config, self.dtype, self.remat, self.attention)
         if not self.config.tie_word_embeddings:
             self.embed_out = dense(self.config, self.config.vocab_size, self.dtype, use_bias=False)
 
@@ -46,6 +46,7 @@ class Decoder(nn.Module):
     config: Any
     dtype: Any
     remat: bool
+    attention: str
 
     def setup(self) -> None:
         config = self.config
@@ -58,7 +59,7 @@ class Decoder(nn.Module):
         share = config.rope_parameters.get("partial_rotary_factor", 1.0)
         width = int(config.hidden_size // config.num_attention_heads * share)
         turned = rotary(config, width, batch, cache, self.dtype)
-        shared = Shared(causal_mask(batch, None, cache), cache and cache.length, turned)
+        shared = Shared(visible(batch, None, cache, self.attention), cache and cache.length, turned)
         x = drop(self, self.embed_in(batch["input_ids"]), config.hidden_dropout)
         x, cache = run_layers(self.layers, x, shared, batch, cache)
         return self.final_layer_norm(x), cache

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jlora.models.cache import Cache, Slots, causal_mask, opened, token_positions
+from jlora.models.cache import Cache, Slots, opened, token_positions, visible
 from jlora.models.gpt import MLP, SelfAttention, Shared, embed, run_layers
 from jlora.models.language_model import LanguageModel
 from jlora.models.layers import LayerNorm, dense, drop, require_length, scan_decoder_layers
@@ -26,7 +26,7 @@ class GPTJForCausalLM(LanguageModel):
     """
 
     def setup(self) -> None:
-        self.transformer = Transformer(self.config, self.dtype, self.remat)
+        self.transformer = Transformer(self.config, self.dtype, self.remat, self.attention)
         self.lm_head = dense(self.config, self.config.vocab_size, self.dtype)
 
 
@@ -36,6 +36,7 @@ class Transformer(nn.Module):
     config: Any
     dtype: Any
     remat: bool
+    attention: str
 
     def setup(self) -> None:
         config = self.config
@@ -48,7 +49,7 @@ class Transformer(nn.Module):
         cache = cache and opened(cache, batch)
         frequencies = plain_frequencies(10000.0, self.config.rotary_dim)
         turned = rotation(token_positions(batch, cache), frequencies, self.dtype)
-        shared = Shared(causal_mask(batch, None, cache), cache and cache.length, turned)
+        shared = Shared(visible(batch, None, cache, self.attention), cache and cache.length, turned)
         x = drop(self, self.wte(batch["input_ids"]), self.config.embd_pdrop)
         x, cache = run_layers(self.h, x, shared, batch, cache)
         return self.ln_f(x), cache

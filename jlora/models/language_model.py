@@ -24,6 +24,7 @@ class LanguageModel(nn.Module):
     config: Any = field(hash=False)
     dtype: Any = jnp.float32
     remat: bool = False
+    attention: str = "auto"
 
     def decoder(self) -> Any:
         """The module (batch, cache or None) -> (hidden states (B, T, D), cache)."""

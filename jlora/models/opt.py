@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jlora.models.cache import Cache, Slots, causal_mask, opened, token_positions
+from jlora.models.cache import Cache, Slots, opened, token_positions, visible
 from jlora.models.gpt import SelfAttention, Shared, embed, run_layers
 from jlora.models.language_model import LanguageModel
 from jlora.models.layers import LayerNorm, activation, dense, drop, require_length, scan_decoder_layers, standardize
@@ -32,7 +32,7 @@ class OPTForCausalLM(LanguageModel):
     """
 
     def setup(self) -> None:
-        self.model = Model(self.config, self.dtype, self.remat)
+        self.model = Model(self.config, self.dtype, self.remat, self.attention)
         if not self.config.tie_word_embeddings:
             self.lm_head = dense(self.config, self.config.vocab_size, self.dtype, use_bias=False)
 
@@ -49,9 +49,10 @@ class Model(nn.Module):
     config: Any
     dtype: Any
     remat: bool
+    attention: str
 
     def setup(self) -> None:
-        self.decoder = Decoder(self.config, self.dtype, self.remat)
+        self.decoder = Decoder(self.config, self.dtype, self.remat, self.attention)
 
 
 class Decoder(nn.Module):
@@ -60,6 +61,7 @@ class Decoder(nn.Module):
     config: Any
     dtype: Any
     remat: bool
+    attention: str
 
     def setup(self) -> None:
         config = self.config
@@ -75,7 +77,7 @@ class Decoder(nn.Module):
     def __call__(self, batch: dict[str, jax.Array], cache: Cache | None = None) -> tuple[jax.Array, Any]:
         require_length(batch["input_ids"].shape[1], self.config.max_position_embeddings)
         cache = cache and opened(cache, batch)
-        shared = Shared(causal_mask(batch, None, cache), cache and cache.length)
+        shared = Shared(visible(batch, None, cache, self.attention), cache and cache.length)
         x = self.project_in(self.embed_tokens(batch["input_ids"]))
         x = x + self.embed_positions(_positions(batch, cache) + _FIRST_POSITION)
         x, cache = run_layers(self.layers, x, shared, batch, cache)

@@ -29,10 +29,11 @@ class RobertaForSequenceClassification(nn.Module):
     config: RobertaConfig = field(hash=False)
     dtype: Any = jnp.float32
     remat: bool = False
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array]) -> jax.Array:
-        hidden = RobertaModel(self.config, self.dtype, self.remat, name="roberta")(batch)
+        hidden = RobertaModel(self.config, self.dtype, self.remat, self.attention, name="roberta")(batch)
         logits = RobertaClassificationHead(self.config, self.dtype, name="classifier")(hidden[:, 0])
         return logits.astype(jnp.float32)
 
@@ -56,11 +57,14 @@ class RobertaModel(nn.Module):
     config: RobertaConfig
     dtype: Any
     remat: bool
+    attention: str
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array]) -> jax.Array:
         hidden = RobertaEmbeddings(self.config, self.dtype, name="embeddings")(batch)
-        return BertEncoder(self.config, self.dtype, self.remat, name="encoder")(hidden, batch["attention_mask"])
+        return BertEncoder(self.config, self.dtype, self.remat, self.attention, name="encoder")(
+            hidden, batch["attention_mask"]
+        )
 
 
 class RobertaEmbeddings(nn.Module):

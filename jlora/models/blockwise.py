@@ -1,0 +1,307 @@
+"""Attention in memory that grows with the tokens and not with their square: one block of scores at a time.
+
+Forward: a running maximum and sum for each query (Milakov and Gimelshein, 2018; FlashAttention, Dao et al., 2022).
+Backward: each block of scores is formed again. Pairs of blocks of which nobody sees anybody are left out. Scores stand
+as (keys, queries): sums over keys then run over rows, which XLA vectorizes on a CPU, and no product is transposed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jlora.dropout import is_kept
+from jlora.models.visibility import Visibility, can_see, sees
+
+_HIDDEN, _LOWEST = -1e30, -1e29
+"""The score of a key that is not seen, and the maximum to start from: exp of their difference is 0."""
+_SCORES_AT_A_TIME = 2**21
+_FEWEST, _MOST = (64, 128), (256, 256)
+"""(queries, keys) of a block."""
+
+
+class Options(NamedTuple):
+    """What is done to scores and probabilities.
+
+    scale: what scores are multiplied by. softcap: they become softcap * tanh(score / softcap) then; None leaves them.
+    dropout_rate: the probability that a probability is dropped.
+    """
+
+    scale: float
+    softcap: float | None = None
+    dropout_rate: float = 0.0
+
+
+class _Grid(NamedTuple):
+    """How the scores of a call are cut: blocks of `queries` by `keys` tokens.
+
+    batch, heads, length: of the query. key_heads, slots: of the key.
+    """
+
+    batch: int
+    heads: int
+    length: int
+    key_heads: int
+    slots: int
+    queries: int
+    keys: int
+
+    @property
+    def group(self) -> int:
+        """How many queries share a key; in a block they are neighbours."""
+        return self.heads // self.key_heads
+
+    @property
+    def rows(self) -> int:
+        """The queries of all heads of a group in a block."""
+        return self.queries * self.group
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def blockwise_attention(
+    options: Options,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    key_bias: jax.Array | None,
+    visibility: Visibility,
+    dropout_words: jax.Array | None,
+) -> jax.Array:
+    """softmax(scaled and capped scores + key_bias) value over the keys that are visible; 0 where none is.
+
+    Args:
+      query: (B, T, H, D), floating point. key, value: (B, S, K, D), each of the K heads shared by H / K queries.
+      key_bias: float32 (B, H, S), added to all scores of a key; None adds nothing.
+      dropout_words: uint32 (2,), what the dropout's hash is of; None drops nothing.
+
+    Returns:
+      (B, T, H, D) in the dtype of `query`.
+    """
+    return _forward(options, query, key, value, key_bias, visibility, dropout_words)[0]
+
+
+class _Sums(NamedTuple):
+    """Of each query over the keys so far: the largest score and the sum (B, K, R), the mixed values (B, K, D, R)."""
+
+    largest: jax.Array
+    total: jax.Array
+    mixed: jax.Array
+
+
+def _forward(options: Options, *inputs: Any) -> tuple[jax.Array, tuple]:
+    query, key, value, key_bias, visibility, words = inputs
+    grid = _grid(query, key)
+    q, k, v = _rows_of(query, grid), _slots_of(key, grid), jnp.swapaxes(_slots_of(value, grid), -1, -2)
+    bias = _bias_of(key_bias, grid)
+
+    def step(sums: _Sums, i: jax.Array, j: jax.Array) -> _Sums:
+        scores, _ = _scores(options, grid, visibility, q, k, bias, i, j)
+        largest = jnp.maximum(sums.largest, scores.max(-2))
+        p, shrink = jnp.exp(scores - largest[..., None, :]), jnp.exp(sums.largest - largest)
+        total = sums.total * shrink + p.sum(-2)
+        p = p if words is None else jnp.where(_kept(options, grid, words, i, j), p / (1 - options.dropout_rate), 0)
+        values = _block(v, j, grid.keys, -1)
+        return _Sums(largest, total, sums.mixed * shrink[..., None, :] + _dot(values, p.astype(v.dtype), 1, 0))
+
+    shape = q.shape[:-1]
+    sums = _Sums(jnp.full(shape, _LOWEST), jnp.zeros(shape), jnp.zeros((*shape[:-1], q.shape[-1], shape[-1])))
+    for_queries = (grid.rows, -1)
+
+    def put(sums: _Sums, i: jax.Array, j: jax.Array) -> _Sums:
+        before = _Sums(*(_block(x, i, *for_queries) for x in sums))
+        after = _where_seen(visibility, grid, i, j, lambda: step(before, i, j), before)
+        return _Sums(*(_with_block(x, new, i, *for_queries) for x, new in zip(sums, after, strict=True)))
+
+    sums = _over_pairs(grid, visibility, put, jax.tree.map(jnp.float32, sums))
+    total = jnp.maximum(sums.total, jnp.finfo(jnp.float32).tiny)
+    result = _from_rows(jnp.swapaxes(sums.mixed / total[..., None, :], -1, -2), grid).astype(query.dtype)
+    log_sums = _from_rows((sums.largest + jnp.log(total))[..., None], grid)[..., 0].swapaxes(1, 2)
+    return result, (*inputs, result, log_sums)
+
+
+class _Slopes(NamedTuple):
+    """Of queries (B, K, D, R), keys and values (B, K, S, D), and of the bias (B, K, S, group), if there is one."""
+
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+    bias: jax.Array | None
+
+
+def _backward(options: Options, kept: tuple, slope: jax.Array) -> tuple:
+    query, key, value, key_bias, visibility, words, result, log_sums = kept
+    grid = _grid(query, key)
+    delta = (slope.astype(jnp.float32) * result.astype(jnp.float32)).sum(-1)
+    log_sums, delta = (_rows_of(x[..., None], grid)[..., 0] for x in (log_sums.swapaxes(1, 2), delta))
+    q, k, v, slope = _rows_of(query, grid), _slots_of(key, grid), _slots_of(value, grid), _rows_of(slope, grid)
+    bias, turned = _bias_of(key_bias, grid), jnp.swapaxes(k, -1, -2)
+
+    def step(i: jax.Array, j: jax.Array) -> _Slopes:
+        scores, factor = _scores(options, grid, visibility, q, k, bias, i, j)
+        queries, slopes = _block(q, i, grid.rows, -2), _block(slope, i, grid.rows, -2)
+        p = jnp.exp(scores - _block(log_sums, i, grid.rows, -1)[..., None, :])
+        dp, dropped = _dot(_block(v, j, grid.keys, -2), slopes, 1, 1), p
+        if words is not None:
+            scaled = jnp.where(_kept(options, grid, words, i, j), jnp.float32(1 / (1 - options.dropout_rate)), 0)
+            dp, dropped = dp * scaled, p * scaled
+        ds = p * (dp - _block(delta, i, grid.rows, -1)[..., None, :])
+        dbias = None if bias is None else ds.reshape(*ds.shape[:-1], -1, grid.group).sum(-2)
+        ds = (ds * options.scale if factor is None else ds * (factor * options.scale)).astype(q.dtype)
+        dv = _dot(dropped.astype(q.dtype), slopes, 1, 0)
+        return _Slopes(_dot(_block(turned, j, grid.keys, -1), ds, 1, 0), _dot(ds, queries, 1, 0), dv, dbias)
+
+    places = ((grid.rows, -1), (grid.keys, -2), (grid.keys, -2), None if bias is None else (grid.keys, -2))
+
+    def add(slopes: _Slopes, i: jax.Array, j: jax.Array) -> _Slopes:
+        shapes = jax.eval_shape(step, i, j)
+        new = _where_seen(visibility, grid, i, j, lambda: step(i, j), jax.tree.map(_zeros_like, shapes))
+
+        def added(x: jax.Array | None, more: Any, place: Any, at: jax.Array) -> Any:
+            return x if x is None else _with_block(x, _block(x, at, *place) + more, at, *place)
+
+        return _Slopes(*(added(*parts) for parts in zip(slopes, new, places, (i, j, j, j), strict=True)))
+
+    zeros = _Slopes(jnp.swapaxes(q, -1, -2), k, v, bias)
+    found = _over_pairs(grid, visibility, add, jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), zeros))
+    dq = _from_rows(jnp.swapaxes(found.query, -1, -2), grid).astype(query.dtype)
+    dk, dv = (_from_slots(x, grid).astype(key.dtype) for x in (found.key, found.value))
+    return dq, dk, dv, None if found.bias is None else _from_bias(found.bias, grid), None, None
+
+
+blockwise_attention.defvjp(_forward, _backward)
+
+
+def _zeros_like(x: Any) -> jax.Array:
+    return jnp.zeros(x.shape, x.dtype)
+
+
+def _grid(query: jax.Array, key: jax.Array) -> _Grid:
+    (batch, length, heads, _), (_, slots, key_heads, _) = query.shape, key.shape
+    keys = _evenly(slots, min(_MOST[1], max(_FEWEST[1], _SCORES_AT_A_TIME // (batch * heads * _FEWEST[0]))))
+    queries = _evenly(length, min(_MOST[0], max(_FEWEST[0], _SCORES_AT_A_TIME // (batch * heads * keys))))
+    return _Grid(batch, heads, length, key_heads, slots, queries, keys)
+
+
+def _evenly(count: int, most: int) -> int:
+    """The size of a block, at most `most` rounded up to 8, that cuts `count` tokens into equal blocks."""
+    blocks = -(-count // most)
+    return count if blocks == 1 else -(-count // (8 * blocks)) * 8
+
+
+def _over_pairs(grid: _Grid, visibility: Visibility, step: Callable[..., Any], state: Any) -> Any:
+    """`step(state, i, j)` for the blocks i of queries and j of keys in turn; those that nobody can see are left out."""
+    counts = -(-grid.length // grid.queries), -(-grid.slots // grid.keys)
+    pairs = [
+        (i, j)
+        for i, j in np.ndindex(*counts)
+        if can_see(visibility, i * grid.queries, grid.queries, j * grid.keys, grid.keys)
+    ]
+    if len(pairs) == 1:
+        return step(state, *map(jnp.int32, pairs[0]))
+    return lax.scan(lambda state, pair: (step(state, *pair), None), state, jnp.array(pairs, jnp.int32))[0]
+
+
+def _where_seen(
+    visibility: Visibility, grid: _Grid, i: jax.Array, j: jax.Array, fn: Callable[[], Any], otherwise: Any
+) -> Any:
+    """`fn()` where some query of block i sees some key of block j, as the tokens' numbers have it."""
+    is_alone = (grid.queries, grid.keys) == (grid.length, grid.slots)
+    if is_alone or (visibility.query_segments is None and visibility.start is None):
+        return fn()
+    queries, keys = i * grid.queries + np.arange(grid.queries), j * grid.keys + np.arange(grid.keys)
+    seen = sees(visibility, queries, keys)
+    assert seen is not None
+    return lax.cond(seen.any(), fn, lambda: otherwise)
+
+
+def _scores(
+    options: Options,
+    grid: _Grid,
+    visibility: Visibility,
+    q: jax.Array,
+    k: jax.Array,
+    bias: jax.Array | None,
+    i: jax.Array,
+    j: jax.Array,
+) -> tuple[jax.Array, jax.Array | None]:
+    """(scores float32 (B, K, keys, rows), the softcap's derivative or None) of block i of queries and j of keys."""
+    scores = _dot(_block(k, j, grid.keys, -2), _block(q, i, grid.rows, -2), 1, 1) * jnp.float32(options.scale)
+    factor = None
+    if options.softcap is not None:
+        capped = jnp.tanh(scores / options.softcap)
+        scores, factor = capped * options.softcap, 1 - capped * capped
+    if bias is not None:
+        scores = scores + jnp.tile(_block(bias, j, grid.keys, -2), grid.queries)
+    keys = j * grid.keys + np.arange(grid.keys)
+    seen = sees(visibility, i * grid.queries + np.arange(grid.rows) // grid.group, keys)
+    if grid.slots % grid.keys:
+        inside = (keys < grid.slots)[None, :, None]
+        seen = inside if seen is None else seen & inside
+    return scores if seen is None else jnp.where(seen[:, None], scores, _HIDDEN), factor
+
+
+def _kept(options: Options, grid: _Grid, words: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
+    """bool (B, K, keys, rows): which probabilities are kept, the same as by `dropout` of all of them (B, H, T, S)."""
+    row = np.arange(grid.rows)
+    heads = np.arange(grid.key_heads)[:, None] * grid.group + row % grid.group
+    places = (np.arange(grid.batch)[:, None, None] * grid.heads + heads) * grid.length + row // grid.group
+    rows = jnp.asarray(places, jnp.uint32) + (i * grid.queries).astype(jnp.uint32)
+    slots = jnp.asarray(np.arange(grid.keys), jnp.uint32) + (j * grid.keys).astype(jnp.uint32)
+    return is_kept(words, rows[:, :, None] * jnp.uint32(grid.slots) + slots[None, None, :, None], options.dropout_rate)
+
+
+def _dot(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) -> jax.Array:
+    """float32 products of the matrices (B, K, ., .), summed over these of their axes."""
+    contract = (((2 + left_axis,), (2 + right_axis,)), ((0, 1), (0, 1)))
+    return lax.dot_general(left, right, contract, preferred_element_type=jnp.float32)
+
+
+def _block(x: jax.Array, number: jax.Array, size: int, axis: int) -> jax.Array:
+    return lax.dynamic_slice_in_dim(x, number * size, size, axis)
+
+
+def _with_block(x: jax.Array, block: jax.Array, number: jax.Array, size: int, axis: int) -> jax.Array:
+    return lax.dynamic_update_slice_in_dim(x, block, number * size, axis)
+
+
+def _rows_of(x: jax.Array, grid: _Grid) -> jax.Array:
+    """(B, T, H, D) as (B, K, R, D): the queries of a group are neighbours; zeros fill the last block up."""
+    rows = x.reshape(grid.batch, grid.length, grid.key_heads, grid.group, -1).transpose(0, 2, 1, 3, 4)
+    return _filled(rows, grid.queries).reshape(grid.batch, grid.key_heads, -1, x.shape[-1])
+
+
+def _from_rows(x: jax.Array, grid: _Grid) -> jax.Array:
+    rows = x.reshape(grid.batch, grid.key_heads, -1, grid.group, x.shape[-1])[:, :, : grid.length]
+    return rows.transpose(0, 2, 1, 3, 4).reshape(grid.batch, grid.length, grid.heads, -1)
+
+
+def _slots_of(x: jax.Array, grid: _Grid) -> jax.Array:
+    """(B, S, K, D) as (B, K, S, D), filled up likewise."""
+    return _filled(x.transpose(0, 2, 1, 3), grid.keys)
+
+
+def _from_slots(x: jax.Array, grid: _Grid) -> jax.Array:
+    return x[:, :, : grid.slots].transpose(0, 2, 1, 3)
+
+
+def _bias_of(bias: jax.Array | None, grid: _Grid) -> jax.Array | None:
+    """float32 (B, H, S) as (B, K, S, group), filled up likewise."""
+    if bias is None:
+        return None
+    return _filled(bias.reshape(grid.batch, grid.key_heads, grid.group, -1).swapaxes(2, 3), grid.keys)
+
+
+def _from_bias(x: jax.Array, grid: _Grid) -> jax.Array:
+    return x[:, :, : grid.slots].swapaxes(2, 3).reshape(grid.batch, grid.heads, grid.slots)
+
+
+def _filled(x: jax.Array, size: int) -> jax.Array:
+    """x (B, K, length, ...) with zeros at the end, up to a multiple of `size`."""
+    missing = -x.shape[2] % size
+    return x if not missing else jnp.pad(x, [(0, missing) if axis == 2 else (0, 0) for axis in range(x.ndim)])

@@ -1,0 +1,94 @@
+"""Which keys the queries of a batch see, told by a few numbers for each token instead of an array over all pairs."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import reduce
+from operator import and_
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+KERNELS = ("auto", "blockwise", "cudnn", "splash", "full")
+"""What may compute attention; see `jlora.models.attention`."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Visibility:
+    """A query sees the keys that meet all conditions; a condition that is None or false does not count.
+
+    Attributes:
+      query_segments: int32 (B, T), key_segments: int32 (B, S), both or neither: a query sees the keys of its number.
+        Queries have 0 or more; a key of -1 (padding) is seen by nobody.
+      start: int32 (), the place among the keys of the first query; None is 0.
+      causal: a query sees no key after its own place.
+      window: a query sees so many keys at most: its own place and those right before it. Only with `causal`.
+      kernel: which of KERNELS computes the attention.
+    """
+
+    query_segments: jax.Array | None = None
+    key_segments: jax.Array | None = None
+    start: jax.Array | None = None
+    causal: bool = dataclasses.field(default=False, metadata={"static": True})
+    window: int | None = dataclasses.field(default=None, metadata={"static": True})
+    kernel: str = dataclasses.field(default="auto", metadata={"static": True})
+
+
+def mask_visibility(attention_mask: jax.Array, kernel: str) -> Visibility:
+    """Every token sees all tokens of its row, (B, T), where the mask is not 0: an encoder's batch."""
+    return Visibility(*_segments(attention_mask.astype(bool), attention_mask), kernel=kernel)
+
+
+def causal_visibility(
+    batch: dict[str, jax.Array], window: int | None, valid: jax.Array | None, start: jax.Array | None, kernel: str
+) -> Visibility:
+    """Every token sees itself and what stands before it in its row, no padding and no other segment.
+
+    Args:
+      batch: `attention_mask` (B, T), and `segment_ids` (B, T) where rows hold several texts.
+      window: the most tokens that one sees, itself included; None is all.
+      valid: bool (B, S), which slots of a cache hold tokens, the batch's among them; None without a cache.
+      start: int32 (), the first of the batch's slots; None without a cache.
+    """
+    mask = batch["attention_mask"]
+    queries, keys = _segments(mask.astype(bool) if valid is None else valid, mask, batch.get("segment_ids"))
+    return Visibility(queries, keys, start, causal=True, window=window, kernel=kernel)
+
+
+def _segments(valid: jax.Array, mask: jax.Array, segments: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """(numbers of the queries, of the keys): the segments, or 0 for all; -1 for the keys that are not valid."""
+    own = jnp.zeros(mask.shape, jnp.int32) if segments is None else segments.astype(jnp.int32)
+    return own, jnp.where(valid, jnp.int32(0) if segments is None else own, jnp.int32(-1))
+
+
+def sees(visibility: Visibility, queries: Any, keys: Any) -> jax.Array | None:
+    """bool (B or 1, s, t): whether the queries at the places `queries` see the keys at `keys`; None where all do.
+
+    Args:
+      queries: int32 (t,), from 0 on. keys: int32 (s,).
+    """
+    queries, keys = (jnp.asarray(places, jnp.int32) for places in (queries, keys))
+    conditions = []
+    if visibility.causal:
+        places = queries if visibility.start is None else visibility.start + queries
+        back = (places[None, :] - keys[:, None])[None]
+        conditions.append(back >= 0)
+        if visibility.window is not None:
+            conditions.append(back < visibility.window)
+    if visibility.query_segments is not None and visibility.key_segments is not None:
+        own, others = (
+            jnp.take(segments, places, axis=1, mode="clip")
+            for segments, places in ((visibility.query_segments, queries), (visibility.key_segments, keys))
+        )
+        conditions.append(others[:, :, None] == own[:, None, :])
+    return reduce(and_, conditions) if conditions else None
+
+
+def can_see(visibility: Visibility, query: int, queries: int, key: int, keys: int) -> bool:
+    """Whether places alone let one of `queries` tokens from `query` on see one of `keys` from `key` on."""
+    if not visibility.causal or visibility.start is not None:
+        return True
+    too_old = visibility.window is not None and key + keys - 1 <= query - visibility.window
+    return key <= query + queries - 1 and not too_old

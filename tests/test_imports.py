@@ -15,7 +15,7 @@ LAYERS = [
     {"mesh"},
     {"quantize.nf4", "quantize.int8", "quantize.heads"},
     {"quantize.leaf"},
-    {"paths", "names", "transform.compat", "dropout"},
+    {"paths", "names", "transform.compat", "dropout", "products"},
     {"config"},
     {"targets", "adapter"},
     {"matrices", "dora"},
@@ -53,6 +53,7 @@ BELOW_MODELS = {
     "paths",
     "names",
     "dropout",
+    "products",
     "quantize.leaf",
     "quantize.heads",
 }

@@ -14,6 +14,7 @@ from jlora.dropout import dropout
 from jlora.errors import JloraError
 from jlora.models.partition import by_rows, gathered_table, product, remat_layer
 from jlora.paths import nearest
+from jlora.products import dot_general
 
 
 @jax.custom_jvp
@@ -110,7 +111,8 @@ class Embed(nn.Embed):
         return by_rows(super().__call__(inputs))
 
     def attend(self, query: jax.Array) -> jax.Array:
-        return by_rows(super().attend(query), "tensor")
+        query, table = self.promote_dtype(query, self.embedding, dtype=self.dtype, inexact=False)
+        return by_rows(dot_general(query, table, (((query.ndim - 1,), (1,)), ((), ()))), "tensor")
 
 
 def embedding(config: Any, rows: int, features: int, name: str, *, padding_row: int | None = None) -> Embed:

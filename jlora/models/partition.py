@@ -17,6 +17,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from jlora.mesh import BATCH, current_mesh, fitting
+from jlora.products import dot_general
 from jlora.quantize.leaf import is_quantized, stored_shardings
 
 ROW_PARALLEL = (
@@ -100,7 +101,7 @@ def product(x: jax.Array, kernel: jax.Array, module: str, dtype: Any) -> jax.Arr
 
     def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
         kernel = gathered(kernel, names).astype(dtype)
-        return lax.dot_general(x.astype(dtype), kernel, (((x.ndim - 1,), (0,)), ((), ())))
+        return dot_general(x.astype(dtype), kernel, (((x.ndim - 1,), (0,)), ((), ())))
 
     if current_mesh() is None:
         return multiply(x, kernel)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora.dropout import dropout
+from jlora.products import dot_general
 from jlora.transform.factored import Factored, varying
 
 
@@ -100,8 +101,8 @@ def _flat_update(
     a = lax.reshape(lax.transpose(a, order), (rank, width))
     out_shape = tuple(b.shape[1 + dim] for dim in kept)
     b = lax.reshape(b, (rank, math.prod(out_shape)))
-    low = lax.dot(tokens, a, dimension_numbers=(((1,), (1,)), ((), ())), precision=precision)
-    update = lax.dot(low, b, precision=precision)
+    low = dot_general(tokens, a, (((1,), (1,)), ((), ())), precision)
+    update = dot_general(low, b, (((1,), (0,)), ((), ())), precision)
     update = lax.reshape(update, (*(x.shape[dim] for dim in free), *out_shape))
     return jnp.moveaxis(update, range(len(free)), range(len(out_shape), update.ndim)) if w_is_left else update
 

@@ -21,7 +21,7 @@ from jlora.transform.context import Context
 from jlora.transform.control_flow import CONTROL_FLOW
 from jlora.transform.factored import Factored, dense
 from jlora.transform.moves import moved
-from jlora.transform.rules import CONSUMERS
+from jlora.transform.rules import CONSUMERS, primitive
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _apply_plain(jaxpr: Any, eqn: Any, inputs: Sequence[Any]) -> list:
 
 def _apply_rule(context: Context, eqn: Any, inputs: list) -> list:
     """One equation that a factored weight enters."""
-    name, params = eqn.primitive.name, eqn.params
+    name, params = primitive(eqn)
     if name in CONTROL_FLOW:
         return CONTROL_FLOW[name](evaluate, context, params, inputs)
     results: list | None = None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
+from jlora.products import ROUNDED, dot_general
+from jlora.transform import compat
 from jlora.transform.consume import (
     dot_update,
     dot_use,
@@ -24,6 +28,30 @@ from jlora.transform.factored import Factored
 from jlora.transform.tap import tap
 
 
+def primitive(eqn: Any) -> tuple[str, dict]:
+    """(name, parameters) of the primitive that an equation is; a product of `jlora.products` is a dot_general."""
+    name, params = eqn.primitive.name, eqn.params
+    if name in compat.JIT and params["name"] == ROUNDED:
+        return "dot_general", next(_products(params["jaxpr"]))
+    return name, params
+
+
+def _products(jaxpr: Any) -> Iterator[dict]:
+    """The parameters of the dot_generals in it, of other platforms than a CPU first."""
+    for eqn in compat.closed(jaxpr)[0].eqns:
+        if eqn.primitive.name == "dot_general":
+            yield eqn.params
+        inner = [eqn.params.get("call_jaxpr"), *reversed(eqn.params.get("branches", ()))]
+        for nested in filter(None, inner):
+            yield from _products(nested)
+
+
+def _multiply(left: jax.Array, right: jax.Array, params: dict) -> jax.Array:
+    if left.dtype == right.dtype == jnp.bfloat16 == (params["preferred_element_type"] or left.dtype):
+        return dot_general(left, right, params["dimension_numbers"])
+    return lax.dot_general(left, right, **params)
+
+
 def _dot(context: Context, params: dict, inputs: list) -> list | None:
     w_is_left = isinstance(inputs[0], Factored)
     weight, x = inputs if w_is_left else inputs[::-1]
@@ -31,7 +59,7 @@ def _dot(context: Context, params: dict, inputs: list) -> list | None:
     contract, batch = params["dimension_numbers"]
 
     def product(x: jax.Array) -> jax.Array:
-        return used(lambda w, x: lax.dot_general(*((w, x) if w_is_left else (x, w)), **params), weight.weight, x)
+        return used(lambda w, x: _multiply(*((w, x) if w_is_left else (x, w)), params), weight.weight, x)
 
     if weight.watched:
         context.saw(weight, dot_use(weight, contract[side], batch[side]))

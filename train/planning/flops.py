@@ -18,11 +18,16 @@ _LONG_ENOUGH = 0.02  # seconds
 
 
 def equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
-    """(equation, how often it runs) of a jaxpr and all that are inside it; a while loop's count is unknown, 1."""
+    """(equation, how often it runs) of a jaxpr and all that are inside it; a while loop's count is unknown, 1.
+
+    Where the platform decides between several ways, the way of those that none was written for counts.
+    """
     for equation in jaxpr.eqns:
         yield equation, times
         repeats = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for value in equation.params.values():
+        by_platform = equation.params.get("branches_platforms") is not None
+        for name, value in equation.params.items():
+            value = value[-1:] if by_platform and name == "branches" else value
             for inner in value if isinstance(value, (tuple, list)) else [value]:
                 if hasattr(inner, "eqns"):
                     yield from equations(inner, times * repeats)

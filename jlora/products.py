@@ -1,0 +1,85 @@
+"""Matrix products of bfloat16 as a CPU does them fast: summed in float32, rounded once.
+
+XLA gives a CPU's bfloat16 units only products whose result is float32, and takes a float32 cotangent for a float32
+product. So the result is rounded here, and so is what comes back, before it is multiplied.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Dimensions = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
+"""`lax.dot_general`'s dimension_numbers: ((contracted, contracted), (batch, batch)) axes of left and right."""
+
+ROUNDED = "rounded_product"
+"""The name of the jitted function by which `jlora.adapt` knows such a product."""
+
+
+def dot_general(left: jax.Array, right: jax.Array, dimensions: Dimensions, precision: Any = None) -> jax.Array:
+    """`lax.dot_general` with the result in the operands' dtype; of bfloat16 as this file says."""
+    if left.dtype != jnp.bfloat16 or right.dtype != jnp.bfloat16:
+        return lax.dot_general(left, right, dimensions, precision=precision)
+    (left_sums, right_sums), (left_batch, right_batch) = dimensions
+    fixed = ((tuple(left_sums), tuple(right_sums)), (tuple(left_batch), tuple(right_batch)))
+    return rounded_product(left, right, fixed)
+
+
+@partial(jax.jit, static_argnums=2)
+def rounded_product(left: jax.Array, right: jax.Array, dimensions: Dimensions) -> jax.Array:
+    """The product of two bfloat16 arrays, bfloat16."""
+    return _product((dimensions, _letters(dimensions, left.ndim, right.ndim)), left, right)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(form: tuple[Dimensions, tuple[str, str, str]], left: jax.Array, right: jax.Array) -> jax.Array:
+    def multiply(dtype: Any, left: jax.Array, right: jax.Array) -> jax.Array:
+        return lax.dot_general(left, right, form[0], preferred_element_type=dtype).astype(left.dtype)
+
+    return _by_platform(multiply, left, right)
+
+
+def _forward(form: Any, left: Any, right: Any) -> tuple[jax.Array, tuple]:
+    # An operand is kept only where the other one's slope is asked for: a frozen weight's never is.
+    kept = (left.value if right.perturbed else None, right.value if left.perturbed else None)
+    return _product(form, left.value, right.value), kept
+
+
+def _backward(form: Any, kept: tuple, slope: Any) -> tuple[jax.Array | None, jax.Array | None]:
+    (left, right), (_, (of_left, of_right, of_result)) = kept, form
+    if isinstance(slope, jax.custom_derivatives.SymbolicZero):
+        return None, None
+    return (
+        None if right is None else _einsum(f"{of_result},{of_right}->{of_left}", slope, right),
+        None if left is None else _einsum(f"{of_left},{of_result}->{of_right}", left, slope),
+    )
+
+
+_product.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _einsum(form: str, one: jax.Array, other: jax.Array) -> jax.Array:
+    def multiply(dtype: Any, one: jax.Array, other: jax.Array) -> jax.Array:
+        return jnp.einsum(form, one, other, preferred_element_type=dtype).astype(one.dtype)
+
+    return _by_platform(multiply, one, other)
+
+
+def _by_platform(multiply: Any, *arrays: jax.Array) -> jax.Array:
+    """`multiply(dtype of the product, *arrays)`, which is float32 on a CPU."""
+    return lax.platform_dependent(*arrays, cpu=partial(multiply, jnp.float32), default=partial(multiply, jnp.bfloat16))
+
+
+def _letters(dimensions: Dimensions, left_ndim: int, right_ndim: int) -> tuple[str, str, str]:
+    """An einsum's letters for the axes of left, right and the result."""
+    (left_sums, right_sums), (left_batch, right_batch) = dimensions
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    left, right = list(letters[:left_ndim]), list(letters[left_ndim : left_ndim + right_ndim])
+    for axis, same in zip((*left_sums, *left_batch), (*right_sums, *right_batch), strict=True):
+        right[same] = left[axis]
+    free = [letter for letter in left if letter not in right], [letter for letter in right if letter not in left]
+    return "".join(left), "".join(right), "".join([left[axis] for axis in left_batch] + free[0] + free[1])

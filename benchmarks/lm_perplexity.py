@@ -80,7 +80,7 @@ def run(config: LMConfig, folder: Path) -> dict[str, Any]:
 def _task(setup: Setup) -> Task:
     tokenizer, config = load_tokenizer(setup.config.model), setup.config
     data = load_examples(config.data, tokenizer, config.seed)
-    lengths = row_lengths(list(data.rows.values()), config.train.bucket_count, config.data.max_length)
+    lengths = row_lengths(config, data.rows, setup.adapted.base)
     eval_step = make_eval_step(setup.adapted.model)
     return Task(data, lengths, eval_step, config.train.eval_batch_size, pad_id(tokenizer))
 

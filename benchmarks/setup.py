@@ -21,6 +21,7 @@ from train.classify.data import load_data
 from train.classify.labels import Labels
 from train.classify.prepare import Prepared, prepare_model, prepare_splits
 from train.command_line import parse
+from train.lengths import choose_lengths
 from train.model_files import load_tokenizer
 from train.resolve import resolve
 
@@ -60,8 +61,9 @@ def prepare(config: Config, folder: Path) -> Setup:
     tokenizer = load_tokenizer(config.model)
     data = load_data(config.data, config.seed, config.task)
     data = dataclasses.replace(data, splits={"train": data.splits["train"]})
-    labels, splits, buckets = prepare_splits(config, data, tokenizer)
+    labels, splits = prepare_splits(config, data, tokenizer)
     model = prepare_model(config.model_copy(update={"method": "head"}), labels)
+    buckets = choose_lengths(config, {"train": splits["train"].tokens.lengths}, model.base)
     save_base(folder, model.model, model.base)
     setup = Setup(config.model_copy(update={"model": str(folder)}), tokenizer, labels, splits["train"], buckets, folder)
     _require_same_logits(setup, model)

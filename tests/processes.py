@@ -83,15 +83,15 @@ def signal_at(step: int, number: signal.Signals) -> None:
     """Has the signal come to this process with the batch of a step, counted from where the run goes on."""
     from train import loop
 
-    batches = loop.batches
+    planned_steps = loop.planned_steps
 
     def signalling(*arguments: Any) -> Iterator[Any]:
-        for count, batch in enumerate(batches(*arguments), 1):
+        for count, planned in enumerate(planned_steps(*arguments), 1):
             if count == step:
                 os.kill(os.getpid(), number)
-            yield batch
+            yield planned
 
-    loop.batches = signalling
+    loop.planned_steps = signalling
 
 
 def _prepared(sent: Signal | None, places: Sequence[Path] | None, index: int) -> Callable[[], None] | None:

@@ -33,13 +33,10 @@ def _splits(config):
     return prepare_splits(config, load_data(config.data, 0), load_tokenizer(config.model))
 
 
-def test_splits_are_tokenized_labelled_and_bucketed(caplog):
-    config = _config(train={"bucket_count": 2})
-    labels, splits, buckets = _splits(config)
+def test_splits_are_tokenized_and_labelled(caplog):
+    labels, splits = _splits(_config())
     assert len(labels) == 2
     assert {name: len(split.tokens) for name, split in splits.items()} == {"train": 22, "validation": 2}
-    assert buckets[-1] == 8
-    assert len(buckets) <= 2
     assert all(split.pad_id == 1 for split in splits.values())
     assert max(split.tokens.lengths.max() for split in splits.values()) == 8
     cut = splits["train"].tokens.cut
@@ -176,7 +173,7 @@ def test_a_frozen_head_that_the_model_has_is_no_news(caplog):
 
 def test_tokens_must_fit_the_model():
     config = _config()
-    labels, splits, _ = _splits(config)
+    labels, splits = _splits(config)
     adapted = prepare_model(config, labels)
     require_fit(adapted, splits, 24)
     with pytest.raises(JloraError, match=r"at most 24 tokens a row.*found 25.*data\.max_length"):

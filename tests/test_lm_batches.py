@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from lm_data import examples
 
 from train.batches import PlannedBatch, plan_epoch
-from train.lm.batches import make_batch, row_lengths
+from train.lm.batches import longest_batch, make_batch, row_lengths
+from train.lm.config import LMConfig
 from train.lm.packing import pack
 
 PAD = 77
@@ -63,6 +64,16 @@ def test_a_batch_by_hand():
     assert batch.weights.dtype == np.float32
 
 
+def _lengths(count, limit, *rows):
+    """The lengths of these splits, whose longest is known before there is a model."""
+    data, train = {"train": "t", "max_length": limit}, {"bucket_count": count}
+    config = LMConfig(**{"model": "m", "output_dir": "o", "data": data, "train": train})
+    splits = dict(zip(("train", "validation"), rows, strict=False))
+    found = row_lengths(config, splits, {})
+    assert found[-1] == longest_batch(config, splits)
+    return found
+
+
 def test_a_packed_batch_by_hand():
     batch = make_batch(pack(examples(3, 2), 6), PlannedBatch(6, np.array([0])), 1, PAD)
     assert {name: values.tolist() for name, values in batch.inputs.items()} == {
@@ -78,16 +89,16 @@ def test_a_packed_batch_by_hand():
 @given(some_lengths, st.integers(0, 3))
 def test_an_epoch_teaches_every_learnt_token_once(lengths, epoch):
     for rows in (masked(lengths), pack(masked(lengths), 12)):
-        plan = plan_epoch(rows.lengths, row_lengths([rows], 3, 12), 4, seed=1, epoch=epoch)
+        plan = plan_epoch(rows.lengths, _lengths(3, 12, rows), 4, seed=1, epoch=epoch)
         targets = [batch.targets[batch.weights > 0] for batch in (make_batch(rows, p, 4, PAD) for p in plan)]
         assert sorted(np.concatenate(targets)) == sorted(rows.ids[rows.learn])
 
 
 def test_packed_rows_have_one_length_and_others_few():
     one, two = examples(3, 9, 20, 20), examples(33)
-    assert row_lengths([pack(one, 21), pack(two, 40)], 4, 40) == (40,)
-    assert row_lengths([one, two], 2, 40) == (24, 40)
-    assert row_lengths([one, two], 1, 37) == (37,)
+    assert _lengths(4, 40, pack(one, 21), pack(two, 40)) == (40,)
+    assert _lengths(2, 40, one, two) == (24, 40)
+    assert _lengths(1, 37, one, two) == (37,)
 
 
 def test_rows_that_do_not_fit_are_refused():

@@ -15,7 +15,8 @@ from train import loop as loops
 from train.batches import plan_epoch
 from train.best import Best
 from train.checkpoint import Checkpoint, Rest
-from train.loop import Loop, batches, run
+from train.loop import Loop, planned_steps, run
+from train.programs import Compiler
 from train.sections import TrainSection
 from train.signals import Stop
 from train.step import State
@@ -51,8 +52,13 @@ def _loop(accuracies=(), losses=None, norms=None, seed=0, **train):
         batch=lambda planned: planned,
         count=lambda batch: len(batch.rows),
         unit="examples",
+        work=lambda planned: planned.length,
+        lengths=(4, 8),
         train_step=train_step,
+        compiler=Compiler(),
+        prepare=lambda plan, state: None,
         evaluate=evaluate,
+        evaluation=5.0,
         metric="accuracy",
         rate=lambda step: 1e-3,
         key=jax.random.key(0),
@@ -229,22 +235,57 @@ def test_a_signal_that_comes_while_the_missed_evaluation_is_made_up_for_changes_
 
 
 def _fingerprints(found):
-    return [(batch.rows.tolist(), batch.length) for _, batch in found]
+    return [(batch.rows.tolist(), batch.length) for batch, _ in found]
 
 
 @pytest.mark.parametrize("start", [1, 2, 3, 5])
 def test_the_batches_of_a_resumed_run_are_those_that_were_left(start):
     loop = _loop()
-    assert _fingerprints(batches(loop, start)) == _fingerprints(batches(loop, 0))[start:]
+    assert _fingerprints(planned_steps(loop, start)) == _fingerprints(planned_steps(loop, 0))[start:]
 
 
 def test_an_epoch_holds_every_row_once_and_no_two_are_alike():
-    found = list(batches(_loop(), 0))
-    epochs = [np.concatenate([batch.rows for _, batch in found[first : first + 3]]) for first in (0, 3)]
+    found = list(planned_steps(_loop(), 0))
+    epochs = [np.concatenate([batch.rows for batch, _ in found[first : first + 3]]) for first in (0, 3)]
     for rows in epochs:
         assert sorted(rows) == list(range(10))
     assert epochs[0].tolist() != epochs[1].tolist()
-    assert _fingerprints(found) != _fingerprints(batches(_loop(seed=1), 0))
+    assert _fingerprints(found) != _fingerprints(planned_steps(_loop(seed=1), 0))
+
+
+def test_the_work_that_is_left_is_that_of_the_steps_to_come():
+    loop = _loop()
+    work = [batch.length for batch, _ in planned_steps(loop, 0)]
+    left = [left for _, left in planned_steps(loop, 0)]
+    per_epoch = sum(work[:3])
+    # Known for the epoch that runs; those to come are like it.
+    assert left[:3] == pytest.approx([sum(work[step:3]) + 4 / 3 * per_epoch for step in (1, 2, 3)])
+    assert left[6] == 0
+    assert [left for _, left in planned_steps(loop, 4)] == left[4:]
+
+
+def test_each_epochs_programs_are_prepared_before_its_steps():
+    events, loop = [], _loop()
+    for batch, _ in planned_steps(loop, 1, lambda plan: events.append(len(plan))):
+        events.append(batch.length)
+    assert [event for event in events if event < 4] == [2, 3, 1]
+    assert events[0] == 2
+    assert events[3] == 3
+
+
+@pytest.mark.usefixtures("saved")
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [(3, 3)] * 3 + [(2, 2)] * 3 + [(1, 1)]),
+        ({"eval_every": 2, "checkpoint_every": 5}, [(4, 2), (4, 2), (3, 2), (3, 2), (2, 2), (2, 1), (1, 1)]),
+    ],
+)
+def test_what_is_left_counts_the_evaluations_and_checkpoints_to_come(settings, expected, monkeypatch):
+    found = []
+    monkeypatch.setattr(loops.Progress, "update", lambda *arguments: found.append(arguments[-1][1:]))
+    _run(_loop(**settings))
+    assert found == expected
 
 
 @pytest.mark.usefixtures("saved")
@@ -252,10 +293,10 @@ def test_evaluations_do_not_count_as_training(monkeypatch):
     paused = []
 
     @contextlib.contextmanager
-    def noted(progress):
-        paused.append(True)
+    def noted(progress, what):
+        paused.append(what)
         yield
 
     monkeypatch.setattr(loops.Progress, "paused", noted)
     _run(_loop(eval_every=2))
-    assert len(paused) == 7
+    assert paused == ["evaluation", "checkpoint"] * 4

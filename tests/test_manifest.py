@@ -21,9 +21,9 @@ BASE = {"params": {"kernel": jnp.arange(6, dtype=jnp.float32).reshape(2, 3), "bi
 DATA = {"train": {"ids": np.arange(5, dtype=np.int32), "cut": 3}, "validation": {"ids": np.zeros((0, 2), np.int32)}}
 
 
-def _made(config=None, base=BASE, data=DATA, scale=2.0):
+def _made(config=None, base=BASE, data=DATA, scale=2.0, lengths=(16, 64)):
     low_rank = jlora.LowRank(None, None, jnp.full(4, scale), "ra,rb->ab", (4,))
-    return manifest(config or _config(), base, {"params/kernel": low_rank}, data)
+    return manifest(config or _config(), base, {"params/kernel": low_rank}, data, lengths)
 
 
 @pytest.fixture
@@ -35,12 +35,13 @@ def file(tmp_path):
 
 def test_what_it_holds():
     found = _made()
-    assert list(found) == ["config", "base", "adapter", "data", "code"]
+    assert list(found) == ["config", "base", "adapter", "data", "batches", "code"]
     assert list(found["adapter"]) == ["params/kernel/scale"]
     assert list(found["base"]) == ["params/bias", "params/kernel"]
     assert found["base"]["params/kernel"].startswith("float32 (2, 3) ")
     assert list(found["data"]) == ["train/ids", "validation/ids"]
     assert found["data"]["train/ids"].startswith("int32 (5,) ")
+    assert found["batches"] == {"lengths": "16 64"}
     assert "jax" in found["code"]
 
 
@@ -69,6 +70,10 @@ def test_the_same_run_is_the_same(file, caplog):
         (
             lambda: _made(data=DATA | {"train": {"ids": np.arange(6, dtype=np.int32)}}),
             r"expected the data that the run was started with, found another\n  train/ids: .*\(5,\) .*\(6,\)",
+        ),
+        (
+            lambda: _made(lengths=(16, 24, 64)),
+            "batch lengths that the run was started with, found another\n  lengths: the run has 16 64, now 16 24 64",
         ),
         (lambda: _made(data={"train": {"ids": np.arange(5, 0, -1, np.int32)}}), "train/ids: .*\n  validation/ids"),
     ],
@@ -102,7 +107,8 @@ def test_what_decides_the_numbers_may_not_change():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"other": {}}', '{"config": 1, "base": 2, "adapter": 3, "data": 4, "code": 5}']
+    "text",
+    ["", "{", "[]", '{"other": {}}', '{"config": 1, "base": 2, "adapter": 3, "data": 4, "code": 5, "batches": 6}'],
 )
 def test_a_broken_manifest_is_said(text, file):
     file.write_text(text)

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from train import progress
-from train.progress import Progress, clock
+from train.progress import Left, Progress, clock
 
 
 class _Terminal(io.StringIO):
@@ -29,10 +29,13 @@ def now(monkeypatch):
     return fake
 
 
-def _train(bar, now, steps, seconds=0.5, examples=32, compile_seconds=0.0):
+def _train(bar, now, steps, seconds=0.5, examples=32, works=(1.0,), total=None, evaluations=0):
+    """Steps of these works, one after the other, each of `seconds` for a work of 1."""
     for step in range(steps):
-        now.time += seconds + (compile_seconds if step == 0 else 0.0)
-        bar.update(1.0, examples, 1e-3)
+        work = works[step % len(works)]
+        now.time += seconds * work
+        left = Left((total or 0) - step - 1, evaluations)
+        bar.update(1.0, examples, 1e-3, work, left)
 
 
 def _lines(caplog):
@@ -42,29 +45,76 @@ def _lines(caplog):
 def test_without_a_terminal_one_line_at_the_first_every_nth_and_the_last_step(caplog, now):
     stream = io.StringIO()
     with caplog.at_level(logging.INFO), Progress(25, log_every=10, stream=stream) as bar:
-        _train(bar, now, 25)
+        _train(bar, now, 25, total=25)
     assert [line.split()[1] for line in _lines(caplog)] == ["1/25", "10/25", "20/25", "25/25"]
     assert _lines(caplog)[1] == "step 10/25  loss 1.0000  lr 1.00e-03  64 examples/s  0:08 left"
     assert stream.getvalue() == ""
 
 
-def test_rate_and_time_left_do_not_know_how_long_the_first_step_compiled(now):
+def test_rate_and_time_left_do_not_know_how_long_was_compiled(now):
     quick, slow = Progress(100, log_every=10), Progress(100, log_every=10)
-    _train(quick, now, 50)
-    quick_rate, quick_left = quick.per_second, quick.seconds_left
-    _train(slow, now, 50, compile_seconds=300)
-    assert (slow.per_second, slow.seconds_left) == pytest.approx((quick_rate, quick_left))
-    assert (quick_rate, quick_left) == pytest.approx((64.0, 25.0))
+    _train(quick, now, 50, total=100)
+    for _ in range(5):
+        with slow.compiling("training, 64 tokens a row"):
+            now.time += 300
+        _train(slow, now, 10, total=60)
+    assert (slow.per_second, slow.seconds_left) == pytest.approx((quick.per_second, quick.seconds_left))
+    assert (slow.per_second, slow.seconds_left) == pytest.approx((64.0, 25.0))
+
+
+def test_steps_beside_a_compilation_count_until_there_are_others(now):
+    busy = True
+    bar = Progress(100, log_every=10, is_compiling=lambda: busy)
+    _train(bar, now, 5, seconds=2.0, total=100)
+    assert (bar.per_second, bar.seconds_left) == pytest.approx((16.0, 190.0))
+    busy = False
+    _train(bar, now, 1, seconds=2.0, total=95)  # it compiled when this step began
+    _train(bar, now, 14, total=94)
+    assert (bar.per_second, bar.seconds_left) == pytest.approx((64.0, 40.0))
+
+
+def test_time_left_goes_by_the_work_and_not_by_the_steps(now):
+    bar = Progress(100, log_every=10)
+    _train(bar, now, 20, works=(4.0, 1.0, 1.0))
+    bar.update(1.0, 32, 1e-3, 0.0, Left(7.0))
+    assert bar.seconds_left == pytest.approx(3.5)
 
 
 def test_pauses_leave_the_rate_alone_but_not_the_time_left(now):
-    bar = Progress(100, log_every=10)
-    _train(bar, now, 45)
-    with bar.paused():
+    bar = Progress(100, log_every=10, evaluation=30.0)
+    _train(bar, now, 40, total=100, evaluations=2)
+    assert bar.seconds_left == pytest.approx(60 * 0.5 + 2 * 30 * 0.5)  # not timed yet
+    with bar.paused("evaluation"), bar.compiling("evaluation, 64 tokens a row"):
+        now.time += 1000
+    with bar.paused("evaluation"):
         now.time += 44
-    _train(bar, now, 5)
+    _train(bar, now, 10, total=60, evaluations=2)
     assert bar.per_second == pytest.approx(64.0)
-    assert bar.seconds_left == pytest.approx((49 * 0.5 + 44) / 49 * 50)
+    assert bar.seconds_left == pytest.approx(50 * 0.5 + 2 * 22)
+
+
+def test_checkpoints_to_come_take_what_they_took(now):
+    bar = Progress(100, log_every=10)
+    _train(bar, now, 20)
+    with bar.paused("checkpoint"):
+        now.time += 3
+    bar.update(1.0, 32, 1e-3, 1.0, Left(0.0, 0, 5))
+    assert bar.seconds_left == pytest.approx(15)
+
+
+def test_waiting_for_a_compilation_is_said_and_the_bar_then_as_before(caplog, now):
+    stream = _Terminal()
+    with caplog.at_level(logging.INFO):
+        with Progress(20, log_every=10, stream=io.StringIO()) as bar, bar.compiling("training, 64 tokens a row"):
+            pass
+        with Progress(20, log_every=10, stream=stream) as bar:
+            _train(bar, now, 10)
+            with bar.compiling("training, 64 tokens a row"):
+                assert stream.getvalue().count("loss") == 2
+    assert _lines(caplog) == ["compiling: training, 64 tokens a row"]
+    before, after = stream.getvalue().split("compiling: training, 64 tokens a row")
+    assert "loss 1.0000" in before
+    assert "loss 1.0000" in after
 
 
 def test_the_rate_follows_a_change_smoothly(now):
@@ -81,7 +131,7 @@ def test_the_rate_follows_a_change_smoothly(now):
 
 def test_a_resumed_run_counts_from_its_step(caplog, now):
     with caplog.at_level(logging.INFO), Progress(30, start=20, log_every=10, stream=io.StringIO()) as bar:
-        _train(bar, now, 10)
+        _train(bar, now, 10, total=10)
     assert [line.split()[1] for line in _lines(caplog)] == ["21/30", "30/30"]
     assert bar.seconds_left == 0
 
@@ -96,14 +146,14 @@ def test_the_loss_is_read_only_when_it_is_shown(now):
 
     with Progress(20, log_every=10, stream=io.StringIO()) as bar:
         for _ in range(20):
-            bar.update(Loss(), 8, 1e-3)
+            bar.update(Loss(), 8, 1e-3, 1.0, Left(0.0))
     assert Loss.reads == 3  # steps 1, 10 and 20
 
 
 def test_a_terminal_gets_a_bar_and_no_lines(caplog, now):
     stream = _Terminal()
     with caplog.at_level(logging.INFO), Progress(20, log_every=10, stream=stream) as bar:
-        _train(bar, now, 20)
+        _train(bar, now, 20, total=20)
     shown = stream.getvalue()
     assert "20/20 steps" in shown
     assert "loss 1.0000" in shown

@@ -161,15 +161,18 @@ def isolated() -> Iterator[None]:
     root, ours = logging.getLogger(), [logging.getLogger(name) for name in ("jlora", "train", "__main__")]
     before = [(logger, logger.level) for logger in (root, *ours)], root.handlers[:]
     cache = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    promotion = jax.config.jax_numpy_dtype_promotion
     with (
-        jax.numpy_dtype_promotion("standard"),  # optax.adamw raises a float to an integer's power
         mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(HOME / "cache")}),
         mock.patch.object(constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE),
     ):
         compilation_cache.reset_cache()
+        # optax.adamw raises a float to an integer's power. Not by a context, which the compiler's thread would not see.
+        jax.config.update("jax_numpy_dtype_promotion", "standard")
         try:
             yield
         finally:
+            jax.config.update("jax_numpy_dtype_promotion", promotion)
             for logger, level in before[0]:
                 logger.setLevel(level)
             root.handlers[:] = before[1]

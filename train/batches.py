@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,25 +17,39 @@ class PlannedBatch(NamedTuple):
     rows: np.ndarray
 
 
-def bucket_lengths(lengths: np.ndarray, count: int, multiple: int = 8, limit: int | None = None) -> tuple[int, ...]:
+def bucket_lengths(
+    lengths: np.ndarray,
+    count: int,
+    multiple: int = 8,
+    limit: int | None = None,
+    *,
+    weights: np.ndarray | None = None,
+    price: float = 0.0,
+) -> tuple[int, ...]:
     """The at most `count` padded lengths, ascending, that pad `lengths` (n,) with the fewest tokens.
 
     Each is a multiple of `multiple`, save that none is above `limit` (the longest input the model takes).
     Found exactly, by dynamic programming over the histogram of lengths.
+
+    Args:
+      weights: float (n,), how often each row is computed; once by default.
+      price: how many tokens a length must save to be one of them. The fewest lengths are taken at 0.
     """
     rounded = -(-np.asarray(lengths) // multiple) * multiple
-    sizes, rows = np.unique(rounded if limit is None else np.minimum(rounded, limit), return_counts=True)
-    rows_up_to = np.concatenate([[0], np.cumsum(rows)])
+    sizes, places = np.unique(rounded if limit is None else np.minimum(rounded, limit), return_inverse=True)
+    rows_up_to = np.concatenate([[0], np.cumsum(np.bincount(places, weights, len(sizes)))])
     # cost[j]: the fewest padded tokens of the j shortest sizes, the last bucket ending at sizes[j - 1].
     cost = np.concatenate([[0.0], np.full(len(sizes), np.inf)])
     splits: list[np.ndarray] = []
-    for _ in range(min(count, len(sizes))):
+    totals: list[float] = []
+    for number in range(1, 1 + min(count, len(sizes))):
         candidates = cost[:, None] + (rows_up_to[None, 1:] - rows_up_to[:, None]) * sizes[None, :]
         candidates = np.where(np.tri(len(sizes) + 1, len(sizes), -1, bool), np.inf, candidates)
         splits.append(candidates.argmin(axis=0))
         cost = np.concatenate([[np.inf], candidates.min(axis=0)])
+        totals.append(cost[-1] + number * price)
     ends, end = [], len(sizes)
-    for previous in reversed(splits):
+    for previous in reversed(splits[: 1 + int(np.argmin(totals))] if totals else []):
         ends.append(int(sizes[end - 1]))
         end = int(previous[end - 1])
     return tuple(reversed(ends))
@@ -104,6 +119,14 @@ def lay_out(
     mask = columns < lengths[rows][:, None]
     flat = np.where(mask, offsets[rows][:, None] + columns, 0)
     return Layout(rows, mask, flat, np.arange(batch_size)[places] < count)
+
+
+def first_of_each_length(plan: Iterable[PlannedBatch]) -> list[PlannedBatch]:
+    """The first batch of each length, in the order of the plan."""
+    found: dict[int, PlannedBatch] = {}
+    for planned in plan:
+        found.setdefault(planned.length, planned)
+    return list(found.values())
 
 
 def padding_share(plan: list[PlannedBatch], lengths: np.ndarray, batch_size: int) -> float:

@@ -212,9 +212,14 @@ def _filled(like: Any, prefix: str, arrays: dict[str, Any]) -> Any:
 
 
 def _owned(like: Any, array: Any) -> Any:
-    """The array in memory of its own: what is donated must not lie in a buffer of the reader."""
+    """The array in memory of its own: what is donated must not lie in a buffer of the reader.
+
+    It is bound to its device where `like` is: programs for the one are not those for the other.
+    """
     if not isinstance(array, jax.Array) or not array.is_fully_addressable:
         return array
+    if not like.committed:
+        return jnp.array(np.asarray(array))
     return jax.device_put(jnp.copy(array), like.sharding)
 
 

@@ -202,12 +202,19 @@ def _put_leaf(leaf: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
-def _under(mesh: Mesh, function: Callable) -> Callable:
-    """The function with the mesh set while it runs, and then alone: all that is computed under it is on all devices."""
+def _under(mesh: Mesh, function: Any) -> Callable:
+    """The jitted function with the mesh set while it runs or is lowered, and then alone: all that is computed under it
+    is on all devices.
+    """
 
     @functools.wraps(function)
     def on_mesh(*arguments: Any) -> Any:
         with set_mesh(mesh):
             return function(*arguments)
 
+    def lower(*arguments: Any) -> Any:
+        with set_mesh(mesh):
+            return function.lower(*arguments)
+
+    on_mesh.lower = lower  # type: ignore[attr-defined]
     return on_mesh

@@ -19,7 +19,8 @@ from train import checkpoint
 from train.best import Best, is_better
 from train.checkpoint import Checkpoint, Rest
 from train.devices import kept
-from train.progress import Progress
+from train.programs import Compiler
+from train.progress import Left, Progress
 from train.record import Recorder
 from train.sections import TrainSection
 from train.signals import Cut, Stop
@@ -38,9 +39,13 @@ class Loop:
       plan: plan(epoch) gives what each of the epoch's steps trains on, a pure function of its argument.
       batch: batch(planned) makes the arrays of one step, as `train_step` takes them.
       count: count(planned) is how many of `unit` (examples, tokens) a step gets through.
+      work: work(planned) is what its seconds are proportional to: the places for tokens that it computes, padding too.
+      lengths: the padded lengths of batches.
       train_step: a compiled function of `train.step`.
+      compiler: compiles ahead. prepare: prepare(plan, state) queues the programs of a plan's steps, and of evaluations.
       evaluate: evaluate(adapter, check) gives {metric: value} of the validation split, the loss among them; it calls
         check() before each batch, and ends where that raises.
+      evaluation: the work of an evaluation, in the unit of `work`.
       metric: what chooses the best step. rate: the learning rate of a step. key: root of the dropout keys.
     """
 
@@ -53,8 +58,13 @@ class Loop:
     batch: Callable[[Any], Any]
     count: Callable[[Any], int]
     unit: str
+    work: Callable[[Any], float]
+    lengths: tuple[int, ...]
     train_step: Callable
+    compiler: Compiler
+    prepare: Callable[[Sequence[Any], State], None]
     evaluate: Callable[[Any, Callable[[], None]], dict[str, float]]
+    evaluation: float
     metric: str
     rate: Callable
     key: jax.Array
@@ -75,35 +85,66 @@ def run(
     start = int(begin.state.step)
     run = _Run(loop, manager, recorder, stop, begin.state, begin.best, list(begin.rest.losses), start)
     unread = deque[tuple[int, dict]]()  # values that were not looked at: one step may run while the next is made
-    with Progress(loop.steps, start, loop.train.log_every, unit=loop.unit) as progress:
+    with _progress(loop, start) as progress, loop.compiler.saying(progress.compiling):
         ended = (begin.rest.unevaluated and not run.evaluate(start)) or run.is_exhausted()
-        for step, (count, batch) in enumerate(batches(loop, start), start + 1):
+        for step, (planned, left) in enumerate(planned_steps(loop, start, run.prepare), start + 1):
             if ended:
                 break
-            run.state, values = loop.train_step(run.state, loop.frozen, loop.base, batch, loop.key)
+            run.state, values = loop.train_step(run.state, loop.frozen, loop.base, loop.batch(planned), loop.key)
             unread.append((step, values))
             stopped, (log, evaluate, save) = stop.requested(), _due(loop, step)
             while len(unread) > (0 if log or evaluate or save or stopped else 1):
                 run.require_finite(*unread.popleft())
-            progress.update(values["loss"], count, float(loop.rate(step - 1)))
+            rate = float(loop.rate(step - 1))
+            progress.update(values["loss"], loop.count(planned), rate, loop.work(planned), _left(loop, step, left))
             run.losses.append(values["loss"])
             if log:
                 run.log(step, values, progress.per_second)
-            with progress.paused():
-                unevaluated = evaluate and (stopped or not run.evaluate(step))
-                ended = stopped or unevaluated or run.is_exhausted()
-                if save or ended:
+            unevaluated = evaluate
+            if evaluate and not stopped:
+                with progress.paused("evaluation"):
+                    unevaluated = not run.evaluate(step)
+            ended = stopped or unevaluated or run.is_exhausted()
+            if save or ended:
+                with progress.paused("checkpoint"):
                     run.save(step, unevaluated)
         checkpoint.wait(manager)
         return run.best, progress.per_second
 
 
-def batches(loop: Loop, start: int) -> Iterator[tuple[int, Any]]:
-    """(count, batch) of the steps from `start` on: a pure function of the plan and the step, whatever came before."""
+def planned_steps(
+    loop: Loop, start: int, prepare: Callable[[Sequence[Any]], None] = lambda plan: None
+) -> Iterator[tuple[Any, float]]:
+    """What each step from `start` on trains on, and the work that is left after it.
+
+    The first is a pure function of the plan and the step, whatever came before. Epochs to come count as much work a
+    step as this one. `prepare` is called with the rest of each epoch, before its first step.
+    """
     for epoch in range(start // loop.per_epoch, math.ceil(loop.steps / loop.per_epoch)):
-        begin = epoch * loop.per_epoch
-        for planned in loop.plan(epoch)[max(0, start - begin) : loop.steps - begin]:
-            yield loop.count(planned), loop.batch(planned)
+        begin, whole = epoch * loop.per_epoch, loop.plan(epoch)
+        plan = whole[max(0, start - begin) : loop.steps - begin]
+        later = max(0, loop.steps - begin - loop.per_epoch) * sum(map(loop.work, whole)) / loop.per_epoch
+        left = np.cumsum([later, *map(loop.work, reversed(plan))])[:-1]
+        prepare(plan)
+        yield from zip(plan, reversed(left.tolist()), strict=True)
+
+
+def _progress(loop: Loop, start: int) -> Progress:
+    return Progress(
+        loop.steps,
+        start,
+        loop.train.log_every,
+        unit=loop.unit,
+        evaluation=loop.evaluation,
+        is_compiling=lambda: loop.compiler.is_busy,
+    )
+
+
+def _left(loop: Loop, step: int, work: float) -> Left:
+    """What is to do after a step, whose evaluation and checkpoint are still to come."""
+    evaluate_every = loop.train.eval_every or loop.per_epoch
+    checkpoint_every = loop.train.checkpoint_every or evaluate_every
+    return Left(work, *(math.ceil(loop.steps / n) - (step - 1) // n for n in (evaluate_every, checkpoint_every)))
 
 
 def _due(loop: Loop, step: int) -> tuple[bool, bool, bool]:
@@ -129,6 +170,9 @@ class _Run:
     best: Best
     losses: list[Any]
     saved: int
+
+    def prepare(self, plan: Sequence[Any]) -> None:
+        self.loop.prepare(plan, self.state)
 
     def is_exhausted(self) -> bool:
         patience = self.loop.train.early_stopping_patience

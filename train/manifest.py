@@ -1,7 +1,7 @@
 """manifest.json: what a run is made of. It is gone on with by the same configuration, base and data alone.
 
 {"config": {"fixed": hash}, "base": {path: type, shape, checksum}, "adapter": {path: type, shape, checksum},
-"data": {split/array: type, shape, hash}, "code": {package: version}}
+"data": {split/array: type, shape, hash}, "batches": {"lengths": "16 24 64"}, "code": {package: version}}
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ the contents are compared."""
 
 _SHOWN = 5
 
+_REPAIR = "Put it back from a copy, or remove it: base and data are then not compared with those of the checkpoints"
+
 
 def may_change(key: str) -> bool:
     """Whether a dotted key may have another value when the run is resumed."""
@@ -50,7 +53,7 @@ def flat(config: RunConfig) -> dict[str, Any]:
 
 
 def manifest(
-    config: RunConfig, base: Any, frozen: Any, data: Mapping[str, Mapping[str, Any]]
+    config: RunConfig, base: Any, frozen: Any, data: Mapping[str, Mapping[str, Any]], lengths: Sequence[int]
 ) -> dict[str, dict[str, str]]:
     """What manifest.json holds.
 
@@ -58,6 +61,7 @@ def manifest(
       base: the base's tree of arrays; their checksums are computed where they lie.
       frozen: what of the adapter is not trained. Of it the scales count: norms are sums, rounded otherwise on a mesh.
       data: {split: {name: what the split holds}}, of which the numpy arrays count.
+      lengths: the padded lengths of batches.
     """
     defaults = keys.defaults(type(config))  # left out: a key that comes with a later version changes no hash
     fixed = {k: value for k, value in flat(config).items() if not may_change(k) and defaults.get(k, ...) != value}
@@ -74,8 +78,28 @@ def manifest(
             for name, array in parts.items()
             if isinstance(array, np.ndarray)
         },
+        "batches": {"lengths": " ".join(map(str, lengths))},
         "code": found["versions"] | commit,
     }
+
+
+def batch_lengths(folder: Path) -> tuple[int, ...]:
+    """The padded lengths of the batches of the run in a folder; empty where no manifest has them.
+
+    Raises:
+      JloraError: the manifest is no JSON, or has something else in their place.
+    """
+    file = folder / NAME
+    part = read_json(file).get("batches") if file.exists() else None
+    if part is None:
+        return ()
+    text = part.get("lengths") if isinstance(part, dict) else None
+    is_list = isinstance(text, str) and re.fullmatch(r"[1-9]\d{0,8}( [1-9]\d{0,8})*", text)
+    lengths = [int(word) for word in str(text).split()] if is_list else []
+    if not lengths or lengths != sorted(set(lengths)):
+        found = repr(part)[:80]
+        raise JloraError(f"{file}: batches: expected ascending lengths, such as '16 64'; found {found}. {_REPAIR}")
+    return tuple(lengths)
 
 
 def require_same(file: Path, now: dict[str, dict[str, str]]) -> None:
@@ -85,10 +109,7 @@ def require_same(file: Path, now: dict[str, dict[str, str]]) -> None:
         logger.warning("%s: an older version wrote it; not compared: %s", file, ", ".join(missing))
     wrong = [part for part in now if not isinstance(before.setdefault(part, now[part]), dict)]
     if wrong or not before.keys() <= now.keys():
-        raise JloraError(
-            f"{file}: expected mappings {', '.join(now)}; found another file. Put it back from a copy, or remove it:"
-            " base and data are then not compared with those of the checkpoints"
-        )
+        raise JloraError(f"{file}: expected mappings {', '.join(now)}; found another file. {_REPAIR}")
     if lines := _differences(before["code"], now["code"]):
         logger.warning("the run was started by other code; results may differ from those of one run\n%s", lines)
     what = {
@@ -96,6 +117,7 @@ def require_same(file: Path, now: dict[str, dict[str, str]]) -> None:
         "base": "the base that the run was started with",
         "adapter": "the scales of the adapter that the run was started with",
         "data": "the data that the run was started with",
+        "batches": "the batch lengths that the run was started with",
     }
     for part, expected in what.items():
         if lines := _differences(before[part], now[part]):

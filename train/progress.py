@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Self, SupportsFloat, TextIO
+from typing import NamedTuple, Self, SupportsFloat, TextIO
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -20,61 +21,127 @@ _MEMORY = 0.9
 """How much of the past a new window of steps leaves in examples/s."""
 
 
+class Left(NamedTuple):
+    """What a run has still to do: the work of its steps, in the unit of `Progress.update`, evaluations, checkpoints."""
+
+    work: float
+    evaluations: int = 0
+    checkpoints: int = 0
+
+
+@dataclasses.dataclass
+class _Sums:
+    """What got done, in how many seconds; of the past the less the longer ago."""
+
+    count: float = 0.0
+    work: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, count: float, work: float, seconds: float) -> None:
+        self.count = _MEMORY * self.count + count
+        self.work = _MEMORY * self.work + work
+        self.seconds = _MEMORY * self.seconds + seconds
+
+
 class Progress:
     """Loss, examples/s (or tokens/s) and time left of a training loop; a context manager.
 
     total: steps of the whole run. start: steps already done (a resumed run). log_every: steps from one plain
     line, or one renewed number in the bar, to the next. stream: where the bar goes if it is a terminal; if it
     is not, lines go to the log instead. unit: what a step's `count` counts, examples or tokens.
+    evaluation: the work of an evaluation, until one has been timed. is_compiling: whether something compiles while
+    the run trains.
 
-    The first step counts for neither rate nor time left (it holds the compilation), and examples/s leaves out
-    what happens under `paused`. The loss is read only when it is shown: until then a step may still run.
+    Rate and time left do not know compilation: what is waited for under `compiling` is not counted, nor are steps in
+    which something was compiled, as soon as there are others. The rate leaves out what happens under `paused` too. The
+    loss is read only when it is shown, or beside a compilation: until then a step may still run.
     """
 
     def __init__(
-        self, total: int, start: int = 0, log_every: int = 10, stream: TextIO = sys.stderr, *, unit: str = "examples"
+        self,
+        total: int,
+        start: int = 0,
+        log_every: int = 10,
+        stream: TextIO = sys.stderr,
+        *,
+        unit: str = "examples",
+        evaluation: float = 0.0,
+        is_compiling: Callable[[], bool] = lambda: False,
     ) -> None:
         self._total, self._start, self._step, self._log_every = total, start, start, log_every
-        self._stream, self._unit = stream, unit
+        self._stream, self._unit, self._evaluation, self._is_compiling = stream, unit, evaluation, is_compiling
         self._bar: tqdm[None] | None = None
         self._exits = ExitStack()
-        self._first_step_end = 0.0
-        self._window_begin = 0.0
-        self._window_count = 0
-        self._count = self._seconds = 0.0
+        self._compiled = 0.0
+        self._was_compiling = True  # the first step may compile when it is called
+        self._window_begin = self._count = self._work = 0.0
+        self._clean, self._disturbed = _Sums(), _Sums()
+        self._pauses: dict[str, list[float]] = {}
+        self._left = Left(0.0)
+        self._shown = ""
 
-    def update(self, loss: SupportsFloat, count: int, learning_rate: float) -> None:
-        """Count one step that got through `count` of the unit; loss is its mean loss, a device array included."""
+    def update(self, loss: SupportsFloat, count: int, learning_rate: float, work: float, left: Left) -> None:
+        """Counts one step.
+
+        Args:
+          loss: its mean loss, a device array included.
+          count: how much of the unit it got through.
+          work: what it took, in any unit that seconds are proportional to, such as token places.
+          left: what there is still to do.
+        """
         self._step += 1
         first, last = self._step == self._start + 1, self._step == self._total
-        if not first:
-            self._window_count += count
+        compiling = self._is_compiling()
+        disturbed, self._was_compiling = compiling or self._was_compiling, compiling
+        self._count += count
+        self._work += work
+        self._left = left
         if self._bar is not None:
             self._bar.update()
-        if first or last or self._step % self._log_every == 0:
+        shown = first or last or self._step % self._log_every == 0
+        if shown or disturbed:
             value = float(loss)  # waits for the step
-            self._close_window(first)
-            self._show(value, learning_rate)
+            self._close_window(disturbed, first)
+            if shown:
+                self._show(value, learning_rate)
 
     @property
     def per_second(self) -> float:
         """The smoothed rate of training; 0.0 before the second step has been shown."""
-        return self._count / self._seconds if self._seconds else 0.0
+        return self._sums.count / self._sums.seconds if self._sums.seconds else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimate from the mean time of the steps so far, pauses included; None before the second step."""
-        done = self._step - self._start - 1
-        if done < 1:
-            return None
-        return (time.monotonic() - self._first_step_end) / done * (self._total - self._step)
+        """Estimate from what the steps so far took for their work, and the pauses; None before the second step."""
+        sums = self._sums
+        if not sums.work:
+            return None if self._left.work else 0.0
+        for_work = sums.seconds / sums.work
+        evaluation = self._mean_pause("evaluation", self._evaluation * for_work)
+        pauses = self._left.evaluations * evaluation + self._left.checkpoints * self._mean_pause("checkpoint", 0.0)
+        return for_work * self._left.work + pauses
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Keep an evaluation or a checkpoint out of examples/s."""
+    def paused(self, what: str) -> Iterator[None]:
+        """Keeps an evaluation or a checkpoint (`what`) out of the rate, and expects the next one to take as long."""
+        begin = self._now()
+        yield
+        seconds = self._now() - begin
+        self._pauses.setdefault(what, []).append(seconds)
+        self._window_begin += seconds
+
+    @contextmanager
+    def compiling(self, what: str) -> Iterator[None]:
+        """Says that the run waits for `what` to be compiled, and does not count the time."""
+        if self._bar is None:
+            logger.info("compiling: %s", what)
+        else:
+            self._bar.set_postfix_str(f"compiling: {what}")
         begin = time.monotonic()
         yield
-        self._window_begin += time.monotonic() - begin
+        self._compiled += time.monotonic() - begin
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._shown)
 
     def __enter__(self) -> Self:
         if self._stream.isatty():
@@ -87,28 +154,40 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         self._exits.close()
 
-    def _close_window(self, first: bool) -> None:
-        now = time.monotonic()
-        if first:
-            self._first_step_end = now
-        else:
-            self._count = _MEMORY * self._count + self._window_count
-            self._seconds = _MEMORY * self._seconds + (now - self._window_begin)
-        self._window_begin, self._window_count = now, 0
+    @property
+    def _sums(self) -> _Sums:
+        return self._clean if self._clean.seconds else self._disturbed
+
+    def _now(self) -> float:
+        """The time, in seconds, that stands still where a compilation is waited for."""
+        return time.monotonic() - self._compiled
+
+    def _mean_pause(self, what: str, unknown: float) -> float:
+        """The seconds of a pause, or `unknown` before the first one."""
+        timed = self._pauses.get(what)
+        return sum(timed) / len(timed) if timed else unknown
+
+    def _close_window(self, disturbed: bool, first: bool) -> None:
+        now = self._now()
+        if not first:
+            sums = self._disturbed if disturbed else self._clean
+            sums.add(self._count, self._work, now - self._window_begin)
+        self._window_begin, self._count, self._work = now, 0.0, 0.0
 
     def _show(self, loss: float, learning_rate: float) -> None:
         parts = [f"loss {loss:.4f}"]
         if self._bar is None:
             parts.append(f"lr {learning_rate:.2e}")
-        if self._seconds:
+        if self._sums.seconds:
             parts.append(f"{self.per_second:,.0f} {self._unit}/s")
         left = self.seconds_left
         if left is not None:
             parts.append(f"{clock(left)} left")
+        self._shown = "  ".join(parts)
         if self._bar is not None:
-            self._bar.set_postfix_str("  ".join(parts))
+            self._bar.set_postfix_str(self._shown)
         else:
-            logger.info("step %d/%d  %s", self._step, self._total, "  ".join(parts))
+            logger.info("step %d/%d  %s", self._step, self._total, self._shown)
 
 
 def clock(seconds: float) -> str:

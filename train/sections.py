@@ -147,7 +147,11 @@ class TrainSection(Section):
     )
     remat: bool = Field(default=False, description="recompute activations in the backward pass, to save memory")
     dropout: bool = Field(default=True, description="the model's own dropout while training")
-    bucket_count: Count = Field(default=6, description="batch lengths at most: rows of like length share a batch")
+    bucket_count: Count | None = Field(
+        default=None,
+        description="batch lengths at most: rows of like length share a batch; null: as many as save more time "
+        "over the run than compiling them takes",
+    )
     log_every: Count = Field(default=10, description="steps between log lines")
 
 

@@ -92,10 +92,11 @@ def train(
       JloraError: the folder is in use or cannot be written, or this is not the run that it holds.
       Stopped: a signal ended the training; the newest checkpoint has all of it.
     """
-    made_of = manifest.manifest(config, loop.base, loop.frozen, data)
-    for part in ("base", "adapter", "data"):
+    made_of = manifest.manifest(config, loop.base, loop.frozen, data, loop.lengths)
+    for part in ("base", "adapter", "data", "batches"):
         distributed.require_same(json.dumps(made_of[part], sort_keys=True), part)
     with (
+        loop.compiler,
         _claimed(config, flags, made_of, loop.per_epoch) as folder,
         checkpoint.open_checkpoints(folder / "checkpoints", config.train.keep_checkpoints) as manager,
     ):

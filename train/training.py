@@ -13,9 +13,12 @@ from jax.sharding import Mesh
 import jlora
 from train import devices
 from train.adapted import Adapted
+from train.batches import PlannedBatch, first_of_each_length
+from train.lengths import EVALUATION
 from train.loop import Loop
 from train.optimizer import Schedule, optimizer, schedule
-from train.run_config import RunConfig, learning_rate_of, steps_of
+from train.programs import CompiledAhead, Compiler
+from train.run_config import RunConfig, learning_rate_of, rows_of_a_step, steps_of
 from train.step import State, TotalLoss, make_train_step
 
 
@@ -38,10 +41,23 @@ class Rows(NamedTuple):
     """The training rows, as `Loop` describes `plan`, `batch`, `count` and `unit`, and how many there are."""
 
     number: int
-    plan: Callable[[int], Sequence[Any]]
-    batch: Callable[[Any], Any]
-    count: Callable[[Any], int]
+    plan: Callable[[int], Sequence[PlannedBatch]]
+    batch: Callable[[PlannedBatch], Any]
+    count: Callable[[PlannedBatch], int]
     unit: str
+    lengths: tuple[int, ...]
+
+
+class Evaluation(NamedTuple):
+    """The validation split's evaluation, as `Loop` describes `run` (its `evaluate`) and `metric`.
+
+    prepare(adapter) queues its programs; places are those for tokens that it computes, padding too.
+    """
+
+    run: Callable[[Any, Callable[[], None]], dict[str, float]]
+    metric: str
+    prepare: Callable[[Any], None]
+    places: int
 
 
 def make_loop(
@@ -49,19 +65,24 @@ def make_loop(
     adapted: Adapted,
     training: Training,
     rows: Rows,
-    evaluate: Callable[[Any, Callable[[], None]], dict[str, float]],
-    metric: str,
+    evaluation: Evaluation,
+    compiler: Compiler,
     mesh: Mesh | None,
 ) -> tuple[Loop, State]:
-    """The loop of a run, and the state before its first step.
-
-    Args:
-      evaluate, metric: as `Loop` describes them.
-      mesh: where `adapted` lies.
-    """
+    """The loop of a run, and the state before its first step; `mesh` is where `adapted` lies."""
     per_epoch, steps = steps_of(config, rows.number)
     trainable, frozen = jlora.split(adapted.adapter)
     state = devices.put_rest(mesh, State(trainable, training.tx.init(trainable), jnp.int32(0)))
+    step = CompiledAhead(devices.train_step_on(mesh, training.step, state), compiler, batch=3)
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    size = rows_of_a_step(config)
+
+    def prepare(plan: Sequence[PlannedBatch], state: State) -> None:
+        for planned in first_of_each_length(plan):
+            name = f"training, {planned.length} tokens a row"
+            step.prepare(name, state, frozen, adapted.base, rows.batch(planned), key)
+        evaluation.prepare(jlora.combine(state.trainable, frozen))
+
     loop = Loop(
         train=config.train,
         steps=steps,
@@ -72,10 +93,15 @@ def make_loop(
         batch=rows.batch,
         count=rows.count,
         unit=rows.unit,
-        train_step=devices.train_step_on(mesh, training.step, state),
-        evaluate=evaluate,
-        metric=metric,
+        work=lambda planned: planned.length * size,
+        lengths=rows.lengths,
+        train_step=step,
+        compiler=compiler,
+        prepare=prepare,
+        evaluate=evaluation.run,
+        evaluation=evaluation.places * EVALUATION,
+        metric=evaluation.metric,
         rate=training.rate,
-        key=jax.random.fold_in(jax.random.key(config.seed), 1),
+        key=key,
     )
     return loop, state

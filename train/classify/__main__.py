@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,23 @@ from train.classify import metrics
 from train.classify.batches import Batch, make_batch
 from train.classify.config import COMMAND, Config
 from train.classify.data import load_data
-from train.classify.evaluate import Task, evaluated, make_eval_step
+from train.classify.evaluate import Task, make_eval_step, validation
 from train.classify.finish import Run, finish
 from train.classify.loss import classification_loss
 from train.classify.prepare import abstract_model, prepare_model, prepare_splits, require_fit
 from train.command import Flags
 from train.entry import show
+from train.lengths import lengths_of_run
 from train.loop import Loop
 from train.model_files import load_tokenizer
 from train.out_of_memory import advice, explain_out_of_memory
+from train.programs import CompiledAhead, Compiler
 from train.progress import clock
 from train.record import Recorder
 from train.run_config import rows_of_a_step, steps_of, to_yaml
 from train.step import State
 from train.summary import summary
-from train.training import Rows, make_loop, training_of
+from train.training import Evaluation, Rows, make_loop, training_of
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +67,7 @@ def _train(config: Config, flags: Flags, is_offline: bool) -> None:
     data = load_data(config.data, config.seed, config.task)
     for note in data.notes:
         logger.info(note)
-    labels, splits, buckets = prepare_splits(config, data, tokenizer)
+    labels, splits = prepare_splits(config, data, tokenizer)
     metric = config.train.metric or metrics.primary(labels.problem_type)
     metrics.check(metric, labels.problem_type, len(labels))
 
@@ -74,11 +76,15 @@ def _train(config: Config, flags: Flags, is_offline: bool) -> None:
 
     with explain_out_of_memory(helps, " while the model was read"):
         adapted = prepare_model(config, labels, mesh)
+    lengths = {name: split.tokens.lengths for name, split in splits.items()}
+    buckets = lengths_of_run(config, lengths, adapted.base, resume=flags.resume)
     require_fit(adapted, splits, buckets[-1])
     _print_summary(adapted, config, flags, len(splits["train"].tokens))
-    eval_step = make_eval_step(adapted.model.apply, mesh)
+    compiler = Compiler()
+    eval_step = CompiledAhead(make_eval_step(adapted.model.apply, mesh), compiler, batch=2)
     task = Task(labels, splits, buckets, eval_step, config.train.eval_batch_size, mesh)
-    loop, state = _loop(config, adapted, task, metric)
+    evaluation = validation(task, eval_step, adapted.base, metric)
+    loop, state = _loop(config, adapted, task, evaluation, compiler)
 
     def end(folder: Path, best: Best, times: dict[str, float], recorder: Recorder) -> dict[str, Any]:
         return finish(Run(config, folder, loop, adapted, task, tokenizer, best, times, is_offline), recorder)
@@ -95,7 +101,9 @@ def _print_summary(adapted: Adapted, config: Config, flags: Flags, rows: int) ->
         show(summary(adapted.base, adapted.adapter, verbose=flags.verbose, steps=steps))
 
 
-def _loop(config: Config, adapted: Adapted, task: Task, metric: str) -> tuple[Loop, State]:
+def _loop(
+    config: Config, adapted: Adapted, task: Task, evaluation: Evaluation, compiler: Compiler
+) -> tuple[Loop, State]:
     split, size, mesh = task.splits["train"], rows_of_a_step(config), task.mesh
     number = len(split.tokens)
     loss = classification_loss(adapted.model.apply, task.labels.problem_type, model_dropout=config.train.dropout)
@@ -111,13 +119,10 @@ def _loop(config: Config, adapted: Adapted, task: Task, metric: str) -> tuple[Lo
         batch=batch,
         count=lambda planned: len(planned.rows),
         unit="examples",
+        lengths=task.buckets,
     )
-
-    def evaluate(adapter: dict[str, Any], check: Callable[[], None]) -> dict[str, float]:
-        return evaluated(task, adapter, adapted.base, "validation", check)
-
     _, steps = steps_of(config, number)
-    return make_loop(config, adapted, training_of(config, loss, steps), rows, evaluate, metric, mesh)
+    return make_loop(config, adapted, training_of(config, loss, steps), rows, evaluation, compiler, mesh)
 
 
 def _say_where(config: Config, results: dict, seconds: float) -> None:

@@ -14,13 +14,15 @@ from jax.sharding import Mesh
 
 from jlora import adapt
 from train import devices
-from train.batches import PlannedBatch, plan_evaluation
+from train.batches import PlannedBatch, first_of_each_length, plan_evaluation
 from train.classify import metrics
 from train.classify.batches import make_batch
 from train.classify.labels import Labels, is_labelled
 from train.classify.loss import row_losses
 from train.classify.prepare import Prepared
 from train.evaluation import never, results
+from train.programs import CompiledAhead
+from train.training import Evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +58,31 @@ def evaluated(task: Task, adapter: Any, base: Any, split: str, check: Callable[[
 def make_eval_step(apply: Callable, mesh: Mesh | None = None) -> Callable:
     """eval_step(adapter, base, inputs) -> logits float32 (B, L); no dropout. `adapter` may be None."""
     adapted = adapt(apply)
-    return devices.eval_step_on(mesh, jax.jit(lambda adapter, base, inputs: adapted(base, adapter, inputs)))
+
+    @jax.jit
+    def eval_step(adapter: Any, base: Any, inputs: dict[str, Any]) -> jax.Array:
+        return adapted(base, adapter, inputs)
+
+    return devices.eval_step_on(mesh, eval_step)
+
+
+def validation(task: Task, eval_step: CompiledAhead, base: Any, metric: str) -> Evaluation:
+    """The validation split's evaluation as the loop takes it; `eval_step` is the task's, `metric` chooses the best."""
+    rows, size = task.splits["validation"], devices.rounded_up(task.mesh, task.batch_size)
+    plan = plan_evaluation(rows.tokens.lengths, task.buckets, size)
+
+    def prepare(adapter: Any) -> None:
+        for planned in first_of_each_length(plan):
+            make = partial(make_batch, rows.tokens, rows.labels, planned, size, rows.pad_id)
+            inputs = devices.put_batch(task.mesh, size, make).inputs
+            eval_step.prepare(f"evaluation, {planned.length} tokens a row", adapter, base, inputs)
+
+    return Evaluation(
+        run=lambda adapter, check: evaluated(task, adapter, base, "validation", check),
+        metric=metric,
+        prepare=prepare,
+        places=size * sum(planned.length for planned in plan),
+    )
 
 
 def logits_of(

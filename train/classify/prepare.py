@@ -22,7 +22,6 @@ from jlora.paths import leaves_by_path
 from jlora.targets import is_trained_whole
 from jlora.weights import new_heads
 from train.adapted import Adapted, lora_config, settings, with_adapter
-from train.batches import bucket_lengths
 from train.classify.config import Config
 from train.classify.data import Data, Split
 from train.classify.labels import Labels, encode, infer_labels
@@ -45,8 +44,8 @@ class Prepared:
 
 def prepare_splits(
     config: Config, data: Data, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Labels, dict[str, Prepared], tuple[int, ...]]:
-    """(labels, {split: Prepared}, bucket lengths); labels come from the training rows."""
+) -> tuple[Labels, dict[str, Prepared]]:
+    """(labels, {split: Prepared}); labels come from the training rows."""
     labels = infer_labels(data.splits["train"], config.task, data.label_names)
     # Labels first: they are cheap to check, and a wrong one is known before anything is tokenized.
     encoded = {name: encode(split, labels, name) for name, split in data.splits.items()}
@@ -63,8 +62,7 @@ def prepare_splits(
         if split.tokens.cut:
             share = f"{split.tokens.cut:,} of {len(split.tokens):,}"
             logger.warning("%s: %s rows cut at data.max_length=%d tokens", name, share, config.data.max_length)
-    lengths = np.concatenate([split.tokens.lengths for split in splits.values()])
-    return labels, splits, bucket_lengths(lengths, config.train.bucket_count, limit=config.data.max_length)
+    return labels, splits
 
 
 def prepare_model(config: Config, labels: Labels, mesh: Mesh | None = None) -> Adapted:

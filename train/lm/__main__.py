@@ -6,7 +6,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,10 @@ from train.batches import PlannedBatch, plan_epoch
 from train.best import Best
 from train.command import Flags
 from train.entry import show
-from train.lm.batches import Batch, make_batch, row_lengths
+from train.lm.batches import Batch, longest_batch, make_batch, row_lengths
 from train.lm.config import COMMAND, LMConfig
 from train.lm.data import Data, load_examples
-from train.lm.evaluate import Task, evaluated
+from train.lm.evaluate import Task, validation
 from train.lm.finish import Run, finish
 from train.lm.memory_help import offers, training_help
 from train.lm.plan import plan_step
@@ -41,12 +41,13 @@ from train.planning.dry_run import describe
 from train.planning.flops import matrix_rate
 from train.planning.mesh import force_devices, mesh_sizes
 from train.planning.plan_text import plan_text
+from train.programs import CompiledAhead, Compiler
 from train.progress import clock
 from train.record import Recorder
 from train.run_config import rows_of_a_step, steps_of, to_yaml
 from train.step import State
 from train.summary import parameters, summary
-from train.training import Rows, Training, make_loop
+from train.training import Evaluation, Rows, Training, make_loop
 
 logger = logging.getLogger(__name__)
 
@@ -106,17 +107,19 @@ def _train(config: LMConfig, flags: Flags, is_offline: bool) -> None:
     causal_config(config.model)  # a wrong model is said before any data are read
     tokenizer = _tokenizer(config)
     data = _data(config, tokenizer)
-    lengths = row_lengths(list(data.rows.values()), config.train.bucket_count, config.data.max_length)
-    require_fit(config, data.rows, lengths[-1])
+    require_fit(config, data.rows, longest_batch(config, data.rows))
     with explain_out_of_memory(lambda: offers(config, mesh), " while the model was read"):
         adapted = prepare_model(config, mesh)
     _, steps = steps_of(config, len(data.rows["train"]))
     if distributed.is_first():
         show(summary(adapted.base, adapted.adapter, verbose=flags.verbose, steps=steps))
-    eval_step = make_eval_step(adapted.model, mesh)
+    lengths = row_lengths(config, data.rows, adapted.base, resume=flags.resume)
+    compiler = Compiler()
+    eval_step = CompiledAhead(make_eval_step(adapted.model, mesh), compiler, batch=2)
     task = Task(data, lengths, eval_step, config.train.eval_batch_size, pad_id(tokenizer), mesh)
     training = training_of(config, adapted.model, steps)
-    loop, state = _loop(config, adapted, task, training)
+    evaluation = validation(task, eval_step, adapted.base)
+    loop, state = _loop(config, adapted, task, training, evaluation, compiler)
 
     def end(folder: Path, best: Best, times: dict[str, float], recorder: Recorder) -> dict[str, Any]:
         return finish(Run(config, folder, loop, adapted, task, tokenizer, best, times, is_offline), recorder)
@@ -138,7 +141,9 @@ def _data(config: LMConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
     return data
 
 
-def _loop(config: LMConfig, adapted: Adapted, task: Task, training: Training) -> tuple[Loop, State]:
+def _loop(
+    config: LMConfig, adapted: Adapted, task: Task, training: Training, evaluation: Evaluation, compiler: Compiler
+) -> tuple[Loop, State]:
     examples, size, mesh = task.data.rows["train"], rows_of_a_step(config), task.mesh
 
     def batch(planned: PlannedBatch) -> Batch:
@@ -150,12 +155,9 @@ def _loop(config: LMConfig, adapted: Adapted, task: Task, training: Training) ->
         batch=batch,
         count=lambda planned: int(examples.lengths[planned.rows].sum()),
         unit="tokens",
+        lengths=task.lengths,
     )
-
-    def evaluate(adapter: dict[str, Any], check: Callable[[], None]) -> dict[str, float]:
-        return evaluated(task, adapter, adapted.base, "validation", check)
-
-    return make_loop(config, adapted, training, rows, evaluate, "loss", mesh)
+    return make_loop(config, adapted, training, rows, evaluation, compiler, mesh)
 
 
 def _say_where(config: LMConfig, found: dict[str, float], seconds: float) -> None:

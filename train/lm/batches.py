@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from train.batches import PlannedBatch, bucket_lengths, lay_out
+from train.lengths import lengths_of_run
+from train.lm.config import LMConfig
 from train.lm.examples import Examples
 from train.lm.packing import Packed
 
@@ -25,12 +28,21 @@ class Batch(NamedTuple):
     weights: np.ndarray
 
 
-def row_lengths(rows: list[Examples | Packed], bucket_count: int, limit: int) -> tuple[int, ...]:
-    """The padded lengths of the splits' rows, for `plan_epoch`: one where they are packed, else as `bucket_lengths`."""
-    packed = [part.size for part in rows if isinstance(part, Packed)]
+def longest_batch(config: LMConfig, rows: Mapping[str, Examples | Packed]) -> int:
+    """The last of `row_lengths`, which depends on no model."""
+    packed = [part.size for part in rows.values() if isinstance(part, Packed)]
+    longest = np.array([part.lengths.max() for part in rows.values()])
+    return max(packed) if packed else bucket_lengths(longest, 1, limit=config.data.max_length)[-1]
+
+
+def row_lengths(
+    config: LMConfig, rows: Mapping[str, Examples | Packed], base: Any, *, resume: bool = False
+) -> tuple[int, ...]:
+    """The padded lengths of batches: one where rows are packed, else those of `train.lengths.lengths_of_run`."""
+    packed = [part.size for part in rows.values() if isinstance(part, Packed)]
     if packed:
         return (max(packed),)
-    return bucket_lengths(np.concatenate([part.lengths for part in rows]), bucket_count, limit=limit)
+    return lengths_of_run(config, {name: part.lengths for name, part in rows.items()}, base, resume=resume)
 
 
 def make_batch(

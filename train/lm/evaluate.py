@@ -12,11 +12,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from train import devices
-from train.batches import PlannedBatch, plan_evaluation
+from train.batches import PlannedBatch, first_of_each_length, plan_evaluation
 from train.evaluation import never, results
 from train.lm.batches import Batch, make_batch
 from train.lm.data import Data
 from train.lm.loss import Sums
+from train.programs import CompiledAhead
+from train.training import Evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,24 @@ class Task:
     batch_size: int
     pad_id: int
     mesh: Mesh | None = None
+
+
+def validation(task: Task, eval_step: CompiledAhead, base: Any) -> Evaluation:
+    """The validation split's evaluation as the loop takes it; `eval_step` is the task's."""
+    rows, size = task.data.rows["validation"], devices.rounded_up(task.mesh, task.batch_size)
+    plan = plan_evaluation(rows.lengths, task.lengths, size)
+
+    def prepare(adapter: Any) -> None:
+        for planned in first_of_each_length(plan):
+            batch = devices.put_batch(task.mesh, size, partial(make_batch, rows, planned, size, task.pad_id))
+            eval_step.prepare(f"evaluation, {planned.length} tokens a row", adapter, base, batch)
+
+    return Evaluation(
+        run=lambda adapter, check: evaluated(task, adapter, base, "validation", check),
+        metric="loss",
+        prepare=prepare,
+        places=size * sum(planned.length for planned in plan),
+    )
 
 
 def evaluated(task: Task, adapter: Any, base: Any, split: str, check: Callable[[], None] = never) -> dict[str, float]:

@@ -1,28 +1,39 @@
-"""jlora: LoRA as a JAX transformation."""
+"""jlora: LoRA as a JAX transformation.
 
-from jlora.adapt import adapt, find_materialized
-from jlora.adapter import Adapter, Entry, Full, LowRank, Rows, combine, count_parameters, labels, split
-from jlora.algebra.extract import extract
-from jlora.algebra.reduce import reduce_rank, singular_values
-from jlora.algebra.stack import stack, unstack
-from jlora.algebra.weighted import add_weighted_adapter, scale
-from jlora.base import load_base, save_base
-from jlora.config import LoraConfig
-from jlora.errors import JloraError
-from jlora.eva import init_eva
-from jlora.generation import generate, stream
-from jlora.gguf_lora import save_gguf_lora
-from jlora.init import init
-from jlora.loftq import init_loftq
-from jlora.merge import merge, unmerge
-from jlora.mesh import make_mesh
-from jlora.models import default_targets
-from jlora.peft.fitted import fitted_config, fold_scale
-from jlora.peft.folder import load_adapter, save_adapter
-from jlora.quantize.leaf import Quantized, quantize_leaf
-from jlora.quantize.tree import dequantize, quantize
-from jlora.residual import init_lora_ga, init_residual, subtract_initial
-from jlora.sharding import adapter_shardings, base_shardings
+`import jlora` imports none of its files: a name comes from its own file when it is first used. So a command reads its
+command line, and a program its configuration, without waiting for JAX.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jlora.adapter import Adapter, Entry, Full, LowRank, Rows, combine, count_parameters, labels, split
+    from jlora.algebra.extract import extract
+    from jlora.algebra.merge import merge, unmerge
+    from jlora.algebra.reduce import reduce_rank, singular_values
+    from jlora.algebra.stack import stack, unstack
+    from jlora.algebra.weighted import add_weighted_adapter, scale
+    from jlora.base import load_base, save_base
+    from jlora.config import LoraConfig
+    from jlora.errors import JloraError
+    from jlora.eva import init_eva
+    from jlora.generation import generate, stream
+    from jlora.gguf_lora import save_gguf_lora
+    from jlora.init_adapter import init
+    from jlora.loftq import init_loftq
+    from jlora.mesh import make_mesh
+    from jlora.models import default_targets
+    from jlora.peft.fitted import fitted_config, fold_scale
+    from jlora.peft.folder import load_adapter, save_adapter
+    from jlora.quantization.leaf import Quantized, quantize_leaf
+    from jlora.quantization.tree import dequantize, quantize
+    from jlora.residual import init_lora_ga, init_residual, subtract_initial
+    from jlora.sharding import adapter_shardings, base_shardings
+    from jlora.transform.adapt import adapt, find_materialized
 
 __version__ = "0.1.0"
 
@@ -73,3 +84,48 @@ __all__ = [
     "unmerge",
     "unstack",
 ]
+
+_FILES: dict[str, tuple[str, ...]] = {
+    "adapter": ("Adapter", "Entry", "Full", "LowRank", "Rows", "combine", "count_parameters", "labels", "split"),
+    "algebra.extract": ("extract",),
+    "algebra.merge": ("merge", "unmerge"),
+    "algebra.reduce": ("reduce_rank", "singular_values"),
+    "algebra.stack": ("stack", "unstack"),
+    "algebra.weighted": ("add_weighted_adapter", "scale"),
+    "base": ("load_base", "save_base"),
+    "config": ("LoraConfig",),
+    "errors": ("JloraError",),
+    "eva": ("init_eva",),
+    "generation": ("generate", "stream"),
+    "gguf_lora": ("save_gguf_lora",),
+    "init_adapter": ("init",),
+    "loftq": ("init_loftq",),
+    "mesh": ("make_mesh",),
+    "models": ("default_targets",),
+    "peft.fitted": ("fitted_config", "fold_scale"),
+    "peft.folder": ("load_adapter", "save_adapter"),
+    "quantization.leaf": ("Quantized", "quantize_leaf"),
+    "quantization.tree": ("dequantize", "quantize"),
+    "residual": ("init_lora_ga", "init_residual", "subtract_initial"),
+    "sharding": ("adapter_shardings", "base_shardings"),
+    "transform.adapt": ("adapt", "find_materialized"),
+}
+"""{file: the public names in it}, as the type checker reads them above."""
+
+_FILE_OF = {name: file for file, names in _FILES.items() for name in names}
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if not TYPE_CHECKING:  # to whom it would say that every name exists
+
+    def __getattr__(name: str) -> Any:
+        """A public name, or a file such as `jlora.models`, imported when it is first used."""
+        if name in _FILE_OF:
+            globals()[name] = found = getattr(importlib.import_module(f"{__name__}.{_FILE_OF[name]}"), name)
+            return found
+        if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
+            return importlib.import_module(f"{__name__}.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora.adapt import find_uses
 from jlora.adapter import Entry, Full, Kind, LowRank, Rows
 from jlora.config import LoraConfig
 from jlora.errors import JloraError
@@ -27,6 +26,7 @@ from jlora.targets import (
     matches,
     pattern_value,
 )
+from jlora.transform.adapt import find_uses
 from jlora.transform.consume import Use
 
 Names = Mapping[str, list[str]]

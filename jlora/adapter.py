@@ -12,7 +12,7 @@ import numpy as np
 
 from jlora.errors import JloraError
 from jlora.paths import leaves_by_path, require
-from jlora.quantize.leaf import Quantized, as_array
+from jlora.quantization.leaf import Quantized, as_array
 
 Kind = Literal["linear", "lookup", "conv"]
 """How a function uses a weight: in a matrix product, as a table, or as the kernel of a convolution."""

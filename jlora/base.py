@@ -7,24 +7,25 @@ The tree is the one that `model.init` gives, {"params": ...}, so that `model.app
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
-from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 from jlora.checkpoint_files import GENERATION_FILE, fetch
-from jlora.errors import JloraError
+from jlora.errors import JloraError, nearest
 from jlora.gguf_file import gguf_config, is_gguf
 from jlora.json_file import read_json
 from jlora.models import abstract_base, build, example_batch, family
 from jlora.names import hf_keys
-from jlora.paths import nearest
-from jlora.quantize.leaf import Kind
+from jlora.quantization.leaf import Kind
 from jlora.stored_config import require_plain
 from jlora.weights import load_weights, save_base
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 __all__ = [
     "abstract_base",
@@ -51,6 +52,8 @@ def load_config(name: str, *, revision: str | None = None, **overrides: Any) -> 
       JloraError: no such folder or hub model, an unsupported `model_type`, a key or a value that the config
         class does not take, labels that contradict `num_labels`.
     """
+    from transformers import CONFIG_MAPPING  # half a second, and where PyTorch is installed seconds more
+
     place = fetch(name, revision, ["config.json", GENERATION_FILE])
     file = place if is_gguf(place) else place / "config.json"
     stored = gguf_config(place).to_dict() if is_gguf(place) else _stored(place)

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from huggingface_hub import snapshot_download, split_state_dict_into_shards_factory
-from huggingface_hub.errors import HFValidationError
 
 from jlora.errors import JloraError
 from jlora.gguf_file import GgufTensor, gguf_tensors, is_gguf
@@ -54,6 +52,9 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists():
         raise JloraError(f"{name}: expected the folder of a model (config.json, {SINGLE_FILE}); found no such folder")
+    from huggingface_hub import snapshot_download  # and the HTTP client with it
+    from huggingface_hub.errors import HFValidationError
+
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except (OSError, HFValidationError) as error:
@@ -139,6 +140,8 @@ def whole_model(folder: Path) -> AbstractContextManager[Path]:
 
 
 def _write_shards(folder: Path, tensors: Mapping[str, Planned], dtype: np.dtype, max_shard_bytes: int) -> None:
+    from huggingface_hub import split_state_dict_into_shards_factory
+
     split = split_state_dict_into_shards_factory(
         dict(tensors),
         get_storage_size=lambda tensor: int(np.prod(tensor.shape)) * dtype.itemsize,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora.adapter import LowRank, scaled_b
-from jlora.quantize.leaf import Quantized, as_array
+from jlora.quantization.leaf import Quantized, as_array
 
 _EXACT = jax.lax.Precision.HIGHEST
 

@@ -1,7 +1,13 @@
-"""The one exception for what a user can mend: a wrong key, file, row, shape or name."""
+"""The one exception for what a user can mend: a wrong key, file, row, shape or name; and the names that were meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 _LONGEST = 8000
 """Characters."""
+_LONGEST_NAME = 1000
 
 
 class JloraError(ValueError):
@@ -15,3 +21,12 @@ class JloraError(ValueError):
         cut = len(message) - _LONGEST
         half = _LONGEST // 2
         super().__init__(message if cut <= 0 else f"{message[:half]} [{cut:,} characters] {message[-half:]}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """ "; nearest: a, b" with the names of `known` most like `name`, or nothing where none is like it."""
+    names = [name, *dict.fromkeys(known)]
+    if max(map(len, names)) > _LONGEST_NAME:  # the comparison takes quadratic time
+        return ""
+    close = difflib.get_close_matches(name, names[1:], n=3, cutoff=0.5)
+    return f"; nearest: {', '.join(close)}" if close else ""

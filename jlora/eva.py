@@ -16,7 +16,7 @@ from jlora.abstract_adapter import abstract_adapter
 from jlora.adapter import Entry, LowRank
 from jlora.config import LoraConfig
 from jlora.errors import JloraError
-from jlora.init import init
+from jlora.init_adapter import init
 from jlora.matrices import Matrices, from_matrices, to_matrices
 from jlora.names import is_stacked, module_names
 from jlora.targets import matches, pattern_value

@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jlora.adapt import adapt
 from jlora.adapter import Adapter
 from jlora.errors import JloraError
+from jlora.transform.adapt import adapt
 
 _SHORTEST = 64
 """The smallest of the lengths that `stream` compiles for; each of the others is twice the one before."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from jlora.errors import JloraError
-from jlora.gguf_reader import Gguf, StoredBlocks
-from jlora.paths import nearest
+from jlora.errors import JloraError, nearest
 from jlora.stored_config import LARGEST_SIZE, MOST_LAYERS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from jlora.gguf_reader import Gguf, StoredBlocks
 
 
 class Architecture(NamedTuple):
@@ -139,6 +141,8 @@ def config_of(content: Gguf) -> PreTrainedConfig:
       JloraError: another architecture than ARCHITECTURES has, a key that is missing, one that is not known and not
         zero, scaled positions of another kind than linear and Llama 3's.
     """
+    from transformers import CONFIG_MAPPING  # half a second, and where PyTorch is installed seconds more
+
     prefix, architecture = architecture_of(content)
     fields, tensors = content.fields, content.tensors
     _require_known(content, prefix)

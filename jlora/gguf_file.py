@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from jlora.gguf_architectures import ROPE_FACTORS, architecture_of, config_of, heads_of, key_of
-from jlora.gguf_reader import StoredBlocks, read_gguf
-from jlora.gguf_tokenizer import tokenizer_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+
+    from jlora.gguf_reader import StoredBlocks
 
 
 def is_gguf(name: str | Path) -> bool:
@@ -25,6 +27,8 @@ def gguf_config(file: Path) -> PreTrainedConfig:
     Raises:
       JloraError: no such file, no whole GGUF file, whatever `config_of` refuses.
     """
+    from jlora.gguf_reader import read_gguf
+
     return config_of(read_gguf(file))
 
 
@@ -34,6 +38,9 @@ def gguf_tokenizer(file: Path) -> PreTrainedTokenizerFast:
     Raises:
       JloraError: no such file, no whole GGUF file, a kind of tokenizer that is not supported.
     """
+    from jlora.gguf_reader import read_gguf
+    from jlora.gguf_tokenizer import tokenizer_of  # which loads transformers
+
     return tokenizer_of(read_gguf(file))
 
 
@@ -67,6 +74,8 @@ def gguf_tensors(file: Path) -> dict[str, GgufTensor]:
       JloraError: no such file, no whole GGUF file, an architecture that is not supported, or a tensor that it does
         not have.
     """
+    from jlora.gguf_reader import read_gguf
+
     content = read_gguf(file)
     _, architecture = architecture_of(content)
     tensors = {}

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import gguf
 import numpy as np
-from transformers import PreTrainedConfig
 
 from jlora.adapter import Adapter, Entry, LowRank
 from jlora.errors import JloraError
 from jlora.matrices import Matrices, to_matrices
 from jlora.peft.keys import layer_names
 from jlora.whole_folder import whole_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 class _Architecture(NamedTuple):

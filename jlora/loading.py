@@ -13,8 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jlora.mesh import on_devices
 from jlora.models.partition import leaf_shardings
 from jlora.names import is_stacked, is_transposed
-from jlora.quantize.heads import is_linear_weight
-from jlora.quantize.leaf import Kind, quantize_leaf
+from jlora.quantization.heads import is_linear_weight
+from jlora.quantization.leaf import Kind, quantize_leaf
 
 
 def load_leaf(path: str, tensors: list[Any], dtype: Any, quantize: Kind | None, mesh: Mesh | None) -> Any:

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jlora.adapter import Entry, LowRank
 from jlora.config import LoraConfig
 from jlora.errors import JloraError
-from jlora.init import init, started
+from jlora.init_adapter import init, started
 from jlora.matrices import from_matrices, leaf_from_matrices, leaf_to_matrices, to_matrices
 from jlora.paths import leaves_by_path, replace_leaves
-from jlora.quantize.leaf import Kind, Quantized, as_array, is_quantized, quantize_like
-from jlora.quantize.tree import quantize
+from jlora.quantization.leaf import Kind, Quantized, as_array, is_quantized, quantize_like
+from jlora.quantization.tree import quantize
 from jlora.residual import as_wide_as_its_rank, largest_components, require_positive_alpha
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 
-from jlora.errors import JloraError
-from jlora.quantize.leaf import is_quantized
+from jlora.errors import JloraError, nearest
+from jlora.quantization.leaf import is_quantized
 
 
 def leaves_by_path(tree: Any) -> dict[str, Any]:
@@ -39,15 +38,3 @@ def require(path: str, known: Iterable[str], where: str) -> None:
     known = list(known)
     if path not in known:
         raise JloraError(f"{path}: not in {where}{nearest(path, known)}")
-
-
-_LONGEST_NAME = 1000
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """ "; nearest: a, b" with the names of `known` most like `name`, or nothing where none is like it."""
-    names = [name, *dict.fromkeys(known)]
-    if max(map(len, names)) > _LONGEST_NAME:  # the comparison takes quadratic time
-        return ""
-    close = difflib.get_close_matches(name, names[1:], n=3, cutoff=0.5)
-    return f"; nearest: {', '.join(close)}" if close else ""

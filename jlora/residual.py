@@ -16,10 +16,10 @@ import numpy as np
 from jlora.adapter import Adapter, Entry, LowRank
 from jlora.config import LoraConfig
 from jlora.errors import JloraError
-from jlora.init import init, started
+from jlora.init_adapter import init, started
 from jlora.matrices import Matrices, from_matrices, leaf_from_matrices, leaf_to_matrices, to_matrices
 from jlora.paths import leaves_by_path, replace_leaves, require
-from jlora.quantize.leaf import is_quantized
+from jlora.quantization.leaf import is_quantized
 
 _STABLE_GAMMA = 16
 """LoRA-GA's gamma: the larger, the smaller B at the start."""

@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from jlora.config import HEAD_NAMES, OUTPUT_EMBEDDINGS, LoraConfig
-from jlora.errors import JloraError
-from jlora.paths import nearest
+from jlora.errors import JloraError, nearest
 
 Value = TypeVar("Value")
 

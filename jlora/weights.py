@@ -7,21 +7,23 @@ import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from transformers import GenerationConfig
 
 from jlora.checkpoint_files import WEIGHT_PATTERNS, Planned, fetch, open_tensors, write_model
-from jlora.errors import JloraError
+from jlora.errors import JloraError, nearest
 from jlora.loading import load_leaf, spread
 from jlora.models import abstract_base, example_batch, family
 from jlora.names import hf_keys, is_stacked, is_transposed
-from jlora.paths import leaves_by_path, nearest, replace_leaves
-from jlora.quantize.leaf import Kind, as_array, is_quantized
+from jlora.paths import leaves_by_path, replace_leaves
+from jlora.quantization.leaf import Kind, as_array, is_quantized
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 logger = logging.getLogger("jlora")
 
@@ -135,6 +137,8 @@ def save_base(
 
 def _generation(config: Any) -> GenerationConfig:
     """Where generation starts, stops and is padded; Hugging Face reads that from a file of its own."""
+    from transformers import GenerationConfig
+
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     return GenerationConfig(**{name: getattr(config, name, None) for name in ids})
 

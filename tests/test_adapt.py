@@ -13,8 +13,8 @@ from jax import lax
 from lora_cases import assert_adapted_is_merged, low_rank, normal, random_adapter, random_encoder
 
 import jlora
-from jlora.adapt import find_uses
 from jlora.paths import leaves_by_path
+from jlora.transform.adapt import find_uses
 from jlora.transform.consume import Use
 
 

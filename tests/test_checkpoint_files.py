@@ -157,7 +157,7 @@ def test_the_hub_is_asked_for_the_files_that_are_read(monkeypatch, tmp_path):
         asked.update(options, name=name)
         return str(tmp_path)
 
-    monkeypatch.setattr(files, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert fetch("org/model", "v2", files.WEIGHT_PATTERNS) == tmp_path
     assert asked == {"name": "org/model", "revision": "v2", "allow_patterns": list(files.WEIGHT_PATTERNS)}
 

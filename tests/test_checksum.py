@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.checksum import checksums
+from train.checksum import _sum, checksums
 
 
 def _of(array):
@@ -65,3 +65,21 @@ def test_shards_do_not_change_it():
     mesh = jax.make_mesh((1, 1), ("a", "b"))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("a", "b"))
     assert _of(jax.device_put(array, sharding)) == _of(array)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint16", "bfloat16", "float16", "float32", "int32"])
+@pytest.mark.parametrize("shape", [(), (0, 3), (7,), (3, 4, 5), (2, 2**15 + 1), (3, 2**15)])
+def test_numpy_on_the_host_and_a_program_on_a_device_agree(shape, dtype):
+    array = np.random.default_rng(0).normal(scale=50, size=shape).astype(dtype)
+    parts = jax.device_get(_sum(jnp.asarray(array))).tolist()
+    assert _of(array) == _of(jnp.asarray(array)) == "".join(f"{part:08x}" for part in parts)
+
+
+def test_words_of_64_bits_are_two_of_32():
+    array = np.random.default_rng(0).normal(size=(5, 3))
+    assert _of(array) == _of(array.view(np.uint32)) == _by_hand(array)
+
+
+def test_the_order_of_memory_does_not_count():
+    array = np.random.default_rng(0).normal(size=(6, 4)).astype("f")
+    assert _of(np.asfortranarray(array)) == _of(array) != _of(array.T)

@@ -9,8 +9,8 @@ from encoder_cases import difference
 from jax import lax
 from lora_cases import assert_adapted_is_merged, low_rank, normal
 
-from jlora.adapt import find_uses
-from jlora.merge import update
+from jlora.algebra.merge import update
+from jlora.transform.adapt import find_uses
 from jlora.transform.consume import Use, dot_update, lookup_axis
 from jlora.transform.factored import factored
 

@@ -9,7 +9,7 @@ from jax import lax
 from lora_cases import assert_adapted_is_merged, normal, random_adapter
 
 import jlora
-from jlora.adapt import find_uses
+from jlora.transform.adapt import find_uses
 from jlora.transform.consume import Use
 
 CONVOLUTIONS = {

@@ -10,7 +10,7 @@ from jax.extend import core
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 from lora_cases import normal
 
-from jlora.quantize.leaf import as_array, quantize_leaf
+from jlora.quantization.leaf import as_array, quantize_leaf
 from jlora.transform.deferred import Deferred, deferred, formed, moved_later, used
 
 WEIGHT = normal(0, 4, 6, 8)

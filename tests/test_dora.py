@@ -13,8 +13,8 @@ from jax import lax
 from lora_cases import low_rank, normal, random_adapter
 
 import jlora
+from jlora.algebra.merge import update
 from jlora.dora import gain, squared_norm, with_magnitude
-from jlora.merge import update
 
 CASES = {
     "a matrix": ("ra,rb->ab", (5, 3), (0,)),

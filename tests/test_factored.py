@@ -10,8 +10,8 @@ from encoder_cases import difference
 from lora_cases import low_rank, normal
 
 from jlora.adapter import Rows
+from jlora.algebra.merge import update
 from jlora.dora import with_magnitude
-from jlora.merge import update
 from jlora.transform.factored import Factored, dense, factored, slice_leading
 
 

@@ -13,8 +13,8 @@ LAYERS = [
     {"finite", "json_file", "whole_folder"},
     {"safetensors_file"},
     {"mesh"},
-    {"quantize.nf4", "quantize.int8", "quantize.heads"},
-    {"quantize.leaf"},
+    {"quantization.nf4", "quantization.int8", "quantization.heads"},
+    {"quantization.leaf"},
     {"paths", "names", "transform.compat", "dropout", "products"},
     {"config"},
     {"targets", "adapter"},
@@ -25,10 +25,10 @@ LAYERS = [
     {"transform.convolution", "transform.context"},
     {"transform.control_flow", "transform.rules"},
     {"transform.interpreter"},
-    {"adapt", "transform.moments"},
+    {"transform.adapt", "transform.moments"},
     {"abstract_adapter", "draws", "generation"},
-    {"init", "merge"},
-    {"residual", "eva", "quantize.tree"},
+    {"init_adapter", "algebra.merge"},
+    {"residual", "eva", "quantization.tree"},
     {"loftq"},
     {"algebra.reduce", "algebra.stack"},
     {"algebra.weighted", "algebra.extract"},
@@ -54,8 +54,8 @@ BELOW_MODELS = {
     "names",
     "dropout",
     "products",
-    "quantize.leaf",
-    "quantize.heads",
+    "quantization.leaf",
+    "quantization.heads",
 }
 """What these may import of the rest."""
 ON_DISK = {
@@ -63,7 +63,7 @@ ON_DISK = {
     "checkpoint_files", "gguf_reader", "gguf_file", "gguf_lora",
 }  # fmt: skip
 """The library's files that may touch the disk."""
-PACKAGES = {"transform", "algebra", "peft", "quantize"}
+PACKAGES = {"transform", "algebra", "peft", "quantization"}
 """Folders of the core, whose own `__init__` says what they are and no more."""
 
 

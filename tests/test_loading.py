@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 import jlora
 from jlora import loading
 from jlora.loading import load_leaf
-from jlora.quantize.leaf import quantize_leaf
+from jlora.quantization.leaf import quantize_leaf
 from jlora.safetensors_file import open_safetensors
 
 UP, GPT2, ONE = (f"params/{rest}" for rest in ("layers/up_proj/kernel", "h/c_attn/weight", "layers_1/up_proj/kernel"))

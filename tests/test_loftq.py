@@ -11,9 +11,9 @@ import pytest
 from lora_cases import normal
 
 import jlora
+from jlora.algebra.merge import update
 from jlora.matrices import leaf_to_matrices, to_matrices
-from jlora.merge import update
-from jlora.quantize.leaf import is_quantized
+from jlora.quantization.leaf import is_quantized
 
 X = normal(9, 4, 64)
 CONFIG = jlora.LoraConfig(r=8, lora_alpha=8, target_modules=["up"])

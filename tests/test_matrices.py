@@ -11,8 +11,8 @@ import pytest
 from encoder_cases import difference
 from lora_cases import low_rank, normal
 
+from jlora.algebra.merge import update
 from jlora.matrices import Matrices, from_matrices, layer_ranks, leaf_from_matrices, leaf_to_matrices, to_matrices
-from jlora.merge import update
 
 ENTRIES = {
     "kernel": low_rank("ra,rb->ab", (5, 3)),

@@ -12,7 +12,7 @@ from encoder_cases import difference
 from lora_cases import low_rank, normal
 
 import jlora
-from jlora.merge import update
+from jlora.algebra.merge import update
 
 BASE = {"dense": {"kernel": normal(1, 5, 3), "bias": normal(2, 3)}, "layers": normal(3, 4, 5, 3)}
 ADAPTER = {

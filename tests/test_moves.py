@@ -13,8 +13,8 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from lora_cases import low_rank, normal
 
+from jlora.algebra.merge import update
 from jlora.errors import JloraError
-from jlora.merge import update
 from jlora.transform.context import Context
 from jlora.transform.factored import dense, factored, watch
 from jlora.transform.interpreter import evaluate

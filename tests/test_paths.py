@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from jlora.errors import JloraError
-from jlora.paths import leaves_by_path, nearest, replace_leaves, require
+from jlora.paths import leaves_by_path, replace_leaves, require
 
 
 @jax.tree_util.register_dataclass
@@ -48,10 +48,3 @@ def test_a_path_that_is_not_there_is_named_with_the_nearest():
     with pytest.raises(JloraError, match=r"^zzz: not in the file$"):
         require("zzz", PATHS, "the file")
     require("blocks/1/0", PATHS, "the file")
-
-
-def test_nearest_names_are_few_and_different():
-    names = ["query", "query", "queries", "value", "quary", "query_"]
-    assert nearest("qury", names).count("query,") == 1
-    assert len(nearest("qury", names).removeprefix("; nearest: ").split(", ")) == 3
-    assert nearest("xyz", names) == ""

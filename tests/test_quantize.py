@@ -18,8 +18,8 @@ import jlora
 from jlora.abstract_adapter import abstract_adapter
 from jlora.models import abstract_base, build, example_batch
 from jlora.paths import leaves_by_path, replace_leaves
-from jlora.quantize.heads import is_linear_weight
-from jlora.quantize.leaf import is_quantized, quantize_leaf
+from jlora.quantization.heads import is_linear_weight
+from jlora.quantization.leaf import is_quantized, quantize_leaf
 from jlora.transform.moments import second_moments
 
 QUICK = {"xla_backend_optimization_level": 0}

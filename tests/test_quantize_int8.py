@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jlora.quantize import int8
+from jlora.quantization import int8
 
 
 def _matrix() -> np.ndarray:

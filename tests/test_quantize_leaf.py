@@ -10,8 +10,8 @@ from encoder_cases import difference
 from lora_cases import normal
 
 import jlora
-from jlora.quantize import nf4
-from jlora.quantize.leaf import as_array, quantize_leaf, quantize_like
+from jlora.quantization import nf4
+from jlora.quantization.leaf import as_array, quantize_leaf, quantize_like
 
 KINDS = ["nf4", "int8"]
 

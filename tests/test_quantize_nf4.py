@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jlora.quantize import nf4
+from jlora.quantization import nf4
 
 
 @pytest.fixture(scope="module")

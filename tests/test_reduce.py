@@ -12,9 +12,9 @@ from encoder_cases import difference
 from lora_cases import low_rank, normal
 
 import jlora
+from jlora.algebra.merge import update
 from jlora.algebra.reduce import reduce_rank, singular_values
 from jlora.matrices import leaf_to_matrices, to_matrices
-from jlora.merge import update
 
 ENTRIES = {
     "kernel": low_rank("ra,rb->ab", (9, 7)),

@@ -10,7 +10,7 @@ from huggingface_hub import constants
 
 from jlora.errors import JloraError
 from train import sources
-from train.sources import hub_answers, is_cached, local_path, nearest_file
+from train.sources import hub_answers, is_cached, local_path
 
 
 @pytest.fixture(autouse=True)
@@ -41,11 +41,6 @@ def test_the_nearest_file_is_offered(tmp_path):
     (tmp_path / "train.csv").write_text("text\n")
     with pytest.raises(JloraError, match=r"trian\.csv.*nearest: train\.csv in "):
         local_path(str(tmp_path / "trian.csv"))
-
-
-def test_a_file_that_nothing_is_like_is_named_with_its_folder(tmp_path):
-    assert nearest_file(tmp_path / "zzz") == f" in {tmp_path}"
-    assert "there is no folder" in nearest_file(tmp_path / "none" / "sst2.yaml")
 
 
 def test_a_file_inside_a_package_is_found_without_importing_it(tmp_path, monkeypatch):

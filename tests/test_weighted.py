@@ -14,9 +14,9 @@ from lora_cases import low_rank, normal
 
 import jlora
 from jlora.adapter import Rows
+from jlora.algebra.merge import update
 from jlora.algebra.weighted import COMBINATION_TYPES, add_weighted_adapter, scale
 from jlora.matrices import Matrices, from_matrices, to_matrices
-from jlora.merge import update
 
 KERNEL = low_rank("ra,rb->ab", (9, 7))
 LAYERS = low_rank("arb,arc->abc", (3, 9, 7))

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from transformers import PreTrainedTokenizerBase
 
 import jlora
+from jlora.algebra.merge import merged_leaves
 from jlora.base import build, load_config, load_weights, save_base
 from jlora.checkpoint_files import whole_model
 from jlora.errors import JloraError
-from jlora.merge import merged_leaves
 from jlora.paths import replace_leaves
-from jlora.quantize.leaf import is_quantized
+from jlora.quantization.leaf import is_quantized
 from jlora.residual import subtract_initial
 from jlora.whole_folder import whole_folder
 from train.adapted import Adapted
 from train.devices import to_first
 from train.distributed import first_alone
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TOLERANCE = 1e-4
 """The largest difference of logits, merged read back against in memory, that float32 may show."""

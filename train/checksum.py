@@ -1,16 +1,20 @@
-"""Checksums of arrays, computed where they lie: the same on one device and on any mesh."""
+"""Checksums of arrays, computed where they lie: the same on the host, on one device and on any mesh."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-_WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
+_WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}
 _SEEDS = (0x9E3779B1, 0x85EBCA6B)
 """Odd numbers; each gives 32 bits of a checksum."""
+_AT_ONCE = 2**15
+"""Words of an array on the host that are mixed at a time: with what comes of them, they stay in a core's cache."""
 
 
 def checksums(arrays: dict[str, Any]) -> dict[str, str]:
@@ -19,7 +23,10 @@ def checksums(arrays: dict[str, Any]) -> dict[str, str]:
     Each word is mixed with its position by a bijection, so that any change of one word, and with a chance of
     1 - 2^-64 any other change, is seen. The sums are of integers: no order of adding changes them.
     """
-    found = {name: jax.device_get(_sum(_on_device(array))) for name, array in arrays.items()}
+    found = {
+        name: _sum_on_host(array) if _is_on_host(array) else jax.device_get(_sum(_on_device(array)))
+        for name, array in arrays.items()
+    }
     return {name: "".join(f"{part:08x}" for part in parts.tolist()) for name, parts in found.items()}
 
 
@@ -41,7 +48,29 @@ def _sum(array: Any) -> jax.Array:
     return jnp.stack([jnp.sum(_mixed(words, position * np.uint32(seed)), dtype=jnp.uint32) for seed in _SEEDS])
 
 
-def _mixed(words: jax.Array, places: jax.Array) -> jax.Array:
+def _is_on_host(array: Any) -> bool:
+    if not isinstance(array, jax.Array):
+        return True
+    return len(array.devices()) == 1 and next(iter(array.devices())).platform == "cpu"
+
+
+def _sum_on_host(array: Any) -> np.ndarray:
+    """What `_sum` gives, uint32 (2,), by NumPy on all cores: a program for each shape would take longer to compile."""
+    flat = np.asarray(array).reshape(-1)
+    words = flat.view(_WORDS[flat.dtype.itemsize])
+    with ThreadPoolExecutor() as threads:
+        parts = list(threads.map(partial(_sum_of_part, words), range(0, len(words), _AT_ONCE)))
+    return np.array(parts, np.uint64).reshape(-1, len(_SEEDS)).sum(0).astype(np.uint32)
+
+
+def _sum_of_part(words: np.ndarray, start: int) -> np.ndarray:
+    part = words[start : start + _AT_ONCE].astype(np.uint32)
+    position = np.arange(start, start + len(part)).astype(np.uint32)
+    sums = [_mixed(part, position * np.uint32(seed)).sum(dtype=np.uint64) for seed in _SEEDS]
+    return np.array(sums, np.uint64)
+
+
+def _mixed(words: Any, places: Any) -> Any:
     """MurmurHash3's finalizer of each word and its place, uint32: a bijection of the word at any place."""
     x = words ^ places
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):

@@ -11,8 +11,7 @@ from typing import Any, Generic, NoReturn, get_args
 
 from pydantic.fields import FieldInfo
 
-from jlora.errors import JloraError
-from jlora.paths import nearest
+from jlora.errors import JloraError, nearest
 from train import keys, yaml_text
 from train.command import Command, Flags
 from train.help_text import help_text

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from train.best import is_better
 from train.record import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _TRAIN, _VALIDATION = "tab:blue", "tab:orange"
 _LABELS = {"f1": "F1", "f1_micro": "F1 (micro)", "f1_macro": "F1 (macro)", "mcc": "Matthews correlation"}
@@ -32,6 +33,8 @@ def plot(metrics_jsonl: str | Path, out_png: str | Path, metric: str, title: str
 
 def draw(lines: list[dict[str, Any]], metric: str, title: str) -> Figure:
     """The picture of the lines that `read_metrics` gives."""
+    from matplotlib.figure import Figure  # half a second: not before the end of a run
+
     figure = Figure(figsize=(11, 5), layout="constrained")
     places = [["loss", "metric"], ["loss", "rate"]]
     panels: dict[str, Axes] = figure.subplot_mosaic(places, height_ratios=[2.2, 1], width_ratios=[1.25, 1])
@@ -87,6 +90,8 @@ def _metric(panel: Axes, lines: list[dict[str, Any]], metric: str) -> None:
 
 
 def _learning_rate(panel: Axes, lines: list[dict[str, Any]]) -> None:
+    from matplotlib.ticker import ScalarFormatter
+
     steps, rates = _series(lines, "train/learning_rate")
     panel.plot(steps, rates, color="tab:gray", marker="o" if len(rates) < 10 else None)
     panel.set_ylabel("learning rate")
@@ -103,6 +108,8 @@ def _series(lines: list[dict[str, Any]], key: str) -> tuple[list[int], list[floa
 
 
 def _dress(panel: Axes, last_step: int) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     panel.set_xlim(0, 1.03 * last_step)
     panel.set_xlabel("step (optimizer updates)")
     panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))

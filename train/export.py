@@ -7,14 +7,11 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 import jlora
 from jlora.base import load_config
 from jlora.errors import JloraError
-from jlora.gguf_lora import save_gguf_lora
 from jlora.models import family
 from jlora.whole_folder import whole_folder
 from train.adapted import Adapted
@@ -24,6 +21,10 @@ from train.entry import exit_code, require_new
 from train.lm.trained import load_language_model
 from train.model_files import base_of, model_folder
 from train.sources import settle_hub
+from train.without_torch import keep_torch_from_transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,9 @@ def _write_merged(options: argparse.Namespace, adapted: Adapted, tokenizer: PreT
 
 def _write_for_llama_cpp(options: argparse.Namespace, adapted: Adapted) -> None:
     half = options.dtype == "float16"
-    save_gguf_lora(options.gguf_lora, adapted.adapter, adapted.model.config, dtype="float16" if half else "float32")
+    jlora.save_gguf_lora(
+        options.gguf_lora, adapted.adapter, adapted.model.config, dtype="float16" if half else "float32"
+    )
     logger.info("adapter for llama.cpp: %s", options.gguf_lora)
     logger.info("Run it: llama-cli -m BASE.gguf --lora %s", options.gguf_lora)
 
@@ -113,4 +116,5 @@ def _write_for_vllm(out: Path, adapted: Adapted, tokenizer: PreTrainedTokenizerB
 
 
 if __name__ == "__main__":
+    keep_torch_from_transformers()
     sys.exit(main(sys.argv[1:]))

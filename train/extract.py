@@ -9,10 +9,9 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 import jlora
 from jlora.algebra.extract import extract, outside
@@ -33,6 +32,10 @@ from train.model_files import load_tokenizer, model_folder
 from train.sources import settle_hub
 from train.spectrum import Spectrum
 from train.summary import align
+from train.without_torch import keep_torch_from_transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -243,4 +246,5 @@ def _say_where(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    keep_torch_from_transformers()
     sys.exit(main(sys.argv[1:]))

@@ -18,6 +18,7 @@ from train.compilation import use_compilation_cache
 from train.entry import exit_code, whole_number
 from train.lm.trained import LanguageModel, load_language_model
 from train.text_stream import decoded, until
+from train.without_torch import keep_torch_from_transformers
 
 _EPILOG = """\
 Without --prompt, text is read from stdin; on a terminal a chat begins, which an empty line or Ctrl-D ends.
@@ -214,4 +215,5 @@ def _text(text: str) -> str:
 
 
 if __name__ == "__main__":
+    keep_torch_from_transformers()
     sys.exit(main(sys.argv[1:]))

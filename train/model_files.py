@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
-
-import transformers
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from jlora.checkpoint_files import fetch
 from jlora.errors import JloraError
@@ -15,6 +12,9 @@ from jlora.gguf_file import gguf_tokenizer, is_gguf
 from jlora.json_file import read_json
 from jlora.models import family
 from train.sources import local_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json",
@@ -42,6 +42,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
       JloraError: the folder or hub model has none, or one that knows no words, that is too large, or whose class is
         the repository's own; a GGUF file's is not supported.
     """
+    from transformers import AutoTokenizer
+
     folder = fetch(model_folder(name), None, _TOKENIZER_FILES)
     if is_gguf(folder):
         return gguf_tokenizer(folder)
@@ -97,8 +99,10 @@ def _is_tokenizer_class(name: Any) -> bool:
         return True
     if not isinstance(name, str) or not _TOKENIZER_CLASS.fullmatch(name):
         return False
-    known = getattr(transformers, name, PreTrainedTokenizerBase)
-    return isinstance(known, type) and issubclass(known, PreTrainedTokenizerBase)
+    import transformers
+
+    known = getattr(transformers, name, transformers.PreTrainedTokenizerBase)
+    return isinstance(known, type) and issubclass(known, transformers.PreTrainedTokenizerBase)
 
 
 def base_of(folder: Path) -> str:

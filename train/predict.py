@@ -25,6 +25,7 @@ from train.compilation import use_compilation_cache
 from train.entry import exit_code, whole_number
 from train.sources import settle_hub
 from train.validation import flatten
+from train.without_torch import keep_torch_from_transformers
 
 logger = logging.getLogger(__name__)
 
@@ -100,4 +101,5 @@ def _write(path: Path, rows: Split, logits: np.ndarray, labels: Labels) -> None:
 
 
 if __name__ == "__main__":
+    keep_torch_from_transformers()
     sys.exit(main(sys.argv[1:]))

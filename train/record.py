@@ -14,10 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, SupportsFloat
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
-
 from jlora.errors import JloraError
 
 logger = logging.getLogger(__name__)
@@ -49,6 +45,8 @@ class Recorder:
         project: str = "jlora",
         config: Mapping[str, Any] | None = None,
     ) -> None:
+        from train.tensorboard import open_events, write_scalars  # half a second, and who only reads records needs none
+
         self._run_dir = Path(run_dir)
         self._resume_step = resume_step
         package = import_tracker(tracker)
@@ -59,7 +57,8 @@ class Recorder:
         self.lines = 0 if resume_step is None else _keep(path, resume_lines)
         """How many lines `metrics.jsonl` has."""
         self._file = path.open("a", encoding="utf-8")
-        self._events = _open_events(self._run_dir / "tensorboard", resume_step)
+        self._write_scalars = write_scalars
+        self._events = open_events(self._run_dir / "tensorboard", resume_step)
         self._tracker = None if package is None else self._start_tracker(tracker, package, project, dict(config or {}))
 
     def log(self, step: int, values: Mapping[str, SupportsFloat], prefix: str) -> None:
@@ -77,9 +76,7 @@ class Recorder:
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         self.lines += 1
-        shown = [Summary.Value(tag=name, simple_value=value) for name, value in finite.items()]
-        self._events.write_event(Event(wall_time=line["time"], step=step, summary=Summary(value=shown)))
-        self._events.flush()
+        self._write_scalars(self._events, step, line["time"], finite)
         self._track(lambda tracker: tracker.log(finite, step=step))
 
     def close(self) -> None:
@@ -164,19 +161,6 @@ def _keep(path: Path, lines: int) -> int:
         shortened.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         os.replace(shortened, path)
     return len(kept)
-
-
-def _open_events(folder: Path, resume_step: int | None) -> EventsWriter:
-    """A new file of TensorBoard events; what others in the folder hold after `resume_step` is not shown.
-
-    Written as they come: tensorboardX's own writer is a thread, which a full disk ends and the queue to it then blocks.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    events = EventsWriter(str(folder / "events"), f".{os.getpid()}")
-    if resume_step is not None:
-        start = SessionLog(status=SessionLog.START)
-        events.write_event(Event(wall_time=time.time(), step=resume_step + 1, session_log=start))
-    return events
 
 
 def import_tracker(tracker: str) -> Any:

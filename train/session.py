@@ -5,24 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from train import checkpoint, distributed, lock, manifest, offline, run_folder
+from train import checkpoint, distributed, lock, manifest, run_folder
 from train.best import Best
 from train.checkpoint import Checkpoint
-from train.command import Command, Flags
-from train.command_line import parse
+from train.command import Flags
 from train.compilation import use_compilation_cache
-from train.entry import exit_code
 from train.lock import locked, require_free
 from train.loop import Loop, run
 from train.push import check_push
 from train.record import NoRecorder, Recorder, import_tracker
-from train.run_config import AnyConfig, RunConfig
+from train.run_config import RunConfig
 from train.signals import listening
 from train.step import State
 
@@ -30,28 +27,6 @@ logger = logging.getLogger(__name__)
 
 Finish = Callable[[Path, Best, dict[str, float], Recorder], dict[str, Any]]
 """finish(run folder, best evaluation, times in seconds, recorder) -> report."""
-
-
-def run_command(
-    argv: Sequence[str], command: Command[AnyConfig], work: Callable[[AnyConfig, Flags, bool], None]
-) -> int:
-    """Runs a training command; 0 is success, 2 something that the user can mend, 130 SIGINT, 143 SIGTERM.
-
-    Args:
-      work: work(config, flags, whether the config's `offline:` block is in it).
-    """
-
-    def read_and_work() -> None:
-        request = parse(argv, command)
-        alone = request.flags.dry_run or request.flags.preview
-        with nullcontext() if alone else distributed.joined(request.flags):
-            config, is_offline = offline.choose(request)
-            work(config, request.flags, is_offline)
-
-    interrupted = "interrupted; --resume goes on from the newest checkpoint"
-    return distributed.leave_together(
-        partial(exit_code, read_and_work, verbose="--verbose" in argv, interrupted=interrupted)
-    )
 
 
 def is_to_run(config: RunConfig, flags: Flags) -> bool:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Generic, TypeVar
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import jlora
 from train import environment
@@ -21,6 +19,9 @@ from train.model_files import model_folder
 from train.push import push
 from train.run_config import AnyConfig, RunConfig
 from train.run_folder import delete, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Task = TypeVar("Task")
 """What a command's model learns, and how it is looked at."""

@@ -12,9 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-import jax
-from jax.experimental import multihost_utils
-
 logger = logging.getLogger(__name__)
 
 _HEARD: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -44,6 +41,9 @@ class Stop:
 
     def requested(self) -> bool:
         """Whether to save and leave. Several processes must all ask, at the same places of their work, and agree."""
+        import jax  # of which a command knows nothing yet that only says what it can do
+        from jax.experimental import multihost_utils
+
         self._asked += 1
         undecided = jax.process_count() > 1 and self.number is None
         if undecided and multihost_utils.reached_preemption_sync_point(self._asked):
@@ -69,6 +69,8 @@ def listening() -> Iterator[Stop]:
     Raises:
       Stopped: one came, when the block has ended.
     """
+    import jax
+
     stop = Stop()
     if jax.process_count() > 1:
         yield stop

@@ -12,7 +12,7 @@ from typing import Literal
 from huggingface_hub import constants, get_session, try_to_load_from_cache
 
 from jlora.errors import JloraError
-from jlora.paths import nearest
+from train.nearest_file import nearest_file
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:.+)?")
 _FILE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
@@ -33,14 +33,6 @@ def local_path(name: str) -> Path | None:
     if _HUB_NAME.fullmatch(name) and not name.startswith(".") and path.suffix.lower() not in _FILE_SUFFIXES:
         return None
     raise JloraError(f"{name}: no such file or folder{nearest_file(path)}")
-
-
-def nearest_file(path: Path) -> str:
-    """The end of an error about a missing `path`: the names in its folder that are most like it."""
-    folder = path.parent
-    if not folder.is_dir():
-        return f" (there is no folder {folder} either)"
-    return f"{nearest(path.name, (entry.name for entry in folder.iterdir()))} in {folder.resolve()}"
 
 
 def hub_answers(timeout: float = 10.0) -> bool:

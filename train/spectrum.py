@@ -6,13 +6,15 @@ import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
 
 from jlora.algebra.reduce import rank_for
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SHARES = (0.5, 0.9, 0.99)
 _MODULE, _MEDIAN, _KEPT = "tab:blue", "tab:blue", "tab:orange"
@@ -73,6 +75,8 @@ def plot(spectra: Sequence[Spectrum], out_png: str | Path, title: str) -> None:
 
 def draw(spectra: Sequence[Spectrum], title: str) -> Figure:
     """The picture."""
+    from matplotlib.figure import Figure  # half a second
+
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     panel: Axes = figure.subplots()
     ranks = np.arange(1, max(len(spectrum.values) for spectrum in spectra) + 1)
@@ -98,6 +102,8 @@ def _mark_kept(panel: Axes, spectra: Sequence[Spectrum]) -> None:
 
 
 def _dress(panel: Axes, full: int, title: str) -> None:
+    from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+
     panel.set_title(title, wrap=True)
     panel.set_xscale("log", base=2)
     panel.set_xlim(0.95, 1.05 * max(2, full))

@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jlora.errors import JloraError
-from jlora.paths import nearest
+from jlora.errors import JloraError, nearest
 
 _LONGEST_CSV_FIELD = 2**31 - 1
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from jlora.errors import JloraError
-from train.sources import nearest_file
+from train.nearest_file import nearest_file
 
 _SCALARS = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),

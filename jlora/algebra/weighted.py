@@ -23,9 +23,8 @@ import jax.numpy as jnp
 
 from jlora.adapter import Adapter, Entry, LowRank
 from jlora.algebra.reduce import from_svd, svd, with_fixed_signs
-from jlora.errors import JloraError
+from jlora.errors import JloraError, nearest
 from jlora.matrices import Matrices, from_matrices, to_matrices
-from jlora.paths import nearest
 
 COMBINATION_TYPES = (
     "linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties", "dare_ties_svd",

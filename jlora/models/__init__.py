@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from transformers import PreTrainedConfig
 
-from jlora.errors import JloraError
+from jlora.errors import JloraError, nearest
 from jlora.models import (
     bert,
     bloom,
@@ -31,7 +30,9 @@ from jlora.models import (
     roberta,
 )
 from jlora.models.tables import Family
-from jlora.paths import nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 FAMILIES: dict[str, Family] = {
     "bert": bert.FAMILY,

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from transformers import DistilBertConfig
 
 from jlora.models import bert
 from jlora.models.attention import attention
 from jlora.models.layers import LayerNorm, activation, dense, drop, embedding, require_length, scan_layers
 from jlora.models.tables import Family
 from jlora.models.visibility import Visibility, mask_visibility
+
+if TYPE_CHECKING:
+    from transformers import DistilBertConfig
 
 _EPSILON = 1e-12
 

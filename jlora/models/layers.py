@@ -11,9 +11,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jlora.dropout import dropout
-from jlora.errors import JloraError
+from jlora.errors import JloraError, nearest
 from jlora.models.partition import by_rows, gathered_table, product, remat_layer
-from jlora.paths import nearest
 from jlora.products import dot_general
 
 

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from jlora.mesh import BATCH, current_mesh, fitting
 from jlora.products import dot_general
-from jlora.quantize.leaf import is_quantized, stored_shardings
+from jlora.quantization.leaf import is_quantized, stored_shardings
 
 ROW_PARALLEL = (
     "o_proj", "down_proj",  # Llama and its relatives

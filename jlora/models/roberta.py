@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from transformers import RobertaConfig
 
 from jlora.models import bert
 from jlora.models.bert import BertEncoder, embed, head_dropout
 from jlora.models.layers import dense, drop, require_length
 from jlora.models.tables import Family
+
+if TYPE_CHECKING:
+    from transformers import RobertaConfig
 
 
 class RobertaForSequenceClassification(nn.Module):

@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora.errors import JloraError
-from jlora.paths import nearest
+from jlora.errors import JloraError, nearest
 
 Length = int | jax.Array
 """How far the positions of a row reach: a number for all rows, or int32 (B,)."""

@@ -25,9 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora.adapter import Adapter, Entry, Full, LowRank, Rows
-from jlora.errors import JloraError
+from jlora.errors import JloraError, nearest
 from jlora.names import hf_keys, is_stacked, is_transposed, module_names
-from jlora.paths import nearest
 
 PREFIX = "base_model.model."
 

@@ -12,7 +12,7 @@ import jax
 from jax import lax
 from jax.sharding import NamedSharding
 
-from jlora.quantize.leaf import Quantized, as_array, stored_shardings
+from jlora.quantization.leaf import Quantized, as_array, stored_shardings
 
 
 @jax.tree_util.register_dataclass

@@ -12,7 +12,7 @@ from jax import lax
 
 from jlora import dora
 from jlora.adapter import LowRank, Rows, scaled_b
-from jlora.quantize.leaf import Quantized, as_array
+from jlora.quantization.leaf import Quantized, as_array
 from jlora.transform.deferred import Deferred, deferred, formed
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.extend import core
 
 from jlora.paths import leaves_by_path
-from jlora.quantize.leaf import Quantized, is_quantized
+from jlora.quantization.leaf import Quantized, is_quantized
 from jlora.transform import compat
 from jlora.transform.context import Context
 from jlora.transform.control_flow import CONTROL_FLOW

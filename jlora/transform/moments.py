@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora.adapter import Adapter, LowRank
-from jlora.quantize.leaf import Quantized
+from jlora.quantization.leaf import Quantized
 from jlora.transform.context import Context
 from jlora.transform.factored import Factored, factored, unadapted
 from jlora.transform.interpreter import results_of, trace

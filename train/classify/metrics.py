@@ -9,18 +9,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import expit, softmax
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import (
-    accuracy_score,
-    f1_score,
-    matthews_corrcoef,
-    mean_absolute_error,
-    mean_squared_error,
-)
 
-from jlora.errors import JloraError
-from jlora.paths import nearest
+from jlora.errors import JloraError, nearest
 
 _PRIMARY = {
     "single_label_classification": "accuracy",
@@ -79,6 +69,8 @@ def compute(problem_type: str, logits: ArrayLike, labels: ArrayLike) -> dict[str
 
 def probabilities(problem_type: str, logits: ArrayLike) -> NDArray[np.floating]:
     """(n, k) logits to (n, k) probabilities: softmax, or a sigmoid where multi-label; regression as it is."""
+    from scipy.special import expit, softmax
+
     logits = np.asarray(logits)
     if problem_type == "single_label_classification":
         return softmax(logits, axis=-1)
@@ -90,6 +82,8 @@ def probabilities(problem_type: str, logits: ArrayLike) -> NDArray[np.floating]:
 
 
 def _single_label(predicted: NDArray[Any], labels: NDArray[Any], num_labels: int) -> dict[str, float]:
+    from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef  # seconds: not before an evaluation
+
     average, name = ("binary", "f1") if num_labels == 2 else ("macro", "f1_macro")
     return {
         "accuracy": float(accuracy_score(labels, predicted)),
@@ -99,6 +93,8 @@ def _single_label(predicted: NDArray[Any], labels: NDArray[Any], num_labels: int
 
 
 def _multi_label(predicted: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
+    from sklearn.metrics import f1_score
+
     return {
         "f1_micro": float(f1_score(labels, predicted, average="micro", zero_division=0.0)),
         "f1_macro": float(f1_score(labels, predicted, average="macro", zero_division=0.0)),
@@ -107,6 +103,9 @@ def _multi_label(predicted: NDArray[Any], labels: NDArray[Any]) -> dict[str, flo
 
 
 def _regression(predicted: NDArray[Any], labels: NDArray[Any]) -> dict[str, float]:
+    from scipy.stats import pearsonr, spearmanr
+    from sklearn.metrics import mean_absolute_error, mean_squared_error
+
     return {
         "pearson": _correlation(pearsonr, predicted, labels),
         "spearman": _correlation(spearmanr, predicted, labels),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 import jlora
 from jlora.abstract_adapter import abstract_adapter
@@ -28,6 +27,9 @@ from train.classify.labels import Labels, encode, infer_labels
 from train.classify.tokens import Tokens, default_cache_dir, tokenize
 from train.devices import put_adapted
 from train.model_files import model_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 

@@ -6,11 +6,10 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 import jlora
 from jlora.base import build, example_batch, load_weights
@@ -27,6 +26,9 @@ from train.classify.prepare import Prepared, classifier_config
 from train.classify.tokens import tokenize
 from train.model_files import base_of, load_tokenizer, model_folder
 from train.sources import settle_hub
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 

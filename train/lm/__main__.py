@@ -2,176 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-import math
 import sys
-import time
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
-from jlora.errors import JloraError
-from jlora.mesh import AXES
-from train import devices, distributed, session
-from train.adapted import Adapted
-from train.batches import PlannedBatch, plan_epoch
-from train.best import Best
 from train.command import Flags
-from train.entry import show
-from train.lm.batches import Batch, longest_batch, make_batch, row_lengths
 from train.lm.config import COMMAND, LMConfig
-from train.lm.data import Data, load_examples
-from train.lm.evaluate import Task, validation
-from train.lm.finish import Run, finish
-from train.lm.memory_help import offers, training_help
-from train.lm.plan import plan_step
-from train.lm.prepare import abstract_model, causal_config, pad_id, prepare_model, require_fit
-from train.lm.preview import preview
-from train.lm.step import make_eval_step
-from train.lm.templates import with_template
-from train.lm.training import arguments, training_of
-from train.loop import Loop
-from train.model_files import load_tokenizer
-from train.out_of_memory import explain_out_of_memory
-from train.planning.chips import chip_named
-from train.planning.dry_run import describe
-from train.planning.flops import matrix_rate
-from train.planning.mesh import force_devices, mesh_sizes
-from train.planning.plan_text import plan_text
-from train.programs import CompiledAhead, Compiler
-from train.progress import clock
-from train.record import Recorder
-from train.run_config import rows_of_a_step, steps_of, to_yaml
-from train.step import State
-from train.summary import parameters, summary
-from train.training import Evaluation, Rows, Training, make_loop
-
-logger = logging.getLogger(__name__)
-
-PREVIEWED = 3
-"""Rows that --preview prints."""
+from train.run_command import run_command
 
 
-def main(argv: Sequence[str]) -> int:
-    """Runs the command and returns its exit code, as `session.run_command` does."""
-    return session.run_command(argv, COMMAND, _lm)
+def main(argv: Sequence[str], *, alone: bool = False) -> int:
+    """Runs the command and returns its exit code, as `run_command` does."""
+    return run_command(argv, COMMAND, _lm, alone=alone)
 
 
 def _lm(config: LMConfig, flags: Flags, is_offline: bool) -> None:
-    if flags.mesh:
-        _plan(config, flags.mesh, flags.chip)
-    elif flags.dry_run:
-        _dry_run(config, verbose=flags.verbose)
-    elif flags.preview:
-        _preview(config)
-    else:
-        _train(config, flags, is_offline)
+    from train.lm.trainer import train_lm  # imports Flax, Optax, Orbax: not for --help
 
-
-def _dry_run(config: LMConfig, *, verbose: bool) -> None:
-    if config.mesh.fsdp * config.mesh.tensor > 1 or config.mesh.data > 1:
-        sizes = ",".join(f"{axis}={max(1, getattr(config.mesh, axis))}" for axis in AXES)
-        raise JloraError(f"--dry-run: plans one device, and mesh asks for more: add --mesh {sizes}")
-    adapted, steps = abstract_model(config), config.train.max_steps
-    print(parameters(adapted.base, adapted.adapter, verbose=verbose) + "\n")
-    training = training_of(config, adapted.model, steps or 1)
-    inputs, words = arguments(config, adapted, training.tx), adapted.model.config.vocab_size
-    rate = matrix_rate(config.train.dtype)
-    print(describe(training.step, inputs, vocab_size=words, steps=steps, rate=rate))
-    logger.info("dry run: nothing was read but the model's config.json, nothing was written")
-
-
-def _plan(config: LMConfig, mesh: str, chip: str | None) -> None:
-    known = None if chip is None else chip_named(chip)
-    sizes = mesh_sizes(mesh)
-    devices.require_shared(config.train.batch_size, sizes)
-    force_devices(math.prod(sizes.values()))
-    print(plan_text(plan_step(config, sizes), known))
-    logger.info("dry run: nothing was read but the model's config.json, nothing was written")
-
-
-def _preview(config: LMConfig) -> None:
-    tokenizer = _tokenizer(config)
-    print(preview(_data(config, tokenizer).rows["train"], tokenizer, PREVIEWED))
-
-
-def _train(config: LMConfig, flags: Flags, is_offline: bool) -> None:
-    begin = time.monotonic()
-    if not session.is_to_run(config, flags):
-        return
-    distributed.require_same(to_yaml(config), "configuration")
-    mesh = devices.mesh_of(config)
-    causal_config(config.model)  # a wrong model is said before any data are read
-    tokenizer = _tokenizer(config)
-    data = _data(config, tokenizer)
-    require_fit(config, data.rows, longest_batch(config, data.rows))
-    with explain_out_of_memory(lambda: offers(config, mesh), " while the model was read"):
-        adapted = prepare_model(config, mesh)
-    _, steps = steps_of(config, len(data.rows["train"]))
-    if distributed.is_first():
-        show(summary(adapted.base, adapted.adapter, verbose=flags.verbose, steps=steps))
-    lengths = row_lengths(config, data.rows, adapted.base, resume=flags.resume)
-    compiler = Compiler()
-    eval_step = CompiledAhead(make_eval_step(adapted.model, mesh), compiler, batch=2)
-    task = Task(data, lengths, eval_step, config.train.eval_batch_size, pad_id(tokenizer), mesh)
-    training = training_of(config, adapted.model, steps)
-    evaluation = validation(task, eval_step, adapted.base)
-    loop, state = _loop(config, adapted, task, training, evaluation, compiler)
-
-    def end(folder: Path, best: Best, times: dict[str, float], recorder: Recorder) -> dict[str, Any]:
-        return finish(Run(config, folder, loop, adapted, task, tokenizer, best, times, is_offline), recorder)
-
-    read = {name: vars(rows) for name, rows in data.rows.items()}
-    with explain_out_of_memory(lambda: training_help(config, adapted, training, mesh)):
-        report = session.train(config, flags, loop, state, end, begin, read)
-    _say_where(config, report["metrics"]["validation"], time.monotonic() - begin)
-
-
-def _tokenizer(config: LMConfig) -> PreTrainedTokenizerBase:
-    return with_template(load_tokenizer(config.model), config.data.chat_template)
-
-
-def _data(config: LMConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
-    data = load_examples(config.data, tokenizer, config.seed)
-    for note in data.notes:
-        logger.info(note)
-    return data
-
-
-def _loop(
-    config: LMConfig, adapted: Adapted, task: Task, training: Training, evaluation: Evaluation, compiler: Compiler
-) -> tuple[Loop, State]:
-    examples, size, mesh = task.data.rows["train"], rows_of_a_step(config), task.mesh
-
-    def batch(planned: PlannedBatch) -> Batch:
-        return devices.put_batch(mesh, size, partial(make_batch, examples, planned, size, task.pad_id))
-
-    rows = Rows(
-        len(examples),
-        plan=lambda epoch: plan_epoch(examples.lengths, task.lengths, size, config.seed, epoch),
-        batch=batch,
-        count=lambda planned: int(examples.lengths[planned.rows].sum()),
-        unit="tokens",
-        lengths=task.lengths,
-    )
-    return make_loop(config, adapted, training, rows, evaluation, compiler, mesh)
-
-
-def _say_where(config: LMConfig, found: dict[str, float], seconds: float) -> None:
-    logger.info("validation: %s", "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
-    logger.info("done in %s. In %s:", clock(seconds), config.output_dir)
-    if config.method == "lora":
-        logger.info("  adapter/     opens with PEFT%s", ", adapter.gguf with llama.cpp" * config.export.gguf_lora)
-    if config.export.merged:
-        logger.info("  merged/      opens with transformers: AutoModelForCausalLM.from_pretrained")
-    logger.info(
-        "  report.json  curves.png  metrics.jsonl  tensorboard/%s", "  samples.jsonl" * bool(config.samples.count)
-    )
-    logger.info("Talk to it: python -m train.generate --model %s --prompt TEXT", config.output_dir)
+    train_lm(config, flags, is_offline)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], alone=True))

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from jlora.errors import JloraError
 from train.lm.documents import Documents, documents_of
@@ -20,6 +19,8 @@ from train.lm.rows import hold_out_rows, read_rows, sample_rows
 from train.lm.templates import with_template
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from train.lm.config import DataSection
 
 _SPLITS = ("train", "validation")

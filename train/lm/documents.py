@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from transformers import PreTrainedTokenizerBase
-
 from jlora.errors import JloraError
 from train.lm.formats import Format, answers_only, chat_column
 from train.lm.templates import Span, require_template, write_chat
@@ -16,6 +14,8 @@ from train.lm.turns import require_answer, turns_of_messages, turns_of_sharegpt
 from train.tables import Table, require_text
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from train.lm.config import DataSection
 
 _ALPACA = (

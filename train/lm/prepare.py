@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 import jlora
 from jlora.abstract_adapter import abstract_adapter
@@ -23,6 +22,9 @@ from train.lm.examples import Examples
 from train.lm.packing import Packed
 from train.lm.targets import trainer_targets
 from train.model_files import model_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
 def causal_config(name: str) -> PreTrainedConfig:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from train.lm.examples import Examples
 from train.lm.packing import Packed
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _LEGEND = "«...» is read but not learnt; the first token never is, as nothing comes before it."
 

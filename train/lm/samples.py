@@ -7,11 +7,10 @@ import logging
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from jlora.generation import context_length, generate
 from train.adapted import Adapted
@@ -21,6 +20,9 @@ from train.lm.config import SamplesSection
 from train.lm.prepare import pad_id
 from train.lm.trained import end_ids
 from train.text_stream import decoded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jlora import adapt, combine
 from jlora.models.partition import gathered, leaf_names
 from jlora.paths import leaves_by_path, replace_leaves
-from jlora.quantize.heads import is_in_head
+from jlora.quantization.heads import is_in_head
 from train import devices
 from train.lm.batches import Batch
 from train.lm.loss import Sums, next_token_sums

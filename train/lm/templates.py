@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
-from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from jlora.errors import JloraError
 from train.lm.turns import Turn
 from train.sources import local_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Span = tuple[int, int]
 """From the first character to the one after the last."""
@@ -106,6 +107,8 @@ def _write(
 def _tagged(
     turns: list[Turn], tools: list[Any] | None, tokenizer: PreTrainedTokenizerBase, template: str
 ) -> tuple[Span, ...]:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
     _, spans = render_jinja_template(
         [turns],
         tools=tools,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax.numpy as jnp
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 import jlora
 from jlora.base import build, example_batch, load_weights, stop_ids
@@ -16,6 +15,9 @@ from train.adapted import Adapted
 from train.lm.prepare import causal_config
 from train.model_files import base_of, load_tokenizer, model_folder
 from train.sources import settle_hub
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,8 @@ import re
 
 import jax
 
-from jlora.errors import JloraError
+from jlora.errors import JloraError, nearest
 from jlora.mesh import AXES
-from jlora.paths import nearest
 
 _MOST_CHIPS = 2**14
 """More devices take a CPU's client minutes to make."""

@@ -7,14 +7,14 @@ from typing import Any
 
 import jax
 
-from jlora.adapt import find_uses
 from jlora.config import LoraConfig
 from jlora.errors import JloraError
 from jlora.names import is_stacked, module_names
 from jlora.paths import leaves_by_path, replace_leaves
-from jlora.quantize.heads import is_in_head
-from jlora.quantize.leaf import Kind, Quantized, as_array, is_quantized, quantize_leaf
+from jlora.quantization.heads import is_in_head
+from jlora.quantization.leaf import Kind, Quantized, as_array, is_quantized, quantize_leaf
 from jlora.targets import check_targets, is_all_linear, is_target
+from jlora.transform.adapt import find_uses
 from jlora.transform.consume import Use
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from jlora.errors import JloraError
 from jlora.mesh import fitting
-from jlora.quantize import int8, nf4
+from jlora.quantization import int8, nf4
 
 Kind = Literal["nf4", "int8"]
 """How a weight is stored: in 4 bits (QLoRA's) or in 8 (LLM.int8's)."""

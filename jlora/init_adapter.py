@@ -16,7 +16,7 @@ from jlora.dora import with_magnitude
 from jlora.draws import drawn
 from jlora.errors import JloraError
 from jlora.paths import leaves_by_path
-from jlora.quantize.leaf import Quantized, as_array
+from jlora.quantization.leaf import Quantized, as_array
 
 _OTHERS = {
     "pissa": "init_residual",

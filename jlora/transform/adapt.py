@@ -10,7 +10,7 @@ import jax
 
 from jlora.adapter import Adapter, Full, LowRank, Rows, replaced, require_fit
 from jlora.paths import leaves_by_path, replace_leaves
-from jlora.quantize.leaf import is_quantized
+from jlora.quantization.leaf import is_quantized
 from jlora.transform.consume import Use
 from jlora.transform.context import Context
 from jlora.transform.factored import factored, unadapted, watch

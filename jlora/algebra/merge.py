@@ -12,7 +12,7 @@ from jlora.adapter import Adapter, Entry, LowRank, replaced, require_fit, scaled
 from jlora.dora import gain, letters
 from jlora.errors import JloraError
 from jlora.paths import leaves_by_path, replace_leaves
-from jlora.quantize.leaf import Quantized, as_array
+from jlora.quantization.leaf import Quantized, as_array
 
 
 def update(low_rank: LowRank) -> jax.Array:

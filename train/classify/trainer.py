@@ -1,0 +1,132 @@
+"""The trainer of text classifiers: data, model, loop and what the run leaves."""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from train import devices, distributed, session
+from train.adapted import Adapted
+from train.batches import PlannedBatch, plan_epoch
+from train.best import Best
+from train.classify import metrics
+from train.classify.batches import Batch, make_batch
+from train.classify.config import Config
+from train.classify.data import load_data
+from train.classify.evaluate import Task, make_eval_step, validation
+from train.classify.finish import Run, finish
+from train.classify.loss import classification_loss
+from train.classify.prepare import abstract_model, prepare_model, prepare_splits, require_fit
+from train.command import Flags
+from train.entry import show
+from train.lengths import lengths_of_run
+from train.loop import Loop
+from train.model_files import load_tokenizer
+from train.out_of_memory import advice, explain_out_of_memory
+from train.programs import CompiledAhead, Compiler
+from train.progress import clock
+from train.record import Recorder
+from train.run_config import rows_of_a_step, steps_of, to_yaml
+from train.step import State
+from train.summary import summary
+from train.training import Evaluation, Rows, make_loop, training_of
+
+logger = logging.getLogger(__name__)
+
+
+def classify(config: Config, flags: Flags, is_offline: bool) -> None:
+    """What `python -m train.classify` does; `is_offline`: the config's `offline:` block is in it."""
+    if flags.dry_run:
+        _dry_run(config, flags)
+    else:
+        _train(config, flags, is_offline)
+
+
+def _dry_run(config: Config, flags: Flags) -> None:
+    adapted = abstract_model(config)
+    print(summary(adapted.base, adapted.adapter, verbose=flags.verbose, steps=config.train.max_steps))
+    logger.info("dry run: nothing was read but the model's config.json, nothing was written")
+
+
+def _train(config: Config, flags: Flags, is_offline: bool) -> None:
+    begin = time.monotonic()
+    if not session.is_to_run(config, flags):
+        return
+    distributed.require_same(to_yaml(config), "configuration")
+    mesh = devices.mesh_of(config)
+    tokenizer = load_tokenizer(config.model)
+    data = load_data(config.data, config.seed, config.task)
+    for note in data.notes:
+        logger.info(note)
+    labels, splits = prepare_splits(config, data, tokenizer)
+    metric = config.train.metric or metrics.primary(labels.problem_type)
+    metrics.check(metric, labels.problem_type, len(labels))
+
+    def helps() -> str:
+        return advice(config, None if mesh is None else mesh.shape)
+
+    with explain_out_of_memory(helps, " while the model was read"):
+        adapted = prepare_model(config, labels, mesh)
+    lengths = {name: split.tokens.lengths for name, split in splits.items()}
+    buckets = lengths_of_run(config, lengths, adapted.base, resume=flags.resume)
+    require_fit(adapted, splits, buckets[-1])
+    _print_summary(adapted, config, flags, len(splits["train"].tokens))
+    compiler = Compiler()
+    eval_step = CompiledAhead(make_eval_step(adapted.model.apply, mesh), compiler, batch=2)
+    task = Task(labels, splits, buckets, eval_step, config.train.eval_batch_size, mesh)
+    evaluation = validation(task, eval_step, adapted.base, metric)
+    loop, state = _loop(config, adapted, task, evaluation, compiler)
+
+    def end(folder: Path, best: Best, times: dict[str, float], recorder: Recorder) -> dict[str, Any]:
+        return finish(Run(config, folder, loop, adapted, task, tokenizer, best, times, is_offline), recorder)
+
+    read = {name: {**vars(split.tokens), "labels": split.labels} for name, split in splits.items()}
+    with explain_out_of_memory(helps):
+        report = session.train(config, flags, loop, state, end, begin, read)
+    _say_where(config, report["metrics"], time.monotonic() - begin)
+
+
+def _print_summary(adapted: Adapted, config: Config, flags: Flags, rows: int) -> None:
+    _, steps = steps_of(config, rows)
+    if distributed.is_first():
+        show(summary(adapted.base, adapted.adapter, verbose=flags.verbose, steps=steps))
+
+
+def _loop(
+    config: Config, adapted: Adapted, task: Task, evaluation: Evaluation, compiler: Compiler
+) -> tuple[Loop, State]:
+    split, size, mesh = task.splits["train"], rows_of_a_step(config), task.mesh
+    number = len(split.tokens)
+    loss = classification_loss(adapted.model.apply, task.labels.problem_type, model_dropout=config.train.dropout)
+
+    def batch(planned: PlannedBatch) -> Batch:
+        return devices.put_batch(
+            mesh, size, partial(make_batch, split.tokens, split.labels, planned, size, split.pad_id)
+        )
+
+    rows = Rows(
+        number,
+        plan=lambda epoch: plan_epoch(split.tokens.lengths, task.buckets, size, config.seed, epoch),
+        batch=batch,
+        count=lambda planned: len(planned.rows),
+        unit="examples",
+        lengths=task.buckets,
+    )
+    _, steps = steps_of(config, number)
+    return make_loop(config, adapted, training_of(config, loss, steps), rows, evaluation, compiler, mesh)
+
+
+def _say_where(config: Config, results: dict, seconds: float) -> None:
+    for name, found in results.items():
+        logger.info("%s: %s", name, "  ".join(f"{key} {value:.4f}" for key, value in found.items()))
+    logger.info("done in %s. In %s:", clock(seconds), config.output_dir)
+    if config.method == "lora":
+        logger.info("  adapter/     opens with PEFT")
+    if config.export.merged:
+        logger.info("  merged/      opens with transformers: AutoModelForSequenceClassification.from_pretrained")
+    logger.info("  report.json  curves.png  predictions.csv  metrics.jsonl  tensorboard/")
+    run = config.output_dir
+    logger.info("Label new text: python -m train.predict --model %s --input texts.csv --output labelled.csv", run)

@@ -1,0 +1,45 @@
+"""A training command from its command line to its exit code. JAX is imported once the command line has been read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+
+from train.command import Command, Flags
+from train.command_line import Request, parse
+from train.entry import exit_code
+from train.run_config import AnyConfig
+
+
+def run_command(
+    argv: Sequence[str], command: Command[AnyConfig], work: Callable[[AnyConfig, Flags, bool], None], *, alone: bool
+) -> int:
+    """Runs a training command; 0 is success, 2 something that the user can mend, 130 SIGINT, 143 SIGTERM.
+
+    Args:
+      work: work(config, flags, whether the config's `offline:` block is in it).
+      alone: nothing else runs in this process, so that PyTorch is kept from it.
+    """
+    interrupted = "interrupted; --resume goes on from the newest checkpoint"
+    run = partial(exit_code, verbose="--verbose" in argv, interrupted=interrupted)
+    requests: list[Request[AnyConfig]] = []
+    code = run(lambda: requests.append(parse(argv, command)))  # --help ends the program here
+    if code:
+        return code
+    from train.distributed import leave_together
+    from train.without_torch import keep_torch_from_transformers
+
+    if alone:
+        keep_torch_from_transformers()
+    return leave_together(partial(run, partial(_work, requests[0], work)))
+
+
+def _work(request: Request[AnyConfig], work: Callable[[AnyConfig, Flags, bool], None]) -> None:
+    from train.distributed import joined
+    from train.offline import choose
+
+    single = request.flags.dry_run or request.flags.preview
+    with nullcontext() if single else joined(request.flags):
+        config, is_offline = choose(request)
+        work(config, request.flags, is_offline)

@@ -1,13 +1,56 @@
-"""Attention with everything that models differ in, and the choice of what computes it."""
+"""Attention with everything that models differ in, and the choice of what computes it.
+
+auto       the fastest that can, by the platform that the program is lowered for:
+cudnn      cuDNN's fused kernel (NVIDIA GPUs)
+splash     JAX's splash attention (TPUs)
+blockwise  by blocks, in plain JAX: everywhere, for every model
+full       all scores at once: the oracle that the others are held to
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from jlora.dropout import dropout, hash_words
+from jlora.errors import JloraError
 from jlora.models.blockwise import Options, blockwise_attention
+from jlora.models.cudnn_attention import cudnn_attention, cudnn_obstacle
+from jlora.models.splash_attention import splash_attention, splash_obstacle
 from jlora.models.visibility import Visibility, sees
+
+
+class Kernel(NamedTuple):
+    """A kernel of one platform: what keeps it from computing a call (or None), and the call itself."""
+
+    platform: str
+    obstacle: Callable[..., str | None]
+    compute: Callable[..., jax.Array]
+
+
+FUSED = {
+    "cudnn": Kernel("cuda", cudnn_obstacle, cudnn_attention),
+    "splash": Kernel("tpu", splash_obstacle, splash_attention),
+}
+
+_OBSTACLES: ContextVar[dict[str, str | None] | None] = ContextVar("_OBSTACLES", default=None)
+
+
+@contextmanager
+def recorded_obstacles() -> Iterator[dict[str, str | None]]:
+    """{kernel of FUSED: why it cannot compute a call, None where it can} of the last attention traced inside."""
+    found: dict[str, str | None] = {}
+    token = _OBSTACLES.set(found)
+    try:
+        yield found
+    finally:
+        _OBSTACLES.reset(token)
 
 
 def attention(
@@ -38,6 +81,9 @@ def attention(
 
     Returns:
       (B, T, H, D) in the dtype of `query`.
+
+    Raises:
+      JloraError: `visibility.kernel` names a kernel that cannot compute this.
     """
     if isinstance(scale, jax.Array):
         query, scale = (query.astype(jnp.float32) * scale).astype(query.dtype), 1.0
@@ -46,7 +92,36 @@ def attention(
     options = Options(float(scale), softcap, 0.0 if words is None else dropout_rate)
     if visibility.kernel == "full":
         return full_attention(options, query, key, value, key_bias, visibility, dropout_key)
-    return blockwise_attention(options, query, key, value, key_bias, visibility, words)
+    obstacles = {
+        name: kernel.obstacle(options, query, key, visibility, biased=key_bias is not None, dropped=words is not None)
+        for name, kernel in FUSED.items()
+    }
+    if (record := _OBSTACLES.get()) is not None:
+        record.update(obstacles)
+
+    def by_blocks(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+        return blockwise_attention(options, query, key, value, key_bias, visibility, words)
+
+    def fused(name: str) -> Callable[..., jax.Array]:
+        return lambda query, key, value: FUSED[name].compute(options, query, key, value, visibility)
+
+    return _chosen(visibility.kernel, obstacles, fused, by_blocks)(query, key, value)
+
+
+def _chosen(kernel: str, obstacles: dict[str, str | None], fused: Callable, by_blocks: Callable) -> Callable:
+    if kernel == "blockwise":
+        return by_blocks
+    if kernel in FUSED:
+        if reason := obstacles[kernel]:
+            raise JloraError(
+                f"train.attention: expected a kernel that computes this model's attention, found {kernel}: {reason}."
+                " auto takes the fastest that does."
+            )
+        return fused(kernel)
+    can = {FUSED[name].platform: fused(name) for name, reason in obstacles.items() if reason is None}
+    if not can:
+        return by_blocks
+    return lambda *arrays: lax.platform_dependent(*arrays, default=by_blocks, **can)
 
 
 def full_attention(

@@ -25,6 +25,7 @@ class Visibility:
       start: int32 (), the place among the keys of the first query; None is 0.
       causal: a query sees no key after its own place.
       window: a query sees so many keys at most: its own place and those right before it. Only with `causal`.
+      packed: rows may hold several texts, each with a number of its own.
       kernel: which of KERNELS computes the attention.
     """
 
@@ -33,6 +34,7 @@ class Visibility:
     start: jax.Array | None = None
     causal: bool = dataclasses.field(default=False, metadata={"static": True})
     window: int | None = dataclasses.field(default=None, metadata={"static": True})
+    packed: bool = dataclasses.field(default=False, metadata={"static": True})
     kernel: str = dataclasses.field(default="auto", metadata={"static": True})
 
 
@@ -53,8 +55,10 @@ def causal_visibility(
       start: int32 (), the first of the batch's slots; None without a cache.
     """
     mask = batch["attention_mask"]
-    queries, keys = _segments(mask.astype(bool) if valid is None else valid, mask, batch.get("segment_ids"))
-    return Visibility(queries, keys, start, causal=True, window=window, kernel=kernel)
+    segments = batch.get("segment_ids")
+    queries, keys = _segments(mask.astype(bool) if valid is None else valid, mask, segments)
+    packed = segments is not None
+    return Visibility(queries, keys, start, causal=True, window=window, packed=packed, kernel=kernel)
 
 
 def _segments(valid: jax.Array, mask: jax.Array, segments: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:

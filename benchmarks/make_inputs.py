@@ -41,16 +41,19 @@ def make(work: Work) -> None:
 
 
 def write_base(work: Work, folder: Path) -> None:
-    """The model of a package with its tokenizer, or random weights in the shape's dtype."""
+    """The model of a package with its tokenizer, or random weights in the shape, those of 1B in bfloat16."""
     if work.model in PACKAGES:
         labels = {"num_labels": 2, "key": jax.random.key(0)} if work.is_encoder else {}
         save_base(folder, *load_base(str(model_folder(PACKAGES[work.model])), **labels))
         load_tokenizer(PACKAGES[work.model]).save_pretrained(folder)
         return
+    folder.mkdir()
     (folder / "config.json").write_text(json.dumps(SHAPES[work.model]))
     dtype = "bfloat16" if work.model == "llama-1b" else "float32"
     model = build(load_config(str(folder)))
     save_base(folder, model, _random(abstract_base(model), dtype), dtype=dtype)
+    if not work.is_encoder:
+        load_tokenizer(PACKAGES["smollm2"]).save_pretrained(folder)
 
 
 def _random(shapes: Any, dtype: str) -> Any:

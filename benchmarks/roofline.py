@@ -53,7 +53,7 @@ def rates() -> dict[str, Any]:
 
 
 class Shape(NamedTuple):
-    """A transformer's sizes; `queries`, `keys` and `inner` are the widths of those and of the MLP, `words` the head's."""
+    """A transformer's sizes; `queries`, `keys` and `inner` are widths (the last the MLP's), `words` the head's rows."""
 
     layers: int
     width: int

@@ -36,7 +36,7 @@ def run(work: Work, sides: Sequence[str], rounds: int, seconds: float, *, apart:
       seconds: no round begins that would end later. apart: one side after the other, for those that do not fit into
         the memory together; their rounds are no pairs then.
     """
-    _make_inputs(work)
+    make_inputs(work)
     commands = {side: command(work, side) for side in sides}
     groups = [[side] for side in sides] if apart else [list(sides)]
     found: dict[str, Any] = {}
@@ -53,7 +53,8 @@ def command(work: Work, side: str) -> list[str]:
     return ["-m", f"benchmarks.{module}", "--side", IN_PYTORCH.get(name, name), *work.flags()]
 
 
-def _make_inputs(work: Work) -> None:
+def make_inputs(work: Work) -> None:
+    """Writes the base and the adapter of the work where they are missing, in a process of its own."""
     if not (work.base.exists() and work.adapter.exists()):
         command = [sys.executable, "-m", "benchmarks.make_inputs", *work.flags()]
         subprocess.run(command, check=True, stdout=sys.stderr)

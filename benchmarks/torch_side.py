@@ -73,13 +73,13 @@ def model_of(work: Work, side: str) -> Any:
 
 
 def batch_of(work: Work) -> dict[str, torch.Tensor]:
-    """The tokens that every side trains on; transformers shifts a language model's labels itself."""
+    """The tokens that every side trains on, and the next ones of a language model."""
     rng = np.random.default_rng(0)
     ids = torch.from_numpy(rng.integers(1000, 30000, (work.rows, work.length + 1), np.int32).astype(np.int64))
     inputs, mask = ids[:, :-1].contiguous(), torch.ones(work.rows, work.length, dtype=torch.int64)
     if work.is_encoder:
         return {"input_ids": inputs, "attention_mask": mask, "labels": torch.arange(work.rows) % 2}
-    return {"input_ids": inputs, "attention_mask": mask, "labels": inputs}
+    return {"input_ids": inputs, "attention_mask": mask, "labels": inputs, "shift_labels": ids[:, 1:].contiguous()}
 
 
 if __name__ == "__main__":

@@ -33,12 +33,13 @@ def timed_command(argv: Sequence[str], env: Mapping[str, str] | None = None, *, 
     )
     assert process.stderr is not None
     first, lines = None, list[str]()
-    for line in process.stderr:
-        lines = [*lines[-20:], line]
-        if first is None and _FIRST_STEP.search(line):
-            first = time.monotonic() - begin
-            if to_first_step:
-                process.kill()
+    with process.stderr:
+        for line in process.stderr:
+            lines = [*lines[-20:], line]
+            if first is None and _FIRST_STEP.search(line):
+                first = time.monotonic() - begin
+                if to_first_step:
+                    process.kill()
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode and not (to_first_step and first is not None):

@@ -75,6 +75,7 @@ PIECES: dict[str, Piece] = {
     "growth-tokens": _growth("tokens", 150),
     "growth-ranks": _growth("ranks", 60),
     "growth-layers": _growth("layers", 60),
+    "ci": Piece(90, ["benchmarks.short", "--spread", "10"]),
     "merging": Piece(90, ["benchmarks.merging"]),
     "first-step-lm": Piece(110, ["benchmarks.first_step", "--task", "lm"]),
 }  # fmt: skip

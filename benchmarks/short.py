@@ -1,13 +1,14 @@
-"""What CI holds `adapt` to: python -m benchmarks.short [--slowed]. Exit code 1 where it is too slow.
+"""What CI holds `adapt` to: python -m benchmarks.short [--slowed | --spread N]. Exit code 1 where it is too slow.
 
 A training step of BERT with LoRA through `jlora.adapt` takes turns with the same step whose LoRA is written by hand in
 the model (benchmarks.by_hand). What counts is the median of the rounds' ratios of the process's CPU time, which other
-processes hardly change. With --slowed `adapt` does 20 % more work, which must be seen: the exit code is 1.
+processes hardly change. With --slowed `adapt` does 20 % more work, which must be seen: the exit code is 1. --spread prints the medians of N attempts with each.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,8 +24,8 @@ from benchmarks import by_hand
 from benchmarks.compile import make_step, prepare
 from benchmarks.timing import ratio, take_turns
 
-LARGEST_RATIO = 1.1
-"""Ten attempts gave medians of 0.98 to 1.02, on two cores on which other trainings ran."""
+LARGEST_RATIO = 1.08
+"""Ten attempts each, on two cores with ten other trainings: 0.98 to 1.02, and 1.13 to 1.20 with --slowed."""
 _ATTEMPTS = 3
 _ROUNDS = 25
 _LAYERS, _HIDDEN, _ROWS, _LENGTH = 4, 384, 10, 32
@@ -34,7 +35,11 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; 0 is success, 1 a step that is too slow in all attempts."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.short", description=__doc__)
     parser.add_argument("--slowed", action="store_true", help="with an adapt that does 20 %% more work")
+    parser.add_argument("--spread", metavar="N", type=int, help="medians of N attempts, as JSON; judges nothing")
     flags = parser.parse_args(argv)
+    if flags.spread:
+        print(json.dumps(medians(flags.spread)))
+        return 0
     return judged(prepared(slowed(jlora.adapt) if flags.slowed else jlora.adapt))
 
 
@@ -48,6 +53,15 @@ def judged(steps: dict[str, Callable[[], float]], attempts: int = _ATTEMPTS) -> 
             return 0
     print(f"error: jlora.adapt: expected a step at most {LARGEST_RATIO} times that of LoRA written by hand")
     return 1
+
+
+def medians(attempts: int) -> dict[str, Any]:
+    """{"bound", "as it is", "slowed": the median of each attempt}."""
+    found: dict[str, Any] = {"bound": LARGEST_RATIO}
+    for name, adapt in (("as it is", jlora.adapt), ("slowed", slowed(jlora.adapt))):
+        steps = prepared(adapt)
+        found[name] = [ratios(steps)["median"] for _ in range(attempts)]
+    return found
 
 
 def ratios(steps: dict[str, Callable[[], float]]) -> dict[str, float]:

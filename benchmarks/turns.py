@@ -5,6 +5,7 @@ A side's process makes everything ready, says so, and takes one step for each li
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,7 +13,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def alternate(sides: dict[str, Sequence[str]], rounds: int, seconds: float) -> d
     each time. No round begins that would end after `seconds` from now, but for the first one.
     """
     deadline = time.monotonic() + seconds
-    with ExitStack() as held:
+    with contextlib.ExitStack() as held:
         running = {name: held.enter_context(_Side(command)) for name, command in sides.items()}
         found = {name: side.begin() for name, side in running.items()}
         alive = [name for name in running if "failed" not in found[name]]
@@ -76,6 +76,10 @@ class _Side:
 
     def __exit__(self, *error: object) -> None:
         self._process.kill()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
         self._process.wait()
 
     def begin(self) -> dict[str, Any]:

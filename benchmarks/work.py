@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-FOLDER = Path("runs/benchmarks")
+FOLDER = Path(".cache/benchmarks")
 """What both sides read, made once: models, adapters, data."""
 
 PACKAGES = {

@@ -187,9 +187,10 @@ def ci(found: dict[str, Any], pieces: dict[str, Any], drawn: Sequence[str]) -> l
     """How far the ratio that CI judges is from its bound."""
     lines = [
         "## What CI holds", "",
-        "`make bench-short`: a step of BERT (4 layers of 384, 10 x 32 tokens) through `jlora.adapt` over the same step with",
-        "LoRA written by hand in the model, in CPU time of the process; the median of 25 rounds. One attempt of three has",
-        "to keep the bound. *Slowed*: `adapt` does a fifth more work (`python -m benchmarks.short --slowed` must fail).", "",
+        "`make bench-short`: a step of BERT (4 layers of 384, 10 x 32 tokens) through `jlora.adapt` over the same step",
+        "with LoRA written by hand in the model, in CPU time of the process; the median of 25 rounds. One attempt of",
+        "three has to keep the bound. *Slowed*: `adapt` does a fifth more work, and",
+        "`python -m benchmarks.short --slowed` must fail.", "",
     ]  # fmt: skip
     if "ci" in found:
         result = found["ci"]

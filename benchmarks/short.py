@@ -2,7 +2,8 @@
 
 A training step of BERT with LoRA through `jlora.adapt` takes turns with the same step whose LoRA is written by hand in
 the model (benchmarks.by_hand). What counts is the median of the rounds' ratios of the process's CPU time, which other
-processes hardly change. With --slowed `adapt` does 20 % more work, which must be seen: the exit code is 1. --spread prints the medians of N attempts with each.
+processes hardly change. With --slowed `adapt` does 20 % more work, which must be seen: the exit code is 1. --spread
+prints the medians of N attempts with each.
 """
 
 from __future__ import annotations

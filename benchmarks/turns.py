@@ -48,8 +48,10 @@ def alternate(sides: dict[str, Sequence[str]], rounds: int, seconds: float) -> d
     """
     deadline = time.monotonic() + seconds
     with contextlib.ExitStack() as held:
-        running = {name: held.enter_context(_Side(command)) for name, command in sides.items()}
-        found = {name: side.begin() for name, side in running.items()}
+        running, found = dict[str, _Side](), dict[str, dict[str, Any]]()
+        for name, command in sides.items():  # one after the other: they time their own compilation
+            running[name] = held.enter_context(_Side(command))
+            found[name] = running[name].begin()
         alive = [name for name in running if "failed" not in found[name]]
         for number in range(rounds):
             begin = time.monotonic()

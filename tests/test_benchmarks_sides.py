@@ -16,7 +16,7 @@ from benchmarks.work import Work
 SHAPES = {
     "bert-base": {"model_type": "bert", "architectures": ["BertForSequenceClassification"], "hidden_size": 64,
                   "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128},
-    "smollm2-3-layers": work.SHAPES["smollm2-3-layers"] | {"hidden_size": 48, "intermediate_size": 96,
+    "smollm2-3-layers": work.SHAPES["smollm2-3-layers"] | {"hidden_size": 72, "intermediate_size": 96,
                                                            "num_hidden_layers": 2, "vocab_size": 30000},
 }  # fmt: skip
 ENCODER, DECODER = Work("bert-base", 4, 16), Work("smollm2-3-layers", 2, 16)

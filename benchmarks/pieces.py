@@ -47,7 +47,7 @@ _SMOLLM2 = Work("smollm2", 4, 256)
 _2048 = Work("smollm2", 1, 2048)
 
 PIECES: dict[str, Piece] = {
-    "machine": Piece(30, ["benchmarks.roofline"]),
+    "machine": Piece(15, ["benchmarks.roofline"]),
     "encoder-centre": _steps(CENTRE, "lora,full,peft,compiled,torch full,qwix,dense,by hand", 190),
     "encoder-dropout": _steps(dataclasses.replace(CENTRE, dropout=True), "lora,peft", 60),
     "lm-4x256": _steps(_SMOLLM2, "lora,peft,compiled,qwix", 230),
@@ -57,7 +57,7 @@ PIECES: dict[str, Piece] = {
         dataclasses.replace(_SMOLLM2, dtype="bfloat16"), "lora,peft,lora:float32", 120
     ),
     "lm-bf16-1x2048": _steps(dataclasses.replace(_2048, dtype="bfloat16"), "lora,peft", 110),
-    "growth-temporaries": _growth("temporaries", 60),
+    "growth-temporaries": _growth("temporaries", 30),
     "epoch": Piece(180, ["benchmarks.epoch"]),
     "epoch-dropout": Piece(220, ["benchmarks.epoch", "--dropout"]),
     "generation-1-float32": _generation(1, "float32", 110),

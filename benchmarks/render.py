@@ -26,6 +26,10 @@ other's: below 1 jlora takes less. Peak memory is that of the process (Linux's V
 is the part of the measured time that this machine needs at least: the larger of FLOPs over its rate of matrix products
 and bytes over its rate of copying (`benchmarks/roofline.py`).
 
+PEFT runs as its users write it: eager, with the fused AdamW; through `torch.compile` where that is a side. Qwix's LoRA
+sits on the same linen models, with the same loss and optimizer. Google's Tunix is no side of its own: it takes its LoRA
+from Qwix, for models of its own, and brings some thirty packages more.
+
 """
 
 

@@ -88,23 +88,23 @@ def _piece(name: str, piece: Piece, left: float) -> dict[str, Any]:
         return {"command": command, "left_out": f"{left:.0f} of {piece.seconds} seconds were left"}
     print(f"[{clock(left)} left] {name}, at most {clock(piece.seconds)}: {command}", flush=True)
     begin, load = time.monotonic(), os.getloadavg()[0]
-    found = _output(piece)
+    found = _output(piece, min(2 * piece.seconds, left))
     seconds = time.monotonic() - begin
     print(f"    {clock(seconds)}{'' if 'result' in found else ', ' + found['failed']}", flush=True)
     return {"command": command, "seconds": seconds, "load": load, **found}
 
 
-def _output(piece: Piece) -> dict[str, Any]:
-    """{"result": what its last line says} or {"failed": why}; twice its time is the end of it."""
+def _output(piece: Piece, timeout: float) -> dict[str, Any]:
+    """{"result": what its last line says} or {"failed": why}, such as that it took longer than `timeout` seconds."""
     process = subprocess.Popen(
         [sys.executable, "-m", *piece.command], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
     try:
-        output, _ = process.communicate(timeout=2 * piece.seconds)
+        output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        return {"failed": f"ended after {2 * piece.seconds} seconds"}
+        return {"failed": f"ended after {timeout:.0f} seconds"}
     except KeyboardInterrupt:
         os.killpg(process.pid, signal.SIGKILL)
         raise

@@ -19,7 +19,7 @@ def lost(found: dict[str, Any]) -> list[str]:
     """The section's lines."""
     measured = {name: result for name, result in found.items() if not name.startswith("growth")}
     lines = [line for name, result in measured.items() for line in _of(name, result)]
-    return ["## Where jlora loses", "", *(lines or ["Nowhere on this page."]), ""]
+    return ["## Where jlora loses", "", *(lines or ["In none of the pieces that were measured."]), ""]
 
 
 def _of(name: str, result: dict[str, Any]) -> Iterator[str]:

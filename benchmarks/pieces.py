@@ -69,14 +69,14 @@ PIECES: dict[str, Piece] = {
     "lm-nf4-4x256": _steps(dataclasses.replace(_SMOLLM2, quantize="nf4"), "lora,peft", 130),
     "lm-full-4x256": _steps(_SMOLLM2, "lora,full,torch full", 110),
     **{
-        name: _steps(work, "lora,peft", {"encoder-128x64": 75, "encoder-bert-base": 75}.get(name, 50))
+        name: _steps(work, "lora,peft", {"encoder-128x64": 60, "encoder-bert-base": 60}.get(name, 50))
         for name, work in ENCODERS.items()
     },
-    "growth-tokens": _growth("tokens", 150),
+    "growth-tokens": _growth("tokens", 135),
     "growth-ranks": _growth("ranks", 60),
     "growth-layers": _growth("layers", 60),
-    "ci": Piece(90, ["benchmarks.short", "--spread", "10"]),
-    "merging": Piece(90, ["benchmarks.merging"]),
+    "ci": Piece(120, ["benchmarks.short", "--spread", "10"]),
+    "merging": Piece(120, ["benchmarks.merging", "--rounds", "2"]),
     "first-step-lm": Piece(110, ["benchmarks.first_step", "--task", "lm"]),
 }  # fmt: skip
 """{name: piece}, those that matter most first: what the time does not reach is left out, and said."""

@@ -117,7 +117,7 @@ def merging(found: dict[str, Any], pieces: dict[str, Any], drawn: Sequence[str])
     lines = [
         "## Merge and export", "",
         "Llama 3.2 1B's shape in bfloat16, r 8 on q, k, v and o: `train.export` beside PEFT's `merge_and_unload` and",
-        "`save_pretrained`, from process start to process end.", "",
+        "`save_pretrained`, from process start to process end. Two rounds; ours holds the base in float32.", "",
     ]  # fmt: skip
     if "merging" in found:
         sides, rows = found["merging"]["sides"], []

@@ -225,8 +225,8 @@ def _one_step(found: dict[str, Any], name: str, what: str) -> list[str]:
         rows.append([label, three(times), rate, against, gigabytes(figures["peak_bytes"]), memory, share])
     head = ["", "seconds a step", "tokens/s", "time of jlora's LoRA over it", "peak GB", "memory over it", "share"]
     rounds = len(seconds_of(ours))
-    turns = "one side after the other" if result["apart"] else "in turns"
-    return [f"### {what}", "", f"{rounds} rounds, {turns}.", "", *table(head, rows)]
+    turns = "One step each, one side after the other" if result["apart"] else f"{rounds} rounds, in turns"
+    return [f"### {what}", "", f"{turns}.", "", *table(head, rows)]
 
 
 def _beside_peft(found: dict[str, Any], names: Iterable[str], unit: str, scale: float) -> list[str]:

@@ -44,7 +44,8 @@ def alternate(sides: dict[str, Sequence[str]], rounds: int, seconds: float) -> d
     """{name: {"facts", "first": seconds, "seconds": [one a round], "values", "peak_bytes", or "failed": why}}.
 
     The first step of each side, in which caches fill, is kept apart. A round calls each side once, another one first
-    each time. No round begins that would end after `seconds` from now, but for the first one.
+    each time. No round begins that would end after `seconds` from now, but for the first one. With `rounds` 0 the first
+    step is what is measured.
     """
     deadline = time.monotonic() + seconds
     with contextlib.ExitStack() as held:
@@ -61,7 +62,7 @@ def alternate(sides: dict[str, Sequence[str]], rounds: int, seconds: float) -> d
             if 2 * time.monotonic() - begin > deadline:
                 break
         for name in alive:
-            found[name] |= running[name].end()
+            found[name] |= running[name].end() | ({} if rounds else {"seconds": [found[name]["first"]]})
     return found
 
 

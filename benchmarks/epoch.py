@@ -1,0 +1,104 @@
+"""SST-2's epoch, from process start to the merged model: python -m benchmarks.epoch [--dropout] [--rounds N].
+
+`train.classify` with nothing cached beside a script as PEFT's users write it (benchmarks.peft_script): the same base,
+rows, recipe and outputs. A run of each takes minutes, so that one round is all there is unless --rounds asks for more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.commands import timed_command
+from benchmarks.steps import make_inputs
+from benchmarks.timing import take_turns
+from benchmarks.work import FOLDER, Work
+
+ROWS = {"train": 6920, "validation": 872}
+"""SST-2's own, of the Stanford release."""
+_WORK = Work("minilm", 32, 64)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command and prints its result as JSON; 0 is success."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.epoch", description=__doc__)
+    parser.add_argument("--dropout", action="store_true", help="of model and adapter")
+    parser.add_argument("--rounds", metavar="N", type=int, default=1, help="(default 1)")
+    flags = parser.parse_args(argv)
+    print(json.dumps(run(flags.dropout, flags.rounds)))
+    return 0
+
+
+def run(dropout: bool, rounds: int) -> dict[str, Any]:
+    """{"dropout", "rows", "sides": {side: [{"seconds", "cpu_seconds", "peak_bytes", "first_step"}, one a round]}}."""
+    make_inputs(_WORK)
+    make_data()
+    sides = {"jlora": partial(_jlora, dropout), "peft": partial(_peft, dropout)}
+    turns = take_turns(sides, rounds)
+    return {
+        "dropout": dropout,
+        "rows": ROWS,
+        "sides": {side: [result for _, result in found] for side, found in turns.items()},
+    }
+
+
+def make_data() -> None:
+    """Writes {"sentence", "label"} rows of the recipe's offline data into FOLDER, as many as SST-2 has."""
+    if all(data_file(split).exists() for split in ROWS):
+        return
+    from benchmarks.setup import read_config  # loads PyTorch, which only this needs
+    from train.classify.data import load_data
+    from train.shuffle import permutation
+
+    config = read_config(None, None)
+    source = config.data.model_copy(update={"validation": None, "max_rows": 8800, "test_fraction": None})
+    splits = load_data(source, 0, config.task).splits
+    names = sorted(set(splits["train"].label))
+    for split, number in ROWS.items():
+        found = splits[split].take(permutation(len(splits[split]), 0)[:number])  # they are sorted by class
+        rows = zip(found.text, found.label, strict=True)
+        lines = [json.dumps({"sentence": text, "label": names.index(label)}) for text, label in rows]
+        data_file(split).parent.mkdir(parents=True, exist_ok=True)
+        data_file(split).write_text("\n".join(lines) + "\n")
+
+
+def data_file(split: str) -> Path:
+    """The file of a split's rows."""
+    return FOLDER / "data" / f"{split}.jsonl"
+
+
+def training_command(folder: str, dropout: bool) -> list[str]:
+    """Our command, which trains into `folder`."""
+    given = [f"model={_WORK.base}", f"data.train={data_file('train')}", f"data.validation={data_file('validation')}"]
+    given += ["data.max_length=64", "train.epochs=1", "train.learning_rate=1e-3", f"output_dir={folder}/run"]
+    given += [f"train.dropout={str(dropout).lower()}", f"lora.lora_dropout={0.1 if dropout else 0.0}"]
+    return ["-m", "train.classify", "--config", "configs/sst2.yaml", *given]
+
+
+def script_command(folder: str, dropout: bool) -> list[str]:
+    """The script of PEFT's user, which trains into `folder`."""
+    given = ["--model", str(_WORK.base), "--train", str(data_file("train"))]
+    given += ["--validation", str(data_file("validation")), "--out", folder]
+    return ["-m", "benchmarks.peft_script", *given, *["--dropout"] * dropout]
+
+
+def _jlora(dropout: bool) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        found = timed_command(training_command(folder, dropout), {"XDG_CACHE_HOME": folder})
+        report = json.loads(Path(folder, "run", "report.json").read_text())
+    return {**found, "metrics": report["metrics"], "times": report["times"]}
+
+
+def _peft(dropout: bool) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        return timed_command(script_command(folder, dropout))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,125 @@
+"""What CI holds `adapt` to: python -m benchmarks.short [--slowed | --spread N]. Exit code 1 where it is too slow.
+
+A training step of BERT with LoRA through `jlora.adapt` takes turns with the same step whose LoRA is written by hand in
+the model (benchmarks.by_hand). What counts is the median of the rounds' ratios of the process's CPU time, which other
+processes hardly change. With --slowed `adapt` does 20 % more work, which must be seen: the exit code is 1. --spread
+prints the medians of N attempts with each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import jlora
+from benchmarks import by_hand
+from benchmarks.compile import make_step, prepare
+from benchmarks.timing import ratio, take_turns
+
+LARGEST_RATIO = 1.08
+"""Ten attempts each, on two cores with ten other trainings: 0.98 to 1.02, and 1.13 to 1.20 with --slowed."""
+_ATTEMPTS = 3
+_ROUNDS = 25
+_LAYERS, _HIDDEN, _ROWS, _LENGTH = 4, 384, 10, 32
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; 0 is success, 1 a step that is too slow in all attempts."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.short", description=__doc__)
+    parser.add_argument("--slowed", action="store_true", help="with an adapt that does 20 %% more work")
+    parser.add_argument("--spread", metavar="N", type=int, help="medians of N attempts, as JSON; judges nothing")
+    flags = parser.parse_args(argv)
+    if flags.spread:
+        print(json.dumps(medians(flags.spread)))
+        return 0
+    return judged(prepared(slowed(jlora.adapt) if flags.slowed else jlora.adapt))
+
+
+def judged(steps: dict[str, Callable[[], float]], attempts: int = _ATTEMPTS) -> int:
+    """0 as soon as an attempt's median ratio is at most LARGEST_RATIO, 1 where none is."""
+    for number in range(1, attempts + 1):
+        found = ratios(steps)
+        print(f"attempt {number}: adapted / by hand: median {found['median']:.3f} (quartiles {found['q1']:.3f},"
+              f" {found['q3']:.3f}), at most {LARGEST_RATIO}", flush=True)  # fmt: skip
+        if found["median"] <= LARGEST_RATIO:
+            return 0
+    print(f"error: jlora.adapt: expected a step at most {LARGEST_RATIO} times that of LoRA written by hand")
+    return 1
+
+
+def medians(attempts: int) -> dict[str, Any]:
+    """{"bound", "as it is", "slowed": the median of each attempt}."""
+    found: dict[str, Any] = {"bound": LARGEST_RATIO}
+    for name, adapt in (("as it is", jlora.adapt), ("slowed", slowed(jlora.adapt))):
+        steps = prepared(adapt)
+        found[name] = [ratios(steps)["median"] for _ in range(attempts)]
+    return found
+
+
+def ratios(steps: dict[str, Callable[[], float]]) -> dict[str, float]:
+    """The spread of adapted / by hand, in rounds."""
+    turns = take_turns({name: partial(_cpu_seconds, step) for name, step in steps.items()}, _ROUNDS)
+    above, below = ([seconds for _, seconds in turns[side]] for side in ("adapted", "by hand"))
+    return ratio(above, below)
+
+
+def _cpu_seconds(step: Callable[[], float]) -> float:
+    """Of all threads of this process."""
+    begin = time.process_time()
+    step()
+    return time.process_time() - begin
+
+
+def prepared(adapt: Callable) -> dict[str, Callable[[], float]]:
+    """{"adapted", "by hand": one step a call, which returns the loss}, compiled and warm."""
+    config, apply, base, adapter, _ = prepare(_LAYERS, _HIDDEN)
+    ids = jax.random.randint(jax.random.key(0), (_ROWS, _LENGTH), 5, 1000, jnp.int32)
+    batch = {"input_ids": ids, "attention_mask": jnp.ones_like(ids)}
+    logits = {"adapted": adapt(apply), "by hand": partial(by_hand.logits, config)}
+    steps = {name: _step(each, base, adapter, batch) for name, each in logits.items()}
+    for step in [*steps.values()] * 3:
+        step()
+    return steps
+
+
+def _step(logits: Callable, base: Any, adapter: Any, batch: Any) -> Callable[[], float]:
+    trainable, frozen = jlora.split(adapter)
+    optimizer = optax.adam(1e-3)
+    state = optimizer.init(trainable)
+    compiled = make_step(logits, optimizer).lower(trainable, state, frozen, base, batch).compile()
+
+    def step() -> float:
+        nonlocal trainable, state
+        trainable, state, loss = compiled(trainable, state, frozen, base, batch)
+        return float(loss)
+
+    return step
+
+
+def slowed(adapt: Callable) -> Callable:
+    """`adapt` whose steps, forward and back, do a fifth more work: forward once more for two rows of five."""
+
+    def slow(apply: Callable) -> Callable:
+        adapted = adapt(apply)
+
+        def logits(base: Any, adapter: Any, batch: Any) -> jax.Array:
+            some = jax.tree.map(lambda x: x[: 2 * len(x) // 5], batch)
+            again = jax.lax.stop_gradient(adapted(base, adapter, some))
+            return adapted(base, adapter, batch) + 1e-30 * again.sum()
+
+        return logits
+
+    return slow
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

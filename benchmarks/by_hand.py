@@ -13,6 +13,7 @@ from transformers import BertConfig
 
 from jlora.models.attention import attention
 from jlora.models.layers import gelu, standardize
+from jlora.models.visibility import Visibility, mask_visibility
 
 _LAYER = "params/bert/encoder/layer/"
 
@@ -27,10 +28,10 @@ def logits(config: BertConfig, base: Any, adapter: Any, batch: dict[str, jax.Arr
     """
     bert = base["params"]["bert"]
     lora = {path.removeprefix(_LAYER): (entry.a, entry.b, entry.scale) for path, entry in adapter.items()}
-    mask = batch["attention_mask"].astype(bool)[:, None, None, :]
+    visibility = mask_visibility(batch["attention_mask"], "auto")
 
     def layer(x: jax.Array, weights: tuple) -> tuple[jax.Array, None]:
-        return _layer(config, x, mask, *weights), None
+        return _layer(config, x, visibility, *weights), None
 
     x = _embed(config, bert["embeddings"], batch["input_ids"])
     x, _ = jax.lax.scan(layer, x, (bert["encoder"]["layer"], lora))
@@ -44,14 +45,14 @@ def _embed(config: BertConfig, weights: Any, ids: jax.Array) -> jax.Array:
     return _norm(config, x, weights["LayerNorm"])
 
 
-def _layer(config: BertConfig, x: jax.Array, mask: jax.Array, weights: Any, lora: dict[str, tuple]) -> jax.Array:
+def _layer(config: BertConfig, x: jax.Array, visibility: Visibility, weights: Any, lora: dict[str, tuple]) -> jax.Array:
     heads = (*x.shape[:-1], config.num_attention_heads, config.hidden_size // config.num_attention_heads)
     own, output = weights["attention"]["self"], weights["attention"]["output"]
     query, key, value = (
         _dense(x, own[name], lora.get(f"attention/self/{name}/kernel")).reshape(heads)
         for name in ("query", "key", "value")
     )
-    mixed = attention(query, key, value, mask).reshape(x.shape)
+    mixed = attention(query, key, value, visibility).reshape(x.shape)
     mixed = _dense(mixed, output["dense"], lora.get("attention/output/dense/kernel"))
     x = _norm(config, mixed + x, output["LayerNorm"])
     inner = gelu(_dense(x, weights["intermediate"]["dense"], lora.get("intermediate/dense/kernel")))

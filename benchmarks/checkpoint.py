@@ -30,6 +30,7 @@ from train.devices import to_host
 from train.lm.config import COMMAND, LMConfig
 from train.lm.prepare import prepare_model
 from train.lm.training import arguments, training_of
+from train.platform import settled
 from train.step import State
 
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     flags, rest = _parser().parse_known_args(argv)
     use_compilation_cache()
     given = ["--config", str(flags.config), *["--offline"] * flags.offline, *rest]
-    config, _ = offline.choose(parse(given, COMMAND))
+    config = settled(offline.choose(parse(given, COMMAND))[0])
     results = {"environment": environment.describe(), "load_before": os.getloadavg()}
     results |= run(config, flags.steps, flags.rounds) | {"load_after": os.getloadavg()}
     print(table(results, flags.every))

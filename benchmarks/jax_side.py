@@ -32,6 +32,7 @@ from train.lm.config import COMMAND as LM
 from train.lm.prepare import prepare_model as prepare_language_model
 from train.lm.step import causal_loss
 from train.optimizer import optimizer, schedule
+from train.platform import settled
 from train.progress import configure_logging
 from train.resolve import resolve
 from train.run_config import learning_rate_of
@@ -97,7 +98,7 @@ def trainer_config(work: Work, method: str) -> Any:
     given += [f"train.dropout={str(work.dropout).lower()}", "data.train=none.tsv", "output_dir=none"]  # never opened
     given += [f"lora.from={work.adapter}", f"lora.lora_dropout={0.1 if work.dropout else 0.0}"] * (method == "lora")
     given += [f"quantize={work.quantize}"] * (work.quantize is not None)
-    return resolve(parse(given, CLASSIFY if work.is_encoder else LM), use_offline=False)
+    return settled(resolve(parse(given, CLASSIFY if work.is_encoder else LM), use_offline=False))
 
 
 def batch_of(work: Work) -> Any:

@@ -34,6 +34,7 @@ from train.lm.config import COMMAND, LMConfig
 from train.lm.prepare import abstract_on, causal_config
 from train.lm.training import arguments, training_of
 from train.planning.flops import matrix_flops, matrix_rate
+from train.platform import settled
 from train.progress import configure_logging
 from train.step import State
 
@@ -49,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     alone = [flag.removeprefix(_ALONE) for flag in argv if flag.startswith(_ALONE)]
     given = [flag for flag in argv if not flag.startswith(_ALONE)]
     try:
-        config, _ = offline.choose(parse(given, COMMAND))
+        config = settled(offline.choose(parse(given, COMMAND))[0])
         found = peak_memory(config, alone[0]) if alone else _all(config, given)
     except JloraError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -36,6 +36,7 @@ from train.lm.prepare import pad_id, prepare_model
 from train.lm.step import make_eval_step
 from train.lm.training import training_of
 from train.model_files import load_tokenizer
+from train.platform import settled
 from train.progress import configure_logging
 from train.run_config import steps_of
 from train.step import State
@@ -45,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; 0 is success, 2 something that the user can mend."""
     configure_logging()
     try:
-        config, _ = offline.choose(parse(argv, COMMAND))
+        config = settled(offline.choose(parse(argv, COMMAND))[0])
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(run(config, Path(folder)), indent=1))
     except JloraError as error:

@@ -142,6 +142,7 @@ def _config(folder: str, method: str, batch: int, accumulation: int, length: int
         f"train.batch_size={batch}",
         f"train.gradient_accumulation_steps={accumulation}",
         "train.remat=true",
+        "train.dtype=bfloat16",
     ]
     return resolve(parse(arguments, COMMAND), use_offline=False)
 

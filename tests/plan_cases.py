@@ -71,7 +71,13 @@ def held_on(folder: str, sizes: str, *more: str) -> list[int]:
 
 
 def config_of(folder: str, *more: str) -> LMConfig:
-    common = ["data.train=unread.txt", "output_dir=unwritten", "lora.r=16", "lora.target_modules=all-linear"]
+    common = [
+        "train.dtype=bfloat16",
+        "data.train=unread.txt",
+        "output_dir=unwritten",
+        "lora.r=16",
+        "lora.target_modules=all-linear",
+    ]
     return resolve(parse([f"model={folder}", *common, *more], COMMAND), use_offline=False)
 
 

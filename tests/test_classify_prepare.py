@@ -21,7 +21,8 @@ _LABELS = Labels("single_label_classification", ("no", "yes"))
 
 def _config(model="bert", *, head=False, data=None, **sections):
     data = {"train": str(tiny.data_file(24)), "max_length": 8, **(data or {})}
-    return Config(model=str(tiny.model_folder(model, head=head)), output_dir="o", data=data, **sections)
+    model = str(tiny.model_folder(model, head=head))
+    return Config(model=model, output_dir="o", data=data, train={"dtype": "float32"}, **sections)
 
 
 @pytest.fixture(autouse=True)

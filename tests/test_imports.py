@@ -63,6 +63,11 @@ ON_DISK = {
     "checkpoint_files", "gguf_reader", "gguf_file", "gguf_lora",
 }  # fmt: skip
 """The library's files that may touch the disk."""
+PRIVATE = {
+    # The offsets of packed texts are cuDNN's, and no argument of jax.nn.dot_product_attention.
+    "cudnn_attention.py": {"jax._src.cudnn", "jax._src.cudnn.fused_attention_stablehlo"},
+}
+"""What files import of JAX's private modules, and why."""
 PACKAGES = {"transform", "algebra", "peft", "quantization"}
 """Folders of the core, whose own `__init__` says what they are and no more."""
 
@@ -121,7 +126,8 @@ def test_only_the_transform_imports_jax_extend():
 def test_nobody_imports_jaxs_private_modules():
     for package in ("jlora", "train", "serve"):
         for path in _files(package):
-            assert [name for name in _imports(path) if name.startswith("jax._src")] == [], path
+            found = {name for name in _imports(path) if name.startswith("jax._src")}
+            assert found <= PRIVATE.get(path.name, set()), path
 
 
 def test_the_core_is_made_of_layers():

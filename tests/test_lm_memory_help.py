@@ -13,8 +13,9 @@ from train.lm.training import training_of
 
 
 def _config(**changes):
-    data = {"train": "t", "max_length": 32}
-    return LMConfig.model_validate({"model": str(tiny_lm.model_folder()), "output_dir": "o", "data": data, **changes})
+    sections = {"data": {"train": "t", "max_length": 32}, "train": {}, **changes}
+    sections["train"] = {"dtype": "bfloat16", **sections["train"]}
+    return LMConfig.model_validate({"model": str(tiny_lm.model_folder()), "output_dir": "o", **sections})
 
 
 def _help(config, mesh=None):

@@ -10,8 +10,9 @@ from train.planning.memory import held_bytes
 
 
 def _config(**changes):
-    data = {"train": "t", "max_length": 32}
-    return LMConfig.model_validate({"model": str(tiny_lm.model_folder()), "output_dir": "o", "data": data, **changes})
+    sections = {"data": {"train": "t", "max_length": 32}, "train": {}, **changes}
+    sections["train"] = {"dtype": "bfloat16", **sections["train"]}
+    return LMConfig.model_validate({"model": str(tiny_lm.model_folder()), "output_dir": "o", **sections})
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ def _config(folder, **changes):
 @pytest.fixture
 def run(tmp_path):
     (tmp_path / "run").mkdir()
-    claim(_config(tmp_path / "run"), Flags())
+    claim(_config(tmp_path / "run"), Flags(), {})
     return tmp_path / "run"
 
 
@@ -85,7 +85,7 @@ def test_killed_while_it_replaces_a_run_it_can_do_so_again(name, run, monkeypatc
         *((run_folder.shutil, "rmtree") if name == "checkpoints" else (run_folder, "write_json")), killed
     )
     with pytest.raises(KeyboardInterrupt):
-        claim(_config(run, seed=1), Flags(overwrite=True))
+        claim(_config(run, seed=1), Flags(overwrite=True), {})
     monkeypatch.undo()
     assert check(_config(run, seed=1), Flags(overwrite=True)) == "new"
 
@@ -126,7 +126,7 @@ def test_a_disk_that_is_full_at_the_first_file_leaves_a_new_folder(tmp_path, mon
 
     monkeypatch.setattr(Path, "write_text", full)
     with pytest.raises(OSError, match=r"config\.yaml"):
-        claim(_config(tmp_path), Flags())
+        claim(_config(tmp_path), Flags(), {})
     monkeypatch.undo()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "config.yaml.unfinished").touch()  # of a process that was killed there
@@ -136,7 +136,7 @@ def test_a_disk_that_is_full_at_the_first_file_leaves_a_new_folder(tmp_path, mon
 def test_of_a_link_the_link_is_deleted(run, tmp_path):
     (tmp_path / "scratch" / "3").mkdir(parents=True)
     (run / "checkpoints").symlink_to(tmp_path / "scratch")
-    claim(_config(run, seed=1), Flags(overwrite=True))
+    claim(_config(run, seed=1), Flags(overwrite=True), {})
     assert not (run / "checkpoints").is_symlink()
     assert (tmp_path / "scratch" / "3").is_dir()
 
@@ -146,7 +146,7 @@ def _record(run, step):
 
 
 def test_checkpoints_that_were_lost_are_missed(tmp_path):
-    claim(_config(tmp_path, train={"checkpoint_every": 5}), Flags())
+    claim(_config(tmp_path, train={"checkpoint_every": 5}), Flags(), {})
     require_checkpoints(tmp_path, 100)
     _record(tmp_path, 10)  # the first checkpoint may not have been whole yet
     require_checkpoints(tmp_path, 100)
@@ -171,7 +171,7 @@ def test_overwriting_deletes_what_a_run_leaves_and_no_more(run):
         if not (run / name).exists():
             (run / name).mkdir() if "." not in name else (run / name).write_text("")
     (run / "notes.txt").write_text("mine")
-    claim(_config(run, seed=1), Flags(overwrite=True))
+    claim(_config(run, seed=1), Flags(overwrite=True), {})
     assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "environment.json", "notes.txt"]
     assert "seed: 1" in (run / "config.yaml").read_text()
 

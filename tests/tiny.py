@@ -110,7 +110,7 @@ def data_file(count: int = 24, seed: int = 0, task: str = "single") -> Path:
 
 
 def arguments(output: Path, *more: str, model: Path | None = None, task: str = "single") -> list[str]:
-    """A command line of train.classify: two steps of batch 8 on the tiny BERT, dropout off; a later `key=value` counts.
+    """A command line of train.classify: two steps of batch 8, float32, tiny BERT, no dropout; later `key=value` count.
 
     One bucket and no dropout keep compilations, which are most of a tiny run's time, few and short.
     """
@@ -124,6 +124,7 @@ def arguments(output: Path, *more: str, model: Path | None = None, task: str = "
         "train.eval_batch_size=8",
         "train.bucket_count=1",
         "train.dropout=false",
+        "train.dtype=float32",
         "train.max_steps=2",
         "train.log_every=1",
         *more,

@@ -38,8 +38,11 @@ def run_command(
 def _work(request: Request[AnyConfig], work: Callable[[AnyConfig, Flags, bool], None]) -> None:
     from train.distributed import joined
     from train.offline import choose
+    from train.platform import settled, with_dtype
 
     single = request.flags.dry_run or request.flags.preview
     with nullcontext() if single else joined(request.flags):
         config, is_offline = choose(request)
+        # A plan of other chips may not ask what this machine has: that would fix the number of its devices.
+        config = with_dtype(config, "bfloat16") if request.flags.mesh else settled(config)
         work(config, request.flags, is_offline)

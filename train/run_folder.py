@@ -65,15 +65,15 @@ def check(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finishe
     return "finished" if "report.json" in found and not changed else "resumed"
 
 
-def claim(config: RunConfig, flags: Flags) -> None:
+def claim(config: RunConfig, flags: Flags, attention: dict[str, str]) -> None:
     """Makes the run's folder out of the locked one: deletes the run in it where --overwrite says so, and writes
-    config and environment where there is no run to go on with."""
+    config and environment where there is no run to go on with. `attention` is what computes it, and why."""
     folder = Path(config.output_dir)
     if flags.overwrite:
         delete(folder, OURS)
     if not (folder / "config.yaml").exists():
         _write_whole(folder / "config.yaml", to_yaml(config))
-        write_json(folder / "environment.json", environment.describe())
+        write_json(folder / "environment.json", environment.describe() | {"attention": attention})
 
 
 def require_checkpoints(folder: Path, per_epoch: int) -> None:

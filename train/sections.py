@@ -142,8 +142,15 @@ class TrainSection(Section):
     early_stopping_patience: Count | None = Field(
         default=None, description="stop after so many evaluations without a better metric; null: never"
     )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="type of the computation; adapters stay float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto",
+        description="type of the computation, adapters stay float32; auto: bfloat16 on GPUs, TPUs and CPUs that have "
+        "units for it (avx512_bf16, amx_bf16), else float32",
+    )
+    attention: Literal["auto", "blockwise", "cudnn", "splash", "full"] = Field(
+        default="auto",
+        description="what computes attention: cudnn (NVIDIA GPUs), splash (TPUs), blockwise (everywhere), full (all "
+        "scores at once, to compare with); auto: the fastest that can",
     )
     remat: bool = Field(default=False, description="recompute activations in the backward pass, to save memory")
     dropout: bool = Field(default=True, description="the model's own dropout while training")

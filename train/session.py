@@ -56,12 +56,14 @@ def train(
     finish: Finish,
     begin: float,
     data: Mapping[str, Mapping[str, Any]],
+    attention: dict[str, str],
 ) -> dict[str, Any]:
     """Claims the run folder, trains from `state` or the newest checkpoint, and returns what `finish` reports.
 
     Args:
       begin: when the command began, by time.monotonic().
       data: {split: {name: array}}, what the run learns from: it is resumed with the same alone.
+      attention: what computes it, for environment.json.
 
     Raises:
       JloraError: the folder is in use or cannot be written, or this is not the run that it holds.
@@ -72,7 +74,7 @@ def train(
         distributed.require_same(json.dumps(made_of[part], sort_keys=True), part)
     with (
         loop.compiler,
-        _claimed(config, flags, made_of, loop.per_epoch) as folder,
+        _claimed(config, flags, made_of, loop.per_epoch, attention) as folder,
         checkpoint.open_checkpoints(folder / "checkpoints", config.train.keep_checkpoints) as manager,
     ):
         found = checkpoint.restore(manager, state)
@@ -94,7 +96,9 @@ def train(
 
 
 @contextmanager
-def _claimed(config: RunConfig, flags: Flags, made_of: dict[str, dict[str, str]], per_epoch: int) -> Iterator[Path]:
+def _claimed(
+    config: RunConfig, flags: Flags, made_of: dict[str, dict[str, str]], per_epoch: int, attention: dict[str, str]
+) -> Iterator[Path]:
     """The run folder, locked; of several processes, the first one locks and claims it for all."""
     folder = Path(config.output_dir)
     with ExitStack() as held:
@@ -104,7 +108,7 @@ def _claimed(config: RunConfig, flags: Flags, made_of: dict[str, dict[str, str]]
                 if flags.resume and (folder / "config.yaml").exists():
                     run_folder.require_checkpoints(folder, per_epoch)
                     _require_same_run(folder, made_of)
-                run_folder.claim(config, flags)
+                run_folder.claim(config, flags, attention)
                 if not (folder / manifest.NAME).exists():
                     run_folder.write_json(folder / manifest.NAME, made_of)
         distributed.require_same(lock.holder(folder), f"output_dir: {folder.resolve()}: its {lock.NAME}")

@@ -138,9 +138,15 @@ def classifier_config(name: str, **overrides: Any) -> PreTrainedConfig:
     return config
 
 
+def unlabelled_model(config: Config) -> Any:
+    """The linen model with a head of the stored config's size, without weights: all but the labels is known of it."""
+    return _build(config, {})
+
+
 def _build(config: Config, overrides: dict[str, Any]) -> Any:
     model_config = classifier_config(config.model, **overrides)
-    return build(model_config, dtype=jnp.dtype(config.train.dtype), remat=config.train.remat)
+    train = config.train
+    return build(model_config, dtype=jnp.dtype(train.dtype), remat=train.remat, attention=train.attention)
 
 
 def _warn_of_frozen_heads(adapted: Adapted, name: str) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from jlora.base import example_batch
 from train import devices, distributed, session
 from train.adapted import Adapted
 from train.batches import PlannedBatch, plan_epoch
@@ -19,13 +20,14 @@ from train.classify.data import load_data
 from train.classify.evaluate import Task, make_eval_step, validation
 from train.classify.finish import Run, finish
 from train.classify.loss import classification_loss
-from train.classify.prepare import abstract_model, prepare_model, prepare_splits, require_fit
+from train.classify.prepare import abstract_model, prepare_model, prepare_splits, require_fit, unlabelled_model
 from train.command import Flags
 from train.entry import show
 from train.lengths import lengths_of_run
 from train.loop import Loop
 from train.model_files import load_tokenizer
 from train.out_of_memory import advice, explain_out_of_memory
+from train.platform import attention_of
 from train.programs import CompiledAhead, Compiler
 from train.progress import clock
 from train.record import Recorder
@@ -57,6 +59,8 @@ def _train(config: Config, flags: Flags, is_offline: bool) -> None:
         return
     distributed.require_same(to_yaml(config), "configuration")
     mesh = devices.mesh_of(config)
+    model = unlabelled_model(config)
+    attention = attention_of(config, model, list(example_batch(model.config)))
     tokenizer = load_tokenizer(config.model)
     data = load_data(config.data, config.seed, config.task)
     for note in data.notes:
@@ -85,7 +89,7 @@ def _train(config: Config, flags: Flags, is_offline: bool) -> None:
 
     read = {name: {**vars(split.tokens), "labels": split.labels} for name, split in splits.items()}
     with explain_out_of_memory(helps):
-        report = session.train(config, flags, loop, state, end, begin, read)
+        report = session.train(config, flags, loop, state, end, begin, read, attention)
     _say_where(config, report["metrics"], time.monotonic() - begin)
 
 

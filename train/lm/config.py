@@ -111,9 +111,6 @@ class Optimization(TrainSection):
     early_stopping_patience: Count | None = Field(
         default=None, description="stop after so many evaluations without a lower loss; null: never"
     )
-    dtype: Literal["float32", "bfloat16"] = Field(
-        default="bfloat16", description="type of the computation; adapters stay float32"
-    )
 
 
 class SamplesSection(Section):

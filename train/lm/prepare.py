@@ -82,7 +82,9 @@ def abstract_on(config: LMConfig, model: Any) -> Adapted:
 
 def build_model(config: LMConfig) -> Any:
     """The linen model in the config's dtype, without weights."""
-    return build(causal_config(config.model), dtype=jnp.dtype(config.train.dtype), remat=config.train.remat)
+    train = config.train
+    dtype = jnp.dtype(train.dtype)
+    return build(causal_config(config.model), dtype=dtype, remat=train.remat, attention=train.attention)
 
 
 def require_fit(config: LMConfig, rows: dict[str, Examples | Packed], longest: int) -> None:

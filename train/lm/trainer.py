@@ -24,11 +24,11 @@ from train.lm.evaluate import Task, validation
 from train.lm.finish import Run, finish
 from train.lm.memory_help import offers, training_help
 from train.lm.plan import plan_step
-from train.lm.prepare import abstract_model, causal_config, pad_id, prepare_model, require_fit
+from train.lm.prepare import abstract_model, build_model, pad_id, prepare_model, require_fit
 from train.lm.preview import preview
 from train.lm.step import make_eval_step
 from train.lm.templates import with_template
-from train.lm.training import arguments, training_of
+from train.lm.training import arguments, batch_names, training_of
 from train.loop import Loop
 from train.model_files import load_tokenizer
 from train.out_of_memory import explain_out_of_memory
@@ -37,6 +37,7 @@ from train.planning.dry_run import describe
 from train.planning.flops import matrix_rate
 from train.planning.mesh import force_devices, mesh_sizes
 from train.planning.plan_text import plan_text
+from train.platform import attention_of
 from train.programs import CompiledAhead, Compiler
 from train.progress import clock
 from train.record import Recorder
@@ -99,7 +100,8 @@ def _train(config: LMConfig, flags: Flags, is_offline: bool) -> None:
         return
     distributed.require_same(to_yaml(config), "configuration")
     mesh = devices.mesh_of(config)
-    causal_config(config.model)  # a wrong model is said before any data are read
+    # A wrong model is said before any data are read.
+    attention = attention_of(config, build_model(config), batch_names(config))
     tokenizer = _tokenizer(config)
     data = _data(config, tokenizer)
     require_fit(config, data.rows, longest_batch(config, data.rows))
@@ -121,7 +123,7 @@ def _train(config: LMConfig, flags: Flags, is_offline: bool) -> None:
 
     read = {name: vars(rows) for name, rows in data.rows.items()}
     with explain_out_of_memory(lambda: training_help(config, adapted, training, mesh)):
-        report = session.train(config, flags, loop, state, end, begin, read)
+        report = session.train(config, flags, loop, state, end, begin, read, attention)
     _say_where(config, report["metrics"]["validation"], time.monotonic() - begin)
 
 

@@ -25,12 +25,16 @@ def training_of(config: LMConfig, model: Any, steps: int) -> Training:
     return training.training_of(config, causal_loss(model, model_dropout=config.train.dropout), steps)
 
 
+def batch_names(config: LMConfig) -> list[str]:
+    """The names of a batch's input arrays."""
+    return ["input_ids", "attention_mask"] + ["segment_ids", "position_ids"] * config.data.packing
+
+
 def arguments(config: LMConfig, adapted: Adapted, tx: optax.GradientTransformation) -> tuple:
     """The step's (state, frozen, base, batch, key) for its longest batch, all ShapeDtypeStructs."""
     trainable, frozen = jlora.split(adapted.adapter)
     ids = np.zeros((rows_of_a_step(config), config.data.max_length), np.int32)
-    names = ["input_ids", "attention_mask"] + ["segment_ids", "position_ids"] * config.data.packing
-    batch = Batch(dict.fromkeys(names, ids), ids, np.zeros(ids.shape, np.float32))
+    batch = Batch(dict.fromkeys(batch_names(config), ids), ids, np.zeros(ids.shape, np.float32))
     return jax.eval_shape(
         lambda *trees: trees,
         State(trainable, jax.eval_shape(tx.init, trainable), jnp.int32(0)),

@@ -29,6 +29,13 @@ def dot_general(left: jax.Array, right: jax.Array, dimensions: Dimensions, preci
     return rounded_product(left, right, fixed)
 
 
+def einsum(form: str, *arrays: jax.Array, **options: Any) -> jax.Array:
+    """`jnp.einsum` of arrays of one dtype; of bfloat16 summed in float32 and rounded once."""
+    dtype = arrays[0].dtype
+    summed = jnp.float32 if dtype == jnp.bfloat16 else dtype
+    return jnp.einsum(form, *arrays, preferred_element_type=summed, **options).astype(dtype)
+
+
 @partial(jax.jit, static_argnums=2)
 def rounded_product(left: jax.Array, right: jax.Array, dimensions: Dimensions) -> jax.Array:
     """The product of two bfloat16 arrays, bfloat16."""

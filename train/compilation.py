@@ -1,9 +1,11 @@
-"""XLA's persistent compilation cache, so that a second run starts at once."""
+"""How a run's programs are compiled: kept on disk, so that a second run starts at once, and for the machine's units."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -17,3 +19,15 @@ def use_compilation_cache() -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jlora" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def jit(fn: Callable, **options: Any) -> Any:
+    """`jax.jit` of a whole program of a run, not of a part of one; options as there.
+
+    On a CPU XLA would compute in float32 whatever it does with bfloat16 but for products, and so convert the stacks of
+    all layers, weights and kept values, whenever one layer is read or written: at 4 x 256 tokens of SmolLM2 a step took
+    4.2 s and 3.4 GB with that, 2.7 s and 2.3 GB without. Products with a bfloat16 result need it: `jlora.products` has
+    none.
+    """
+    on_cpu = {"xla_disable_hlo_passes": "float-normalization-bf16"} if jax.default_backend() == "cpu" else None
+    return jax.jit(fn, compiler_options=on_cpu, **options)

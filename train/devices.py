@@ -20,6 +20,7 @@ from jlora.errors import JloraError
 from jlora.mesh import BATCH, make_mesh
 from jlora.sharding import adapter_shardings, base_shardings
 from train.adapted import Adapted
+from train.compilation import jit
 from train.distributed import is_first
 from train.run_config import RunConfig
 
@@ -110,17 +111,22 @@ def put_batch(mesh: Mesh | None, size: int, make: Callable[[np.ndarray], Any]) -
     return jax.tree.map(put, make(places))
 
 
-def train_step_on(mesh: Mesh | None, step: Callable, state: Any) -> Callable:
+def train_step_on(mesh: Mesh | None, step: Any, state: Any) -> Callable:
     """A jitted train step (`train.step`) for a mesh, whose state stays where `state`, arrays on the mesh, lies."""
     if mesh is None:
         return step
     kept = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return _under(mesh, jax.jit(step, donate_argnums=0, out_shardings=(kept, NamedSharding(mesh, PartitionSpec()))))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return _under(mesh, jit(step.__wrapped__, donate_argnums=0, out_shardings=(kept, everywhere)))
 
 
-def eval_step_on(mesh: Mesh | None, step: Callable) -> Callable:
+def eval_step_on(mesh: Mesh | None, step: Any) -> Callable:
     """A jitted function for a mesh, what it gives whole on each device."""
-    return step if mesh is None else _under(mesh, jax.jit(step, out_shardings=NamedSharding(mesh, PartitionSpec())))
+    return (
+        step
+        if mesh is None
+        else _under(mesh, jit(step.__wrapped__, out_shardings=NamedSharding(mesh, PartitionSpec())))
+    )
 
 
 def to_host(tree: Any) -> Any:

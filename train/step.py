@@ -11,6 +11,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from jlora.mesh import BATCH, current_mesh
+from train.compilation import jit
 
 
 class State(NamedTuple):
@@ -55,7 +56,7 @@ def make_train_step(total_loss: TotalLoss, tx: optax.GradientTransformation, acc
         values = {"loss": loss / count, "grad_norm": optax.tree.norm(grads)}
         return State(trainable, opt_state, state.step + 1), values
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jit(train_step, donate_argnums=0)
 
 
 def _rows_shared(parts: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora.dropout import dropout
-from jlora.products import dot_general
+from jlora.products import dot_general, einsum
 from jlora.transform.factored import Factored, varying
 
 
@@ -126,7 +126,7 @@ def _general_update(
     present = [letter for letter in out if letter not in absent]
     inputs = f"{''.join(x_letters)},{factors[0][0]},{factors[1][0]}"
     arrays = (x, factors[0][1], factors[1][1])
-    update = jnp.einsum(f"{inputs}->{''.join(present)}", *arrays, optimize=[(0, 1), (0, 1)], precision=precision)
+    update = einsum(f"{inputs}->{''.join(present)}", *arrays, optimize=[(0, 1), (0, 1)], precision=precision)
     # A free axis over which neither factor varies is left at size 1: adding to the base's product spreads it.
     return jnp.expand_dims(update, [out.index(letter) for letter in absent])
 
@@ -218,7 +218,7 @@ def _sum_of_products(a: jax.Array, b: jax.Array) -> jax.Array:
     names = "abcdefghijklmnopqstuvwxyz"[: a.ndim - 1]
     (a_names, a_array), (b_names, b_array) = varying(a, names), varying(b, names)
     present = [name for name in names if name in a_names or name in b_names]
-    update = jnp.einsum(f"{a_names},{b_names}->{''.join(present)}", a_array, b_array)
+    update = einsum(f"{a_names},{b_names}->{''.join(present)}", a_array, b_array)
     return jnp.expand_dims(update, [names.index(name) for name in names if name not in present])
 
 

@@ -12,6 +12,7 @@ from jax import lax
 
 from jlora import dora
 from jlora.adapter import LowRank, Rows, scaled_b
+from jlora.products import einsum
 from jlora.quantization.leaf import Quantized, as_array
 from jlora.transform.deferred import Deferred, deferred, formed
 
@@ -109,7 +110,7 @@ def dense(value: Factored) -> jax.Array:
     names = "abcdefghijklmnopq"[: value.weight.ndim]
     (a_names, a), (b_names, b) = varying(value.a, names), varying(value.b, names)
     present = "".join(name for name in names if name in a_names or name in b_names)
-    update = jnp.einsum(f"{a_names},{b_names}->{present}", a, b)
+    update = einsum(f"{a_names},{b_names}->{present}", a, b)
     update = jnp.expand_dims(update, [axis for axis, name in enumerate(names) if name not in present])
     whole = weight + update.astype(weight.dtype)
     return whole if value.gain is None else (whole.astype(value.gain.dtype) * value.gain).astype(whole.dtype)

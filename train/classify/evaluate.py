@@ -20,6 +20,7 @@ from train.classify.batches import make_batch
 from train.classify.labels import Labels, is_labelled
 from train.classify.loss import row_losses
 from train.classify.prepare import Prepared
+from train.compilation import jit
 from train.evaluation import never, results
 from train.programs import CompiledAhead
 from train.training import Evaluation
@@ -59,7 +60,7 @@ def make_eval_step(apply: Callable, mesh: Mesh | None = None) -> Callable:
     """eval_step(adapter, base, inputs) -> logits float32 (B, L); no dropout. `adapter` may be None."""
     adapted = adapt(apply)
 
-    @jax.jit
+    @jit
     def eval_step(adapter: Any, base: Any, inputs: dict[str, Any]) -> jax.Array:
         return adapted(base, adapter, inputs)
 

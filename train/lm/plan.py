@@ -96,7 +96,7 @@ def _lowered(step: Any, mesh: Mesh | None, inputs: tuple) -> Any:
     kept = jax.tree.map(lambda leaf: leaf.sharding, inputs[0])
     with jax.set_mesh(mesh):
         shardings = (kept, NamedSharding(mesh, PartitionSpec()))
-        return jax.jit(step, donate_argnums=0, out_shardings=shardings).lower(*inputs)
+        return jax.jit(step.__wrapped__, donate_argnums=0, out_shardings=shardings).lower(*inputs)
 
 
 def _on_mesh(config: LMConfig, mesh: Mesh, adapted: Adapted, tx: optax.GradientTransformation, inputs: tuple) -> tuple:

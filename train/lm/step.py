@@ -13,6 +13,7 @@ from jlora.models.partition import gathered, leaf_names
 from jlora.paths import leaves_by_path, replace_leaves
 from jlora.quantization.heads import is_in_head
 from train import devices
+from train.compilation import jit
 from train.lm.batches import Batch
 from train.lm.loss import Sums, next_token_sums
 from train.step import TotalLoss
@@ -39,7 +40,7 @@ def make_eval_step(model: Any, mesh: Mesh | None = None) -> Callable[[Any, Any, 
     """eval_step(adapter, base, batch) -> Sums over the batch's tokens; no dropout. `adapter` may be None."""
     sums = _sums(model)
 
-    @jax.jit
+    @jit
     def eval_step(adapter: Any, base: Any, batch: Batch) -> Sums:
         return sums(None, adapter, base, batch, None, None)
 

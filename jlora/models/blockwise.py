@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from jlora.dropout import is_kept
+from jlora.models.partition import KEPT
 from jlora.models.visibility import Visibility, can_see, sees
 
 _HIDDEN, _LOWEST = -1e30, -1e29
@@ -122,6 +124,7 @@ def _forward(options: Options, *inputs: Any) -> tuple[jax.Array, tuple]:
     total = jnp.maximum(sums.total, jnp.finfo(jnp.float32).tiny)
     result = _from_rows(jnp.swapaxes(sums.mixed / total[..., None, :], -1, -2), grid).astype(query.dtype)
     log_sums = _from_rows((sums.largest + jnp.log(total))[..., None], grid)[..., 0].swapaxes(1, 2)
+    result, log_sums = checkpoint_name(result, KEPT), checkpoint_name(log_sums, KEPT)
     return result, (*inputs, result, log_sums)
 
 

@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from jlora.dropout import dropout
 from jlora.errors import JloraError, nearest
-from jlora.models.partition import by_rows, gathered_table, product, remat_layer
+from jlora.models.partition import by_rows, gathered_table, keep, product, remat_layer
 from jlora.products import dot_general
 
 
@@ -89,7 +89,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param(self.parameter, self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        y = product(x, kernel, "/".join(self.path), self.dtype)
+        y = keep(product(x, kernel, "/".join(self.path), self.dtype))
         if not self.use_bias:
             return y
         bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
@@ -185,7 +185,7 @@ def scan_decoder_layers(layer: Callable[..., Any], count: int, *, remat: bool) -
 
 
 def _scan(layer: Callable[..., Any], count: int, remat: bool, in_axes: Any) -> Callable[..., Any]:
-    body = remat_layer(layer, prevent_cse=False) if remat else layer
+    body = remat_layer(layer, remat=remat, prevent_cse=False)
     return nn.scan(
         body,
         variable_axes={"params": 0},

@@ -14,6 +14,7 @@ import jax
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 
 from jlora.mesh import BATCH, current_mesh, fitting
@@ -111,8 +112,20 @@ def product(x: jax.Array, kernel: jax.Array, module: str, dtype: Any) -> jax.Arr
     return by_rows(result, "tensor" if names[1] == "tensor" else None)
 
 
-def remat_layer(layer: Any, *, prevent_cse: bool) -> Any:
-    """Flax's `nn.remat` of a layer's class, whose products need no checkpoint of their own."""
+KEPT = "kept"
+"""What a layer keeps for its backward pass bears this name; the rest is computed again."""
+
+
+def keep(x: jax.Array) -> jax.Array:
+    """Marks what a layer keeps: results of its products and of its attention, and the sum that it adds to."""
+    return checkpoint_name(x, KEPT)
+
+
+def remat_layer(layer: Any, *, remat: bool, prevent_cse: bool) -> Any:
+    """Flax's `nn.remat` of a layer's class, whose products need no checkpoint of their own.
+
+    With `remat` nothing inside of the layer is kept for the backward pass, else what `keep` has marked.
+    """
 
     class Rematerialized(layer):
         def __call__(self, *arguments: Any) -> Any:
@@ -123,7 +136,8 @@ def remat_layer(layer: Any, *, prevent_cse: bool) -> Any:
                 _IN_REMAT.reset(token)
 
     Rematerialized.__name__ = Rematerialized.__qualname__ = layer.__name__  # linen names parameters by it
-    return nn.remat(Rematerialized, prevent_cse=prevent_cse)
+    policy = None if remat else jax.checkpoint_policies.save_only_these_names(KEPT)
+    return nn.remat(Rematerialized, prevent_cse=prevent_cse, policy=policy)
 
 
 def are_heads_split() -> bool:

@@ -52,8 +52,8 @@ def apply_layers(
     if period > _MOST_PERIOD:
         raise JloraError(f"layer_types: expected a pattern that repeats after {_MOST_PERIOD} layers; found {period}")
     scanned = len(types) - len(types) % period
-    inside = remat_layer(layer, prevent_cse=False) if remat else layer
-    outside = remat_layer(layer, prevent_cse=True) if remat else layer
+    inside = remat_layer(layer, remat=remat, prevent_cse=False)
+    outside = remat_layer(layer, remat=remat, prevent_cse=True)
     names = [f"{name}_{i}_of_{period}" for i in range(period)] if period > 1 else [name]
     stacks = tuple(inside(*fields, kind, name=stack) for stack, kind in zip(names, types, strict=False))
     rest = tuple(outside(*fields, types[i], name=f"{name}_{i}") for i in range(scanned, len(types)))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jlora.dropout import dropout, hash_words
 from jlora.models.blockwise import Options, blockwise_attention
+from jlora.models.one_token import one_token_attention
 from jlora.models.visibility import Visibility, sees
 
 
@@ -46,6 +47,8 @@ def attention(
     options = Options(float(scale), softcap, 0.0 if words is None else dropout_rate)
     if visibility.kernel == "full":
         return full_attention(options, query, key, value, key_bias, visibility, dropout_key)
+    if query.shape[1] == 1 and words is None:
+        return one_token_attention(options, query, key, value, key_bias, visibility)
     return blockwise_attention(options, query, key, value, key_bias, visibility, words)
 
 

@@ -14,7 +14,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora.adapter import Adapter
+from jlora.algebra.merge import merge
 from jlora.errors import JloraError
+from jlora.mesh import current_mesh
+from jlora.models.apart import cache_set_apart, set_apart
+from jlora.models.cache import Cache, with_room
+from jlora.quantization.leaf import is_quantized
 from jlora.transform.adapt import adapt
 
 _SHORTEST = 64
@@ -174,8 +179,10 @@ def _generate(
         found = lax.dynamic_update_slice(found, token[:, None], (jnp.int32(0), number))
         return number + 1, token, done | ended(token), found, cache
 
-    cache = model.empty_cache(rows, width + count - 1, model.dtype)
+    cache = model.empty_cache(rows, width, model.dtype)
     token, cache = _next(model, base, adapter, batch, cache, _fold(key, 0), sampling)
+    if count > 1:
+        base, adapter, cache = _for_one_token(model, base, adapter, with_room(cache, width + count - 1))
     found = jnp.full((rows, count), pad_id, jnp.int32).at[:, 0].set(token)
     return lax.while_loop(going, step, (jnp.int32(1), token, ended(token), found, cache))[3]
 
@@ -190,8 +197,11 @@ def _stream(
     sampling: Sampling,
     stop_ids: frozenset[int],
 ) -> Iterator[int]:
-    cache = model.empty_cache(1, _padded(batch["input_ids"].shape[1] + count - 1), model.dtype)
+    width = batch["input_ids"].shape[1]
+    cache = model.empty_cache(1, width, model.dtype)
     for number in range(count):
+        if number == 1:
+            base, adapter, cache = _ready(model, base, adapter, cache, _padded(width + count - 1))
         drawn, cache = _extended(model, base, adapter, batch, cache, _fold(key, number), sampling)
         token = int(drawn[0])
         if token in stop_ids:
@@ -217,6 +227,26 @@ def _next(
 
     logits, cache = adapt(last_logits)(base, adapter, batch, cache)
     return _drawn(logits, key, sampling), cache
+
+
+def _for_one_token(model: Any, base: Any, adapter: Any, cache: Cache) -> tuple[Any, Any, Cache]:
+    """(base, adapter, cache) in the form that is quickest for a token at a time.
+
+    On a CPU that is layers set apart, with the adapter merged; factored and stacked where a mesh splits the weights,
+    where they are quantized, and where only one use of a weight sees its update.
+    """
+    leaves = jax.tree.leaves(base, is_leaf=is_quantized)
+    is_whole = not any(map(is_quantized, leaves)) and all(
+        getattr(entry, "only", None) is None for entry in (adapter or {}).values()
+    )
+    if jax.default_backend() != "cpu" or current_mesh() is not None or not is_whole:
+        return base, adapter, cache
+    return set_apart(merge(base, adapter or {}), model.dtype), None, cache_set_apart(cache)
+
+
+@partial(jax.jit, static_argnums=(0, 4))
+def _ready(model: Any, base: Any, adapter: Any, cache: Cache, size: int) -> tuple[Any, Any, Cache]:
+    return _for_one_token(model, base, adapter, with_room(cache, size))
 
 
 _extended = jax.jit(_next, static_argnums=(0, 6), donate_argnums=4)

@@ -22,6 +22,11 @@ _PARAMETER_NAMES = {
 }
 
 
+def is_stack(name: str) -> bool:
+    """Whether a module of this name (`layers`, `h_1_of_2`) holds a stack of layers."""
+    return _STACK.fullmatch(name) is not None
+
+
 def is_stacked(path: str) -> bool:
     """Whether the leaf at `path` (`params/bert/encoder/layer/output/dense/bias`) has an axis of layers."""
     parts = path.split("/")

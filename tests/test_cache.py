@@ -58,11 +58,11 @@ def test_positions_and_lengths():
 
 
 def test_slots_are_written_from_the_start_on():
-    old = jnp.zeros((1, 4, 1, 2), jnp.bfloat16)
+    old = Slots(jnp.zeros((1, 1, 2, 4), jnp.bfloat16), jnp.zeros((1, 1, 4, 2), jnp.bfloat16))
     new = jnp.ones((1, 2, 1, 2))
-    keys, values, slots = jax.jit(written)(Slots(old, old), new, 2 * new, jnp.int32(1))
+    keys, values, slots = jax.jit(written)(old, new, 2 * new, jnp.int32(1))
     np.testing.assert_array_equal(keys[0, :, 0, 0], [0, 1, 1, 0])
     np.testing.assert_array_equal(values[0, :, 0, 0], [0, 2, 2, 0])
     assert keys.dtype == jnp.float32
     assert slots.keys.dtype == jnp.bfloat16
-    assert written(None, new, old, None) == (new, old, None)
+    assert written(None, new, new, None) == (new, new, None)

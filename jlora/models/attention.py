@@ -22,6 +22,7 @@ from jlora.dropout import dropout, hash_words
 from jlora.errors import JloraError
 from jlora.models.blockwise import Options, blockwise_attention
 from jlora.models.cudnn_attention import cudnn_attention, cudnn_obstacle
+from jlora.models.one_token import one_token_attention
 from jlora.models.splash_attention import splash_attention, splash_obstacle
 from jlora.models.visibility import Visibility, sees
 
@@ -92,6 +93,8 @@ def attention(
     options = Options(float(scale), softcap, 0.0 if words is None else dropout_rate)
     if visibility.kernel == "full":
         return full_attention(options, query, key, value, key_bias, visibility, dropout_key)
+    if visibility.kernel == "auto" and query.shape[1] == 1 and words is None:
+        return one_token_attention(options, query, key, value, key_bias, visibility)
     obstacles = {
         name: kernel.obstacle(options, query, key, visibility, biased=key_bias is not None, dropped=words is not None)
         for name, kernel in FUSED.items()

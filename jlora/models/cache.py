@@ -17,28 +17,41 @@ class Cache(NamedTuple):
     All rows write to the same slots, so prompts of different lengths are padded on the left.
 
     Attributes:
-      keys, values: (layers, B, slots, key heads, width) each, in the order of the layers.
+      keys: (layers, B, key heads, width, slots), values: (layers, B, key heads, slots, width), in the order of the
+        layers; or tuples of the layers' own: see `jlora.models.apart`.
       valid: bool (B, slots), false for padding and for slots that are empty.
       length: int32 (), how many slots are written.
     """
 
-    keys: jax.Array
-    values: jax.Array
+    keys: Any
+    values: Any
     valid: jax.Array
     length: jax.Array
 
 
 class Slots(NamedTuple):
-    """One layer's part of a cache: keys and values (B, slots, key heads, width)."""
+    """One layer's part of a cache: keys (B, key heads, width, slots), values (B, key heads, slots, width).
 
-    keys: jax.Array
-    values: jax.Array
+    So the products of one token with all slots run over rows.
+    """
+
+    keys: Any
+    values: Any
 
 
 def empty_cache(layers: int, batch_size: int, size: int, heads: int, width: int, dtype: Any) -> Cache:
     """A cache of `size` slots a row, none of them written."""
-    zeros = jnp.zeros((layers, batch_size, size, heads, width), dtype)
-    return Cache(zeros, jnp.zeros_like(zeros), jnp.zeros((batch_size, size), bool), jnp.int32(0))
+    keys = jnp.zeros((layers, batch_size, heads, width, size), dtype)
+    valid = jnp.zeros((batch_size, size), bool)
+    return Cache(keys, jnp.zeros_like(keys, shape=(layers, batch_size, heads, size, width)), valid, jnp.int32(0))
+
+
+def with_room(cache: Cache, size: int) -> Cache:
+    """The cache with empty slots added behind, `size` in all."""
+    more = size - cache.valid.shape[1]
+    keys = jnp.pad(cache.keys, [(0, 0)] * 4 + [(0, more)])
+    values = jnp.pad(cache.values, [(0, 0)] * 3 + [(0, more), (0, 0)])
+    return Cache(keys, values, jnp.pad(cache.valid, [(0, 0), (0, more)]), cache.length)
 
 
 def opened(cache: Cache, batch: dict[str, jax.Array]) -> Cache:
@@ -58,17 +71,23 @@ def written(slots: Slots | None, key: jax.Array, value: jax.Array, start: Any) -
 
     Args:
       slots: of this layer; None without a cache, where the new keys and values are all there are.
-      key, value: (B, T, key heads, width), written to the slots from `start` on.
+      key, value: (B, T, key heads, width), written to the slots from `start` on. Tokens that are as many as the
+        slots are all there are.
       start: int32 ().
     """
     if slots is None:
         return key, value, None
+    new = Slots(key.transpose(0, 2, 3, 1), value.swapaxes(1, 2))
+    if new.keys.shape == slots.keys.shape:
+        return key, value, Slots(*(part.astype(old.dtype) for part, old in zip(new, slots, strict=True)))
     zero = jnp.int32(0)
+    places = Slots((zero, zero, zero, start), (zero, zero, start, zero))
     keys, values = (
-        lax.dynamic_update_slice(old, new.astype(old.dtype), (zero, start, zero, zero))
-        for old, new in zip(slots, (key, value), strict=True)
+        lax.dynamic_update_slice(old, part.astype(old.dtype), place)
+        for old, part, place in zip(slots, new, places, strict=True)
     )
-    return keys.astype(key.dtype), values.astype(value.dtype), Slots(keys, values)
+    all_keys, all_values = keys.transpose(0, 3, 1, 2), values.swapaxes(1, 2)
+    return all_keys.astype(key.dtype), all_values.astype(value.dtype), Slots(keys, values)
 
 
 def token_positions(batch: dict[str, jax.Array], cache: Cache | None = None) -> jax.Array:
@@ -90,11 +109,13 @@ def token_positions(batch: dict[str, jax.Array], cache: Cache | None = None) -> 
 def row_lengths(batch: dict[str, jax.Array], cache: Cache | None = None) -> int | jax.Array:
     """How far a row's positions reach: the cache's slots, or int32 (B,) of `position_ids`, or the batch's tokens."""
     if cache is not None:
-        return cache.keys.shape[2]
+        return cache.valid.shape[1]
     return batch["position_ids"].max(axis=1) + 1 if "position_ids" in batch else batch["input_ids"].shape[1]
 
 
 def visible(batch: dict[str, jax.Array], window: int | None, cache: Cache | None, kernel: str) -> Visibility:
     """Which tokens (or slots of the opened `cache`) each token of the batch sees: as `causal_visibility` says."""
-    valid, start = (None, None) if cache is None else (cache.valid, cache.length)
+    if cache is None or cache.valid.shape == batch["input_ids"].shape:  # nothing can stand before
+        return causal_visibility(batch, window, cache and cache.valid, None, kernel)
+    valid, start = cache.valid, cache.length
     return causal_visibility(batch, window, valid, start, kernel)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from jlora.models.apart import run_apart, weights_apart
 from jlora.models.attention import attention
 from jlora.models.cache import Cache, Slots, closed, row_lengths, token_positions, written
 from jlora.models.layers import Embed, activation, dense, normal, require_length
@@ -42,8 +43,15 @@ def run_layers(
     layers: Any, x: Any, shared: Shared, batch: dict[str, jax.Array], cache: Cache | None
 ) -> tuple[Any, Cache | None]:
     """(what the scanned `layers` carry, after them all: x (B, T, hidden); the opened `cache` with the tokens in it)."""
-    x, slots = layers(x, shared, cache and Slots(cache.keys, cache.values))
-    return x, cache and closed(cache, slots, batch)
+    if cache is None:
+        return layers(x, shared, None)[0], None
+    slots = Slots(cache.keys, cache.values)
+    if apart := weights_apart(layers):
+        single = layers.layer(layers.config, layers.dtype, parent=None)
+        x, slots = run_apart([(single, weights) for weights in apart], x, shared, slots)
+    else:
+        x, slots = layers(x, shared, slots)
+    return x, closed(cache, slots, batch)
 
 
 def attend(

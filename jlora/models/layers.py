@@ -179,12 +179,14 @@ def scan_layers(layer: Callable[..., Any], count: int, *, remat: bool) -> Callab
 def scan_decoder_layers(layer: Callable[..., Any], count: int, *, remat: bool) -> Callable[..., Any]:
     """As `scan_layers`, for `layer.__call__(x, shared, slots)` that returns `(x, slots)`: slots are stacked too.
 
-    `slots` may be None, and is then returned.
+    `slots` may be None, and is then returned. The class has the layer's own as `layer`.
     """
-    return _scan(layer, count, remat, (nn.broadcast, 0))
+    scanned = _scan(layer, count, remat, (nn.broadcast, 0))
+    scanned.layer = layer
+    return scanned
 
 
-def _scan(layer: Callable[..., Any], count: int, remat: bool, in_axes: Any) -> Callable[..., Any]:
+def _scan(layer: Callable[..., Any], count: int, remat: bool, in_axes: Any) -> Any:
     body = remat_layer(layer, remat=remat, prevent_cse=False)
     return nn.scan(
         body,

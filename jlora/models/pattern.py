@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jlora.errors import JloraError
+from jlora.models.apart import run_apart, weights_apart
 from jlora.models.partition import remat_layer
 
 _MOST_PERIOD = 128
@@ -58,6 +59,11 @@ def apply_layers(
     stacks = tuple(inside(*fields, kind, name=stack) for stack, kind in zip(names, types, strict=False))
     rest = tuple(outside(*fields, types[i], name=f"{name}_{i}") for i in range(scanned, len(types)))
 
+    if weights_apart(stacks[0]):
+        first = [weights for group in zip(*map(weights_apart, stacks), strict=True) for weights in group]
+        last = [layer.variables["params"] for layer in rest]
+        singles = [layer(*fields, kind, parent=None) for kind in types]
+        return run_apart(list(zip(singles, [*first, *last], strict=True)), x, shared, slots)
     groups = jax.tree.map(lambda leaf: leaf[:scanned].reshape(-1, period, *leaf.shape[1:]), slots)
     x, groups = _scan(scanned // period)(stacks)(x, shared, groups)
     written = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), groups)

@@ -107,23 +107,25 @@ def _plan(kind: str, number: int, seconds: float) -> None:
         return
     if kind == "any":
         _kill(lambda: None, seconds)
-    batches, save, calls = loop.batches, checkpoint.save, []
+    planned_steps, save, calls = loop.planned_steps, checkpoint.save, []
 
-    def poisoned(*arguments: Any) -> Any:
-        for place, (count, batch) in enumerate(batches(*arguments), 1):
-            yield count, batch._replace(weights=batch.weights * np.float32("nan")) if place == number else batch
+    def poisoned(loop: Any, *arguments: Any) -> Any:
+        for place, planned in enumerate(planned_steps(loop, *arguments), 1):
+            if place == number:
+                object.__setattr__(loop, "batch", functools.partial(_poisoned_batch, loop.batch))
+            yield planned
 
     if kind == "nan":
-        loop.batches = poisoned
+        loop.planned_steps = poisoned
         return
 
-    def batches_until_killed(*arguments: Any) -> Any:
-        for count, batch in enumerate(batches(*arguments), 1):
+    def steps_until_killed(*arguments: Any) -> Any:
+        for count, planned in enumerate(planned_steps(*arguments), 1):
             if kind == "batch" and count == number:
                 _kill(lambda: None, seconds)
             if count > _LATEST:
                 os.kill(os.getpid(), signal.SIGKILL)
-            yield batch
+            yield planned
         os.kill(os.getpid(), signal.SIGKILL)
 
     def save_until_killed(manager: Any, begun_at: Any) -> None:
@@ -132,7 +134,12 @@ def _plan(kind: str, number: int, seconds: float) -> None:
             _kill(lambda: _wait_for_a_folder(Path(manager.directory)), seconds)
         save(manager, begun_at)
 
-    loop.batches, checkpoint.save = batches_until_killed, save_until_killed
+    loop.planned_steps, checkpoint.save = steps_until_killed, save_until_killed
+
+
+def _poisoned_batch(make: Callable[[Any], Any], planned: Any) -> Any:
+    batch = make(planned)
+    return batch._replace(weights=batch.weights * np.float32("nan"))
 
 
 def _wait_for_a_folder(checkpoints: Path) -> None:

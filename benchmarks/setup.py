@@ -23,7 +23,6 @@ from train.classify.prepare import Prepared, prepare_model, prepare_splits
 from train.command_line import parse
 from train.lengths import choose_lengths
 from train.model_files import load_tokenizer
-from train.platform import settled
 from train.resolve import resolve
 
 SST2 = Path(__file__).parent.parent / "configs" / "sst2.yaml"
@@ -47,10 +46,8 @@ class Setup:
 def read_config(train: str | None, model: str | None) -> Config:
     """The offline recipe of configs/sst2.yaml, on other data or another model where they are given."""
     overrides = [f"data.train={train}"] * (train is not None) + [f"model={model}"] * (model is not None)
-    sizes = [f"data.max_length={MAX_LENGTH}", f"data.max_rows={EPOCH_ROWS}"]
-    config = settled(
-        resolve(parse(["--config", str(SST2), "--offline", *sizes, *overrides], COMMAND), use_offline=True)
-    )
+    sizes = [f"data.max_length={MAX_LENGTH}", f"data.max_rows={EPOCH_ROWS}", "train.dtype=float32"]
+    config = resolve(parse(["--config", str(SST2), "--offline", *sizes, *overrides], COMMAND), use_offline=True)
     # A validation split of its own, not read further, so that no training rows are split off.
     return config.model_copy(update={"data": config.data.model_copy(update={"validation": config.data.train})})
 

@@ -92,7 +92,8 @@ BAD_ARGUMENTS = {
     "a rank pattern that matches nothing": (["lora.rank_pattern={kew: 2}"], ["rank_pattern", "'kew'"]),
     "an adapter that is not there": (["lora.from=nowhere"], ["nowhere", "adapter_config.json"]),
     "nothing exported": (["method=full", "export.merged=false"], ["export.merged", "method: full"]),
-    "rows longer than the tokenizer takes": (["data.max_length=64"], ["data.max_length=64", "20"]),
+    "rows longer than the tokenizer takes": (["data.max_length=22"], ["data.max_length=22", "20"]),
+    "rows longer than the model takes": (["data.max_length=64"], ["data.max_length=64", "24"]),
     "a hub set that no hub has": (["data.train=me/nothing", "--offline"], ["me/nothing", "data.train=FILE"]),
 }
 

@@ -112,7 +112,7 @@ def test_blocks_that_nobody_sees_are_not_formed():
     query = jnp.zeros((1, 160, 1, 4))
 
     def products(**conditions):
-        fn = lambda x: attention(x, x, x, Visibility(**conditions))  # noqa: E731
+        fn = lambda x: attention(x, x, x, Visibility(**conditions, kernel="blockwise"))  # noqa: E731
         (loop,) = [eqn for eqn in jax.make_jaxpr(fn)(query).jaxpr.eqns if eqn.primitive.name == "custom_vjp_call"]
         (scan,) = [eqn for eqn in loop.params["call_jaxpr"].jaxpr.eqns if eqn.primitive.name == "scan"]
         return scan.params["length"]

@@ -79,7 +79,7 @@ def _config(length=16):
 
 def test_rows_that_are_longer_than_the_positions_are_refused():
     config = _config(4096)
-    with pytest.raises(JloraError, match=r"data.max_length: expected at most \d+ tokens a row.*found 4096"):
+    with pytest.raises(JloraError, match=r"data.max_length=4096: expected at most \d+ tokens a row.*found 4096"):
         attention_of(config, build_model(config), NAMES)
 
 

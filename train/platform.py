@@ -79,7 +79,9 @@ def attention_of(config: RunConfig, model: Any, names: list[str]) -> dict[str, s
             )
         except JloraError as error:
             if str(error).startswith("batch:"):
-                raise JloraError(f"data.max_length: {str(error).removeprefix('batch: ')}") from error
+                raise JloraError(
+                    f"data.max_length={config.data.max_length}{str(error).removeprefix('batch')}"
+                ) from error
             raise
     found = _kernel_and_reason(config.train.attention, obstacles)
     logger.info("attention: %s (%s)", *found)

@@ -29,7 +29,7 @@ def splash_obstacle(
         "it takes no bias of the keys (ALiBi)": biased,
         "it has no dropout: train.dropout=false": dropped,
         "the keys are those of a cache": visibility.start is not None or query.shape[1] != key.shape[1],
-        f"a mesh splits the {key.shape[2]} heads of the keys unevenly": not _are_heads_shared(key.shape[2]),
+        f"a mesh does not split {query.shape[0]} rows and {key.shape[2]} heads evenly": not _is_split_evenly(key.shape),
     }
     return next((reason for reason, is_so in found.items() if is_so), None)
 
@@ -97,9 +97,13 @@ def _mask(splash: Any, visibility: Visibility, length: int) -> Any:
     return splash.CausalMask(shape) if visibility.causal else splash.FullMask(shape)
 
 
-def _are_heads_shared(key_heads: int) -> bool:
+def _is_split_evenly(shape: tuple[int, ...]) -> bool:
+    """Whether the mesh, if there is one, splits the rows and the heads of keys (B, S, K, D) into equal parts."""
     mesh = current_mesh()
-    return mesh is None or key_heads % mesh.shape["tensor"] == 0
+    if mesh is None:
+        return True
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    return shape[0] % rows == 0 and shape[2] % mesh.shape["tensor"] == 0
 
 
 def _on_mesh(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

@@ -6,7 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from transformers import BertConfig, LlamaConfig
 
+import jlora
+from jlora.abstract_adapter import abstract_adapter
+from jlora.models import abstract_base, build, cudnn_attention
 from jlora.models.attention import attention
 from jlora.models.visibility import Visibility, mask_visibility
 
@@ -78,3 +82,54 @@ def test_a_scale_that_is_an_array_scales_the_scores(kernel):
     inputs, visibility = _inputs(), Visibility(causal=True, kernel=kernel)
     found = attention(*inputs, visibility, scale=jnp.float32(0.3))
     np.testing.assert_allclose(found, attention(*inputs, visibility, scale=0.3), atol=1e-6)
+
+
+LENGTH = 640
+"""Of rows; a number that stands in no other shape of the models below."""
+
+
+def _llama() -> tuple:
+    """(model, batch of packed rows)"""
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 96}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": LENGTH}
+    names = ("input_ids", "attention_mask", "segment_ids", "position_ids")
+    return build(LlamaConfig(**sizes, **heads), dtype=jnp.bfloat16), names, "hidden"
+
+
+def _bert() -> tuple:
+    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "vocab_size": 96}
+    more = {"num_attention_heads": 2, "max_position_embeddings": LENGTH}
+    return build(BertConfig(**sizes, **more), dtype=jnp.bfloat16), ("input_ids", "attention_mask"), None
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """As on an H100 with cuDNN 9.10; the programs are lowered, and not run."""
+    monkeypatch.setattr(cudnn_attention.cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn_attention.cudnn, "check_compute_capability", lambda capability: True)
+
+
+@pytest.mark.parametrize(("platform", "kernel"), [("cuda", "__cudnn$fmha"), ("tpu", "tpu_custom_call"), ("cpu", None)])
+@pytest.mark.parametrize("made", [_llama, _bert], ids=["llama", "bert"])
+def test_a_training_steps_program_calls_the_platforms_kernel(made, platform, kernel, hopper):
+    """And on no platform it holds an array over all pairs of tokens."""
+    model, names, method = made()
+    base, batch = abstract_base(model), {name: jax.ShapeDtypeStruct((2, LENGTH), jnp.int32) for name in names}
+    lora = jlora.LoraConfig(target_modules="all-linear", modules_to_save=[])
+
+    def apply(base, batch):
+        return model.apply(base, batch, method=method)
+
+    adapter = abstract_adapter(lora, base, apply, batch)
+    trained, frozen = jlora.split(adapter)
+
+    def loss(trained, frozen, base, batch):
+        return jlora.adapt(apply)(base, jlora.combine(trained, frozen), batch).astype(jnp.float32).sum()
+
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as the trainer runs
+        text = (
+            jax.jit(jax.grad(loss)).trace(trained, frozen, base, batch).lower(lowering_platforms=(platform,)).as_text()
+        )
+    for name in ("__cudnn$fmha", "tpu_custom_call"):
+        assert (name in text) == (name == kernel)
+    assert f"{LENGTH}x{LENGTH}" not in text

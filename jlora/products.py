@@ -30,10 +30,11 @@ def dot_general(left: jax.Array, right: jax.Array, dimensions: Dimensions, preci
 
 
 def einsum(form: str, *arrays: jax.Array, **options: Any) -> jax.Array:
-    """`jnp.einsum` of arrays of one dtype; of bfloat16 summed in float32 and rounded once."""
+    """`jnp.einsum` of arrays of one dtype; of bfloat16 computed in float32 and rounded once."""
     dtype = arrays[0].dtype
-    summed = jnp.float32 if dtype == jnp.bfloat16 else dtype
-    return jnp.einsum(form, *arrays, preferred_element_type=summed, **options).astype(dtype)
+    if dtype == jnp.bfloat16:
+        arrays = tuple(array.astype(jnp.float32) for array in arrays)
+    return jnp.einsum(form, *arrays, **options).astype(dtype)
 
 
 @partial(jax.jit, static_argnums=2)

@@ -24,6 +24,8 @@ from jlora.models.visibility import Visibility, can_see, sees
 _HIDDEN, _LOWEST = -1e30, -1e29
 """The score of a key that is not seen, and the maximum to start from: exp of their difference is 0."""
 _SCORES_AT_A_TIME = 2**21
+BLOCKS = "attention_blocks"
+"""What the products of blocks are called in a compiled program."""
 _FEWEST, _MOST = (64, 128), (256, 256)
 """(queries, keys) of a block."""
 
@@ -262,7 +264,8 @@ def _kept(options: Options, grid: _Grid, words: jax.Array, i: jax.Array, j: jax.
 def _dot(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) -> jax.Array:
     """float32 products of the matrices (B, K, ., .), summed over these of their axes."""
     contract = (((2 + left_axis,), (2 + right_axis,)), ((0, 1), (0, 1)))
-    return lax.dot_general(left, right, contract, preferred_element_type=jnp.float32)
+    with jax.named_scope(BLOCKS):
+        return lax.dot_general(left, right, contract, preferred_element_type=jnp.float32)
 
 
 def _block(x: jax.Array, number: jax.Array, size: int, axis: int) -> jax.Array:

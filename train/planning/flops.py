@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jlora.models.blockwise import BLOCKS
 from train.planning.hlo import Instruction, executed
 
 _LARGEST = 8192
@@ -43,7 +44,7 @@ class Product(NamedTuple):
 
     Attributes:
       flops: of one run.
-      numbers: in its operands and its result.
+      numbers: in its operands and its result; 0 for attention's blocks, which the chip's kernel keeps on the chip.
       times: how often it runs in one call of the program.
     """
 
@@ -75,7 +76,8 @@ def _product(dot: Instruction, times: int) -> Product:
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.text)
     summed = math.prod(left.sizes[int(axis)] for axis in re.findall(r"\d+", contracted[1] if contracted else ""))
     numbers = sum(math.prod(array.sizes) for array in (*dot.operands, result))
-    return Product(2 * summed * math.prod(result.sizes), numbers, times)
+    stays_on_chip = BLOCKS in dot.text
+    return Product(2 * summed * math.prod(result.sizes), 0 if stays_on_chip else numbers, times)
 
 
 def _flops(equation: Any) -> int:

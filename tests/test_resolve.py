@@ -170,7 +170,7 @@ def test_all_problems_are_listed_with_key_expected_found_and_nearest():
         "  lora.rr: unknown key; did you mean lora.r?",
         "  lora.target_module: unknown key; did you mean lora.target_modules?",
         "  lora.r: expected whole number >= 1; found 0",
-        "  train.dtype: expected float32 or bfloat16; found the text 'bfloat'; nearest: bfloat16, float32",
+        "  train.dtype: expected auto, float32 or bfloat16; found the text 'bfloat'; nearest: bfloat16, float32",
         "  train.batch_size: expected whole number >= 1; found the text '32'",
         "  train.remat: expected true or false; found null",
         "  train.weight_decay: expected number >= 0; found the list [1]",

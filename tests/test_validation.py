@@ -48,7 +48,7 @@ def test_flattening_descends_into_sections_only():
         (
             "train.dtype",
             "bfloat",
-            "expected float32 or bfloat16; found the text 'bfloat'; nearest: bfloat16, float32",
+            "expected auto, float32 or bfloat16; found the text 'bfloat'; nearest: bfloat16, float32",
         ),
         ("train.epochs", float("inf"), "expected number > 0; found inf"),
         ("lora", 8, "expected a mapping of keys such as lora.r; found 8"),

@@ -14,12 +14,12 @@ def _resumed(trainer, folder, log, fault=None):
 
 def test_a_damaged_checkpoint_is_said_and_the_one_before_is_used(trainer, undisturbed, tmp_path):
     folder, log = tmp_path / "run", tmp_path / "log"
-    assert _resumed(trainer, folder, log, ("batch", 6, 0.0)) == -9
+    assert _resumed(trainer, folder, log, ("batch", 8, 0.0)) == -9
     for damage in (_truncate, _flip):
         damaged = runs.newest(folder)
         damage(damaged)
         before = int(damaged.name)
-        assert _resumed(trainer, folder, log, ("batch", 6, 0.0)) == -9, log.read_text()
+        assert _resumed(trainer, folder, log, ("batch", 8, 0.0)) == -9, log.read_text()
         assert f"{damaged}: damaged, set aside" in log.read_text()
         assert damaged.with_name(f"{damaged.name}.damaged").is_dir()
         assert f"resumed at step {before - 2}\n" in log.read_text()

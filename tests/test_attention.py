@@ -11,7 +11,7 @@ from transformers import BertConfig, LlamaConfig
 import jlora
 from jlora.abstract_adapter import abstract_adapter
 from jlora.models import abstract_base, build, cudnn_attention
-from jlora.models.attention import attention
+from jlora.models.attention import attention, recorded_obstacles
 from jlora.models.visibility import Visibility, mask_visibility
 
 MASK = np.arange(6)[None, :] < np.array([6, 4, 1])[:, None]
@@ -133,3 +133,22 @@ def test_a_training_steps_program_calls_the_platforms_kernel(made, platform, ker
     for name in ("__cudnn$fmha", "tpu_custom_call"):
         assert (name in text) == (name == kernel)
     assert f"{LENGTH}x{LENGTH}" not in text
+
+
+@pytest.mark.parametrize("kernel", ["auto", "cudnn", "splash"])
+def test_one_query_is_computed_whatever_kernel_a_run_names(kernel):
+    """A decoding step of a model that was trained by a fused kernel, whose keys are those of a cache."""
+    query, key, value = (x[:, :1] if i == 0 else x for i, x in enumerate(_inputs()))
+    found, expected = (
+        attention(query, key, value, Visibility(start=jnp.int32(3), causal=True, kernel=name))
+        for name in (kernel, "full")
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_an_obstacle_of_one_layer_is_that_of_the_model():
+    query = _inputs()[0]
+    with recorded_obstacles() as found:
+        attention(query, query, query, Visibility(), dropout_key=jax.random.key(0), dropout_rate=0.1)
+        attention(query, query, query, Visibility())
+    assert "dropout" in found["splash"]

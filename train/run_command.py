@@ -44,5 +44,8 @@ def _work(request: Request[AnyConfig], work: Callable[[AnyConfig, Flags, bool], 
     with nullcontext() if single else joined(request.flags):
         config, is_offline = choose(request)
         # A plan of other chips may not ask what this machine has: that would fix the number of its devices.
-        config = with_dtype(config, "bfloat16") if request.flags.mesh else settled(config)
+        if not request.flags.mesh:
+            config = settled(config)
+        elif config.train.dtype == "auto":
+            config = with_dtype(config, "bfloat16")
         work(config, request.flags, is_offline)

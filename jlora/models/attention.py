@@ -45,7 +45,7 @@ _OBSTACLES: ContextVar[dict[str, str | None] | None] = ContextVar("_OBSTACLES", 
 
 @contextmanager
 def recorded_obstacles() -> Iterator[dict[str, str | None]]:
-    """{kernel of FUSED: why it cannot compute a call, None where it can} of the last attention traced inside."""
+    """{kernel of FUSED: why it cannot compute a call, None where it can} of all attention that is traced inside."""
     found: dict[str, str | None] = {}
     token = _OBSTACLES.set(found)
     try:
@@ -93,14 +93,14 @@ def attention(
     options = Options(float(scale), softcap, 0.0 if words is None else dropout_rate)
     if visibility.kernel == "full":
         return full_attention(options, query, key, value, key_bias, visibility, dropout_key)
-    if visibility.kernel == "auto" and query.shape[1] == 1 and words is None:
+    if visibility.kernel != "blockwise" and query.shape[1] == 1 and words is None:
         return one_token_attention(options, query, key, value, key_bias, visibility)
     obstacles = {
         name: kernel.obstacle(options, query, key, visibility, biased=key_bias is not None, dropped=words is not None)
         for name, kernel in FUSED.items()
     }
     if (record := _OBSTACLES.get()) is not None:
-        record.update(obstacles)
+        record.update({name: record.get(name) or reason for name, reason in obstacles.items()})
 
     def by_blocks(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         return blockwise_attention(options, query, key, value, key_bias, visibility, words)

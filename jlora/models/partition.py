@@ -117,7 +117,7 @@ KEPT = "kept"
 
 
 def keep(x: jax.Array) -> jax.Array:
-    """Marks what a layer keeps: results of its products and of its attention, and the sum that it adds to."""
+    """Marks what a layer keeps: the results of its products, and of its attention where that goes by blocks."""
     return checkpoint_name(x, KEPT)
 
 

@@ -27,7 +27,8 @@ from train.planning.plan import Plan
 from train.planning.step_time import step_time
 from train.resolve import resolve
 
-_LLAMA = {"model_type": "llama", "max_position_embeddings": 8192, "tie_word_embeddings": False, "rms_norm_eps": 1e-5}
+LLAMA = {"model_type": "llama", "max_position_embeddings": 8192, "tie_word_embeddings": False, "rms_norm_eps": 1e-5}
+"""What the shapes below have in common."""
 MODELS = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
            "num_key_value_heads": 32, "vocab_size": 32000},
@@ -79,15 +80,15 @@ def main(argv: Sequence[str]) -> int:
     flags = _parser().parse_args(argv)
     force_devices(max(flags.chips))
     chip, found = chip_named(flags.chip), []
-    print(f"{_line(Row._fields)}\n{_line(['---'] * len(Row._fields))}", flush=True)
+    print(f"{line(Row._fields)}\n{line(['---'] * len(Row._fields))}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for model in flags.models:
-            config = {**_LLAMA, **MODELS[model]} if flags.shape is None else json.loads(flags.shape)
+            config = {**LLAMA, **MODELS[model]} if flags.shape is None else json.loads(flags.shape)
             Path(folder, "config.json").write_text(json.dumps(config))
             for method in flags.methods:
                 for chips in flags.chips:
                     found.append(best(folder, model, method, chips, chip, flags.rows, flags.length))
-                    print(_line(cells(found[-1])), flush=True)
+                    print(line(cells(found[-1])), flush=True)
     if flags.json:
         flags.json.write_text(json.dumps([row._asdict() for row in found], indent=1) + "\n")
     return 0
@@ -110,7 +111,9 @@ def best(folder: str, model: str, method: str, chips: int, chip: Chip, rows: int
 
 
 def _base_bytes(folder: str, method: str, length: int) -> int:
-    _, _, (_, _, base, *_) = abstract_step(_config(folder, method, 1, 1, length), {"data": 1, "fsdp": 1, "tensor": 1})
+    _, _, (_, _, base, *_) = abstract_step(
+        planned_config(folder, 1, 1, length, quantize=METHODS[method]), {"data": 1, "fsdp": 1, "tensor": 1}
+    )
     return held_bytes(base)
 
 
@@ -127,21 +130,25 @@ def plans(folder: str, method: str, mesh: dict[str, int], rows: int, length: int
     parts = mesh["data"] * mesh["fsdp"]
     for each in _ROWS_A_CHIP:
         if rows % (parts * each) == 0:
-            yield each, plan_step(_config(folder, method, parts * each, rows // (parts * each), length), mesh)
+            batch, accumulation = parts * each, rows // (parts * each)
+            yield each, plan_step(planned_config(folder, batch, accumulation, length, quantize=METHODS[method]), mesh)
 
 
-def _config(folder: str, method: str, batch: int, accumulation: int, length: int) -> LMConfig:
+def planned_config(
+    folder: str, batch: int, accumulation: int, length: int, *, quantize: str = "null", remat: bool = True
+) -> LMConfig:
+    """LoRA of rank 16 on all linear layers of the model whose config.json lies in `folder`, in bfloat16."""
     arguments = [
         f"model={folder}",
         "data.train=unread.txt",
         "output_dir=unwritten",
         f"data.max_length={length}",
-        f"quantize={METHODS[method]}",
+        f"quantize={quantize}",
         "lora.r=16",
         "lora.target_modules=all-linear",
         f"train.batch_size={batch}",
         f"train.gradient_accumulation_steps={accumulation}",
-        "train.remat=true",
+        f"train.remat={str(remat).lower()}",
         "train.dtype=bfloat16",
     ]
     return resolve(parse(arguments, COMMAND), use_offline=False)
@@ -174,7 +181,8 @@ def cells(row: Row) -> tuple[str, ...]:
     return (row.model, row.method, f"{row.chips:,}", str(row.mesh), str(row.rows), *numbers, str(row.limit))
 
 
-def _line(cells: Sequence[str]) -> str:
+def line(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
     return "| " + " | ".join(cells) + " |"
 
 

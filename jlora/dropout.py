@@ -58,11 +58,11 @@ def hash_words(key: jax.Array) -> jax.Array:
 
 def is_kept(words: jax.Array, positions: jax.Array, rate: float) -> jax.Array:
     """Whether the elements at these positions (uint32, counted through the whole array) survive dropout at `rate`."""
-    return _hash(words, positions) >= jnp.uint32(round(rate * 2**32))
+    return hash_bits(words, positions) >= jnp.uint32(round(rate * 2**32))
 
 
-def _hash(words: jax.Array, positions: jax.Array) -> jax.Array:
-    """Uniform uint32 for each position: the "lowbias32" mixer by C. Wellons, a key word before each round."""
+def hash_bits(words: jax.Array, positions: jax.Array) -> jax.Array:
+    """uint32, uniform, one for each position: the "lowbias32" mixer by C. Wellons, a key word before each round."""
     bits = _mix(positions ^ words[0], 16, 0x7FEB352D)
     bits = _mix(bits ^ words[1], 15, 0x846CA68B)
     return bits ^ (bits >> jnp.uint32(16))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jlora.dropout import _hash, dropout
+from jlora.dropout import dropout, hash_bits
 
 ONES = jnp.ones((64, 1024))
 KEY = jax.random.key(0)
@@ -37,7 +37,7 @@ def test_neighbours_and_keys_are_independent():
 @pytest.mark.parametrize("other", [(0x1234567, 0x9E3779B9), (0x85EBCA6B, 0xDEADBEEF)])
 def test_either_word_of_a_key_changes_every_bit_of_the_hash(other):
     hashes = [
-        np.asarray(_hash(jnp.array(words, jnp.uint32), jnp.arange(4096, dtype=jnp.uint32)))
+        np.asarray(hash_bits(jnp.array(words, jnp.uint32), jnp.arange(4096, dtype=jnp.uint32)))
         for words in ((0x1234567, 0xDEADBEEF), other)
     ]
     differing = np.unpackbits((hashes[0] ^ hashes[1]).view(np.uint8).reshape(-1, 4), axis=1)

@@ -16,7 +16,7 @@ LAYERS = [
     {"quantization.nf4", "quantization.int8", "quantization.heads"},
     {"quantization.leaf"},
     {"paths", "names", "transform.compat", "dropout", "products"},
-    {"config"},
+    {"config", "hash_key"},
     {"targets", "adapter"},
     {"matrices", "dora"},
     {"transform.deferred"},
@@ -118,9 +118,9 @@ def test_packages_import_one_way(package, forbidden):
         assert [name for name in _imports(path) if _is_in(name, forbidden)] == [], path
 
 
-def test_only_the_transform_imports_jax_extend():
+def test_only_the_transform_and_our_keys_import_jax_extend():
     users = {_part(path) for path in _files("jlora") if any(name.startswith("jax.extend") for name in _imports(path))}
-    assert users == {"transform.interpreter"}
+    assert users == {"hash_key", "transform.interpreter"}
 
 
 def test_nobody_imports_jaxs_private_modules():

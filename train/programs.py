@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -28,6 +29,9 @@ class Compiler:
 
     XLA compiles without holding Python's lock, so that training goes on meanwhile. At the block's end what was not
     begun is dropped, and what was begun is waited for: a process cannot end well while it compiles.
+
+    Attributes:
+      waited: seconds that the run has spent in `wait` so far.
     """
 
     def __init__(self) -> None:
@@ -37,6 +41,7 @@ class Compiler:
         self._thread: threading.Thread | None = None
         self._begun: _Queued | None = None
         self._say: Say = lambda what: nullcontext()
+        self.waited = 0.0
 
     def add(self, name: str, make: Callable[[], Any]) -> _Queued:
         """Queues `make`, a function without arguments, and starts the thread where it does not run yet."""
@@ -56,8 +61,10 @@ class Compiler:
                 if queued in self._queue:
                     self._queue.remove(queued)
                     self._queue.appendleft(queued)
+            begin = time.monotonic()
             with self._say(queued.name):
                 futures.wait([queued.done])
+            self.waited += time.monotonic() - begin
         if not queued.done.cancelled():
             queued.done.result()
 

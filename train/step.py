@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
+from jlora.hash_key import hash_key
 from jlora.mesh import BATCH, current_mesh
 from train.compilation import jit
 
@@ -48,7 +49,7 @@ def make_train_step(total_loss: TotalLoss, tx: optax.GradientTransformation, acc
         return jax.lax.scan(part, zero, (jnp.arange(accumulation), parts))[0]
 
     def train_step(state: State, frozen: Any, base: Any, batch: Any, key: jax.Array) -> tuple[State, dict]:
-        loss, grads = summed(state.trainable, frozen, base, batch, jax.random.fold_in(key, state.step))
+        loss, grads = summed(state.trainable, frozen, base, batch, hash_key(jax.random.fold_in(key, state.step)))
         count = jnp.maximum(jnp.sum(batch.weights), 1.0)
         grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
         updates, opt_state = tx.update(grads, state.optimizer, state.trainable)

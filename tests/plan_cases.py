@@ -43,6 +43,7 @@ def main(tiny: str, large: str) -> None:
         sys.exit(1)
     cases = {name: case(tiny, sizes, "train.dtype=bfloat16") for name, sizes in MESHES.items()}
     cases["accumulated"] = case(tiny, "fsdp=4", "train.dtype=bfloat16", "train.gradient_accumulation_steps=2")
+    cases["long rows"] = case(tiny, "fsdp=4", "train.dtype=bfloat16", "data.max_length=1024")
     cases["full"] = case(tiny, "data=1", "method=full")
     cases["undivided"] = case(tiny, "tensor=3")
     held = {sizes: held_on(large, sizes) for sizes in ("data=1", "fsdp=8", "fsdp=2,tensor=4")}
@@ -59,7 +60,8 @@ def case(folder: str, sizes: str, *more: str) -> dict[str, Any]:
     plan["memory"] = plan["memory"]._asdict()
     plan["products"] = sum(product.flops * product.times for product in plan["products"])
     plan["collectives"] = [
-        {"kind": one.kind, "axes": one.axes, "received": one.received * one.times} for one in plan["collectives"]
+        {"kind": one.kind, "axes": one.axes, "times": one.times, "received": one.received * one.times}
+        for one in plan["collectives"]
     ]
     return plan | {"flops": matrix_flops(step.trace(*inputs).jaxpr)}
 

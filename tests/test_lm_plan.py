@@ -104,6 +104,12 @@ def test_what_an_axis_does_not_divide_is_named(cases):
     assert not any(case["undivided"] for name, case in cases.items() if name != "undivided")
 
 
+def test_chips_that_share_rows_of_many_blocks_of_attention_do_not_meet_at_each(cases):
+    """They ask each other once a call what can be seen, in each of three layers; the loss has 8 chunks of tokens."""
+    pairs = 3 * 10
+    assert max(one["times"] for one in cases["long rows"]["collectives"]) == 8 < pairs
+
+
 def test_each_batch_gathers_the_layers_again(cases):
     twice, once = (_received(cases[name], "fsdp")["all-gather"] for name in ("accumulated", "fsdp"))
     assert twice == pytest.approx(2 * once, rel=0.1)

@@ -117,9 +117,9 @@ def _forward(options: Options, *inputs: Any) -> tuple[jax.Array, tuple]:
     sums = _Sums(jnp.full(shape, _LOWEST), jnp.zeros(shape), jnp.zeros((*shape[:-1], q.shape[-1], shape[-1])))
     for_queries = (grid.rows, -1)
 
-    def put(sums: _Sums, i: jax.Array, j: jax.Array) -> _Sums:
+    def put(sums: _Sums, i: jax.Array, j: jax.Array, is_seen: jax.Array | None) -> _Sums:
         before = _Sums(*(_block(x, i, *for_queries) for x in sums))
-        after = _where_seen(visibility, grid, i, j, lambda: step(before, i, j), before)
+        after = _where(is_seen, lambda: step(before, i, j), before)
         return _Sums(*(_with_block(x, new, i, *for_queries) for x, new in zip(sums, after, strict=True)))
 
     sums = _over_pairs(grid, visibility, put, jax.tree.map(jnp.float32, sums))
@@ -163,9 +163,9 @@ def _backward(options: Options, kept: tuple, slope: jax.Array) -> tuple:
 
     places = ((grid.rows, -1), (grid.keys, -2), (grid.keys, -2), None if bias is None else (grid.keys, -2))
 
-    def add(slopes: _Slopes, i: jax.Array, j: jax.Array) -> _Slopes:
+    def add(slopes: _Slopes, i: jax.Array, j: jax.Array, is_seen: jax.Array | None) -> _Slopes:
         shapes = jax.eval_shape(step, i, j)
-        new = _where_seen(visibility, grid, i, j, lambda: step(i, j), jax.tree.map(_zeros_like, shapes))
+        new = _where(is_seen, lambda: step(i, j), jax.tree.map(_zeros_like, shapes))
 
         def added(x: jax.Array | None, more: Any, place: Any, at: jax.Array) -> Any:
             return x if x is None else _with_block(x, _block(x, at, *place) + more, at, *place)
@@ -200,7 +200,11 @@ def _evenly(count: int, most: int) -> int:
 
 
 def _over_pairs(grid: _Grid, visibility: Visibility, step: Callable[..., Any], state: Any) -> Any:
-    """`step(state, i, j)` for the blocks i of queries and j of keys in turn; those that nobody can see are left out."""
+    """`step(state, i, j, is_seen)` for the blocks i of queries and j of keys in turn.
+
+    Pairs that nobody can see by their places are left out; `is_seen` is False for those that the tokens' numbers hide,
+    and None where these say nothing.
+    """
     counts = -(-grid.length // grid.queries), -(-grid.slots // grid.keys)
     pairs = [
         (i, j)
@@ -208,21 +212,34 @@ def _over_pairs(grid: _Grid, visibility: Visibility, step: Callable[..., Any], s
         if can_see(visibility, i * grid.queries, grid.queries, j * grid.keys, grid.keys)
     ]
     if len(pairs) == 1:
-        return step(state, *map(jnp.int32, pairs[0]))
-    return lax.scan(lambda state, pair: (step(state, *pair), None), state, jnp.array(pairs, jnp.int32))[0]
+        return step(state, *map(jnp.int32, pairs[0]), None)
+    i, j = jnp.array(pairs, jnp.int32).T
+    turns = (i, j, _are_seen(visibility, grid, i, j))
+    return lax.scan(lambda state, turn: (step(state, *turn), None), state, turns)[0]
 
 
-def _where_seen(
-    visibility: Visibility, grid: _Grid, i: jax.Array, j: jax.Array, fn: Callable[[], Any], otherwise: Any
-) -> Any:
-    """`fn()` where some query of block i sees some key of block j, as the tokens' numbers have it."""
-    is_alone = (grid.queries, grid.keys) == (grid.length, grid.slots)
-    if is_alone or (visibility.query_segments is None and visibility.start is None):
-        return fn()
-    queries, keys = i * grid.queries + np.arange(grid.queries), j * grid.keys + np.arange(grid.keys)
-    seen = sees(visibility, queries, keys)
-    assert seen is not None
-    return lax.cond(seen.any(), fn, lambda: otherwise)
+def _are_seen(visibility: Visibility, grid: _Grid, i: jax.Array, j: jax.Array) -> jax.Array | None:
+    """bool (pairs,): whether some query of block i sees some key of block j in some row; None says nothing.
+
+    Before the loop, and the rows all at once: devices that share the rows of a batch ask each other once, not for each
+    pair.
+    """
+    if visibility.query_segments is None and visibility.start is None:
+        return None
+
+    def rows_that_see(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+        queries, keys = (
+            number * size + np.arange(size) for number, size in zip(pair, (grid.queries, grid.keys), strict=True)
+        )
+        seen = sees(visibility, queries, keys)
+        assert seen is not None
+        return seen.any((-2, -1))
+
+    return lax.map(rows_that_see, (i, j)).any(1)
+
+
+def _where(is_seen: jax.Array | None, fn: Callable[[], Any], otherwise: Any) -> Any:
+    return fn() if is_seen is None else lax.cond(is_seen, fn, lambda: otherwise)
 
 
 def _scores(

@@ -57,6 +57,7 @@ def _loop(accuracies=(), losses=None, norms=None, seed=0, **train):
         train_step=train_step,
         compiler=Compiler(),
         prepare=lambda plan, state: None,
+        prepare_evaluation=lambda state: None,
         evaluate=evaluate,
         evaluation=5.0,
         metric="accuracy",
@@ -271,6 +272,24 @@ def test_each_epochs_programs_are_prepared_before_its_steps():
     assert [event for event in events if event < 4] == [2, 3, 1]
     assert events[0] == 2
     assert events[3] == 3
+
+
+@pytest.mark.usefixtures("saved")
+@pytest.mark.parametrize(
+    ("settings", "start", "expected"),
+    [
+        ({}, 0, 1),  # the first evaluation is after 3 steps
+        ({"eval_every": 7}, 0, 3),
+        ({"eval_every": 1}, 2, 3),
+        ({"max_steps": 200, "eval_every": 100}, 0, 12),
+        ({"max_steps": 200, "eval_every": 100}, 90, 95),
+    ],
+)
+def test_evaluations_programs_are_compiled_after_some_steps_have_run_alone(settings, start, expected):
+    found = []
+    loop = dataclasses.replace(_loop(**settings), prepare_evaluation=lambda state: found.append(int(state.step)))
+    _run(loop, _start(start))
+    assert found == [expected]
 
 
 @pytest.mark.usefixtures("saved")

@@ -28,6 +28,9 @@ from train.step import State
 
 logger = logging.getLogger(__name__)
 
+_STEPS_ALONE = 12
+"""Steps before the programs of evaluations are compiled: time left is told from steps beside which nothing compiles."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
@@ -42,7 +45,8 @@ class Loop:
       work: work(planned) is what its seconds are proportional to: the places for tokens that it computes, padding too.
       lengths: the padded lengths of batches.
       train_step: a compiled function of `train.step`.
-      compiler: compiles ahead. prepare: prepare(plan, state) queues the programs of a plan's steps, and of evaluations.
+      compiler: compiles ahead. prepare: prepare(plan, state) queues the programs of a plan's steps.
+      prepare_evaluation: prepare_evaluation(state) queues those of evaluations.
       evaluate: evaluate(adapter, check) gives {metric: value} of the validation split, the loss among them; it calls
         check() before each batch, and ends where that raises.
       evaluation: the work of an evaluation, in the unit of `work`.
@@ -63,6 +67,7 @@ class Loop:
     train_step: Callable
     compiler: Compiler
     prepare: Callable[[Sequence[Any], State], None]
+    prepare_evaluation: Callable[[State], None]
     evaluate: Callable[[Any, Callable[[], None]], dict[str, float]]
     evaluation: float
     metric: str
@@ -85,6 +90,7 @@ def run(
     start = int(begin.state.step)
     run = _Run(loop, manager, recorder, stop, begin.state, begin.best, list(begin.rest.losses), start)
     unread = deque[tuple[int, dict]]()  # values that were not looked at: one step may run while the next is made
+    evaluation_prepared = _evaluation_prepared(loop, start)
     with _progress(loop, start) as progress, loop.compiler.saying(progress.compiling):
         ended = (begin.rest.unevaluated and not run.evaluate(start)) or run.is_exhausted()
         for step, (planned, left) in enumerate(planned_steps(loop, start, run.prepare), start + 1):
@@ -98,6 +104,8 @@ def run(
             rate = float(loop.rate(step - 1))
             progress.update(values["loss"], loop.count(planned), rate, loop.work(planned), _left(loop, step, left))
             run.losses.append(values["loss"])
+            if step == evaluation_prepared:
+                loop.prepare_evaluation(run.state)
             if log:
                 run.log(step, values, progress.per_second)
             unevaluated = evaluate
@@ -127,6 +135,13 @@ def planned_steps(
         left = np.cumsum([later, *map(loop.work, reversed(plan))])[:-1]
         prepare(plan)
         yield from zip(plan, reversed(left.tolist()), strict=True)
+
+
+def _evaluation_prepared(loop: Loop, start: int) -> int:
+    """The step after which the programs of evaluations are queued: half way to the first evaluation at the latest."""
+    every = loop.train.eval_every or loop.per_epoch
+    first = min(loop.steps, (start // every + 1) * every)
+    return start + max(1, min(_STEPS_ALONE, (first - start) // 2))
 
 
 def _progress(loop: Loop, start: int) -> Progress:

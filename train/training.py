@@ -81,7 +81,6 @@ def make_loop(
         for planned in first_of_each_length(plan):
             name = f"training, {planned.length} tokens a row"
             step.prepare(name, state, frozen, adapted.base, rows.batch(planned), key)
-        evaluation.prepare(jlora.combine(state.trainable, frozen))
 
     loop = Loop(
         train=config.train,
@@ -98,6 +97,7 @@ def make_loop(
         train_step=step,
         compiler=compiler,
         prepare=prepare,
+        prepare_evaluation=lambda state: evaluation.prepare(jlora.combine(state.trainable, frozen)),
         evaluate=evaluation.run,
         evaluation=evaluation.places * EVALUATION,
         metric=evaluation.metric,

@@ -90,7 +90,7 @@ def train(
             times = {
                 "prepare": trained - begin,
                 "train": time.monotonic() - trained,
-                "waited for programs": loop.compiler.waited,
+                "waited_for_programs": loop.compiler.waited,
                 f"{loop.unit}_per_second": rate,
             }
             return finish(folder, best, times, recorder)

@@ -1,7 +1,7 @@
-"""SST-2's epoch, from process start to the merged model: python -m benchmarks.epoch [--dropout] [--rounds N].
+"""An epoch of SST-2, from process start to the merged model: python -m benchmarks.epoch [--dropout] [--rounds N].
 
-`train.classify` with nothing cached beside a script as PEFT's users write it (benchmarks.peft_script): the same base,
-rows, recipe and outputs. A run of each takes minutes, so that one round is all there is unless --rounds asks for more.
+`train.classify` with nothing cached is compared with a script as PEFT's users write it (benchmarks.peft_script): the
+same base, rows, recipe and outputs. A run of each takes minutes, so the default is a single round.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.timing import take_turns
 from benchmarks.work import FOLDER, Work
 
 ROWS = {"train": 6920, "validation": 872}
-"""SST-2's own, of the Stanford release."""
+"""The numbers of rows of SST-2, as in the Stanford release."""
 _WORK = Work("minilm", 32, 64)
 
 
@@ -49,10 +49,10 @@ def run(dropout: bool, rounds: int) -> dict[str, Any]:
 
 
 def make_data() -> None:
-    """Writes {"sentence", "label"} rows of the recipe's offline data into FOLDER, as many as SST-2 has."""
+    """Writes {"sentence", "label"} rows of the recipe's offline data to FOLDER, as many as SST-2 has."""
     if all(data_file(split).exists() for split in ROWS):
         return
-    from benchmarks.setup import read_config  # loads PyTorch, which only this needs
+    from benchmarks.setup import read_config  # loads PyTorch, needed only here
     from train.classify.data import load_data
     from train.shuffle import permutation
 
@@ -61,7 +61,7 @@ def make_data() -> None:
     splits = load_data(source, 0, config.task).splits
     names = sorted(set(splits["train"].label))
     for split, number in ROWS.items():
-        found = splits[split].take(permutation(len(splits[split]), 0)[:number])  # they are sorted by class
+        found = splits[split].take(permutation(len(splits[split]), 0)[:number])  # the rows are sorted by class
         rows = zip(found.text, found.label, strict=True)
         lines = [json.dumps({"sentence": text, "label": names.index(label)}) for text, label in rows]
         data_file(split).parent.mkdir(parents=True, exist_ok=True)
@@ -69,12 +69,12 @@ def make_data() -> None:
 
 
 def data_file(split: str) -> Path:
-    """The file of a split's rows."""
+    """The file that holds a split's rows."""
     return FOLDER / "data" / f"{split}.jsonl"
 
 
 def training_command(folder: str, dropout: bool) -> list[str]:
-    """Our command, which trains into `folder`."""
+    """Python's arguments for our command, which writes its run to `folder`."""
     given = [f"model={_WORK.base}", f"data.train={data_file('train')}", f"data.validation={data_file('validation')}"]
     given += ["data.max_length=64", "train.epochs=1", "train.learning_rate=1e-3", f"output_dir={folder}/run"]
     given += [f"train.dropout={str(dropout).lower()}", f"lora.lora_dropout={0.1 if dropout else 0.0}"]
@@ -82,7 +82,7 @@ def training_command(folder: str, dropout: bool) -> list[str]:
 
 
 def script_command(folder: str, dropout: bool) -> list[str]:
-    """The script of PEFT's user, which trains into `folder`."""
+    """Python's arguments for the PEFT user's script, which writes to `folder`."""
     given = ["--model", str(_WORK.base), "--train", str(data_file("train"))]
     given += ["--validation", str(data_file("validation")), "--out", folder]
     return ["-m", "benchmarks.peft_script", *given, *["--dropout"] * dropout]

@@ -1,6 +1,6 @@
-"""Greedy completion beside transformers' `generate`: python -m benchmarks.generation --rows N [--dtype bfloat16].
+"""Greedy completion against transformers' `generate`: python -m benchmarks.generation --rows N [--dtype bfloat16].
 
-SmolLM2 alone, without an adapter on either side; transformers' two caches are tried, and the faster one takes part.
+SmolLM2 alone, without an adapter on either side. Both caches of transformers are tried, and the faster one is compared.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(work: Work, new: int, rounds: int, seconds: float) -> dict[str, Any]:
-    """{"new", "must", "tokens": a call, "caches": seconds of each in one call, "cache": the faster one, "sides"}."""
+    """{"new", "must", "caches": seconds of a call with each, "cache": the faster one, "sides", the work's sizes}."""
     make_inputs(work)
     tried = alternate({cache: _command(work, new, cache) for cache in CACHES}, 1, 0)
     caches = {cache: found["seconds"][0] for cache, found in tried.items() if "failed" not in found}
@@ -56,7 +56,7 @@ def run(work: Work, new: int, rounds: int, seconds: float) -> dict[str, Any]:
 
 
 def prompts(work: Work) -> np.ndarray:
-    """int32 (rows, length), all of one length."""
+    """Prompts as random token ids, int32 (rows, length)."""
     return np.random.default_rng(0).integers(1000, 30000, (work.rows, work.length), np.int32)
 
 
@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="(default float32)")
     parser.add_argument("--rounds", metavar="N", type=int, default=5, help="rounds after the first (default 5)")
     parser.add_argument("--seconds", metavar="N", type=float, default=120, help="for the rounds (default 120)")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # what the sides' processes are called with
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)  # for the sides' own processes
     return parser
 
 

@@ -1,9 +1,9 @@
-"""Planned LoRA steps beside speeds that others measured and published: python -m benchmarks.published.
+"""Planned LoRA steps compared with speeds that others published: python -m benchmarks.published.
 
-The published ones are NVIDIA's, of NeMo AutoModel on a DGX H100 in bfloat16 ("Fine-Tuning (LoRA)" of its performance
-summary, April 2026, https://docs.nvidia.com/nemo/automodel/nightly/performance-summary.html): full rows of 4,096
-tokens, 32 a step, 2 at a time in each part of the batch, rank 16. Our steps are planned for the same rows, mesh and
-chips, as `--dry-run --mesh --chip h100` does: without weights or chips.
+The published speeds are NVIDIA's, measured with NeMo AutoModel on a DGX H100 in bfloat16 ("Fine-Tuning (LoRA)" in its
+performance summary, April 2026, https://docs.nvidia.com/nemo/automodel/nightly/performance-summary.html): full rows of
+4,096 tokens, 32 a step, 2 at a time in each part of the batch, rank 16. Our steps are planned for the same rows, mesh
+and chips, as `--dry-run --mesh --chip h100` does: without weights or chips.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Published(NamedTuple):
 
     Attributes:
       model: its name. shape: its config.json.
-      fsdp, tensor: how many chips share a layer, by each axis.
-      tokens: a second and chip.
+      fsdp, tensor: how many chips share a layer, along each axis.
+      tokens: per second and chip.
     """
 
     model: str
@@ -58,7 +58,7 @@ HEADER = ("model", "chips", "remat", "held", "published", "planned", "planned / 
 
 
 def main() -> int:
-    """Prints a table; 0 is success."""
+    """Prints a table; returns 0."""
     force_devices(max(each.fsdp * each.tensor for each in PUBLISHED))
     print(line(HEADER), line(["---"] * len(HEADER)), sep="\n", flush=True)
     for published in PUBLISHED:
@@ -67,7 +67,7 @@ def main() -> int:
 
 
 def cells(published: Published) -> list[str]:
-    """A row of the table. Tokens are a second and chip; the last cell is the rate of our plan's products at theirs."""
+    """A row of the table. Tokens are per second and chip; the last cell is our plan's FLOP/s at the published speed."""
     remat, plan = best(published)
     seconds = step_time(plan, CHIP).step
     tokens = plan.tokens / seconds / plan.chips
@@ -85,7 +85,7 @@ def cells(published: Published) -> list[str]:
 
 
 def best(published: Published) -> tuple[bool, Plan]:
-    """(remat, the plan): without remat where that fits into the chip, else with it."""
+    """(remat, the plan): without remat if that fits into the chip, else with it."""
     mesh = {"data": 1, "fsdp": published.fsdp, "tensor": published.tensor}
     rows = MICROBATCH * published.fsdp
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,8 @@
 """All benchmarks within an hour on two cores: python -m benchmarks.run_all [PIECE ...] [--minutes N].
 
-Each piece runs in a process of its own, and what it found is written at once into docs/benchmarks.json, so that a run
-that was killed goes on where it was (on the same commit and machine). With names, those pieces alone run again. At the
-end docs/benchmarks.md and its plots are written, as `python -m benchmarks.render` does.
+Each piece runs in a process of its own, and its result is written to docs/benchmarks.json at once. So a run that was
+killed continues where it stopped (on the same commit and machine). With names, only those pieces run again. At the end
+docs/benchmarks.md and its plots are written, as `python -m benchmarks.render` does.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from train.progress import clock
 RESULTS = Path("docs/benchmarks.json")
 _PEERS = ("torch", "peft", "bitsandbytes", "qwix")
 _SAME = ("cpu", "cpu_count", "versions")
-"""Of the environment: where they differ, a run does not go on with another's pieces; nor on another commit."""
+"""Keys of the environment: a run continues another run's pieces only if these are the same, and the commit too."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; 0 is success, 1 a piece that failed."""
+    """Runs the command; returns 0, or 1 if a piece failed."""
     flags = _parser().parse_args(argv)
     results = begun(machine(), anew=flags.anew, keys=_SAME if flags.pieces else (*_SAME, "git"))
     wanted = flags.pieces or [name for name in PIECES if "result" not in results["pieces"].get(name, {})]
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def begun(found: dict[str, Any], *, anew: bool, keys: Sequence[str]) -> dict[str, Any]:
-    """The results to go on with: those of the file where its environment has the same `keys`, or none yet."""
+    """The results to continue: those of the file if its environment has the same `keys` values, otherwise none yet."""
     new = {"environment": found, "pieces": {}}
     if anew or not RESULTS.exists():
         return new
@@ -95,7 +95,7 @@ def _piece(name: str, piece: Piece, left: float) -> dict[str, Any]:
 
 
 def _output(piece: Piece, timeout: float) -> dict[str, Any]:
-    """{"result": what its last line says} or {"failed": why}, such as that it took longer than `timeout` seconds."""
+    """{"result": the JSON of its last line}, or {"failed": why}, also if it takes longer than `timeout` seconds."""
     process = subprocess.Popen(
         [sys.executable, "-m", *piece.command], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -114,7 +114,7 @@ def _output(piece: Piece, timeout: float) -> dict[str, Any]:
 
 
 def _write(results: dict[str, Any]) -> None:
-    """The whole file or none of it."""
+    """Writes the whole file or nothing."""
     unfinished = RESULTS.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(results, indent=1) + "\n")
     unfinished.replace(RESULTS)

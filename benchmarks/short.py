@@ -1,9 +1,9 @@
-"""What CI holds `adapt` to: python -m benchmarks.short [--slowed | --spread N]. Exit code 1 where it is too slow.
+"""The speed that CI requires of `adapt`: python -m benchmarks.short [--slowed | --spread N]. Exit code 1 if too slow.
 
 A training step of BERT with LoRA through `jlora.adapt` takes turns with the same step whose LoRA is written by hand in
-the model (benchmarks.by_hand). What counts is the median of the rounds' ratios of the process's CPU time, which other
-processes hardly change. With --slowed `adapt` does 20 % more work, which must be seen: the exit code is 1. --spread
-prints the medians of N attempts with each.
+the model (benchmarks.by_hand). The result is the median of the rounds' ratios of the process's CPU time, which other
+processes hardly affect. With --slowed `adapt` does 20 % more work, which must be detected: the exit code is 1. --spread
+prints the medians of N attempts each, with `adapt` as it is and slowed.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from benchmarks.compile import make_step, prepare
 from benchmarks.timing import ratio, take_turns
 
 LARGEST_RATIO = 1.08
-"""Ten attempts each, on two cores with ten other trainings: 0.98 to 1.02, and 1.13 to 1.20 with --slowed."""
+"""Medians of ten attempts, on two cores with ten other trainings: 0.98 to 1.02, and 1.13 to 1.20 with --slowed."""
 _ATTEMPTS = 3
 _ROUNDS = 25
 _LAYERS, _HIDDEN, _ROWS, _LENGTH = 4, 384, 10, 32
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; 0 is success, 1 a step that is too slow in all attempts."""
+    """Runs the command; returns 0, or 1 if the step is too slow in all attempts."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.short", description=__doc__)
     parser.add_argument("--slowed", action="store_true", help="with an adapt that does 20 %% more work")
     parser.add_argument("--spread", metavar="N", type=int, help="medians of N attempts, as JSON; judges nothing")
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def judged(steps: dict[str, Callable[[], float]], attempts: int = _ATTEMPTS) -> int:
-    """0 as soon as an attempt's median ratio is at most LARGEST_RATIO, 1 where none is."""
+    """0 as soon as an attempt's median ratio is at most LARGEST_RATIO, 1 if no attempt's is."""
     for number in range(1, attempts + 1):
         found = ratios(steps)
         print(f"attempt {number}: adapted / by hand: median {found['median']:.3f} (quartiles {found['q1']:.3f},"
@@ -57,7 +57,7 @@ def judged(steps: dict[str, Callable[[], float]], attempts: int = _ATTEMPTS) -> 
 
 
 def medians(attempts: int) -> dict[str, Any]:
-    """{"bound", "as it is", "slowed": the median of each attempt}."""
+    """{"bound": LARGEST_RATIO, "as it is" and "slowed": the median of each attempt}."""
     found: dict[str, Any] = {"bound": LARGEST_RATIO}
     for name, adapt in (("as it is", jlora.adapt), ("slowed", slowed(jlora.adapt))):
         steps = prepared(adapt)
@@ -66,21 +66,21 @@ def medians(attempts: int) -> dict[str, Any]:
 
 
 def ratios(steps: dict[str, Callable[[], float]]) -> dict[str, float]:
-    """The spread of adapted / by hand, in rounds."""
+    """The spread over the rounds of the CPU time of the adapted step / that of the step by hand."""
     turns = take_turns({name: partial(_cpu_seconds, step) for name, step in steps.items()}, _ROUNDS)
     above, below = ([seconds for _, seconds in turns[side]] for side in ("adapted", "by hand"))
     return ratio(above, below)
 
 
 def _cpu_seconds(step: Callable[[], float]) -> float:
-    """Of all threads of this process."""
+    """The CPU seconds of one step, over all threads of this process."""
     begin = time.process_time()
     step()
     return time.process_time() - begin
 
 
 def prepared(adapt: Callable) -> dict[str, Callable[[], float]]:
-    """{"adapted", "by hand": one step a call, which returns the loss}, compiled and warm."""
+    """{"adapted", "by hand": a function that takes one step and returns its loss}, compiled and warm."""
     config, apply, base, adapter, _ = prepare(_LAYERS, _HIDDEN)
     ids = jax.random.randint(jax.random.key(0), (_ROWS, _LENGTH), 5, 1000, jnp.int32)
     batch = {"input_ids": ids, "attention_mask": jnp.ones_like(ids)}
@@ -106,7 +106,7 @@ def _step(logits: Callable, base: Any, adapter: Any, batch: Any) -> Callable[[],
 
 
 def slowed(adapt: Callable) -> Callable:
-    """`adapt` whose steps, forward and back, do a fifth more work: forward once more for two rows of five."""
+    """`adapt` with a fifth more work in a step (forward and back): it runs two rows of five forward a second time."""
 
     def slow(apply: Callable) -> Callable:
         adapted = adapt(apply)

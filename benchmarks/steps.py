@@ -1,7 +1,7 @@
 """A training step of several sides in turns: python -m benchmarks.steps --sides A,B --model NAME --rows N --length N
 
 The sides are jlora's own (lora, full), other ways in JAX (qwix, dense, by hand) and PyTorch's (peft, compiled, torch
-full); `NAME:bfloat16` is a side in another dtype than --dtype. Each lives in a process of its own.
+full). `NAME:bfloat16` is a side in another dtype than --dtype. Each side runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(work: Work, sides: Sequence[str], rounds: int, seconds: float, *, apart: bool = False) -> dict[str, Any]:
-    """{"work", "must": FLOPs and bytes, "sides": what `turns.alternate` finds}.
+    """{"work", "apart", "must": FLOPs and bytes, "sides": what `turns.alternate` finds}.
 
     Args:
-      seconds: no round begins that would end later. apart: one side after the other, for those that do not fit into
-        the memory together; their rounds are no pairs then.
+      seconds: no round begins that would end later. apart: run one side after the other, for sides that do not fit into
+        the memory together; their rounds are then not paired.
     """
     make_inputs(work)
     commands = {side: command(work, side) for side in sides}
@@ -46,7 +46,7 @@ def run(work: Work, sides: Sequence[str], rounds: int, seconds: float, *, apart:
 
 
 def command(work: Work, side: str) -> list[str]:
-    """What Python is called with to be this side of the work."""
+    """Python's arguments for the process that runs this side of the work."""
     name, _, dtype = side.partition(":")
     work = dataclasses.replace(work, dtype=dtype or work.dtype)
     module = "jax_side" if name in IN_JAX else "torch_side"
@@ -54,7 +54,7 @@ def command(work: Work, side: str) -> list[str]:
 
 
 def make_inputs(work: Work) -> None:
-    """Writes the base and the adapter of the work where they are missing, in a process of its own."""
+    """Writes the base and the adapter of the work if they are missing, in a process of its own."""
     if not (work.base.exists() and work.adapter.exists()):
         command = [sys.executable, "-m", "benchmarks.make_inputs", *work.flags()]
         subprocess.run(command, check=True, stdout=sys.stderr)

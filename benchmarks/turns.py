@@ -1,6 +1,6 @@
-"""Sides that live in processes of their own and take turns, so that each has its own memory and the same machine.
+"""Sides that run in processes of their own and take turns, so that each has its own memory on the same machine.
 
-A side's process makes everything ready, says so, and takes one step for each line that it is sent.
+A side's process prepares everything, reports that it is ready, and takes one step for each line that it receives.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from benchmarks.timing import timed
 
 
 def serve(start: Callable[[], tuple[Callable[[], Any], dict[str, Any]]]) -> None:
-    """What the process of a side does: `start` makes (step, facts), and every line on stdin takes a step.
+    """Runs the process of a side: `start` makes (step, facts), and every line on stdin takes a step.
 
-    Lines on stdout: {"facts"} once, {"seconds", "value"} of each step, {"peak_bytes"} of the steps at the end. Whatever
-    else is printed goes to stderr.
+    Lines on stdout: {"facts"} once, {"seconds", "value"} for each step, and {"peak_bytes"} of the steps at the end.
+    Anything else that is printed goes to stderr.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -43,14 +43,14 @@ def serve(start: Callable[[], tuple[Callable[[], Any], dict[str, Any]]]) -> None
 def alternate(sides: dict[str, Sequence[str]], rounds: int, seconds: float) -> dict[str, dict[str, Any]]:
     """{name: {"facts", "first": seconds, "seconds": [one a round], "values", "peak_bytes", or "failed": why}}.
 
-    The first step of each side, in which caches fill, is kept apart. A round calls each side once, another one first
-    each time. No round begins that would end after `seconds` from now, but for the first one. With `rounds` 0 the first
-    step is what is measured.
+    The first step of each side, which fills caches, is recorded separately. A round calls each side once, each round
+    starting with another side. Except for the first, no round begins that would end more than `seconds` from now.
+    With `rounds` 0 the first step is the measurement.
     """
     deadline = time.monotonic() + seconds
     with contextlib.ExitStack() as held:
         running, found = dict[str, _Side](), dict[str, dict[str, Any]]()
-        for name, command in sides.items():  # one after the other: they time their own compilation
+        for name, command in sides.items():  # one after the other, since each times its compilation
             running[name] = held.enter_context(_Side(command))
             found[name] = running[name].begin()
         alive = [name for name in running if "failed" not in found[name]]
@@ -86,7 +86,7 @@ class _Side:
         self._process.wait()
 
     def begin(self) -> dict[str, Any]:
-        """Waits until it is ready, and takes its first step."""
+        """Waits until the side is ready, and takes its first step."""
         ready = self._answer()
         if ready is None:
             return {"failed": f"ended with code {self._process.wait()}"}
@@ -96,7 +96,7 @@ class _Side:
         return {**ready, "first": first["seconds"], "seconds": [], "values": [first["value"]]}
 
     def step(self, found: dict[str, Any]) -> None:
-        """Takes a step and adds it to what was found."""
+        """Takes a step and adds its seconds and its value to `found`."""
         answer = self._ask()
         if answer is None:
             raise RuntimeError(f"{' '.join(self._command)}: expected a step, the process ended")
@@ -104,7 +104,7 @@ class _Side:
         found["values"].append(answer["value"])
 
     def end(self) -> dict[str, Any]:
-        """{"peak_bytes"}"""
+        """Ends the side's steps; returns {"peak_bytes"}."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         return self._answer() or {}
@@ -122,11 +122,11 @@ class _Side:
 
 
 def forget_peak() -> None:
-    """From here on `peak_bytes` counts (Linux)."""
+    """Resets the peak that `peak_bytes` reports (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held (Linux)."""
+    """The most memory, in bytes, that this process has held since `forget_peak` (Linux)."""
     (peak,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(peak) * 1024

@@ -1,4 +1,4 @@
-"""Inverted dropout whose mask is a hash of the element's index: few integer operations, nothing stored."""
+"""Inverted dropout whose mask is a hash of each element's position: few integer operations, nothing stored."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import jax.numpy as jnp
 def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
     """Zeroes each element of `x` with probability `rate` and scales the rest by 1 / (1 - rate).
 
-    The mask depends on `key` and the element's position alone and is computed again in the backward pass
-    instead of being kept.
+    The mask depends only on `key` and the element's position. The backward pass computes it again instead of keeping
+    it.
 
     Args:
-      key: one key of any of JAX's generators.
+      key: one JAX random key, of any generator.
       x: floating point array of any shape with fewer than 2**32 elements.
       rate: probability in [0, 1); 0 returns `x` itself.
 
@@ -41,7 +41,7 @@ def _dropout(words: jax.Array, x: jax.Array, rate: float) -> jax.Array:
 @_dropout.defjvp
 def _dropout_jvp(rate: float, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     words, x = primals
-    # Under checkpoint the mask is no residual: the backward pass hashes the positions again.
+    # With checkpoint the mask is not kept: the backward pass hashes the positions again.
     tangent = jax.checkpoint(_masked, prevent_cse=False, static_argnums=(2,))(words, tangents[1], rate)
     return _masked(words, x, rate), tangent
 
@@ -52,7 +52,7 @@ def _masked(words: jax.Array, x: jax.Array, rate: float) -> jax.Array:
 
 
 def hash_words(key: jax.Array) -> jax.Array:
-    """uint32 (2,), what `is_kept` takes of a key of any of JAX's generators."""
+    """The words, uint32 (2,), that `is_kept` takes, drawn with a key of any of JAX's generators."""
     return jax.random.bits(key, (2,), jnp.uint32)
 
 
@@ -62,7 +62,7 @@ def is_kept(words: jax.Array, positions: jax.Array, rate: float) -> jax.Array:
 
 
 def hash_bits(words: jax.Array, positions: jax.Array) -> jax.Array:
-    """uint32, uniform, one for each position: the "lowbias32" mixer by C. Wellons, a key word before each round."""
+    """A uniform uint32 for each position: C. Wellons's "lowbias32" mixer, with a key word before each round."""
     bits = _mix(positions ^ words[0], 16, 0x7FEB352D)
     bits = _mix(bits ^ words[1], 15, 0x846CA68B)
     return bits ^ (bits >> jnp.uint32(16))

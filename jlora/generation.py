@@ -1,6 +1,7 @@
-"""Text from a causal language model: prompts in, token ids out, over a cache of keys and values.
+"""Text from a causal language model: prompts in, token ids out, with a cache of keys and values.
 
-`generate` completes a batch in one compiled program, `stream` one prompt token by token. Both compile once for a shape.
+`generate` completes a batch in one compiled program, `stream` yields one completion token by token. Both compile once
+for each shape.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from jlora.quantization.leaf import is_quantized
 from jlora.transform.adapt import adapt
 
 _SHORTEST = 64
-"""The smallest of the lengths that `stream` compiles for; each of the others is twice the one before."""
+"""The shortest length that `stream` compiles for; each further length is twice the one before."""
 
 
 class Sampling(NamedTuple):
-    """How a token is drawn from its logits: as `filtered` says, after they were divided by the temperature."""
+    """How a token is drawn from its logits: they are divided by the temperature, then cut as `filtered` says."""
 
     temperature: float
     top_k: int
@@ -49,20 +50,20 @@ def generate(
     top_p: float = 1.0,
     stop_ids: Sequence[int] = (),
 ) -> jax.Array:
-    """Completions of prompts, int32 (B, max_new_tokens): up to a stop id, that included, and `pad_id` behind it.
+    """Completions of prompts, int32 (B, max_new_tokens): tokens up to and including a stop id, then `pad_id`.
 
-    The program ends when all rows have. It is compiled once for B, T, `max_new_tokens` and the way of sampling.
+    The program stops when all rows have ended. It is compiled once for each B, T, `max_new_tokens` and way of sampling.
 
     Args:
       model, base: as `load_base` gives them. adapter: {path: entry}, or None for the base alone.
       input_ids, attention_mask: int32 (B, T), shorter prompts padded on the left (attention_mask 0).
-      pad_id: the id behind a row's end.
-      key: of the draw; None takes the likeliest token each time.
+      pad_id: the id that fills a row after its end.
+      key: JAX random key for drawing; None takes the likeliest token each time.
       temperature: what logits are divided by. top_k, top_p: as for `filtered`.
       stop_ids: tokens that end a row.
 
     Raises:
-      JloraError: numbers out of their range, or more tokens than the model has positions for.
+      JloraError: an argument is out of its range, or there are more tokens than the model has positions for.
     """
     sampling = _sampling(temperature, top_k, top_p)
     _require_room(model, input_ids.shape[1], max_new_tokens)
@@ -83,16 +84,16 @@ def stream(
     top_p: float = 1.0,
     stop_ids: Sequence[int] = (),
 ) -> Iterator[int]:
-    """The tokens of one completion as they come, without the stop id that ends it.
+    """Yields the tokens of one completion as they come, without the stop id that ends it.
 
-    With greedy choice they are those of `generate`. Prompts are padded to a power of two (64 at least), and so is the
-    cache: each such length is compiled once.
+    With greedy choice they are those of `generate`. The lengths of prompt and cache are each padded to a power of two
+    (64 at least), and the program is compiled once for each such length.
 
     Args:
-      ids: the prompt, one token at least. The rest is as for `generate`.
+      ids: the prompt, at least one token. The other arguments are those of `generate`.
 
     Raises:
-      JloraError: as `generate`, before the first token.
+      JloraError: as for `generate`, or the prompt is empty; before the first token.
     """
     sampling = _sampling(temperature, top_k, top_p)
     _require_room(model, len(ids), max_new_tokens)
@@ -105,17 +106,17 @@ def stream(
 
 
 def context_length(model: Any) -> int | None:
-    """The most tokens that the model has positions for; None where there is no such number (Bloom)."""
+    """The most tokens that the model has positions for; None if it has no such limit (Bloom)."""
     return getattr(model.config, "max_position_embeddings", None)
 
 
 def filtered(logits: jax.Array, *, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
-    """Logits (..., vocab) with minus infinity where no token is to be drawn, as transformers' warpers leave them.
+    """Logits (..., vocab) with minus infinity for tokens that must not be drawn, the same as transformers' warpers.
 
     Args:
-      top_k: keep so many of the largest; 0 keeps all.
-      top_p: of those, keep the likeliest whose probabilities sum up to this (nucleus), one at least. Of equal
-        logits all are kept or none.
+      top_k: keep this many of the largest logits; 0 keeps all.
+      top_p: of those, keep the likeliest tokens whose probabilities add up to this (nucleus), at least one token. Of
+        tokens with equal logits all are kept or none.
     """
     if 0 < top_k < logits.shape[-1]:
         logits = _at_least(logits, logits, lax.top_k(logits, top_k)[0][..., -1:])
@@ -130,10 +131,10 @@ def _at_least(logits: jax.Array, values: jax.Array, threshold: jax.Array) -> jax
 
 
 def _nucleus_threshold(probabilities: jax.Array, top_p: float) -> jax.Array:
-    """(..., 1), the largest number such that probabilities of at least that much sum up to `top_p`.
+    """(..., 1), the largest number such that the probabilities at or above it add up to at least `top_p`.
 
-    Found by halving the interval of float32's bit patterns, which are ordered as the numbers are: exact, and on a CPU
-    ten times faster than a sort of the vocabulary.
+    Found by bisecting the bit patterns of float32, which have the same order as the numbers. That is exact, and on a
+    CPU ten times faster than sorting the vocabulary.
     """
 
     def halve(_: Any, interval: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -219,7 +220,7 @@ def _next(
     key: jax.Array | None,
     sampling: Sampling,
 ) -> tuple[jax.Array, Any]:
-    """(the token behind each row int32 (B,), the cache with the batch in it); logits are those of the last place."""
+    """(the next token of each row int32 (B,), the cache with the batch in it), from the logits of the last position."""
 
     def last_logits(base: Any, batch: dict[str, jax.Array], cache: Any) -> tuple[jax.Array, Any]:
         hidden, cache = model.apply(base, batch, cache, method="extend")
@@ -230,10 +231,10 @@ def _next(
 
 
 def _for_one_token(model: Any, base: Any, adapter: Any, cache: Cache) -> tuple[Any, Any, Cache]:
-    """(base, adapter, cache) in the form that is quickest for a token at a time.
+    """(base, adapter, cache) in the form that is fastest for one token at a time.
 
-    On a CPU that is layers set apart, with the adapter merged; factored and stacked where a mesh splits the weights,
-    where they are quantized, and where only one use of a weight sees its update.
+    On a CPU that is with layers set apart and the adapter merged. They stay stacked and factored if a mesh splits the
+    weights, if weights are quantized, or if only one of a weight's uses sees its update.
     """
     leaves = jax.tree.leaves(base, is_leaf=is_quantized)
     is_whole = not any(map(is_quantized, leaves)) and all(
@@ -253,7 +254,7 @@ _extended = jax.jit(_next, static_argnums=(0, 6), donate_argnums=4)
 
 
 def _drawn(logits: jax.Array, key: jax.Array | None, sampling: Sampling) -> jax.Array:
-    """int32 (B,) of logits (B, vocab)."""
+    """The tokens, int32 (B,), drawn from logits (B, vocab)."""
     if key is None:
         return logits.argmax(-1).astype(jnp.int32)
     scaled = filtered(logits / sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
@@ -273,7 +274,7 @@ def _tree(adapter: Adapter | None) -> dict | None:
 
 
 def _padded(length: int) -> int:
-    """The power of two, _SHORTEST at least, that holds so many tokens."""
+    """The smallest power of two, _SHORTEST at least, that `length` tokens fit into."""
     return max(_SHORTEST, 1 << (length - 1).bit_length())
 
 
@@ -288,7 +289,7 @@ def _sampling(temperature: float, top_k: int, top_p: float) -> Sampling:
 
 
 def _require_room(model: Any, prompt: int, count: int) -> None:
-    """Raises JloraError where the model has no positions for prompt and completion."""
+    """Raises JloraError if `count` is below 1, or the model has no positions for prompt and completion."""
     limit = context_length(model)
     if count < 1:
         raise JloraError(f"max_new_tokens: expected 1 or more; found {count}")

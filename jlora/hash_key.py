@@ -1,7 +1,7 @@
 """Keys for dropout whose splits, folds and bits are hashes: a few integer operations each, where Threefry has a loop.
 
-A layer folds and splits its key some ten times. Each of JAX's own Threefry hashes is a loop of its own in the program
-of a CPU: half of the time that a step of BERT with dropout compiles was theirs.
+A layer folds and splits its key some ten times. In a CPU's program each of JAX's own Threefry hashes is a loop of its
+own: these loops took half of the compile time of a BERT training step with dropout.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from jax.extend.random import define_prng_impl
 from jlora.dropout import hash_bits, hash_words
 
 _FOLD, _SPLIT = 0x9E3779B9, 0x85EBCA6B
-"""Keep a key's children by fold_in, those by split, and its bits apart from each other."""
+"""Constants that make a key's children by fold_in, its children by split and its bits differ from each other."""
 
 
 def hash_key(key: jax.Array) -> jax.Array:
-    """A key made from `key` (of any generator) that jax.random's functions take, cheap to split and to fold.
+    """A key made from `key` (of any generator) for jax.random's functions, cheap to split and to fold.
 
-    It is good for dropout. It is not for cryptography, nor for draws that must stand tests of randomness.
+    It is good enough for dropout, but not for cryptography, nor for draws that must pass tests of randomness.
     """
     return jax.random.wrap_key_data(hash_words(key), impl=_IMPLEMENTATION)
 
@@ -47,7 +47,7 @@ def _bits(words: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array
 
 
 def _children(words: jax.Array, data: jax.Array) -> jax.Array:
-    """uint32 (*data.shape, 2): two words for each number."""
+    """uint32 (*data.shape, 2): the two words of the child key for each number in `data`."""
     return jnp.stack([hash_bits(words, data), hash_bits(words[::-1], data)], axis=-1)
 
 

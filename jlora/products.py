@@ -1,7 +1,7 @@
-"""Matrix products of bfloat16 as a CPU does them fast: summed in float32, rounded once.
+"""Matrix products of bfloat16 in the way that is fast on a CPU: summed in float32, rounded once.
 
-XLA gives a CPU's bfloat16 units only products whose result is float32, and takes a float32 cotangent for a float32
-product. So the result is rounded here, and so is what comes back, before it is multiplied.
+XLA uses a CPU's bfloat16 units only for products whose result is float32, and the cotangent of such a result is float32
+too. So the result is rounded to bfloat16 here, and the cotangent is rounded before it is multiplied.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import jax.numpy as jnp
 from jax import lax
 
 Dimensions = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...], tuple[int, ...]]]
-"""`lax.dot_general`'s dimension_numbers: ((contracted, contracted), (batch, batch)) axes of left and right."""
+"""`lax.dot_general`'s dimension_numbers: ((contracted, contracted), (batch, batch)) axes of (left, right) each."""
 
 ROUNDED = "rounded_product"
-"""The name of the jitted function by which `jlora.adapt` knows such a product."""
+"""The name of the jitted function by which `jlora.adapt` recognizes such a product."""
 
 
 def dot_general(left: jax.Array, right: jax.Array, dimensions: Dimensions, precision: Any = None) -> jax.Array:
-    """`lax.dot_general` with the result in the operands' dtype; of bfloat16 as this file says."""
+    """`lax.dot_general` with the result in the operands' dtype; two bfloat16 operands go to `rounded_product`."""
     if left.dtype != jnp.bfloat16 or right.dtype != jnp.bfloat16:
         return lax.dot_general(left, right, dimensions, precision=precision)
     (left_sums, right_sums), (left_batch, right_batch) = dimensions
@@ -30,7 +30,7 @@ def dot_general(left: jax.Array, right: jax.Array, dimensions: Dimensions, preci
 
 
 def einsum(form: str, *arrays: jax.Array, **options: Any) -> jax.Array:
-    """`jnp.einsum` of arrays of one dtype; of bfloat16 computed in float32 and rounded once."""
+    """`jnp.einsum` of arrays of one dtype; bfloat16 is computed in float32 and rounded once."""
     dtype = arrays[0].dtype
     if dtype == jnp.bfloat16:
         arrays = tuple(array.astype(jnp.float32) for array in arrays)
@@ -39,7 +39,7 @@ def einsum(form: str, *arrays: jax.Array, **options: Any) -> jax.Array:
 
 @partial(jax.jit, static_argnums=2)
 def rounded_product(left: jax.Array, right: jax.Array, dimensions: Dimensions) -> jax.Array:
-    """The product of two bfloat16 arrays, bfloat16."""
+    """The bfloat16 product of two bfloat16 arrays; on a CPU it is summed in float32 and rounded once."""
     return _product((dimensions, _letters(dimensions, left.ndim, right.ndim)), left, right)
 
 
@@ -49,7 +49,7 @@ def _product(form: tuple[Dimensions, tuple[str, str, str]], left: jax.Array, rig
     is_row = left.size == left.shape[-1] and left.ndim > 1 and left_sums == (left.ndim - 1,) and not left_batch
 
     def multiply(dtype: Any, left: jax.Array, right: jax.Array) -> jax.Array:
-        if is_row and dtype == jnp.float32:  # XLA has no fast product of a single row: two take half the time
+        if is_row and dtype == jnp.float32:  # XLA is slow for a single row: two rows take half the time
             left = jnp.concatenate([left, left])
         product = lax.dot_general(left, right, form[0], preferred_element_type=dtype).astype(left.dtype)
         return product[:1] if is_row else product
@@ -58,7 +58,7 @@ def _product(form: tuple[Dimensions, tuple[str, str, str]], left: jax.Array, rig
 
 
 def _forward(form: Any, left: Any, right: Any) -> tuple[jax.Array, tuple]:
-    # An operand is kept only where the other one's slope is asked for: a frozen weight's never is.
+    # An operand is kept only if the other one's gradient is asked for, which a frozen weight's never is.
     kept = (left.value if right.perturbed else None, right.value if left.perturbed else None)
     return _product(form, left.value, right.value), kept
 
@@ -84,7 +84,7 @@ def _einsum(form: str, one: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def _by_platform(multiply: Any, *arrays: jax.Array) -> jax.Array:
-    """`multiply(dtype of the product, *arrays)`, which is float32 on a CPU."""
+    """`multiply(dtype, *arrays)` with the dtype of the product: float32 on a CPU, bfloat16 elsewhere."""
     return lax.platform_dependent(*arrays, cpu=partial(multiply, jnp.float32), default=partial(multiply, jnp.bfloat16))
 
 

@@ -1,4 +1,4 @@
-"""How a run's programs are compiled: kept on disk, so that a second run starts at once, and for the machine's units."""
+"""How a run's programs are compiled: for the machine's units, and kept on disk for a quick second start."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import jax
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs under `$XDG_CACHE_HOME/jlora/xla` unless JAX_COMPILATION_CACHE_DIR names a place.
+    """Keeps compiled programs under `$XDG_CACHE_HOME/jlora/xla`, or where JAX_COMPILATION_CACHE_DIR says.
 
-    To be called before the first array is made.
+    Call it before the first array is made.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jlora" / "xla"
@@ -22,12 +22,12 @@ def use_compilation_cache() -> None:
 
 
 def jit(fn: Callable, **options: Any) -> Any:
-    """`jax.jit` of a whole program of a run, not of a part of one; options as there.
+    """`jax.jit` for a whole program of a run, not for a part of one; takes the same options.
 
-    On a CPU XLA would compute in float32 whatever it does with bfloat16 but for products, and so convert the stacks of
-    all layers, weights and kept values, whenever one layer is read or written: at 4 x 256 tokens of SmolLM2 a step took
-    4.2 s and 3.4 GB with that, 2.7 s and 2.3 GB without. Products with a bfloat16 result need it: `jlora.products` has
-    none.
+    By default XLA on a CPU computes all bfloat16 operations but products in float32. It then converts the stacks of all
+    layers, weights and kept values, whenever one layer is read or written: at 4 x 256 tokens of SmolLM2 a step took
+    4.2 s and 3.4 GB with that, 2.7 s and 2.3 GB without. So this switches it off. Only products with a bfloat16 result
+    need it, and `jlora.products` has none.
     """
     on_cpu = {"xla_disable_hlo_passes": "float-normalization-bf16"} if jax.default_backend() == "cpu" else None
     return jax.jit(fn, compiler_options=on_cpu, **options)

@@ -1,4 +1,4 @@
-"""The lengths that a run's batches are padded to: each one more saves padding, and costs programs to compile."""
+"""The lengths that a run's batches are padded to: each further one saves padding, but needs programs compiled."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from train.batches import bucket_lengths
 from train.run_config import RunConfig, steps_of
 
 MOST = 16
-"""Lengths at most, whatever they save."""
+"""The most lengths, however much further ones would save."""
 
 COMPILE_SECONDS = {"cpu": 8.0, "gpu": 30.0, "tpu": 30.0}
-"""What one more length costs by platform: its programs to train, to evaluate and to check merged/. The CPU's figure was
-measured on two cores (MiniLM, LoRA on all linears, dropout: 6 + 1 + 1 seconds); the others are guesses."""
+"""Seconds that one more length costs, by platform: its programs to train, to evaluate and to check merged/. The CPU's
+figure was measured on two cores (MiniLM, LoRA on all linears, dropout: 6 + 1 + 1 seconds); the others are guesses."""
 
 FLOPS = {"cpu": 1.2e11, "gpu": 1e14, "tpu": 1e14}
 """FLOP/s of a training step by platform. The CPU's figure was measured on two cores, in float32 (MiniLM, 32 x 64
 tokens: 1.1e11, SmolLM2, 4 x 256: 1.3e11); the others are guesses."""
 
 BFLOAT16_ON_A_CPU = 1.4
-"""How much faster a CPU with bfloat16 units trains in that dtype, of the same measurements."""
+"""How many times as fast a CPU with bfloat16 units trains in that dtype, from the same measurements."""
 
 EVALUATION = 0.5
-"""The work of a token in evaluation, as a share of that in training."""
+"""The work per token in evaluation, as a share of that in training."""
 
 
 def choose_lengths(config: RunConfig, rows: Mapping[str, np.ndarray], base: Any) -> tuple[int, ...]:
-    """The padded lengths of a run's batches, ascending: `train.bucket_count` of them at most.
+    """The padded lengths of a run's batches, ascending; at most `train.bucket_count` of them.
 
-    Where that is null, each further length saves more seconds of padding over the whole run than its programs take to
-    compile. Both are estimated from the figures above, and not measured, so that all processes choose the same.
+    If that is null, each further length saves more seconds of padding over the whole run than its programs take to
+    compile. Both are estimated from the figures above, not measured, so that all processes choose the same.
 
     Args:
-      rows: {split: int (n,), the rows' lengths in tokens}; `train` is among them.
-      base: the model's base, arrays or ShapeDtypeStructs: its size says how long a token takes.
+      rows: {split: int (n,), the rows' lengths in tokens}; `train` is one of the splits.
+      base: the model's base, arrays or ShapeDtypeStructs; its size determines how long a token takes.
     """
     every, limit, count = np.concatenate(list(rows.values())), config.data.max_length, config.train.bucket_count
     if count is not None:
@@ -55,7 +55,7 @@ def choose_lengths(config: RunConfig, rows: Mapping[str, np.ndarray], base: Any)
 def lengths_of_run(
     config: RunConfig, rows: Mapping[str, np.ndarray], base: Any, *, resume: bool = False
 ) -> tuple[int, ...]:
-    """As `choose_lengths`; a run that is resumed keeps its own, also where its epochs or the platform are others now.
+    """As `choose_lengths`; a resumed run keeps its recorded lengths, even if its epochs or the platform have changed.
 
     Raises:
       JloraError: the manifest of the run to resume is damaged.
@@ -68,12 +68,12 @@ def lengths_of_run(
 
 
 def program_tokens(config: RunConfig, base: Any) -> float:
-    """The tokens that could be trained on in the time that one more length costs."""
+    """How many tokens could be trained on in the time that one more length costs."""
     leaves = {path: leaf for path, leaf in leaves_by_path(base).items() if not path.endswith("embedding")}
     weights = sum(int(np.prod(leaf.shape)) for leaf in leaves.values() if len(leaf.shape) > 1)
-    # Forward and towards the activations 2 FLOPs a weight and token each; towards the weights 2 more.
+    # FLOPs per weight and token: 2 forward, 2 for the activations' gradients, 2 more for those of trained weights.
     flops = (6 if config.method == "full" else 4) * max(1, weights)
     platform = jax.default_backend()
-    known = platform if platform in FLOPS else "gpu"  # cuda, rocm and whatever else computes fast
+    known = platform if platform in FLOPS else "gpu"  # cuda, rocm and any other fast backend
     faster = BFLOAT16_ON_A_CPU if known == "cpu" and config.train.dtype == "bfloat16" else 1.0
     return COMPILE_SECONDS[known] * FLOPS[known] * faster / flops

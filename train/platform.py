@@ -1,4 +1,4 @@
-"""What the platform decides of a run: the type of its computation, and what computes its attention."""
+"""What a run takes from its platform: the dtype of its computation, and the kernel of its attention."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ logger = logging.getLogger(__name__)
 _CPU_INFO = Path("/proc/cpuinfo")
 _BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
 _BACKENDS = {"cuda": "gpu", "tpu": "tpu"}
-"""{platform of a kernel: JAX's name of the backend}."""
+"""{platform of a kernel: JAX's name for its backend}."""
 
 
 def settled(config: AnyConfig) -> AnyConfig:
-    """The config with `train.dtype: auto` replaced by what this machine multiplies fast.
+    """The config with `train.dtype: auto` replaced by the dtype that this machine multiplies fast.
 
-    bfloat16 on GPUs, TPUs and CPUs with units for it, float32 elsewhere. A run keeps what it began with.
+    That is bfloat16 on GPUs, TPUs and CPUs with units for it, float32 elsewhere. A run keeps its first dtype.
 
     Raises:
       JloraError: `train.attention` names a kernel of another platform.
@@ -47,12 +47,12 @@ def settled(config: AnyConfig) -> AnyConfig:
 
 
 def with_dtype(config: AnyConfig, dtype: str) -> AnyConfig:
-    """The config that computes in `dtype`."""
+    """The config with `train.dtype` set to `dtype`."""
     return config.model_copy(update={"train": config.train.model_copy(update={"dtype": dtype})})
 
 
 def bfloat16_units() -> str:
-    """The name of this CPU's units for bfloat16 matrices, as Linux tells it; empty where it has none."""
+    """The name of this CPU's units for bfloat16 matrices, from /proc/cpuinfo; empty if it has none."""
     if platform.machine() not in ("x86_64", "AMD64") or not _CPU_INFO.exists():
         return ""
     flags = _CPU_INFO.read_text().partition("flags")[2].partition("\n")[0].split()
@@ -66,8 +66,8 @@ def attention_of(config: RunConfig, model: Any, names: list[str]) -> dict[str, s
       model: the linen model, without weights. names: of the arrays in its batches.
 
     Raises:
-      JloraError: the model has no positions for rows of `data.max_length` tokens, or `train.attention` names what
-        cannot compute its attention.
+      JloraError: the model has no positions for rows of `data.max_length` tokens, or `train.attention` names a kernel
+        that cannot compute the model's attention.
     """
     batch = dict.fromkeys(names, jax.ShapeDtypeStruct((1, config.data.max_length), np.int32))
     key = jax.eval_shape(lambda: jax.random.key(0))

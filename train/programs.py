@@ -1,4 +1,4 @@
-"""Steps whose programs are compiled ahead: in one thread, in the order in which a run needs them."""
+"""Steps whose programs are compiled ahead of their use: in one thread, in the order in which a run needs them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple, Self
 import jax
 
 Say = Callable[[str], AbstractContextManager]
-"""say(what) is entered while the run waits for `what` to be compiled."""
+"""say(what) is a context manager that the run enters while it waits for `what` to be compiled."""
 
 
 class _Queued(NamedTuple):
-    """A program to compile: its name for the user, how, and what it became."""
+    """A program to compile: its name for the user, the function that compiles it, and the future with the result."""
 
     name: str
     make: Callable[[], Any]
@@ -25,10 +25,10 @@ class _Queued(NamedTuple):
 
 
 class Compiler:
-    """One thread that compiles what is added, first come, first compiled; a context manager.
+    """One thread that compiles what is added, in the order of adding; a context manager.
 
-    XLA compiles without holding Python's lock, so that training goes on meanwhile. At the block's end what was not
-    begun is dropped, and what was begun is waited for: a process cannot end well while it compiles.
+    XLA compiles without holding Python's lock, so training goes on meanwhile. The end of the block drops the programs
+    that were not begun and waits for the one that was: a process cannot exit cleanly while it compiles.
 
     Attributes:
       waited: seconds that the run has spent in `wait` so far.
@@ -44,7 +44,7 @@ class Compiler:
         self.waited = 0.0
 
     def add(self, name: str, make: Callable[[], Any]) -> _Queued:
-        """Queues `make`, a function without arguments, and starts the thread where it does not run yet."""
+        """Queues `make`, a function without arguments, and starts the thread if it is not running yet."""
         queued = _Queued(name, make, futures.Future())
         with self._wakes:
             self._queue.append(queued)
@@ -55,7 +55,7 @@ class Compiler:
         return queued
 
     def wait(self, queued: _Queued) -> None:
-        """Returns when it is compiled, next of all that is queued, or was dropped; raises what compiling it raised."""
+        """Returns once `queued`, moved to the front, is compiled or dropped; raises what compiling it raised."""
         if not queued.done.done():
             with self._wakes:
                 if queued in self._queue:
@@ -70,13 +70,13 @@ class Compiler:
 
     @property
     def is_busy(self) -> bool:
-        """Whether something is being compiled, or is queued."""
+        """Whether a program is being compiled or is queued."""
         with self._wakes:
             return bool(self._queue) or self._begun is not None
 
     @contextmanager
     def saying(self, say: Say) -> Iterator[None]:
-        """Inside the block, whoever waits says so by `say`."""
+        """Inside the block, `wait` announces each wait with `say`."""
         before, self._say = self._say, say
         try:
             yield
@@ -100,7 +100,7 @@ class Compiler:
         while (queued := self._next()) is not None:
             try:
                 queued.done.set_result(queued.make())
-            except BaseException as error:  # whoever waits for it raises it
+            except BaseException as error:  # `wait` raises it
                 queued.done.set_exception(error)
 
     def _next(self) -> _Queued | None:
@@ -112,14 +112,14 @@ class Compiler:
 
 
 class CompiledAhead:
-    """A jitted function that is called as it is, but waits where its program for a batch's shape is being compiled.
+    """A jitted function, called like the original, that waits if its program for a batch's shape is being compiled.
 
-    JAX keeps a program that was compiled ahead for the calls of the function with such arguments, which compile nothing
-    then; tests/test_programs.py counts. A shape that was not prepared is compiled when it is called.
+    JAX keeps a program that was compiled ahead and uses it for later calls with such arguments, so these compile
+    nothing; tests/test_programs.py counts. A shape that was not prepared is compiled when it is called.
 
     Attributes:
       function: a jitted function, or one of `train.devices` for a mesh.
-      batch: the place of the batch among its arguments.
+      batch: the index of the batch among its arguments.
     """
 
     def __init__(self, function: Any, compiler: Compiler, *, batch: int) -> None:
@@ -128,7 +128,7 @@ class CompiledAhead:
         self._programs: dict[Any, _Queued] = {}
 
     def prepare(self, name: str, *arguments: Any) -> None:
-        """Queues the program for arguments like these, of which only shapes, dtypes and shardings count."""
+        """Queues the program for arguments like these; only their shapes, dtypes and shardings count."""
         shapes = _shapes(arguments[self.batch])
         if shapes in self._programs:
             return
@@ -147,6 +147,6 @@ def _shapes(batch: Any) -> Sequence[tuple[int, ...]]:
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    """What a call looks at. An array that is free to move (uncommitted), as numpy's are, has no sharding of its own."""
+    """The properties that select a program. An uncommitted array, such as numpy's, has no sharding of its own."""
     sharding = leaf.sharding if getattr(leaf, "committed", False) else None
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding, weak_type=getattr(leaf, "weak_type", False))

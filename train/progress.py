@@ -18,11 +18,11 @@ logger = logging.getLogger(__name__)
 
 _OURS = ("jlora", "train", "__main__")
 _MEMORY = 0.9
-"""How much of the past a new window of steps leaves in examples/s."""
+"""The weight of all earlier steps in examples/s is multiplied by this for each new window of steps."""
 
 
 class Left(NamedTuple):
-    """What a run has still to do: the work of its steps, in the unit of `Progress.update`, evaluations, checkpoints."""
+    """What a run has still to do: work of its steps (in the unit of `Progress.update`), evaluations, checkpoints."""
 
     work: float
     evaluations: int = 0
@@ -31,7 +31,7 @@ class Left(NamedTuple):
 
 @dataclasses.dataclass
 class _Sums:
-    """What got done, in how many seconds; of the past the less the longer ago."""
+    """What got done, in how many seconds; the longer ago, the less it weighs."""
 
     count: float = 0.0
     work: float = 0.0
@@ -46,15 +46,14 @@ class _Sums:
 class Progress:
     """Loss, examples/s (or tokens/s) and time left of a training loop; a context manager.
 
-    total: steps of the whole run. start: steps already done (a resumed run). log_every: steps from one plain
-    line, or one renewed number in the bar, to the next. stream: where the bar goes if it is a terminal; if it
-    is not, lines go to the log instead. unit: what a step's `count` counts, examples or tokens.
-    evaluation: the work of an evaluation, until one has been timed. is_compiling: whether something compiles while
-    the run trains.
+    total: steps of the whole run. start: steps already done (a resumed run). log_every: steps between plain lines, or
+    between updates of the numbers in the bar. stream: where the bar goes if it is a terminal; if it is not, lines go to
+    the log instead. unit: what a step's `count` counts, examples or tokens. evaluation: the work of an evaluation,
+    until one has been timed. is_compiling: whether something is being compiled while the run trains.
 
-    Rate and time left do not know compilation: what is waited for under `compiling` is not counted, nor are steps in
-    which something was compiled, as soon as there are others. The rate leaves out what happens under `paused` too. The
-    loss is read only when it is shown, or beside a compilation: until then a step may still run.
+    Rate and time left exclude compilation: waits under `compiling` are not counted. Steps during which something was
+    compiled are not counted either, once there are others. The rate also excludes what happens under `paused`. The loss
+    is read only when it is shown or during a compilation: until then a step may still be running.
     """
 
     def __init__(
@@ -85,9 +84,9 @@ class Progress:
 
         Args:
           loss: its mean loss, a device array included.
-          count: how much of the unit it got through.
-          work: what it took, in any unit that seconds are proportional to, such as token places.
-          left: what there is still to do.
+          count: how many of the unit (examples or tokens) it processed.
+          work: what it took, in any unit that is proportional to time, such as tokens with padding.
+          left: what is still to do after it.
         """
         self._step += 1
         first, last = self._step == self._start + 1, self._step == self._total
@@ -112,7 +111,7 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Estimate from what the steps so far took for their work, and the pauses; None before the second step."""
+        """Estimated from how long earlier steps took for their work, and the pauses; None before the second step."""
         sums = self._sums
         if not sums.work:
             return None if self._left.work else 0.0
@@ -123,7 +122,7 @@ class Progress:
 
     @contextmanager
     def paused(self, what: str) -> Iterator[None]:
-        """Keeps an evaluation or a checkpoint (`what`) out of the rate, and expects the next one to take as long."""
+        """Excludes an evaluation or a checkpoint (`what`) from the rate, and expects later ones to take as long."""
         begin = self._now()
         yield
         seconds = self._now() - begin
@@ -132,7 +131,7 @@ class Progress:
 
     @contextmanager
     def compiling(self, what: str) -> Iterator[None]:
-        """Says that the run waits for `what` to be compiled, and does not count the time."""
+        """Shows that the run waits for `what` to be compiled, and excludes that time."""
         if self._bar is None:
             logger.info("compiling: %s", what)
         else:
@@ -159,11 +158,11 @@ class Progress:
         return self._clean if self._clean.seconds else self._disturbed
 
     def _now(self) -> float:
-        """The time, in seconds, that stands still where a compilation is waited for."""
+        """A clock, in seconds, that stops during waits for compilation."""
         return time.monotonic() - self._compiled
 
     def _mean_pause(self, what: str, unknown: float) -> float:
-        """The seconds of a pause, or `unknown` before the first one."""
+        """The mean seconds of this kind of pause, or `unknown` before the first one."""
         timed = self._pauses.get(what)
         return sum(timed) / len(timed) if timed else unknown
 
@@ -198,15 +197,15 @@ def clock(seconds: float) -> str:
 
 
 def configure_logging(verbose: bool = False) -> None:
-    """Send the messages of jlora and train to stderr, bare; those of other packages only from WARNING on.
+    """Sends the messages of jlora and train to stderr, without prefixes; those of other packages only from WARNING on.
 
-    `verbose` adds DEBUG messages of our own. Call it before `transformers` is imported: it also silences its
-    advice that PyTorch is missing, which is no news here.
+    `verbose` adds our own DEBUG messages. Call it before `transformers` is imported: it also silences that package's
+    advice that PyTorch is missing, which is expected here.
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs with a traceback what it raises too
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax also logs, with a traceback, what it raises
     for name in _OURS:
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)

@@ -1,7 +1,7 @@
-"""Layers set apart: the weights of each as arrays of their own, where a scan takes them from a stack.
+"""Layers set apart: each layer's weights are arrays of their own, instead of slices that a scan takes from a stack.
 
-On a CPU XLA copies a layer's weights out of the stack before it multiplies by them. Beside the products of a batch
-that is little; those of a single token take no longer than the copy.
+On a CPU XLA copies a layer's weights out of the stack before it multiplies by them. Compared with the products of a
+whole batch the copy is cheap, but it takes as long as the products of a single token.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def set_apart(base: Any, dtype: Any) -> Any:
 
     Args:
       base: {"params": ...} of a causal language model, without quantized leaves.
-      dtype: of the model. Kernels and embeddings are cast to it, which otherwise every product would do.
+      dtype: of the model. Kernels and embeddings are cast to it once, instead of in every product.
     """
     return {"params": _set_apart(base["params"], dtype)}
 
@@ -44,22 +44,22 @@ def _layers(stack: Any) -> dict[str, Any]:
 
 
 def cache_set_apart(cache: Cache) -> Cache:
-    """The cache with the layers' keys and values as tuples, for `extend` with weights that are set apart."""
+    """The cache with keys and values as tuples of one array per layer, for `extend` with weights that are set apart."""
     return cache._replace(keys=tuple(cache.keys), values=tuple(cache.values))
 
 
 def weights_apart(stack: nn.Module) -> list[Any]:
-    """The weights of each layer of this stack, as `set_apart` gives them; none where they are stacked."""
+    """The weights of each layer of this stack, as `set_apart` gives them; an empty list if they are stacked."""
     weights = stack.variables.get("params", {})
     return [weights[str(number)] for number in range(len(weights))] if "0" in weights else []
 
 
 def run_apart(layers: Sequence[tuple[nn.Module, Any]], x: Any, shared: Any, slots: Slots) -> tuple[Any, Slots]:
-    """(x after all layers, their slots, tuples).
+    """(x after all layers, the slots that they wrote, as tuples of one array per layer).
 
     Args:
-      layers: of each the unbound module, whose call (x, shared, slots) gives (x, slots), and its weights.
-      slots: of all, arrays (layers, ...) or tuples.
+      layers: (unbound module, its weights) for each layer. Calling a module with (x, shared, slots) gives (x, slots).
+      slots: of all layers, arrays (layers, ...) or tuples.
     """
     written = []
     for (layer, weights), *own in zip(layers, *slots, strict=True):

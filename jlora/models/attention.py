@@ -1,10 +1,10 @@
-"""Attention with everything that models differ in, and the choice of what computes it.
+"""Attention with all the options that models need, and the choice of the kernel that computes it.
 
-auto       the fastest that can, by the platform that the program is lowered for:
+auto       the fastest kernel that can compute the call, on the platform that the program is lowered for
 cudnn      cuDNN's fused kernel (NVIDIA GPUs)
 splash     JAX's splash attention (TPUs)
-blockwise  by blocks, in plain JAX: everywhere, for every model
-full       all scores at once: the oracle that the others are held to
+blockwise  by blocks, in plain JAX: on every platform, for every model
+full       all scores at once: the reference for testing the others
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jlora.models.visibility import Visibility, sees
 
 
 class Kernel(NamedTuple):
-    """A kernel of one platform: what keeps it from computing a call (or None), and the call itself."""
+    """A kernel of one platform: why it cannot compute a call (None where it can), and the function that computes it."""
 
     platform: str
     obstacle: Callable[..., str | None]
@@ -45,7 +45,7 @@ _OBSTACLES: ContextVar[dict[str, str | None] | None] = ContextVar("_OBSTACLES", 
 
 @contextmanager
 def recorded_obstacles() -> Iterator[dict[str, str | None]]:
-    """{kernel of FUSED: why it cannot compute a call, None where it can} of all attention that is traced inside."""
+    """Yields {kernel of FUSED: why it cannot compute some attention traced inside, None if it can all}."""
     found: dict[str, str | None] = {}
     token = _OBSTACLES.set(found)
     try:
@@ -66,25 +66,25 @@ def attention(
     dropout_key: jax.Array | None = None,
     dropout_rate: float = 0.0,
 ) -> jax.Array:
-    """softmax(scale query key^T + key_bias) value over the visible keys; 0 for a query that sees none.
+    """softmax(scale query key^T + key_bias) value over the visible keys; 0 for a query that sees no key.
 
-    Scores and softmax are float32. With a dropout key the probabilities are dropped by `jlora.dropout`'s hash of their
-    places: whatever computes the attention drops the same ones.
+    Scores and softmax are float32. With a dropout key, probabilities are dropped by `jlora.dropout`'s hash of their
+    positions, so every kernel that supports dropout drops the same ones.
 
     Args:
-      query: (B, T, H, D), floating point. key, value: (B, S, K, D), each of the K heads shared by H / K queries.
-      visibility: which keys each query sees, and what computes the attention.
-      scale: of the scores; None is 1 / sqrt(D). An array is multiplied into the queries.
-      softcap: scores become softcap * tanh(scores / softcap), as in Gemma 2.
-      key_bias: float32 (B, H, S), added to the scores of each key: ALiBi.
-      dropout_key: one key; None is evaluation.
+      query: (B, T, H, D), floating point. key, value: (B, S, K, D); H / K query heads share each of the K heads.
+      visibility: which keys each query sees, and which kernel computes the attention.
+      scale: factor of the scores; None is 1 / sqrt(D). An array is multiplied into the queries.
+      softcap: scores become softcap * tanh(scores / softcap), as in Gemma 2; None leaves them.
+      key_bias: float32 (B, H, S), added to the scores of each key (ALiBi); None adds nothing.
+      dropout_key: one JAX random key; None drops nothing.
       dropout_rate: probability that an attention probability is dropped.
 
     Returns:
       (B, T, H, D) in the dtype of `query`.
 
     Raises:
-      JloraError: `visibility.kernel` names a kernel that cannot compute this.
+      JloraError: `visibility.kernel` names a kernel that cannot compute this call.
     """
     if isinstance(scale, jax.Array):
         query, scale = (query.astype(jnp.float32) * scale).astype(query.dtype), 1.0
@@ -136,7 +136,7 @@ def full_attention(
     visibility: Visibility,
     dropout_key: jax.Array | None,
 ) -> jax.Array:
-    """As `attention`, by the plain formula, which forms all scores, float32 (B, H, T, S): the oracle of the others."""
+    """As `attention`, by the plain formula with all scores, float32 (B, H, T, S): the reference for the others."""
     (batch, length, heads, width), (slots, key_heads) = query.shape, key.shape[1:3]
     grouped = query.reshape(batch, length, key_heads, -1, width)
     scores = jnp.einsum("btkgd,bskd->bkgts", grouped, key, preferred_element_type=jnp.float32)

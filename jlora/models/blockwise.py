@@ -1,8 +1,9 @@
-"""Attention in memory that grows with the tokens and not with their square: one block of scores at a time.
+"""Attention whose memory grows linearly with the number of tokens: it forms one block of scores at a time.
 
 Forward: a running maximum and sum for each query (Milakov and Gimelshein, 2018; FlashAttention, Dao et al., 2022).
-Backward: each block of scores is formed again. Pairs of blocks of which nobody sees anybody are left out. Scores stand
-as (keys, queries): sums over keys then run over rows, which XLA vectorizes on a CPU, and no product is transposed.
+Backward: each block of scores is formed again. Pairs of blocks in which no query sees a key are skipped. A block of
+scores has the axes (keys, queries): sums over keys then run over rows, which XLA vectorizes on a CPU, and no product
+needs a transpose.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ from jlora.models.partition import KEPT
 from jlora.models.visibility import Visibility, can_see, sees
 
 _HIDDEN, _LOWEST = -1e30, -1e29
-"""The score of a key that is not seen, and the maximum to start from: exp of their difference is 0."""
+"""The score of a key that is not seen, and the initial maximum: exp of their difference is 0."""
 _SCORES_AT_A_TIME = 2**21
 BLOCKS = "attention_blocks"
-"""What the products of blocks are called in a compiled program."""
+"""The name of the blocks' products in a compiled program."""
 _FEWEST, _MOST = (64, 128), (256, 256)
-"""(queries, keys) of a block."""
+"""(queries, keys): `_grid` chooses the greatest size of a block between these two."""
 
 
 class Options(NamedTuple):
     """What is done to scores and probabilities.
 
-    scale: what scores are multiplied by. softcap: they become softcap * tanh(score / softcap) then; None leaves them.
+    scale: the factor of the scores. softcap: scaled scores become softcap * tanh(score / softcap); None leaves them.
     dropout_rate: the probability that a probability is dropped.
     """
 
@@ -43,9 +44,9 @@ class Options(NamedTuple):
 
 
 class _Grid(NamedTuple):
-    """How the scores of a call are cut: blocks of `queries` by `keys` tokens.
+    """How the scores of a call are cut into blocks of `queries` by `keys` tokens.
 
-    batch, heads, length: of the query. key_heads, slots: of the key.
+    batch, heads, length: sizes of the query. key_heads, slots: sizes of the key.
     """
 
     batch: int
@@ -58,12 +59,12 @@ class _Grid(NamedTuple):
 
     @property
     def group(self) -> int:
-        """How many queries share a key; in a block they are neighbours."""
+        """How many query heads share a key head; in a block their queries are neighbours."""
         return self.heads // self.key_heads
 
     @property
     def rows(self) -> int:
-        """The queries of all heads of a group in a block."""
+        """The number of rows R of a block: its queries times the heads of a group."""
         return self.queries * self.group
 
 
@@ -77,12 +78,12 @@ def blockwise_attention(
     visibility: Visibility,
     dropout_words: jax.Array | None,
 ) -> jax.Array:
-    """softmax(scaled and capped scores + key_bias) value over the keys that are visible; 0 where none is.
+    """softmax(scaled and capped scores + key_bias) value over the visible keys; 0 for a query that sees no key.
 
     Args:
-      query: (B, T, H, D), floating point. key, value: (B, S, K, D), each of the K heads shared by H / K queries.
+      query: (B, T, H, D), floating point. key, value: (B, S, K, D); H / K query heads share each of the K heads.
       key_bias: float32 (B, H, S), added to all scores of a key; None adds nothing.
-      dropout_words: uint32 (2,), what the dropout's hash is of; None drops nothing.
+      dropout_words: uint32 (2,), the words that `hash_words` makes of a dropout key; None drops nothing.
 
     Returns:
       (B, T, H, D) in the dtype of `query`.
@@ -91,7 +92,7 @@ def blockwise_attention(
 
 
 class _Sums(NamedTuple):
-    """Of each query over the keys so far: the largest score and the sum (B, K, R), the mixed values (B, K, D, R)."""
+    """For each query, over the keys so far: the largest score and the sum (B, K, R), the mixed values (B, K, D, R)."""
 
     largest: jax.Array
     total: jax.Array
@@ -131,7 +132,7 @@ def _forward(options: Options, *inputs: Any) -> tuple[jax.Array, tuple]:
 
 
 class _Slopes(NamedTuple):
-    """Of queries (B, K, D, R), keys and values (B, K, S, D), and of the bias (B, K, S, group), if there is one."""
+    """The gradients of queries (B, K, D, R), of keys and values (B, K, S, D), and of any bias (B, K, S, group)."""
 
     query: jax.Array
     key: jax.Array
@@ -194,16 +195,16 @@ def _grid(query: jax.Array, key: jax.Array) -> _Grid:
 
 
 def _evenly(count: int, most: int) -> int:
-    """The size of a block, at most `most` rounded up to 8, that cuts `count` tokens into equal blocks."""
+    """The block size that cuts `count` tokens into equal blocks: at most `most`, rounded up to a multiple of 8."""
     blocks = -(-count // most)
     return count if blocks == 1 else -(-count // (8 * blocks)) * 8
 
 
 def _over_pairs(grid: _Grid, visibility: Visibility, step: Callable[..., Any], state: Any) -> Any:
-    """`step(state, i, j, is_seen)` for the blocks i of queries and j of keys in turn.
+    """Folds `step(state, i, j, is_seen)` over the pairs of blocks i of queries and j of keys; returns the last state.
 
-    Pairs that nobody can see by their places are left out; `is_seen` is False for those that the tokens' numbers hide,
-    and None where these say nothing.
+    Pairs that nobody can see because of their positions are skipped. `is_seen` is False for pairs that the segment
+    numbers or `start` hide, and None if that was not computed.
     """
     counts = -(-grid.length // grid.queries), -(-grid.slots // grid.keys)
     pairs = [
@@ -219,10 +220,10 @@ def _over_pairs(grid: _Grid, visibility: Visibility, step: Callable[..., Any], s
 
 
 def _are_seen(visibility: Visibility, grid: _Grid, i: jax.Array, j: jax.Array) -> jax.Array | None:
-    """bool (pairs,): whether some query of block i sees some key of block j in some row; None says nothing.
+    """bool (pairs,): whether some query of block i sees some key of block j in some row.
 
-    Before the loop, and the rows all at once: devices that share the rows of a batch ask each other once, not for each
-    pair.
+    None if `visibility` has neither segments nor a start. Computed before the loop, and for all rows at once:
+    devices that share the rows of a batch then communicate once, not once for each pair.
     """
     if visibility.query_segments is None and visibility.start is None:
         return None
@@ -252,7 +253,7 @@ def _scores(
     i: jax.Array,
     j: jax.Array,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """(scores float32 (B, K, keys, rows), the softcap's derivative or None) of block i of queries and j of keys."""
+    """(float32 scores (B, K, keys, rows) of blocks i of queries and j of keys, the softcap's derivative or None)."""
     scores = _dot(_block(k, j, grid.keys, -2), _block(q, i, grid.rows, -2), 1, 1) * jnp.float32(options.scale)
     factor = None
     if options.softcap is not None:
@@ -269,7 +270,7 @@ def _scores(
 
 
 def _kept(options: Options, grid: _Grid, words: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
-    """bool (B, K, keys, rows): which probabilities are kept, the same as by `dropout` of all of them (B, H, T, S)."""
+    """bool (B, K, keys, rows): which probabilities are kept, the same ones as `dropout` of all (B, H, T, S) keeps."""
     row = np.arange(grid.rows)
     heads = np.arange(grid.key_heads)[:, None] * grid.group + row % grid.group
     places = (np.arange(grid.batch)[:, None, None] * grid.heads + heads) * grid.length + row // grid.group
@@ -279,7 +280,7 @@ def _kept(options: Options, grid: _Grid, words: jax.Array, i: jax.Array, j: jax.
 
 
 def _dot(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) -> jax.Array:
-    """float32 products of the matrices (B, K, ., .), summed over these of their axes."""
+    """float32 products of matrices (B, K, ., .), summed over axes left_axis and right_axis (0 or 1) of the matrices."""
     contract = (((2 + left_axis,), (2 + right_axis,)), ((0, 1), (0, 1)))
     with jax.named_scope(BLOCKS):
         return lax.dot_general(left, right, contract, preferred_element_type=jnp.float32)
@@ -294,7 +295,7 @@ def _with_block(x: jax.Array, block: jax.Array, number: jax.Array, size: int, ax
 
 
 def _rows_of(x: jax.Array, grid: _Grid) -> jax.Array:
-    """(B, T, H, D) as (B, K, R, D): the queries of a group are neighbours; zeros fill the last block up."""
+    """(B, T, H, D) as (B, K, R, D): the queries of a group are neighbours; zeros pad the last block."""
     rows = x.reshape(grid.batch, grid.length, grid.key_heads, grid.group, -1).transpose(0, 2, 1, 3, 4)
     return _filled(rows, grid.queries).reshape(grid.batch, grid.key_heads, -1, x.shape[-1])
 
@@ -305,7 +306,7 @@ def _from_rows(x: jax.Array, grid: _Grid) -> jax.Array:
 
 
 def _slots_of(x: jax.Array, grid: _Grid) -> jax.Array:
-    """(B, S, K, D) as (B, K, S, D), filled up likewise."""
+    """(B, S, K, D) as (B, K, S, D); zeros pad the last block."""
     return _filled(x.transpose(0, 2, 1, 3), grid.keys)
 
 
@@ -314,7 +315,7 @@ def _from_slots(x: jax.Array, grid: _Grid) -> jax.Array:
 
 
 def _bias_of(bias: jax.Array | None, grid: _Grid) -> jax.Array | None:
-    """float32 (B, H, S) as (B, K, S, group), filled up likewise."""
+    """float32 (B, H, S) as (B, K, S, group); zeros pad the last block."""
     if bias is None:
         return None
     return _filled(bias.reshape(grid.batch, grid.key_heads, grid.group, -1).swapaxes(2, 3), grid.keys)
@@ -325,6 +326,6 @@ def _from_bias(x: jax.Array, grid: _Grid) -> jax.Array:
 
 
 def _filled(x: jax.Array, size: int) -> jax.Array:
-    """x (B, K, length, ...) with zeros at the end, up to a multiple of `size`."""
+    """x (B, K, length, ...) with zeros appended, so that length becomes a multiple of `size`."""
     missing = -x.shape[2] % size
     return x if not missing else jnp.pad(x, [(0, missing) if axis == 2 else (0, 0) for axis in range(x.ndim)])

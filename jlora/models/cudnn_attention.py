@@ -9,20 +9,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# Public is `jax.nn.dot_product_attention`, which does not take the offsets of packed texts.
+# The public `jax.nn.dot_product_attention` does not take the offsets of packed texts.
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
 from jlora.models.blockwise import Options, blockwise_attention
 from jlora.models.visibility import Visibility
 
 _SHORTEST_TEXT = 64
-"""Packed rows may hold one text for so many tokens each; others are computed by blocks."""
+"""The fewest tokens per text, on average over a row; packed rows with more texts are computed by blocks."""
 
 
 def cudnn_obstacle(
     options: Options, query: Any, key: Any, visibility: Visibility, *, biased: bool, dropped: bool
 ) -> str | None:
-    """Why cuDNN cannot compute such a call; None where it can.
+    """Why cuDNN cannot compute such a call; None if it can.
 
     Args:
       query, key: arrays or ShapeDtypeStructs, as `attention` takes them.
@@ -48,7 +48,7 @@ def cudnn_obstacle(
 def cudnn_attention(
     options: Options, query: jax.Array, key: jax.Array, value: jax.Array, visibility: Visibility
 ) -> jax.Array:
-    """As `blockwise_attention`, which computes rows whose padding does not stand at their end, and very short texts."""
+    """As `blockwise_attention`, which takes over if some row has padding before tokens or too many short texts."""
 
     def by_blocks(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         return blockwise_attention(options, query, key, value, None, visibility, None)
@@ -96,7 +96,7 @@ def _packed_rows(
     key: Any,
     value: Any,
 ) -> jax.Array:
-    # Tokens of no text are not written by the kernel, nor are their slopes.
+    # The kernel writes neither results nor gradients of tokens that belong to no text.
     assert visibility.key_segments is not None
     holds_text = visibility.key_segments[:, :, None, None] >= 0
     query, key, value = (jnp.where(holds_text, x, jnp.zeros((), x.dtype)) for x in (query, key, value))
@@ -109,7 +109,7 @@ def _packed_rows(
 
 
 def _prefixes(key_segments: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(tokens of each row, int32 (B,); whether each row has some, and its padding behind them)."""
+    """(tokens of each row, int32 (B,); whether each row has tokens and all its padding after them)."""
     holds_token = key_segments >= 0
     lengths = holds_token.sum(1, dtype=jnp.int32)
     in_front = jnp.arange(key_segments.shape[1], dtype=jnp.int32)[None] < lengths[:, None]
@@ -117,9 +117,9 @@ def _prefixes(key_segments: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _texts(query_segments: jax.Array, key_segments: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(tokens of each text int32 (B, M), its first token (B, M + 1), whether the rows' texts are M or fewer in turn).
+    """(tokens of each text int32 (B, M), its first token (B, M + 1), whether each row has at most M texts, in order).
 
-    -1 stands where a row has no more texts, as cuDNN has it.
+    The entries after a row's last text are -1, as cuDNN requires.
     """
     batch, length = key_segments.shape
     most = -(-length // _SHORTEST_TEXT)

@@ -1,4 +1,4 @@
-"""Attention of the one token that a decoding step adds: a row of scores a head, in arrays as the cache holds them."""
+"""Attention of the one token that a decoding step adds: one row of scores per head, in the cache's own layouts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ def one_token_attention(
     key_bias: jax.Array | None,
     visibility: Visibility,
 ) -> jax.Array:
-    """As `blockwise_attention`, of queries (B, 1, H, D) and without dropout.
+    """As `blockwise_attention`, for queries (B, 1, H, D) and without dropout.
 
-    Products read keys as (B, K, D, S) and values as (B, K, S, D): views of slots in these layouts are not copied.
+    The products read keys as (B, K, D, S) and values as (B, K, S, D). If the arguments are views of a cache in these
+    layouts, they are not copied.
     """
     (batch, _, heads, width), (slots, key_heads) = query.shape, key.shape[1:3]
     grouped = query.reshape(batch, key_heads, -1, width)
@@ -40,6 +41,6 @@ def one_token_attention(
 
 
 def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
-    """float32 products of the matrices (B, K, ., .)."""
+    """float32 matrix products of arrays (B, K, ., .)."""
     contract = (((3,), (2,)), ((0, 1), (0, 1)))
     return jax.lax.dot_general(left, right, contract, preferred_element_type=jnp.float32)

@@ -1,7 +1,7 @@
-"""Which axes of a mesh split a model's weights and what its layers pass on.
+"""Which axes of a mesh split a model's weights and the arrays that its layers pass on.
 
 Weights are split over fsdp and gathered where they are used, one layer at a time. Over tensor they stay split: of two
-linear layers in turn the first has its outputs split (column-parallel), the second its inputs (row-parallel).
+consecutive linear layers the first has its outputs split (column-parallel), the second its inputs (row-parallel).
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ ROW_PARALLEL = (
     "out_proj", "c_proj", "fc_out", "fc2", "attention/dense", "dense_4h_to_h",  # GPT-2 and its relatives
     "output/dense", "out_lin", "lin2",  # encoders
 )  # fmt: skip
-"""Ends of the paths of linear layers whose inputs are split; all others have their outputs split."""
+"""Path endings of the linear layers whose inputs are split; all others have their outputs split."""
 
 TABLE = ("tensor", "fsdp")
 """The axes that split an embedding (rows, features)."""
 
 Names = tuple[Any, ...]
-"""Of each axis of an array the axis of the mesh that splits it, several, or None."""
+"""For each axis of an array: the mesh axis that splits it, a tuple of several, or None."""
 
 
 def leaf_shardings(path: str, leaf: Any, mesh: Mesh) -> Any:
-    """A NamedSharding for the array (or ShapeDtypeStruct) at `path`; of a `Quantized` one for each of its arrays."""
+    """The NamedSharding of the array (or ShapeDtypeStruct) at `path`; for a `Quantized` leaf, of each of its arrays."""
     names = leaf_names(path, leaf.ndim)
     if not is_quantized(leaf):
         return fitting(mesh, names, leaf.shape)
     if names[-1] == "tensor":
-        names = (*names[:-2], None, ("tensor", "fsdp"))  # blocks run along the inputs, and may be too few to split
+        names = (*names[:-2], None, ("tensor", "fsdp"))  # inputs are grouped in blocks, perhaps too few to split
     return dataclasses.replace(leaf, stored=stored_shardings(leaf, mesh, names))
 
 
 def leaf_names(path: str, ndim: int) -> Names:
-    """The names of the axes of a leaf: a kernel's and an embedding's are split, norms and biases are not.
+    """The mesh axes of a leaf's axes: kernels and embeddings are split, norms and biases are not.
 
     Args:
       path: of the leaf, as `leaves_by_path` gives it. A leading axis of layers is not split.
@@ -61,40 +61,40 @@ def leaf_names(path: str, ndim: int) -> Names:
 
 
 def kernel_names(module: str) -> Names:
-    """The names of a kernel (in, out), of the linear layer at this path."""
+    """The mesh axes that split the kernel (in, out) of the linear layer at this path."""
     return ("tensor", "fsdp") if module.endswith(ROW_PARALLEL) else ("fsdp", "tensor")
 
 
 def by_rows(x: jax.Array, last: str | None = None) -> jax.Array:
-    """Hidden states (B, ..., features) with their rows split, their features too where `last` names an axis."""
+    """Hidden states (B, ..., features) with their rows split, and their features too if `last` names a mesh axis."""
     return _constrained(x, (*BATCH, *[None] * (x.ndim - 2), last))
 
 
 def by_heads(x: jax.Array) -> jax.Array:
-    """What attention takes, (B, T, heads, width), its heads split over tensor; too few of them are on all devices."""
+    """Attention's inputs (B, T, heads, width) with their heads split over tensor; too few to split stay whole."""
     return _constrained(x, (*BATCH, None, "tensor", None))
 
 
 _IN_REMAT = ContextVar("_IN_REMAT", default=False)
-"""Whether the layer that is traced now is rematerialized as a whole."""
+"""Whether the layer that is being traced is rematerialized as a whole."""
 
 
 def gathered(weight: jax.Array, names: Names) -> jax.Array:
-    """A weight whose axes have these names, its parts over fsdp put together."""
+    """A weight whose axes are split by `names`, gathered over fsdp."""
     mesh = current_mesh()
     if mesh is not None and mesh.shape["fsdp"] > 1:
-        # Without it XLA gathers a slice of the stack of layers in another layout, for which it copies the whole stack.
+        # Without it XLA gathers a layer's slice in another layout, and copies the whole stack of layers for that.
         weight = lax.optimization_barrier(weight)
     return _constrained(weight, tuple(None if name == "fsdp" else name for name in names))
 
 
 def gathered_table(*arrays: jax.Array, **options: Any) -> tuple[jax.Array, ...]:
-    """Flax's `promote_dtype` of what an embedding is used with and its table, the last one, gathered."""
+    """Flax's `promote_dtype` of an embedding's other arrays and of its table, the last one, which is gathered."""
     return promote_dtype(*arrays[:-1], gathered(arrays[-1], TABLE), **options)
 
 
 def product(x: jax.Array, kernel: jax.Array, module: str, dtype: Any) -> jax.Array:
-    """x (..., in) times the kernel (in, out) of the linear layer at the path `module`, in `dtype`.
+    """x (..., in) times the kernel (in, out) of the linear layer at path `module`, computed in `dtype`.
 
     On a mesh the kernel is gathered for the product, and once more for its derivative.
     """
@@ -106,25 +106,25 @@ def product(x: jax.Array, kernel: jax.Array, module: str, dtype: Any) -> jax.Arr
 
     if current_mesh() is None:
         return multiply(x, kernel)
-    if not _IN_REMAT.get():  # which gathers for the derivative already
+    if not _IN_REMAT.get():  # a rematerialized layer gathers again anyway
         multiply = jax.checkpoint(multiply, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
     result = multiply(x, kernel)
     return by_rows(result, "tensor" if names[1] == "tensor" else None)
 
 
 KEPT = "kept"
-"""What a layer keeps for its backward pass bears this name; the rest is computed again."""
+"""The checkpoint name of what a layer keeps for its backward pass; everything else is recomputed."""
 
 
 def keep(x: jax.Array) -> jax.Array:
-    """Marks what a layer keeps: the results of its products, and of its attention where that goes by blocks."""
+    """Marks an array to keep for the backward pass: a product's result, or that of attention computed by blocks."""
     return checkpoint_name(x, KEPT)
 
 
 def remat_layer(layer: Any, *, remat: bool, prevent_cse: bool) -> Any:
     """Flax's `nn.remat` of a layer's class, whose products need no checkpoint of their own.
 
-    With `remat` nothing inside of the layer is kept for the backward pass, else what `keep` has marked.
+    With `remat` nothing inside the layer is kept for the backward pass, otherwise only what `keep` has marked.
     """
 
     class Rematerialized(layer):
@@ -135,7 +135,7 @@ def remat_layer(layer: Any, *, remat: bool, prevent_cse: bool) -> Any:
             finally:
                 _IN_REMAT.reset(token)
 
-    Rematerialized.__name__ = Rematerialized.__qualname__ = layer.__name__  # linen names parameters by it
+    Rematerialized.__name__ = Rematerialized.__qualname__ = layer.__name__  # linen names parameters after it
     policy = None if remat else jax.checkpoint_policies.save_only_these_names(KEPT)
     return nn.remat(Rematerialized, prevent_cse=prevent_cse, policy=policy)
 

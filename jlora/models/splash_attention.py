@@ -24,7 +24,7 @@ _SIZES = (
 def splash_obstacle(
     options: Options, query: Any, key: Any, visibility: Visibility, *, biased: bool, dropped: bool
 ) -> str | None:
-    """Why splash attention cannot compute such a call; None where it can. The arguments are `cudnn_obstacle`'s."""
+    """Why splash attention cannot compute such a call; None if it can. Takes the arguments of `cudnn_obstacle`."""
     found = {
         "it takes no bias of the keys (ALiBi)": biased,
         "it has no dropout: train.dropout=false": dropped,
@@ -43,10 +43,10 @@ def splash_attention(
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """As `blockwise_attention`; the kernel runs again for the derivative, which keeps queries, keys and values alone.
+    """As `blockwise_attention`. The backward pass keeps only queries, keys and values, and runs the kernel again.
 
     Args:
-      interpret: run the kernel without a TPU, slowly.
+      interpret: run the kernel in Pallas's interpreter, which is slow but needs no TPU.
     """
     batch, length = query.shape[:2]
     size = -length % _LANES
@@ -70,8 +70,8 @@ def _rows(
     own: jax.Array,
     others: jax.Array,
 ) -> jax.Array:
-    """(B, H, T, D) of the heads (B, ., T, D) and the numbers (B, T) of their tokens."""
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # takes a second, on TPUs alone
+    """The result (B, H, T, D) for query, key and value (B, heads, T, D) and the tokens' segment numbers (B, T)."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # takes a second; only on TPUs
 
     heads, length = query.shape[1:3]
     mask = _mask(splash, visibility, length)
@@ -86,7 +86,7 @@ def _rows(
         interpret=interpret,
     )
     query = (query.astype(jnp.float32) * options.scale).astype(query.dtype)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as the kernel is written
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # which the kernel's code needs
         return jax.vmap(kernel)(query, key, value, jax.vmap(splash.SegmentIds)(own, others))
 
 
@@ -107,7 +107,7 @@ def _is_split_evenly(shape: tuple[int, ...]) -> bool:
 
 
 def _on_mesh(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """On a mesh each device computes its rows and heads: the kernel is not split by itself."""
+    """`run` with each device of the mesh computing its rows and heads, because JAX does not split the kernel itself."""
     mesh = current_mesh()
     if mesh is None:
         return run

@@ -39,7 +39,11 @@ def run(dropout: bool, rounds: int) -> dict[str, Any]:
     """{"dropout", "rows", "sides": {side: [{"seconds", "cpu_seconds", "peak_bytes", "first_step"}, one a round]}}."""
     make_inputs(_WORK)
     make_data()
-    sides = {"jlora": partial(_jlora, dropout), "peft": partial(_peft, dropout)}
+    sides = {
+        "jlora": partial(_jlora, dropout, "float32"),
+        "peft": partial(_peft, dropout),
+        "jlora:bfloat16": partial(_jlora, dropout, "bfloat16"),
+    }
     turns = take_turns(sides, rounds)
     return {
         "dropout": dropout,
@@ -73,10 +77,16 @@ def data_file(split: str) -> Path:
     return FOLDER / "data" / f"{split}.jsonl"
 
 
-def training_command(folder: str, dropout: bool) -> list[str]:
-    """Python's arguments for our command, which writes its run to `folder`."""
+def training_command(folder: str, dropout: bool, dtype: str) -> list[str]:
+    """Python's arguments for our command, which writes its run to `folder`. `dtype` is a value of train.dtype."""
     given = [f"model={_WORK.base}", f"data.train={data_file('train')}", f"data.validation={data_file('validation')}"]
-    given += ["data.max_length=64", "train.epochs=1", "train.learning_rate=1e-3", f"output_dir={folder}/run"]
+    given += [
+        f"train.dtype={dtype}",
+        "data.max_length=64",
+        "train.epochs=1",
+        "train.learning_rate=1e-3",
+        f"output_dir={folder}/run",
+    ]
     given += [f"train.dropout={str(dropout).lower()}", f"lora.lora_dropout={0.1 if dropout else 0.0}"]
     return ["-m", "train.classify", "--config", "configs/sst2.yaml", *given]
 
@@ -88,9 +98,9 @@ def script_command(folder: str, dropout: bool) -> list[str]:
     return ["-m", "benchmarks.peft_script", *given, *["--dropout"] * dropout]
 
 
-def _jlora(dropout: bool) -> dict[str, Any]:
+def _jlora(dropout: bool, dtype: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        found = timed_command(training_command(folder, dropout), {"XDG_CACHE_HOME": folder})
+        found = timed_command(training_command(folder, dropout, dtype), {"XDG_CACHE_HOME": folder})
         report = json.loads(Path(folder, "run", "report.json").read_text())
     return {**found, "metrics": report["metrics"], "times": report["times"]}
 

@@ -61,7 +61,7 @@ def _start(task: str, cache: str) -> dict[str, Any]:
     """A run up to its first step; tokenized rows and programs are cached under `cache`."""
     with tempfile.TemporaryDirectory() as folder:
         language_model = ["-m", "train.lm", "--config", "configs/smollm2.yaml", "--offline", f"output_dir={folder}/run"]
-        command = epoch.training_command(folder, True) if task == "classify" else language_model
+        command = epoch.training_command(folder, True, "auto") if task == "classify" else language_model
         return timed_command(command, {"XDG_CACHE_HOME": cache}, to_first_step=True)
 
 

@@ -180,7 +180,7 @@ def _generate(
         found = lax.dynamic_update_slice(found, token[:, None], (jnp.int32(0), number))
         return number + 1, token, done | ended(token), found, cache
 
-    cache = model.empty_cache(rows, width, model.dtype)
+    cache = _empty_cache(model, batch, count)
     token, cache = _next(model, base, adapter, batch, cache, _fold(key, 0), sampling)
     if count > 1:
         base, adapter, cache = _for_one_token(model, base, adapter, with_room(cache, width + count - 1))
@@ -199,7 +199,7 @@ def _stream(
     stop_ids: frozenset[int],
 ) -> Iterator[int]:
     width = batch["input_ids"].shape[1]
-    cache = model.empty_cache(1, width, model.dtype)
+    cache = _empty_cache(model, batch, count)
     for number in range(count):
         if number == 1:
             base, adapter, cache = _ready(model, base, adapter, cache, _padded(width + count - 1))
@@ -209,6 +209,12 @@ def _stream(
             return
         yield token
         batch = {"input_ids": drawn[:, None], "attention_mask": jnp.ones((1, 1), jnp.int32)}
+
+
+def _empty_cache(model: Any, batch: dict[str, jax.Array], count: int) -> Cache:
+    """A cache for the prompts alone, which knows that `count` tokens come after them."""
+    cache = model.empty_cache(*batch["input_ids"].shape, model.dtype)
+    return cache._replace(reach=batch["attention_mask"].sum(1, dtype=jnp.int32) + count)
 
 
 def _next(

@@ -27,7 +27,7 @@ def hash_key(key: jax.Array) -> jax.Array:
 
 
 def _seed(seed: jax.Array) -> jax.Array:
-    return _children(jnp.zeros(2, jnp.uint32), seed.astype(jnp.uint32))
+    return _children(jnp.array([_FOLD, _SPLIT], jnp.uint32), seed.astype(jnp.uint32))
 
 
 def _split(words: jax.Array, shape: tuple[int, ...]) -> jax.Array:

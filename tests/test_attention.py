@@ -10,6 +10,7 @@ from transformers import BertConfig, LlamaConfig
 
 import jlora
 from jlora.abstract_adapter import abstract_adapter
+from jlora.errors import JloraError
 from jlora.models import abstract_base, build, cudnn_attention
 from jlora.models.attention import attention, recorded_obstacles
 from jlora.models.visibility import Visibility, mask_visibility
@@ -152,3 +153,9 @@ def test_an_obstacle_of_one_layer_is_that_of_the_model():
         attention(query, query, query, Visibility(), dropout_key=jax.random.key(0), dropout_rate=0.1)
         attention(query, query, query, Visibility())
     assert "dropout" in found["splash"]
+
+
+def test_a_kernel_that_there_is_not_is_refused():
+    query = jnp.zeros((1, 4, 2, 8))
+    with pytest.raises(JloraError, match=r"expected a kernel out of auto, .*; found 'cudn'"):
+        attention(query, query, query, Visibility(kernel="cudn"))

@@ -116,6 +116,15 @@ def test_bfloat16_is_the_full_formula_in_float32(call):
     assert differences <= TOLERANCE[jnp.bfloat16] * max(1.0, largest)
 
 
+def test_a_bias_as_large_as_alibis_is_no_trouble_for_rows_that_fill_the_last_block_up():
+    """exp(bias) of a row that is not there is infinite; times a slope of zero it was no number."""
+    query, key, value = jax.random.normal(jax.random.key(0), (3, 1, 20, 2, 4))
+    bias = jnp.broadcast_to(jnp.arange(20.0) * 16, (1, 2, 20))
+    call = ({"query": query, "key": key, "value": value, "key_bias": bias}, {}, Visibility(causal=True))
+    expected, found = (_results(kernel, *call, jnp.float32) for kernel in ("full", "blockwise"))
+    assert _difference(found, expected) <= TOLERANCE[jnp.float32]
+
+
 def test_blocks_that_nobody_sees_are_not_formed():
     """Half of the pairs of a causal row; two for each block of a short window."""
     query = jnp.zeros((1, 160, 1, 4))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from encoder_cases import difference
 
+from jlora.errors import JloraError
 from jlora.models import build
 from jlora.models.cache import Slots, empty_cache, opened, row_lengths, token_positions, visible, written
 from jlora.models.visibility import sees
@@ -54,7 +55,7 @@ def test_positions_and_lengths():
     given = batch | {"position_ids": jnp.array([[0, 1, 0], [4, 5, 6]])}
     np.testing.assert_array_equal(token_positions(given), given["position_ids"])
     np.testing.assert_array_equal(row_lengths(given), [2, 7])
-    assert row_lengths(given, empty_cache(1, 2, 9, 1, 2, jnp.float32)) == 9
+    np.testing.assert_array_equal(row_lengths(given, empty_cache(1, 2, 9, 1, 2, jnp.float32)), [9, 9])
 
 
 def test_slots_are_written_from_the_start_on():
@@ -66,3 +67,10 @@ def test_slots_are_written_from_the_start_on():
     assert keys.dtype == jnp.float32
     assert slots.keys.dtype == jnp.bfloat16
     assert written(None, new, new, None) == (new, new, None)
+
+
+@pytest.mark.parametrize("window", [0, -3])
+def test_a_window_of_no_token_is_refused(window):
+    batch = {"input_ids": jnp.zeros((1, 3), jnp.int32)}
+    with pytest.raises(JloraError, match=f"sliding_window or window_size: expected 1 token or more, .* found {window}"):
+        visible(batch, window, None, "auto")

@@ -49,6 +49,16 @@ def test_a_gpu_calls_cudnn_forth_and_back(name, hopper):
     assert "__cudnn" not in _lowered(CASES[name], "cpu")
 
 
+@pytest.mark.parametrize(("tensor", "reason"), [(2, None), (4, "4 heads otherwise than the 2 of the keys"), (8, None)])
+def test_a_mesh_splits_both_kinds_of_heads_or_neither(tensor, reason, hopper):
+    kinds = (jax.sharding.AxisType.Auto,) * 3
+    mesh = jax.sharding.AbstractMesh((1, 1, tensor), ("data", "fsdp", "tensor"), axis_types=kinds)
+    query, key = (jax.ShapeDtypeStruct((1, 8, heads, 64), jnp.bfloat16) for heads in (4, 2))
+    with jax.sharding.use_abstract_mesh(mesh):
+        found = cudnn_obstacle(Options(1.0), query, key, Visibility(causal=True), **NOTHING)
+    assert found == reason if reason is None else reason in found
+
+
 @pytest.mark.parametrize("options", [{"softcap": 2.0}, {"dtype": jnp.float32}])
 def test_what_it_cannot_do_goes_by_blocks(options, hopper):
     assert "__cudnn" not in _lowered(Visibility(causal=True), "cuda", **options)

@@ -75,6 +75,22 @@ def tiny():
     return model, jax.jit(model.init)(jax.random.key(0), cases.random_tokens(model.config))
 
 
+@pytest.mark.parametrize("length", [3, 6])
+def test_positions_that_go_by_the_rows_length_go_by_its_end_from_the_first_token_on(length, tmp_path):
+    """Of 10 positions that were trained; prompt and completion are 9 tokens, or 12, whatever the slots are."""
+    switches = {"original_max_position_embeddings": 10, "rope_parameters": cases.LONGROPE}
+    oracle = cases.torch_decoder(cases.tiny_decoder("phi3", **switches))
+    model, base = cases.load_saved(oracle, tmp_path)
+    ids, new = [7, 3, 9, 4, 8, 5][:length], 6
+    whole = generate(model, base, None, np.array([ids]), np.ones((1, length)), max_new_tokens=new, pad_id=0)
+    assert list(stream(model, base, None, ids, max_new_tokens=new)) == whole[0].tolist()
+    # Without a cache, prompt and completion in one.
+    tokens = np.array([[*ids, *whole[0].tolist()]], np.int32)
+    batch = {"input_ids": tokens, "attention_mask": np.ones_like(tokens)}
+    logits = model.apply(base, batch)[0, length - 1 : -1]
+    assert logits.argmax(-1).tolist() == whole[0].tolist()
+
+
 def test_prompts_of_all_lengths_share_a_few_compilations(tiny):
     model, base = tiny
     before = generation._extended._cache_size()

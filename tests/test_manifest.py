@@ -51,6 +51,12 @@ def test_the_same_run_is_the_same(file, caplog):
     assert not caplog.records
 
 
+def test_a_float32_run_of_the_time_when_that_was_the_default_is_the_same():
+    """Its config.yaml says float32 too, and its manifest was made without."""
+    assert _made(_config(train={"dtype": "float32"}))["config"] == {"fixed": "44136fa355b3678a"}  # of nothing
+    assert _made(_config(train={"dtype": "bfloat16"}))["config"] != {"fixed": "44136fa355b3678a"}
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import typing
+
 import config_cases
 import jax
 import pytest
@@ -9,12 +11,12 @@ import tiny
 import tiny_lm
 
 from jlora.errors import JloraError
-from jlora.models import build
-from jlora.models.attention import FUSED
+from jlora.models.visibility import KERNELS
 from train import platform
 from train.lm.config import LMConfig
 from train.lm.prepare import build_model
 from train.platform import attention_of, bfloat16_units, settled
+from train.sections import TrainSection
 
 NAMES = ["input_ids", "attention_mask"]
 
@@ -80,23 +82,35 @@ def _config(length=16):
 def test_rows_that_are_longer_than_the_positions_are_refused():
     config = _config(4096)
     with pytest.raises(JloraError, match=r"data.max_length=4096: expected at most \d+ tokens a row.*found 4096"):
-        attention_of(config, build_model(config), NAMES)
+        attention_of(config, build_model(config), NAMES, None)
 
 
 def test_a_cpu_computes_by_blocks_and_says_why():
     config = _config()
-    found = attention_of(config, build_model(config), NAMES)
+    found = attention_of(config, build_model(config), NAMES, None)
     assert found == {"kernel": "blockwise", "reason": "there is no other for this platform"}
 
 
 def test_a_gpu_that_cannot_says_why(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     config = _config()
-    found = attention_of(config, build_model(config), NAMES)
+    found = attention_of(config, build_model(config), NAMES, None)
     assert found["kernel"] == "blockwise"
     assert found["reason"].startswith("cudnn: it needs bfloat16")
 
 
-def test_every_kernel_has_a_place_in_the_config():
-    for kernel in (*FUSED, "auto", "blockwise", "full"):
-        assert build(build_model(_config()).config, attention=kernel).attention == kernel
+def test_every_kernel_is_a_choice_of_the_config():
+    assert typing.get_args(TrainSection.model_fields["attention"].annotation) == KERNELS
+
+
+def test_a_kernel_that_the_mesh_cannot_use_is_known_before_anything_is_loaded(monkeypatch):
+    """Splash takes equal parts of the heads alone: of two heads of keys no four devices."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(platform, "set_mesh", lambda mesh: jax.sharding.use_abstract_mesh(mesh))
+    kinds = (jax.sharding.AxisType.Auto,) * 3
+    config = _config()
+    for tensor, kernel in ((1, "splash"), (64, "blockwise")):
+        mesh = jax.sharding.AbstractMesh((1, 1, tensor), ("data", "fsdp", "tensor"), axis_types=kinds)
+        found = attention_of(config, build_model(config), NAMES, mesh)
+        assert found["kernel"] == kernel, found
+    assert "a mesh does not split" in found["reason"]

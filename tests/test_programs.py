@@ -117,6 +117,7 @@ def test_at_the_end_what_was_not_begun_is_dropped_and_no_thread_is_left():
         dropped = compiler.add("second", lambda: pytest.fail("it was compiled"))
         threading.Timer(0.05, go.set).start()  # after the block has begun to end
     compiler.wait(dropped)
+    compiler.wait(compiler.add("too late", lambda: pytest.fail("it was compiled")))
     assert not [thread for thread in threading.enumerate() if thread.name == "compiler"]
 
 

@@ -16,10 +16,15 @@ from jlora.models.visibility import Visibility
 LENGTH = 200  # no multiple of the kernel's blocks
 TEXTS = np.repeat([0, 1, 2], [90, 60, 50])[None]
 PADDED = np.where(np.arange(LENGTH) < 180, 0, -1)[None]
+ZEROS = np.zeros_like(PADDED)
+GAP = np.where((np.arange(LENGTH) < 20) | (np.arange(LENGTH) > 120), 0, -1)[None]
 CASES = {
     "causal": ({"causal": True}, {}),
     "window": ({"causal": True, "window": 30}, {}),
-    "padding": ({"query_segments": np.zeros_like(PADDED), "key_segments": PADDED}, {}),
+    "padding": ({"query_segments": ZEROS, "key_segments": PADDED}, {}),
+    "a row without tokens": ({"query_segments": ZEROS, "key_segments": ZEROS - 1}, {}),
+    "padding in front": ({"query_segments": ZEROS, "key_segments": PADDED[:, ::-1], "causal": True}, {}),
+    "a window of padding": ({"query_segments": ZEROS, "key_segments": GAP, "causal": True, "window": 30}, {}),
     "texts": ({"query_segments": TEXTS, "key_segments": TEXTS, "causal": True, "packed": True}, {}),
     "soft cap": ({"causal": True}, {"softcap": 3.0}),
 }

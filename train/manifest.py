@@ -63,7 +63,8 @@ def manifest(
       data: {split: {name: what the split holds}}, of which the numpy arrays count.
       lengths: the padded lengths of batches.
     """
-    defaults = keys.defaults(type(config))  # left out: a key that comes with a later version changes no hash
+    # Left out: a key that comes with a later version changes no hash. The default of train.dtype was float32 once.
+    defaults = keys.defaults(type(config)) | {"train.dtype": "float32"}
     fixed = {k: value for k, value in flat(config).items() if not may_change(k) and defaults.get(k, ...) != value}
     found = environment.describe()
     git = found["git"] or {}

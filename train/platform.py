@@ -9,10 +9,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jlora.base import abstract_base
 from jlora.errors import JloraError
 from jlora.models.attention import FUSED, recorded_obstacles
+from train.devices import set_mesh
 from train.run_config import AnyConfig, RunConfig
 
 logger = logging.getLogger(__name__)
@@ -59,24 +61,23 @@ def bfloat16_units() -> str:
     return next((name for name in _BFLOAT16_UNITS if name in flags), "")
 
 
-def attention_of(config: RunConfig, model: Any, names: list[str]) -> dict[str, str]:
+def attention_of(config: RunConfig, model: Any, names: list[str], mesh: Mesh | None) -> dict[str, str]:
     """{"kernel": what computes the run's attention, "reason": why not a faster one}, before anything is loaded.
 
     Args:
-      model: the linen model, without weights. names: of the arrays in its batches.
+      model: the linen model, without weights. names: of the arrays in its batches. mesh: of the run; None for none.
 
     Raises:
       JloraError: the model has no positions for rows of `data.max_length` tokens, or `train.attention` names a kernel
         that cannot compute the model's attention.
     """
-    batch = dict.fromkeys(names, jax.ShapeDtypeStruct((1, config.data.max_length), np.int32))
+    base, rows = abstract_base(model), config.train.batch_size
+    batch = dict.fromkeys(names, jax.ShapeDtypeStruct((rows, config.data.max_length), np.int32))
     key = jax.eval_shape(lambda: jax.random.key(0))
     rngs = {"dropout": key} if config.train.dropout else None
-    with recorded_obstacles() as obstacles:
+    with recorded_obstacles() as obstacles, set_mesh(mesh):
         try:
-            jax.eval_shape(
-                lambda base, batch, rngs: model.apply(base, batch, rngs=rngs), abstract_base(model), batch, rngs
-            )
+            jax.eval_shape(lambda base, batch, rngs: model.apply(base, batch, rngs=rngs), base, batch, rngs)
         except JloraError as error:
             if str(error).startswith("batch:"):
                 raise JloraError(

@@ -47,6 +47,9 @@ class Compiler:
         """Queues `make`, a function without arguments, and starts the thread if it is not running yet."""
         queued = _Queued(name, make, futures.Future())
         with self._wakes:
+            if self._is_closed:
+                queued.done.cancel()
+                return queued
             self._queue.append(queued)
             self._wakes.notify()
         if self._thread is None:

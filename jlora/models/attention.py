@@ -24,7 +24,7 @@ from jlora.models.blockwise import Options, blockwise_attention
 from jlora.models.cudnn_attention import cudnn_attention, cudnn_obstacle
 from jlora.models.one_token import one_token_attention
 from jlora.models.splash_attention import splash_attention, splash_obstacle
-from jlora.models.visibility import Visibility, sees
+from jlora.models.visibility import KERNELS, Visibility, sees
 
 
 class Kernel(NamedTuple):
@@ -84,8 +84,10 @@ def attention(
       (B, T, H, D) in the dtype of `query`.
 
     Raises:
-      JloraError: `visibility.kernel` names a kernel that cannot compute this call.
+      JloraError: `visibility.kernel` names no kernel, or one that cannot compute this call.
     """
+    if visibility.kernel not in KERNELS:
+        raise JloraError(f"visibility: expected a kernel out of {', '.join(KERNELS)}; found {visibility.kernel!r}")
     if isinstance(scale, jax.Array):
         query, scale = (query.astype(jnp.float32) * scale).astype(query.dtype), 1.0
     words = None if dropout_key is None or dropout_rate == 0.0 else hash_words(dropout_key)

@@ -145,6 +145,8 @@ def _backward(options: Options, kept: tuple, slope: jax.Array) -> tuple:
     grid = _grid(query, key)
     delta = (slope.astype(jnp.float32) * result.astype(jnp.float32)).sum(-1)
     log_sums, delta = (_rows_of(x[..., None], grid)[..., 0] for x in (log_sums.swapaxes(1, 2), delta))
+    # Rows that fill the last block up have no probabilities, whatever the bias adds to their scores.
+    log_sums = jnp.where(np.arange(log_sums.shape[-1]) < grid.length * grid.group, log_sums, -_HIDDEN)
     q, k, v, slope = _rows_of(query, grid), _slots_of(key, grid), _slots_of(value, grid), _rows_of(slope, grid)
     bias, turned = _bias_of(key_bias, grid), jnp.swapaxes(k, -1, -2)
 

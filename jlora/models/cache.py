@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jlora.errors import JloraError
 from jlora.models.visibility import Visibility, causal_visibility
 
 
@@ -21,12 +22,15 @@ class Cache(NamedTuple):
         layers; or tuples of the layers' own: see `jlora.models.apart`.
       valid: bool (B, slots), false for padding and for slots that are empty.
       length: int32 (), how many slots are written.
+      reach: int32 (B,), how many tokens each row will have in the end. A position encoding that goes by the length of
+        the row goes by it from the first token on: keys that were turned otherwise would not match later queries.
     """
 
     keys: Any
     values: Any
     valid: jax.Array
     length: jax.Array
+    reach: jax.Array
 
 
 class Slots(NamedTuple):
@@ -40,10 +44,11 @@ class Slots(NamedTuple):
 
 
 def empty_cache(layers: int, batch_size: int, size: int, heads: int, width: int, dtype: Any) -> Cache:
-    """A cache of `size` slots a row, none of them written."""
+    """A cache of `size` slots a row, none of them written, for rows of `size` tokens."""
     keys = jnp.zeros((layers, batch_size, heads, width, size), dtype)
     valid = jnp.zeros((batch_size, size), bool)
-    return Cache(keys, jnp.zeros_like(keys, shape=(layers, batch_size, heads, size, width)), valid, jnp.int32(0))
+    values = jnp.zeros_like(keys, shape=(layers, batch_size, heads, size, width))
+    return Cache(keys, values, valid, jnp.int32(0), jnp.full(batch_size, size, jnp.int32))
 
 
 def with_room(cache: Cache, size: int) -> Cache:
@@ -51,7 +56,7 @@ def with_room(cache: Cache, size: int) -> Cache:
     more = size - cache.valid.shape[1]
     keys = jnp.pad(cache.keys, [(0, 0)] * 4 + [(0, more)])
     values = jnp.pad(cache.values, [(0, 0)] * 3 + [(0, more), (0, 0)])
-    return Cache(keys, values, jnp.pad(cache.valid, [(0, 0), (0, more)]), cache.length)
+    return cache._replace(keys=keys, values=values, valid=jnp.pad(cache.valid, [(0, 0), (0, more)]))
 
 
 def opened(cache: Cache, batch: dict[str, jax.Array]) -> Cache:
@@ -63,7 +68,8 @@ def opened(cache: Cache, batch: dict[str, jax.Array]) -> Cache:
 
 def closed(cache: Cache, slots: Slots, batch: dict[str, jax.Array]) -> Cache:
     """The cache after all layers have written: `slots` are theirs, stacked."""
-    return Cache(slots.keys, slots.values, cache.valid, cache.length + batch["input_ids"].shape[1])
+    length = cache.length + batch["input_ids"].shape[1]
+    return cache._replace(keys=slots.keys, values=slots.values, length=length)
 
 
 def written(slots: Slots | None, key: jax.Array, value: jax.Array, start: Any) -> tuple[Any, Any, Any]:
@@ -107,14 +113,22 @@ def token_positions(batch: dict[str, jax.Array], cache: Cache | None = None) -> 
 
 
 def row_lengths(batch: dict[str, jax.Array], cache: Cache | None = None) -> int | jax.Array:
-    """How far a row's positions reach: the cache's slots, or int32 (B,) of `position_ids`, or the batch's tokens."""
+    """How far a row's positions reach: int32 (B,) of the cache or of `position_ids`, or else the batch's tokens."""
     if cache is not None:
-        return cache.valid.shape[1]
+        return cache.reach
     return batch["position_ids"].max(axis=1) + 1 if "position_ids" in batch else batch["input_ids"].shape[1]
 
 
 def visible(batch: dict[str, jax.Array], window: int | None, cache: Cache | None, kernel: str) -> Visibility:
-    """Which tokens (or slots of the opened `cache`) each token of the batch sees: as `causal_visibility` says."""
+    """Which tokens (or slots of the opened `cache`) each token of the batch sees: as `causal_visibility` says.
+
+    Raises:
+      JloraError: a window of less than 1 token.
+    """
+    if window is not None and window < 1:
+        raise JloraError(
+            f"config.json: sliding_window or window_size: expected 1 token or more, or null for none; found {window}"
+        )
     if cache is None or cache.valid.shape == batch["input_ids"].shape:  # nothing can stand before
         return causal_visibility(batch, window, cache and cache.valid, None, kernel)
     valid, start = cache.valid, cache.length

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 # The public `jax.nn.dot_product_attention` does not take the offsets of packed texts.
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
+from jlora.mesh import current_mesh
 from jlora.models.blockwise import Options, blockwise_attention
 from jlora.models.visibility import Visibility
 
@@ -40,6 +41,9 @@ def cudnn_obstacle(
         ),
         "it packs several texts into a row on Hopper and later only": visibility.packed and widest == 128,
         "it packs no texts into rows with a window": visibility.packed and visibility.window is not None,
+        f"a mesh splits its {query.shape[2]} heads otherwise than the {key.shape[2]} of the keys": not _are_split_alike(
+            query.shape[2], key.shape[2]
+        ),
         "it was not found": not _is_found(),
     }
     return next((reason for reason, is_so in found.items() if is_so), None)
@@ -63,6 +67,13 @@ def cudnn_attention(
         lengths, fits = _prefixes(visibility.key_segments)
         fused = partial(_whole_rows, options, visibility, lengths)
     return jax.lax.cond(fits, fused, by_blocks, query, key, value)
+
+
+def _are_split_alike(heads: int, key_heads: int) -> bool:
+    """Whether the mesh, if there is one, splits both numbers of heads over `tensor`, or neither."""
+    mesh = current_mesh()
+    parts = 1 if mesh is None else mesh.shape["tensor"]
+    return (heads % parts == 0) == (key_heads % parts == 0)
 
 
 def _is_found() -> bool:

@@ -57,7 +57,21 @@ def splash_attention(
     arrays = (jnp.pad(x, ((0, 0), (0, size), (0, 0), (0, 0))).swapaxes(1, 2) for x in (query, key, value))
     run = _on_mesh(partial(_rows, options, visibility, interpret))
     found = jax.checkpoint(run, prevent_cse=False)(*arrays, own, others)
-    return found.swapaxes(1, 2)[:, :length]
+    found, seeing = found.swapaxes(1, 2)[:, :length], _are_seeing(visibility)
+    return found if seeing is None else jnp.where(seeing[..., None, None], found, jnp.zeros((), found.dtype))
+
+
+def _are_seeing(visibility: Visibility) -> jax.Array | None:
+    """bool (B, T): which queries of rows with padding see a key; None if all do. The kernel averages for the rest."""
+    if visibility.query_segments is None or visibility.key_segments is None or visibility.packed:
+        return None
+    counts = jnp.cumsum(visibility.query_segments == visibility.key_segments, axis=1, dtype=jnp.int32)
+    if not visibility.causal:
+        return jnp.broadcast_to(counts[:, -1:] > 0, counts.shape)
+    window = visibility.window
+    if window is None or window >= counts.shape[1]:
+        return counts > 0
+    return counts > jnp.pad(counts, ((0, 0), (window, 0)))[:, : counts.shape[1]]
 
 
 def _rows(
@@ -71,7 +85,7 @@ def _rows(
     others: jax.Array,
 ) -> jax.Array:
     """The result (B, H, T, D) for query, key and value (B, heads, T, D) and the tokens' segment numbers (B, T)."""
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # takes a second; only on TPUs
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # takes a second; no other kernel needs it
 
     heads, length = query.shape[1:3]
     mask = _mask(splash, visibility, length)

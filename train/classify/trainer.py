@@ -60,7 +60,7 @@ def _train(config: Config, flags: Flags, is_offline: bool) -> None:
     distributed.require_same(to_yaml(config), "configuration")
     mesh = devices.mesh_of(config)
     model = unlabelled_model(config)
-    attention = attention_of(config, model, list(example_batch(model.config)))
+    attention = attention_of(config, model, list(example_batch(model.config)), mesh)
     tokenizer = load_tokenizer(config.model)
     data = load_data(config.data, config.seed, config.task)
     for note in data.notes:

@@ -83,10 +83,11 @@ def abstract_step(config: LMConfig, sizes: dict[str, int]) -> tuple[Any, Mesh | 
 
 
 def _for_a_cpus_compiler(config: LMConfig, sizes: dict[str, int]) -> LMConfig:
-    """The config on that mesh, in 16 bits that stay 16 bits."""
+    """The config on that mesh, in 16 bits that stay 16 bits, with attention that a CPU can compile."""
     mesh = MeshSection(**sizes, adapters=config.mesh.adapters)
     dtype = {"bfloat16": "float16"}.get(config.train.dtype, config.train.dtype)
-    return config.model_copy(update={"mesh": mesh, "train": config.train.model_copy(update={"dtype": dtype})})
+    train = config.train.model_copy(update={"dtype": dtype, "attention": "auto"})
+    return config.model_copy(update={"mesh": mesh, "train": train})
 
 
 def _lowered(step: Any, mesh: Mesh | None, inputs: tuple) -> Any:

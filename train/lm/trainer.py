@@ -101,7 +101,7 @@ def _train(config: LMConfig, flags: Flags, is_offline: bool) -> None:
     distributed.require_same(to_yaml(config), "configuration")
     mesh = devices.mesh_of(config)
     # A wrong model is said before any data are read.
-    attention = attention_of(config, build_model(config), batch_names(config))
+    attention = attention_of(config, build_model(config), batch_names(config), mesh)
     tokenizer = _tokenizer(config)
     data = _data(config, tokenizer)
     require_fit(config, data.rows, longest_batch(config, data.rows))

@@ -25,7 +25,7 @@ def test_a_row_has_their_speed_ours_and_the_ratio():
 
 
 def test_a_step_that_does_not_fit_is_planned_with_remat(monkeypatch):
-    tiny = Published("tiny", TINY, 1, 1, tokens=1000.0)
+    tiny = Published("tiny", TINY | {"num_hidden_layers": 24}, 1, 1, tokens=1000.0)
     off, without = best(tiny)
     monkeypatch.setattr(published, "CHIP", CHIPS["h100"]._replace(memory=without.memory.in_all))
     on, plan = best(tiny)

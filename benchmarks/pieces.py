@@ -48,35 +48,35 @@ _2048 = Work("smollm2", 1, 2048)
 
 PIECES: dict[str, Piece] = {
     "machine": Piece(15, ["benchmarks.roofline"]),
-    "encoder-centre": _steps(CENTRE, "lora,full,peft,compiled,torch full,qwix,dense,by hand", 190),
+    "encoder-centre": _steps(CENTRE, "lora,full,peft,compiled,torch full,qwix,dense,by hand", 170),
     "encoder-dropout": _steps(dataclasses.replace(CENTRE, dropout=True), "lora,peft", 60),
-    "lm-4x256": _steps(_SMOLLM2, "lora,peft,compiled,qwix", 210),
+    "lm-4x256": _steps(_SMOLLM2, "lora,peft,compiled,qwix", 180),
     "lm-1x2048": _steps(_2048, "lora,peft", 160),
-    "lm-2x1024": _steps(Work("smollm2", 2, 1024), "lora,peft", 150),
+    "lm-2x1024": _steps(Work("smollm2", 2, 1024), "lora,peft", 135),
     "lm-bf16-4x256": _steps(
         dataclasses.replace(_SMOLLM2, dtype="bfloat16"), "lora,peft,lora:float32", 120
     ),
     "lm-bf16-1x2048": _steps(dataclasses.replace(_2048, dtype="bfloat16"), "lora,peft", 110),
     "growth-temporaries": _growth("temporaries", 30),
-    "epoch": Piece(230, ["benchmarks.epoch"]),
-    "epoch-dropout": Piece(270, ["benchmarks.epoch", "--dropout"]),
+    "epoch": Piece(330, ["benchmarks.epoch"]),
+    "epoch-dropout": Piece(370, ["benchmarks.epoch", "--dropout"]),
     "generation-1-float32": _generation(1, "float32", 110),
     "generation-8-float32": _generation(8, "float32", 160),
     "generation-1-bfloat16": _generation(1, "bfloat16", 90),
     "generation-8-bfloat16": _generation(8, "bfloat16", 130),
     "first-step-classify": Piece(140, ["benchmarks.first_step", "--task", "classify"]),
-    "lm-1x8192": _steps(Work("smollm2", 1, 8192), "lora,peft", 240, "--apart", "--rounds", "0"),
+    "lm-1x8192": _steps(Work("smollm2", 1, 8192), "lora,peft", 220, "--apart", "--rounds", "0"),
     "lm-nf4-4x256": _steps(dataclasses.replace(_SMOLLM2, quantize="nf4"), "lora,peft", 130),
     "lm-full-4x256": _steps(_SMOLLM2, "lora,full,torch full", 110),
     **{
         name: _steps(work, "lora,peft", {"encoder-128x64": 60, "encoder-bert-base": 60}.get(name, 50))
         for name, work in ENCODERS.items()
     },
-    "growth-tokens": _growth("tokens", 135),
+    "growth-tokens": _growth("tokens", 100),
     "growth-ranks": _growth("ranks", 50),
     "growth-layers": _growth("layers", 50),
-    "ci": Piece(120, ["benchmarks.short", "--spread", "10"]),
-    "merging": Piece(120, ["benchmarks.merging", "--rounds", "2"]),
-    "first-step-lm": Piece(100, ["benchmarks.first_step", "--task", "lm"]),
+    "ci": Piece(90, ["benchmarks.short", "--spread", "10"]),
+    "merging": Piece(90, ["benchmarks.merging", "--rounds", "2"]),
+    "first-step-lm": Piece(80, ["benchmarks.first_step", "--task", "lm"]),
 }  # fmt: skip
 """{name: piece}, those that matter most first: what the time does not reach is left out, and said."""

@@ -48,13 +48,13 @@ _2048 = Work("smollm2", 1, 2048)
 
 PIECES: dict[str, Piece] = {
     "machine": Piece(15, ["benchmarks.roofline"]),
-    "encoder-centre": _steps(CENTRE, "lora,full,peft,compiled,torch full,qwix,dense,by hand", 170),
-    "encoder-dropout": _steps(dataclasses.replace(CENTRE, dropout=True), "lora,peft", 60),
-    "lm-4x256": _steps(_SMOLLM2, "lora,peft,compiled,qwix", 180),
+    "encoder-centre": _steps(CENTRE, "lora,full,peft,compiled,torch full,qwix,dense,by hand", 140),
+    "encoder-dropout": _steps(dataclasses.replace(CENTRE, dropout=True), "lora,peft", 45),
+    "lm-4x256": _steps(_SMOLLM2, "lora,peft,qwix", 100),
     "lm-1x2048": _steps(_2048, "lora,peft", 160),
     "lm-2x1024": _steps(Work("smollm2", 2, 1024), "lora,peft", 135),
     "lm-bf16-4x256": _steps(
-        dataclasses.replace(_SMOLLM2, dtype="bfloat16"), "lora,peft,lora:float32", 120
+        dataclasses.replace(_SMOLLM2, dtype="bfloat16"), "lora,peft,lora:float32", 105
     ),
     "lm-bf16-1x2048": _steps(dataclasses.replace(_2048, dtype="bfloat16"), "lora,peft", 110),
     "growth-temporaries": _growth("temporaries", 30),
@@ -66,6 +66,7 @@ PIECES: dict[str, Piece] = {
     "generation-8-bfloat16": _generation(8, "bfloat16", 130),
     "first-step-classify": Piece(140, ["benchmarks.first_step", "--task", "classify"]),
     "lm-1x8192": _steps(Work("smollm2", 1, 8192), "lora,peft", 220, "--apart", "--rounds", "0"),
+    "lm-compiled-4x256": _steps(_SMOLLM2, "lora,compiled", 140),
     "lm-nf4-4x256": _steps(dataclasses.replace(_SMOLLM2, quantize="nf4"), "lora,peft", 130),
     "lm-full-4x256": _steps(_SMOLLM2, "lora,full,torch full", 110),
     **{

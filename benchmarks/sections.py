@@ -63,11 +63,12 @@ def language_model(found: dict[str, Any], pieces: dict[str, Any], drawn: Sequenc
     shapes = {"lm-4x256": "4 x 256", "lm-2x1024": "2 x 1024", "lm-1x2048": "1 x 2048", "lm-1x8192": "1 x 8192"}
     for name, label in shapes.items():
         lines += _one_step(found, name, f"SmolLM2-135M, {label} tokens, r 8 on q, k, v and o, float32, no remat")
+    lines += _one_step(found, "lm-compiled-4x256", "4 x 256 tokens, beside PEFT through `torch.compile`")
     lines += _one_step(found, "lm-full-4x256", "4 x 256 tokens, all weights trained")
     lines += _one_step(found, "lm-bf16-4x256", "4 x 256 tokens, bfloat16")
     lines += _one_step(found, "lm-bf16-1x2048", "1 x 2048 tokens, bfloat16")
     lines += _one_step(found, "lm-nf4-4x256", "4 x 256 tokens, the base in NF4 (PEFT's by bitsandbytes)")
-    names = [*shapes, "lm-full-4x256", "lm-bf16-4x256", "lm-bf16-1x2048", "lm-nf4-4x256"]
+    names = [*shapes, "lm-compiled-4x256", "lm-full-4x256", "lm-bf16-4x256", "lm-bf16-1x2048", "lm-nf4-4x256"]
     return lines + _again(pieces, names)
 
 

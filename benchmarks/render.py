@@ -49,7 +49,7 @@ def write(results: dict[str, Any], page: Path = PAGE) -> None:
 def text(results: dict[str, Any], drawn: Sequence[str]) -> str:
     """The page. `drawn` are the plots that there are, by their names without .png."""
     found = {name: piece["result"] for name, piece in results["pieces"].items() if "result" in piece}
-    lines = [_HEAD + _environment(results["environment"]), *_missing(results["pieces"])]
+    lines = [_HEAD + _environment(results["environment"]), *_commits(results["pieces"]), *_missing(results["pieces"])]
     lines += lost(found)
     for section in sections.SECTIONS:
         lines += section(found, results["pieces"], drawn)
@@ -65,6 +65,16 @@ def _environment(found: dict[str, Any]) -> str:
         f"{found['date']}: {found['cpu']}, {found['cpu_count']} cores, {found['memory_bytes'] / 2**30:.0f} GiB,"
         f" {units}.{matrix} Python {found['python']}, {versions}.\n"
     )
+
+
+def _commits(pieces: dict[str, Any]) -> list[str]:
+    """Which code was measured, where there are commits; pieces that were run again by their names have their own."""
+    names: dict[str, list[str]] = {}
+    for name, piece in pieces.items():
+        if piece.get("commit"):
+            names.setdefault(piece["commit"][:7], []).append(name)
+    found = [f"- {commit}: {', '.join(of_commit)}" for commit, of_commit in names.items()]
+    return ["Measured, by commit:", "", *found, ""] if found else []
 
 
 def _missing(pieces: dict[str, Any]) -> list[str]:

@@ -35,12 +35,13 @@ _SAME = ("cpu", "cpu_count", "versions")
 def main(argv: Sequence[str]) -> int:
     """Runs the command; returns 0, or 1 if a piece failed."""
     flags = _parser().parse_args(argv)
-    results = begun(machine(), anew=flags.anew, keys=_SAME if flags.pieces else (*_SAME, "git"))
+    here = machine()
+    results = begun(here, anew=flags.anew, keys=_SAME if flags.pieces else (*_SAME, "git"))
     wanted = flags.pieces or [name for name in PIECES if "result" not in results["pieces"].get(name, {})]
     spent = 0.0 if flags.pieces else sum(found.get("seconds", 0) for found in results["pieces"].values())
     for name in wanted:
         left = 60 * flags.minutes - spent
-        results["pieces"][name] = found = _piece(name, PIECES[name], left)
+        results["pieces"][name] = found = _piece(name, PIECES[name], left) | {"commit": here["git"].get("commit")}
         spent += found.get("seconds", 0)
         _write(results)
     render.write(results)

@@ -96,6 +96,12 @@ def test_exponents(power):
     assert math.isclose(exponent([1, 2, 4], [3 * x**power for x in (1, 2, 4)]), power)
 
 
+def test_the_page_says_which_commit_each_piece_is_of():
+    pieces = {"a": {"commit": "1234567890"}, "b": {"commit": "abcdefabcdef"}, "c": {"commit": "1234567890"}, "d": {}}
+    assert render._commits(pieces) == ["Measured, by commit:", "", "- 1234567: a, c", "- abcdefa: b", ""]
+    assert render._commits({"d": {}}) == []
+
+
 def test_the_committed_page_is_that_of_the_committed_figures():
     if not RESULTS.exists():
         pytest.skip("no run is committed")

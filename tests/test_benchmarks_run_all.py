@@ -53,6 +53,7 @@ def test_what_the_time_does_not_reach_is_left_out(monkeypatch):
     assert code == 0
     assert found["a"]["left_out"] == "60 of 120 seconds were left"
     assert found["b"]["result"] == {}
+    assert found["b"]["commit"] == "1"
 
 
 def test_a_piece_that_fails_is_said(monkeypatch, capsys):

@@ -156,6 +156,28 @@ def test_temporaries_grow_with_the_tokens():
     assert exponent < 1.05
 
 
+def test_temporaries_of_layers_grow_with_the_tokens():
+    """A loop over layers, each computed again for its gradient, keeps nothing for pairs of blocks: 36 at 8 blocks."""
+    blockwise._FEWEST, blockwise._MOST = (64, 64), (64, 64)
+
+    def loss(x, numbers):
+        seen = Visibility(numbers, numbers, causal=True)
+
+        @jax.checkpoint
+        def layer(x, scale):
+            return attention(x * scale, x, x, seen), None
+
+        return jax.lax.scan(layer, x, jnp.ones(4))[0].sum()
+
+    def temporaries(length):
+        shapes = jax.ShapeDtypeStruct((1, length, 2, 8), jnp.float32), jax.ShapeDtypeStruct((1, length), jnp.int32)
+        return jax.jit(jax.grad(loss)).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    lengths = np.array([512, 1024, 2048])
+    exponent = np.polyfit(np.log(lengths), np.log([temporaries(length) for length in lengths]), 1)[0]
+    assert exponent < 1.05
+
+
 def test_vmap_over_adapters_is_a_loop_over_them():
     keys = jax.random.normal(jax.random.key(0), (3, 1, 20, 2, 4))
     seen = Visibility(jnp.zeros((1, 20), jnp.int32), jnp.zeros((1, 20), jnp.int32), causal=True)

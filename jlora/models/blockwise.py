@@ -123,7 +123,7 @@ def _forward(options: Options, *inputs: Any) -> tuple[jax.Array, tuple]:
         after = _where(is_seen, lambda: step(before, i, j), before)
         return _Sums(*(_with_block(x, new, i, *for_queries) for x, new in zip(sums, after, strict=True)))
 
-    sums = _over_pairs(grid, visibility, put, jax.tree.map(jnp.float32, sums))
+    sums = _over_pairs(grid, visibility, q, put, jax.tree.map(jnp.float32, sums))
     total = jnp.maximum(sums.total, jnp.finfo(jnp.float32).tiny)
     result = _from_rows(jnp.swapaxes(sums.mixed / total[..., None, :], -1, -2), grid).astype(query.dtype)
     log_sums = _from_rows((sums.largest + jnp.log(total))[..., None], grid)[..., 0].swapaxes(1, 2)
@@ -176,7 +176,7 @@ def _backward(options: Options, kept: tuple, slope: jax.Array) -> tuple:
         return _Slopes(*(added(*parts) for parts in zip(slopes, new, places, (i, j, j, j), strict=True)))
 
     zeros = _Slopes(jnp.swapaxes(q, -1, -2), k, v, bias)
-    found = _over_pairs(grid, visibility, add, jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), zeros))
+    found = _over_pairs(grid, visibility, q, add, jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), zeros))
     dq = _from_rows(jnp.swapaxes(found.query, -1, -2), grid).astype(query.dtype)
     dk, dv = (_from_slots(x, grid).astype(key.dtype) for x in (found.key, found.value))
     return dq, dk, dv, None if found.bias is None else _from_bias(found.bias, grid), None, None
@@ -202,7 +202,7 @@ def _evenly(count: int, most: int) -> int:
     return count if blocks == 1 else -(-count // (8 * blocks)) * 8
 
 
-def _over_pairs(grid: _Grid, visibility: Visibility, step: Callable[..., Any], state: Any) -> Any:
+def _over_pairs(grid: _Grid, visibility: Visibility, q: jax.Array, step: Callable[..., Any], state: Any) -> Any:
     """Folds `step(state, i, j, is_seen)` over the pairs of blocks i of queries and j of keys; returns the last state.
 
     Pairs that nobody can see because of their positions are skipped. `is_seen` is False for pairs that the segment
@@ -216,7 +216,9 @@ def _over_pairs(grid: _Grid, visibility: Visibility, step: Callable[..., Any], s
     ]
     if len(pairs) == 1:
         return step(state, *map(jnp.int32, pairs[0]), None)
-    i, j = jnp.array(pairs, jnp.int32).T
+    # A loop over layers would compute what depends on the numbers of the blocks alone, such as which tokens see which,
+    # once and for all pairs before it begins, and keep it: so they come out of the queries.
+    _, i, j = lax.optimization_barrier((q[0, 0, 0, 0], *jnp.array(pairs, jnp.int32).T))
     turns = (i, j, _are_seen(visibility, grid, i, j))
     return lax.scan(lambda state, turn: (step(state, *turn), None), state, turns)[0]
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks import plots, sections
 from benchmarks.losses import lost
+from benchmarks.pieces import PIECES
 
 PAGE = Path("docs/benchmarks.md")
 RESULTS = Path("docs/benchmarks.json")
@@ -81,6 +82,8 @@ def _missing(pieces: dict[str, Any]) -> list[str]:
     """What is not on the page, and why."""
     found = {name: piece.get("failed") or piece.get("left_out") for name, piece in pieces.items()}
     lines = [f"- {name}: {reason}" for name, reason in found.items() if reason]
+    if others := [name for name in PIECES if name not in pieces]:
+        lines.append(f"- {', '.join(others)}: not run yet")
     return ["Not measured:", "", *lines, ""] if lines else []
 
 

@@ -96,6 +96,13 @@ def test_exponents(power):
     assert math.isclose(exponent([1, 2, 4], [3 * x**power for x in (1, 2, 4)]), power)
 
 
+def test_the_page_names_what_was_not_measured():
+    pieces = {name: {"result": {}} for name in list(PIECES)[3:]} | {"machine": {"failed": "exit code 1"}}
+    lines = render._missing(pieces)
+    assert lines[2:] == ["- machine: exit code 1", "- encoder-centre, encoder-dropout: not run yet", ""]
+    assert render._missing({name: {"result": {}} for name in PIECES}) == []
+
+
 def test_the_page_says_which_commit_each_piece_is_of():
     pieces = {"a": {"commit": "1234567890"}, "b": {"commit": "abcdefabcdef"}, "c": {"commit": "1234567890"}, "d": {}}
     assert render._commits(pieces) == ["Measured, by commit:", "", "- 1234567: a, c", "- abcdefa: b", ""]

@@ -1,7 +1,7 @@
 """Keys for dropout whose splits, folds and bits are hashes: a few integer operations each, where Threefry has a loop.
 
 A layer folds and splits its key some ten times. In a CPU's program each of JAX's own Threefry hashes is a loop of its
-own: these loops took half of the compile time of a BERT training step with dropout.
+own: these 63 loops took a fifth of the compile time of a BERT training step with dropout.
 """
 
 from __future__ import annotations

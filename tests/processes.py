@@ -64,7 +64,7 @@ def run_together(
     places: Sequence[Path] | None = None,
 ) -> list[Ended]:
     """Runs `trainer` in so many processes of one device each, as a launcher would start them; in these `places`."""
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         logs = [Path(folder, str(index)) for index in range(count)]
         started = [
@@ -121,7 +121,8 @@ def _flags(port: int, index: int, count: int) -> list[str]:
     return ["--coordinator", f"127.0.0.1:{port}", "--process", str(index), "--processes", str(count)]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -6,6 +6,8 @@ import json
 import re
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +123,27 @@ def test_a_signal_to_one_and_all_save_the_same_step_and_leave_with_its_code(pair
     ended = processes.run_together("lm", arguments, sent=processes.Signal(1, 1, signal.SIGTERM))
     assert [process.code for process in ended] == [143, 143], "\n".join(process.output for process in ended)
     _assert_restarted_as(pair[0], run, arguments)
+
+
+_LEAVES_LATE = """
+import os, sys, time
+from train.command import Flags
+from train.distributed import joined, leave_together, wait_for_all
+
+def work():
+    with joined(Flags(coordinator=sys.argv[1], process=int(sys.argv[2]), processes=2)):
+        wait_for_all("start")
+        time.sleep(2 * int(sys.argv[2]))
+    return 143
+
+os._exit(leave_together(work))
+"""
+
+
+def test_the_first_process_serves_until_the_last_has_done_its_work():
+    address = f"127.0.0.1:{processes.free_port()}"
+    started = [subprocess.Popen([sys.executable, "-c", _LEAVES_LATE, address, str(index)]) for index in range(2)]
+    assert [process.wait(processes.LONGEST) for process in started] == [143, 143]
 
 
 def _assert_restarted_as(whole, run, arguments):

@@ -11,8 +11,9 @@ CHIP = Chip(memory=1e9, flops=1e12, bandwidth=1e10, link=8e9, domain=4, network=
 
 
 def test_a_product_takes_its_flops_or_its_bytes_whichever_are_more():
-    assert product_seconds(CHIP, flops=6e11, moved=10, width=2) == pytest.approx(1.0)
-    assert product_seconds(CHIP, flops=6e11, moved=10, width=4) == pytest.approx(2.0)
+    reached = CHIP.flops * chips.MATRIX_SHARE
+    assert product_seconds(CHIP, flops=reached, moved=10, width=2) == pytest.approx(1.0)
+    assert product_seconds(CHIP, flops=reached, moved=10, width=4) == pytest.approx(2.0)
     assert product_seconds(CHIP, flops=10, moved=4e9, width=2) == pytest.approx(1.0)
     assert product_seconds(CHIP, flops=10, moved=4e9, width=4) == pytest.approx(2.0)
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.planning.chips import CHIPS
+from train.planning.chips import CHIPS, MATRIX_SHARE
 from train.planning.collectives import Collective
 from train.planning.flops import Product
 from train.planning.memory import Memory, memory_table
@@ -68,5 +68,6 @@ def test_one_chip_sends_nothing():
 
 
 def test_long_steps_are_in_minutes():
-    slow = PLAN._replace(products=[Product(10**17, 10**6, 1)], collectives=[])
-    assert _facts(plan_text(slow, CHIPS["h100"]))["time"].startswith("about 2:49 a step")
+    chip = CHIPS["h100"]
+    slow = PLAN._replace(products=[Product(int(169.4 * chip.flops * MATRIX_SHARE), 10**6, 1)], collectives=[])
+    assert _facts(plan_text(slow, chip))["time"].startswith("about 2:49 a step")

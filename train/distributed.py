@@ -119,7 +119,10 @@ def first_alone(place: str) -> Iterator[bool]:
 
 
 def leave_together(work: Callable[[], int]) -> int:
-    """The exit code of `work`. One of several processes that fails ends at once, so that the others see it."""
+    """The exit code of `work`. Of several processes, those that agree wait for each other before they end.
+
+    One that fails ends at once, so that the others see it.
+    """
     try:
         code = work()
     except BaseException:
@@ -127,7 +130,11 @@ def leave_together(work: Callable[[], int]) -> int:
             raise
         traceback.print_exc()
         code = 1
-    if jax.distributed.is_initialized() and code not in _AGREED_CODES:
+    if not jax.distributed.is_initialized():
+        return code
+    if code in _AGREED_CODES:
+        jax.distributed.shutdown()  # while the first process serves: at its end all would lose the connection
+    else:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # an orderly end would wait for the others, who wait for this process

@@ -1,4 +1,5 @@
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -52,6 +53,16 @@ def test_the_report_says_what_was_used_and_what_came_out():
     assert found["parameters"]["total"] == 18_880 + found["parameters"]["trainable"]
     assert found["times"]["train"] > 0
     assert 0 <= found["merged_largest_logit_difference"] < 1e-4
+
+
+def test_the_best_step_is_reported_as_it_was_evaluated():
+    run = tiny.finished_run()
+    found = tiny.report(run)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (best,) = (line for line in lines if line["step"] == found["best"]["step"] and "validation/loss" in line)
+    assert {
+        f"validation/{name}": value for name, value in found["metrics"]["validation"].items()
+    }.items() <= best.items()
 
 
 @pytest.mark.parametrize("kind", ["adapter", "merged"])

@@ -142,6 +142,7 @@ def test_the_best_step_is_the_first_of_the_highest():
     best, _ = _run(_loop([0.25, 0.75, 0.5, 0.75], eval_every=2))
     assert (best.step, best.value, best.stale) == (4, 0.75, 2)
     assert best.trainable["w"].tolist() == [4.0]
+    assert best.metrics == {"accuracy": 0.75, "loss": 0.25}
 
 
 def test_it_stops_when_patience_is_at_its_end(saved):

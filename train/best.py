@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 _LOWER_IS_BETTER = {"loss", "perplexity", "mse", "mae"}
@@ -11,13 +12,20 @@ _LOWER_IS_BETTER = {"loss", "perplexity", "mse", "mae"}
 
 @dataclasses.dataclass(frozen=True)
 class Best:
-    """The best evaluation so far: trained leaves as `kept` has them, the metric's value, the step, and how many
-    evaluations since then were no better. `value` is None before the first evaluation."""
+    """The best evaluation so far.
+
+    Attributes:
+      trainable: the trained leaves as `kept` has them.
+      value: the metric that chooses; None before the first evaluation.
+      step: when it was. stale: how many evaluations since then were no better.
+      metrics: all numbers of the evaluation; empty before the first, and in checkpoints of earlier versions.
+    """
 
     trainable: Any
     value: float | None = None
     step: int = 0
     stale: int = 0
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def is_better(metric: str, new: float, old: float | None) -> bool:

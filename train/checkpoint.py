@@ -93,7 +93,7 @@ def save(manager: ocp.CheckpointManager, checkpoint: Checkpoint) -> None:
     state, best, rest = checkpoint
     arrays = _named(state, best.trainable)
     notes = {
-        "best": {"value": best.value, "step": best.step, "stale": best.stale},
+        "best": {name: value for name, value in vars(best).items() if name != "trainable"},
         "rest": dataclasses.asdict(rest),
         "checksums": checksums(arrays),
     }

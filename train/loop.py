@@ -229,7 +229,7 @@ class _Run:
         better = is_better(self.loop.metric, found[self.loop.metric], self.best.value)
         logger.info("step %d  validation: %s%s", step, shown, "  (best so far)" if better else "")
         if better:
-            self.best = Best(kept(self.state.trainable), found[self.loop.metric], step, 0)
+            self.best = Best(kept(self.state.trainable), found[self.loop.metric], step, metrics=found)
         else:
             self.best = dataclasses.replace(self.best, stale=self.best.stale + 1)
         return True

@@ -27,6 +27,10 @@ Task = TypeVar("Task")
 """What a command's model learns, and how it is looked at."""
 
 
+Results = Mapping[str, Mapping[str, float]]
+"""{split, or what else was evaluated: {metric: value}}."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Run(Generic[AnyConfig, Task]):
     """A run after its last step: all that the folder's files are made of."""
@@ -51,7 +55,7 @@ def drop_older(folder: Path, exported: Mapping[str, bool]) -> None:
     delete(folder, [name for name, is_written in exported.items() if not is_written])
 
 
-def facts(run: Run, results: dict[str, dict[str, float]], **of_the_task: Any) -> Facts:
+def facts(run: Run, results: Results, **of_the_task: Any) -> Facts:
     """What the cards of a run say; `of_the_task` are the fields that depend on the command."""
     config, lora = run.config, run.adapted.lora
     models, data = model_hub_names(config), data_hub_names(config)
@@ -79,7 +83,7 @@ def write_card(run: Run, facts: Facts, kind: Kind) -> None:
     (run.folder / kind / "README.md").write_text(text, encoding="utf-8")
 
 
-def report(run: Run, results: dict[str, dict[str, float]], **of_the_task: Any) -> dict[str, Any]:
+def report(run: Run, results: Results, **of_the_task: Any) -> dict[str, Any]:
     """What report.json holds; `of_the_task` are the entries that depend on the command."""
     total, trainable = jlora.count_parameters(run.adapted.base, run.adapted.adapter)
     return {

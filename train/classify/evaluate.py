@@ -95,13 +95,15 @@ def logits_of(
     batch_size: int,
     mesh: Mesh | None = None,
     check: Callable[[], None] = never,
+    first: int | None = None,
 ) -> np.ndarray:
     """Logits float32 (n, L) in the split's own order; batches of few fixed shapes, the shortest rows first.
 
-    Of several processes all get all of them. `check` is called before each batch.
+    Of several processes all get all of them. `check` is called before each batch. Only the split's `first` rows are
+    evaluated, if given.
     """
     size = devices.rounded_up(mesh, batch_size)
-    plan = plan_evaluation(split.tokens.lengths, buckets, size)
+    plan = plan_evaluation(split.tokens.lengths[:first], buckets, size)
 
     def step(planned: PlannedBatch) -> jax.Array:
         make = partial(make_batch, split.tokens, split.labels, planned, size, split.pad_id)

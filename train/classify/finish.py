@@ -1,4 +1,4 @@
-"""After the last step: the best step is evaluated, exported, checked, described and, where asked, pushed."""
+"""After the last step: the best step is exported, checked, described and, where asked, pushed."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ import jlora
 from train import artifacts, card, curves, devices, shipping
 from train.classify import metrics
 from train.classify.config import Config
-from train.classify.evaluate import Task, logits_of, make_eval_step, scores
+from train.classify.evaluate import Task, evaluated, logits_of, make_eval_step
 from train.classify.labels import Labels
 from train.classify.prepare import Prepared
 from train.distributed import is_first
 from train.out_of_memory import explain_out_of_memory, how_to_end
 from train.record import Recorder
-from train.shipping import base_name, conclude, drop_older, write_card
+from train.shipping import Results, base_name, conclude, drop_older, write_card
 
 logger = logging.getLogger(__name__)
 
-PREDICTIONS_SHOWN = 50
+ROWS_SHOWN = 50
+"""How many rows of the validation split are in predictions.csv, and are predicted again by merged/."""
 
 
 Run = shipping.Run[Config, Task]
@@ -37,20 +38,20 @@ def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
     """
     task = run.task
     adapter = devices.put_adapter(task.mesh, jlora.combine(run.best.trainable, run.loop.frozen), run.config)
-    logits = {name: _logits(run, adapter, run.adapted.base, task.eval_step, name) for name in _evaluated(run)}
-    results = {name: scores(task.labels.problem_type, logits[name], task.splits[name].labels) for name in logits}
-    results = {name: found for name, found in results.items() if found}
-    if "test" in results:
-        recorder.log(run.best.step, results["test"], "test")
+    results = {"validation": run.best.metrics or evaluated(task, adapter, run.adapted.base, "validation")}
+    if "test" in task.splits and (found := evaluated(task, adapter, run.adapted.base, "test")):
+        results["test"] = found
+        recorder.log(run.best.step, found, "test")
+    logits = _first_logits(run, adapter, run.adapted.base, task.eval_step)
     facts = _facts(run, results)
     small = devices.to_host(adapter) if run.config.method == "lora" else {}
     if is_first():
         drop_older(run.folder, {"merged": run.config.export.merged})
-        _write_small(run, small, logits["validation"], facts)
+        _write_small(run, small, logits, facts)
     difference = None
     if run.config.export.merged:
         with explain_out_of_memory(lambda: how_to_end(run.config, run.folder), " after the last step"):
-            difference = _export_merged(run, adapter, logits["validation"], facts)
+            difference = _export_merged(run, adapter, logits, facts)
     return conclude(run.config, run.folder, _report(run, results, difference))
 
 
@@ -66,13 +67,13 @@ def _write_small(run: Run, adapter: dict[str, Any], logits: np.ndarray, facts: c
 
 
 def write_predictions(path: Path, split: Prepared, logits: np.ndarray, labels: Labels) -> None:
-    """The first rows of a split as CSV: text, the label given, the one predicted, and the probabilities."""
+    """The first rows of a split as CSV, one for each row of `logits`: text, label, prediction, probabilities."""
     shown = metrics.probabilities(labels.problem_type, logits)
     pair = ["text_pair"] if split.rows.text_pair is not None else []
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["text", *pair, "label", "predicted", *labels.names])
-        for row in range(min(PREDICTIONS_SHOWN, len(split.rows))):
+        for row in range(len(logits)):
             texts = [split.rows.text[row]] + ([split.rows.text_pair[row]] if split.rows.text_pair else [])
             numbers = [f"{value:.4f}" for value in shown[row]]
             writer.writerow([*texts, split.rows.label[row], predicted(labels, shown[row]), *numbers])
@@ -87,36 +88,34 @@ def predicted(labels: Labels, probabilities: np.ndarray) -> str:
     return labels.names[int(np.argmax(probabilities))]
 
 
-def _evaluated(run: Run) -> list[str]:
-    return [name for name in ("validation", "test") if name in run.task.splits]
-
-
-def _logits(run: Run, adapter: Any, base: Any, eval_step: Any, split: str) -> np.ndarray:
-    size, mesh = run.config.train.eval_batch_size, run.task.mesh
-    return logits_of(eval_step, adapter, base, run.task.splits[split], run.task.buckets, size, mesh)
+def _first_logits(run: Run, adapter: Any, base: Any, eval_step: Any) -> np.ndarray:
+    """Logits (ROWS_SHOWN or fewer, L) of the validation split's first rows, in batches of one shape: one program."""
+    task = run.task
+    rows, longest = task.splits["validation"], task.buckets[-1:]
+    return logits_of(eval_step, adapter, base, rows, longest, task.batch_size, task.mesh, first=ROWS_SHOWN)
 
 
 def _export_merged(run: Run, adapter: Any, in_memory: np.ndarray, facts: card.Facts) -> float:
-    """Writes merged/, reads it back, and returns the largest difference of its logits on the validation split."""
+    """Writes merged/, reads it back, and returns how far its logits of the first rows are from those in memory."""
     folder, dtype = run.folder / "merged", run.config.export.dtype
     artifacts.write_merged(folder, run.adapted, adapter, run.tokenizer, dtype)
     write_card(run, facts, "merged")
     mesh = run.task.mesh
     model, base = artifacts.read_back(folder, jnp.dtype(run.config.train.dtype), mesh)
-    found = _logits(run, None, base, make_eval_step(model.apply, mesh), "validation")
+    found = _first_logits(run, None, base, make_eval_step(model.apply, mesh))
     difference = artifacts.largest_difference(in_memory, found)
     if dtype == run.config.train.dtype == "float32":
         artifacts.require_equal(difference, folder)
     return difference
 
 
-def _facts(run: Run, results: dict[str, dict[str, float]]) -> card.Facts:
+def _facts(run: Run, results: Results) -> card.Facts:
     labels = run.task.labels
     names = () if labels.problem_type == "regression" else labels.names
     return shipping.facts(run, results, problem_type=labels.problem_type, labels=names)
 
 
-def _report(run: Run, results: dict[str, dict[str, float]], difference: float | None) -> dict[str, Any]:
+def _report(run: Run, results: Results, difference: float | None) -> dict[str, Any]:
     splits = run.task.splits
     return shipping.report(
         run,

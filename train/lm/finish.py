@@ -1,4 +1,4 @@
-"""After the last step: the best step is evaluated, exported, checked, described, shown and, where asked, pushed."""
+"""After the last step: the best step is exported, checked, described, shown and, where asked, pushed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from train.lm.step import make_eval_step
 from train.model_files import model_folder
 from train.out_of_memory import explain_out_of_memory, how_to_end
 from train.record import Recorder
-from train.shipping import base_name, conclude, drop_older, write_card
+from train.shipping import Results, base_name, conclude, drop_older, write_card
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
     """
     config = run.config
     adapter = devices.put_adapter(run.task.mesh, jlora.combine(run.best.trainable, run.loop.frozen), config)
-    results = {"validation": evaluated(run.task, adapter, run.adapted.base, "validation")}
+    results = {"validation": run.best.metrics or evaluated(run.task, adapter, run.adapted.base, "validation")}
     recorder.log(run.best.step, results["validation"], "best")
     facts = _facts(run, results)
     small = devices.to_host(adapter) if config.method == "lora" else {}
@@ -127,7 +127,7 @@ def _on_dequantized(adapted: Adapted) -> Adapted:
     return dataclasses.replace(adapted, base=jlora.dequantize(adapted.base, jnp.float32))
 
 
-def _require_same_loss(run: Run, results: dict[str, dict[str, float]]) -> None:
+def _require_same_loss(run: Run, results: Results) -> None:
     """In float32 the merged model must be the one in memory; with a rounded or quantized base it is near it."""
     in_memory, merged = results["validation"]["loss"], results["merged"]["loss"]
     config = run.config
@@ -140,13 +140,13 @@ def _require_same_loss(run: Run, results: dict[str, dict[str, float]]) -> None:
     logger.info("merged/ read back: perplexity %.4f", results["merged"]["perplexity"])
 
 
-def _facts(run: Run, results: dict[str, dict[str, float]]) -> card.Facts:
+def _facts(run: Run, results: Results) -> card.Facts:
     has_chats = bool((run.task.data.splits["train"].prompts > 0).any())
     chat = has_chats and bool(run.tokenizer.chat_template)
     return shipping.facts(run, results, problem_type=None, labels=(), chat=chat)
 
 
-def _report(run: Run, results: dict[str, dict[str, float]]) -> dict[str, Any]:
+def _report(run: Run, results: Results) -> dict[str, Any]:
     data = run.task.data
     return shipping.report(
         run,

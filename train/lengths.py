@@ -17,9 +17,9 @@ from train.run_config import RunConfig, steps_of
 MOST = 16
 """The most lengths, however much further ones would save."""
 
-COMPILE_SECONDS = {"cpu": 8.0, "gpu": 30.0, "tpu": 30.0}
-"""Seconds that one more length costs, by platform: its programs to train, to evaluate and to check merged/. The CPU's
-figure was measured on two cores (MiniLM, LoRA on all linears, dropout: 6 + 1 + 1 seconds); the others are guesses."""
+COMPILE_SECONDS = {"cpu": 7.0, "gpu": 30.0, "tpu": 30.0}
+"""Seconds that one more length costs, by platform: its programs to train and to evaluate. The CPU's figure was measured
+on two cores (MiniLM, LoRA on all linears, dropout: 6 + 1 seconds); the others are guesses."""
 
 FLOPS = {"cpu": 1.2e11, "gpu": 1e14, "tpu": 1e14}
 """FLOP/s of a training step by platform. The CPU's figure was measured on two cores, in float32 (MiniLM, 32 x 64

@@ -82,7 +82,8 @@ def test_it_is_the_tokenizer_that_transformers_loads(name, tmp_path):
     write, config = SETTINGS[name]
     folder = write(tmp_path / "model", **config)
     ours = load_tokenizer(str(folder))
-    (folder / "config.json").unlink(missing_ok=True)  # its ten billion layers are for us alone
+    if (folder / "config.json").exists():
+        _say(folder / "config.json", num_hidden_layers=2)  # ten billion are for us alone
     theirs = AutoTokenizer.from_pretrained(folder)
     assert type(ours) is type(theirs)
     assert ours.backend_tokenizer.to_str() == theirs.backend_tokenizer.to_str()
@@ -91,7 +92,8 @@ def test_it_is_the_tokenizer_that_transformers_loads(name, tmp_path):
         assert getattr(ours, key) == getattr(theirs, key), key
     assert ours.name_or_path == str(folder)
     ours.save_pretrained(tmp_path / "saved")
-    assert load_tokenizer(str(tmp_path / "saved")).backend_tokenizer.to_str() == ours.backend_tokenizer.to_str()
+    again = load_tokenizer(str(tmp_path / "saved"))
+    assert again("a b new ab")["input_ids"] == ours("a b new ab")["input_ids"]
 
 
 FILES = (

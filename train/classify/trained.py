@@ -7,7 +7,7 @@ import logging
 import reprlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import jax
 import numpy as np
@@ -117,7 +117,7 @@ def read_label_entries(file: Path) -> dict[str, Any]:
     if problem not in get_args(ProblemType):
         expected = ", ".join(get_args(ProblemType))
         raise JloraError(f"{file}: problem_type: expected one of {expected}; found {reprlib.repr(problem)}")
-    return Labels(problem, tuple(names[index] for index in ids)).config_entries()
+    return Labels(cast(ProblemType, problem), tuple(names[index] for index in ids)).config_entries()
 
 
 def _require_heads(folder: Path, name: str, heads: dict[str, list[str]], adapter: dict[str, Any]) -> None:

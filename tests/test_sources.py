@@ -139,6 +139,11 @@ def test_a_cached_model_has_a_config_and_weights(tmp_path, monkeypatch):
     assert is_cached("me/tiny", "model")
 
 
+@pytest.mark.parametrize("name", ["a..b", "-a/b", "a" * 200])
+def test_what_is_no_name_of_a_repository_is_in_no_cache(name):
+    assert not is_cached(name, "model")
+
+
 def test_a_cached_data_set_is_one_that_was_prepared(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import constants, get_session, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from jlora.errors import JloraError
 from jlora.own_files import as_path
@@ -106,4 +107,7 @@ def _package_path(name: str) -> Path:
 
 
 def _has_file(repository: str, file: str) -> bool:
-    return isinstance(try_to_load_from_cache(repository, file), str)
+    try:
+        return isinstance(try_to_load_from_cache(repository, file), str)
+    except HFValidationError:  # no name of a repository; `fetch` says so
+        return False

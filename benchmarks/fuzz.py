@@ -4,7 +4,7 @@ Each file is a good one that was changed, in its bytes or in what it says. A loa
 JloraError. Whatever else it raises is a crash, and so is a folder that takes a minute or 4 GB; it is printed with the
 smallest files that do it, and the exit status is 1. How much of the loaders is run is said by
 
-    coverage run --branch --include='jlora/*,train/model_files.py' -m benchmarks.fuzz --seconds 600
+    coverage run --branch --include='jlora/*,train/*' -m benchmarks.fuzz --seconds 600
     coverage report --include="$(python -m benchmarks.fuzz --loaders)"
 """
 
@@ -36,12 +36,17 @@ from jlora.checkpoint_files import open_tensors
 from jlora.errors import JloraError
 from jlora.gguf_file import gguf_tensors, gguf_tokenizer
 from jlora.safetensors_file import open_safetensors
+from train.classify.trained import read_label_entries
+from train.command_line import parse
+from train.lm.config import COMMAND
 from train.model_files import load_tokenizer
+from train.resolve import resolve
 
 LOADERS = (
     "jlora/json_file.py", "jlora/safetensors_file.py", "jlora/finite.py", "jlora/checkpoint_files.py",
     "jlora/stored_config.py", "jlora/gguf_reader.py", "jlora/gguf_file.py", "jlora/gguf_architectures.py",
-    "jlora/gguf_tokenizer.py", "jlora/peft/folder.py", "jlora/peft/config_file.py", "train/model_files.py",
+    "jlora/gguf_tokenizer.py", "jlora/peft/folder.py", "jlora/peft/config_file.py", "jlora/own_files.py",
+    "train/model_files.py", "train/tokenizer_files.py", "train/yaml_text.py", "train/validation.py",
 )  # fmt: skip
 """The files that read what others wrote."""
 
@@ -100,6 +105,11 @@ def _read_tokenizer(folder: Path) -> None:
     load_tokenizer(str(folder))
 
 
+def _read_run_config(folder: Path) -> None:
+    """As the command does, up to the config of the run."""
+    resolve(parse(["--config", str(folder / "config.yaml")], COMMAND), use_offline=False)
+
+
 TARGETS = {
     "safetensors": Target(files.safetensors(), _read_safetensors),
     "shards": Target(files.shards(), _read_shards),
@@ -107,10 +117,16 @@ TARGETS = {
     "config": Target(files.configs(), _read_config),
     "adapter": Target(files.adapters(), _read_adapter),
     "tokenizer": Target(files.tokenizers(), _read_tokenizer),
+    "vocabulary": Target(files.vocabularies(), _read_tokenizer),
+    "labels": Target(files.labels(), lambda folder: read_label_entries(folder / "labels.json")),
+    "run config": Target(files.run_configs(), _read_run_config),
 }
 
 
-AT_ONCE = {"safetensors": 500, "shards": 300, "gguf": 300, "config": 60, "adapter": 150, "tokenizer": 150}
+AT_ONCE = {
+    "safetensors": 500, "shards": 300, "gguf": 300, "config": 60, "adapter": 150, "tokenizer": 150, "vocabulary": 60,
+    "labels": 300, "run config": 150,
+}  # fmt: skip
 """Folders for a loader before it is the next one's turn."""
 
 

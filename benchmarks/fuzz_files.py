@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import yaml
 from hypothesis import strategies as st
 from safetensors.numpy import save
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -227,7 +228,67 @@ def tokenizers() -> st.SearchStrategy[dict[str, bytes]]:
     whole = json.loads(tokenizer.to_str())
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "[UNK]", "model_max_length": 16}
     config |= {"added_tokens_decoder": {"3": {"content": "[CLS]", "special": True}}, "chat_template": "{{ messages }}"}
-    good = {"tokenizer.json": _json(whole), "tokenizer_config.json": _json(config)}
-    return _changed(whole, _json).map(lambda data: good | {"tokenizer.json": data}) | _changed(config, _json).map(
-        lambda data: good | {"tokenizer_config.json": data}
+    config |= {"padding_side": "left", "extra_special_tokens": ["<x>"], "clean_up_tokenization_spaces": False}
+    content = {
+        "tokenizer.json": whole,
+        "tokenizer_config.json": config,
+        "special_tokens_map.json": {"unk_token": {"content": "[UNK]", "lstrip": False}, "cls_token": "[CLS]"},
+        "added_tokens.json": {"new": 4},
+        "config.json": {"model_type": "llama", "tokenizer_class": None, "num_hidden_layers": 2},
+    }
+    good = {name: _json(value) for name, value in content.items()}
+    return _one_changed(content, good)
+
+
+def vocabularies() -> st.SearchStrategy[dict[str, bytes]]:
+    """GPT-2's tokenizer as files of words and merges, which transformers puts together."""
+    config = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True, "errors": "replace", "pad_token": None}
+    words = {token: index for index, token in enumerate(["<|endoftext|>", "a", "b", "ab", "Ġ", "Ċ"])}
+    content = {"tokenizer_config.json": config, "vocab.json": words}
+    good = {name: _json(value) for name, value in content.items()} | {"merges.txt": b"#version: 0.2\na b\n"}
+    return _one_changed(content, good) | damaged(good["merges.txt"]).map(lambda data: good | {"merges.txt": data})
+
+
+def _one_changed(content: dict[str, Any], good: dict[str, bytes]) -> st.SearchStrategy[dict[str, bytes]]:
+    """The good files of a folder, one of them changed."""
+    return st.one_of(
+        [_changed(value, _json).map(lambda data, name=name: good | {name: data}) for name, value in content.items()]
     )
+
+
+def labels() -> st.SearchStrategy[dict[str, bytes]]:
+    """The class names beside an adapter."""
+    names = {"0": "bad", "1": "good"}
+    stored = {"id2label": names, "label2id": {"bad": 0, "good": 1}, "problem_type": "single_label_classification"}
+    return _changed(stored, _json).map(lambda data: {"labels.json": data})
+
+
+def run_configs() -> st.SearchStrategy[dict[str, bytes]]:
+    """A config of train.lm: its values changed, its bytes, or a tag and an alias put before a value."""
+    config = {
+        "model": "me/model", "output_dir": "out", "seed": 0, "data": {"train": "a.jsonl", "max_length": 16},
+        "lora": {"r": 8, "target_modules": ["q_proj"], "rank_pattern": {"k_proj": 4}, "init_lora_weights": True},
+        "train": {"learning_rate": 1e-3, "max_steps": 3}, "offline": {"model": "m", "data": {"train": "b.jsonl"}},
+    }  # fmt: skip
+    whole = _yaml(config)
+    return (_changed(config, _yaml) | _marked(whole)).map(lambda data: {"config.yaml": data})
+
+
+def _yaml(value: Any) -> bytes:
+    return yaml.safe_dump(value, allow_unicode=True).encode("utf-8", "surrogatepass")
+
+
+_MARKS = (
+    b"!!int ", b"!!float ", b"!!bool ", b"!!timestamp ", b"!!map ", b"!!set ", b"!!binary ", b"!!null ", b"&a ",
+    b"*a #", b"&a [*a] #", b"!x ", b"? ", b"<<: ", b"- ", b"[", b"{", b"9" * 5000, b"[" * 2000,
+)  # fmt: skip
+
+
+@st.composite
+def _marked(draw: st.DrawFn, whole: bytes) -> bytes:
+    """The YAML with up to three of its values tagged, anchored or replaced by an alias."""
+    parts = whole.split(b": ")
+    for _ in range(draw(st.integers(1, 3))):
+        place = draw(st.integers(1, len(parts) - 1))
+        parts[place] = draw(st.sampled_from(_MARKS)) + parts[place]
+    return b": ".join(parts)

@@ -21,7 +21,7 @@ from jlora.json_file import read_json
 from jlora.models import abstract_base, build, example_batch, family
 from jlora.names import hf_keys
 from jlora.quantization.leaf import Kind
-from jlora.stored_config import require_plain
+from jlora.stored_config import require_plain, require_token_ids
 from jlora.weights import load_weights, save_base
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ def _stored(folder: Path) -> dict[str, Any]:
     """config.json, with the stop tokens of generation_config.json where that has some: generation goes by those."""
     stored, generation = read_json(folder / "config.json"), folder / GENERATION_FILE
     stops = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    require_token_ids(generation, "eos_token_id", stops)
     return stored if stops is None else stored | {"eos_token_id": stops}
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from jlora.errors import JloraError
 from jlora.gguf_file import GgufTensor, gguf_tensors, is_gguf
 from jlora.json_file import read_json
+from jlora.own_files import as_path
 from jlora.safetensors_file import READABLE, StoredTensor, open_safetensors
 from jlora.whole_folder import whole_folder
 
@@ -35,19 +36,14 @@ class Planned(NamedTuple):
     value: Callable[[], np.ndarray]
 
 
-_LONGEST_NAME = 4096
-"""Characters of a path, on most systems."""
-
-
 def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """The folder or GGUF file `name`, or the hub's model `name` after files that match `patterns` were downloaded.
 
     Raises:
-      JloraError: there is no such folder, and no such model on the hub or the hub cannot be reached.
+      JloraError: there is no such folder, and no such model on the hub or the hub cannot be reached; a name that is
+        no path.
     """
-    folder = Path(name).expanduser()
-    if len(name) > _LONGEST_NAME:
-        raise JloraError(f"{name}: expected the name of a folder or a model, found {len(name)} characters")
+    folder = as_path(name)
     if folder.is_dir() or (folder.is_file() and is_gguf(folder)):
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists():
@@ -70,7 +66,8 @@ def open_tensors(folder: Path) -> Mapping[str, StoredTensor | GgufTensor]:
 
     Raises:
       JloraError: no such files (pickles are named and never opened), whatever `open_safetensors` and `gguf_tensors`
-        refuse, a shard or a key that the index names and that is not there, a shard in another folder.
+        refuse, a shard or a key that the index names and that is not there, a shard in another folder, a key that is in
+        two shards or that the index does not name.
     """
     if is_gguf(folder):
         return gguf_tensors(folder)
@@ -83,7 +80,22 @@ def open_tensors(folder: Path) -> Mapping[str, StoredTensor | GgufTensor]:
     for key, file in where.items():
         if key not in shards[file]:
             raise JloraError(f"{folder / file}: {key}: expected by {INDEX_FILE}; found no such key in the file")
+    _require_all_named(folder, shards, where)
     return {key: shards[file][key] for key, file in where.items()}
+
+
+def _require_all_named(
+    folder: Path, shards: Mapping[str, Mapping[str, StoredTensor]], where: Mapping[str, str]
+) -> None:
+    """Some readers take what the index names, others whatever is in the shards: both must see the same model."""
+    for file, tensors in shards.items():
+        for key in tensors:
+            if where.get(key) != file:
+                found = f"the key in {where[key]} there" if key in where else "no such key there"
+                raise JloraError(
+                    f"{folder / file}: {key}: expected {INDEX_FILE} to name this file for the key; found {found}, so"
+                    " that other programs would load another model. Take the tensor out of the file or mend the index"
+                )
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from jlora.printable import printable
+
 _LONGEST = 8000
 """Characters."""
 _LONGEST_NAME = 1000
@@ -13,14 +15,15 @@ _LONGEST_NAME = 1000
 class JloraError(ValueError):
     """A message of at most one screen: the path, what was expected, what was found, what to do.
 
-    The commands print it without a traceback and end with exit code 2. What a file says in it may be of any length:
-    the middle of a very long message is left out.
+    The commands print it without a traceback and end with exit code 2. What a file says in it may be of any length and
+    hold any character: the middle of a very long message is left out, and the rest is `printable`.
     """
 
     def __init__(self, message: str) -> None:
         cut = len(message) - _LONGEST
         half = _LONGEST // 2
-        super().__init__(message if cut <= 0 else f"{message[:half]} [{cut:,} characters] {message[-half:]}")
+        short = message if cut <= 0 else f"{message[:half]} [{cut:,} characters] {message[-half:]}"
+        super().__init__(printable(short))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -192,6 +192,9 @@ def _token(fields: dict[str, Any], key: str) -> str | None:
 def _chat_templates(fields: dict[str, Any]) -> str | dict[str, str] | None:
     """The template, or {"default": it, name: another} where there are several."""
     default, names = fields.get("tokenizer.chat_template"), fields.get("tokenizer.chat_templates")
-    if not names:
-        return default
-    return {"default": default} | {name: fields[f"tokenizer.chat_template.{name}"] for name in names}
+    templates = {} if default is None else {"default": default}
+    templates |= {name: fields[f"tokenizer.chat_template.{name}"] for name in names or ()}
+    for name, template in templates.items():
+        if not isinstance(template, str):
+            raise ValueError(f"the chat template {name!r} is {reprlib.repr(template)}, where a text is expected")
+    return templates if names else default

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jlora.errors import JloraError
+from jlora.own_files import require_own
 
 LARGEST = 2**24
 """Bytes of the largest JSON that is read. Published indexes of many shards have 10 MB; as objects they take more."""
@@ -16,11 +17,12 @@ def read_json(file: Path, largest: int = LARGEST) -> dict[str, Any]:
     """The object in a JSON file of at most `largest` bytes.
 
     Raises:
-      JloraError: the file is missing, is larger, is no JSON, says a key twice, or holds something else
-        than an object.
+      JloraError: the file is missing, is larger, is a link out of its folder, is no JSON, says a key twice, or holds
+        something else than an object.
     """
     if not file.is_file():
         raise JloraError(f"{file}: expected a JSON file; found none")
+    require_own(file)
     with file.open("rb") as stream:
         text = stream.read(largest + 1)
     if len(text) > largest:

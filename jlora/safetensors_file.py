@@ -18,6 +18,7 @@ import numpy as np
 from jlora.errors import JloraError
 from jlora.finite import require_finite
 from jlora.json_file import LARGEST, parse_json
+from jlora.own_files import require_own
 
 READABLE = {
     "F64": np.dtype(np.float64),
@@ -77,9 +78,10 @@ def open_safetensors(file: Path) -> dict[str, StoredTensor]:
     """{key: tensor} of a file, from its header alone.
 
     Raises:
-      JloraError: a header that is not whole or too large, that says a key twice, or whose tensors do not fill the
-        file one behind the other.
+      JloraError: a link out of the file's folder; a header that is not whole or too large, that says a key twice, or
+        whose tensors do not fill the file one behind the other.
     """
+    require_own(file)
     entries, begin = _header(file)
     tensors = {key: _tensor(file, key, entry, begin) for key, entry in entries.items()}
     end = begin

@@ -22,6 +22,13 @@ _MOST = {"num_hidden_layers": MOST_LAYERS, "num_labels": 1_000_000} | dict.fromk
     LARGEST_SIZE,
 )  # fmt: skip
 """{key: the largest value}, numbers of at least 1; null leaves one to the class."""
+_ABOVE_ZERO = (
+    "rope_theta", "rope_local_base_freq", "factor", "attention_factor", "low_freq_factor", "high_freq_factor",
+    "short_factor", "long_factor", "beta_fast", "beta_slow", "original_max_position_embeddings",
+)  # fmt: skip
+"""Numbers, or lists of them, that positions are divided by."""
+_LARGEST_NUMBER = 1e30
+"""Beyond it float32 is infinite soon."""
 
 
 def require_plain(file: Any, stored: Mapping[str, Any], config_class: Any) -> None:
@@ -39,14 +46,46 @@ def require_plain(file: Any, stored: Mapping[str, Any], config_class: Any) -> No
             if found is not None and not (type(found) is int and 1 <= found <= most):
                 raise JloraError(f"{file}: {name}: expected an integer from 1 to {most}; found {found!r}")
     for key, value in stored.items():
+        if key.startswith("__") or callable(getattr(config_class, key, None)):
+            raise JloraError(f"{file}: {key}: expected a setting of a model; found the name of a method of its config")
         if not all(math.isfinite(number) for number in _floats(value)):
             raise JloraError(f"{file}: {key}: expected finite numbers; found NaN or infinity")
         if key.endswith(("dropout", "dropout_prob", "_pdrop")) and not _is_number(value, lambda x: 0 <= x < 1):
             raise JloraError(f"{file}: {key}: expected a number from 0 to below 1; found {reprlib.repr(value)}")
-        if key == "rope_theta" and not _is_number(value, lambda x: x > 0):
-            raise JloraError(f"{file}: {key}: expected a number above 0; found {reprlib.repr(value)}")
+        if key in _ABOVE_ZERO:
+            _require_above_zero(file, key, value)
+        if key in ("rope_parameters", "rope_scaling") and isinstance(value, dict):
+            _require_rotary(file, key, value)
+        if key.endswith("_token_id"):
+            require_token_ids(file, key, value)
     _require_few_layers(file, stored.get("attention_types"))
     _require_no_code(file, stored.get("auto_map"), config_class)
+
+
+def require_token_ids(file: Any, key: str, found: Any) -> None:
+    """Raises JloraError where the value of a `*_token_id` is no id, list of ids or null; -1 stands for none."""
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(type(token) is int and -1 <= token <= LARGEST_SIZE for token in ids):
+        raise JloraError(f"{file}: {key}: expected a token's id, a list of ids or null; found {reprlib.repr(found)}")
+
+
+def _require_rotary(file: Any, name: str, parameters: Mapping[str, Any]) -> None:
+    """The numbers of a scaling of rotary positions, or of one scaling for each type of layer."""
+    for key, value in parameters.items():
+        where = f"{name}.{key}"
+        if isinstance(value, dict):
+            _require_rotary(file, where, value)
+        elif key in _ABOVE_ZERO:
+            _require_above_zero(file, where, value)
+    low, high = parameters.get("low_freq_factor"), parameters.get("high_freq_factor")
+    if low is not None and high is not None and high <= low:
+        raise JloraError(f"{file}: {name}.high_freq_factor: expected more than low_freq_factor, {low}; found {high}")
+
+
+def _require_above_zero(file: Any, key: str, found: Any) -> None:
+    for number in found if isinstance(found, list) else [found]:
+        if not _is_number(number, lambda x: 0 < x <= _LARGEST_NUMBER):
+            raise JloraError(f"{file}: {key}: expected a number above 0; found {reprlib.repr(found)}")
 
 
 def _is_number(value: Any, fits: Callable[[float], bool]) -> bool:

@@ -8,6 +8,7 @@ import tiny
 from jlora.errors import JloraError
 from train.classify import trained
 from train.classify.data import Split
+from train.classify.labels import Labels
 from train.classify.trained import load_adapted, load_trained
 from train.model_files import base_of
 
@@ -47,6 +48,37 @@ def test_labels_come_with_either_folder(task, names):
     for folder in (run / "merged", run / "adapter"):
         labels = load_trained(folder).labels
         assert (labels.problem_type, labels.names) == (problem, names)
+
+
+LABELS = {
+    "no names": ({"problem_type": None}, "id2label: expected an object of id: class name; found None"),
+    "a list": ({"id2label": ["a", "b"]}, r"id2label: expected an object .*; found \['a', 'b'\]"),
+    "numbers for names": ({"id2label": {"0": 1, "1": 2}}, "id2label: expected an object"),
+    "ids that are none": ({"id2label": {"a": "x", "b": "y"}}, r"id2label: expected the ids 0, 1, .*\['a', 'b'\]"),
+    "ids with a gap": ({"id2label": {"0": "x", "2": "y"}}, "id2label: expected the ids 0, 1, ..."),
+    "an id in two ways": ({"id2label": {"0": "x", "00": "y"}}, "id2label: expected the ids 0, 1, ..."),
+    "no names in it": ({"id2label": {}}, "id2label: expected the ids"),
+    "no task": (
+        {"id2label": {"0": "x", "1": "y"}, "problem_type": ["x"]},
+        "problem_type: expected one of single",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_class_names_that_are_none(name, tmp_path):
+    stored, message = LABELS[name]
+    (tmp_path / "labels.json").write_text(json.dumps(stored))
+    with pytest.raises(JloraError, match=rf"labels\.json: {message}"):
+        trained.read_label_entries(tmp_path / "labels.json")
+
+
+def test_class_names_are_all_that_is_taken_of_their_file(tmp_path):
+    """It is laid over the base's config, whose sizes are the base's own."""
+    names = Labels("single_label_classification", tuple("abcdefghijkl"))
+    stored = json.loads(json.dumps(names.config_entries() | {"hidden_size": 10**9}))
+    (tmp_path / "labels.json").write_text(json.dumps(stored))
+    assert trained.read_label_entries(tmp_path / "labels.json") == names.config_entries()
 
 
 def test_an_adapter_alone_is_found_where_nothing_was_merged(tmp_path):

@@ -39,6 +39,16 @@ def _raises(error):
             2,
             "error: [Errno 13] Permission denied: 'run/x': allow it, or name another place\n",
         ),
+        (
+            _raises(IsADirectoryError(errno.EISDIR, "Is a directory", "run/x")),
+            2,
+            "error: [Errno 21] Is a directory: 'run/x'\n",
+        ),
+        (
+            _raises(OSError(errno.ENAMETOOLONG, "File name too long", "\x1b[2J")),
+            2,
+            "error: [Errno 36] File name too long: '\\x1b[2J'\n",
+        ),
     ],
 )
 def test_exit_codes(work, code, shown, capsys):

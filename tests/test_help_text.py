@@ -23,7 +23,7 @@ def test_help_lists_every_key_with_type_default_and_meaning(capsys, monkeypatch,
         meaning = f"{key} {field.description} ({keys.describe(field)};"
         assert meaning in words
         assert f"{meaning} required)" in words or f"{meaning} default " in words
-    assert "(whole number >= 1; default 8)" in words
+    assert "(whole number >= 1 and <= 65536; default 8)" in words
     assert f"{command.program} --config {command.config}" in examples
     assert all(f"  --{name.replace('_', '-')} " in table for name in command.flags)
     assert all(f"  --{name} {option.metavar}" in table for name, option in command.options.items())

@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = [
+    {"printable"},
     {"errors"},
+    {"own_files"},
     {"finite", "json_file", "whole_folder"},
     {"safetensors_file"},
     {"mesh"},
@@ -47,6 +49,7 @@ BELOW_MODELS = {
     "errors",
     "finite",
     "json_file",
+    "own_files",
     "safetensors_file",
     "whole_folder",
     "mesh",
@@ -59,7 +62,7 @@ BELOW_MODELS = {
 }
 """What these may import of the rest."""
 ON_DISK = {
-    "json_file", "safetensors_file", "whole_folder", "peft.config_file", "peft.folder", "base", "weights",
+    "own_files", "json_file", "safetensors_file", "whole_folder", "peft.config_file", "peft.folder", "base", "weights",
     "checkpoint_files", "gguf_reader", "gguf_file", "gguf_lora",
 }  # fmt: skip
 """The library's files that may touch the disk."""

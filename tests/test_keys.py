@@ -24,12 +24,12 @@ def test_keys_use_the_names_of_the_file():
 @pytest.mark.parametrize(
     ("key", "words"),
     [
-        ("lora.r", "whole number >= 1"),
+        ("lora.r", "whole number >= 1 and <= 65536"),
         ("lora.lora_alpha", "number > 0"),
         ("lora.lora_dropout", "number >= 0 and < 1"),
         ("lora.target_modules", "text, list of text or null"),
         ("lora.init_lora_weights", "true or false or text"),
-        ("lora.rank_pattern", "mapping {text: whole number >= 1}"),
+        ("lora.rank_pattern", "mapping {text: whole number >= 1 and <= 65536}"),
         ("train.schedule", "linear, cosine or constant"),
         ("train.max_steps", "whole number >= 1 or null"),
     ],

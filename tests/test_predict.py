@@ -145,9 +145,36 @@ def test_bad_numbers(option, tmp_path, capsys):
     assert "expected a whole number >=" in capsys.readouterr().err
 
 
-def test_a_config_that_is_not_ours_beside_the_folder_does_no_harm(tmp_path):
-    (tmp_path / "config.yaml").write_text("name: something else\n")
+@pytest.mark.parametrize(
+    "config",
+    ["name: something else", "data: {max_length: big, text: 5}", "data: [1]", "data: {label_names: [1]}", "a: [", "\0"],
+)
+def test_a_config_that_is_not_ours_beside_the_folder_does_no_harm(config, tmp_path):
+    (tmp_path / "config.yaml").write_text(config)
     (tmp_path / "model").symlink_to(tiny.finished_run() / "merged")
     file = _write(tmp_path / "in.csv", ["text"], [["good"]])
     argv = ["--model", tmp_path / "model", "--input", file, "--output", tmp_path / "out.csv", "--max-length", "16"]
     assert _call(*argv) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--text", ""], "error: --text: expected text; found empty text\n"),
+        (["--encoding", ""], "error: --encoding: expected text; found empty text\n"),
+        (["--text-pair", ""], "error: --text-pair: expected text or null; found empty text\n"),
+        (["--input", ""], "error: --input: expected text or list of text; found empty text\n"),
+    ],
+)
+def test_an_empty_value_names_its_flag(flags, message, tmp_path, capsys):
+    argv = ["--model", tmp_path, "--input", "in.csv", "--output", tmp_path / "out.csv", *flags]
+    assert _call(*argv) == 2
+    assert capsys.readouterr().err.endswith(message)
+
+
+def test_a_config_of_a_run_that_was_damaged_is_named(tmp_path, capsys):
+    (tmp_path / "environment.json").write_text("{}")
+    (tmp_path / "config.yaml").write_text("data: {max_length: big}")
+    assert _call("--model", tmp_path, "--input", "in.csv", "--output", tmp_path / "out.csv") == 2
+    message = "config.yaml: data.max_length: expected whole number >= 4; found the text 'big'\n"
+    assert capsys.readouterr().err.endswith(message)

@@ -134,7 +134,13 @@ def test_a_second_run_is_refused_and_changes_nothing(tmp_path):
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("damaged", ["{]", "[1]", "3", '{"loss": 1}'])
+def test_a_folder_in_its_place_is_said(tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(JloraError, match=r"metrics\.jsonl: expected the metrics of a run; found a folder"):
+        Recorder(tmp_path, resume_step=3, resume_lines=3)
+
+
+@pytest.mark.parametrize("damaged", ["{]", "[1]", "3", '{"loss": 1}', '{"step": "1"}', "[" * 5000, "9" * 5000])
 def test_a_damaged_line_is_named(tmp_path, damaged):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1}}\n{damaged}\n{{"step": 2}}\n')

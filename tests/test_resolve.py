@@ -169,7 +169,7 @@ def test_all_problems_are_listed_with_key_expected_found_and_nearest():
         "  sed: unknown key; did you mean seed?",
         "  lora.rr: unknown key; did you mean lora.r?",
         "  lora.target_module: unknown key; did you mean lora.target_modules?",
-        "  lora.r: expected whole number >= 1; found 0",
+        "  lora.r: expected whole number >= 1 and <= 65536; found 0",
         "  train.dtype: expected auto, float32 or bfloat16; found the text 'bfloat'; nearest: bfloat16, float32",
         "  train.batch_size: expected whole number >= 1; found the text '32'",
         "  train.remat: expected true or false; found null",
@@ -195,7 +195,7 @@ def test_the_offline_block_is_checked_even_where_it_is_not_used():
     assert "  offline.train.epoch: unknown key; did you mean train.epochs?" in found
     assert "  offline.train.batch_size: expected whole number >= 1; found 0" in found
     assert "  offline.seed: expected whole number >= 0; found the text 'x'" in found
-    assert "  offline.lora.r (command line): expected whole number >= 1; found 0" in found
+    assert "  offline.lora.r (command line): expected whole number >= 1 and <= 65536; found 0" in found
     assert "offline: expected a mapping" in problems(values={**FILE, "offline": "model"})
 
 

@@ -8,6 +8,7 @@ import pytest
 from hub_stand_in import serve_hub
 from huggingface_hub import constants
 
+from jlora.checkpoint_files import fetch
 from jlora.errors import JloraError
 from train import sources
 from train.sources import hub_answers, is_cached, local_path
@@ -35,6 +36,14 @@ def test_what_can_only_be_a_path_has_to_be_there(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(JloraError, match="no such file or folder"):
         local_path(name)
+
+
+@pytest.mark.parametrize("name", ["x" * 100_000, f"/tmp/{'x' * 300}/model", "a\0b", "~nobody-has-this-name/model"])
+def test_what_no_file_can_be_called_is_one_message(name):
+    for look in (local_path, lambda name: fetch(name, None, [])):
+        with pytest.raises(JloraError, match="expected the name of a file, folder or model") as caught:
+            look(name)
+        assert len(str(caught.value)) < 10_000
 
 
 def test_the_nearest_file_is_offered(tmp_path):
@@ -128,6 +137,11 @@ def test_a_cached_model_has_a_config_and_weights(tmp_path, monkeypatch):
     assert not is_cached("me/tiny", "model")
     (snapshot / "model.safetensors").write_bytes(b"")
     assert is_cached("me/tiny", "model")
+
+
+@pytest.mark.parametrize("name", ["a..b", "-a/b", "a" * 200])
+def test_what_is_no_name_of_a_repository_is_in_no_cache(name):
+    assert not is_cached(name, "model")
 
 
 def test_a_cached_data_set_is_one_that_was_prepared(tmp_path, monkeypatch):

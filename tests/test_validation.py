@@ -37,13 +37,13 @@ def test_flattening_descends_into_sections_only():
     [
         ("model", "", "expected text; found empty text"),
         ("model", None, "expected text; found null"),
-        ("lora.r", True, "expected whole number >= 1; found true"),
-        ("lora.r", "x" * 100, "expected whole number >= 1; found the text '" + "x" * 56 + "..."),
+        ("lora.r", True, "expected whole number >= 1 and <= 65536; found true"),
+        ("lora.r", "x" * 100, "expected whole number >= 1 and <= 65536; found the text '" + "x" * 56 + "..."),
         ("lora.target_modules", [1], "expected text, list of text or null; found the list [1]"),
         (
             "lora.rank_pattern",
             {"a": 0},
-            "expected mapping {text: whole number >= 1}; found the mapping {'a': 0}",
+            "expected mapping {text: whole number >= 1 and <= 65536}; found the mapping {'a': 0}",
         ),
         (
             "train.dtype",

@@ -70,3 +70,43 @@ def test_files_that_cannot_be_read(tmp_path):
         yaml_text.read_file(tmp_path / "none" / "sst.yaml")
     with pytest.raises(JloraError, match="expected UTF-8, found byte 0xe9 at 10"):
         yaml_text.read_file(tmp_path / "sst2.yaml")
+
+
+_NINE = ", ".join(["*a{}"] * 9)
+LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{_NINE.replace('{}', str(i - 1))}]\n" for i in range(1, 12))
+
+
+@pytest.mark.parametrize(
+    ("text", "where", "what"),
+    [
+        *((f"a: !!{tag} {value}", "line 1, column 4", f"expected a value that fits {tag}") for tag, value in [
+            ("int", "abc"), ("int", "''"), ("float", "x"), ("float", "''"), ("bool", "maybe"), ("timestamp", "99"),
+        ]),
+        ("a: !!map x", "line 1, column 4", "expected a mapping node"),
+        ("a: !!set [1]", "line 1, column 4", "expected a mapping node"),
+        ("a: " + "9" * 5000, "line 1, column 4", "Exceeds the limit"),
+        ("[" * 5000, "", "nested too deeply"),
+        ("- " * 5000, "", "nested too deeply"),
+        (f"{LAUGHS}seed: *a11", "line 6, column 5", "expected at most 20000 values, aliases written out"),
+        ("a: &a [*a]", "line 1, column 4", "an alias inside of what it stands for"),
+        ("a: &a {b: *a}", "line 1, column 4", "an alias inside of what it stands for"),
+        ("a: \x1b[2J", "position 3", "#x001b"),
+    ],
+)  # fmt: skip
+def test_whatever_pyyaml_makes_of_a_text_is_one_message(text, where, what):
+    with pytest.raises(JloraError) as caught:
+        yaml_text.parse(text, "a.yaml")
+    assert str(caught.value).startswith("a.yaml")
+    assert where in str(caught.value)
+    assert what in str(caught.value)
+
+
+def test_aliases_are_taken_where_they_are_few():
+    assert yaml_text.parse("a: &a [1]\nb: *a\nc: [*a, *a]", "test") == {"a": [1], "b": [1], "c": [[1], [1]]}
+
+
+def test_a_file_larger_than_any_config_is_not_parsed(tmp_path):
+    with (tmp_path / "a.yaml").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(JloraError, match=r"a\.yaml: expected at most 1048576 bytes of YAML; found 1099511627776"):
+        yaml_text.read_file(tmp_path / "a.yaml")

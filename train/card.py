@@ -9,6 +9,8 @@ from typing import Any, Literal
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from jlora.printable import printable
+
 Kind = Literal["merged", "adapter"]
 
 _HUB_METRICS = {
@@ -90,7 +92,7 @@ def model_card(facts: Facts, kind: Kind) -> str:
         sections.append(f"LoRA settings, in PEFT's words:\n\n```yaml\n{settings}\n```")
     if facts.versions:
         sections.append("Versions: " + ", ".join(f"{name} {version}" for name, version in facts.versions.items()) + ".")
-    return "\n\n".join(sections) + "\n"
+    return printable("\n\n".join(sections)) + "\n"
 
 
 def _front_matter(facts: Facts, kind: Kind) -> str:

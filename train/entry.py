@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from jlora.errors import JloraError
+from jlora.printable import printable
 from jlora.whole_folder import DISK_FULL
 from train.progress import configure_logging
 from train.signals import Stopped
@@ -33,6 +34,8 @@ def exit_code(work: Callable[[], None], *, verbose: bool = False, interrupted: s
             return _said(f"error: {error}: free disk space, or name a folder that can be written", 2)
         if error.errno in (errno.EACCES, errno.EPERM):
             return _said(f"error: {error}: allow it, or name another place", 2)
+        if error.filename is not None:  # a folder where a file was expected, a name that is too long, ...
+            return _said(f"error: {error}", 2)
         raise
     except (KeyboardInterrupt, Stopped) as stop:
         return _said(interrupted, stop.code if isinstance(stop, Stopped) else 130)
@@ -40,16 +43,16 @@ def exit_code(work: Callable[[], None], *, verbose: bool = False, interrupted: s
 
 
 def show(text: str) -> None:
-    """Prints the text, whether somebody reads it or not."""
+    """Prints the text as it may be shown, whether somebody reads it or not."""
     try:
-        print(text, flush=True)
+        print(printable(text), flush=True)
     except BrokenPipeError:
         _silence(sys.stdout)
 
 
 def _said(text: str, code: int) -> int:
     try:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
     except BrokenPipeError:  # `2>&1 | tee` ends with the Ctrl-C that ended us
         _silence(sys.stderr)
     return code

@@ -27,7 +27,7 @@ from train.adapted import Adapted
 from train.artifacts import write_adapter
 from train.classify.labels import labels_of_config
 from train.classify.prepare import classifier_config
-from train.entry import exit_code, names, require_new, whole_number
+from train.entry import exit_code, names, require_new, show, whole_number
 from train.model_files import load_tokenizer, model_folder
 from train.sources import settle_hub
 from train.spectrum import Spectrum
@@ -105,7 +105,7 @@ def _extract(options: argparse.Namespace) -> None:
     spectrum.write_csv(options.out / "spectrum.csv", spectra)
     title = f"What changed from {_short(options.base)} to {_short(options.tuned)}"
     spectrum.plot(spectra, options.out / "spectrum.png", title)
-    print(_table(spectra), flush=True)
+    show(_table(spectra))
     _say_outside(outside(pair.tuned, pair.base, adapter))
     _say_where(options.out)
 
@@ -214,7 +214,7 @@ def _say_outside(left: Mapping[str, float]) -> None:
         kinds[_kind(path)] = kinds.get(_kind(path), 0.0) + share
     total = sum(kinds.values())
     parts = ", ".join(f"{kind} {100 * share:.2f} %" for kind, share in sorted(kinds.items(), key=lambda k: -k[1]))
-    print(f"\noutside of the adapter: {100 * total:.2f} % of the squared change" + (f": {parts}" if parts else ""))
+    show(f"\noutside of the adapter: {100 * total:.2f} % of the squared change" + (f": {parts}" if parts else ""))
     if total >= _WORTH_SAYING:
         logger.info("To take it in: %s", _flags(left))
 

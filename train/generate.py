@@ -14,6 +14,7 @@ import jinja2
 
 from jlora.errors import JloraError
 from jlora.generation import context_length, stream
+from jlora.printable import printable
 from train.compilation import use_compilation_cache
 from train.entry import exit_code, whole_number
 from train.lm.trained import LanguageModel, load_language_model
@@ -91,7 +92,8 @@ class _Writer:
         )
         text = ""
         for piece in until(decoded(self.language.tokenizer, tokens, before), options.stop):
-            print(piece, end="", flush=True)
+            # What is piped goes on as it is; a terminal would obey what a model was trained to say to it.
+            print(printable(piece) if sys.stdout.isatty() else piece, end="", flush=True)
             text += piece
         print(flush=True)
         full = count < options.max_new_tokens and tokens.count == count

@@ -15,6 +15,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from jlora.errors import JloraError
+from jlora.json_file import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def holder(folder: Path) -> str:
 
 def _named(folder: Path) -> str:
     try:
-        found = json.loads(holder(folder))
+        found = parse_json(holder(folder).encode(), folder / NAME)
         return f"process {found['pid']} on {found['host']}"
-    except (ValueError, KeyError):
+    except (JloraError, KeyError):
         return "another process"

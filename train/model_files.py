@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import re
+import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jlora.checkpoint_files import fetch
 from jlora.errors import JloraError
 from jlora.gguf_file import gguf_tokenizer, is_gguf
 from jlora.json_file import read_json
-from jlora.models import family
 from train.sources import local_path
+from train.tokenizer_files import TOKENIZER_FILES, copy_tokenizer_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json",
-    "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model",
-    "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja", "tokenizer.*.json", "*.model",
-    "*.tiktoken",
-)  # fmt: skip
-_LARGEST = 2**27
-"""Bytes. The tokenizer.json of 250 000 tokens has 35 MB."""
-_NAMES_OF_FILES = ("fast_tokenizer_files", "vocab", "merges")
-_BESIDE = re.compile(r"tokenizer\.[\d.]+\.json")
-_TOKENIZER_CLASS = re.compile(r"(?!Auto)\w*(Tokenizer|TokenizerFast|Backend)")
 
 
 def model_folder(name: str) -> str:
@@ -39,70 +27,29 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer beside the model, or the one in its GGUF file; code that a repository may bring is never run.
 
     Raises:
-      JloraError: the folder or hub model has none, or one that knows no words, that is too large, or whose class is
-        the repository's own; a GGUF file's is not supported.
+      JloraError: the folder or hub model has none, or one that knows no words; whatever `copy_tokenizer_files`
+        refuses; a GGUF file's is not supported.
     """
     from transformers import AutoTokenizer
 
-    folder = fetch(model_folder(name), None, _TOKENIZER_FILES)
+    folder = fetch(model_folder(name), None, TOKENIZER_FILES)
     if is_gguf(folder):
         return gguf_tokenizer(folder)
-    _require_plain(folder)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        tokenizer("a b\n")  # much that is wrong in a file is found by its first use
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # whatever comes of such files; a panic of tokenizers, in Rust, is no Exception
-        raise JloraError(f"{name}: expected a tokenizer beside the model (tokenizer.json); found {error}") from None
+    with tempfile.TemporaryDirectory(prefix="jlora-tokenizer-") as plain:
+        copy_tokenizer_files(folder, Path(plain))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(plain, trust_remote_code=False, local_files_only=True)
+            tokenizer("a b\n")  # much that is wrong in a file is found by its first use
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # whatever comes of such files; a panic of tokenizers, in Rust, is no Exception
+            found = str(error).replace(plain, str(folder))
+            raise JloraError(f"{name}: expected a tokenizer beside the model (tokenizer.json); found {found}") from None
+    tokenizer.name_or_path = str(folder)
     # Without any file transformers makes a tokenizer of the special tokens alone, and says nothing.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise JloraError(f"{name}: expected a tokenizer beside the model (tokenizer.json); found no words of one")
     return tokenizer
-
-
-def _require_plain(folder: Path) -> None:
-    """Raises JloraError where a file is larger than any tokenizer's, or names a class that is not a tokenizer's."""
-    for file in (file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)):
-        if file.stat().st_size > _LARGEST:
-            raise JloraError(f"{file}: expected at most {_LARGEST} bytes; found {file.stat().st_size}")
-    for file in (folder / "tokenizer_config.json", folder / "config.json"):
-        stored = read_json(file) if file.is_file() else {}
-        if not _is_tokenizer_class(found := stored.get("tokenizer_class")):
-            raise JloraError(f"{file}: tokenizer_class: expected a class of tokenizers; found {found!r}")
-        if file.name == "config.json" and file.is_file():
-            family(stored.get("model_type"))  # which chooses the class where none is named
-            continue
-        if outside := [key for key in _NAMES_OF_FILES if not _is_beside(stored.get(key))]:
-            raise JloraError(
-                f"{file}: {outside[0]}: expected nothing, or names of files beside it; found {stored[outside[0]]!r}"
-            )
-        if stored.get("auto_map") is not None:
-            raise JloraError(
-                f"{file}: auto_map: expected no class of the repository's own, whose code is never run here;"
-                f" found {stored['auto_map']!r}"
-            )
-
-
-def _is_beside(found: Any) -> bool:
-    """Whether transformers, which opens files of these names, stays in the folder."""
-    names = found if isinstance(found, list) else [] if found is None else [found]
-    return all(isinstance(name, str) and _BESIDE.fullmatch(name) for name in names)
-
-
-def _is_tokenizer_class(name: Any) -> bool:
-    """Whether transformers, told this name, reads one tokenizer from the folder itself.
-
-    It calls `from_pretrained` of whatever it has by the name, and some of that reads subfolders, and runs their code.
-    """
-    if name is None:
-        return True
-    if not isinstance(name, str) or not _TOKENIZER_CLASS.fullmatch(name):
-        return False
-    import transformers
-
-    known = getattr(transformers, name, transformers.PreTrainedTokenizerBase)
-    return isinstance(known, type) and issubclass(known, transformers.PreTrainedTokenizerBase)
 
 
 def base_of(folder: Path) -> str:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from jlora.errors import JloraError
+from jlora.own_files import as_path
 from train import yaml_text
 from train.classify import metrics
 from train.classify.config import Config, DataConfig
@@ -22,9 +24,10 @@ from train.classify.finish import predicted
 from train.classify.labels import Labels, encode
 from train.classify.trained import load_trained
 from train.compilation import use_compilation_cache
-from train.entry import exit_code, whole_number
+from train.entry import exit_code, show, whole_number
+from train.run_folder import is_run
 from train.sources import settle_hub
-from train.validation import flatten
+from train.validation import expected, flatten
 from train.without_torch import keep_torch_from_transformers
 
 logger = logging.getLogger(__name__)
@@ -72,19 +75,30 @@ def _predict(options: argparse.Namespace) -> None:
     logger.info("%d rows labelled: %s", len(rows), options.output)
     if encoded is not None:
         found = scores(trained.labels.problem_type, logits, encoded)
-        print("  ".join(f"{name} {value:.4f}" for name, value in found.items()) or "no row is labelled")
+        show("  ".join(f"{name} {value:.4f}" for name, value in found.items()) or "no row is labelled")
 
 
 def _data_config(options: argparse.Namespace) -> DataConfig:
-    """Columns and length: the command line's, or else those of the run that --model is (a folder of)."""
-    values: dict[str, Any] = {"train": options.input}
-    folder = Path(options.model).expanduser()
-    stored = next((f for f in (folder / "config.yaml", folder.parent / "config.yaml") if f.is_file()), None)
+    """Columns and length: the command line's, or else those of the run that --model is (a folder of).
+
+    Raises:
+      JloraError: a value that the key does not take, with the flag or the run's file that has it.
+    """
+    ran: dict[str, Any] = {}
+    folder = as_path(options.model)
+    stored = next((place / "config.yaml" for place in (folder, folder.parent) if is_run(place)), None)
     if stored is not None:
-        ran = flatten(yaml_text.read_file(stored), Config)
-        values |= {name: ran[f"data.{name}"] for name in _OF_THE_RUN if f"data.{name}" in ran}
-    given = {name: getattr(options, name) for name in ("text", "text_pair", "label", "max_length", "encoding")}
-    return DataConfig(**(values | {name: value for name, value in given.items() if value is not None}))
+        written = flatten(yaml_text.read_file(stored), Config)
+        ran = {name: written[f"data.{name}"] for name in _OF_THE_RUN if f"data.{name}" in written}
+    flags = {"train": "input"} | {name: name for name in ("text", "text_pair", "label", "max_length", "encoding")}
+    given = {name: value for name, flag in flags.items() if (value := getattr(options, flag)) is not None}
+    values = ran | given
+    try:
+        return DataConfig(**values)
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])
+        place = f"--{flags[name].replace('_', '-')}" if name in given else f"{stored}: data.{name}"
+        raise JloraError(f"{place}: {expected(DataConfig.model_fields[name], values[name])}") from None
 
 
 def _write(path: Path, rows: Split, logits: np.ndarray, labels: Labels) -> None:

@@ -14,6 +14,8 @@ from typing import NamedTuple, Self, SupportsFloat, TextIO
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from jlora.printable import printable
+
 logger = logging.getLogger(__name__)
 
 _OURS = ("jlora", "train", "__main__")
@@ -196,6 +198,13 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+class _PrintableRecord(logging.LogRecord):
+    """A message as it may be shown, whichever package logs it and whichever handler writes it."""
+
+    def getMessage(self) -> str:
+        return printable(super().getMessage())
+
+
 def configure_logging(verbose: bool = False) -> None:
     """Sends the messages of jlora and train to stderr, without prefixes; those of other packages only from WARNING on.
 
@@ -203,6 +212,7 @@ def configure_logging(verbose: bool = False) -> None:
     advice that PyTorch is missing, which is expected here.
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    logging.setLogRecordFactory(_PrintableRecord)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self, SupportsFloat
 
 from jlora.errors import JloraError
+from jlora.json_file import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -127,20 +128,25 @@ class NoRecorder(Recorder):
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """The lines of a `metrics.jsonl`, in order, without a half-written last one.
 
-    Raises JloraError that names the line, if one before the last is not a JSON object with a `step`.
+    Raises:
+      JloraError: no such file or a folder in its place; the first line but the last that is no JSON object with a
+        `step`, a number of at least 0.
     """
     path = Path(path)
+    if not path.is_file():
+        raise JloraError(f"{path}: expected the metrics of a run; found {'a folder' if path.is_dir() else 'no file'}")
     texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
     lines = []
     for number, text in enumerate(texts[:-1], 1):
         try:
-            line = json.loads(text)
-            line["step"]
-        except (ValueError, TypeError, KeyError):
+            line = parse_json(text.encode(), path)
+        except JloraError:
+            line = {}
+        if type(line.get("step")) is not int:
             if number == len(texts) - 1:
                 break
             message = f'{path}: line {number}: expected a JSON object with "step", found {text[:60]!r}'
-            raise JloraError(message) from None
+            raise JloraError(message)
         lines.append(line)
     return lines
 

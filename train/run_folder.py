@@ -65,6 +65,11 @@ def check(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finishe
     return "finished" if "report.json" in found and not changed else "resumed"
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a run wrote the folder's config.yaml, and not a user."""
+    return (folder / "config.yaml").is_file() and any((folder / name).exists() for name in _MARKS)
+
+
 def claim(config: RunConfig, flags: Flags, attention: dict[str, str]) -> None:
     """Makes the run's folder out of the locked one: deletes the run in it where --overwrite says so, and writes
     config and environment where there is no run to go on with. `attention` is what computes it, and why."""

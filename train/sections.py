@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from jlora.config import is_initialization
 
 Count = Annotated[int, Field(ge=1)]
+Rank = Annotated[int, Field(ge=1, le=2**16)]
 Whole = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -57,7 +58,7 @@ class LoraSection(Section):
     initializations: ClassVar[tuple[str, ...]] = ()
     """What a command takes for `init_lora_weights` beyond the library's own names."""
 
-    r: Count = Field(default=8, description="rank of the update")
+    r: Rank = Field(default=8, description="rank of the update")
     lora_alpha: Annotated[int, Field(gt=0)] | Positive = Field(
         default=8, description="the update is scaled by lora_alpha / r"
     )
@@ -74,7 +75,7 @@ class LoraSection(Section):
         default=None,
         description="modules trained whole; null: the classification head; []: none, the head is frozen too",
     )
-    rank_pattern: dict[str, Count] = Field(default={}, description="r for single modules, {regular expression: r}")
+    rank_pattern: dict[str, Rank] = Field(default={}, description="r for single modules, {regular expression: r}")
     alpha_pattern: dict[str, Annotated[int, Field(gt=0)] | Positive] = Field(
         default={}, description="lora_alpha for single modules, {regular expression: lora_alpha}"
     )

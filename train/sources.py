@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import constants, get_session, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 from jlora.errors import JloraError
+from jlora.own_files import as_path
 from train.nearest_file import nearest_file
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:.+)?")
@@ -23,11 +25,12 @@ def local_path(name: str) -> Path | None:
     """The existing file or folder that `name` means, or None where it is the name of a hub repository.
 
     `package:PKG/inner/path` is a file or folder inside the installed Python package PKG, which is found
-    without being imported. Raises JloraError where `name` can only be a path and nothing is there.
+    without being imported. Raises JloraError where `name` can only be a path and nothing is there, or where no file
+    can have such a name.
     """
     if name.startswith("package:"):
         return _package_path(name)
-    path = Path(name).expanduser()
+    path = as_path(name)
     if path.exists():
         return path
     if _HUB_NAME.fullmatch(name) and not name.startswith(".") and path.suffix.lower() not in _FILE_SUFFIXES:
@@ -104,4 +107,7 @@ def _package_path(name: str) -> Path:
 
 
 def _has_file(repository: str, file: str) -> bool:
-    return isinstance(try_to_load_from_cache(repository, file), str)
+    try:
+        return isinstance(try_to_load_from_cache(repository, file), str)
+    except HFValidationError:  # no name of a repository; `fetch` says so
+        return False

@@ -69,9 +69,13 @@ def _translate(error: ValidationError, flat: dict[str, Any], known: dict[str, Fi
         elif detail["type"] == "missing":
             problems[key] = f"missing; expected {keys.describe(known[key])}: {_in_short(known[key].description)}"
         else:
-            field, value = known[key], flat[key]
-            problems[key] = f"expected {keys.describe(field)}; found {_found(value)}{_meant(field, value)}"
+            problems[key] = expected(known[key], flat[key])
     return problems
+
+
+def expected(field: FieldInfo, value: Any) -> str:
+    """What a key takes and what it was given: `expected whole number >= 1; found the text 'one'`."""
+    return f"expected {keys.describe(field)}; found {_found(value)}{_meant(field, value)}"
 
 
 def _in_short(description: str | None) -> str:

@@ -14,6 +14,10 @@ import yaml
 from jlora.errors import JloraError
 from train.nearest_file import nearest_file
 
+_LARGEST = 2**20
+"""Bytes of the largest file that is read; a config has a few thousand."""
+_MOST_VALUES = 20_000
+"""Of one text, each alias counted as what it stands for."""
 _SCALARS = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -29,9 +33,25 @@ _SCALARS = {
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (declared so by PyYAML)
 
+    def get_single_node(self) -> yaml.Node | None:
+        """The text as nodes, refused where its aliases stand for more values than any config has."""
+        node = super().get_single_node()
+        if node is not None:
+            _count(node, {})
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """The value of a node. PyYAML's own errors about what does not fit a tag name no place: `!!int x`."""
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            cause = f" ({error})" if isinstance(error, ValueError) else ""
+            problem = f"expected a value that fits {node.tag.rpartition(':')[2]}{cause}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         first: dict[tuple[str, str], int] = {}
-        for key, _ in node.value:
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if not isinstance(key, yaml.ScalarNode):
                 continue
             if (key.tag, key.value) in first:
@@ -39,6 +59,20 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             first[key.tag, key.value] = key.start_mark.line + 1
         return super().construct_mapping(node, deep)
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for. `known` has those of nodes that were counted, 0 while one is being counted."""
+    if (count := known.get(id(node))) == 0:
+        raise yaml.constructor.ConstructorError(None, None, "an alias inside of what it stands for", node.start_mark)
+    if count is None:
+        known[id(node)], inner = 0, [] if isinstance(node, yaml.ScalarNode) else node.value
+        parts = [part for pair in inner for part in pair] if isinstance(node, yaml.MappingNode) else inner
+        count = known[id(node)] = 1 + sum(_count(part, known) for part in parts)
+    if count > _MOST_VALUES:
+        problem = f"expected at most {_MOST_VALUES} values, aliases written out; found more"
+        raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+    return count
 
 
 class _Dumper(yaml.SafeDumper):
@@ -63,11 +97,13 @@ def read_file(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; an empty file is an empty mapping.
 
     Raises:
-      JloraError: no such file (the nearest one named), not UTF-8, not YAML (line and column named), a key
-        given twice, or something else than a mapping.
+      JloraError: no such file (the nearest one named), larger than 1 MiB, not UTF-8, not YAML (line and column named),
+        a key given twice, or something else than a mapping.
     """
     if not path.is_file():
         raise JloraError(f"--config {path}: expected a YAML file, found no such file{nearest_file(path)}")
+    if path.stat().st_size > _LARGEST:
+        raise JloraError(f"{path}: expected at most {_LARGEST} bytes of YAML; found {path.stat().st_size}")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -86,17 +122,19 @@ def parse(text: str, source: str) -> Any:
     """The value that `text` spells in YAML; `source` names it in errors.
 
     Raises:
-      JloraError: not YAML, with line and column.
+      JloraError: not YAML, with line and column; more values than any config has, aliases written out.
     """
     try:
         return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        line = f"\n  {text.splitlines()[mark.line]}" if mark and mark.line < len(text.splitlines()) else ""
+        line = f"\n  {text.splitlines()[mark.line][:200]}" if mark and mark.line < len(text.splitlines()) else ""
         raise JloraError(f"{source}{place}: not valid YAML: {error.problem or error.context}{line}") from None
     except yaml.YAMLError as error:
         raise JloraError(f"{source}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise JloraError(f"{source}: not valid YAML: lists or mappings nested too deeply") from None
 
 
 def dump(values: dict[str, Any]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import reprlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import jax
 import numpy as np
@@ -15,13 +16,14 @@ import jlora
 from jlora.base import build, example_batch, load_weights
 from jlora.errors import JloraError
 from jlora.json_file import read_json
+from jlora.own_files import as_path
 from jlora.peft.folder import head_rows
 from jlora.weights import new_heads
 from train.adapted import Adapted
 from train.batches import bucket_lengths
 from train.classify.data import Split
 from train.classify.evaluate import logits_of, make_eval_step
-from train.classify.labels import Labels, labels_of_config
+from train.classify.labels import Labels, ProblemType, labels_of_config
 from train.classify.prepare import Prepared, classifier_config
 from train.classify.tokens import tokenize
 from train.model_files import base_of, load_tokenizer, model_folder
@@ -62,7 +64,7 @@ def load_trained(folder: str | Path, base: str | None = None) -> Trained:
     Raises:
       JloraError: nothing of the kind there, or an adapter that does not fit its base.
     """
-    path = Path(folder).expanduser()
+    path = as_path(str(folder))
     places = [path, path / "merged", path / "adapter"]
     for place in places:
         if (place / "adapter_config.json").is_file():
@@ -94,11 +96,28 @@ def _stored_labels(folder: Path) -> dict[str, Any]:
     """Label entries of the model's config: from `labels.json`, or else as many as the adapter's head has rows."""
     file = folder / "labels.json"
     if file.is_file():
-        stored = read_json(file)
-        stored["id2label"] = {int(index): name for index, name in stored["id2label"].items()}
-        return stored
+        return read_label_entries(file)
     rows = head_rows(folder)
     return {} if rows is None else {"num_labels": rows}
+
+
+def read_label_entries(file: Path) -> dict[str, Any]:
+    """id2label, label2id and problem_type as `labels.json` has them, whatever else stands there.
+
+    Raises:
+      JloraError: class names that are no texts, or ids that are not 0, 1, ...; no known problem_type.
+    """
+    stored = read_json(file)
+    names, problem = stored.get("id2label"), stored.get("problem_type")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise JloraError(f"{file}: id2label: expected an object of id: class name; found {reprlib.repr(names)}")
+    ids = [str(index) for index in range(len(names))]
+    if not ids or set(names) != set(ids):
+        raise JloraError(f"{file}: id2label: expected the ids 0, 1, ... of the classes; found {reprlib.repr([*names])}")
+    if problem not in get_args(ProblemType):
+        expected = ", ".join(get_args(ProblemType))
+        raise JloraError(f"{file}: problem_type: expected one of {expected}; found {reprlib.repr(problem)}")
+    return Labels(cast(ProblemType, problem), tuple(names[index] for index in ids)).config_entries()
 
 
 def _require_heads(folder: Path, name: str, heads: dict[str, list[str]], adapter: dict[str, Any]) -> None:

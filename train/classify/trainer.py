@@ -49,7 +49,7 @@ def classify(config: Config, flags: Flags, is_offline: bool) -> None:
 
 def _dry_run(config: Config, flags: Flags) -> None:
     adapted = abstract_model(config)
-    print(summary(adapted.base, adapted.adapter, verbose=flags.verbose, steps=config.train.max_steps))
+    show(summary(adapted.base, adapted.adapter, verbose=flags.verbose, steps=config.train.max_steps))
     logger.info("dry run: nothing was read but the model's config.json, nothing was written")
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import jlora
 from jlora.base import build, example_batch, load_weights, stop_ids
 from jlora.errors import JloraError
+from jlora.own_files import as_path
 from train.adapted import Adapted
 from train.lm.prepare import causal_config
 from train.model_files import base_of, load_tokenizer, model_folder
@@ -68,8 +69,8 @@ def _parts(name: str, adapter: str | None, base: str | None, use_adapter: bool) 
     if adapter is not None:
         if base is not None:
             raise JloraError(f"--base: expected none beside --adapter, whose base is --model; found {base!r}")
-        return name, Path(adapter).expanduser()
-    path = Path(name).expanduser()
+        return name, as_path(adapter)
+    path = as_path(name)
     merged, adapters = [path, path / "merged"], [path, path / "adapter"]
     found = next((place for place in merged if (place / "config.json").is_file()), None)
     if found is not None and (use_adapter or found == path):

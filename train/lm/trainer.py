@@ -72,11 +72,11 @@ def _dry_run(config: LMConfig, *, verbose: bool) -> None:
         sizes = ",".join(f"{axis}={max(1, getattr(config.mesh, axis))}" for axis in AXES)
         raise JloraError(f"--dry-run: plans one device, and mesh asks for more: add --mesh {sizes}")
     adapted, steps = abstract_model(config), config.train.max_steps
-    print(parameters(adapted.base, adapted.adapter, verbose=verbose) + "\n")
+    show(parameters(adapted.base, adapted.adapter, verbose=verbose) + "\n")
     training = training_of(config, adapted.model, steps or 1)
     inputs, words = arguments(config, adapted, training.tx), adapted.model.config.vocab_size
     rate = matrix_rate(config.train.dtype)
-    print(describe(training.step, inputs, vocab_size=words, steps=steps, rate=rate))
+    show(describe(training.step, inputs, vocab_size=words, steps=steps, rate=rate))
     logger.info("dry run: nothing was read but the model's config.json, nothing was written")
 
 
@@ -85,13 +85,13 @@ def _plan(config: LMConfig, mesh: str, chip: str | None) -> None:
     sizes = mesh_sizes(mesh)
     devices.require_shared(config.train.batch_size, sizes)
     force_devices(math.prod(sizes.values()))
-    print(plan_text(plan_step(config, sizes), known))
+    show(plan_text(plan_step(config, sizes), known))
     logger.info("dry run: nothing was read but the model's config.json, nothing was written")
 
 
 def _preview(config: LMConfig) -> None:
     tokenizer = _tokenizer(config)
-    print(preview(_data(config, tokenizer).rows["train"], tokenizer, PREVIEWED))
+    show(preview(_data(config, tokenizer).rows["train"], tokenizer, PREVIEWED))
 
 
 def _train(config: LMConfig, flags: Flags, is_offline: bool) -> None:

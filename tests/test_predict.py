@@ -124,6 +124,9 @@ def test_an_output_that_is_there_is_kept_unless_told(tmp_path, capsys):
     assert output.read_text() == "mine"
     assert _call(*argv, "--overwrite") == 0
     assert len(_labelled(output)) == 1
+    replaces_its_input = ["--model", tiny.finished_run(), "--input", file, "--output", file, "--overwrite"]
+    assert "--input" in _refused(capsys, *replaces_its_input)
+    assert file.read_text().splitlines() == ["text", "good"]
 
 
 def test_bad_input(tmp_path, capsys):

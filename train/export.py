@@ -20,6 +20,7 @@ from train.classify.trained import load_adapted
 from train.entry import exit_code, require_new
 from train.lm.trained import load_language_model
 from train.model_files import base_of, model_folder
+from train.replaced import require_kept
 from train.sources import settle_hub
 from train.without_torch import keep_torch_from_transformers
 
@@ -64,6 +65,8 @@ def _export(options: argparse.Namespace) -> None:
     if options.gguf_lora is not None and options.gguf_lora.exists() and not options.overwrite:
         raise JloraError(f"--gguf-lora: {options.gguf_lora}: exists; name another file, or give --overwrite")
     base = options.base or base_of(options.adapter)
+    written = [path for path in (options.out, options.gguf_lora) if path is not None]
+    require_kept({"--adapter": options.adapter, "--base": base}, written, "write to another place")
     adapted, tokenizer = _opened(options.adapter, base, options.quantize)
     if options.gguf_lora is not None:
         _write_for_llama_cpp(options, adapted)

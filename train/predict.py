@@ -23,6 +23,7 @@ from train.classify.labels import Labels, encode
 from train.classify.trained import load_trained
 from train.compilation import use_compilation_cache
 from train.entry import exit_code, whole_number
+from train.replaced import require_kept
 from train.sources import settle_hub
 from train.validation import flatten
 from train.without_torch import keep_torch_from_transformers
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 def _predict(options: argparse.Namespace) -> None:
     if options.output.exists() and not options.overwrite:
         raise JloraError(f"--output: {options.output}: exists; name another file, or give --overwrite")
+    require_kept({"--input": options.input}, [options.output], "write to another file")
     config = _data_config(options)
     settle_hub(options.input)
     rows = read_split(options.input, config, "test", labelled=options.evaluate)

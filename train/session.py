@@ -40,7 +40,11 @@ def is_to_run(config: RunConfig, flags: Flags) -> bool:
     if distributed.is_first():
         require_free(Path(config.output_dir))
     if run_folder.check(config, flags) == "finished":
-        logger.info("%s: this run is finished, nothing to do; --overwrite starts anew", config.output_dir)
+        logger.info(
+            "%s: this run is finished, nothing to do. A larger train.epochs trains it longer, other export.* export it"
+            " again, output_dir=FOLDER begins another run",
+            config.output_dir,
+        )
         return False
     import_tracker(config.tracker)
     if config.hub.push and config.hub.repo:

@@ -18,7 +18,7 @@ from train.loop import Loop
 from train.model_files import model_folder
 from train.push import push
 from train.run_config import AnyConfig, RunConfig
-from train.run_folder import delete, write_json
+from train.run_folder import delete, exported_files, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -117,6 +117,7 @@ def conclude(config: RunConfig, folder: Path, report: dict[str, Any]) -> dict[st
     """
     if not is_first():
         return report
+    report = report | {"files": exported_files(folder)}
     # Written before the upload too: a hub that fails must not cost the numbers.
     write_json(folder / "report.json", report)
     if config.hub.push and config.hub.repo:

@@ -9,10 +9,10 @@ FLAGS ?= --resume
 .PHONY: sst2 smollm2 test test-newest lint bench bench-short clean
 
 sst2: .venv/installed
-	$(BIN)/python -m train.classify --config configs/sst2.yaml $(FLAGS)
+	$(BIN)/jlora classify --config configs/sst2.yaml $(FLAGS)
 
 smollm2: .venv/installed
-	$(BIN)/python -m train.lm --config configs/smollm2.yaml $(FLAGS)
+	$(BIN)/jlora lm --config configs/smollm2.yaml $(FLAGS)
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

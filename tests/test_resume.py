@@ -124,8 +124,9 @@ def test_checkpoints_hold_no_folder_that_loaders_mistake_for_a_model(undisturbed
 
 
 def test_the_adapter_is_that_of_the_best_step(undisturbed):
-    values = {line["step"]: line["validation/accuracy"] for line in _learned(undisturbed) if "validation/loss" in line}
+    lines = {line["step"]: line for line in _learned(undisturbed) if "validation/loss" in line}
+    values = {step: line["validation/accuracy"] for step, line in lines.items()}
     assert list(values) == [4, 8, 9]
     best = tiny.report(undisturbed)["best"]
-    assert best["step"] == max(values, key=lambda step: (values[step], -step))
+    assert best["step"] == max(values, key=lambda step: (values[step], -lines[step]["validation/loss"], -step))
     assert best["value"] == tiny.report(undisturbed)["metrics"]["validation"]["accuracy"]

@@ -94,6 +94,15 @@ def test_a_run_whose_exports_are_not_all_there_is_not_finished(lost, run, caplog
     assert "exported again" in caplog.text
 
 
+def test_a_run_whose_upload_failed_is_not_finished(run):
+    config = _config(run, hub={"push": True, "repo": "me/mine"})
+    claim(config, Flags(overwrite=True), {})
+    _finish(run)
+    assert check(config, Flags(resume=True)) == "resumed"
+    write_json(run / "report.json", {"files": [], "pushed_to": "https://example.org"})
+    assert check(config, Flags(resume=True)) == "finished"
+
+
 @pytest.mark.parametrize("flags", [Flags(), Flags(resume=True), Flags(overwrite=True)])
 def test_a_run_without_its_config_is_named_as_that(flags, run):
     (run / "config.yaml").unlink()

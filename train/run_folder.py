@@ -81,7 +81,7 @@ def check(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finishe
         )
     if _allowed_changes(folder / "config.yaml", config) or "report.json" not in found:
         return "resumed"
-    if reason := _incomplete(folder):
+    if reason := _incomplete(folder, config):
         logger.warning("%s: %s; exported again", folder, reason)
         return "resumed"
     return "finished"
@@ -93,16 +93,19 @@ def exported_files(folder: Path) -> list[str]:
     return sorted(file.relative_to(folder).as_posix() for file in found if file.name != "README.md")
 
 
-def _incomplete(folder: Path) -> str:
-    """What a finished run lacks of what its report lists; empty where nothing is missing."""
+def _incomplete(folder: Path, config: RunConfig) -> str:
+    """What a finished run lacks of what its report lists, or its upload; empty where nothing is missing."""
     try:
-        listed = read_json(folder / "report.json").get("files")
+        report = read_json(folder / "report.json")
     except JloraError:
         return "report.json cannot be read"
+    listed = report.get("files")
     if not isinstance(listed, list):
         return "report.json does not list what was exported"
     missing = [name for name in listed if not (folder / str(name)).exists()]
-    return f"{', '.join(map(str, missing[:3]))}{' and more' * (len(missing) > 3)} missing" if missing else ""
+    if missing:
+        return f"{', '.join(map(str, missing[:3]))}{' and more' * (len(missing) > 3)} missing"
+    return "not uploaded yet" if config.hub.push and "pushed_to" not in report else ""
 
 
 def claim(config: RunConfig, flags: Flags, attention: dict[str, str]) -> None:

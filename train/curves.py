@@ -73,7 +73,7 @@ def _loss(panel: Axes, lines: list[dict[str, Any]]) -> None:
         panel.plot(*evaluated, color=_VALIDATION, marker="o", label="validation")
         _before(panel, lines, "loss", evaluated)
     panel.set_ylabel("loss")
-    panel.legend(frameon=False)
+    panel.legend(frameon=False, loc="upper right")  # "best" warns where a busy machine takes long to find it
 
 
 def _metric(panel: Axes, lines: list[dict[str, Any]], metric: str, rows: int) -> None:

@@ -3,13 +3,16 @@ PYTHON ?= python3
 PYTHON312 ?= python3.12
 BIN := .venv/bin
 
+# A run that is there is continued, or left alone where it is finished: `make sst2 FLAGS=--overwrite` replaces it.
+FLAGS ?= --resume
+
 .PHONY: sst2 smollm2 test test-newest lint bench bench-short clean
 
 sst2: .venv/installed
-	$(BIN)/python -m train.classify --config configs/sst2.yaml --overwrite
+	$(BIN)/jlora classify --config configs/sst2.yaml $(FLAGS)
 
 smollm2: .venv/installed
-	$(BIN)/python -m train.lm --config configs/smollm2.yaml --overwrite
+	$(BIN)/jlora lm --config configs/smollm2.yaml $(FLAGS)
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder

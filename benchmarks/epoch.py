@@ -94,6 +94,7 @@ def training_command(folder: str, dropout: bool, dtype: str, data: Path = DATA) 
         "data.max_length=64",
         "train.epochs=1",
         "train.learning_rate=1e-3",
+        "train.eval_on_start=false",  # the script does not either
         f"output_dir={folder}/run",
     ]
     given += [f"train.dropout={str(dropout).lower()}", f"lora.lora_dropout={0.1 if dropout else 0.0}"]

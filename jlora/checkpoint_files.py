@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jlora.errors import JloraError
+from jlora.errors import HubError, JloraError
 from jlora.gguf_file import GgufTensor, gguf_tensors, is_gguf
 from jlora.json_file import read_json
 from jlora.own_files import as_path
@@ -55,7 +55,7 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except (OSError, HFValidationError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise JloraError(
+        raise HubError(
             f"{name}: expected a folder or a model on the Hugging Face hub; found no such folder, "
             f"and the hub says: {reason}"
         ) from error

@@ -26,6 +26,10 @@ class JloraError(ValueError):
         super().__init__(printable(short))
 
 
+class HubError(JloraError):
+    """The Hugging Face hub, or what answers in its place, does not give what was asked for."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """ "; nearest: a, b" with the names of `known` most like `name`, or nothing where none is like it."""
     names = [name, *dict.fromkeys(known)]

@@ -133,7 +133,7 @@ def _tensor(file: Path, key: str, entry: Any, begin: int) -> StoredTensor:
     if not isinstance(dtype, str) or dtype not in _BITS:
         raise refusal(": dtype", f"one of {', '.join(_BITS)}", dtype)
     if not _is_shape(shape):
-        raise refusal(": shape", f"the sizes of at most {_MOST_AXES} axes", shape)
+        raise refusal(": shape", f"the sizes of at most {_MOST_AXES} axes, {_MOST_NUMBERS} numbers in all", shape)
     size, rest = divmod(math.prod(shape) * _BITS[dtype], 8)
     if rest or not _are_sizes(offsets) or len(offsets) != 2 or offsets[1] - offsets[0] != size:
         raise refusal(": data_offsets", f"a start and an end, {size} bytes apart as dtype and shape say", offsets)

@@ -13,3 +13,14 @@ def test_better_is_a_strict_order(metric):
     assert is_better(metric, worst, None)
     assert is_better(metric, worst, float("nan"))
     assert not is_better(metric, float("nan"), None)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "perplexity"])
+def test_of_equal_values_the_one_with_the_lower_loss_is_better(metric):
+    assert is_better(metric, 0.5, 0.5, 0.1, 0.2)
+    assert not is_better(metric, 0.5, 0.5, 0.2, 0.2)
+    assert not is_better(metric, 0.5, 0.5, 0.3, 0.2)
+    assert not is_better(metric, 0.5, 0.5, float("nan"), 0.2)
+    assert not is_better(metric, 0.5, 0.5, 0.1, None)
+    worse = 0.9 if metric == "perplexity" else 0.1
+    assert not is_better(metric, worse, 0.5, 0.1, 0.2)

@@ -1,5 +1,6 @@
 import dataclasses
 import re
+import shlex
 
 import lm_folders
 import pytest
@@ -7,6 +8,7 @@ import tiny_lm
 import yaml
 from huggingface_hub import ModelCard
 
+from train.arguments import PARSERS
 from train.card import Facts, model_card
 
 FACTS = Facts(
@@ -20,7 +22,7 @@ FACTS = Facts(
     dataset_id="stanfordnlp/sst2",
     labels=["negative", "pos: 'very'"],
     results={"validation": {"accuracy": 0.93125, "mcc": 0.85, "loss": 0.2}, "test": {"accuracy": 0.92}},
-    command="python -m train.classify --config configs/sst2.yaml 'data.text=my text'",
+    command="jlora classify --config configs/sst2.yaml 'data.text=my text'",
     lora={"r": 8, "lora_alpha": 16, "target_modules": ["query", "value"]},
     versions={"jlora": "0.1.0", "jax": "0.10.2"},
 )
@@ -66,6 +68,33 @@ def test_the_text_holds_command_results_labels_settings_and_versions(kind):
     assert yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL).group(1)) == FACTS.lora
 
 
+_PLACE = "/home/somebody/their data"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_card_that_is_uploaded_has_no_path_of_the_machine(kind):
+    facts = dataclasses.replace(
+        FACTS,
+        base_model_id=None,
+        base_model="minilm",  # as shipping.base_name has it then
+        dataset=f"{_PLACE}/a.csv, {_PLACE}/b.csv, stanfordnlp/sst2",
+        command=f"jlora classify --config {_PLACE.split()[0]}/c.yaml 'data.train=[{_PLACE}/a.csv,{_PLACE}/b.csv]'"
+        f" 'output_dir={_PLACE}/run' model=~/models/minilm lora.r=4",
+    )
+    card = model_card(facts, kind)
+    assert "somebody" not in card
+    assert "their data" not in card
+    assert "trained on `a.csv, b.csv, stanfordnlp/sst2`" in card
+    assert "jlora classify --config c.yaml 'data.train=[a.csv,b.csv]' output_dir=run model=minilm lora.r=4" in card
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_path_with_a_space_is_quoted_for_the_shell(kind):
+    card = model_card(dataclasses.replace(FACTS, where="my runs/it's"), kind)
+    (line,) = re.findall("^jlora predict.*$", card, re.MULTILINE)
+    assert PARSERS["predict"]().parse_args(shlex.split(line)[2:]).model == "my runs/it's"
+
+
 @pytest.mark.parametrize("method", ["full", "head"])
 def test_without_lora_the_card_does_not_speak_of_it(method):
     card = model_card(dataclasses.replace(FACTS, method=method, lora={}), "merged")
@@ -108,11 +137,14 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's call, transformers' warning
+@pytest.mark.parametrize("pair", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_code_in_the_card_runs(kind, folders, capsys):
-    facts = dataclasses.replace(FACTS, where=str(folders / kind), base_model=str(folders / "merged"))
+def test_the_code_in_the_card_runs(kind, pair, folders, capsys):
+    facts = dataclasses.replace(FACTS, pair=pair, where=str(folders / kind), base_model=str(folders / "merged"))
     names = {}
-    exec(_python(model_card(facts, kind)), names)
+    card = model_card(facts, kind)
+    exec(_python(card), names)
+    assert ("Another one." in card) is ("--text-pair" in card) is pair
     if kind == "adapter":
         assert names["logits"].shape == (1, 2)
         assert names["model"].config.id2label == {0: "negative", 1: "pos: 'very'"}
@@ -146,7 +178,7 @@ def test_a_language_models_card_for_the_hub(kind):
     assert read == LM_FACTS.results["validation"]
     assert "- Task: text generation\n" in card
     assert "Labels" not in card
-    assert 'python -m train.generate --model me/sst2-minilm --prompt "' in card
+    assert 'jlora generate --model me/sst2-minilm --prompt "' in card
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

@@ -45,6 +45,14 @@ def test_splits_are_tokenized_and_labelled(caplog):
     assert f"train: {cut} of 22 rows cut at data.max_length=8 tokens" in caplog.text
 
 
+def test_any_id_fills_rows_where_the_tokenizer_has_no_padding_token():
+    config = _config()
+    tokenizer = load_tokenizer(config.model)
+    tokenizer.pad_token = None
+    _, splits = prepare_splits(config, load_data(config.data, 0), tokenizer)
+    assert [split.pad_id for split in splits.values()] == [0, 0]
+
+
 def test_a_wrong_label_is_known_before_anything_is_tokenized(tmp_path, monkeypatch):
     (tmp_path / "dev.csv").write_text("text,label\na,9\n")
     monkeypatch.setattr(prepare, "tokenize", lambda *_: pytest.fail("tokenized"))

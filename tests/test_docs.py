@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import shlex
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import train.classify.config
 import train.lm.config
 from jlora.errors import JloraError
+from train.arguments import PARSERS
 from train.command_line import parse
 from train.devices import require_shared
 from train.planning.mesh import mesh_sizes
@@ -56,16 +56,16 @@ def commands(program: str) -> list[str]:
     """Those of the bash blocks, but for forms with brackets; without a comment, and without & beside the next one."""
     text = "\n".join(text for _, text in blocks("bash")).replace("\\\n", " ")
     lines = [line.partition(" #")[0].strip().removesuffix(" &") for line in text.splitlines()]
-    return re.findall(rf"^(?:[A-Z_]+=\S+ )*(python -m {program} [^\[\]\n]*)$", "\n".join(lines), re.MULTILINE)
+    return re.findall(rf"^(?:[A-Z_]+=\S+ )*(jlora {program} [^\[\]\n]*)$", "\n".join(lines), re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", commands(r"train\.(?:classify|lm)"))
+@pytest.mark.parametrize("command", commands("(?:classify|lm)"))
 def test_the_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from train.resolve import resolve
 
     monkeypatch.chdir(ROOT)
-    program, arguments = shlex.split(command)[2], shlex.split(command)[3:]
-    asked = {"train.classify": train.classify.config.COMMAND, "train.lm": train.lm.config.COMMAND}[program]
+    _, program, *arguments = shlex.split(command)
+    asked = {"classify": train.classify.config.COMMAND, "lm": train.lm.config.COMMAND}[program]
     # my.tsv stands for the reader's own file, which is looked for only when the run begins.
     request = parse(arguments, asked)
     config = resolve(request, use_offline=request.flags.offline)
@@ -74,11 +74,10 @@ def test_the_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPat
         require_shared(config.train.batch_size, mesh_sizes(request.flags.mesh))
 
 
-@pytest.mark.parametrize("command", commands(r"train\.(?:predict|generate|export|extract)"))
+@pytest.mark.parametrize("command", commands("(?:predict|generate|export|extract)"))
 def test_the_other_commands_have_such_flags(command: str) -> None:
-    program, arguments = shlex.split(command)[2], shlex.split(command)[3:]
-    parser = importlib.import_module(program)._parser()
-    assert parser.parse_args(arguments)
+    _, program, *arguments = shlex.split(command)
+    assert PARSERS[program]().parse_args(arguments)
 
 
 def test_the_pages_link_to_files_that_exist() -> None:

@@ -1,4 +1,3 @@
-import argparse
 import errno
 import logging
 import signal
@@ -9,7 +8,7 @@ import pytest
 import tiny
 
 from jlora.errors import JloraError
-from train.entry import exit_code, names, require_new, whole_number
+from train.entry import exit_code, require_new
 from train.signals import Stopped
 
 
@@ -82,12 +81,13 @@ def test_a_folder_that_holds_something_needs_overwrite(tmp_path):
             require_new(path, overwrite=False)
 
 
-def test_arguments():
-    assert whole_number(2)("12") == 12
-    assert names("query, value,") == ["query", "value"]
-    for read, text in ((whole_number(2), "1"), (whole_number(0), "-1"), (whole_number(0), "x"), (names, " ,")):
-        with pytest.raises(argparse.ArgumentTypeError, match="expected"):
-            read(text)
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_what_stdout_cannot_encode_is_no_error(encoding):
+    code = "from train.entry import exit_code\nexit_code(lambda: print('« 日本 \\ud800 ok »'))"
+    environment = tiny.environment() | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tiny.ROOT, env=environment, capture_output=True)
+    shown = {"latin-1": "« ?? ? ok »", "ascii": "? ?? ? ok ?", "utf-8": "« 日本 ? ok »"}[encoding]
+    assert (done.stdout.decode(encoding).strip(), done.stderr) == (shown, b"")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_arguments():
     [("exit_code(lambda: print('text ' * 100_000, flush=True))", 0), ("show('text ' * 100_000) or 7", 7)],
 )
 def test_a_reader_that_has_enough_is_no_error(said, code):
-    """As `python -m train.generate ... | head -1`; what is shown so ends no work."""
+    """As `jlora generate ... | head -1`; what is shown so ends no work."""
     command = [sys.executable, "-c", f"from train.entry import exit_code, show\nraise SystemExit({said})"]
     with subprocess.Popen(command, cwd=tiny.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.read(1)

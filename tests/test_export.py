@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import lm_folders
 import numpy as np
@@ -162,3 +163,15 @@ def test_for_llama_cpp_one_file(dtype, tmp_path, capsys):
 def test_somewhere_to_write_is_needed(capsys):
     assert _call("--adapter", "anything") == 2
     assert "expected --out FOLDER or --gguf-lora FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lost", ["adapter", "base"])
+def test_what_it_reads_is_not_replaced(lost, tmp_path, capsys):
+    folders = {name: tmp_path / name for name in ("adapter", "base")}
+    shutil.copytree(tiny.finished_run() / "adapter", folders["adapter"])
+    shutil.copytree(tiny.model_folder(), folders["base"])
+    before = tiny.contents(tmp_path)
+    argv = ["--adapter", folders["adapter"], "--base", folders["base"], "--out", folders[lost], "--overwrite"]
+    assert _call(*argv) == 2
+    assert f"--{lost}: {folders[lost]}: would be lost" in capsys.readouterr().err
+    assert tiny.contents(tmp_path) == before

@@ -12,7 +12,8 @@ import tiny
 import tiny_lm
 
 import jlora
-from train import export, generate
+from train import generate
+from train.arguments import PARSERS
 from train.sources import local_path
 
 _GREEDY = ("--greedy", "--max-new-tokens", "12")
@@ -153,11 +154,10 @@ def test_bad_numbers(option, capsys):
 
 def test_the_commands_of_the_docs_are_understood():
     text = (tiny.ROOT / "docs/generate.md").read_text(encoding="utf-8")
-    found = re.findall(r"python -m train\.(generate|export) (.*?)(?:  *#.*)?$", text, re.MULTILINE)
+    found = re.findall(r"jlora (generate|export) (.*?)(?:  *#.*)?$", text, re.MULTILINE)
     assert {program for program, _ in found} == {"generate", "export"}
     for program, arguments in found:
-        parser = {"generate": generate, "export": export}[program]._parser()
-        assert parser.parse_args(shlex.split(arguments))
+        assert PARSERS[program]().parse_args(shlex.split(arguments))
 
 
 def test_the_real_chat_model_knows_the_capital_of_france(capsys):

@@ -40,6 +40,7 @@ LAYERS = [
     {"peft.folder"},
     {"sharding", "generation"},
     {"__init__"},
+    {"__main__"},
 ]
 """Files of the core, each of which imports from earlier layers alone."""
 GGUF = {"gguf_reader", "gguf_architectures", "gguf_tokenizer", "gguf_file"}
@@ -63,7 +64,7 @@ BELOW_MODELS = {
 """What these may import of the rest."""
 ON_DISK = {
     "own_files", "json_file", "safetensors_file", "whole_folder", "peft.config_file", "peft.folder", "base", "weights",
-    "checkpoint_files", "gguf_reader", "gguf_file", "gguf_lora",
+    "checkpoint_files", "gguf_reader", "gguf_file", "gguf_lora", "__main__",
 }  # fmt: skip
 """The library's files that may touch the disk."""
 PRIVATE = {

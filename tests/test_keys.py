@@ -58,6 +58,11 @@ def test_a_key_with_one_letter_missing_is_found_again(schema, key):
         ("learning_rate", "train.learning_rate"),
         ("r", "lora.r"),
         ("lora.alpha", "lora.lora_alpha"),
+        ("lora.rank", "lora.r or lora.rank_pattern"),
+        ("lora.dropout", "lora.lora_dropout"),
+        ("train.lr", "train.learning_rate"),
+        ("train.warmup", "train.warmup_ratio or train.warmup_steps"),
+        ("train.max_length", "data.max_length"),
         ("data.dtype", "train.dtype"),
     ],
 )
@@ -66,6 +71,8 @@ def test_a_key_in_the_wrong_section_is_found(key, suggested):
 
 
 def test_where_nothing_is_near_the_keys_of_the_section_are_listed():
+    assert keys.unknown("hub.train", Config).startswith("unknown key; did you mean data.train?")
+    assert keys.unknown("hub.trian", Config).startswith("unknown key; known: hub.push")
     assert keys.unknown("hub.zzzzzz", Config) == "unknown key; known: hub.push, hub.repo, hub.private"
     assert "model, method" in keys.unknown("zzzzzz", Config)
 

@@ -23,7 +23,7 @@ def test_it_learns_what_there_is_to_learn(tmp_path, capsys):
     assert found["validation"]["loss"] == pytest.approx(min(_losses(run, "validation/loss")), rel=1e-6)
     assert found["merged"]["loss"] == pytest.approx(found["validation"]["loss"], rel=1e-4)
     assert found["validation"]["perplexity"] == pytest.approx(math.exp(found["validation"]["loss"]))
-    assert "Talk to it: python -m train.generate" in capsys.readouterr().err
+    assert "Talk to it: jlora generate" in capsys.readouterr().err
 
 
 def test_a_run_leaves_all_that_it_should():

@@ -25,12 +25,13 @@ NOTHING = Rest()
 LENGTHS = np.random.default_rng(0).integers(2, 9, 10)
 
 
-def _loop(accuracies=(), losses=None, norms=None, seed=0, **train):
-    """Ten rows; losses and gradient norms are those of steps 1, 2, ...; accuracies those of one evaluation after
-    another."""
-    section = TrainSection(**{"batch_size": 4, "max_steps": 7, **train})
+def _loop(accuracies=(), losses=None, norms=None, seed=0, eval_losses=None, seen=None, **train):
+    """Ten rows; losses and gradient norms are those of steps 1, 2, ...; accuracies and eval_losses those of one
+    evaluation after another. What is evaluated is added to `seen`."""
+    section = TrainSection(**{"batch_size": 4, "max_steps": 7, "eval_on_start": False, **train})
     size = section.batch_size * section.gradient_accumulation_steps
-    accuracies = iter(accuracies)
+    accuracies, seen = iter(accuracies), [] if seen is None else seen
+    eval_losses = None if eval_losses is None else iter(eval_losses)
 
     def train_step(state, frozen, base, batch, key):
         step = int(state.step)
@@ -40,7 +41,8 @@ def _loop(accuracies=(), losses=None, norms=None, seed=0, **train):
     def evaluate(adapter, check):
         check()
         accuracy = next(accuracies, 0.5)
-        return {"accuracy": accuracy, "loss": 1 - accuracy}
+        seen.append(adapter["w"].tolist())
+        return {"accuracy": accuracy, "loss": 1 - accuracy if eval_losses is None else next(eval_losses)}
 
     return Loop(
         train=section,
@@ -60,6 +62,7 @@ def _loop(accuracies=(), losses=None, norms=None, seed=0, **train):
         prepare_evaluation=lambda state: None,
         evaluate=evaluate,
         evaluation=5.0,
+        evaluation_batches=3,
         metric="accuracy",
         rate=lambda step: 1e-3,
         key=jax.random.key(0),
@@ -143,6 +146,52 @@ def test_the_best_step_is_the_first_of_the_highest():
     assert (best.step, best.value, best.stale) == (4, 0.75, 2)
     assert best.trainable["w"].tolist() == [4.0]
     assert best.metrics == {"accuracy": 0.75, "loss": 0.25}
+
+
+@pytest.mark.usefixtures("saved")
+def test_of_steps_of_equal_accuracy_the_one_of_the_lowest_loss_is_the_best():
+    loop = _loop([0.75, 1.0, 1.0, 1.0], eval_losses=[0.1, 0.9, 0.2, 0.3], eval_every=2)
+    best, _ = _run(loop)
+    assert (best.step, best.value, best.metrics["loss"]) == (6, 1.0, 0.2)
+    assert best.trainable["w"].tolist() == [6.0]
+    assert best.stale == 2  # patience counts what raised the metric
+
+
+@pytest.mark.usefixtures("saved")
+def test_the_model_before_training_is_evaluated_once_and_is_never_the_best():
+    seen = []
+    best, logged = _run(_loop([0.9, 0.25, 0.75], eval_every=3, eval_on_start=True, seen=seen))
+    assert [line[:2] for line in logged if line[1] != "train"] == [
+        (3, "start"), (3, "validation"), (6, "validation"), (7, "validation"),
+    ]  # fmt: skip
+    assert seen == [[0.0], [3.0], [6.0], [7.0]]
+    assert next(values for _, prefix, values in logged if prefix == "start")["accuracy"] == 0.9
+    assert (best.step, best.value) == (6, 0.75)
+
+
+def test_a_run_that_is_resumed_before_its_first_evaluation_still_knows_its_start(saved):
+    settings = {"eval_every": 6, "checkpoint_every": 2, "eval_on_start": True}
+    _run(_loop(**settings))
+    seen = []
+    _, logged = _run(_loop(**settings, seen=seen), saved[0])
+    assert (int(saved[0].state.step), seen[:2]) == (2, [[0.0], [6.0]])
+    assert [line[0] for line in logged if line[1] == "start"] == [6]
+
+
+def test_a_signal_that_cuts_the_first_evaluation_leaves_no_half_of_it_in_the_record(saved):
+    stop, settings = Stop(), {"eval_every": 2, "eval_on_start": True}
+    loop = _loop([0.1, 0.2], **settings)
+
+    def evaluate(adapter, check):
+        if adapter["w"].tolist() != [0.0]:
+            stop.note(signal.SIGINT, None)
+        check()
+        return {"accuracy": 0.1, "loss": 0.9}
+
+    _, logged = _run(dataclasses.replace(loop, evaluate=evaluate), stop=stop)
+    assert [line for line in logged if line[1] != "train"] == []
+    _, logged = _run(loop, saved[-1])
+    assert [line[:2] for line in logged][:2] == [(2, "start"), (2, "validation")]
 
 
 def test_it_stops_when_patience_is_at_its_end(saved):

@@ -87,6 +87,16 @@ def test_a_dry_run_needs_only_the_model_in_the_cache(request_of, monkeypatch):
     assert choose(request_of("--dry-run"))[0].model == "me/model"
 
 
+def test_a_dry_run_asks_for_no_data(monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    _hub(monkeypatch, False)
+    with pytest.raises(JloraError, match=r"From the hub it needs me/model\. Do") as caught:
+        choose(parse(["model=me/model", "data.train=me/data", "output_dir=run", "--dry-run"]))
+    assert "me/data" not in str(caught.value)
+    assert "data.train" not in str(caught.value)
+
+
 def test_nothing_to_fall_back_on_is_an_error_that_says_what_to_do(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")

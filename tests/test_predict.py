@@ -1,4 +1,6 @@
 import csv
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -38,6 +40,18 @@ def test_new_text_is_labelled_with_probabilities(part, tmp_path):
     for row, expected in zip(rows, shares, strict=True):
         assert row["predicted"] == f"LABEL_{np.argmax(expected)}"
         assert [float(row["LABEL_0"]), float(row["LABEL_1"])] == pytest.approx(expected.tolist(), abs=2e-6)
+
+
+def test_a_tokenizer_without_padding_token_labels_the_same(tmp_path):
+    file = _write(tmp_path / "in.csv", ["text"], [[text] for text, _ in tiny.texts(7, seed=3)])
+    shutil.copytree(tiny.finished_run() / "merged", tmp_path / "merged")
+    settings = json.loads((tmp_path / "merged" / "tokenizer_config.json").read_text())
+    assert settings.pop("pad_token") == "[PAD]"
+    (tmp_path / "merged" / "tokenizer_config.json").write_text(json.dumps(settings))
+    for folder, output in ((tiny.finished_run(), "a.csv"), (tmp_path / "merged", "b.csv")):
+        argv = ["--model", folder, "--input", file, "--output", tmp_path / output, "--max-length", 16]
+        assert _call(*argv) == 0
+    assert (tmp_path / "a.csv").read_text() == (tmp_path / "b.csv").read_text()
 
 
 @pytest.mark.parametrize("task", ["single", "multi", "regression"])
@@ -124,6 +138,9 @@ def test_an_output_that_is_there_is_kept_unless_told(tmp_path, capsys):
     assert output.read_text() == "mine"
     assert _call(*argv, "--overwrite") == 0
     assert len(_labelled(output)) == 1
+    replaces_its_input = ["--model", tiny.finished_run(), "--input", file, "--output", file, "--overwrite"]
+    assert "--input" in _refused(capsys, *replaces_its_input)
+    assert file.read_text().splitlines() == ["text", "good"]
 
 
 def test_bad_input(tmp_path, capsys):

@@ -1,5 +1,6 @@
 import io
 import logging
+import re
 import subprocess
 import sys
 
@@ -44,10 +45,12 @@ def _lines(caplog):
 
 def test_without_a_terminal_one_line_at_the_first_every_nth_and_the_last_step(caplog, now):
     stream = io.StringIO()
-    with caplog.at_level(logging.INFO), Progress(25, log_every=10, stream=stream) as bar:
+    with caplog.at_level(logging.INFO), Progress(25, log_every=10, stream=stream, per_epoch=5) as bar:
         _train(bar, now, 25, total=25)
     assert [line.split()[1] for line in _lines(caplog)] == ["1/25", "10/25", "20/25", "25/25"]
-    assert _lines(caplog)[1] == "step 10/25  loss 1.0000  lr 1.00e-03  64 examples/s  0:08 left"
+    assert _lines(caplog)[1] == (
+        "step 10/25  loss 1.0000  epoch 2.00  lr 1.00e-03  64 examples/s  0:05 gone  0:08 left"
+    )
     assert stream.getvalue() == ""
 
 
@@ -117,6 +120,19 @@ def test_waiting_for_a_compilation_is_said_and_the_bar_then_as_before(caplog, no
     assert "loss 1.0000" in after
 
 
+def test_how_far_an_evaluation_is_is_in_the_bar(now):
+    stream = _Terminal()
+    with Progress(20, log_every=10, stream=stream) as bar:
+        _train(bar, now, 10)
+        with bar.counting("evaluating", 3) as tick:
+            for _ in range(3):
+                now.time += 1
+                tick()
+    shown = stream.getvalue()
+    assert all(f"evaluating {done}/3" in shown for done in range(3))
+    assert "loss 1.0000" in shown.rpartition("evaluating")[2]
+
+
 def test_the_rate_follows_a_change_smoothly(now):
     bar = Progress(1000, log_every=10)
     _train(bar, now, 200, seconds=1.0)
@@ -159,6 +175,8 @@ def test_a_terminal_gets_a_bar_and_no_lines(caplog, now):
     assert "loss 1.0000" in shown
     assert "64 examples/s" in shown
     assert "0:00 left" in shown
+    assert "epoch 20.00  lr 1.00e-03" in shown
+    assert "steps  00:00  0:" in shown  # tqdm's own clock, then what is left
     assert not caplog.records
 
 
@@ -174,10 +192,12 @@ def test_logging_shows_ours_and_of_others_only_warnings():
         "import absl.logging, transformers\n"
         "for name in ('train.x', 'jlora.y', '__main__', 'absl', 'httpx'):\n"
         "    logging.getLogger(name).info(name + ' informs')\n"
+        "logging.getLogger('asyncio').error('Future exception was never retrieved')\n"
         "logging.getLogger('httpx').warning('httpx warns')\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert result.stderr.splitlines() == [
+    lines = [re.fullmatch(r"\d\d:\d\d:\d\d (.*)", line)[1] for line in result.stderr.splitlines()]
+    assert lines == [
         "train.x informs",
         "jlora.y informs",
         "__main__ informs",

@@ -112,10 +112,16 @@ def test_a_full_disk_is_an_error_at_the_line_that_it_does_not_take(tmp_path):
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, recorder._file.fileno())
     os.close(full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(JloraError, match=r"metrics\.jsonl: cannot be written: .*No space left.*--resume"):
         recorder.log(1, {"loss": 1.0}, "train")
-    with pytest.raises(OSError, match="No space left"):
-        recorder.close()
+    recorder.close()  # nothing hides the error
+
+
+@pytest.mark.parametrize("resume_step", [None, 3])
+def test_a_folder_in_the_place_of_the_record_is_named(resume_step, tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    with pytest.raises(JloraError, match=r"metrics\.jsonl: expected the record of the run, found a folder"):
+        Recorder(tmp_path, resume_step=resume_step)
 
 
 def test_who_does_not_record_writes_nothing(tmp_path, monkeypatch):
@@ -149,9 +155,9 @@ def test_a_damaged_line_is_named(tmp_path, damaged):
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "trackio"])
-def test_a_missing_tracker_names_its_extra_before_anything_is_written(tmp_path, monkeypatch, tracker):
+def test_a_missing_tracker_is_named_before_anything_is_written(tmp_path, monkeypatch, tracker):
     monkeypatch.setitem(sys.modules, tracker, None)
-    with pytest.raises(JloraError, match=rf"jlora\[{tracker}\]"):
+    with pytest.raises(JloraError, match=rf"pip install {tracker},"):
         Recorder(tmp_path / "run", tracker=tracker)
     assert not (tmp_path / "run").exists()
 

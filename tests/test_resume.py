@@ -66,11 +66,16 @@ def test_killed_twice_and_resumed_is_the_run_that_was_not_killed(undisturbed, tm
     _assert_same(run, undisturbed)
 
 
-def test_killed_before_its_report_it_only_finishes(undisturbed, tmp_path, capsys):
+@pytest.mark.parametrize(
+    "lost",
+    [("report.json", "adapter/adapter_model.safetensors", "merged/model.safetensors"), ("merged/model.safetensors",)],
+)
+def test_where_exports_are_missing_it_only_exports(lost, undisturbed, tmp_path, capsys):
+    """As of a run that was killed before its report, or one whose files were deleted."""
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     before = _exports(run)
-    for name in ("report.json", "adapter/adapter_model.safetensors", "merged/model.safetensors"):
+    for name in lost:
         (run / name).unlink()
     capsys.readouterr()
     tiny.train(run, *_STEPS, "--resume")
@@ -119,8 +124,9 @@ def test_checkpoints_hold_no_folder_that_loaders_mistake_for_a_model(undisturbed
 
 
 def test_the_adapter_is_that_of_the_best_step(undisturbed):
-    values = {line["step"]: line["validation/accuracy"] for line in _learned(undisturbed) if "validation/loss" in line}
+    lines = {line["step"]: line for line in _learned(undisturbed) if "validation/loss" in line}
+    values = {step: line["validation/accuracy"] for step, line in lines.items()}
     assert list(values) == [4, 8, 9]
     best = tiny.report(undisturbed)["best"]
-    assert best["step"] == max(values, key=lambda step: (values[step], -step))
+    assert best["step"] == max(values, key=lambda step: (values[step], -lines[step]["validation/loss"], -step))
     assert best["value"] == tiny.report(undisturbed)["metrics"]["validation"]["accuracy"]

@@ -1,8 +1,10 @@
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import pytest
+import tiny
 
 from jlora.errors import JloraError
 from train import environment, lock, run_folder
@@ -13,6 +15,10 @@ from train.run_folder import check, claim, require_checkpoints, take_over, write
 
 def _config(folder, **changes):
     return Config(model="m", output_dir=str(folder), data={"train": "t"}, **changes)
+
+
+def _finish(run):
+    write_json(run / "report.json", {"files": run_folder.exported_files(run)})
 
 
 @pytest.fixture
@@ -39,8 +45,77 @@ def test_a_run_is_resumed_finished_or_refused(run):
         check(_config(run), Flags())
     assert check(_config(run), Flags(resume=True)) == "resumed"
     assert check(_config(run), Flags(overwrite=True)) == "new"
-    (run / "report.json").write_text("{}")
+    _finish(run)
     assert check(_config(run), Flags(resume=True)) == "finished"
+
+
+@pytest.mark.parametrize(
+    ("key", "source"),
+    [
+        ("model", "merged"),
+        ("lora.from", "adapter"),
+        ("data.train", "predictions.csv"),
+        ("data.test", "checkpoints/rows.csv"),
+        ("data.validation", "tensorboard/rows.csv"),
+    ],
+)
+def test_a_run_is_not_replaced_by_one_that_reads_it(key, source, run):
+    (run / source).parent.mkdir(exist_ok=True)
+    (run / source).touch()
+    before = tiny.contents(run)
+    section, _, name = key.rpartition(".")
+    changes = {section: {name: str(run / source)}} if section else {name: str(run / source)}
+    config = Config.model_validate(
+        _config(run).model_dump(by_alias=True)
+        | changes
+        | ({"data": {"train": "t", "max_length": 16, **changes.get("data", {})}} if section == "data" else {})
+    )
+    with pytest.raises(JloraError, match=rf"{key}: .*{source}: would be lost, since --overwrite replaces"):
+        check(config, Flags(overwrite=True))
+    assert tiny.contents(run) == before
+
+
+@pytest.mark.parametrize("lost", ["merged", "adapter/adapter_model.safetensors", "report.json", "predictions.csv"])
+def test_a_run_whose_exports_are_not_all_there_is_not_finished(lost, run, caplog):
+    weights = ("merged/model.safetensors", "adapter/adapter_model.safetensors")
+    for name in (*weights, "adapter/README.md", "predictions.csv"):
+        (run / name).parent.mkdir(exist_ok=True)
+        (run / name).touch()
+    _finish(run)
+    (run / "adapter" / "README.md").unlink()  # a card is the user's
+    assert check(_config(run), Flags(resume=True)) == "finished"
+    if lost == "report.json":
+        (run / lost).write_text("")
+    else:
+        shutil.rmtree(run / lost) if (run / lost).is_dir() else (run / lost).unlink()
+    with caplog.at_level("WARNING", "train"):
+        assert check(_config(run), Flags(resume=True)) == "resumed"
+    assert lost in caplog.text
+    assert "exported again" in caplog.text
+
+
+def test_a_run_whose_upload_failed_is_not_finished(run):
+    config = _config(run, hub={"push": True, "repo": "me/mine"})
+    claim(config, Flags(overwrite=True), {})
+    _finish(run)
+    assert check(config, Flags(resume=True)) == "resumed"
+    write_json(run / "report.json", {"files": [], "pushed_to": "https://example.org"})
+    assert check(config, Flags(resume=True)) == "finished"
+
+
+@pytest.mark.parametrize("flags", [Flags(), Flags(resume=True), Flags(overwrite=True)])
+def test_a_run_without_its_config_is_named_as_that(flags, run):
+    (run / "config.yaml").unlink()
+    with pytest.raises(JloraError, match=r"holds a run whose config.yaml is missing.*Put the file back"):
+        check(_config(run), flags)
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"cpu_count": '])
+def test_a_damaged_environment_json_costs_no_run(damage, run, caplog):
+    (run / "environment.json").write_text(damage)
+    take_over(_config(run))
+    assert "environment.json" in caplog.text
+    assert "the run goes on" in caplog.text
 
 
 def test_only_the_same_configuration_is_resumed(run):
@@ -52,7 +127,7 @@ def test_only_the_same_configuration_is_resumed(run):
 
 
 def test_a_finished_run_goes_on_where_what_may_change_does(run, caplog):
-    (run / "report.json").write_text("{}")
+    _finish(run)
     longer = _config(run, train={"epochs": 9}, export={"merged": False})
     assert check(longer, Flags(resume=True)) == "resumed"
     with caplog.at_level("INFO", "train"):
@@ -61,7 +136,7 @@ def test_a_finished_run_goes_on_where_what_may_change_does(run, caplog):
     assert "export.merged: the run has True, now given False" in caplog.text
     assert not (run / "report.json").exists()
     assert check(longer, Flags(resume=True)) == "resumed"
-    (run / "report.json").write_text("{}")
+    _finish(run)
     assert check(longer, Flags(resume=True)) == "finished"
 
 
@@ -92,7 +167,7 @@ def test_killed_while_it_replaces_a_run_it_can_do_so_again(name, run, monkeypatc
 
 def test_a_run_that_was_moved_is_the_same(run, tmp_path):
     run.rename(tmp_path / "moved")
-    (tmp_path / "moved" / "report.json").write_text("{}")
+    _finish(tmp_path / "moved")
     assert check(_config(tmp_path / "moved"), Flags(resume=True)) == "finished"
 
 

@@ -15,21 +15,29 @@ def _granted(monkeypatch):
     monkeypatch.setattr(session, "check_push", lambda repo, private: repo)
 
 
+_PLACES = (str(tiny.HOME), str(tiny.ROOT))
+
+
+@pytest.mark.parametrize("shipped", ["merged", "adapter"])
 @pytest.mark.parametrize(("trainer", "kind"), [(tiny, "text-classification"), (tiny_lm, "text-generation")])
-def test_what_is_pushed_is_merged_and_its_card_names_the_repository(trainer, kind, tmp_path, monkeypatch):
-    pushed = []
+def test_what_is_pushed_names_the_repository_and_no_place_of_this_machine(
+    trainer, kind, shipped, tmp_path, monkeypatch
+):
+    pushed, places = [], []
 
     def push(folder, repo, private):
         pushed.append((folder.name, repo, private, (folder / "README.md").read_text()))
+        places.append({place for file in folder.rglob("*") for place in _PLACES if place.encode() in file.read_bytes()})
         return "https://example.org/commit"
 
     monkeypatch.setattr(shipping, "push", push)
-    run = trainer.train(tmp_path / "run", *PUSHED)
+    run = trainer.train(tmp_path / "run", *PUSHED, f"export.merged={str(shipped == 'merged').lower()}")
     ((name, repo, private, card),) = pushed
-    assert (name, repo, private) == ("merged", "me/mine", True)
+    assert (name, repo, private) == (shipped, "me/mine", True)
+    assert places == [set()]
     assert kind in card
     assert "'me/mine'" in card
-    assert "'me/mine'" not in (run / "adapter/README.md").read_text()
+    assert ("'me/mine'" in (run / "adapter/README.md").read_text()) is (shipped == "adapter")
     assert tiny.report(run)["pushed_to"] == "https://example.org/commit"
 
 

@@ -8,7 +8,7 @@ import time
 import pytest
 import tiny
 
-from train.signals import Cut, Stopped, listening
+from train.signals import TIME_IS_UP, Cut, Stopped, listening
 
 _BETWEEN_A_SAVE_AND_THE_NEXT_STEP = """
 import os, signal, sys, time
@@ -58,7 +58,10 @@ def _signal(number):
     os.kill(os.getpid(), number)
 
 
-@NUMBERS
+CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 75, signal.SIGXCPU: 75}
+
+
+@pytest.mark.parametrize("number", CODES)
 def test_a_signal_is_noted_and_raised_at_the_end(number):
     def work():
         with listening() as stop:
@@ -69,7 +72,50 @@ def test_a_signal_is_noted_and_raised_at_the_end(number):
 
     with pytest.raises(Stopped, match=number.name) as caught:
         work()
-    assert caught.value.code == 128 + number
+    assert caught.value.code == CODES[number]
+
+
+def test_a_deadline_is_one_too():
+    begin, deadline = time.monotonic(), time.monotonic() + 0.3
+
+    def work():
+        with listening(deadline) as stop:
+            while not stop.requested():
+                time.sleep(0.05)
+            with pytest.raises(Cut):
+                stop.check()
+
+    with pytest.raises(Stopped, match="time is up") as caught:
+        work()
+    assert caught.value.code == TIME_IS_UP
+    assert time.monotonic() - begin >= 0.3
+
+
+def test_a_run_that_ends_before_its_deadline_knows_nothing_of_it():
+    with listening(time.monotonic() + 600) as stop:
+        assert not stop.requested()
+
+
+def test_a_signal_before_the_deadline_keeps_its_code():
+    def work():
+        with listening(time.monotonic()) as stop:
+            _signal(signal.SIGINT)
+            assert stop.requested()
+
+    with pytest.raises(Stopped) as caught:
+        work()
+    assert caught.value.code == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGXCPU])
+def test_where_nothing_is_to_be_saved_it_leaves_with_the_same_code(number):
+    code = (
+        "import os, time\nfrom train.signals import leave_when_time_is_up\nleave_when_time_is_up()\n"
+        f"os.kill(os.getpid(), {int(number)})\ntime.sleep(10)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True)
+    assert done.returncode == TIME_IS_UP
+    assert "nothing to save now; --resume goes on" in done.stderr
 
 
 def test_without_a_signal_nothing_is_raised_and_the_handlers_are_those_of_before():

@@ -1,4 +1,4 @@
-"""The commands: python -m train.classify, train.predict, train.export and train.extract."""
+"""The commands of `jlora`: classify, lm, predict, generate, export and extract."""
 
 import os
 

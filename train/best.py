@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-_LOWER_IS_BETTER = {"loss", "perplexity", "mse", "mae"}
+LOWER_IS_BETTER = {"loss", "perplexity", "mse", "mae"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,9 +15,10 @@ class Best:
     """The best evaluation so far.
 
     Attributes:
-      trainable: the trained leaves as `kept` has them.
+      trainable: the trained leaves as `kept` has them; before the first evaluation those of the start.
       value: the metric that chooses; None before the first evaluation.
-      step: when it was. stale: how many evaluations since then were no better.
+      step: when it was.
+      stale: how many evaluations in a row did not raise the metric.
       metrics: all numbers of the evaluation; empty before the first, and in checkpoints of earlier versions.
     """
 
@@ -28,13 +29,18 @@ class Best:
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
-def is_better(metric: str, new: float, old: float | None) -> bool:
-    """Whether `new` beats `old`: strictly, so that of two equal steps the earlier one stays the best.
+def is_better(
+    metric: str, new: float, old: float | None, new_loss: float = math.nan, old_loss: float | None = None
+) -> bool:
+    """Whether the value `new` of a metric beats `old`; of equal ones that with the lower loss does.
 
-    Any number beats None and NaN; NaN beats nothing. `loss`, `mse` and `mae` are better when lower.
+    Of two that are equal in both the earlier one stays the best. Any number beats None and NaN; NaN beats nothing.
+    `loss`, `perplexity`, `mse` and `mae` are better when lower.
     """
     if math.isnan(new):
         return False
     if old is None or math.isnan(old):
         return True
-    return new < old if metric in _LOWER_IS_BETTER else new > old
+    if new == old:
+        return old_loss is not None and new_loss < old_loss
+    return new < old if metric in LOWER_IS_BETTER else new > old

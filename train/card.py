@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -50,6 +52,7 @@ class Facts:
       lora: the adapter's settings by PEFT's names; empty for other methods.
       versions: {package: version}.
       chat: whether a language model is talked to through its tokenizer's chat template.
+      pair: whether a classifier labels pairs of texts.
     """
 
     name: str
@@ -66,6 +69,7 @@ class Facts:
     lora: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     chat: bool = False
+    pair: bool = False
 
     @property
     def task(self) -> str:
@@ -77,6 +81,8 @@ def model_card(facts: Facts, kind: Kind) -> str:
     """The text of README.md: YAML front matter as the hub reads it, then Markdown.
 
     kind: `merged` for a whole checkpoint that transformers opens, `adapter` for PEFT's format.
+
+    A path of this machine is named in code alone, which would not run without it; elsewhere by its last part.
     """
     sections = [
         f"---\n{_front_matter(facts, kind)}\n---",
@@ -85,7 +91,7 @@ def model_card(facts: Facts, kind: Kind) -> str:
         f"## Results\n\n{_results_table(facts)}",
         f"## How to load it\n\n```python\n{_loading_code(facts, kind)}\n```",
         f"From the command line, in JAX:\n\n```bash\n{_command(facts)}\n```",
-        f"## How it was made\n\n```bash\n{facts.command}\n```",
+        f"## How it was made\n\n```bash\n{_without_folders(facts.command)}\n```",
     ]
     if facts.lora:
         settings = yaml.safe_dump(dict(facts.lora), sort_keys=True).strip()
@@ -115,7 +121,7 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
         EvalResult(
             task_type=facts.task,
             dataset_type=facts.dataset_id or "local",
-            dataset_name=facts.dataset,
+            dataset_name=without_folder(facts.dataset),
             dataset_split=split,
             metric_type=_HUB_METRICS.get(metric, metric),
             metric_name=metric,
@@ -130,7 +136,8 @@ def _what(facts: Facts, kind: Kind) -> str:
     subject = "An adapter in PEFT's format for" if kind == "adapter" else "A fine-tuned copy of"
     method = _DORA if facts.lora.get("use_dora") else _METHODS[facts.method]
     method += ", merged into it" if facts.method == "lora" and kind == "merged" else ""
-    lines = [f"{subject} `{facts.base_model}`, trained on `{facts.dataset}`.", "", f"- Method: {method}"]
+    base, dataset = without_folder(facts.base_model), without_folder(facts.dataset)
+    lines = [f"{subject} `{base}`, trained on `{dataset}`.", "", f"- Method: {method}"]
     lines.append(f"- Task: {(facts.problem_type or facts.task).replace('_', ' ').replace('-', ' ')}")
     start = str(facts.lora.get("init_lora_weights"))
     if kind == "adapter" and start.startswith(("pissa", "olora")):
@@ -151,20 +158,33 @@ def _results_table(facts: Facts) -> str:
 
 
 def _command(facts: Facts) -> str:
+    model = shlex.quote(facts.where)
     if facts.problem_type is not None:
-        return f"python -m train.predict --model {facts.where} --input texts.csv --output labelled.csv"
-    return f'python -m train.generate --model {facts.where} {"--chat " if facts.chat else ""}--prompt "{_PROMPT}"'
+        columns = "--text text --text-pair text_pair " if facts.pair else ""
+        return f"jlora predict --model {model} --input texts.csv {columns}--output labelled.csv"
+    return f'jlora generate --model {model} {"--chat " if facts.chat else ""}--prompt "{_PROMPT}"'
+
+
+def without_folder(names: str) -> str:
+    """Names between commas, each absolute path of this machine cut to its last part."""
+    return re.sub(r"(^|[\[,=]\s*)[~/][^,\]]*/(?=[^,\]])", r"\1", names)
+
+
+def _without_folders(command: str) -> str:
+    return shlex.join(map(without_folder, shlex.split(command)))
 
 
 def _loading_code(facts: Facts, kind: Kind) -> str:
     if facts.problem_type is None:
         return _generating_code(facts, kind)
     if kind == "merged":
+        text = '{"text": "A sentence.", "text_pair": "Another one."}' if facts.pair else '"A sentence to label."'
         return (
             "from transformers import pipeline\n\n"
             f'classify = pipeline("text-classification", model={facts.where!r})\n'
-            'print(classify("A sentence to label."))'
+            f"print(classify({text}))"
         )
+    text = '"A sentence.", "Another one."' if facts.pair else '"A sentence to label."'
     return (
         "from peft import PeftModel\n"
         "from transformers import AutoModelForSequenceClassification, AutoTokenizer\n\n"
@@ -172,7 +192,7 @@ def _loading_code(facts: Facts, kind: Kind) -> str:
         f"base = AutoModelForSequenceClassification.from_pretrained({facts.base_model!r}, id2label=labels)\n"
         f"model = PeftModel.from_pretrained(base, {facts.where!r}).eval()\n"
         f"tokenizer = AutoTokenizer.from_pretrained({facts.where!r})\n"
-        'logits = model(**tokenizer("A sentence to label.", return_tensors="pt")).logits'
+        f'logits = model(**tokenizer({text}, return_tensors="pt")).logits'
     )
 
 

@@ -103,9 +103,7 @@ def save(manager: ocp.CheckpointManager, checkpoint: Checkpoint) -> None:
     )
     folder = Path(manager.directory)
     if not folder.parent.is_dir():  # orbax would make it again
-        raise JloraError(
-            f"{folder.parent}: expected the run folder, found none: was it moved? Then --resume where it is"
-        )
+        raise _moved(folder.parent)
     with _explained(folder):
         manager.save(int(state.step), args=args)
 
@@ -260,6 +258,10 @@ def _reason(error: Exception) -> str:
     return f"{error}\n".strip().partition("\n")[0][:300] or type(error).__name__
 
 
+def _moved(folder: Path) -> JloraError:
+    return JloraError(f"{folder}: expected the run folder, found none: was it moved? Then --resume where it is")
+
+
 @contextmanager
 def _hushed() -> Iterator[None]:
     """After the first error of a write TensorStore reports the others to an event loop that orbax has closed: those
@@ -285,6 +287,9 @@ def _explained(folder: Path) -> Iterator[None]:
     except jax.errors.JaxRuntimeError:  # a process that is lost, a device without memory
         raise
     except (OSError, ValueError, RuntimeError) as error:
+        parent = folder.parent
+        if parent.is_dir() and not (parent / "config.yaml").exists():  # it is another one, which orbax has made
+            raise _moved(parent) from error
         raise JloraError(
             f"{folder}: a checkpoint could not be written: {_reason(error)}\n"
             "Those before it are whole. Free disk space or allow the folder to be written, then go on with --resume"

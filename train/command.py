@@ -39,7 +39,7 @@ class Command(Generic[AnyConfig]):
     """One training command.
 
     Attributes:
-      program: as it is started, `python -m train.classify`.
+      program: as it is started, `jlora classify`.
       purpose: what it does, lines of the help.
       schema: the class of its configs.
       config: a config that it comes with, which help and errors name.

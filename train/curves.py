@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from train.best import is_better
+from train.best import LOWER_IS_BETTER, is_better
 from train.record import read_metrics
 
 if TYPE_CHECKING:
@@ -21,17 +22,18 @@ _LABELS |= {"pearson": "Pearson correlation", "spearman": "Spearman correlation"
 _LABELS |= {"mae": "mean absolute error"}
 
 
-def plot(metrics_jsonl: str | Path, out_png: str | Path, metric: str, title: str) -> None:
+def plot(metrics_jsonl: str | Path, out_png: str | Path, metric: str, title: str, rows: int) -> None:
     """Draw a run's `metrics.jsonl` as a PNG of 1650 x 750 pixels.
 
     Left, the training loss (as recorded, faint, and smoothed) and the validation loss; top right,
-    `validation/{metric}` with its best step marked, or that there is none; bottom right, the learning rate.
-    The same input gives the same bytes. Raises JloraError if the file is damaged.
+    `validation/{metric}` with its best step marked, or that there is none; bottom right, the learning rate. Values
+    before training are at step 0. `rows` is how many validation rows there are: few of them make a metric noisy, and
+    its axis is no narrower than that. The same input gives the same bytes. Raises JloraError if the file is damaged.
     """
-    draw(read_metrics(metrics_jsonl), metric, title).savefig(out_png, dpi=150, metadata={"Software": None})
+    draw(read_metrics(metrics_jsonl), metric, title, rows).savefig(out_png, dpi=150, metadata={"Software": None})
 
 
-def draw(lines: list[dict[str, Any]], metric: str, title: str) -> Figure:
+def draw(lines: list[dict[str, Any]], metric: str, title: str, rows: int) -> Figure:
     """The picture of the lines that `read_metrics` gives."""
     from matplotlib.figure import Figure  # half a second: not before the end of a run
 
@@ -40,7 +42,7 @@ def draw(lines: list[dict[str, Any]], metric: str, title: str) -> Figure:
     panels: dict[str, Axes] = figure.subplot_mosaic(places, height_ratios=[2.2, 1], width_ratios=[1.25, 1])
     figure.suptitle(title)
     _loss(panels["loss"], lines)
-    _metric(panels["metric"], lines, metric)
+    _metric(panels["metric"], lines, metric, rows)
     _learning_rate(panels["rate"], lines)
     last_step = max((line["step"] for line in lines), default=1)
     for panel in panels.values():
@@ -69,11 +71,12 @@ def _loss(panel: Axes, lines: list[dict[str, Any]]) -> None:
     evaluated = _series(lines, "validation/loss")
     if evaluated[0]:
         panel.plot(*evaluated, color=_VALIDATION, marker="o", label="validation")
+        _before(panel, lines, "loss", evaluated)
     panel.set_ylabel("loss")
-    panel.legend(frameon=False)
+    panel.legend(frameon=False, loc="upper right")  # "best" warns where a busy machine takes long to find it
 
 
-def _metric(panel: Axes, lines: list[dict[str, Any]], metric: str) -> None:
+def _metric(panel: Axes, lines: list[dict[str, Any]], metric: str, rows: int) -> None:
     steps, values = _series(lines, f"validation/{metric}")
     panel.plot(steps, values, color=_VALIDATION, marker="o")
     panel.set_ylabel(f"validation {_LABELS.get(metric, metric)}")
@@ -81,12 +84,36 @@ def _metric(panel: Axes, lines: list[dict[str, Any]], metric: str) -> None:
         panel.text(0.5, 0.5, "not evaluated", ha="center", va="center", transform=panel.transAxes)
         panel.set_yticks([])
         return
+    losses = dict(zip(*_series(lines, "validation/loss"), strict=True))
     best = 0
     for index, value in enumerate(values):
-        if is_better(metric, value, values[best]):
+        if is_better(metric, value, values[best], losses.get(steps[index], math.nan), losses.get(steps[best])):
             best = index
     panel.plot(steps[best], values[best], color=_VALIDATION, marker="o", markersize=12, fillstyle="none")
     panel.set_title(f"best {values[best]:.4f} at step {steps[best]:,}", fontsize="medium")
+    _before(panel, lines, metric, (steps, values))
+    _widen(panel, noise(metric, values[best], rows))
+
+
+def noise(metric: str, value: float, rows: int) -> float:
+    """How far apart a metric's values on so many rows should be before they mean anything: four standard errors of a
+    share near a half; a twentieth of a loss or an error, which the same rows repeat better.
+    """
+    return 0.05 * abs(value) if metric in LOWER_IS_BETTER else 2 / math.sqrt(max(rows, 1))
+
+
+def _before(panel: Axes, lines: list[dict[str, Any]], name: str, evaluated: tuple[list[int], list[float]]) -> None:
+    """A dotted line from the value before training to the first evaluation."""
+    _, values = _series(lines, f"start/{name}")
+    if values:
+        (first, *_), (value, *_) = evaluated
+        panel.plot([0, first], [values[0], value], color="tab:gray", linestyle=":", marker="o", zorder=0)
+
+
+def _widen(panel: Axes, least: float) -> None:
+    low, high = panel.get_ylim()
+    if high - low < least:
+        panel.set_ylim((low + high - least) / 2, (low + high + least) / 2)
 
 
 def _learning_rate(panel: Axes, lines: list[dict[str, Any]]) -> None:

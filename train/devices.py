@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -141,6 +142,11 @@ def kept(tree: Any) -> Any:
     return jax.tree.map(_kept_leaf, tree)
 
 
+def put_like(placed: Any, tree: Any) -> Any:
+    """Copies of the arrays of a tree that `kept` gave, each where that of `placed` lies."""
+    return jax.tree.map(_like_leaf, placed, tree)
+
+
 def to_first(tree: Any) -> Any:
     """A tree of arrays that the process which writes can read, gathered layer by layer; the others, which must take
     part, get None for each.
@@ -169,6 +175,10 @@ def _kept_leaf(leaf: Any) -> Any:
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
         return _on_host(leaf)
     return jax.device_put(leaf, leaf.sharding.with_memory_kind("pinned_host"))
+
+
+def _like_leaf(placed: jax.Array, leaf: Any) -> jax.Array:
+    return jax.device_put(leaf, placed.sharding) if placed.committed else jnp.array(leaf)
 
 
 def _on_first(leaf: Any) -> Any:

@@ -29,7 +29,7 @@ HEARTBEAT_SECONDS = 30
 _PATIENCE_SECONDS = 24 * 3600
 """How long a process that is done waits for the others: process 0 may have a large model to write."""
 
-_AGREED_CODES = (0, 143)
+_AGREED_CODES = (0, 75, 143)
 """Exit codes with which all processes end together."""
 
 _LOST = re.compile("gloo|nccl|coordination service|socket closed|heartbeat", re.IGNORECASE)

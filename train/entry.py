@@ -1,9 +1,9 @@
-"""What every command does around its work: the log, errors on one screen, exit codes, and arguments of one kind."""
+"""What every command does around its work: the log, errors on one screen, exit codes."""
 
 from __future__ import annotations
 
-import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -23,6 +23,7 @@ def exit_code(work: Callable[[], None], *, verbose: bool = False, interrupted: s
     0 is success, 2 something that the user can mend (said on stderr), 130 an interruption (SIGINT), 143 SIGTERM.
     """
     configure_logging(verbose)
+    replace_unencodable()
     try:
         work()
     except JloraError as error:
@@ -40,6 +41,12 @@ def exit_code(work: Callable[[], None], *, verbose: bool = False, interrupted: s
     except (KeyboardInterrupt, Stopped) as stop:
         return _said(interrupted, stop.code if isinstance(stop, Stopped) else 130)
     return 0
+
+
+def replace_unencodable() -> None:
+    """From now on a character that stdout's encoding lacks is printed as `?`, and is no error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def show(text: str) -> None:
@@ -67,22 +74,3 @@ def require_new(folder: Path, overwrite: bool) -> None:
     """Raises JloraError where `--out` holds something and `--overwrite` is not given."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
         raise JloraError(f"--out: {folder}: expected a new or empty folder; --overwrite writes into this one")
-
-
-def whole_number(least: int) -> Callable[[str], int]:
-    """An argument's type: a whole number of at least `least`."""
-
-    def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number >= {least}, found {text!r}")
-        return int(text)
-
-    return read
-
-
-def names(text: str) -> list[str]:
-    """An argument's type: names between commas."""
-    found = [name.strip() for name in text.split(",") if name.strip()]
-    if not found:
-        raise argparse.ArgumentTypeError("expected names between commas, found none")
-    return found

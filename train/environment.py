@@ -49,7 +49,10 @@ def describe() -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line of this process, ready to paste into a shell; the interpreter without its folder."""
+    """The command line of this process, ready to paste into a shell; programs without their folder."""
+    program, *rest = sys.orig_argv[1:] or [""]
+    if Path(program).stem == "jlora":
+        return shlex.join(["jlora", *rest])
     return shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])
 
 

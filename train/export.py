@@ -1,4 +1,4 @@
-"""Merge an adapter, made here or by PEFT, or write it for vLLM or llama.cpp: python -m train.export --adapter A ..."""
+"""Merge an adapter, made here or by PEFT, or write it for vLLM or llama.cpp: jlora export --adapter A ..."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from jlora.base import load_config
 from jlora.errors import JloraError
 from jlora.models import family
 from jlora.whole_folder import whole_folder
+from train import arguments
 from train.adapted import Adapted
 from train.artifacts import write_merged
 from train.classify.trained import load_adapted
 from train.entry import exit_code, require_new
 from train.lm.trained import load_language_model
 from train.model_files import base_of, model_folder
+from train.replaced import require_kept
+from train.signs_of_life import working
 from train.sources import settle_hub
 from train.without_torch import keep_torch_from_transformers
 
@@ -35,25 +38,7 @@ _AUTO_CLASSES = {"SEQ_CLS": "AutoModelForSequenceClassification", "CAUSAL_LM": "
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; 0 is success, 2 something that the user can mend."""
-    return exit_code(lambda: _export(_parser().parse_args(argv)))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m train.export", description=__doc__)
-    parser.add_argument("--adapter", required=True, type=Path, help="folder of the adapter, in PEFT's format")
-    parser.add_argument("--base", help="its base model: folder or hub name; default: the one the adapter names")
-    parser.add_argument("--out", type=Path, help="folder to write to")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="(float32)")
-    form.add_argument("--vllm", action="store_true", help="write no merged model but an adapter that vLLM serves")
-    parser.add_argument(
-        "--gguf-lora", type=Path, metavar="FILE", help="write the adapter as llama.cpp loads it, float32 or float16"
-    )
-    parser.add_argument(
-        "--quantize", choices=("int8", "nf4"), help="quantize the base first, for adapters of LoftQ, which need that"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds something")
-    return parser
+    return exit_code(lambda: _export(arguments.export().parse_args(argv)))
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -64,7 +49,10 @@ def _export(options: argparse.Namespace) -> None:
     if options.gguf_lora is not None and options.gguf_lora.exists() and not options.overwrite:
         raise JloraError(f"--gguf-lora: {options.gguf_lora}: exists; name another file, or give --overwrite")
     base = options.base or base_of(options.adapter)
-    adapted, tokenizer = _opened(options.adapter, base, options.quantize)
+    written = [path for path in (options.out, options.gguf_lora) if path is not None]
+    require_kept({"--adapter": options.adapter, "--base": base}, written, "write to another place")
+    with working(f"reading {base} and {options.adapter}"):
+        adapted, tokenizer = _opened(options.adapter, base, options.quantize)
     if options.gguf_lora is not None:
         _write_for_llama_cpp(options, adapted)
     if options.out is not None:
@@ -87,7 +75,8 @@ def _opened(folder: Path, base: str, quantize: Any) -> tuple[Adapted, PreTrained
 
 
 def _write_merged(options: argparse.Namespace, adapted: Adapted, tokenizer: PreTrainedTokenizerBase) -> None:
-    write_merged(options.out, adapted, adapted.adapter, tokenizer, options.dtype)
+    with working(f"merging, and writing {options.out}"):
+        write_merged(options.out, adapted, adapted.adapter, tokenizer, options.dtype)
     auto = _AUTO_CLASSES[family(adapted.model.config.model_type).task]
     logger.info("merged model: %s", options.out)
     logger.info("It opens with transformers: %s.from_pretrained(%r)", auto, str(options.out))

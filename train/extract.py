@@ -1,4 +1,4 @@
-"""Make an adapter of a fully fine-tuned model: python -m train.extract --tuned FOLDER --base FOLDER --out FOLDER."""
+"""Make an adapter of a fully fine-tuned model: jlora extract --tuned FOLDER --base FOLDER --out FOLDER."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ from jlora.matrices import layer_ranks
 from jlora.names import module_names
 from jlora.paths import leaves_by_path, replace_leaves
 from jlora.weights import new_heads
-from train import spectrum
+from train import arguments, spectrum
 from train.adapted import Adapted
 from train.artifacts import write_adapter
 from train.classify.labels import labels_of_config
 from train.classify.prepare import classifier_config
-from train.entry import exit_code, names, require_new, show, whole_number
+from train.entry import exit_code, require_new, show
 from train.model_files import load_tokenizer, model_folder
+from train.signs_of_life import working
 from train.sources import settle_hub
 from train.spectrum import Spectrum
 from train.summary import align
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_RANK = 8
 _WORTH_SAYING = 1e-4
 """The share of the change from which on what lies outside of the adapter is offered to it."""
 _NO_PART_OF_THE_FUNCTION = re.compile(
@@ -60,41 +60,18 @@ class Pair:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; 0 is success, 2 something that the user can mend."""
-    return exit_code(lambda: _extract(_parser().parse_args(argv)))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m train.extract", description=__doc__)
-    parser.add_argument("--tuned", required=True, help="the fine-tuned model: folder or hub name")
-    parser.add_argument("--base", required=True, help="the model it was tuned from: folder or hub name")
-    parser.add_argument("--out", required=True, type=Path, help="folder for adapter/, spectrum.csv, spectrum.png")
-    cut = parser.add_mutually_exclusive_group()
-    cut.add_argument("--rank", type=whole_number(1), default=_RANK, help=f"rank of every module ({_RANK})")
-    cut.add_argument("--energy", type=_share, help="or the share of each module's squared change to keep, such as 0.9")
-    parser.add_argument("--targets", type=names, help="modules to adapt: a,b or all-linear (all-linear)")
-    parser.add_argument("--modules-to-save", type=names, default=[], help="modules to take whole beside the head: a,b")
-    parser.add_argument("--bias", choices=("none", "all", "lora_only"), default="none", help="biases to take (none)")
-    parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds something")
-    return parser
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 < share <= 1:
-        raise argparse.ArgumentTypeError(f"expected a share in (0, 1], such as 0.9, found {text!r}")
-    return share
+    return exit_code(lambda: _extract(arguments.extract().parse_args(argv)))
 
 
 def _extract(options: argparse.Namespace) -> None:
     require_new(options.out, options.overwrite)
-    pair = _load(options.tuned, options.base)
+    with working(f"reading {options.tuned} and {options.base}"):
+        pair = _load(options.tuned, options.base)
     tokenizer = _tokenizer(options.tuned, options.base)
     config = _config(options, pair.has_head)
     batch = example_batch(pair.model.config)
-    adapter, values = extract(pair.tuned, pair.base, config, pair.model.apply, batch, energy=options.energy)
+    with working("decomposing the change of each module"):
+        adapter, values = extract(pair.tuned, pair.base, config, pair.model.apply, batch, energy=options.energy)
     ranks = [rank for entry in adapter.values() if isinstance(entry, jlora.LowRank) for rank in layer_ranks(entry)]
     spectra = spectrum.by_module(values, [rank for rank in ranks if rank])
     labels = labels_of_config(pair.model.config.id2label, pair.model.config.problem_type)
@@ -241,8 +218,8 @@ def _say_where(folder: Path) -> None:
     logger.info("In %s:", folder)
     logger.info("  adapter/      opens with PEFT")
     logger.info("  spectrum.csv  spectrum.png: what each rank keeps of each module's change")
-    logger.info("Merge it:    python -m train.export --adapter %s --out MERGED", folder / "adapter")
-    logger.info("Train on:    python -m train.classify --config FILE lora.from=%s", folder / "adapter")
+    logger.info("Merge it:    jlora export --adapter %s --out MERGED", folder / "adapter")
+    logger.info("Train on:    jlora classify --config FILE lora.from=%s", folder / "adapter")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""Complete a prompt or hold a chat: python -m train.generate --model RUN_OR_MODEL [--prompt TEXT] [--chat]."""
+"""Complete a prompt or hold a chat: jlora generate --model RUN_OR_MODEL [--prompt TEXT] [--chat]."""
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -15,53 +14,19 @@ import jinja2
 from jlora.errors import JloraError
 from jlora.generation import context_length, stream
 from jlora.printable import printable
+from train import arguments
 from train.compilation import use_compilation_cache
-from train.entry import exit_code, whole_number
+from train.entry import exit_code
 from train.lm.trained import LanguageModel, load_language_model
+from train.signs_of_life import working
 from train.text_stream import decoded, until
 from train.without_torch import keep_torch_from_transformers
-
-_EPILOG = """\
-Without --prompt, text is read from stdin; on a terminal a chat begins, which an empty line or Ctrl-D ends.
-
-  python -m train.generate --model runs/smollm2 --chat --prompt "What is the capital of France?"
-  python -m train.generate --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter runs/smollm2/adapter
-  python -m train.generate --model model.gguf --greedy --stop "." --prompt "Once upon a time"
-"""
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; 0 is success, 2 something that the user can mend, 130 an interruption."""
     use_compilation_cache()
-    return exit_code(lambda: _run(_parser().parse_args(argv)))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m train.generate",
-        description=__doc__,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--model", required=True, help="run folder, model or adapter folder, GGUF file or hub name")
-    parser.add_argument("--adapter", help="folder of an adapter (PEFT's too) to put on --model")
-    parser.add_argument("--base", help="base model of the adapter that --model is; default: the one that it names")
-    parser.add_argument("--no-adapter", action="store_true", help="the base alone, to compare")
-    parser.add_argument("--prompt", help="text to complete; with --chat, what the user says")
-    parser.add_argument("--chat", action="store_true", help="write through the tokenizer's chat template")
-    parser.add_argument("--system", help="what the chat begins with; implies --chat")
-    parser.add_argument("--max-new-tokens", type=whole_number(1), default=256, help="tokens at most (256)")
-    parser.add_argument("--temperature", type=_temperature, default=0.7, help="of the draw (0.7)")
-    parser.add_argument("--top-p", type=_share, default=0.95, help="draw from the likeliest of this share (0.95)")
-    parser.add_argument("--top-k", type=whole_number(0), default=0, help="draw from so many; 0: all (0)")
-    parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
-    parser.add_argument("--stop", action="append", default=[], type=_text, help="end before this text; repeatable")
-    parser.add_argument("--seed", type=whole_number(0), default=0, help="of the draw (0)")
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="of weights and computation (float32 on a CPU, else bfloat16)"
-    )
-    parser.add_argument("--quantize", choices=("int8", "nf4"), help="keep the base's weights in 8 or 4 bits")
-    return parser
+    return exit_code(lambda: _run(arguments.generate().parse_args(argv)))
 
 
 @dataclass(frozen=True)
@@ -135,17 +100,16 @@ class _Timed:
 
 def _run(options: argparse.Namespace) -> None:
     default = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    writer = _Writer(
-        load_language_model(
+    with working(f"reading {options.model}"):
+        language = load_language_model(
             options.model,
             adapter=options.adapter,
             base=options.base,
             use_adapter=not options.no_adapter,
             dtype=options.dtype or default,
             quantize=options.quantize,
-        ),
-        options,
-    )
+        )
+    writer = _Writer(language, options)
     text = options.prompt if options.prompt is not None else None if sys.stdin.isatty() else sys.stdin.read()
     if text is None:
         _hold_chat(writer)
@@ -160,6 +124,7 @@ def _hold_chat(writer: _Writer) -> None:
     """Turns of user and model until an empty line or the end of the input."""
     messages = _opening(writer.options)
     _chat_ids(writer.language, [*messages, {"role": "user", "content": ""}])  # what cannot chat says so at once
+    print("An empty line or Ctrl-D ends the chat.", file=sys.stderr)
     while said := _line():
         messages.append({"role": "user", "content": said})
         text = writer.write(_chat_ids(writer.language, messages), turn=len(messages))
@@ -190,30 +155,6 @@ def _chat_ids(language: LanguageModel, messages: list[dict[str, str]]) -> list[i
     except (jinja2.TemplateError, ValueError, TypeError) as error:
         raise JloraError(f"--chat: the chat template refuses this chat: {error}") from error
     return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def _temperature(text: str) -> float:
-    return _number(text, sys.float_info.max, "more than 0 (--greedy takes the likeliest token)")
-
-
-def _share(text: str) -> float:
-    return _number(text, 1.0, "more than 0 and at most 1")
-
-
-def _number(text: str, most: float, expected: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= most:
-        raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}")
-    return value
-
-
-def _text(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("expected a text, found an empty one")
-    return text
 
 
 if __name__ == "__main__":

@@ -65,24 +65,47 @@ def describe(field: FieldInfo) -> str:
 
 
 def unknown(key: str, schema: type[BaseModel]) -> str:
-    """The end of an error about an unknown key: the nearest key, or the keys of its section."""
+    """The end of an error about an unknown key: the nearest keys, or those of its section."""
     known = list(fields(schema))
-    if (near := _likely(key, known)) is not None:
-        return f"unknown key; did you mean {near}?"
+    if near := _likely(key, known):
+        return f"unknown key; did you mean {' or '.join(near)}?"
     siblings = [name for name in known if name.startswith(f"{key.split('.')[0]}.")]
     if not siblings:
         siblings = [name for name in known if "." not in name] + [f"{name}.*" for name in sections(schema)]
     return f"unknown key; known: {', '.join(siblings)}"
 
 
-def _likely(key: str, known: list[str]) -> str | None:
-    """The nearest key of the same section, else of all sections by its last component, else as a whole."""
+def _likely(key: str, known: list[str]) -> list[str]:
+    """The keys of the same section that are nearest, or that of another section with the same last component.
+
+    Only where there is no such section is the nearest key of all sections one.
+    """
     section, _, leaf = key.rpartition(".")
-    for candidates in ([name for name in known if name.rpartition(".")[0] == section], known):
-        leaves = {name.rpartition(".")[2]: name for name in reversed(candidates)}
-        for near in difflib.get_close_matches(leaf, leaves, n=1):
-            return leaves[near]
-    return next(iter(difflib.get_close_matches(key, known, n=1)), None)
+    inside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
+    elsewhere = {name.rpartition(".")[2]: name for name in reversed(known)}
+    if near := _near(leaf, inside):
+        return near
+    if leaf in elsewhere:
+        return [elsewhere[leaf]]
+    if section and inside:
+        return []
+    return _near(leaf, elsewhere) or difflib.get_close_matches(key, known, n=1)
+
+
+def _near(leaf: str, names: dict[str, str]) -> list[str]:
+    """One that is spelt almost so or ends so; those that begin alike or have these initials; one a little like it."""
+    ending = [name for name in names if name.endswith(f"_{leaf}")]
+    alike = [
+        name
+        for name in names
+        if name.startswith(leaf) or leaf.startswith(name) or leaf == "".join(word[:1] for word in name.split("_"))
+    ]
+    found = (
+        difflib.get_close_matches(leaf, names, n=1, cutoff=0.8)
+        or (ending if len(ending) == 1 else alike)
+        or difflib.get_close_matches(leaf, names, n=1)
+    )
+    return [names[name] for name in found]
 
 
 def _alternatives(annotation: Any, metadata: Iterable[Any] = ()) -> list[str]:

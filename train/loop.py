@@ -18,7 +18,7 @@ from jlora.errors import JloraError
 from train import checkpoint
 from train.best import Best, is_better
 from train.checkpoint import Checkpoint, Rest
-from train.devices import kept
+from train.devices import kept, put_like
 from train.programs import Compiler
 from train.progress import Left, Progress
 from train.record import Recorder
@@ -49,7 +49,7 @@ class Loop:
       prepare_evaluation: prepare_evaluation(state) queues those of evaluations.
       evaluate: evaluate(adapter, check) gives {metric: value} of the validation split, the loss among them; it calls
         check() before each batch, and ends where that raises.
-      evaluation: the work of an evaluation, in the unit of `work`.
+      evaluation, evaluation_batches: the work of an evaluation, in the unit of `work`, and how many batches it has.
       metric: what chooses the best step. rate: the learning rate of a step. key: root of the dropout keys.
     """
 
@@ -70,6 +70,7 @@ class Loop:
     prepare_evaluation: Callable[[State], None]
     evaluate: Callable[[Any, Callable[[], None]], dict[str, float]]
     evaluation: float
+    evaluation_batches: int
     metric: str
     rate: Callable
     key: jax.Array
@@ -88,10 +89,10 @@ def run(
         it; a checkpoint cannot be written.
     """
     start = int(begin.state.step)
-    run = _Run(loop, manager, recorder, stop, begin.state, begin.best, list(begin.rest.losses), start)
     unread = deque[tuple[int, dict]]()  # values that were not looked at: one step may run while the next is made
     evaluation_prepared = _evaluation_prepared(loop, start)
     with _progress(loop, start) as progress, loop.compiler.saying(progress.compiling):
+        run = _Run(loop, manager, recorder, stop, progress, begin.state, begin.best, list(begin.rest.losses), start)
         ended = (begin.rest.unevaluated and not run.evaluate(start)) or run.is_exhausted()
         for step, (planned, left) in enumerate(planned_steps(loop, start, run.prepare), start + 1):
             if ended:
@@ -110,8 +111,7 @@ def run(
                 run.log(step, values, progress.per_second)
             unevaluated = evaluate
             if evaluate and not stopped:
-                with progress.paused("evaluation"):
-                    unevaluated = not run.evaluate(step)
+                unevaluated = not run.evaluate(step)
             ended = stopped or unevaluated or run.is_exhausted()
             if save or ended:
                 with progress.paused("checkpoint"):
@@ -151,6 +151,7 @@ def _progress(loop: Loop, start: int) -> Progress:
         loop.train.log_every,
         unit=loop.unit,
         evaluation=loop.evaluation,
+        per_epoch=loop.per_epoch,
         is_compiling=lambda: loop.compiler.is_busy,
     )
 
@@ -173,6 +174,10 @@ def _due(loop: Loop, step: int) -> tuple[bool, bool, bool]:
     return log, evaluate, save
 
 
+def _shown(found: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+
+
 @dataclasses.dataclass
 class _Run:
     """What changes from step to step: `losses` that no line holds yet, the step of the newest checkpoint (`saved`)."""
@@ -181,6 +186,7 @@ class _Run:
     manager: ocp.CheckpointManager
     recorder: Recorder
     stop: Stop
+    progress: Progress
     state: State
     best: Best
     losses: list[Any]
@@ -218,21 +224,44 @@ class _Run:
         self.losses.clear()
 
     def evaluate(self, step: int) -> bool:
-        """Whether it came to its end: a signal cuts it."""
+        """Whether it came to its end: a signal cuts it. Before the first one the model before training is evaluated."""
         try:
-            found = self.loop.evaluate(combine(self.state.trainable, self.loop.frozen), self.stop.check)
+            # Not before the first step: the programs of evaluations are compiled while the first steps run.
+            is_first = self.best.value is None and self.loop.train.eval_on_start
+            start = self._evaluated_start() if is_first else None
+            with self.progress.paused("evaluation"):
+                found = self._evaluated(self.state.trainable)
         except Cut:
             return False
+        if start is not None:
+            self.recorder.log(step, start, "start")
+            logger.info("before training  validation: %s", _shown(start))
         self.require_finite(step, {"validation loss": found["loss"]})
         self.recorder.log(step, found, "validation")
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
-        better = is_better(self.loop.metric, found[self.loop.metric], self.best.value)
-        logger.info("step %d  validation: %s%s", step, shown, "  (best so far)" if better else "")
+        metric, before = self.loop.metric, self.best
+        value, loss = found[metric], found["loss"]
+        better = is_better(metric, value, before.value, loss, before.metrics.get("loss"))
+        logger.info("step %d  validation: %s%s", step, _shown(found), "  (best so far)" if better else "")
+        stale = 0 if is_better(metric, value, before.value) else before.stale + 1
         if better:
-            self.best = Best(kept(self.state.trainable), found[self.loop.metric], step, metrics=found)
+            self.best = Best(kept(self.state.trainable), value, step, stale, found)
         else:
-            self.best = dataclasses.replace(self.best, stale=self.best.stale + 1)
+            self.best = dataclasses.replace(before, stale=stale)
         return True
+
+    def _evaluated_start(self) -> dict[str, float]:
+        with self.progress.paused("start"):
+            return self._evaluated(put_like(self.state.trainable, self.best.trainable))
+
+    def _evaluated(self, trainable: Any) -> dict[str, float]:
+        """Metrics of the validation split. Raises Cut where a signal comes."""
+        with self.progress.counting("evaluating", self.loop.evaluation_batches) as tick:
+
+            def check() -> None:
+                tick()
+                self.stop.check()
+
+            return self.loop.evaluate(combine(trainable, self.loop.frozen), check)
 
     def save(self, step: int, unevaluated: bool) -> None:
         rest = Rest(tuple(float(loss) for loss in self.losses), unevaluated, self.recorder.lines)

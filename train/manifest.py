@@ -31,7 +31,8 @@ NAME = "manifest.json"
 MAY_CHANGE = (
     "output_dir", "model", "data.train", "data.validation", "data.test", "data.config", "data.revision",
     "train.epochs", "train.max_steps", "train.early_stopping_patience", "train.eval_every", "train.eval_batch_size",
-    "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "train.remat", "tracker", "project",
+    "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "train.eval_on_start", "train.max_hours",
+    "train.remat", "tracker", "project",
     "mesh", "export", "hub", "samples",
 )  # fmt: skip
 """Keys and whole sections that may be others when a run is resumed. Of model and data only the names may be others:

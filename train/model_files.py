@@ -52,6 +52,12 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """What fills rows up; masks come from lengths, so it may be any token's id."""
+    found = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((index for index in found if index is not None), 0)
+
+
 def base_of(folder: Path) -> str:
     """The base model that `adapter_config.json` names.
 

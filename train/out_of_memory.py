@@ -89,5 +89,5 @@ def how_to_end(config: RunConfig, folder: Path) -> str:
     adapter = folder / "adapter"
     return (
         f"{adapter} is whole. --resume export.merged=false ends the run without merged/; elsewhere make it by\n"
-        f"  python -m train.export --adapter {adapter} --out MERGED"
+        f"  jlora export --adapter {adapter} --out MERGED"
     )

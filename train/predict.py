@@ -1,4 +1,4 @@
-"""Label new text: python -m train.predict --model RUN_OR_FOLDER --input texts.csv --output labelled.csv."""
+"""Label new text: jlora predict --model RUN_OR_FOLDER --input texts.csv --output labelled.csv."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from jlora.errors import JloraError
 from jlora.own_files import as_path
-from train import yaml_text
+from train import arguments, yaml_text
 from train.classify import metrics
 from train.classify.config import Config, DataConfig
 from train.classify.data import Split, read_split
@@ -24,8 +24,10 @@ from train.classify.finish import predicted
 from train.classify.labels import Labels, encode
 from train.classify.trained import load_trained
 from train.compilation import use_compilation_cache
-from train.entry import exit_code, show, whole_number
+from train.entry import exit_code, show
+from train.replaced import require_kept
 from train.run_folder import is_run
+from train.signs_of_life import working
 from train.sources import settle_hub
 from train.validation import expected, flatten
 from train.without_torch import keep_torch_from_transformers
@@ -38,39 +40,22 @@ _OF_THE_RUN = ("text", "text_pair", "label", "label_names", "drop_other_labels",
 def main(argv: Sequence[str]) -> int:
     """Runs the command; 0 is success, 2 something that the user can mend."""
     use_compilation_cache()
-    return exit_code(lambda: _predict(_parser().parse_args(argv)))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m train.predict", description=__doc__)
-    parser.add_argument("--model", required=True, help="run folder, merged/ or adapter/ folder (PEFT's too)")
-    parser.add_argument("--base", help="base model of an adapter; default: the one that the adapter names")
-    parser.add_argument("--input", required=True, help="texts: .csv .tsv .json .jsonl .parquet")
-    parser.add_argument("--output", required=True, type=Path, help="CSV to write: text, predicted, probabilities")
-    parser.add_argument("--overwrite", action="store_true", help="replace --output where it exists")
-    parser.add_argument("--evaluate", action="store_true", help="also report metrics; needs the label column")
-    for name, meaning in (
-        ("text", "column of the text"),
-        ("text-pair", "column of the second text"),
-        ("label", "column of the label, for --evaluate"),
-        ("encoding", "encoding of the input file"),
-    ):
-        parser.add_argument(f"--{name}", help=f"{meaning}; default: as the run had it, or data.{name}'s default")
-    parser.add_argument("--max-length", type=whole_number(4), help="tokens a row; default: as the run had it, or 128")
-    parser.add_argument("--batch-size", type=whole_number(1), default=64, help="rows a batch (64)")
-    return parser
+    return exit_code(lambda: _predict(arguments.predict().parse_args(argv)))
 
 
 def _predict(options: argparse.Namespace) -> None:
     if options.output.exists() and not options.overwrite:
         raise JloraError(f"--output: {options.output}: exists; name another file, or give --overwrite")
+    require_kept({"--input": options.input}, [options.output], "write to another file")
     config = _data_config(options)
     settle_hub(options.input)
     rows = read_split(options.input, config, "test", labelled=options.evaluate)
-    trained = load_trained(options.model, options.base)
+    with working(f"reading {options.model}"):
+        trained = load_trained(options.model, options.base)
     # Wrong labels are said before anything is computed.
     encoded = encode(rows, trained.labels, "test") if options.evaluate else None
-    logits = trained.logits(rows, config.max_length, options.batch_size)
+    with working(f"labelling {len(rows):,} rows"):
+        logits = trained.logits(rows, config.max_length, options.batch_size)
     _write(options.output, rows, logits, trained.labels)
     logger.info("%d rows labelled: %s", len(rows), options.output)
     if encoded is not None:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import NamedTuple, Self, SupportsFloat, TextIO
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from jlora.printable import printable
+from train.signs_of_life import working
 
 logger = logging.getLogger(__name__)
 
 _OURS = ("jlora", "train", "__main__")
+_REDRAW_SECONDS = 0.2
 _MEMORY = 0.9
 """The weight of all earlier steps in examples/s is multiplied by this for each new window of steps."""
 
@@ -51,7 +54,8 @@ class Progress:
     total: steps of the whole run. start: steps already done (a resumed run). log_every: steps between plain lines, or
     between updates of the numbers in the bar. stream: where the bar goes if it is a terminal; if it is not, lines go to
     the log instead. unit: what a step's `count` counts, examples or tokens. evaluation: the work of an evaluation,
-    until one has been timed. is_compiling: whether something is being compiled while the run trains.
+    until one has been timed. is_compiling: whether something is being compiled while the run trains. per_epoch: how
+    many steps an epoch has.
 
     Rate and time left exclude compilation: waits under `compiling` are not counted. Steps during which something was
     compiled are not counted either, once there are others. The rate also excludes what happens under `paused`. The loss
@@ -68,7 +72,10 @@ class Progress:
         unit: str = "examples",
         evaluation: float = 0.0,
         is_compiling: Callable[[], bool] = lambda: False,
+        per_epoch: int = 1,
     ) -> None:
+        self._per_epoch = per_epoch
+        self._begin = time.monotonic()
         self._total, self._start, self._step, self._log_every = total, start, start, log_every
         self._stream, self._unit, self._evaluation, self._is_compiling = stream, unit, evaluation, is_compiling
         self._bar: tqdm[None] | None = None
@@ -136,17 +143,32 @@ class Progress:
         """Shows that the run waits for `what` to be compiled, and excludes that time."""
         if self._bar is None:
             logger.info("compiling: %s", what)
-        else:
-            self._bar.set_postfix_str(f"compiling: {what}")
+        self._tell(f"compiling: {what}")
         begin = time.monotonic()
         yield
         self._compiled += time.monotonic() - begin
-        if self._bar is not None:
-            self._bar.set_postfix_str(self._shown)
+        self._tell(self._shown)
+
+    @contextmanager
+    def counting(self, what: str, total: int) -> Iterator[Callable[[], None]]:
+        """Shows how far a piece of work is: gives the function to call before each of its `total` parts."""
+        done = 0
+        last = -math.inf
+
+        def tick() -> None:
+            nonlocal done, last
+            if self._bar is not None and time.monotonic() - last >= _REDRAW_SECONDS:
+                last = time.monotonic()
+                self._tell(f"{what} {done}/{total}")
+            done += 1
+
+        with working(f"{what}: {total} batches") if self._bar is None else nullcontext():
+            yield tick
+        self._tell(self._shown)
 
     def __enter__(self) -> Self:
         if self._stream.isatty():
-            form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps{postfix}"
+            form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps  {elapsed}  {desc}"
             bar = tqdm(total=self._total, initial=self._start, file=self._stream, bar_format=form, dynamic_ncols=True)
             self._bar = self._exits.enter_context(bar)
             self._exits.enter_context(logging_redirect_tqdm())
@@ -175,20 +197,22 @@ class Progress:
             sums.add(self._count, self._work, now - self._window_begin)
         self._window_begin, self._count, self._work = now, 0.0, 0.0
 
+    def _tell(self, text: str) -> None:
+        """Writes what the run is doing into the bar, where there is one."""
+        if self._bar is not None:
+            self._bar.set_description_str(text)
+
     def _show(self, loss: float, learning_rate: float) -> None:
-        parts = [f"loss {loss:.4f}"]
-        if self._bar is None:
-            parts.append(f"lr {learning_rate:.2e}")
+        left = [] if self.seconds_left is None else [f"{clock(self.seconds_left)} left"]
+        parts = [f"loss {loss:.4f}", f"epoch {self._step / self._per_epoch:.2f}", f"lr {learning_rate:.2e}"]
         if self._sums.seconds:
             parts.append(f"{self.per_second:,.0f} {self._unit}/s")
-        left = self.seconds_left
-        if left is not None:
-            parts.append(f"{clock(left)} left")
-        self._shown = "  ".join(parts)
         if self._bar is not None:
-            self._bar.set_postfix_str(self._shown)
+            self._shown = "  ".join([*left, *parts])  # a narrow terminal cuts the end
+            self._tell(self._shown)
         else:
-            logger.info("step %d/%d  %s", self._step, self._total, self._shown)
+            gone = f"{clock(time.monotonic() - self._begin)} gone"
+            logger.info("step %d/%d  %s", self._step, self._total, "  ".join([*parts, gone, *left]))
 
 
 def clock(seconds: float) -> str:
@@ -206,7 +230,8 @@ class _PrintableRecord(logging.LogRecord):
 
 
 def configure_logging(verbose: bool = False) -> None:
-    """Sends the messages of jlora and train to stderr, without prefixes; those of other packages only from WARNING on.
+    """Sends the messages of jlora and train to stderr, each after the time of day; those of other packages only from
+    WARNING on.
 
     `verbose` adds our own DEBUG messages. Call it before `transformers` is imported: it also silences that package's
     advice that PyTorch is missing, which is expected here.
@@ -214,8 +239,9 @@ def configure_logging(verbose: bool = False) -> None:
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logging.setLogRecordFactory(_PrintableRecord)
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax also logs, with a traceback, what it raises
+    for name in ("absl", "asyncio"):  # orbax, and the event loops that it reads and writes in, also log what it raises
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     for name in _OURS:
         logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jlora.errors import JloraError
+from jlora.errors import HubError, JloraError
 from train.sources import local_path
 from train.tables import Table, class_names, read_table
 
@@ -48,7 +48,7 @@ def _read_hub(name: str, split: str, config: DataSource) -> Table:
         loaded = datasets.load_dataset(repository, config.config, split=named_split or split, revision=config.revision)
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         cause = str(error).strip().split("\n")[0]
-        raise JloraError(
+        raise HubError(
             f"data.{split}={name}: cannot load this data set from the hub ({type(error).__name__}: {cause}); "
             "check its name, data.config and data.revision and the connection, or give files"
         ) from error

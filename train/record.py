@@ -9,7 +9,8 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, SupportsFloat
@@ -52,6 +53,8 @@ class Recorder:
         self._resume_step = resume_step
         package = import_tracker(tracker)
         path = self._run_dir / "metrics.jsonl"
+        if path.is_dir():
+            raise JloraError(f"{path}: expected the record of the run, found a folder. Move it away, then --resume")
         if resume_step is None and path.exists():
             raise JloraError(f"{path}: holds the record of another run; give --resume or another output_dir")
         self._run_dir.mkdir(parents=True, exist_ok=True)
@@ -63,7 +66,7 @@ class Recorder:
         self._tracker = None if package is None else self._start_tracker(tracker, package, project, dict(config or {}))
 
     def log(self, step: int, values: Mapping[str, SupportsFloat], prefix: str) -> None:
-        """Record scalars of one step, each named `{prefix}/{key}`: prefixes are train, validation, test.
+        """Record scalars of one step, each named `{prefix}/{key}`: prefixes are train, start, validation, test.
 
         The line in `metrics.jsonl` is `{"step": int, "time": unix seconds, name: value, ...}`. A value that
         is not finite is written as null, and as text under `non_finite`: {name: "nan" | "inf" | "-inf"}.
@@ -74,16 +77,19 @@ class Recorder:
         line.update({name: finite.get(name) for name in named})
         if len(finite) < len(named):
             line["non_finite"] = {name: str(value) for name, value in named.items() if name not in finite}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        with _explained(Path(self._file.name)):
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
         self.lines += 1
-        self._write_scalars(self._events, step, line["time"], finite)
+        with _explained(self._run_dir / "tensorboard"):
+            self._write_scalars(self._events, step, line["time"], finite)
         self._track(lambda tracker: tracker.log(finite, step=step))
 
     def close(self) -> None:
         """Flush and close everything."""
-        self._file.close()
-        self._events.close()
+        with suppress(OSError):  # of a disk that is full, what was flushed is there
+            self._file.close()
+            self._events.close()
         self._track(lambda tracker: tracker.finish())
 
     def __enter__(self) -> Self:
@@ -157,6 +163,17 @@ def last_step(path: Path) -> int:
     return lines[-1]["step"] if lines else 0
 
 
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise JloraError(
+            f"{path}: cannot be written: {error}. The checkpoints before it are whole: free disk space or allow the"
+            " folder to be written, then go on with --resume"
+        ) from error
+
+
 def _keep(path: Path, lines: int) -> int:
     """Rewrites `path` with its first lines only, in one atomic move, and returns how many there are."""
     kept = read_metrics(path)[:lines] if path.exists() else []
@@ -178,7 +195,7 @@ def import_tracker(tracker: str) -> Any:
     try:
         return importlib.import_module(tracker)
     except ImportError:
-        message = f"tracker: {tracker} is not installed; pip install 'jlora[{tracker}]', or set tracker: none"
+        message = f"tracker: {tracker} is not installed; pip install {tracker}, or set tracker: none"
         raise JloraError(message) from None
 
 

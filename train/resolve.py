@@ -106,19 +106,21 @@ def _report(lines: list[str], request: Request) -> str:
 
 
 def _already_local(config: AnyConfig, request: Request[AnyConfig]) -> AnyConfig:
-    models, data = model_hub_names(config), data_hub_names(config)
+    models = model_hub_names(config)
+    data = [] if request.flags.dry_run else data_hub_names(config)  # a dry run reads none
     if not models and not data:
         return config
     downloads = [f"hf download {name}" for name in models]
     for name in data:
         arguments = ", ".join(repr(part) for part in (name, config.data.config) if part)
         downloads.append(f'python -c "import datasets; datasets.load_dataset({arguments})"')
+    here = ["model=FOLDER"] * bool(models) + ["data.train=FILE"] * bool(data)
     lines = [
         f"{request.file or 'command line'}: no `offline:` block, and --offline is given or no hub answers.",
         f"From the hub it needs {', '.join([*models, *data])}. Do one of these:",
         "  - fill the cache where there is a network, copy ~/.cache/huggingface here, run without --offline:",
         *(f"      {command}" for command in downloads),
-        "  - name what is on this machine: model=FOLDER data.train=FILE",
+        f"  - name what is on this machine: {' '.join(here)}",
         f"  - add an `offline:` block with `model` and `data` to the config, as {request.command.config} has",
     ]
     raise JloraError("\n".join(lines))

@@ -6,16 +6,19 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 
+from jlora.errors import HubError, JloraError
 from train.command import Command, Flags
 from train.command_line import Request, parse
 from train.entry import exit_code
 from train.run_config import AnyConfig
+from train.signals import leave_when_time_is_up
 
 
 def run_command(
     argv: Sequence[str], command: Command[AnyConfig], work: Callable[[AnyConfig, Flags, bool], None], *, alone: bool
 ) -> int:
-    """Runs a training command; 0 is success, 2 something that the user can mend, 130 SIGINT, 143 SIGTERM.
+    """Runs a training command; 0 is success, 2 something that the user can mend, 75 no time left, 130 SIGINT, 143
+    SIGTERM.
 
     Args:
       work: work(config, flags, whether the config's `offline:` block is in it).
@@ -31,6 +34,7 @@ def run_command(
     from train.without_torch import keep_torch_from_transformers
 
     if alone:
+        leave_when_time_is_up()
         keep_torch_from_transformers()
     return leave_together(partial(run, partial(_work, requests[0], work)))
 
@@ -48,4 +52,9 @@ def _work(request: Request[AnyConfig], work: Callable[[AnyConfig, Flags, bool], 
             config = settled(config)
         elif config.train.dtype == "auto":
             config = with_dtype(config, "bfloat16")
-        work(config, request.flags, is_offline)
+        try:
+            work(config, request.flags, is_offline)
+        except HubError as error:
+            raise JloraError(
+                f"{error}\n--offline asks no hub, and takes its cache or the config's offline: block"
+            ) from error

@@ -18,6 +18,7 @@ from jlora.json_file import read_json
 from train import environment, keys, lock, manifest, yaml_text
 from train.command import Flags
 from train.record import last_step
+from train.replaced import require_kept
 from train.run_config import RunConfig, to_yaml
 from train.validation import flatten
 
@@ -27,7 +28,15 @@ OURS = (
     "checkpoints", "environment.json", manifest.NAME, "metrics.jsonl", "tensorboard", "curves.png", "report.json",
     "predictions.csv", "samples.jsonl", "adapter", "adapter.gguf", "merged", "wandb", "trackio", "config.yaml",
 )  # fmt: skip
-"""config.yaml says that the folder holds a run: deleted last, written first, it does so whenever the run is killed."""
+"""What a run leaves, which --overwrite deletes.
+
+config.yaml says that the folder holds a run: deleted last, written first, it does so whenever the run is killed."""
+
+_SOURCES = ("model", "lora.from", "data.train", "data.validation", "data.test", "data.chat_template")
+"""Keys that name what a run reads."""
+
+EXPORTED = ("adapter", "adapter.gguf", "merged", "predictions.csv", "samples.jsonl", "curves.png")
+"""What the end of a run writes before its report."""
 
 _MARKS = {lock.NAME, manifest.NAME, "environment.json"}
 """Beside a config.yaml, any of these says that a run wrote it, and not a user."""
@@ -41,7 +50,8 @@ def check(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finishe
 
     Raises:
       JloraError: both flags are given, the folder holds another run and neither flag is given, what it holds is no
-        run, or the run to resume was started with another configuration (the differences are named).
+        run, the run to replace holds what this one reads, or the run to resume was started with another configuration
+        (the differences are named).
     """
     if flags.resume and flags.overwrite:
         raise JloraError("command line: expected --resume or --overwrite, found both")
@@ -52,17 +62,50 @@ def check(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finishe
     found = sorted(name for name in names - {lock.NAME} if not name.endswith(_UNFINISHED))
     if not found:
         return "new"
+    if "config.yaml" not in found and {manifest.NAME, "environment.json"} & names:
+        raise JloraError(
+            f"output_dir: {folder}: holds a run whose config.yaml is missing, so that it can be neither resumed nor"
+            " replaced. Put the file back, move the folder away, or name another one: output_dir=FOLDER"
+        )
     if "config.yaml" not in found or not names & _MARKS:
         raise JloraError(f"output_dir: {folder}: expected a new folder or one that holds a run; found {found[:5]}")
     if flags.overwrite:
+        sources = {key: value for key, value in manifest.flat(config).items() if key in _SOURCES}
+        advice = "name another folder: output_dir=FOLDER"
+        require_kept(sources, [folder / name for name in OURS], advice, inside=True)
         return "new"
     if not flags.resume:
         raise JloraError(
             f"output_dir: {folder}: holds a run. Go on with it by --resume, replace it by --overwrite, or name"
             " another folder: output_dir=FOLDER"
         )
-    changed = _allowed_changes(folder / "config.yaml", config)
-    return "finished" if "report.json" in found and not changed else "resumed"
+    if _allowed_changes(folder / "config.yaml", config) or "report.json" not in found:
+        return "resumed"
+    if reason := _incomplete(folder, config):
+        logger.warning("%s: %s; exported again", folder, reason)
+        return "resumed"
+    return "finished"
+
+
+def exported_files(folder: Path) -> list[str]:
+    """What the end of a run has written, as paths in the run folder; a card may be edited or deleted."""
+    found = [file for name in EXPORTED for file in (folder / name, *(folder / name).rglob("*")) if file.is_file()]
+    return sorted(file.relative_to(folder).as_posix() for file in found if file.name != "README.md")
+
+
+def _incomplete(folder: Path, config: RunConfig) -> str:
+    """What a finished run lacks of what its report lists, or its upload; empty where nothing is missing."""
+    try:
+        report = read_json(folder / "report.json")
+    except JloraError:
+        return "report.json cannot be read"
+    listed = report.get("files")
+    if not isinstance(listed, list):
+        return "report.json does not list what was exported"
+    missing = [name for name in listed if not (folder / str(name)).exists()]
+    if missing:
+        return f"{', '.join(map(str, missing[:3]))}{' and more' * (len(missing) > 3)} missing"
+    return "not uploaded yet" if config.hub.push and "pushed_to" not in report else ""
 
 
 def is_run(folder: Path) -> bool:
@@ -150,7 +193,11 @@ def _allowed_changes(file: Path, config: RunConfig) -> str:
 
 
 def _warn_of_other_cores(file: Path) -> None:
-    cores = read_json(file).get("cpu_count") if file.is_file() else None
+    try:
+        cores = read_json(file).get("cpu_count") if file.is_file() else None
+    except JloraError as error:  # only the number of cores is read from it, which changes no more than the rounding
+        logger.warning("%s. It is not needed: the run goes on", error)
+        return
     now = environment.describe()["cpu_count"]
     if cores != now:
         logger.warning("the run was started on %s cores, this is %s: results are equal to rounding only", cores, now)

@@ -161,6 +161,12 @@ class TrainSection(Section):
         "over the run than compiling them takes",
     )
     log_every: Count = Field(default=10, description="steps between log lines")
+    eval_on_start: bool = Field(
+        default=True, description="evaluate the model before training too, for curves.png and the end of the log"
+    )
+    max_hours: Positive | None = Field(
+        default=None, description="hours after which the run saves and leaves with exit code 75; null: no limit"
+    )
 
 
 class MeshSection(Section):

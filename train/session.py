@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,7 @@ from train.push import check_push
 from train.record import NoRecorder, Recorder, import_tracker
 from train.run_config import RunConfig
 from train.signals import listening
+from train.signs_of_life import working
 from train.step import State
 
 logger = logging.getLogger(__name__)
@@ -40,7 +42,11 @@ def is_to_run(config: RunConfig, flags: Flags) -> bool:
     if distributed.is_first():
         require_free(Path(config.output_dir))
     if run_folder.check(config, flags) == "finished":
-        logger.info("%s: this run is finished, nothing to do; --overwrite starts anew", config.output_dir)
+        logger.info(
+            "%s: this run is finished, nothing to do. A larger train.epochs trains it longer, other export.* export it"
+            " again, output_dir=FOLDER begins another run",
+            config.output_dir,
+        )
         return False
     import_tracker(config.tracker)
     if config.hub.push and config.hub.repo:
@@ -67,9 +73,10 @@ def train(
 
     Raises:
       JloraError: the folder is in use or cannot be written, or this is not the run that it holds.
-      Stopped: a signal ended the training; the newest checkpoint has all of it.
+      Stopped: a signal, or train.max_hours, ended the training; the newest checkpoint has all of it.
     """
-    made_of = manifest.manifest(config, loop.base, loop.frozen, data, loop.lengths)
+    with working("computing checksums of base and data"):
+        made_of = manifest.manifest(config, loop.base, loop.frozen, data, loop.lengths)
     for part in ("base", "adapter", "data", "batches"):
         distributed.require_same(json.dumps(made_of[part], sort_keys=True), part)
     with (
@@ -85,7 +92,8 @@ def train(
             logger.info("resumed at step %d%s", start, "" if start else ": there is no checkpoint yet")
         with _recorder(folder, config, flags, found) as recorder:
             trained = time.monotonic()
-            with listening() as stop:
+            hours = config.train.max_hours
+            with listening(math.inf if hours is None else begin + 3600 * hours) as stop:
                 best, rate = run(loop, found, manager, recorder, stop)
             times = {
                 "prepare": trained - begin,

@@ -18,7 +18,8 @@ from train.loop import Loop
 from train.model_files import model_folder
 from train.push import push
 from train.run_config import AnyConfig, RunConfig
-from train.run_folder import delete, write_json
+from train.run_folder import delete, exported_files, write_json
+from train.signs_of_life import working
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -99,8 +100,14 @@ def report(run: Run, results: Results, **of_the_task: Any) -> dict[str, Any]:
 
 
 def base_name(config: RunConfig) -> str:
-    """The base as adapter_config.json and the card name it: the hub's name, or the whole path of a local one."""
-    return config.model if model_hub_names(config) else str(Path(model_folder(config.model)).resolve())
+    """The base as adapter_config.json and the card name it: the hub's name, or the whole path of a local one.
+
+    Of a local one whose adapter is uploaded, the last part alone: nobody else has the path, which may say who made it.
+    """
+    if model_hub_names(config):
+        return config.model
+    path = Path(model_folder(config.model)).resolve()
+    return path.name if config.hub.push and shipped(config) == "adapter" else str(path)
 
 
 def shipped(config: RunConfig) -> Kind:
@@ -121,9 +128,11 @@ def conclude(config: RunConfig, folder: Path, report: dict[str, Any]) -> dict[st
     """
     if not is_first():
         return report
+    report = report | {"files": exported_files(folder)}
     # Written before the upload too: a hub that fails must not cost the numbers.
     write_json(folder / "report.json", report)
     if config.hub.push and config.hub.repo:
-        report = report | {"pushed_to": push(folder / shipped(config), config.hub.repo, config.hub.private)}
+        with working(f"uploading {shipped(config)}/ to {config.hub.repo}"):
+            report = report | {"pushed_to": push(folder / shipped(config), config.hub.repo, config.hub.private)}
         write_json(folder / "report.json", report)
     return report

@@ -1,4 +1,8 @@
-"""SIGTERM, SIGINT and SIGHUP while a run trains: it saves and leaves with 143, 130 or 129; a second signal ends it."""
+"""What ends a run early, with a checkpoint: a signal while it trains, or the end of its time.
+
+SIGTERM, SIGINT and SIGHUP leave with 143, 130 and 129; a second signal ends the process. SIGUSR1 and SIGXCPU, by which
+schedulers say that the time is nearly over, and `train.max_hours` leave with 75.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +18,26 @@ from types import FrameType
 
 logger = logging.getLogger(__name__)
 
-_HEARD: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+TIME_IS_UP = 75
+"""The exit code of a run that saved what it did and is to go on later: EX_TEMPFAIL of sysexits.h."""
+
+_OUT_OF_TIME: tuple[int, ...] = (signal.SIGUSR1, signal.SIGXCPU)
+_HEARD: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *_OUT_OF_TIME)
 
 _SECOND_AFTER = 1.0
 """Seconds from a first signal to one that counts as a second: `timeout` and shells send theirs twice at once."""
 
 
 class Stopped(Exception):
-    """A signal ended the run, which has saved what it did; `code` is the exit code, 128 and the signal's number."""
+    """A signal or the end of its time ended the run, which has saved what it did.
 
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.code = 128 + number
+    `code` is the exit code: TIME_IS_UP, or 128 and the signal's number.
+    """
+
+    def __init__(self, number: int | None) -> None:
+        """Takes the signal's number, or None where the time is up."""
+        super().__init__("time is up" if number is None else signal.Signals(number).name)
+        self.code = TIME_IS_UP if number is None else _code(number)
 
 
 class Cut(Exception):
@@ -33,10 +45,12 @@ class Cut(Exception):
 
 
 class Stop:
-    """Whether a signal has come."""
+    """Whether a signal has come, or the time is up: `deadline`, by time.monotonic()."""
 
-    def __init__(self) -> None:
+    def __init__(self, deadline: float = math.inf) -> None:
         self.number: int | None = None
+        self.is_late = False
+        self._deadline = deadline
         self._asked = 0
 
     def requested(self) -> bool:
@@ -45,10 +59,15 @@ class Stop:
         from jax.experimental import multihost_utils
 
         self._asked += 1
-        undecided = jax.process_count() > 1 and self.number is None
-        if undecided and multihost_utils.reached_preemption_sync_point(self._asked):
+        alone = jax.process_count() == 1
+        if not self.is_late and time.monotonic() >= self._deadline:
+            self.is_late = True
+            logger.warning("train.max_hours are over: this step ends, a checkpoint is written")
+            if not alone:
+                os.kill(os.getpid(), signal.SIGTERM)  # by which JAX tells the other processes
+        if not alone and self.number is None and multihost_utils.reached_preemption_sync_point(self._asked):
             self.number = signal.SIGTERM
-        return self.number is not None
+        return self.number is not None or (self.is_late and alone)
 
     def check(self) -> None:
         """Raises Cut where `requested`."""
@@ -59,28 +78,65 @@ class Stop:
         """Python's handler, called in the main thread between two of its instructions."""
         self.number = number
 
+    def note_for_all(self, number: int, frame: FrameType | None) -> None:
+        """The handler of a signal that says to one of several processes that the time is up."""
+        self.is_late = True
+        os.kill(os.getpid(), signal.SIGTERM)
+
 
 @contextmanager
-def listening() -> Iterator[Stop]:
+def listening(deadline: float = math.inf) -> Iterator[Stop]:
     """Takes the signals over; of several processes JAX has taken SIGTERM when they joined, and tells all of them.
 
     After the block a signal ends the process at once.
 
+    Args:
+      deadline: when the run is to save and leave, by time.monotonic().
+
     Raises:
-      Stopped: one came, when the block has ended.
+      Stopped: a signal came or the time is up, when the block has ended.
     """
     import jax
 
-    stop = Stop()
+    stop = Stop(deadline)
     if jax.process_count() > 1:
+        before = {number: signal.signal(number, stop.note_for_all) for number in _OUT_OF_TIME}
         yield stop
         stop.requested()  # of one that came while the last checkpoint was written
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nobody asks any more
+        for number, handler in before.items():
+            signal.signal(number, handler)
     else:
         with _handled(stop):
             yield stop
-    if stop.number is not None:
-        raise Stopped(stop.number)
+    if stop.number is not None or stop.is_late:
+        raise Stopped(_why(stop))
+
+
+def _why(stop: Stop) -> int | None:
+    """The signal that ended the run, None where it was the time; several processes, which all ask, agree on it."""
+    import jax
+
+    from train.distributed import all_agree
+
+    if jax.process_count() == 1:
+        return stop.number
+    return stop.number if all_agree(not stop.is_late) else None
+
+
+def leave_when_time_is_up() -> None:
+    """From now on SIGUSR1 and SIGXCPU end the process with TIME_IS_UP; inside `listening` it saves before."""
+    for number in _OUT_OF_TIME:
+        signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    logger.warning("%s: there is nothing to save now; --resume goes on", signal.Signals(number).name)
+    os._exit(TIME_IS_UP)  # an exception might be taken for one of the work's
+
+
+def _code(number: int) -> int:
+    return TIME_IS_UP if number in _OUT_OF_TIME else 128 + number
 
 
 @contextmanager
@@ -112,7 +168,7 @@ def _watch(reader: int, heard: Sequence[int]) -> None:
         if number[0] not in heard:
             continue
         if time.monotonic() - first > _SECOND_AFTER:
-            os._exit(128 + number[0])
+            os._exit(_code(number[0]))
         if first < math.inf:
             continue
         first = time.monotonic()

@@ -51,13 +51,14 @@ class Rows(NamedTuple):
 class Evaluation(NamedTuple):
     """The validation split's evaluation, as `Loop` describes `run` (its `evaluate`) and `metric`.
 
-    prepare(adapter) queues its programs; places are those for tokens that it computes, padding too.
+    prepare(adapter) queues its programs; places are those for tokens that it computes, padding too, in `batches`.
     """
 
     run: Callable[[Any, Callable[[], None]], dict[str, float]]
     metric: str
     prepare: Callable[[Any], None]
     places: int
+    batches: int
 
 
 def make_loop(
@@ -100,6 +101,7 @@ def make_loop(
         prepare_evaluation=lambda state: evaluation.prepare(jlora.combine(state.trainable, frozen)),
         evaluate=evaluation.run,
         evaluation=evaluation.places * EVALUATION,
+        evaluation_batches=evaluation.batches,
         metric=evaluation.metric,
         rate=training.rate,
         key=key,

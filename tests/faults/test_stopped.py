@@ -10,9 +10,15 @@ import runs
 
 
 @pytest.mark.parametrize(
-    ("trainer", "number"), [("classify", signal.SIGTERM), ("lm", signal.SIGTERM), ("lm", signal.SIGINT)]
+    ("trainer", "number", "code"),
+    [
+        ("classify", signal.SIGTERM, 143),
+        ("lm", signal.SIGTERM, 143),
+        ("lm", signal.SIGINT, 130),
+        ("classify", signal.SIGUSR1, 75),
+    ],
 )
-def test_a_signal_saves_and_leaves_with_its_code(trainer, number, tmp_path):
+def test_a_signal_saves_and_leaves_with_its_code(trainer, number, code, tmp_path):
     folder, log = tmp_path / "run", tmp_path / "log"
     # So long that it does not end by itself; the rate does not depend on where the end is.
     long = [
@@ -28,7 +34,7 @@ def test_a_signal_saves_and_leaves_with_its_code(trainer, number, tmp_path):
     assert runs.run(trainer, [*arguments, "--resume"], second_log) == 2
     assert f"process {first.pid} on {os.uname().nodename} is training in it" in second_log.read_text()
     os.kill(first.pid, number)
-    assert processes.finish(first) == 128 + number
+    assert processes.finish(first) == code
     assert f"{number.name}: this step ends, a checkpoint is written" in log.read_text()
     step = runs.learned(folder)[-1]["step"]
     assert runs.newest(folder).name == str(step)

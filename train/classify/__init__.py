@@ -1,1 +1,1 @@
-"""The trainer of text classifiers: `python -m train.classify`."""
+"""The trainer of text classifiers: `jlora classify`."""

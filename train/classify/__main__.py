@@ -1,4 +1,4 @@
-"""Fine-tune a text classifier: python -m train.classify --config configs/sst2.yaml [key=value ...]."""
+"""Fine-tune a text classifier: jlora classify --config configs/sst2.yaml [key=value ...]."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from train.classify.config import COMMAND, Config
 from train.command import Flags
 from train.run_command import run_command
+from train.signs_of_life import working
 
 
 def main(argv: Sequence[str], *, alone: bool = False) -> int:
@@ -16,7 +17,8 @@ def main(argv: Sequence[str], *, alone: bool = False) -> int:
 
 
 def _classify(config: Config, flags: Flags, is_offline: bool) -> None:
-    from train.classify.trainer import classify  # imports Flax, Optax, Orbax: not for --help
+    with working("importing JAX, Flax and transformers"):  # not for --help
+        from train.classify.trainer import classify
 
     classify(config, flags, is_offline)
 

@@ -62,7 +62,7 @@ class ClassifierTrain(TrainSection):
 
 
 class Config(RunConfig):
-    """A run, resolved: what `python -m train.classify` does, and what its run folder records."""
+    """A run, resolved: what `jlora classify` does, and what its run folder records."""
 
     learning_rates: ClassVar[dict[str, float]] = {"lora": 5e-4, "full": 5e-5, "head": 1e-3}
 
@@ -87,7 +87,7 @@ class Config(RunConfig):
 
 
 COMMAND = Command(
-    program="python -m train.classify",
+    program="jlora classify",
     purpose="Fine-tunes an encoder as one YAML file says.",
     schema=Config,
     config="configs/sst2.yaml",

@@ -83,6 +83,7 @@ def validation(task: Task, eval_step: CompiledAhead, base: Any, metric: str) -> 
         metric=metric,
         prepare=prepare,
         places=size * sum(planned.length for planned in plan),
+        batches=len(plan),
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import jlora
 from train import artifacts, card, curves, devices, shipping
 from train.classify import metrics
+from train.classify.baseline import no_better
 from train.classify.config import Config
 from train.classify.evaluate import Task, evaluated, logits_of, make_eval_step
 from train.classify.labels import Labels
@@ -21,6 +22,7 @@ from train.distributed import is_first
 from train.out_of_memory import explain_out_of_memory, how_to_end
 from train.record import Recorder
 from train.shipping import Results, base_name, conclude, drop_older, write_card
+from train.signs_of_life import working
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +39,18 @@ def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
     Of several processes all take part, and the first one writes.
     """
     task = run.task
+    logger.info("exporting the best step, %d", run.best.step)
     adapter = devices.put_adapter(task.mesh, jlora.combine(run.best.trainable, run.loop.frozen), run.config)
-    results = {"validation": run.best.metrics or evaluated(task, adapter, run.adapted.base, "validation")}
-    if "test" in task.splits and (found := evaluated(task, adapter, run.adapted.base, "test")):
-        results["test"] = found
-        recorder.log(run.best.step, found, "test")
-    logits = _first_logits(run, adapter, run.adapted.base, task.eval_step)
+    with working(f"evaluating the best step on {len(task.splits['validation'].rows):,} validation rows"):
+        results = {"validation": run.best.metrics or evaluated(task, adapter, run.adapted.base, "validation")}
+    if "test" in task.splits:
+        with working(f"evaluating the best step on {len(task.splits['test'].rows):,} test rows"):
+            found = evaluated(task, adapter, run.adapted.base, "test")
+        if found:
+            results["test"] = found
+            recorder.log(run.best.step, found, "test")
+    with working("predicting the first validation rows"):
+        logits = _first_logits(run, adapter, run.adapted.base, task.eval_step)
     facts = _facts(run, results)
     small = devices.to_host(adapter) if run.config.method == "lora" else {}
     if is_first():
@@ -59,7 +67,8 @@ def _write_small(run: Run, adapter: dict[str, Any], logits: np.ndarray, facts: c
     """predictions.csv, curves.png and adapter/."""
     labels = run.task.labels
     write_predictions(run.folder / "predictions.csv", run.task.splits["validation"], logits, labels)
-    curves.plot(run.folder / "metrics.jsonl", run.folder / "curves.png", run.loop.metric, run.folder.name)
+    rows = len(run.task.splits["validation"].rows)
+    curves.plot(run.folder / "metrics.jsonl", run.folder / "curves.png", run.loop.metric, run.folder.name, rows)
     if run.config.method == "lora":
         folder, base_model = run.folder / "adapter", base_name(run.config)
         artifacts.write_adapter(folder, run.adapted, adapter, run.tokenizer, labels.config_entries(), base_model)
@@ -98,11 +107,13 @@ def _first_logits(run: Run, adapter: Any, base: Any, eval_step: Any) -> np.ndarr
 def _export_merged(run: Run, adapter: Any, in_memory: np.ndarray, facts: card.Facts) -> float:
     """Writes merged/, reads it back, and returns how far its logits of the first rows are from those in memory."""
     folder, dtype = run.folder / "merged", run.config.export.dtype
-    artifacts.write_merged(folder, run.adapted, adapter, run.tokenizer, dtype)
+    with working("writing merged/"):
+        artifacts.write_merged(folder, run.adapted, adapter, run.tokenizer, dtype)
     write_card(run, facts, "merged")
     mesh = run.task.mesh
-    model, base = artifacts.read_back(folder, jnp.dtype(run.config.train.dtype), mesh)
-    found = _first_logits(run, None, base, make_eval_step(model.apply, mesh))
+    with working("reading merged/ back, the first validation rows are compared"):
+        model, base = artifacts.read_back(folder, jnp.dtype(run.config.train.dtype), mesh)
+        found = _first_logits(run, None, base, make_eval_step(model.apply, mesh))
     difference = artifacts.largest_difference(in_memory, found)
     if dtype == run.config.train.dtype == "float32":
         artifacts.require_equal(difference, folder)
@@ -112,7 +123,8 @@ def _export_merged(run: Run, adapter: Any, in_memory: np.ndarray, facts: card.Fa
 def _facts(run: Run, results: Results) -> card.Facts:
     labels = run.task.labels
     names = () if labels.problem_type == "regression" else labels.names
-    return shipping.facts(run, results, problem_type=labels.problem_type, labels=names)
+    is_pair = run.config.data.text_pair is not None
+    return shipping.facts(run, results, problem_type=labels.problem_type, labels=names, pair=is_pair)
 
 
 def _report(run: Run, results: Results, difference: float | None) -> dict[str, Any]:
@@ -123,5 +135,6 @@ def _report(run: Run, results: Results, difference: float | None) -> dict[str, A
         rows={name: len(split.tokens) for name, split in splits.items()},
         rows_cut={name: split.tokens.cut for name, split in splits.items()},
         batch_lengths=list(run.task.buckets),
+        note=no_better(run.task.labels, splits["train"].labels, splits["validation"].labels, results["validation"]),
         merged_largest_logit_difference=difference,
     )

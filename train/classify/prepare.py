@@ -26,7 +26,7 @@ from train.classify.data import Data, Split
 from train.classify.labels import Labels, encode, infer_labels
 from train.classify.tokens import Tokens, default_cache_dir, tokenize
 from train.devices import put_adapted
-from train.model_files import model_folder
+from train.model_files import model_folder, pad_id
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -56,7 +56,7 @@ def prepare_splits(
             split,
             tokenize(split, tokenizer, config.data.max_length, default_cache_dir()),
             encoded[name],
-            tokenizer.pad_token_id,
+            pad_id(tokenizer),
         )
         for name, split in data.splits.items()
     }

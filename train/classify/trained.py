@@ -26,7 +26,7 @@ from train.classify.evaluate import logits_of, make_eval_step
 from train.classify.labels import Labels, ProblemType, labels_of_config
 from train.classify.prepare import Prepared, classifier_config
 from train.classify.tokens import tokenize
-from train.model_files import base_of, load_tokenizer, model_folder
+from train.model_files import base_of, load_tokenizer, model_folder, pad_id
 from train.sources import settle_hub
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Trained:
         tokens = tokenize(rows, self.tokenizer, max_length)
         if tokens.cut:
             logger.warning("%d of %d rows cut at %d tokens", tokens.cut, len(tokens), max_length)
-        prepared = Prepared(rows, tokens, np.zeros(len(rows), np.int32), self.tokenizer.pad_token_id)
+        prepared = Prepared(rows, tokens, np.zeros(len(rows), np.int32), pad_id(self.tokenizer))
         buckets = bucket_lengths(tokens.lengths, bucket_count, limit=max_length)
         eval_step: Callable = make_eval_step(self.adapted.model.apply)
         return logits_of(eval_step, self.adapted.adapter or None, self.adapted.base, prepared, buckets, batch_size)

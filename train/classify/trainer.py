@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from train.programs import CompiledAhead, Compiler
 from train.progress import clock
 from train.record import Recorder
 from train.run_config import rows_of_a_step, steps_of, to_yaml
+from train.signs_of_life import working
 from train.step import State
 from train.summary import summary
 from train.training import Evaluation, Rows, make_loop, training_of
@@ -40,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 def classify(config: Config, flags: Flags, is_offline: bool) -> None:
-    """What `python -m train.classify` does; `is_offline`: the config's `offline:` block is in it."""
+    """What `jlora classify` does; `is_offline`: the config's `offline:` block is in it."""
     if flags.dry_run:
         _dry_run(config, flags)
     else:
@@ -65,14 +67,16 @@ def _train(config: Config, flags: Flags, is_offline: bool) -> None:
     data = load_data(config.data, config.seed, config.task)
     for note in data.notes:
         logger.info(note)
-    labels, splits = prepare_splits(config, data, tokenizer)
+    rows = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
+    with working(f"tokenizing {rows} rows"):
+        labels, splits = prepare_splits(config, data, tokenizer)
     metric = config.train.metric or metrics.primary(labels.problem_type)
     metrics.check(metric, labels.problem_type, len(labels))
 
     def helps() -> str:
         return advice(config, None if mesh is None else mesh.shape)
 
-    with explain_out_of_memory(helps, " while the model was read"):
+    with explain_out_of_memory(helps, " while the model was read"), working(f"reading {config.model}"):
         adapted = prepare_model(config, labels, mesh)
     lengths = {name: split.tokens.lengths for name, split in splits.items()}
     buckets = lengths_of_run(config, lengths, adapted.base, resume=flags.resume)
@@ -91,6 +95,8 @@ def _train(config: Config, flags: Flags, is_offline: bool) -> None:
     with explain_out_of_memory(helps):
         report = session.train(config, flags, loop, state, end, begin, read, attention)
     _say_where(config, report["metrics"], time.monotonic() - begin)
+    if report["note"]:
+        logger.warning(report["note"])
 
 
 def _print_summary(adapted: Adapted, config: Config, flags: Flags, rows: int) -> None:
@@ -132,5 +138,6 @@ def _say_where(config: Config, results: dict, seconds: float) -> None:
     if config.export.merged:
         logger.info("  merged/      opens with transformers: AutoModelForSequenceClassification.from_pretrained")
     logger.info("  report.json  curves.png  predictions.csv  metrics.jsonl  tensorboard/")
-    run = config.output_dir
-    logger.info("Label new text: python -m train.predict --model %s --input texts.csv --output labelled.csv", run)
+    columns = f" (columns {config.data.text} and {config.data.text_pair})" if config.data.text_pair else ""
+    run = shlex.quote(config.output_dir)
+    logger.info("Label new text%s: jlora predict --model %s --input texts.csv --output labelled.csv", columns, run)

@@ -1,1 +1,1 @@
-"""The trainer of causal language models: `python -m train.lm`."""
+"""The trainer of causal language models: `jlora lm`."""

@@ -1,4 +1,4 @@
-"""Fine-tune a causal language model: python -m train.lm --config configs/smollm2.yaml [key=value ...]."""
+"""Fine-tune a causal language model: jlora lm --config configs/smollm2.yaml [key=value ...]."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from train.command import Flags
 from train.lm.config import COMMAND, LMConfig
 from train.run_command import run_command
+from train.signs_of_life import working
 
 
 def main(argv: Sequence[str], *, alone: bool = False) -> int:
@@ -16,7 +17,8 @@ def main(argv: Sequence[str], *, alone: bool = False) -> int:
 
 
 def _lm(config: LMConfig, flags: Flags, is_offline: bool) -> None:
-    from train.lm.trainer import train_lm  # imports Flax, Optax, Orbax: not for --help
+    with working("importing JAX, Flax and transformers"):  # not for --help
+        from train.lm.trainer import train_lm
 
     train_lm(config, flags, is_offline)
 

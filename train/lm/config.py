@@ -144,7 +144,7 @@ class Export(ExportSection):
 
 
 class LMConfig(RunConfig):
-    """A run, resolved: what `python -m train.lm` does, and what its run folder records."""
+    """A run, resolved: what `jlora lm` does, and what its run folder records."""
 
     learning_rates: ClassVar[dict[str, float]] = {"lora": 2e-4, "full": 2e-5}
 
@@ -194,7 +194,7 @@ class LMConfig(RunConfig):
 
 
 COMMAND = Command(
-    program="python -m train.lm",
+    program="jlora lm",
     purpose="Fine-tunes a causal language model as one YAML file says.",
     schema=LMConfig,
     config="configs/smollm2.yaml",

@@ -34,11 +34,13 @@ class Data:
       splits: {"train", "validation"}: the examples.
       rows: the same as batches are made of them: packed where `data.packing` says so.
       notes: for the user: formats seen, rows held out, sampled, split, cut and left out, tokens, packing.
+      chats: whether training rows are chats, written by the template.
     """
 
     splits: dict[str, Examples]
     rows: dict[str, Examples | Packed]
     notes: tuple[str, ...]
+    chats: bool
 
 
 def load_examples(config: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int) -> Data:
@@ -58,13 +60,14 @@ def load_examples(config: DataSection, tokenizer: PreTrainedTokenizerBase, seed:
     notes: list[str] = []
     documents = _documents(config, tokenizer, seed, notes)
     splits = {name: _examples(name, parts, config, tokenizer, notes) for name, parts in documents.items()}
+    chats = any(part.form in ("messages", "sharegpt") for part in documents["train"])
     if not config.packing:
-        return Data(splits, {**splits}, tuple(notes))
+        return Data(splits, {**splits}, tuple(notes), chats)
     packed = {name: pack(examples, config.max_length) for name, examples in splits.items()}
     for name, rows in packed.items():
         padding = f"{rows.padding_share:.1%} of them padding"
         notes.append(f"{name}: {len(splits[name]):,} examples packed into {len(rows):,} rows, {padding}")
-    return Data(splits, {**packed}, tuple(notes))
+    return Data(splits, {**packed}, tuple(notes), chats)
 
 
 def prompts(examples: Examples, count: int, prompt_tokens: int) -> list[np.ndarray]:

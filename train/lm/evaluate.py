@@ -54,6 +54,7 @@ def validation(task: Task, eval_step: CompiledAhead, base: Any) -> Evaluation:
         metric="loss",
         prepare=prepare,
         places=size * sum(planned.length for planned in plan),
+        batches=len(plan),
     )
 
 

@@ -25,6 +25,7 @@ from train.model_files import model_folder
 from train.out_of_memory import explain_out_of_memory, how_to_end
 from train.record import Recorder
 from train.shipping import Results, base_name, conclude, drop_older, write_card
+from train.signs_of_life import working
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +42,10 @@ def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
     Of several processes all take part, and the first one writes.
     """
     config = run.config
+    logger.info("exporting the best step, %d", run.best.step)
     adapter = devices.put_adapter(run.task.mesh, jlora.combine(run.best.trainable, run.loop.frozen), config)
-    results = {"validation": run.best.metrics or evaluated(run.task, adapter, run.adapted.base, "validation")}
+    with working(f"evaluating the best step on {len(run.task.data.rows['validation']):,} validation rows"):
+        results = {"validation": run.best.metrics or evaluated(run.task, adapter, run.adapted.base, "validation")}
     recorder.log(run.best.step, results["validation"], "best")
     facts = _facts(run, results)
     small = devices.to_host(adapter) if config.method == "lora" else {}
@@ -61,7 +64,8 @@ def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
             results["merged"] = _export_merged(run, adapter, facts)
         _require_same_loss(run, results)
     if config.samples.count:
-        shown = _samples(run, adapter)
+        with working(f"completing {config.samples.count} prompts"):
+            shown = _samples(run, adapter)
         if is_first():
             show(shown)
     return conclude(config, run.folder, _report(run, results))
@@ -69,7 +73,8 @@ def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
 
 def _write_small(run: Run, adapter: dict[str, Any], facts: card.Facts) -> None:
     """curves.png, adapter/ and adapter.gguf."""
-    curves.plot(run.folder / "metrics.jsonl", run.folder / "curves.png", "perplexity", run.folder.name)
+    rows = len(run.task.data.rows["validation"])
+    curves.plot(run.folder / "metrics.jsonl", run.folder / "curves.png", "perplexity", run.folder.name, rows)
     if run.config.method == "lora":
         folder = run.folder / "adapter"
         artifacts.write_adapter(folder, run.adapted, adapter, run.tokenizer, None, base_name(run.config))
@@ -89,14 +94,16 @@ def _samples(run: Run, adapter: dict[str, Any]) -> str:
 def _export_merged(run: Run, adapter: dict[str, Any], facts: card.Facts) -> dict[str, float]:
     """Writes merged/, reads it back, and returns its metrics on the validation split."""
     folder = run.folder / "merged"
-    with devices.on_cpu():  # beside the base in training, the accelerator may have no room for another one
+    # Beside the base in training, the accelerator may have no room for another one.
+    with devices.on_cpu(), working("writing merged/"):
         whole, adapter = _unrounded(run, adapter)
         artifacts.write_merged(folder, whole, adapter, run.tokenizer, run.config.export.dtype)
     write_card(run, facts, "merged")
     mesh, dtype = run.task.mesh, jnp.dtype(run.config.train.dtype)
-    model, base = artifacts.read_back(folder, dtype, mesh, param_dtype=dtype)
-    task = dataclasses.replace(run.task, eval_step=make_eval_step(model, mesh))
-    return evaluated(task, None, base, "validation")
+    with working(f"reading merged/ back, {len(run.task.data.rows['validation']):,} validation rows are compared"):
+        model, base = artifacts.read_back(folder, dtype, mesh, param_dtype=dtype)
+        task = dataclasses.replace(run.task, eval_step=make_eval_step(model, mesh))
+        return evaluated(task, None, base, "validation")
 
 
 def _unrounded(run: Run, adapter: dict[str, Any]) -> tuple[Adapted, dict[str, Any]]:
@@ -141,8 +148,7 @@ def _require_same_loss(run: Run, results: Results) -> None:
 
 
 def _facts(run: Run, results: Results) -> card.Facts:
-    has_chats = bool((run.task.data.splits["train"].prompts > 0).any())
-    chat = has_chats and bool(run.tokenizer.chat_template)
+    chat = run.task.data.chats and bool(run.tokenizer.chat_template)
     return shipping.facts(run, results, problem_type=None, labels=(), chat=chat)
 
 

@@ -24,7 +24,7 @@ from train.lm.targets import trainer_targets
 from train.model_files import model_folder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig
 
 
 def causal_config(name: str) -> PreTrainedConfig:
@@ -38,7 +38,7 @@ def causal_config(name: str) -> PreTrainedConfig:
         known = ", ".join(kind for kind, found in FAMILIES.items() if found.task == "CAUSAL_LM")
         raise JloraError(
             f"{name}: config.json: model_type: expected a causal language model ({known}),"
-            f" found {config.model_type!r}; python -m train.classify trains classifiers"
+            f" found {config.model_type!r}; jlora classify trains classifiers"
         )
     return config
 
@@ -99,12 +99,6 @@ def require_fit(config: LMConfig, rows: dict[str, Examples | Packed], longest: i
     specs = example_batch(model.config).items()
     batch = {name: jax.ShapeDtypeStruct((1, longest), spec.dtype) for name, spec in specs}
     jax.eval_shape(model.apply, abstract_base(model), batch)
-
-
-def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What fills rows up; masks come from lengths, so it may be any token's id."""
-    found = (tokenizer.pad_token_id, tokenizer.eos_token_id)
-    return next((index for index in found if index is not None), 0)
 
 
 def _lora(config: LMConfig, model: Any) -> jlora.LoraConfig:

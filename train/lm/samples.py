@@ -17,8 +17,8 @@ from train.adapted import Adapted
 from train.devices import to_host
 from train.distributed import is_first
 from train.lm.config import SamplesSection
-from train.lm.prepare import pad_id
 from train.lm.trained import end_ids
+from train.model_files import pad_id
 from train.text_stream import decoded
 
 if TYPE_CHECKING:

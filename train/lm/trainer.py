@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shlex
 import time
 from functools import partial
 from pathlib import Path
@@ -24,13 +25,13 @@ from train.lm.evaluate import Task, validation
 from train.lm.finish import Run, finish
 from train.lm.memory_help import offers, training_help
 from train.lm.plan import plan_step
-from train.lm.prepare import abstract_model, build_model, pad_id, prepare_model, require_fit
+from train.lm.prepare import abstract_model, build_model, prepare_model, require_fit
 from train.lm.preview import preview
 from train.lm.step import make_eval_step
 from train.lm.templates import with_template
 from train.lm.training import arguments, batch_names, training_of
 from train.loop import Loop
-from train.model_files import load_tokenizer
+from train.model_files import load_tokenizer, pad_id
 from train.out_of_memory import explain_out_of_memory
 from train.planning.chips import chip_named
 from train.planning.dry_run import describe
@@ -42,6 +43,7 @@ from train.programs import CompiledAhead, Compiler
 from train.progress import clock
 from train.record import Recorder
 from train.run_config import rows_of_a_step, steps_of, to_yaml
+from train.signs_of_life import working
 from train.step import State
 from train.summary import parameters, summary
 from train.training import Evaluation, Rows, Training, make_loop
@@ -56,7 +58,7 @@ PREVIEWED = 3
 
 
 def train_lm(config: LMConfig, flags: Flags, is_offline: bool) -> None:
-    """What `python -m train.lm` does; `is_offline`: the config's `offline:` block is in it."""
+    """What `jlora lm` does; `is_offline`: the config's `offline:` block is in it."""
     if flags.mesh:
         _plan(config, flags.mesh, flags.chip)
     elif flags.dry_run:
@@ -105,7 +107,10 @@ def _train(config: LMConfig, flags: Flags, is_offline: bool) -> None:
     tokenizer = _tokenizer(config)
     data = _data(config, tokenizer)
     require_fit(config, data.rows, longest_batch(config, data.rows))
-    with explain_out_of_memory(lambda: offers(config, mesh), " while the model was read"):
+    with (
+        explain_out_of_memory(lambda: offers(config, mesh), " while the model was read"),
+        working(f"reading {config.model}"),
+    ):
         adapted = prepare_model(config, mesh)
     _, steps = steps_of(config, len(data.rows["train"]))
     if distributed.is_first():
@@ -124,7 +129,8 @@ def _train(config: LMConfig, flags: Flags, is_offline: bool) -> None:
     read = {name: vars(rows) for name, rows in data.rows.items()}
     with explain_out_of_memory(lambda: training_help(config, adapted, training, mesh)):
         report = session.train(config, flags, loop, state, end, begin, read, attention)
-    _say_where(config, report["metrics"]["validation"], time.monotonic() - begin)
+    chat = data.chats and bool(tokenizer.chat_template)
+    _say_where(config, report["metrics"]["validation"], time.monotonic() - begin, chat)
 
 
 def _tokenizer(config: LMConfig) -> PreTrainedTokenizerBase:
@@ -132,7 +138,8 @@ def _tokenizer(config: LMConfig) -> PreTrainedTokenizerBase:
 
 
 def _data(config: LMConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
-    data = load_examples(config.data, tokenizer, config.seed)
+    with working("reading and tokenizing the data"):
+        data = load_examples(config.data, tokenizer, config.seed)
     for note in data.notes:
         logger.info(note)
     return data
@@ -157,7 +164,7 @@ def _loop(
     return make_loop(config, adapted, training, rows, evaluation, compiler, mesh)
 
 
-def _say_where(config: LMConfig, found: dict[str, float], seconds: float) -> None:
+def _say_where(config: LMConfig, found: dict[str, float], seconds: float, chat: bool) -> None:
     logger.info("validation: %s", "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
     logger.info("done in %s. In %s:", clock(seconds), config.output_dir)
     if config.method == "lora":
@@ -167,4 +174,5 @@ def _say_where(config: LMConfig, found: dict[str, float], seconds: float) -> Non
     logger.info(
         "  report.json  curves.png  metrics.jsonl  tensorboard/%s", "  samples.jsonl" * bool(config.samples.count)
     )
-    logger.info("Talk to it: python -m train.generate --model %s --prompt TEXT", config.output_dir)
+    how = "--chat" if chat else "--prompt TEXT"
+    logger.info("Talk to it: jlora generate --model %s %s", shlex.quote(config.output_dir), how)

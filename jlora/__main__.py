@@ -1,0 +1,27 @@
+"""The program `jlora` (also `python -m jlora`), whose commands are in the package `train`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+
+def main() -> int:
+    """Runs `jlora COMMAND ...` and returns its exit code.
+
+    `train` is a name that many give to files of their own. It is taken from its own place, and not searched for in the
+    current folder and in PYTHONPATH, so that a foreign train.py there is not run.
+    """
+    package = Path(__file__).resolve().parents[1] / "train"
+    spec = spec_from_file_location("train", package / "__init__.py", submodule_search_locations=[str(package)])
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules["train"] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["train"])
+    return importlib.import_module("train.console").main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""The command lines of `jlora predict`, `generate`, `export` and `extract`, which need no JAX to be read."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+_RANK = 8
+_EPILOG = """\
+Without --prompt, text is read from stdin; on a terminal a chat begins, which an empty line or Ctrl-D ends.
+
+  jlora generate --model runs/smollm2 --chat --prompt "What is the capital of France?"
+  jlora generate --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter runs/smollm2/adapter
+  jlora generate --model model.gguf --greedy --stop "." --prompt "Once upon a time"
+"""
+
+
+def predict() -> argparse.ArgumentParser:
+    """The arguments of `jlora predict`."""
+    parser = argparse.ArgumentParser(
+        prog="jlora predict",
+        description="Labels new text: jlora predict --model RUN_OR_FOLDER --input texts.csv --output labelled.csv",
+    )
+    parser.add_argument("--model", required=True, help="run folder, merged/ or adapter/ folder (PEFT's too)")
+    parser.add_argument("--base", help="base model of an adapter; default: the one that the adapter names")
+    parser.add_argument("--input", required=True, help="texts: .csv .tsv .json .jsonl .parquet")
+    parser.add_argument("--output", required=True, type=Path, help="CSV to write: text, predicted, probabilities")
+    parser.add_argument("--overwrite", action="store_true", help="replace --output where it exists")
+    parser.add_argument("--evaluate", action="store_true", help="also report metrics; needs the label column")
+    for name, meaning in (
+        ("text", "column of the text"),
+        ("text-pair", "column of the second text"),
+        ("label", "column of the label, for --evaluate"),
+        ("encoding", "encoding of the input file"),
+    ):
+        parser.add_argument(f"--{name}", help=f"{meaning}; default: as the run had it, or data.{name}'s default")
+    parser.add_argument("--max-length", type=whole_number(4), help="tokens a row; default: as the run had it, or 128")
+    parser.add_argument("--batch-size", type=whole_number(1), default=64, help="rows a batch (64)")
+    return parser
+
+
+def generate() -> argparse.ArgumentParser:
+    """The arguments of `jlora generate`."""
+    parser = argparse.ArgumentParser(
+        prog="jlora generate",
+        description="Completes a prompt or holds a chat: jlora generate --model RUN_OR_MODEL [--prompt TEXT] [--chat]",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, help="run folder, model or adapter folder, GGUF file or hub name")
+    parser.add_argument("--adapter", help="folder of an adapter (PEFT's too) to put on --model")
+    parser.add_argument("--base", help="base model of the adapter that --model is; default: the one that it names")
+    parser.add_argument("--no-adapter", action="store_true", help="the base alone, to compare")
+    parser.add_argument("--prompt", help="text to complete; with --chat, what the user says")
+    parser.add_argument("--chat", action="store_true", help="write through the tokenizer's chat template")
+    parser.add_argument("--system", help="what the chat begins with; implies --chat")
+    parser.add_argument("--max-new-tokens", type=whole_number(1), default=256, help="tokens at most (256)")
+    parser.add_argument("--temperature", type=_temperature, default=0.7, help="of the draw (0.7)")
+    parser.add_argument("--top-p", type=_share, default=0.95, help="draw from the likeliest of this share (0.95)")
+    parser.add_argument("--top-k", type=whole_number(0), default=0, help="draw from so many; 0: all (0)")
+    parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    parser.add_argument("--stop", action="append", default=[], type=_text, help="end before this text; repeatable")
+    parser.add_argument("--seed", type=whole_number(0), default=0, help="of the draw (0)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of weights and computation (float32 on a CPU, else bfloat16)"
+    )
+    parser.add_argument("--quantize", choices=("int8", "nf4"), help="keep the base's weights in 8 or 4 bits")
+    return parser
+
+
+def export() -> argparse.ArgumentParser:
+    """The arguments of `jlora export`."""
+    purpose = "Merges an adapter, made here or by PEFT, or writes it for vLLM or llama.cpp."
+    parser = argparse.ArgumentParser(prog="jlora export", description=purpose)
+    parser.add_argument("--adapter", required=True, type=Path, help="folder of the adapter, in PEFT's format")
+    parser.add_argument("--base", help="its base model: folder or hub name; default: the one the adapter names")
+    parser.add_argument("--out", type=Path, help="folder to write to")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="(float32)")
+    form.add_argument("--vllm", action="store_true", help="write no merged model but an adapter that vLLM serves")
+    parser.add_argument(
+        "--gguf-lora", type=Path, metavar="FILE", help="write the adapter as llama.cpp loads it, float32 or float16"
+    )
+    parser.add_argument(
+        "--quantize", choices=("int8", "nf4"), help="quantize the base first, for adapters of LoftQ, which need that"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds something")
+    return parser
+
+
+def extract() -> argparse.ArgumentParser:
+    """The arguments of `jlora extract`."""
+    purpose = "Makes an adapter of a fully fine-tuned model."
+    parser = argparse.ArgumentParser(prog="jlora extract", description=purpose)
+    parser.add_argument("--tuned", required=True, help="the fine-tuned model: folder or hub name")
+    parser.add_argument("--base", required=True, help="the model it was tuned from: folder or hub name")
+    parser.add_argument("--out", required=True, type=Path, help="folder for adapter/, spectrum.csv, spectrum.png")
+    cut = parser.add_mutually_exclusive_group()
+    cut.add_argument("--rank", type=whole_number(1), default=_RANK, help=f"rank of every module ({_RANK})")
+    cut.add_argument("--energy", type=_share, help="or the share of each module's squared change to keep, such as 0.9")
+    parser.add_argument("--targets", type=names, help="modules to adapt: a,b or all-linear (all-linear)")
+    parser.add_argument("--modules-to-save", type=names, default=[], help="modules to take whole beside the head: a,b")
+    parser.add_argument("--bias", choices=("none", "all", "lora_only"), default="none", help="biases to take (none)")
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds something")
+    return parser
+
+
+PARSERS = {"predict": predict, "generate": generate, "export": export, "extract": extract}
+"""{command: what makes its parser}."""
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """An argument's type: a whole number of at least `least`."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number >= {least}, found {text!r}")
+        return int(text)
+
+    return read
+
+
+def names(text: str) -> list[str]:
+    """An argument's type: names between commas."""
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError("expected names between commas, found none")
+    return found
+
+
+def _temperature(text: str) -> float:
+    return _number(text, sys.float_info.max, "more than 0 (--greedy takes the likeliest token)")
+
+
+def _share(text: str) -> float:
+    return _number(text, 1.0, "more than 0 and at most 1")
+
+
+def _number(text: str, most: float, expected: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= most:
+        raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}")
+    return value
+
+
+def _text(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("expected a text, found an empty one")
+    return text

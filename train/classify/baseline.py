@@ -1,0 +1,63 @@
+"""What a classifier scores that gives every row the same answer: one that is no better has learnt nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+
+from train.classify import metrics
+from train.classify.labels import Labels, is_labelled
+
+_SURE = 20.0
+"""A logit that says yes."""
+
+
+def constant_logits(problem_type: str, labels: np.ndarray, classes: int) -> np.ndarray:
+    """Logits float32 (L,) of the same answer for every row: the most frequent class, the labels that most rows have,
+    or the mean.
+
+    Args:
+      labels: encoded labels of a split, (n,) or (n, L).
+    """
+    known = labels[is_labelled(labels)]
+    if problem_type == "regression":
+        return np.array([known.mean()], np.float32)
+    if problem_type == "multi_label_classification":
+        return np.where(known.mean(0) > 0.5, _SURE, -_SURE).astype(np.float32)
+    return np.where(np.arange(classes) == np.bincount(known, minlength=classes).argmax(), _SURE, -_SURE).astype(
+        np.float32
+    )
+
+
+def no_better(labels: Labels, train: np.ndarray, validation: np.ndarray, found: Mapping[str, float]) -> str:
+    """What to tell the user of a classifier that is no better on validation rows than a constant; empty if it is.
+
+    Of single labels, an accuracy within a standard error of the constant's and a correlation (MCC) within two of 0.
+
+    Args:
+      train, validation: the encoded labels of the splits. found: the validation metrics.
+    """
+    kind, known = labels.problem_type, validation[is_labelled(validation)]
+    if not len(known) or not is_labelled(train).any():
+        return ""
+    constant = constant_logits(kind, train, len(labels))
+    there = metrics.compute(kind, np.tile(constant, (len(known), 1)), known)
+    if kind == "regression":
+        name, answer = "mse", "always the mean of the training rows"
+        is_better = found[name] < there[name]
+    elif kind == "multi_label_classification":
+        name, answer = "f1_micro", "always the labels that most training rows have"
+        is_better = found[name] > there[name]
+    else:
+        name, answer = "accuracy", f"always the majority class {labels.names[int(constant.argmax())]!r}"
+        noise = math.sqrt(there[name] * (1 - there[name]) / len(known))
+        is_better = found[name] > there[name] + noise or found["mcc"] > 2 / math.sqrt(len(known))
+    if is_better:
+        return ""
+    return (
+        f"validation: {name} {found[name]:.4f} is no better, on {len(known):,} rows, than {there[name]:.4f} of a model"
+        f" that says {answer}. Nothing was learnt that shows: try another train.learning_rate, more train.epochs, or"
+        " look at the data"
+    )

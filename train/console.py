@@ -1,0 +1,49 @@
+"""Which command `jlora` is to run. Nothing large is imported before its command line has been read."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import jlora
+from jlora.errors import nearest
+
+COMMANDS = {
+    "classify": "fine-tune a text classifier",
+    "lm": "fine-tune a causal language model",
+    "predict": "label new text",
+    "generate": "complete a prompt, or hold a chat",
+    "export": "merge an adapter, or write it for vLLM or llama.cpp",
+    "extract": "make an adapter of a fully fine-tuned model",
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs `jlora` with these arguments and returns its exit code, 2 where there is no such command."""
+    name = argv[0] if argv else "--help"
+    if name in ("--help", "-h", "help"):
+        print(_help())
+        return 0
+    if name == "--version":
+        print(f"jlora {jlora.__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(f"error: jlora {name}: no such command{nearest(name, COMMANDS)}\n{_help()}", file=sys.stderr)
+        return 2
+    if name in ("classify", "lm"):
+        return importlib.import_module(f"train.{name}.__main__").main(argv[1:], alone=True)
+    from train.arguments import PARSERS
+    from train.entry import replace_unencodable
+    from train.without_torch import keep_torch_from_transformers
+
+    replace_unencodable()
+    PARSERS[name]().parse_args(argv[1:])  # --help and mistakes end the program here
+
+    keep_torch_from_transformers()
+    return importlib.import_module(f"train.{name}").main(argv[1:])
+
+
+def _help() -> str:
+    lines = [f"  {name:<10} {meaning}" for name, meaning in COMMANDS.items()]
+    return "\n".join(["usage: jlora COMMAND ...   (jlora COMMAND --help)   jlora --version", "", "commands:", *lines])

@@ -1,0 +1,24 @@
+"""Says what a run is doing where that takes longer than a moment."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+logger = logging.getLogger(__name__)
+
+AFTER_SECONDS = 1.0
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Logs `what` once the block has taken AFTER_SECONDS; a quicker one says nothing."""
+    timer = threading.Timer(AFTER_SECONDS, logger.info, [what])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

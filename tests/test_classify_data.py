@@ -157,6 +157,60 @@ def test_empty_texts_are_counted(tmp_path):
     assert "validation: 2 rows have an empty text" in load_data(DataConfig(train=file, validation=file), 0).notes
 
 
+def test_a_column_for_each_label(tmp_path):
+    """Jigsaw's layout; -1 in all of them is an unlabelled row of its test split."""
+    rows = ["id,text,toxic,insult", "1,a,1,0", "2,b,0.0,True", "3,c,0,0"]
+    (tmp_path / "a.csv").write_text("\n".join(rows))
+    (tmp_path / "test.csv").write_text("\n".join([*rows, "4,d,-1,-1"]))
+    given = {
+        "train": str(tmp_path / "a.csv"),
+        "validation": str(tmp_path / "a.csv"),
+        "test": str(tmp_path / "test.csv"),
+    }
+    data = load_data(DataConfig(**given, label=["toxic", "insult"]), 0)
+    assert data.label_names == ("toxic", "insult")
+    assert data.splits["train"].label == [[1, 0], [0, 1], [0, 0]]
+    assert data.splits["test"].label[-1] == -1
+    named = load_data(DataConfig(**given, label=["insult", "toxic"], label_names=["i", "t"]), 0)
+    assert (named.label_names, named.splits["train"].label[0]) == (("i", "t"), [0, 1])
+    with pytest.raises(
+        JloraError, match=r"a\.csv, data row 1, column 'id' \(data\.label\): expected 0 or 1.*found '2'|row 2"
+    ):
+        load_data(DataConfig(**given, label=["id", "toxic"]), 0)
+    with pytest.raises(JloraError, match=r"no column 'insults' \(data\.label\).*nearest: insult"):
+        load_data(DataConfig(**given, label=["toxic", "insults"]), 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"label": ["a"]}, "expected a column, or two or more different ones"),
+        ({"label": ["a", "a"]}, "expected a column, or two or more different ones"),
+        ({"label": ["a", "b"], "label_names": ["x"]}, "expected a name for each column of data.label"),
+        ({"label": ["a", "b"], "label_names": {"a": "x"}}, "expected a name for each column of data.label"),
+    ],
+)
+def test_several_columns_of_labels_are_checked(given, error):
+    with pytest.raises(ValueError, match=error):
+        DataConfig(train="x", **given)
+
+
+def test_rows_without_text_may_be_left_out(tmp_path):
+    file = _jsonl(tmp_path / "a.jsonl", [0, 1, 0, 1])
+    with open(file, "a") as opened:
+        opened.write('{"text": null, "label": 1}\n')
+    data = load_data(DataConfig(train=file, validation=file, skip_bad_rows=True), 0)
+    assert data.splits["train"].row == [1, 2, 3, 4]
+    assert data.notes[0].startswith("train: 1 of 5 rows left out (data.skip_bad_rows):\n  ")
+    assert "data row 5, column 'text'" in data.notes[0]
+
+
+def test_ids_that_are_written_as_decimals_are_balanced(tmp_path):
+    file = _jsonl(tmp_path / "a.jsonl", [0.0] * 50 + [1.0] * 50)
+    data = load_data(DataConfig(train=file, max_rows=10), 0)
+    assert Counter(data.splits["train"].label) == {0.0: 5, 1.0: 5}
+
+
 def test_hub_sets_are_read_then_found_in_the_cache_without_a_network(tmp_path):
     files = {
         "README.md": b"# Tiny\n",

@@ -2,7 +2,16 @@ import math
 
 import pytest
 
-from train.classify.label_values import label_kind, whole_number
+from train.classify.label_values import (
+    are_class_ids,
+    are_multi_hot,
+    is_yes,
+    label_kind,
+    number,
+    parsed_lists,
+    spelling,
+    whole_number,
+)
 
 
 @pytest.mark.parametrize(
@@ -24,8 +33,95 @@ from train.classify.label_values import label_kind, whole_number
         (None, "nothing", None),
         (math.nan, "nothing", None),
         ({"a": 1}, "something else", None),
+        ("half \ud83d", "something else", None),
+        ("9" * 5000, "whole number", None),
+        ("3,5", "text", None),
     ],
 )
 def test_kinds_of_labels_and_the_whole_numbers_among_them(value, kind, number):
     assert label_kind(value) == kind
     assert whole_number(value) == number
+
+
+@pytest.mark.parametrize(
+    ("value", "score"), [("3,5", 3.5), ("-0,25", -0.25), ("3.5", 3.5), (2, 2.0), ("1e3", 1000.0), (10**400, math.inf)]
+)
+def test_numbers_are_scores_also_with_a_decimal_comma(value, score):
+    assert number(value) == score
+
+
+@pytest.mark.parametrize("value", ["high", "1,2,3", None, "", [1]])
+def test_what_is_no_score(value):
+    assert math.isnan(number(value))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        *((value, True) for value in (1, True, "1", 1.0, "True")),
+        *((value, False) for value in (0, False, "0.0", "false")),
+        *((value, None) for value in (2, "yes", None, "", 0.5, -1)),
+    ],
+)
+def test_a_column_of_one_label_says_yes_or_no(value, said):
+    assert is_yes(value) is said
+
+
+@pytest.mark.parametrize(
+    ("values", "are"),
+    [
+        (["0.0", "1.0"], True),
+        ([0.0, 1.0, 2.0, 0.0], True),
+        ([0, "1"], True),
+        (["0.0", "0.0"], False),
+        (["1.0", "2.0"], False),
+        (["0.0", "1.0", "0.5"], False),
+        (["0.0", "1.0", ""], False),
+        ([], False),
+    ],
+)
+def test_class_ids_however_they_are_written(values, are):
+    assert are_class_ids(values) == are
+
+
+@pytest.mark.parametrize(
+    ("values", "are"),
+    [
+        ([[1, 0, 1], [0, 0, 0]], True),
+        ([[1.0, 0.0], [True, False]], True),
+        ([["1", "0"]], True),
+        ([[1], [0]], False),
+        ([[1, 0], [1]], False),
+        ([[1, 2], [0, 1]], False),
+        ([["a", "b"]], False),
+        ([[1, 0], "1;0"], False),
+        ([[], []], False),
+        ([], False),
+    ],
+)
+def test_a_zero_or_one_for_each_class(values, are):
+    assert are_multi_hot(values) == are
+
+
+@pytest.mark.parametrize(
+    ("texts", "lists"),
+    [
+        (["[1, 0]", "[0, 1]"], [[1, 0], [0, 1]]),
+        (["['a', 'b']", "[]", ""], [["a", "b"], [], ""]),
+        (['["a"]', None], [["a"], None]),
+        (["[1 0 1]", "[0. 1. 0.]"], [["1", "0", "1"], ["0.", "1.", "0."]]),
+    ],
+)
+def test_lists_that_csv_has_as_text(texts, lists):
+    assert parsed_lists(texts) == lists
+
+
+@pytest.mark.parametrize("values", [["[a]", "[b]"], ["[1]", "x"], [1, 2], ["", None], [[1]], ["[" * 5000 + "]" * 5000]])
+def test_other_labels_are_as_they_were(values):
+    assert parsed_lists(values) == values
+
+
+def test_spellings():
+    assert len({spelling(name) for name in ("Pos", "pos ", " POS", "ｐｏｓ")}) == 1
+    assert spelling("caf\u00e9") == spelling("cafe\u0301")
+    assert spelling("not  good") == spelling("not good") != spelling("notgood")

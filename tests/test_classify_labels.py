@@ -5,7 +5,15 @@ import pytest
 
 from jlora.errors import JloraError
 from train.classify.data import Split
-from train.classify.labels import Labels, encode, infer_labels, is_labelled, labels_of_config
+from train.classify.labels import (
+    Labels,
+    encode,
+    encode_rows,
+    infer_labels,
+    is_labelled,
+    labels_of_config,
+    of_one_kind,
+)
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
@@ -27,6 +35,13 @@ def _split(*labels, file="a.csv"):
         (["3.800", "4", "1.250"], REGRESSION, ("LABEL_0",), [3.8, 4.0, 1.25]),
         ([["b"], [], ["a", "b"]], MULTI, ("a", "b"), [[0, 1], [0, 0], [1, 1]]),
         ([[1], [0]], MULTI, ("LABEL_0", "LABEL_1"), [[0, 1], [1, 0]]),
+        (["a;b", "a", "", "c ; a"], MULTI, ("a", "b", "c"), [[1, 1, 0], [1, 0, 0], [0, 0, 0], [1, 0, 1]]),
+        (["0;2", "1"], MULTI, ("LABEL_0", "LABEL_1", "LABEL_2"), [[1, 0, 1], [0, 1, 0]]),
+        ([[1, 0, 1], [0, 0, 0]], MULTI, ("LABEL_0", "LABEL_1", "LABEL_2"), [[1, 0, 1], [0, 0, 0]]),
+        ([[1.0, 0.0], ["0", True]], MULTI, ("LABEL_0", "LABEL_1"), [[1, 0], [0, 1]]),
+        (["0.0", "1.0", "1.0"], SINGLE, ("LABEL_0", "LABEL_1"), [0, 1, 1]),
+        ([0.0, 2.0, 1.0], SINGLE, ("LABEL_0", "LABEL_1", "LABEL_2"), [0, 2, 1]),
+        (["1.0", "2.0", "5.0"], REGRESSION, ("LABEL_0",), [1, 2, 5]),
     ],
 )
 def test_the_labels_tell_the_task(raw, problem_type, names, encoded):
@@ -44,6 +59,10 @@ def test_the_labels_tell_the_task(raw, problem_type, names, encoded):
         ([3, "4", 0.5], REGRESSION, [3, 4, 0.5]),
         (["1.0", 0.0], SINGLE, [1, 0]),
         (["a;b", "", " b "], MULTI, [[1, 1], [0, 0], [0, 1]]),
+        (["3,5", "4", "0,25"], REGRESSION, [3.5, 4, 0.25]),
+        (["3,5", "4,0"], SINGLE, [0, 1]),
+        (["a;b", "a"], SINGLE, [1, 0]),
+        (["0.0", "1.0"], REGRESSION, [0, 1]),
     ],
 )
 def test_the_configured_task_decides(raw, task, encoded):
@@ -99,7 +118,8 @@ def test_minus_one_among_scores_is_a_score():
             None,
             r"data row 4: found the label 7; expected whole numbers from 0 .*there are 0, 1, 7",
         ),
-        ([1, 2, 3], None, r"data row 3: found the label 3;.*data\.label_names"),
+        (["3,5", "", "4"], None, r"data row 1: found the label '3,5'; expected task=regression, which reads the comma"),
+        (["half \ud83d", "a"], None, r"data row 1: found the label 'half \\ud83d'; expected a text as in most rows"),
         (
             [0, 1, -1],
             None,
@@ -124,7 +144,11 @@ def test_training_labels_that_do_not_fit_are_refused_with_their_row(raw, task, m
 @pytest.mark.parametrize(
     ("labels", "value", "message"),
     [
-        (Labels(SINGLE, ("LABEL_0", "LABEL_1")), 2, r"the label 2; expected a number from 0 to 1$"),
+        (
+            Labels(SINGLE, ("LABEL_0", "LABEL_1")),
+            2,
+            r"the label 2; expected a number from 0 to 1\. data\.skip_bad_rows=true leaves such rows out",
+        ),
         (
             Labels(SINGLE, ("neg", "pos")),
             "good",
@@ -158,6 +182,55 @@ def test_validation_labels_that_do_not_fit_are_refused_with_their_row(labels, va
     good = {SINGLE: labels.names[0], REGRESSION: 0.5, MULTI: [labels.names[0]]}[labels.problem_type]
     with pytest.raises(JloraError, match=r"b\.csv, data row 3: found " + f".*{message}"):
         encode(_split(good, good, value, file="b.csv"), labels, "validation")
+
+
+@pytest.mark.parametrize("raw", [[1, 2, 3], ["1", "2"], [["5"], ["6"]]])
+def test_ids_that_do_not_begin_with_0_are_refused_with_what_names_them(raw):
+    with pytest.raises(
+        JloraError, match=r"^a\.csv: expected class ids from 0; found [15] to .*data\.label_names=\{[15]: "
+    ):
+        infer_labels(_split(*raw))
+
+
+@pytest.mark.parametrize(
+    ("labels", "value", "message"),
+    [
+        (Labels(MULTI, ("a", "b", "c"), multi_hot=True), [1, 0], "expected a list of 3 numbers, 0 or 1 for each class"),
+        (Labels(MULTI, ("a", "b"), multi_hot=True), [1, 2], "expected a list of 2 numbers, 0 or 1 for each class"),
+        (Labels(SINGLE, ("Pos", "neg"), numbers_are_ids=False), "pos ", "; 'Pos' differs from it in case, spaces or"),
+    ],
+)
+def test_a_label_that_is_nearly_right_is_refused_too(labels, value, message):
+    with pytest.raises(JloraError, match=rf"b\.csv, data row 1: found .*{message}"):
+        encode(_split(value, file="b.csv"), labels, "validation")
+
+
+def test_zeros_and_ones_of_a_trained_model_are_seen_again():
+    labels = labels_of_config({0: "a", 1: "b", 2: "c"}, MULTI)
+    assert encode(_split([1, 0, 1], -1, [0, 0, 0]), labels, "test").tolist()[::2] == [[1, 0, 1], [0, 0, 0]]
+    assert encode(_split([1, 0], [2]), labels, "test").tolist() == [[1, 1, 0], [0, 0, 1]]
+
+
+def test_names_of_zeros_and_ones_are_those_that_are_given():
+    assert infer_labels(_split([1, 0], [0, 1]), names=("x", "y")).names == ("x", "y")
+    assert infer_labels(_split([1, 0], [0, 1]), names=("x", "y", "z")).multi_hot is False
+
+
+@pytest.mark.parametrize(
+    ("raw", "kept"),
+    [
+        ([0, 1, None, "", "NA", 1], [0, 1, 5]),
+        (["a", "b", 3, "half \ud83d"], [0, 1]),
+        (["0.5", "1.5", "2", "x"], [0, 1, 2]),
+    ],
+)
+def test_rows_whose_labels_do_not_fit_may_be_left_out(raw, kept):
+    split = _split(*raw)
+    labels = infer_labels(of_one_kind(split))
+    rows, encoded, errors = encode_rows(split, labels, "train", skip=True)
+    assert [row - 1 for row in rows.row] == kept
+    assert (len(encoded), len(errors)) == (len(kept), len(raw) - len(kept))
+    assert all(error.startswith("a.csv, data row ") for error in errors)
 
 
 def test_one_name_is_no_classification():

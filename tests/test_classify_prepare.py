@@ -60,6 +60,32 @@ def test_a_wrong_label_is_known_before_anything_is_tokenized(tmp_path, monkeypat
         _splits(_config(data={"validation": str(tmp_path / "dev.csv")}))
 
 
+def test_what_the_labels_are_taken_for_is_logged_for_every_split(caplog):
+    with caplog.at_level(logging.INFO, "train"):
+        _splits(_config())
+    assert "train: 22 rows, single_label_classification, as the labels are whole numbers" in caplog.text
+    assert "validation: 2 rows, single_label_classification, 2 classes: LABEL_0 1, LABEL_1 1" in caplog.text
+
+
+@pytest.mark.parametrize("bad", ["a,", "a,NA", "a,9"])
+def test_rows_with_labels_that_do_not_fit_may_be_left_out(bad, tmp_path, caplog):
+    (tmp_path / "dev.csv").write_text(f"text,label\na,1\nb,0\n{bad}\n")
+    files = {"train": str(tmp_path / "dev.csv"), "validation": str(tmp_path / "dev.csv"), "skip_bad_rows": True}
+    files |= {"label_names": ["no", "yes"]} if bad == "a,9" else {}
+    with caplog.at_level(logging.INFO, "train"):
+        splits = _splits(_config(data=files))[1]
+    assert [len(split.tokens) for split in splits.values()] == [2, 2]
+    assert [split.labels.tolist() for split in splits.values()] == [[1, 0], [1, 0]]
+    assert "train: 1 of 3 rows left out (data.skip_bad_rows):" in caplog.text
+
+
+def test_near_equal_classes_are_warned_of(tmp_path, caplog):
+    (tmp_path / "dev.csv").write_text("text,label\na,pos\nb,Pos\nc,neg\n")
+    file = str(tmp_path / "dev.csv")
+    _splits(_config(data={"train": file, "validation": file}))
+    assert "classes: 'Pos', 'pos' differ in case" in caplog.text
+
+
 @pytest.mark.parametrize(("family", "targets"), [("bert", "query"), ("roberta", "query"), ("distilbert", "q_lin")])
 def test_targets_that_are_not_given_are_the_familys(family, targets):
     adapted = prepare_model(_config(family), _LABELS)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import tiny
 import tiny_lm
 from encoder_cases import difference
+from lm_data import TEMPLATE
 
-from train import lock, run_folder
+from train import lock, manifest, run_folder
 from train.lm import __main__ as lm
 
 
@@ -127,3 +130,23 @@ def test_bad_input_ends_on_one_screen_and_writes_nothing(arguments, message, tmp
     assert message in error
     assert len(error.splitlines()) < 25
     assert not (tmp_path / "run").exists()
+
+
+def test_a_chat_template_with_a_clock_does_not_stop_a_resumed_run(tmp_path, monkeypatch):
+    """A template that writes the date writes the same one when the run goes on nine days later."""
+
+    class Later(datetime.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return super().now(tz) + datetime.timedelta(days=9)
+
+    template = tmp_path / "clock.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') }} " + TEMPLATE)
+    given = [f"data.chat_template={template}", "data.max_length=64", "export.merged=false"]
+    run = tiny_lm.train(tmp_path / "run", *given, data=tiny_lm.chats_file())
+    later = SimpleNamespace(datetime=Later, date=datetime.date, UTC=datetime.UTC)
+    monkeypatch.setattr(manifest, "datetime", later)
+    assert manifest.run_day(run, resume=True) < manifest.run_day(run, resume=False)
+    tiny_lm.train(run, *given, "train.max_steps=3", "--resume", data=tiny_lm.chats_file())
+    started = json.loads((run / "manifest.json").read_text())["started"]
+    assert started == {"day": manifest.run_day(run, resume=True).isoformat()}

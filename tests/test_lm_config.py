@@ -87,8 +87,8 @@ def test_values_are_checked(section, key, good, bad):
             "data.completion_only_loss: expected false or null with data.format: text",
         ),
         (
-            {"data": {"train": "t", "format": "prompt_completion", "chat_template": "c.jinja"}},
-            "data.chat_template: expected null with data.format: prompt_completion",
+            {"data": {"train": "t", "format": "alpaca", "chat_template": "c.jinja"}},
+            "data.chat_template: expected null with data.format: alpaca",
         ),
     ],
 )

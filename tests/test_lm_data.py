@@ -1,3 +1,4 @@
+import datetime
 import re
 from pathlib import Path
 
@@ -135,6 +136,33 @@ def test_the_config_may_bring_the_template(tmp_path):
     assert tokenizer.decode(train.ids[train.learn]) == "Ho<end>"
     with pytest.raises(JloraError, match=r"expected a tokenizer with a chat template"):
         load_examples(section(train=file, validation=file), tokenizer, 0)
+
+
+def test_the_clock_of_a_template_shows_the_day_that_is_given(tmp_path):
+    file = jsonl(tmp_path / "a.jsonl", [{"messages": CHAT}])
+    tokenizer = byte_tokenizer(template="{{ strftime_now('%d %b %Y') }} " + TAGGED)
+    days = [datetime.date(2026, 11, 29), datetime.date(2026, 11, 30)]
+    found = [load_examples(section(train=file, validation=file), tokenizer, 0, day).splits["train"] for day in days]
+    assert [words(split, tokenizer)[0][:11] for split in found] == ["29 Nov 2026", "30 Nov 2026"]
+
+
+def test_bad_rows_are_left_out_counted_and_named(tmp_path):
+    bad = [{"messages": CHAT[1:]}] * 7
+    file = jsonl(tmp_path / "a.jsonl", [{"messages": CHAT}, *bad, {"messages": CHAT}])
+    data = load_examples(section(train=file, validation=file, skip_bad_rows=True), byte_tokenizer(), 0)
+    assert len(data.splits["train"]) == 2
+    note = next(note for note in data.notes if "left out" in note)
+    assert note.startswith(
+        f"train: 7 of 9 rows left out (data.skip_bad_rows):\n  {file}, data row 2, column 'messages'"
+    )
+    assert note.endswith("\n  and 2 more")
+    assert note.count("\n") == 6
+
+
+def test_keys_that_the_template_does_not_name_are_said(tmp_path):
+    file = jsonl(tmp_path / "a.jsonl", [{"messages": [CHAT[0] | {"id": 1, "name": "Ann"}, CHAT[1]]}])
+    notes = load_examples(section(train=file, validation=file), byte_tokenizer(), 0).notes
+    assert f"train: {file}: keys that the chat template does not name, so they are not used: id, name" in notes
 
 
 def test_prompts_end_where_the_first_answer_begins():

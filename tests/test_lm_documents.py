@@ -70,6 +70,122 @@ def test_rows_bring_their_tools():
     assert documents_of(table, range(4), "messages", section(), tokenizer).texts == ["clock", "map", "none", "none"]
 
 
+def turns(*roles):
+    return [{"role": role, "content": role[0]} for role in roles]
+
+
+def test_pairs_may_be_chats_whose_completion_is_learnt():
+    """TRL's conversational form: an answer in the prompt is not learnt."""
+    prompt, completion = turns("user", "assistant", "user"), turns("assistant")
+    found = documents("prompt_completion", prompt=[prompt], completion=[completion])
+    assert found.from_template
+    assert found.texts == ["<start>[user]u<end>\n[assistant]a<end>\n[user]u<end>\n[assistant]a<end>\n"]
+    assert learnt(found) == [["a<end>"]]
+    assert found.texts[0][found.prompts[0] :] == "a<end>\n"
+    assert documents("prompt_completion", config=section(completion_only_loss=False), prompt=[prompt],
+                     completion=[completion]).learnt is None  # fmt: skip
+    with pytest.raises(
+        JloraError, match=r"^a\.jsonl, data row 2, column 'completion' .*: expected a list of turns, as"
+    ):
+        documents("prompt_completion", (0, 1), prompt=[prompt, prompt], completion=[completion, "text"])
+
+
+@pytest.mark.parametrize("form", ["messages", "sharegpt", "prompt_completion"])
+def test_a_column_of_system_prompts_is_the_first_turn(form):
+    columns = {
+        "messages": {"messages": [CHAT] * 3},
+        "sharegpt": {"conversations": [[{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]] * 3},
+        "prompt_completion": {"prompt": [CHAT[:1]] * 3, "completion": [CHAT[1:]] * 3},
+    }[form]
+    found = documents(form, range(3), section(completion_only_loss=True), system=["Be brief.", None, ""], **columns)
+    plain = "[user]Hi<end>\n[assistant]Ho<end>\n"
+    assert found.texts == [f"<start>[system]Be brief.<end>\n{plain}", f"<start>{plain}", f"<start>{plain}"]
+    assert learnt(found) == [["Ho<end>"]] * 3
+
+
+def test_two_system_prompts_must_be_one():
+    chat = [{"role": "system", "content": "Be brief."}, *CHAT]
+    assert documents("messages", messages=[chat], system=["Be brief."]).texts[0].count("Be brief.") == 1
+    with pytest.raises(
+        JloraError, match=r"data row 1, column 'system': expected nothing, or .*; found another: 'Be lo"
+    ):
+        documents("messages", messages=[chat], system=["Be long."])
+    with pytest.raises(JloraError, match=r"data row 1, column 'system': expected text .* found 3"):
+        documents("messages", messages=[chat], system=[3])
+
+
+def test_turns_that_the_row_weighs_with_nothing_are_not_learnt():
+    chat = turns("user", "assistant", "user", "assistant")
+    chat[1]["weight"] = 0
+    found = documents("messages", (0, 1), section(completion_only_loss=True), messages=[chat, CHAT])
+    assert learnt(found) == [["a<end>"], ["Ho<end>"]]
+    assert found.learnt[0][0][0] > found.texts[0].index("a<end>")
+    whole = documents("messages", (0, 1), messages=[chat, CHAT])
+    assert learnt(whole) == [
+        ["<start>[user]u<end>\n[assistant]", "\n[user]u<end>\n[assistant]a<end>\n"],
+        [whole.texts[1]],
+    ]
+
+
+def test_variables_of_the_template_are_a_column():
+    tokenizer = byte_tokenizer(template="{{ enable_thinking is defined and enable_thinking }}")
+    given = [{"enable_thinking": True}, '{"enable_thinking": true}', None, {}, ""]
+    table = Table("a.jsonl", {"messages": [CHAT] * 5, "chat_template_kwargs": given})
+    found = documents_of(table, range(5), "messages", section(), tokenizer)
+    assert found.texts == ["True", "True", "False", "False", "False"]
+    for wrong, error in (([1], "expected an object such as"), ("{", "not JSON"), ({"tools": 1}, "found 'tools'")):
+        table.columns["chat_template_kwargs"][0] = wrong
+        with pytest.raises(JloraError, match=rf"data row 1, column 'chat_template_kwargs': .*{error}"):
+            documents_of(table, [0], "messages", section(), tokenizer)
+
+
+def test_keys_that_the_template_does_not_name_are_known():
+    chat = [CHAT[0] | {"name": "Ann", "weight": 1}, CHAT[1] | {"id": 3}]
+    given = {"messages": [chat], "chat_template_kwargs": [{"thinking": True}]}
+    assert documents("messages", **given).unread == {"name", "id", "thinking"}
+    tokenizer = byte_tokenizer(template="{% for turn in messages %}{{ turn['name'] }}{{ turn.get('id') }}{% endfor %}")
+    assert documents_of(Table("a", given), [0], "messages", section(), tokenizer).unread == {"thinking"}
+
+
+def test_alpaca_has_a_system_prompt_and_a_history():
+    columns = {"instruction": ["Go.", "Go."], "output": ["Yes", "Yes"], "system": ["Obey.", None]}
+    found = documents("alpaca", (0, 1), history=[[["Hi", "Ho"], ["How?", "So"]], None], **columns)
+    request = "### Instruction:\n{}\n\n### Response:\n{}"
+    before = request.format("Hi", "Ho<end>\n\n") + request.format("How?", "So<end>\n\n")
+    assert found.texts[0] == f"Obey.\n\n{before}{request.format('Go.', 'Yes')}"
+    assert learnt(found) == [["Ho<end>", "So<end>", "Yes"], ["Yes"]]
+    assert found.prompts[0] == found.texts[0].index("Ho<end>")
+    assert found.texts[1].startswith("Below is an instruction")
+    for wrong in ("Hi", [["Hi"]], ["Hi"]):
+        with pytest.raises(
+            JloraError, match=r"data row 1, column 'history' .*: expected a list of \[instruction, resp"
+        ):
+            documents("alpaca", instruction=["Go."], output=["Yes"], history=[wrong])
+
+
+@pytest.mark.parametrize(
+    ("form", "columns"),
+    [
+        ("text", {"text": ["a", None, "c"]}),
+        ("prompt_completion", {"prompt": ["a", 3, "c"], "completion": ["a", "b", "c"]}),
+        ("alpaca", {"instruction": ["a", "b", "c"], "output": ["a", None, "c"]}),
+        ("messages", {"messages": [CHAT, CHAT[1:], CHAT]}),
+        ("sharegpt", {"conversations": [[{"from": "human", "value": v}] for v in ("a", None, "c")]}),
+    ],
+)
+def test_bad_rows_are_left_out_where_the_config_says_so(form, columns):
+    found = documents(form, range(3), section(skip_bad_rows=True), **columns)
+    assert (found.rows, len(found)) == ([0, 2], 2)
+    assert len(found.left_out) == 1
+    assert found.left_out[0].startswith("a.jsonl, data row 2, column")
+    with pytest.raises(JloraError, match=r"^a\.jsonl, data row 2, .*\. data\.skip_bad_rows=true leaves such rows out"):
+        documents(form, range(3), **columns)
+    with pytest.raises(
+        JloraError, match=r"^expected a row that can be read; found none in 1, the first: a\.jsonl, data"
+    ):
+        documents(form, [1], section(skip_bad_rows=True), **columns)
+
+
 @pytest.mark.parametrize(
     ("form", "columns", "error"),
     [

@@ -23,6 +23,24 @@ def test_texts_end_in_the_end_token_and_begin_as_the_tokenizer_begins_them():
         assert examples.prompts.tolist() == [0, 0, 0]
 
 
+def test_a_text_that_begins_with_the_first_token_gets_no_second_one():
+    tokenizer = byte_tokenizer(first=True)
+    given = [("<start>ab", "c"), ("ab", "c"), ("<start>", "c"), ("<start><start>a", "c")]
+    examples = encode(pairs(*given), tokenizer)
+    one = ["<start>", "a", "b", "c", "<end>"]
+    assert words(examples, tokenizer) == [
+        one,
+        one,
+        ["<start>", "c", "<end>"],
+        ["<start>", "<start>", "a", "c", "<end>"],
+    ]
+    assert examples.prompts.tolist() == [3, 3, 1, 3]
+    assert [sum(learn) for learn in rows(examples, examples.learn)] == [2, 2, 2, 2]
+    plain = encode(texts("<start>ab", "ab"), tokenizer)
+    assert rows(plain)[0] == rows(plain)[1]
+    assert not plain.learn[plain.offsets[:-1]].any()
+
+
 def test_the_mask_of_pairs_is_that_of_trl():
     """TRL: the tokens of prompt + completion + eos, of which as many are masked as the prompt alone has."""
     tokenizer = real_tokenizer()

@@ -2,7 +2,7 @@ import pytest
 from lm_data import CHAT, section
 
 from jlora.errors import JloraError
-from train.lm.formats import answers_only, chat_column, seen_format, too_long
+from train.lm.formats import answers_only, chat_column, has_chats, seen_format, too_long, used_columns
 from train.tables import Table
 
 SHAREGPT = [{"from": "human", "value": "Hi"}]
@@ -68,3 +68,11 @@ def test_the_config_decides():
     assert {too_long(form, section(too_long="drop")) for form in FORMATS} == {"drop"}
     with pytest.raises(JloraError, match=r"completion_only_loss=true: expected .* found plain text"):
         answers_only("text", section(completion_only_loss=True))
+
+
+def test_pairs_are_chats_where_the_first_prompt_is_a_list():
+    pairs = table(prompt=CHAT[:1], completion=CHAT[1:])
+    assert has_chats(pairs, "prompt_completion", section())
+    assert not has_chats(table(prompt="x", completion="y"), "prompt_completion", section())
+    assert used_columns(pairs, "prompt_completion", section()) >= {"prompt", "completion", "system", "tools"}
+    assert used_columns(table(prompt="x"), "prompt_completion", section()) == {"prompt", "completion"}

@@ -73,3 +73,12 @@ def test_each_file_has_its_format_which_is_said_where_it_was_seen(tmp_path):
     notes.clear()
     assert read_rows("validation", section(validation=str(texts), format="text"), notes)[0].form == "text"
     assert notes == []
+
+
+@pytest.mark.parametrize("form", [None, "messages"])
+def test_columns_that_are_not_used_are_named(form, tmp_path):
+    row = {"id": 7, "messages": CHAT, "system": "x", "tools": [], "chat_template_kwargs": {}, "history": []}
+    notes = []
+    file = jsonl(tmp_path / "a.jsonl", [row])
+    read_rows("train", section(train=file, format=form), notes)
+    assert f"train: {file}: columns that are not used: id, history" in notes

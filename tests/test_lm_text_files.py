@@ -39,7 +39,7 @@ def test_other_files_are_tables(tmp_path):
     read = read_text_or_table(section(sample_by="line", text="words"))
     (tmp_path / "a.csv").write_text("text\nx\n")
     (tmp_path / "a.TXT").write_text("x\ny\n")
-    assert read(tmp_path / "a.csv", "a.csv", "utf-8").columns == {"text": ["x"]}
-    assert read(tmp_path / "a.TXT", "a.TXT", "utf-8").columns == {"words": ["x", "y"]}
+    assert read(tmp_path / "a.csv", "a.csv", "utf-8", ",").columns == {"text": ["x"]}
+    assert read(tmp_path / "a.TXT", "a.TXT", "utf-8", ",").columns == {"words": ["x", "y"]}
     with pytest.raises(JloraError, match="is a folder"):
-        read(tmp_path, "folder", "utf-8")
+        read(tmp_path, "folder", "utf-8", ",")

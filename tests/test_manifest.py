@@ -1,3 +1,4 @@
+import datetime
 import json
 
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from train import keys
 from train import manifest as module
 from train.classify.config import Config
 from train.lm.config import LMConfig
-from train.manifest import MAY_CHANGE, manifest, may_change, require_same
+from train.manifest import MAY_CHANGE, manifest, may_change, require_same, run_day
 
 
 def _config(**changes):
@@ -141,3 +142,20 @@ def test_a_key_that_comes_with_a_default_changes_no_hash(monkeypatch):
     assert _made()["config"] == before["config"]
     flat["train.new"] = 4
     assert _made()["config"] != before["config"]
+
+
+def test_the_day_of_a_run_is_the_one_that_it_was_started_on(tmp_path):
+    today, file = datetime.datetime.now(datetime.UTC).date(), tmp_path / "manifest.json"
+    assert run_day(tmp_path, resume=True) >= today
+    day = datetime.date(2024, 2, 29)
+    made = manifest(_config(), BASE, {}, DATA, (16, 64), day)
+    file.write_text(json.dumps(made))
+    assert run_day(tmp_path, resume=True) == day
+    assert run_day(tmp_path, resume=False) >= today
+    require_same(file, made)
+    file.write_text(json.dumps(_made()))  # an older version's
+    assert run_day(tmp_path, resume=True) >= today
+    for wrong in (3, {}, {"day": 7}, {"day": "yesterday"}):
+        file.write_text(json.dumps(made | {"started": wrong}))
+        with pytest.raises(JloraError, match=r"manifest\.json: started: expected a day, such as 2026-11-29; found"):
+            run_day(tmp_path, resume=True)

@@ -68,6 +68,17 @@ def test_evaluate_gives_the_runs_own_numbers(task, tmp_path, capsys):
         assert all(-50 < float(row["predicted"]) < 50 for row in _labelled(output))
 
 
+def test_other_columns_of_the_input_are_kept(tmp_path, capsys):
+    rows = [[f"id{row}", text, row, "mine"] for row, (text, _) in enumerate(tiny.texts(5, seed=3))]
+    file = _write(tmp_path / "in.csv", ["id", "text", "lot", "predicted"], rows)
+    assert _call("--model", tiny.finished_run(), "--input", file, "--output", tmp_path / "out.csv") == 0
+    found = _labelled(tmp_path / "out.csv")
+    assert list(found[0]) == ["id", "lot", "text", "predicted", "LABEL_0", "LABEL_1"]
+    assert [(row["id"], row["lot"], row["text"]) for row in found] == [(row[0], str(row[2]), row[1]) for row in rows]
+    assert all(row["predicted"].startswith("LABEL_") for row in found)
+    assert "columns of the input that are not kept, as the output has its own: predicted" in capsys.readouterr().err
+
+
 def test_pairs_columns_and_names_are_those_of_the_run(tmp_path, capsys):
     rows = [[text, text[::-1], ("neg", "pos")[label], "x"] for text, label in tiny.texts(24)]
     file = _write(tmp_path / "data.csv", ["first", "second", "mark", "text"], rows)
@@ -78,7 +89,7 @@ def test_pairs_columns_and_names_are_those_of_the_run(tmp_path, capsys):
     assert _call("--model", run, "--input", file, "--output", tmp_path / "out.csv", "--evaluate") == 0
     assert f"accuracy {tiny.report(run)['metrics']['validation']['accuracy']:.4f}" in capsys.readouterr().out
     found = _labelled(tmp_path / "out.csv")
-    assert list(found[0]) == ["text", "text_pair", "predicted", "bad news", "good news"]
+    assert list(found[0]) == ["mark", "text", "text_pair", "predicted", "bad news", "good news"]
     assert [row["text_pair"] for row in found] == [row[1] for row in rows]
     # The command line beats the run.
     argv = ["--model", run, "--input", file, "--output", tmp_path / "b.csv", "--text", "second", "--text-pair", "text"]

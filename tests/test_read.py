@@ -29,13 +29,15 @@ def test_a_package_may_hold_the_file():
 def test_the_caller_may_read_files_otherwise():
     seen = []
 
-    def read(path, name, encoding):
-        seen.append((path, name, encoding))
+    def read(path, name, encoding, separator):
+        seen.append((path, name, encoding, separator))
         return Table(name, {"text": ["x"]})
 
     file = data_file()
-    assert read_tables(str(file), "train", DataConfig(train="unused", encoding="latin-1"), read)[0].columns["text"]
-    assert seen == [(file, str(file), "latin-1")]
+    assert read_tables(str(file), "train", DataConfig(train="unused", encoding="latin-1", separator=";"), read)[
+        0
+    ].columns["text"]
+    assert seen == [(file, str(file), "latin-1", ";")]
 
 
 def test_nothing_to_read_is_refused():

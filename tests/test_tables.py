@@ -3,7 +3,7 @@ import json
 import pytest
 
 from jlora.errors import JloraError
-from train.tables import read_table
+from train.tables import class_names, read_table, without_filled
 
 ROWS = [
     {"text": 'so "called", they say', "label": "a"},
@@ -148,7 +148,7 @@ def test_text_in_another_encoding_is_refused_with_its_row(name, content, where, 
 
 
 def test_an_unknown_encoding(tmp_path):
-    with pytest.raises(JloraError, match=r"data\.encoding=utf-9: not an encoding"):
+    with pytest.raises(JloraError, match=r"data\.encoding=utf-9: not an encoding of text"):
         _read(tmp_path, "a.csv", "text\na\n", "utf-9")
 
 
@@ -162,3 +162,78 @@ def test_a_missing_column_names_the_ones_there_are_and_the_nearest(tmp_path):
     message = r"no column 'sentense' \(data\.text\); the columns are sentence, label; nearest: sentence"
     with pytest.raises(JloraError, match=message):
         table.column("sentense", "data.text")
+
+
+def test_what_arrow_filled_in_is_gone_at_every_depth(tmp_path):
+    """All objects of a column have one schema there: keys that one lacks come back as None."""
+    call = {"name": "get", "arguments": {"city": "Paris"}}
+    other = {"name": "find", "arguments": {"fruit": "apple"}, "id": "c1"}
+    rows = [{"tools": [call], "text": "a"}, {"tools": [other, call], "text": None}, {"tools": None, "text": "c"}]
+    table = _read(tmp_path, "a.parquet", _parquet(tmp_path, rows))
+    assert table.columns == {"tools": [[call], [other, call], None], "text": ["a", None, "c"]}
+    assert without_filled({"a": [None, {"b": None}]}) == {"a": [None, {}]}
+
+
+def test_other_separators_of_csv(tmp_path):
+    path = _write(tmp_path, "a.csv", 'text;label\n"a, b;c";1\n')
+    assert read_table(path, "a.csv", separator=";").columns == {"text": ["a, b;c"], "label": ["1"]}
+
+
+@pytest.mark.parametrize("mark", [";", "|"])
+def test_a_csv_of_another_separator_is_refused_with_the_key_that_reads_it(mark, tmp_path):
+    path = _write(tmp_path, "a.csv", f"text{mark}label\na, b{mark}1\n")
+    with pytest.raises(JloraError, match=r"separated by ',' .*; found the one column") as refused:
+        read_table(path, "a.csv")
+    assert str(refused.value).endswith(f"data.separator={mark!r} reads it")
+    assert read_table(path, "a.csv", separator=mark).columns["label"] == ["1"]
+
+
+def test_a_csv_of_tabs_is_refused_with_the_suffix_that_reads_it(tmp_path):
+    with pytest.raises(JloraError, match=r"found the one column 'text\\tlabel': a file whose name ends in \.tsv"):
+        _read(tmp_path, "a.csv", "text\tlabel\na\t1\n")
+
+
+DEEP, LONG = "[" * 100_000, "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", DEEP, "JSON that cannot be read: maximum recursion"),
+        ("a.json", f'[{{"text": {LONG}}}]', "JSON that cannot be read: Exceeds the limit"),
+        ("a.jsonl", f'{{"text": {DEEP}}}', r"data row 1: not JSON \(maximum recursion"),
+        ("a.jsonl", f'{{"text": "a"}}\n{{"text": {LONG}}}', r"data row 2: not JSON \(Exceeds the limit"),
+        ("a.jsonl", '[\n{"text": "a"}\n]', r"data row 1: not JSON .* one list of objects is called \.json$"),
+        ("a.jsonl", '[{"text": "a"}, {"text": "b"}]', r"data row 1: expected an object .* is called \.json$"),
+    ],
+)
+def test_json_that_python_cannot_read_is_refused(name, content, message, tmp_path):
+    with pytest.raises(JloraError, match=rf"^{name}.*{message}"):
+        _read(tmp_path, name, content)
+
+
+@pytest.mark.parametrize("encoding", ["undefined", "hex", "rot13", "a\0b", ""])
+def test_what_is_no_encoding_of_text(encoding, tmp_path):
+    with pytest.raises(JloraError, match=r"^data\.encoding=.*: not an encoding of text"):
+        _read(tmp_path, "a.csv", "text\na\n", encoding)
+
+
+@pytest.mark.parametrize(
+    "metadata", ["", "{", "[]", "3", "null", '{"info": []}', '{"info": {"features": [1]}}', DEEP, LONG]
+)
+def test_metadata_of_parquet_that_datasets_did_not_write_is_refused(metadata, tmp_path):
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table = arrow.table({"text": ["a"]}).replace_schema_metadata({"huggingface": metadata})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    if metadata == "":
+        assert read_table(tmp_path / "a.parquet", "a.parquet").columns == {"text": ["a"]}
+        return
+    with pytest.raises(JloraError, match=r"^a\.parquet: expected metadata .huggingface. as datasets writes it"):
+        read_table(tmp_path / "a.parquet", "a.parquet")
+
+
+def test_names_of_classes_are_text():
+    found = class_names(
+        {"a": {"names": ["x"]}, "b": {"names": 3}, "c": {"names": [1]}, "d": 1, "e": {"feature": {"names": ["y"]}}}
+    )
+    assert found == {"a": ("x",), "e": ("y",)}

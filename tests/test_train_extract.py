@@ -5,8 +5,10 @@ import functools
 import json
 import shutil
 
+import lm_folders
 import pytest
 import tiny
+import tiny_lm
 from encoder_cases import difference
 from lora_cases import normal, random_adapter
 
@@ -181,3 +183,33 @@ def test_bad_arguments(option, capsys):
         _call("--tuned", "a", "--base", "b", "--out", "c", *option)
     assert caught.value.code == 2
     assert option[0] in capsys.readouterr().err
+
+
+def test_an_adapter_out_of_two_language_models(tmp_path, capsys):
+    """What random LoRA changed comes back: merged, the extracted adapter is the tuned model."""
+    model, base, adapter, _ = lm_folders.adapted()
+    tuned = tmp_path / "tuned"
+    shutil.copytree(tiny_lm.model_folder(), tuned)
+    jlora.save_base(tuned, model, jlora.merge(base, adapter))
+    out = tmp_path / "out"
+    assert _call("--tuned", tuned, "--base", tiny_lm.model_folder(), "--out", out, "--rank", "2") == 0
+    shown = capsys.readouterr()
+    assert "outside of the adapter: 0.00 % of the squared change\n" in shown.out
+    assert "jlora lm --config FILE lora.from=" in shown.err
+    config = json.loads((out / "adapter/adapter_config.json").read_text())
+    assert config["task_type"] == "CAUSAL_LM"
+    assert not (out / "adapter/labels.json").exists()
+    assert tiny.call(export.main, ["--adapter", out / "adapter", "--out", tmp_path / "merged"]) == 0
+    found, expected = tiny.tensors(tmp_path / "merged"), tiny.tensors(tuned)
+    assert found.keys() == expected.keys()
+    assert all(difference(found[key], expected[key]) < 1e-4 for key in expected)
+
+
+def test_a_larger_vocabulary_is_refused(tmp_path, capsys):
+    larger = tmp_path / "larger"
+    shutil.copytree(tiny_lm.model_folder(), larger)
+    config = json.loads((larger / "config.json").read_text())
+    (larger / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 2}))
+    assert _call("--tuned", larger, "--base", tiny_lm.model_folder(), "--out", tmp_path / "out") == 2
+    assert "vocab_size: " in (shown := capsys.readouterr().err)
+    assert "To a vocabulary that was made larger there is no adapter" in shown

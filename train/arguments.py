@@ -27,7 +27,9 @@ def predict() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="run folder, merged/ or adapter/ folder (PEFT's too)")
     parser.add_argument("--base", help="base model of an adapter; default: the one that the adapter names")
     parser.add_argument("--input", required=True, help="texts: .csv .tsv .json .jsonl .parquet")
-    parser.add_argument("--output", required=True, type=Path, help="CSV to write: text, predicted, probabilities")
+    parser.add_argument(
+        "--output", required=True, type=Path, help="CSV to write: the input's columns, predicted, probabilities"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace --output where it exists")
     parser.add_argument("--evaluate", action="store_true", help="also report metrics; needs the label column")
     for name, meaning in (
@@ -37,6 +39,7 @@ def predict() -> argparse.ArgumentParser:
         ("encoding", "encoding of the input file"),
     ):
         parser.add_argument(f"--{name}", help=f"{meaning}; default: as the run had it, or data.{name}'s default")
+    parser.add_argument("--separator", choices=(",", ";", "|"), help="what separates the fields of a .csv input")
     parser.add_argument("--max-length", type=whole_number(4), help="tokens a row; default: as the run had it, or 128")
     parser.add_argument("--batch-size", type=whole_number(1), default=64, help="rows a batch (64)")
     return parser

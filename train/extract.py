@@ -9,16 +9,17 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 
 import jlora
 from jlora.algebra.extract import extract, outside
-from jlora.base import abstract_base, build, example_batch, load_weights
+from jlora.base import abstract_base, build, example_batch, load_config, load_weights
 from jlora.config import HEAD_NAMES
 from jlora.errors import JloraError
 from jlora.matrices import layer_ranks
+from jlora.models import family
 from jlora.names import module_names
 from jlora.paths import leaves_by_path, replace_leaves
 from jlora.weights import new_heads
@@ -28,6 +29,7 @@ from train.artifacts import write_adapter
 from train.classify.labels import labels_of_config
 from train.classify.prepare import classifier_config
 from train.entry import exit_code, require_new, show
+from train.lm.prepare import causal_config
 from train.model_files import load_tokenizer, model_folder
 from train.signs_of_life import working
 from train.sources import settle_hub
@@ -50,12 +52,12 @@ _NO_PART_OF_THE_FUNCTION = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """The two models: linen module, the two trees, and whether the tuned one has a classification head."""
+    """The two models: linen module, the two trees, and PEFT's task: None for an encoder without a head."""
 
     model: Any
     tuned: Any
     base: Any
-    has_head: bool
+    task: Literal["SEQ_CLS", "CAUSAL_LM"] | None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -68,29 +70,36 @@ def _extract(options: argparse.Namespace) -> None:
     with working(f"reading {options.tuned} and {options.base}"):
         pair = _load(options.tuned, options.base)
     tokenizer = _tokenizer(options.tuned, options.base)
-    config = _config(options, pair.has_head)
+    config = _config(options, pair.task)
     batch = example_batch(pair.model.config)
     with working("decomposing the change of each module"):
         adapter, values = extract(pair.tuned, pair.base, config, pair.model.apply, batch, energy=options.energy)
     ranks = [rank for entry in adapter.values() if isinstance(entry, jlora.LowRank) for rank in layer_ranks(entry)]
     spectra = spectrum.by_module(values, [rank for rank in ranks if rank])
-    labels = labels_of_config(pair.model.config.id2label, pair.model.config.problem_type)
     adapted = Adapted(pair.model, pair.base, adapter, config)
-    write_adapter(
-        options.out / "adapter", adapted, adapter, tokenizer, labels.config_entries(), _base_name(options.base)
-    )
+    write_adapter(options.out / "adapter", adapted, adapter, tokenizer, _labels(pair), _base_name(options.base))
     spectrum.write_csv(options.out / "spectrum.csv", spectra)
     title = f"What changed from {_short(options.base)} to {_short(options.tuned)}"
     spectrum.plot(spectra, options.out / "spectrum.png", title)
     show(_table(spectra))
     _say_outside(outside(pair.tuned, pair.base, adapter))
-    _say_where(options.out)
+    _say_where(options.out, pair.task)
 
 
 def _load(tuned: str, base: str) -> Pair:
-    """Both models as one class; a head that the base lacks is the tuned one's, so that it counts as no change."""
+    """Both models as one class."""
     for name in (tuned, base):
         settle_hub(name)
+    if family(load_config(model_folder(tuned)).model_type).task == "SEQ_CLS":
+        return _load_classifiers(tuned, base)
+    model, base_model = (build(causal_config(name)) for name in (tuned, base))
+    _require_same_architecture(model, base_model)
+    tuned_tree, base_tree = (load_weights(model, model_folder(name)) for name in (tuned, base))
+    return Pair(model, tuned_tree, base_tree, "CAUSAL_LM")
+
+
+def _load_classifiers(tuned: str, base: str) -> Pair:
+    """A head that the base lacks is the tuned one's, so that it counts as no change."""
     config = classifier_config(tuned)
     labels = {"id2label": config.id2label, "label2id": config.label2id, "problem_type": config.problem_type}
     model, base_model = build(config), build(classifier_config(base, **labels))
@@ -102,7 +111,7 @@ def _load(tuned: str, base: str) -> Pair:
     if tuned_lacks:
         kept = type(model).__name__
         logger.info("%s: has no classification head; the adapter's names are those of %s without one", tuned, kept)
-    return Pair(model, tuned_tree, base_tree, not tuned_lacks)
+    return Pair(model, tuned_tree, base_tree, None if tuned_lacks else "SEQ_CLS")
 
 
 def _require_same_architecture(tuned: Any, base: Any) -> None:
@@ -111,9 +120,13 @@ def _require_same_architecture(tuned: Any, base: Any) -> None:
     shapes = [{path: leaf.shape for path, leaf in leaves_by_path(abstract_base(m)).items()} for m in (tuned, base)]
     lines = [f"{key}: {one!r} in the tuned model, {other!r} in the base" for key, (one, other) in found.items()]
     if tuned.config.model_type != base.config.model_type or shapes[0] != shapes[1]:
+        hint = "\nTo a vocabulary that was made larger there is no adapter; see docs/extract.md" * (
+            "vocab_size" in found
+        )
         raise JloraError(
             "--base: expected the model that --tuned was tuned from, found another architecture:\n  "
             + "\n  ".join(lines)
+            + hint
         )
     if lines:
         logger.warning("config.json differs; the adapter holds weights alone: %s", "; ".join(lines))
@@ -134,18 +147,25 @@ def _tokenizer(tuned: str, base: str) -> PreTrainedTokenizerBase:
         return load_tokenizer(base)
 
 
-def _config(options: argparse.Namespace, has_head: bool) -> jlora.LoraConfig:
+def _labels(pair: Pair) -> dict[str, Any] | None:
+    """What labels.json holds; None for a language model."""
+    if pair.task == "CAUSAL_LM":
+        return None
+    return labels_of_config(pair.model.config.id2label, pair.model.config.problem_type).config_entries()
+
+
+def _config(options: argparse.Namespace, task: str | None) -> jlora.LoraConfig:
     given = options.targets or ["all-linear"]
     targets: Any = "all-linear" if [name.lower() for name in given] == ["all-linear"] else given
-    heads = list(HEAD_NAMES) if has_head else []
+    heads = list(HEAD_NAMES) if task == "SEQ_CLS" else []
     return jlora.LoraConfig(
         r=options.rank,
         lora_alpha=options.rank,
         target_modules=targets,
-        exclude_modules=None if has_head else rf".*({'|'.join(HEAD_NAMES)}).*",
+        exclude_modules=None if task else rf".*({'|'.join(HEAD_NAMES)}).*",
         modules_to_save=[*heads, *(name for name in options.modules_to_save if name not in heads)],
         bias=options.bias,
-        task_type="SEQ_CLS" if has_head else None,
+        task_type=task,
     )
 
 
@@ -214,12 +234,13 @@ def _flags(left: Mapping[str, float]) -> str:
     return "  ".join(flags)
 
 
-def _say_where(folder: Path) -> None:
+def _say_where(folder: Path, task: str | None) -> None:
     logger.info("In %s:", folder)
     logger.info("  adapter/      opens with PEFT")
     logger.info("  spectrum.csv  spectrum.png: what each rank keeps of each module's change")
     logger.info("Merge it:    jlora export --adapter %s --out MERGED", folder / "adapter")
-    logger.info("Train on:    jlora classify --config FILE lora.from=%s", folder / "adapter")
+    command = "lm" if task == "CAUSAL_LM" else "classify"
+    logger.info("Train on:    jlora %s --config FILE lora.from=%s", command, folder / "adapter")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
-import jinja2
 
 from jlora.errors import JloraError
 from jlora.generation import context_length, stream
@@ -17,6 +16,8 @@ from jlora.printable import printable
 from train import arguments
 from train.compilation import use_compilation_cache
 from train.entry import exit_code
+from train.lm.conversations import Conversation
+from train.lm.templates import chat_template
 from train.lm.trained import LanguageModel, load_language_model
 from train.signs_of_life import working
 from train.text_stream import decoded, until
@@ -150,10 +151,8 @@ def _chat_ids(language: LanguageModel, messages: list[dict[str, str]]) -> list[i
             f"--chat: expected a tokenizer with a chat template, found none in {tokenizer.name_or_path or 'the model'};"
             " take a model that was trained on chats, or complete text: --prompt TEXT without --chat"
         )
-    try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except (jinja2.TemplateError, ValueError, TypeError) as error:
-        raise JloraError(f"--chat: the chat template refuses this chat: {error}") from error
+    chat = Conversation(messages, 0, frozenset(), None, {}, "--chat")
+    text = chat_template(tokenizer).write(chat, messages, call=True).text
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

@@ -1,11 +1,13 @@
 """manifest.json: what a run is made of. It is gone on with by the same configuration, base and data alone.
 
 {"config": {"fixed": hash}, "base": {path: type, shape, checksum}, "adapter": {path: type, shape, checksum},
-"data": {split/array: type, shape, hash}, "batches": {"lengths": "16 24 64"}, "code": {package: version}}
+"data": {split/array: type, shape, hash}, "batches": {"lengths": "16 24 64"}, "code": {package: version},
+"started": {"day": "2026-11-29"}}; the day is what the clock of a chat template shows, on every later day too.
 """
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import logging
@@ -54,7 +56,12 @@ def flat(config: RunConfig) -> dict[str, Any]:
 
 
 def manifest(
-    config: RunConfig, base: Any, frozen: Any, data: Mapping[str, Mapping[str, Any]], lengths: Sequence[int]
+    config: RunConfig,
+    base: Any,
+    frozen: Any,
+    data: Mapping[str, Mapping[str, Any]],
+    lengths: Sequence[int],
+    day: datetime.date | None = None,
 ) -> dict[str, dict[str, str]]:
     """What manifest.json holds.
 
@@ -63,6 +70,7 @@ def manifest(
       frozen: what of the adapter is not trained. Of it the scales count: norms are sums, rounded otherwise on a mesh.
       data: {split: {name: what the split holds}}, of which the numpy arrays count.
       lengths: the padded lengths of batches.
+      day: what `run_day` gave; None where nothing depends on it.
     """
     # Left out: a key that comes with a later version changes no hash. The default of train.dtype was float32 once.
     defaults = keys.defaults(type(config)) | {"train.dtype": "float32"}
@@ -82,7 +90,25 @@ def manifest(
         },
         "batches": {"lengths": " ".join(map(str, lengths))},
         "code": found["versions"] | commit,
-    }
+    } | ({} if day is None else {"started": {"day": day.isoformat()}})
+
+
+def run_day(folder: Path, *, resume: bool) -> datetime.date:
+    """The day on which the run in the folder was started; today (UTC) where none is resumed, or none wrote it down.
+
+    Raises:
+      JloraError: the manifest is no JSON, or has something else in its place.
+    """
+    file = folder / NAME
+    part = read_json(file).get("started") if resume and file.exists() else None
+    if part is None:
+        return datetime.datetime.now(datetime.UTC).date()
+    try:
+        return datetime.date.fromisoformat(part["day"])
+    except (TypeError, KeyError, ValueError):
+        raise JloraError(
+            f"{file}: started: expected a day, such as 2026-11-29; found {repr(part)[:80]}. {_REPAIR}"
+        ) from None
 
 
 def batch_lengths(folder: Path) -> tuple[int, ...]:
@@ -107,7 +133,7 @@ def batch_lengths(folder: Path) -> tuple[int, ...]:
 def require_same(file: Path, now: dict[str, dict[str, str]]) -> None:
     """Raises JloraError with the differences to the manifest in `file`; of other code it only warns."""
     before = read_json(file)
-    if missing := [part for part in now if part not in before]:
+    if missing := [part for part in now if part not in before and part != "started"]:
         logger.warning("%s: an older version wrote it; not compared: %s", file, ", ".join(missing))
     wrong = [part for part in now if not isinstance(before.setdefault(part, now[part]), dict)]
     if wrong or not before.keys() <= now.keys():

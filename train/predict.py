@@ -18,17 +18,19 @@ from jlora.own_files import as_path
 from train import arguments, yaml_text
 from train.classify import metrics
 from train.classify.config import Config, DataConfig
-from train.classify.data import Split, read_split
+from train.classify.data import Split, rows_of
 from train.classify.evaluate import scores
 from train.classify.finish import predicted
 from train.classify.labels import Labels, encode
 from train.classify.trained import load_trained
 from train.compilation import use_compilation_cache
 from train.entry import exit_code, show
+from train.read import read_tables
 from train.replaced import require_kept
 from train.run_folder import is_run
 from train.signs_of_life import working
 from train.sources import settle_hub
+from train.tables import Table
 from train.validation import expected, flatten
 from train.without_torch import keep_torch_from_transformers
 
@@ -49,14 +51,15 @@ def _predict(options: argparse.Namespace) -> None:
     require_kept({"--input": options.input}, [options.output], "write to another file")
     config = _data_config(options)
     settle_hub(options.input)
-    rows = read_split(options.input, config, "test", labelled=options.evaluate)
+    tables = read_tables(options.input, "test", config)
+    rows = rows_of(tables, config, "test", labelled=options.evaluate)
     with working(f"reading {options.model}"):
         trained = load_trained(options.model, options.base)
     # Wrong labels are said before anything is computed.
     encoded = encode(rows, trained.labels, "test") if options.evaluate else None
     with working(f"labelling {len(rows):,} rows"):
         logits = trained.logits(rows, config.max_length, options.batch_size)
-    _write(options.output, rows, logits, trained.labels)
+    _write(options.output, rows, logits, trained.labels, _others(tables[0], rows, config))
     logger.info("%d rows labelled: %s", len(rows), options.output)
     if encoded is not None:
         found = scores(trained.labels.problem_type, logits, encoded)
@@ -75,7 +78,8 @@ def _data_config(options: argparse.Namespace) -> DataConfig:
     if stored is not None:
         written = flatten(yaml_text.read_file(stored), Config)
         ran = {name: written[f"data.{name}"] for name in _OF_THE_RUN if f"data.{name}" in written}
-    flags = {"train": "input"} | {name: name for name in ("text", "text_pair", "label", "max_length", "encoding")}
+    flags = {name: name for name in ("text", "text_pair", "label", "max_length", "encoding", "separator")}
+    flags["train"] = "input"
     given = {name: value for name, flag in flags.items() if (value := getattr(options, flag)) is not None}
     values = ran | given
     try:
@@ -86,17 +90,28 @@ def _data_config(options: argparse.Namespace) -> DataConfig:
         raise JloraError(f"{place}: {expected(DataConfig.model_fields[name], values[name])}") from None
 
 
-def _write(path: Path, rows: Split, logits: np.ndarray, labels: Labels) -> None:
+def _others(table: Table, rows: Split, config: DataConfig) -> dict[str, list[Any]]:
+    """The input's other columns, such as an id: {name: values}."""
+    names = [name for name in table.columns if name not in (config.text, config.text_pair)]
+    return {name: [table.columns[name][row - 1] for row in rows.row] for name in names}
+
+
+def _write(path: Path, rows: Split, logits: np.ndarray, labels: Labels, others: dict[str, list[Any]]) -> None:
+    """The CSV: the input's other columns, the texts, what is predicted. A name that is taken is left out, and said."""
     shown = metrics.probabilities(labels.problem_type, logits)
     pairs = [] if rows.text_pair is None else ["text_pair"]
+    ours = ["text", *pairs, "predicted", *([] if labels.problem_type == "regression" else labels.names)]
+    if taken := [name for name in others if name in ours]:
+        logger.warning("columns of the input that are not kept, as the output has its own: %s", ", ".join(taken))
+    kept = [values for name, values in others.items() if name not in ours]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
-        writer.writerow(["text", *pairs, "predicted", *([] if labels.problem_type == "regression" else labels.names)])
+        writer.writerow([*(name for name in others if name not in ours), *ours])
         for row, values in enumerate(shown):
             texts = [rows.text[row]] + ([rows.text_pair[row]] if rows.text_pair is not None else [])
             numbers = [] if labels.problem_type == "regression" else [f"{value:.6f}" for value in values]
-            writer.writerow([*texts, predicted(labels, values), *numbers])
+            writer.writerow([*(column[row] for column in kept), *texts, predicted(labels, values), *numbers])
 
 
 if __name__ == "__main__":

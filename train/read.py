@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jlora.errors import HubError, JloraError
 from train.sources import local_path
-from train.tables import Table, class_names, read_table
+from train.tables import Table, class_names, read_table, without_filled
 
 if TYPE_CHECKING:
     from train.sections import DataSource
@@ -18,12 +18,12 @@ def read_tables(
     source: str | list[str],
     split: str,
     config: DataSource,
-    read_file: Callable[[Path, str, str], Table] = read_table,
+    read_file: Callable[[Path, str, str, str], Table] = read_table,
 ) -> list[Table]:
     """The tables of a file, a hub set, or a list of them, in that order.
 
-    A hub set is `repo`, or `repo:name` where its split is not called `split`. `read_file(path, name, encoding)` reads a
-    file; `name` stands in errors.
+    A hub set is `repo`, or `repo:name` where its split is not called `split`. `read_file(path, name, encoding,
+    separator)` reads a file; `name` stands in errors.
 
     Raises:
       JloraError: no source; whatever `local_path` and `read_file` refuse; a hub set that cannot be loaded.
@@ -36,7 +36,7 @@ def read_tables(
         if path is None:
             tables.append(_read_hub(name, split, config))
         else:
-            tables.append(read_file(path, name, config.encoding))
+            tables.append(read_file(path, name, config.encoding, config.separator))
     return tables
 
 
@@ -52,5 +52,5 @@ def _read_hub(name: str, split: str, config: DataSource) -> Table:
             f"data.{split}={name}: cannot load this data set from the hub ({type(error).__name__}: {cause}); "
             "check its name, data.config and data.revision and the connection, or give files"
         ) from error
-    columns = {column: list(loaded[column]) for column in loaded.column_names}
+    columns = {column: without_filled(list(loaded[column])) for column in loaded.column_names}
     return Table(f"{repository}:{named_split or split}", columns, class_names(loaded.features.to_dict()))

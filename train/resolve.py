@@ -12,7 +12,8 @@ from train.run_config import AnyConfig, RunConfig
 from train.validation import flatten, validate
 
 _OF_ITS_SOURCE = (
-    "validation", "test", "config", "revision", "encoding", "label_names", "drop_other_labels", "format", "sample_by",
+    "validation", "test", "config", "revision", "encoding", "separator", "label_names", "drop_other_labels", "format",
+    "sample_by",
 )  # fmt: skip
 _LINES_OF_A_SCREEN = 20
 
@@ -22,8 +23,8 @@ def resolve(request: Request[AnyConfig], use_offline: bool) -> AnyConfig:
 
     Each layer replaces values key by key. One that gives `data.train` brings a data source of its own: the
     keys that describe the source below it are dropped (its validation and test splits, config, revision,
-    encoding, label_names, drop_other_labels, format, sample_by), while its columns and sizes stay unless given. So
-    `data.train=my.tsv` reads the columns that the file names. Given on the command line, it also sets aside
+    encoding, separator, label_names, drop_other_labels, format, sample_by), while its columns and sizes stay unless
+    given. So `data.train=my.tsv` reads the columns that the file names. Given on the command line, it also sets aside
     all of the offline block's `data`, which describes a corpus that is not used then.
 
     The offline block is checked even where it is not used, and not needed where nothing comes from a hub.

@@ -46,6 +46,10 @@ class DataSource(Section):
     )
     revision: Text | None = Field(default=None, description="branch, tag or commit of a hub data set")
     encoding: Text = Field(default="utf-8", description="encoding of text files")
+    separator: Literal[",", ";", "|"] = Field(default=",", description="what separates the fields of a .csv file")
+    skip_bad_rows: bool = Field(
+        default=False, description="leave out rows that cannot be read, counted and named, instead of refusing them"
+    )
     validation_fraction: Share = Field(
         default=0.1, description="share of train that is split off, seeded, where data.validation is null"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 import math
@@ -63,6 +64,7 @@ def train(
     begin: float,
     data: Mapping[str, Mapping[str, Any]],
     attention: dict[str, str],
+    day: datetime.date | None = None,
 ) -> dict[str, Any]:
     """Claims the run folder, trains from `state` or the newest checkpoint, and returns what `finish` reports.
 
@@ -70,13 +72,14 @@ def train(
       begin: when the command began, by time.monotonic().
       data: {split: {name: array}}, what the run learns from: it is resumed with the same alone.
       attention: what computes it, for environment.json.
+      day: the run's, for the manifest, where the data depend on it.
 
     Raises:
       JloraError: the folder is in use or cannot be written, or this is not the run that it holds.
       Stopped: a signal, or train.max_hours, ended the training; the newest checkpoint has all of it.
     """
     with working("computing checksums of base and data"):
-        made_of = manifest.manifest(config, loop.base, loop.frozen, data, loop.lengths)
+        made_of = manifest.manifest(config, loop.base, loop.frozen, data, loop.lengths, day)
     for part in ("base", "adapter", "data", "batches"):
         distributed.require_same(json.dumps(made_of[part], sort_keys=True), part)
     with (

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,13 +42,22 @@ class Table:
             )
         return self.columns[column]
 
-    def texts(self, column: str, key: str, rows: Iterable[int] | None = None) -> list[str]:
-        """The values of one column, or of its `rows` (counted from 0); JloraError, with the data row, where one is
-        not text.
+    def cell(self, column: str, row: int) -> Any:
+        """The value in one row, counted from 0; None where there is no such column."""
+        return self.columns[column][row] if column in self.columns else None
+
+    def texts(self, column: str, key: str) -> list[str]:
+        """The values of one column; JloraError, with the data row, where one is not text."""
+        text = self.texts_by_row(column, key)
+        return [text(row) for row in range(len(self.columns[column]))]
+
+    def texts_by_row(self, column: str, key: str) -> Callable[[int], str]:
+        """The function that gives the text in a row, counted from 0; JloraError, with the data row, where it is none.
+
+        Raises JloraError, too, where there is no such column.
         """
         values = self.column(column, key)
-        places = range(len(values)) if rows is None else rows
-        return [require_text(values[i], f"{self.where(i)}, column {column!r} ({key})") for i in places]
+        return lambda row: require_text(values[row], f"{self.where(row)}, column {column!r} ({key})")
 
     def where(self, row: int) -> str:
         """`file, data row 8`: how an error names row 7, counted from 0."""
@@ -62,12 +72,13 @@ def require_text(value: Any, where: str) -> str:
     return value
 
 
-def read_table(path: Path, name: str, encoding: str = "utf-8") -> Table:
+def read_table(path: Path, name: str, encoding: str = "utf-8", separator: str = ",") -> Table:
     """The whole file as a Table; the suffix says the format. `name` stands in errors.
 
-    CSV is read by RFC 4180 (quoted fields may hold commas, quotes and line ends), TSV without any quoting,
-    JSON as one list of objects, JSONL as one object a line. Raises JloraError for anything else, for an empty
-    file, for text that is not in `encoding`, and for a row that does not fit, with its number.
+    CSV, whose fields `separator` separates, is read by RFC 4180 (quoted fields may hold separators, quotes and line
+    ends), TSV without any quoting, JSON as one list of objects, JSONL as one object a line. Raises JloraError for
+    anything else, for an empty file, for text that is not in `encoding`, and for a row that does not fit, with its
+    number.
     """
     if path.is_dir():
         raise JloraError(f"{name}: is a folder; expected a file ({', '.join(_READERS)})")
@@ -76,14 +87,26 @@ def read_table(path: Path, name: str, encoding: str = "utf-8") -> Table:
         raise JloraError(f"{name}: unknown suffix {path.suffix!r}; expected one of {', '.join(_READERS)}")
     if path.stat().st_size == 0:
         raise JloraError(f"{name}: the file is empty")
-    table = reader(path, name, encoding)
+    table = _read_csv(path, name, encoding, separator) if reader is _read_csv else reader(path, name, encoding)
     if not any(table.columns.values()):
         raise JloraError(f"{name}: no data rows; columns: {', '.join(table.columns) or 'none'}")
     return table
 
 
-def _read_csv(path: Path, name: str, encoding: str) -> Table:
-    return _from_records(_csv_records(decode(path, name, encoding, _csv_row), name), name)
+def _read_csv(path: Path, name: str, encoding: str, separator: str = ",") -> Table:
+    records = _csv_records(decode(path, name, encoding, _csv_row), name, separator)
+    header = next(records, (1, []))
+    if len(header[1]) == 1 and (others := [mark for mark in ",;|\t" if mark != separator and mark in header[1][0]]):
+        reads = (
+            "a file whose name ends in .tsv is read so"
+            if others[0] == "\t"
+            else f"data.separator={others[0]!r} reads it"
+        )
+        raise JloraError(
+            f"{name}: expected columns separated by {separator!r} (data.separator); found the one column"
+            f" {header[1][0]!r}: {reads}"
+        )
+    return _from_records(itertools.chain([header], records), name)
 
 
 def _read_tsv(path: Path, name: str, encoding: str) -> Table:
@@ -99,6 +122,8 @@ def _read_json(path: Path, name: str, encoding: str) -> Table:
         where = f"data row {_json_row(text[: error.pos])} (line {error.lineno})"
         hint = "a file of one object a line is called .jsonl"
         raise JloraError(f"{name}, {where}: not JSON ({error.msg}); {hint}") from error
+    except (ValueError, RecursionError) as error:
+        raise JloraError(f"{name}: JSON that cannot be read: {error}") from error
     if not isinstance(objects, list):
         raise JloraError(f"{name}: expected a list of objects, found {type(objects).__name__}")
     return _from_objects(objects, name)
@@ -110,9 +135,11 @@ def _read_jsonl(path: Path, name: str, encoding: str) -> Table:
     for row, line in enumerate(lines, 1):
         try:
             objects.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise JloraError(f"{name}, data row {row}: not JSON ({error.msg}): {line[:60]}") from error
-    return _from_objects(objects, name)
+        except (ValueError, RecursionError) as error:
+            hint = "; a file that is one list of objects is called .json" * lines[0].lstrip().startswith("[")
+            reason = getattr(error, "msg", error)
+            raise JloraError(f"{name}, data row {row}: not JSON ({reason}): {line[:60]}{hint}") from error
+    return _from_objects(objects, name, hint="; a file that is one list of objects is called .json")
 
 
 def _read_parquet(path: Path, name: str, encoding: str) -> Table:
@@ -121,11 +148,32 @@ def _read_parquet(path: Path, name: str, encoding: str) -> Table:
 
     try:
         table = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowException as error:
+        columns = {column: without_filled(table[column].to_pylist()) for column in table.column_names}
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
         raise JloraError(f"{name}: not a Parquet file, or a damaged one ({error})") from error
-    columns = {column: table[column].to_pylist() for column in table.column_names}
-    metadata = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
-    return Table(name, columns, class_names(metadata.get("info", {}).get("features", {})))
+    return Table(name, columns, class_names(_features((table.schema.metadata or {}).get(b"huggingface"), name)))
+
+
+def _features(metadata: bytes | None, name: str) -> dict[str, Any]:
+    """What `datasets` says of the columns of a Parquet file that it wrote."""
+    try:
+        stored = json.loads(metadata or b"{}")
+        features = stored.get("info", {}).get("features", {})
+        return {column: feature for column, feature in features.items() if isinstance(feature, dict)}
+    except (ValueError, RecursionError, AttributeError) as error:
+        shown = ascii(metadata[:60] if metadata else metadata)
+        expected = 'expected metadata "huggingface" as datasets writes it, {"info": {"features": {...}}}, or none'
+        raise JloraError(f"{name}: {expected}; found {shown}") from error
+
+
+def without_filled(value: Any) -> Any:
+    """The value of an Arrow table without the entries of its objects that are None, at every depth.
+
+    All objects of a column have one schema there, so that each is given the keys which only others had.
+    """
+    if isinstance(value, dict):
+        return {key: without_filled(entry) for key, entry in value.items() if entry is not None}
+    return [without_filled(entry) for entry in value] if isinstance(value, list) else value
 
 
 def class_names(features: dict[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -137,7 +185,10 @@ def class_names(features: dict[str, Any]) -> dict[str, tuple[str, ...]]:
 def _names_of(feature: Any) -> tuple[str, ...]:
     if not isinstance(feature, dict):
         return ()
-    return tuple(feature.get("names") or ()) or _names_of(feature.get("feature"))
+    names = feature.get("names")
+    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    return _names_of(feature.get("feature"))
 
 
 _READERS: dict[str, Callable[[Path, str, str], Table]] = {
@@ -149,10 +200,10 @@ _READERS: dict[str, Callable[[Path, str, str], Table]] = {
 }
 
 
-def _csv_records(text: str, name: str) -> Iterator[tuple[int, list[str]]]:
+def _csv_records(text: str, name: str, separator: str) -> Iterator[tuple[int, list[str]]]:
     """(line the record begins on, fields) of every record that is not a blank line."""
     csv.field_size_limit(_LONGEST_CSV_FIELD)
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     line, row = 1, 0
     try:
         for fields in reader:
@@ -182,11 +233,13 @@ def _from_records(records: Iterator[tuple[int, list[str]]], name: str) -> Table:
     return Table(name, {column: [fields[i] for fields in rows] for i, column in enumerate(header)})
 
 
-def _from_objects(objects: list[Any], name: str) -> Table:
+def _from_objects(objects: list[Any], name: str, hint: str = "") -> Table:
     for row, found in enumerate(objects, 1):
         if not isinstance(found, dict):
             shown = json.dumps(found)[:60]
-            raise JloraError(f'{name}, data row {row}: expected an object such as {{"text": "..."}}, found {shown}')
+            expected = 'expected an object such as {"text": "..."}'
+            hint = hint if isinstance(found, list) else ""
+            raise JloraError(f"{name}, data row {row}: {expected}, found {shown}{hint}")
     names = dict.fromkeys(column for found in objects for column in found)
     return Table(name, {column: [found.get(column) for found in objects] for column in names})
 
@@ -197,16 +250,16 @@ def decode(path: Path, name: str, encoding: str, row_after: Callable[[str], int]
     """
     try:
         return path.read_bytes().decode(encoding).removeprefix("\ufeff")
-    except LookupError as error:
-        raise JloraError(f"data.encoding={encoding}: not an encoding; expected utf-8, latin-1, ...") from error
     except UnicodeDecodeError as error:
-        before = error.object[: error.start].decode(encoding)
+        before = error.object[: error.start].decode(encoding, "replace")
         row, line = row_after(before), before.count("\n") + 1
         raise JloraError(
             f"{name}, {f'data row {row}' if row else 'the header'} (line {line}): "
             f"the byte 0x{error.object[error.start]:02x} is not {encoding} text; "
             "save the file as UTF-8, or name its encoding, for example data.encoding=latin-1"
         ) from error
+    except (LookupError, ValueError) as error:
+        raise JloraError(f"data.encoding={encoding}: not an encoding of text; expected utf-8, latin-1, ...") from error
 
 
 def _csv_row(before: str) -> int:
@@ -227,7 +280,7 @@ def _json_row(before: str) -> int:
     while start >= 0:
         try:
             end = decoder.raw_decode(before, start)[1]
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             break
         row, start = row + 1, before.find("{", end)
     return row

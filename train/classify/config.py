@@ -19,7 +19,11 @@ class DataConfig(DataSource):
     test: Text | list[Text] | None = Field(default=None, description="rows to report on at the end")
     text: Text = Field(default="text", description="column of the text")
     text_pair: Text | None = Field(default=None, description="column of the second text, for sentence pairs")
-    label: Text = Field(default="label", description="column of the label")
+    label: Text | list[Text] = Field(
+        default="label",
+        description="column of the label; a list of columns that hold 0 or 1: each is a class, of which a row may have "
+        "several",
+    )
     label_names: list[Text] | dict[str | int | float | bool, Text] | None = Field(
         default=None,
         description="names of the classes in the order of their ids, or a mapping from values to names",
@@ -45,6 +49,17 @@ class DataConfig(DataSource):
             raise ValueError(
                 "data.drop_other_labels: true needs data.label_names to be a mapping of the values to keep"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _several_columns_are_several_classes(self) -> Self:
+        if not isinstance(self.label, list):
+            return self
+        if len(set(self.label)) < max(2, len(self.label)):
+            raise ValueError(f"data.label: expected a column, or two or more different ones; found {self.label}")
+        names = self.label_names
+        if isinstance(names, dict) or (names is not None and len(names) != len(self.label)):
+            raise ValueError(f"data.label_names: expected a name for each column of data.label; found {names}")
         return self
 
 
@@ -83,6 +98,8 @@ class Config(RunConfig):
     def _labels_fit_the_task(self) -> Self:
         if self.task == "regression" and self.data.label_names is not None:
             raise ValueError("data.label_names: expected null with task: regression, whose labels are numbers")
+        if isinstance(self.data.label, list) and self.task not in (None, "multi_label_classification"):
+            raise ValueError(f"data.label: expected one column with task: {self.task}; found {self.data.label}")
         return self
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jlora.errors import JloraError
-from train.classify.label_values import label_kind
+from train.bad_rows import left_out, read_each
+from train.classify.label_values import are_class_ids, is_yes, label_kind, parsed_lists, whole_number
 from train.read import read_tables
 from train.shuffle import permutation
 from train.tables import Table
@@ -73,7 +74,7 @@ def load_data(config: DataConfig, seed: int, task: str | None = None) -> Data:
     splits, found_names = {}, None
     for name in _SPLITS:
         if (source := getattr(config, name)) is not None:
-            split, names = _read(source, config, name)
+            split, names = _read(source, config, name, notes)
             found_names = found_names or names
             splits[name] = _name_labels(split, config, name, notes)
     if "validation" not in splits:
@@ -93,8 +94,7 @@ def read_split(source: str | list[str], config: DataConfig, split: str, labelled
     split is not called `split`. With `labelled=False` no label column is needed and every label is -1.
     Raises JloraError.
     """
-    rows = _read(source, config, split, labelled)[0]
-    return _name_labels(rows, config, split, []) if labelled else rows
+    return rows_of(read_tables(source, split, config), config, split, labelled)
 
 
 def configured_names(config: DataConfig) -> tuple[str, ...] | None:
@@ -108,33 +108,72 @@ def configured_names(config: DataConfig) -> tuple[str, ...] | None:
     return tuple(config.label_names)
 
 
+def rows_of(tables: Sequence[Table], config: DataConfig, split: str, labelled: bool = True) -> Split:
+    """As `read_split`, from tables that were read."""
+    rows = _joined(tables, config, split, labelled, [])
+    return _name_labels(rows, config, split, []) if labelled else rows
+
+
 def _read(
-    source: str | list[str], config: DataConfig, split: str, labelled: bool = True
+    source: str | list[str], config: DataConfig, split: str, notes: list[str]
 ) -> tuple[Split, tuple[str, ...] | None]:
+    """(the rows of a split, the names of their classes where the source says them)."""
     tables = read_tables(source, split, config)
-    parts = [_to_split(table, config, labelled) for table in tables]
+    if isinstance(config.label, list):
+        return _joined(tables, config, split, True, notes), tuple(config.label)
     names = {table.class_names.get(config.label) for table in tables}
     if len(names) > 1:
         raise JloraError(f"data.{split}: the parts name their classes differently: {names}")
-    joined = Split(
+    return _joined(tables, config, split, True, notes), names.pop()
+
+
+def _joined(tables: Sequence[Table], config: DataConfig, split: str, labelled: bool, notes: list[str]) -> Split:
+    parts = [_to_split(table, config, split, labelled, notes) for table in tables]
+    return Split(
         text=[text for part in parts for text in part.text],
         text_pair=[text for part in parts for text in part.text_pair or []] if config.text_pair else None,
-        label=[label for part in parts for label in part.label],
+        label=parsed_lists([label for part in parts for label in part.label]),
         row=[row for part in parts for row in part.row],
         source=[name for part in parts for name in part.source],
     )
-    return joined, names.pop()
 
 
-def _to_split(table: Table, config: DataConfig, labelled: bool) -> Split:
-    text = table.texts(config.text, "data.text")
-    return Split(
-        text=text,
-        text_pair=table.texts(config.text_pair, "data.text_pair") if config.text_pair else None,
-        label=table.column(config.label, "data.label") if labelled else [-1] * len(text),
-        row=list(range(1, len(text) + 1)),
-        source=[table.name] * len(text),
-    )
+def _to_split(table: Table, config: DataConfig, split: str, labelled: bool, notes: list[str]) -> Split:
+    text = table.texts_by_row(config.text, "data.text")
+    pair = table.texts_by_row(config.text_pair, "data.text_pair") if config.text_pair else None
+    label = _labels(table, config.label) if labelled else lambda row: -1
+    count = len(table.columns[config.text])
+
+    def read(row: int) -> tuple[str, str | None, Any]:
+        return text(row), pair(row) if pair else None, label(row)
+
+    found, errors = read_each(range(count), read, config.skip_bad_rows and labelled)
+    notes += left_out(split, errors, count)
+    texts, pairs, labels = (list(column) for column in zip(*found.values(), strict=True))
+    return Split(texts, pairs if pair else None, labels, [row + 1 for row in found], [table.name] * len(found))
+
+
+def _labels(table: Table, column: str | list[str]) -> Callable[[int], Any]:
+    """The function that gives the label in a row: a cell, or a list of 0 and 1 of several columns.
+
+    -1 in all of several columns is -1, an unlabelled row.
+    """
+    if isinstance(column, str):
+        values = table.column(column, "data.label")
+        return lambda row: values[row]
+    columns = {name: table.column(name, "data.label") for name in column}
+
+    def read(row: int) -> Any:
+        cells = {name: values[row] for name, values in columns.items()}
+        if all(whole_number(cell) == -1 for cell in cells.values()):
+            return -1
+        for name, cell in cells.items():
+            if is_yes(cell) is None:
+                place = f"{table.where(row)}, column {name!r} (data.label)"
+                raise JloraError(f"{place}: expected 0 or 1, as each of several columns is a class; found {cell!r}")
+        return [int(bool(is_yes(cell))) for cell in cells.values()]
+
+    return read
 
 
 def _name_labels(split: Split, config: DataConfig, name: str, notes: list[str]) -> Split:
@@ -196,6 +235,8 @@ def _sample(split: Split, max_rows: int | None, seed: int, task: str | None, nam
 def _classes(split: Split, task: str | None) -> list[Hashable]:
     """What the rows are balanced by: their labels, or nothing for regression and lists of labels."""
     several_or_scores = {"list", "decimal number"} & {label_kind(value) for value in split.label}
+    if several_or_scores == {"decimal number"} and are_class_ids(split.label):
+        several_or_scores = set()
     if task == "single_label_classification" or (task is None and not several_or_scores):
         return [str(value) for value in split.label]
     return [None] * len(split)

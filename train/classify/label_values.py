@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import math
 import re
+import unicodedata
+from collections.abc import Sequence
 from typing import Any, Literal
 
 LabelKind = Literal["whole number", "decimal number", "text", "list", "nothing", "something else"]
+SEPARATOR = ";"
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _DECIMAL = re.compile(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][+-]?[0-9]+)?")
+_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
+_LIST = re.compile(r"\[.*\]", re.DOTALL)
+_NUMBERS = re.compile(r"\[[0-9.\s]*\]")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_LONGEST_LIST = 100_000
+"""Characters."""
 
 
 def label_kind(value: Any) -> LabelKind:
@@ -21,12 +32,81 @@ def label_kind(value: Any) -> LabelKind:
         return "whole number"
     if isinstance(value, float) or (isinstance(value, str) and _DECIMAL.fullmatch(value)):
         return "decimal number"
-    return "text" if isinstance(value, str) else "something else"
+    # Text with half a character in it can be written to no file.
+    return "text" if isinstance(value, str) and not _LONE_SURROGATE.search(value) else "something else"
 
 
 def whole_number(value: Any) -> int | None:
     """The label as an id: 1, "1", True, 1.0 and "1.0" are 1; None where it is no whole number."""
     kind = label_kind(value)
     if kind == "whole number":
-        return int(value)
+        return int(value) if len(str(value)) < 20 else None
     return int(float(value)) if kind == "decimal number" and float(value).is_integer() else None
+
+
+def number(value: Any) -> float:
+    """The label as a score, also with a decimal comma ("3,5"); NaN where it is no number."""
+    if has_decimal_comma(value):
+        return float(value.replace(",", "."))
+    try:
+        return float(value) if label_kind(value) in ("whole number", "decimal number") else math.nan
+    except OverflowError:
+        return math.inf
+
+
+def has_decimal_comma(value: Any) -> bool:
+    """Whether the label is text such as "3,5"."""
+    return isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value) is not None
+
+
+def are_class_ids(values: Sequence[Any]) -> bool:
+    """Whether all labels are whole numbers from 0 without a gap, two or more, however they are written (0.0, 1.0)."""
+    ids = {whole_number(value) for value in values}
+    return len(ids) > 1 and ids == set(range(len(ids)))
+
+
+def is_yes(value: Any) -> bool | None:
+    """What a cell of a column of one label says: 1, 1.0, "1", "true" is yes; None where it is neither 0 nor 1."""
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    return {0: False, 1: True}.get(whole_number(value))  # type: ignore[arg-type]
+
+
+def are_multi_hot(values: Sequence[Any]) -> bool:
+    """Whether all labels are lists of 0 and 1 of one length, two or more: an entry for each class.
+
+    As lists of ids they would name a class twice, or all of two classes in each row.
+    """
+    lengths = {len(value) if isinstance(value, list) else 0 for value in values}
+    return (
+        len(lengths) == 1 and min(lengths) > 1 and all(is_yes(part) is not None for value in values for part in value)
+    )
+
+
+def parsed_lists(values: Sequence[Any]) -> list[Any]:
+    """The labels, as lists where each that is not empty is the text of one: '[1, 0]', "['a', 'b']", '[1 0]'."""
+    texts = [value for value in values if label_kind(value) != "nothing"]
+    if not texts or not all(isinstance(text, str) and _LIST.fullmatch(text.strip()) for text in texts):
+        return list(values)
+    parsed = {text: _parsed(text.strip()) for text in set(texts)}
+    if not all(isinstance(found, list) for found in parsed.values()):
+        return list(values)
+    return [parsed.get(value, value) for value in values]
+
+
+def _parsed(text: str) -> Any:
+    if _NUMBERS.fullmatch(text):
+        return text.strip("[]").split()
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return ast.literal_eval(text) if len(text) < _LONGEST_LIST else None
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+
+
+def spelling(name: str) -> str:
+    """What names share that differ in case, spaces or Unicode form alone."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())

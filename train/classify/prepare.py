@@ -21,9 +21,11 @@ from jlora.paths import leaves_by_path
 from jlora.targets import is_trained_whole
 from jlora.weights import new_heads
 from train.adapted import Adapted, lora_config, settings, with_adapter
+from train.bad_rows import left_out
 from train.classify.config import Config
 from train.classify.data import Data, Split
-from train.classify.labels import Labels, encode, infer_labels
+from train.classify.label_notes import described, near_equal
+from train.classify.labels import Labels, encode_rows, infer_labels, of_one_kind
 from train.classify.tokens import Tokens, default_cache_dir, tokenize
 from train.devices import put_adapted
 from train.model_files import model_folder, pad_id
@@ -47,18 +49,25 @@ class Prepared:
 def prepare_splits(
     config: Config, data: Data, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Labels, dict[str, Prepared]]:
-    """(labels, {split: Prepared}); labels come from the training rows."""
-    labels = infer_labels(data.splits["train"], config.task, data.label_names)
+    """(labels, {split: Prepared}); labels come from the training rows. What they are taken for is logged."""
+    skip, train = config.data.skip_bad_rows, data.splits["train"]
+    labels = infer_labels(of_one_kind(train) if skip else train, config.task, data.label_names)
     # Labels first: they are cheap to check, and a wrong one is known before anything is tokenized.
-    encoded = {name: encode(split, labels, name) for name, split in data.splits.items()}
+    rows, encoded = {}, {}
+    for name, given in data.splits.items():
+        rows[name], encoded[name], errors = encode_rows(given, labels, name, skip)
+        for line in [*left_out(name, errors, len(given)), described(labels, encoded[name], name)]:
+            logger.info(line)
+    for line in near_equal(labels):
+        logger.warning("classes: %s", line)
     splits = {
         name: Prepared(
-            split,
-            tokenize(split, tokenizer, config.data.max_length, default_cache_dir()),
+            kept,
+            tokenize(kept, tokenizer, config.data.max_length, default_cache_dir()),
             encoded[name],
             pad_id(tokenizer),
         )
-        for name, split in data.splits.items()
+        for name, kept in rows.items()
     }
     for name, split in splits.items():
         if split.tokens.cut:

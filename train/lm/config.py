@@ -67,7 +67,7 @@ class DataSection(DataSource):
     def _the_format_has_what_is_asked_of_it(self) -> Self:
         if self.format == "text" and self.completion_only_loss:
             raise ValueError("data.completion_only_loss: expected false or null with data.format: text; found true")
-        if self.chat_template is not None and self.format in ("text", "prompt_completion", "alpaca"):
+        if self.chat_template is not None and self.format in ("text", "alpaca"):
             raise ValueError(
                 f"data.chat_template: expected null with data.format: {self.format}, which is no chat; "
                 f"found {self.chat_template!r}"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jlora.errors import JloraError
+from train.bad_rows import left_out
 from train.lm.documents import Documents, documents_of
 from train.lm.encode import encode
 from train.lm.ends import are_few_long_texts, hold_out_ends
@@ -43,8 +45,10 @@ class Data:
     chats: bool
 
 
-def load_examples(config: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int) -> Data:
-    """Train and validation data, the same for the same `seed` on every machine.
+def load_examples(
+    config: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, day: datetime.date | None = None
+) -> Data:
+    """Train and validation data, the same for the same `seed` and `day` (None: today) on every machine.
 
     Where no validation data is given, `validation_fraction` of train is held out: rows, or the ends of plain texts that
     are few and long. Then `max_rows` takes a sample of each split.
@@ -58,9 +62,9 @@ def load_examples(config: DataSection, tokenizer: PreTrainedTokenizerBase, seed:
         most = f"the tokenizer's {tokenizer.model_max_length}"
         raise JloraError(f"data.max_length={config.max_length}: expected at most {most} tokens")
     notes: list[str] = []
-    documents = _documents(config, tokenizer, seed, notes)
+    documents = _documents(config, tokenizer, seed, day, notes)
     splits = {name: _examples(name, parts, config, tokenizer, notes) for name, parts in documents.items()}
-    chats = any(part.form in ("messages", "sharegpt") for part in documents["train"])
+    chats = any(part.from_template for part in documents["train"])
     if not config.packing:
         return Data(splits, {**splits}, tuple(notes), chats)
     packed = {name: pack(examples, config.max_length) for name, examples in splits.items()}
@@ -87,7 +91,11 @@ def prompts(examples: Examples, count: int, prompt_tokens: int) -> list[np.ndarr
 
 
 def _documents(
-    config: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, notes: list[str]
+    config: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    day: datetime.date | None,
+    notes: list[str],
 ) -> dict[str, list[Documents]]:
     """{"train", "validation"}: the texts of each split, file by file."""
     rows = {name: read_rows(name, config, notes) for name in _SPLITS if getattr(config, name) is not None}
@@ -103,9 +111,10 @@ def _documents(
         if (there := sum(map(len, parts))) > (taken := sum(map(len, rows[name]))):
             notes.append(f"{name}: a sample of {taken:,} of {there:,} rows (data.max_rows, seed {seed})")
     documents = {
-        name: [documents_of(part.table, part.rows.tolist(), part.form, config, tokenizer) for part in parts]
+        name: [documents_of(part.table, part.rows.tolist(), part.form, config, tokenizer, day) for part in parts]
         for name, parts in rows.items()
     }
+    notes += [note for name, parts in documents.items() for part in parts for note in _of_rows(name, part)]
     if by_ends:
         texts = documents["train"]
         halves = zip(*(hold_out_ends(part, fraction) for part in texts), strict=True)
@@ -113,6 +122,15 @@ def _documents(
         which = f"the last {fraction:.0%} of each of {sum(map(len, texts))} texts"
         notes.append(f"no validation data: {which} held out (data.validation_fraction={fraction})")
     return documents
+
+
+def _of_rows(name: str, part: Documents) -> list[str]:
+    """What of the rows of a file is not used."""
+    notes = []
+    if part.unread:
+        keys = ", ".join(sorted(part.unread))
+        notes.append(f"{name}: {part.source}: keys that the chat template does not name, so they are not used: {keys}")
+    return notes + left_out(name, part.left_out, len(part) + len(part.left_out))
 
 
 def _examples(

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import datetime
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from jlora.errors import JloraError
-from train.lm.formats import Format, answers_only, chat_column
-from train.lm.templates import Span, require_template, write_chat
-from train.lm.turns import require_answer, turns_of_messages, turns_of_sharegpt
-from train.tables import Table, require_text
+from train.bad_rows import read_each
+from train.lm.alpaca import alpaca
+from train.lm.conversations import conversations
+from train.lm.formats import Format, answers_only, has_chats
+from train.lm.templates import Span, chat_template, write_chat
+from train.lm.turns import require_answer
+from train.tables import Table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from train.lm.config import DataSection
 
-_ALPACA = (
-    "Below is an instruction that describes a task{with_input}. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n{input}### Response:\n"
-)
+
+class Document(NamedTuple):
+    """A text, the spans of it to learn (None: all), and how many characters come before its first answer."""
+
+    text: str
+    learnt: tuple[Span, ...] | None
+    prompt: int
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,9 @@ class Documents:
       rows: each text's data row, counted from 0.
       source: the file or hub set, as the user gave it.
       form: the format of the rows.
+      from_template: whether a chat template wrote the texts, which brings its own first and last tokens.
+      unread: keys of turns, and of `chat_template_kwargs`, that the chat template does not name.
+      left_out: why rows were left out, one message a row (`data.skip_bad_rows`).
     """
 
     texts: list[str]
@@ -44,14 +51,12 @@ class Documents:
     rows: list[int]
     source: str
     form: Format
+    from_template: bool = False
+    unread: frozenset[str] = frozenset()
+    left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.texts)
-
-    @property
-    def from_template(self) -> bool:
-        """Whether a chat template wrote the texts, which brings its own first and last tokens."""
-        return self.form in ("sharegpt", "messages")
 
     def where(self, index: int) -> str:
         """`file, data row 7`: how an error names the text at `index`."""
@@ -59,68 +64,95 @@ class Documents:
 
 
 def documents_of(
-    table: Table, rows: Sequence[int], form: Format, config: DataSection, tokenizer: PreTrainedTokenizerBase
+    table: Table,
+    rows: Sequence[int],
+    form: Format,
+    config: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    day: datetime.date | None = None,
 ) -> Documents:
-    """The texts of the table's `rows` (counted from 0).
+    """The texts of the table's `rows` (counted from 0). `day` is what the clock of a chat template shows; None: today.
+
+    With `data.skip_bad_rows`, rows that cannot be read are left out.
 
     Raises:
       JloraError: a column that is not there; a row whose field is missing or no text; a chat that is none, or whose
-        roles are out of order; a tokenizer without a chat template, or one that the chat does not fit.
+        roles are out of order; a tokenizer without a chat template, or one that the chat does not fit; no row is left.
     """
-    rows, only = list(rows), answers_only(form, config)
+    unread: set[str] = set()
+    read = _reader(table, form, config, tokenizer, day, unread)
+    found, left_out = read_each(rows, read, config.skip_bad_rows)
+    documents = list(found.values())
+    return Documents(
+        texts=[document.text for document in documents],
+        learnt=_spans(documents),
+        prompts=[document.prompt for document in documents],
+        rows=list(found),
+        source=table.name,
+        form=form,
+        from_template=has_chats(table, form, config),
+        unread=frozenset(unread),
+        left_out=tuple(left_out),
+    )
+
+
+def _spans(documents: list[Document]) -> list[tuple[Span, ...]] | None:
+    if all(document.learnt is None for document in documents):
+        return None
+    return [((0, len(text)),) if learnt is None else learnt for text, learnt, _ in documents]
+
+
+def _reader(
+    table: Table,
+    form: Format,
+    config: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    day: datetime.date | None,
+    unread: set[str],
+) -> Callable[[int], Document]:
+    """The function that reads one row, counted from 0; it adds to `unread` what no chat template names."""
+    only = answers_only(form, config)
     if form == "text":
-        texts = table.texts(config.text, "data.text", rows)
-        return Documents(texts, None, [0] * len(texts), rows, table.name, form)
-    if form in ("sharegpt", "messages"):
-        return _chats(table, rows, form, chat_column(table, form, config), tokenizer, only)
+        texts = table.texts_by_row(config.text, "data.text")
+        return lambda row: Document(texts(row), None, 0)
+    if has_chats(table, form, config):
+        return _chat_reader(table, form, config, tokenizer, day, only, unread)
     if form == "alpaca":
-        prompts, answers = _alpaca_prompts(table, rows), table.texts("output", "data.format=alpaca", rows)
+        read = alpaca(table, tokenizer.eos_token)
     else:
-        prompts = table.texts(config.prompt, "data.prompt", rows)
-        answers = table.texts(config.completion, "data.completion", rows)
-    texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
-    starts = [len(prompt) for prompt in prompts]
-    spans: list[tuple[Span, ...]] = [((start, len(text)),) for start, text in zip(starts, texts, strict=True)]
-    return Documents(texts, spans if only else None, starts, rows, table.name, form)
+        prompts = table.texts_by_row(config.prompt, "data.prompt")
+        completions = table.texts_by_row(config.completion, "data.completion")
+
+        def read(row: int) -> tuple[str, tuple[Span, ...]]:
+            prompt, completion = prompts(row), completions(row)
+            return prompt + completion, ((len(prompt), len(prompt) + len(completion)),)
+
+    def document(row: int) -> Document:
+        text, answers = read(row)
+        return Document(text, answers if only else None, answers[0][0])
+
+    return document
 
 
-def _alpaca_prompts(table: Table, rows: list[int]) -> list[str]:
-    """The prompts of Stanford Alpaca, with an input or without one."""
-    key, inputs = "data.format=alpaca", table.columns.get("input")
-    prompts = []
-    for row, instruction in zip(rows, table.texts("instruction", key, rows), strict=True):
-        given = inputs[row] if inputs and inputs[row] is not None else ""
-        require_text(given, f"{table.where(row)}, column 'input' ({key})")
-        context = ", paired with an input that provides further context" if given else ""
-        shown = f"### Input:\n{given}\n\n" if given else ""
-        prompts.append(_ALPACA.format(with_input=context, instruction=instruction, input=shown))
-    return prompts
+def _chat_reader(
+    table: Table,
+    form: Format,
+    config: DataSection,
+    tokenizer: PreTrainedTokenizerBase,
+    day: datetime.date | None,
+    only: bool,
+    unread: set[str],
+) -> Callable[[int], Document]:
+    read = conversations(table, form, config)
+    template = chat_template(tokenizer, config.chat_template, day)
 
-
-def _chats(
-    table: Table, rows: list[int], form: Format, column: str, tokenizer: PreTrainedTokenizerBase, only: bool
-) -> Documents:
-    chats, tools = table.column(column, "data.messages"), table.columns.get("tools")
-    require_template(tokenizer)
-    written = []
-    for row in rows:
-        where = f"{table.where(row)}, column {column!r} (data.messages)"
-        turns = (turns_of_sharegpt if form == "sharegpt" else turns_of_messages)(chats[row], where)
+    def document(row: int) -> Document:
+        chat = read(row)
         if only:
-            require_answer(turns, where)
-        functions = _functions(tools[row], f"{table.where(row)}, column 'tools'") if tools else None
-        written.append(write_chat(turns, functions, tokenizer, where, only))
-    spans = [chat.answers for chat in written] if only else None
-    prompts = [chat.prompt for chat in written]
-    return Documents([chat.text for chat in written], spans, prompts, rows, table.name, form)
+            require_answer(chat.turns, chat.where)
+        written = write_chat(chat, template, only)
+        keys = {key for turn in chat.turns for key in turn} - {"role", "content"}
+        unread.update((keys | set(chat.variables)) - template.names(chat))
+        return Document(*written)
 
-
-def _functions(tools: Any, where: str) -> list[Any] | None:
-    """The functions that a chat may call: a list of JSON schemas, or its JSON text."""
-    try:
-        found = json.loads(tools) if isinstance(tools, str) else tools
-    except json.JSONDecodeError as error:
-        raise JloraError(f"{where}: not JSON ({error.msg}): {tools[:60]}") from error
-    if found is not None and not (isinstance(found, list) and all(isinstance(tool, dict) for tool in found)):
-        raise JloraError(f"{where}: expected a list of JSON schemas; found {ascii(found)[:60]}")
-    return found or None
+    return document

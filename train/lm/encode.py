@@ -23,7 +23,8 @@ def encode(documents: Documents, tokenizer: PreTrainedTokenizerBase) -> Examples
     """The whole texts as examples, however long.
 
     A token is learnt where one of its characters is. Plain texts and completions begin as the tokenizer begins them
-    (`bos_token`) and end in `eos_token`, which is learnt; chats begin and end as their template has it.
+    (`bos_token`, but not twice where the text begins with it) and end in `eos_token`, which is learnt; chats begin and
+    end as their template has it.
 
     Raises:
       JloraError: a slow tokenizer; one without an end token where texts need it.
@@ -32,6 +33,8 @@ def encode(documents: Documents, tokenizer: PreTrainedTokenizerBase) -> Examples
     ids, learn, prompts, straddling = [np.zeros(0, np.int32)], [np.zeros(0, bool)], [], 0
     for index, encoding in enumerate(_encodings(documents, tokenizer)):
         row, (learnt, prompt, straddles) = encoding.ids, _asked(encoding, documents, index)
+        if not documents.from_template and row[:2] == [tokenizer.bos_token_id] * 2:  # the text has it, too
+            row, learnt, prompt = row[1:], learnt[1:], max(prompt - 1, 0)
         if end is not None:
             if row[-1:] != [end]:
                 row, learnt = [*row, end], np.append(learnt, True)

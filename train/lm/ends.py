@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 def are_few_long_texts(parts: Sequence[Rows], config: DataSection) -> bool:
     """Whether the rows are plain texts that are split anyway: fewer than `validation_fraction` could take one of, and
-    with more characters on average than `max_length`. Raises JloraError where a row is no text.
+    with more characters on average than `max_length`. Rows that are no text do not count here.
     """
     count = sum(map(len, parts))
     plain = all(part.form == "text" and too_long(part.form, config) == "split" for part in parts)
     if not plain or count * config.validation_fraction >= 1:
         return False
-    texts = [text for part in parts for text in part.table.texts(config.text, "data.text", part.rows.tolist())]
-    return sum(map(len, texts)) > count * config.max_length
+    cells = [part.table.cell(config.text, row) for part in parts for row in part.rows.tolist()]
+    return sum(len(cell) for cell in cells if isinstance(cell, str)) > count * config.max_length
 
 
 def hold_out_ends(documents: Documents, fraction: float) -> tuple[Documents, Documents]:

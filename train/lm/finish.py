@@ -148,8 +148,7 @@ def _require_same_loss(run: Run, results: Results) -> None:
 
 
 def _facts(run: Run, results: Results) -> card.Facts:
-    chat = run.task.data.chats and bool(run.tokenizer.chat_template)
-    return shipping.facts(run, results, problem_type=None, labels=(), chat=chat)
+    return shipping.facts(run, results, problem_type=None, labels=(), chat=run.task.data.chats)
 
 
 def _report(run: Run, results: Results) -> dict[str, Any]:

@@ -41,6 +41,25 @@ def seen_format(table: Table, config: DataSection) -> Format:
     )
 
 
+def used_columns(table: Table, form: Format, config: DataSection) -> set[str]:
+    """The names of the columns that rows of this format are read from, whether the table has them or not."""
+    of_chats = {"system", "tools", "chat_template_kwargs"}
+    if form == "text":
+        return {config.text}
+    if form == "alpaca":
+        return {"instruction", "input", "output", "system", "history"}
+    if form == "prompt_completion":
+        return {config.prompt, config.completion} | (of_chats if has_chats(table, form, config) else set())
+    return {chat_column(table, form, config)} | of_chats
+
+
+def has_chats(table: Table, form: Format, config: DataSection) -> bool:
+    """Whether the rows are chats, which a template writes: prompts and completions are where the first is a list."""
+    if form == "prompt_completion":
+        return isinstance(next(iter(table.columns.get(config.prompt, [])), None), list)
+    return form in ("sharegpt", "messages")
+
+
 def chat_column(table: Table, form: Format, config: DataSection) -> str:
     """`data.messages`; where it is null, `conversations` (ShareGPT's, or where it is the only one) or `messages`."""
     if config.messages:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jlora.errors import JloraError
-from train.lm.formats import Format, seen_format
+from train.lm.formats import Format, seen_format, used_columns
 from train.lm.text_files import read_text_or_table
 from train.read import read_tables
 from train.shuffle import permutation
@@ -32,7 +32,8 @@ class Rows:
 
 
 def read_rows(split: str, config: DataSection, notes: list[str]) -> list[Rows]:
-    """All rows of `data.{split}`, table by table. A format that was seen from the columns is said in the notes.
+    """All rows of `data.{split}`, table by table. A format that was seen from the columns is said in the notes, and so
+    are the columns that are not used.
 
     Raises:
       JloraError: whatever cannot be read; columns in no known format.
@@ -42,6 +43,9 @@ def read_rows(split: str, config: DataSection, notes: list[str]) -> list[Rows]:
         form = config.format or seen_format(table, config)
         if config.format is None:
             notes.append(f"{split}: {table.name} is read as data.format={form} (columns: {', '.join(table.columns)})")
+        used = used_columns(table, form, config)
+        if unused := [column for column in table.columns if column not in used]:
+            notes.append(f"{split}: {table.name}: columns that are not used: {', '.join(unused)}")
         found.append(Rows(table, form, np.arange(len(next(iter(table.columns.values()))))))
     return found
 

@@ -1,36 +1,101 @@
-"""Chats written out by the tokenizer's chat template, and where in the text the assistant's turns stand."""
+"""Chats written out by a chat template, and where in the text the turns stand that are learnt."""
 
 from __future__ import annotations
 
 import copy
+import datetime
+import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 
 from jlora.errors import JloraError
+from train.lm.conversations import Conversation
+from train.lm.sandbox import Compiled, Rendered, Span, compile_template, render
 from train.lm.turns import Turn
 from train.sources import local_path
+from train.tables import require_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Span = tuple[int, int]
-"""From the first character to the one after the last."""
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names of a turn's thoughts; templates read the first, or the second."""
 
 
 class Chat(NamedTuple):
     """A chat as text.
 
-    answers: the spans of the assistant's turns, each with the token that ends it; empty where they were not asked for.
-    prompt: characters before the assistant's first turn, the words that call for it included.
+    learnt: the spans to learn; None: all of it.
+    prompt: characters before the first answer that may be learnt, the words that call for it included.
     """
 
     text: str
-    answers: tuple[Span, ...]
+    learnt: tuple[Span, ...] | None
     prompt: int
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """The chat template of a tokenizer as a run uses it.
+
+    Attributes:
+      tokenizer: has the template and the special tokens that it names.
+      day: what the template's clock shows.
+      source: where the template stands, for errors.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    day: datetime.date
+    source: str
+
+    def write(self, chat: Conversation, turns: list[Turn], *, call: bool = False) -> Rendered:
+        """The first turns of a chat; with `call`, and the words that call for the assistant's next one.
+
+        Raises:
+          JloraError: the template cannot be read, or refuses the chat: whatever it raised is said.
+        """
+        try:
+            written = self._rendered(chat, turns, call)
+        except Exception as error:  # a template's expressions raise whatever Python's do
+            # Some, DeepSeek's among them, join arguments as text, which is what OpenAI's API sends.
+            if not (isinstance(error, TypeError) and any("tool_calls" in turn for turn in turns)):
+                raise self._refused(chat, error) from error
+            try:
+                written = self._rendered(chat, _with_arguments_as_text(turns), call)
+            except Exception as error:
+                raise self._refused(chat, error) from error
+        require_text(written.text, f"{chat.where}: what the chat template of {self.source} writes")
+        return written
+
+    def names(self, chat: Conversation) -> frozenset[str]:
+        """Every name that stands in the template that is taken for this chat."""
+        return self._compiled(chat).names
+
+    def is_tagged(self, chat: Conversation) -> bool:
+        """Whether the template marks the assistant's turns itself."""
+        return _GENERATION_TAG.search(self.tokenizer.get_chat_template(tools=chat.tools)) is not None
+
+    def _compiled(self, chat: Conversation) -> Compiled:
+        return compile_template(self.tokenizer.get_chat_template(tools=chat.tools))
+
+    def _rendered(self, chat: Conversation, turns: list[Turn], call: bool) -> Rendered:
+        variables = {
+            **self.tokenizer.special_tokens_map,
+            **chat.variables,
+            "messages": [_with_reasoning(turn) for turn in turns],
+            "tools": chat.tools,
+            "add_generation_prompt": call,
+        }
+        return render(self._compiled(chat).template, {"documents": None} | variables, self.day)
+
+    def _refused(self, chat: Conversation, error: Exception) -> JloraError:
+        said = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+        return JloraError(f"{chat.where}: the chat template of {self.source} refuses this chat: {said}")
 
 
 def with_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> PreTrainedTokenizerBase:
@@ -51,88 +116,105 @@ def with_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> PreTr
     return copied
 
 
-def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises JloraError where the tokenizer has no chat template."""
+def chat_template(
+    tokenizer: PreTrainedTokenizerBase, file: str | None = None, day: datetime.date | None = None
+) -> ChatTemplate:
+    """The tokenizer's chat template, which came from `file` where that is given; the day is today by default.
+
+    Raises:
+      JloraError: the tokenizer has no template.
+    """
+    source = file or tokenizer.name_or_path or "the model"
     if not tokenizer.chat_template:
         raise JloraError(
-            f"{tokenizer.name_or_path or 'the model'}: expected a tokenizer with a chat template, as the rows are "
-            "chats; found none. data.chat_template=FILE gives one (a Jinja file)"
+            f"{source}: expected a tokenizer with a chat template, as the rows are chats; found none."
+            " data.chat_template=FILE gives one (a Jinja file)"
         )
+    return ChatTemplate(tokenizer, day or datetime.datetime.now(datetime.UTC).date(), source)
 
 
-def write_chat(
-    turns: list[Turn], tools: list[Any] | None, tokenizer: PreTrainedTokenizerBase, where: str, answers: bool
-) -> Chat:
-    """The chat as the template writes it; with `answers`, the spans of the assistant's turns too.
+def write_chat(chat: Conversation, template: ChatTemplate, only: bool) -> Chat:
+    """The chat as the template writes it, and what of it is learnt: answers `only`, or all; but no turn of weight 0.
 
-    Templates with `{% generation %}` mark these turns themselves. With others a turn is what the chat up to it has
-    more than the chat before it that ends in the generation prompt.
+    Templates with `{% generation %}` mark the assistant's turns themselves. With others a turn is what the chat up to
+    it has more than the chat before it that ends in the generation prompt.
 
     Raises:
       JloraError: the template refuses the chat, or writes earlier turns otherwise once others follow.
     """
-
-    def write(count: int, add_generation_prompt: bool = False) -> str:
-        return _write(turns[:count], tools, tokenizer, where, add_generation_prompt)
-
-    text = write(len(turns))
-    places = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
-    if not places:
-        return Chat(text, (), len(text))
-    template = tokenizer.get_chat_template(tools=tools)
-    tagged = _GENERATION_TAG.search(template) is not None
-    called = places if answers and not tagged else places[:1]
-    calls = {place: write(place, add_generation_prompt=True) for place in called}
-    prompt = _common(text, calls[places[0]])
-    if not answers:
-        return Chat(text, (), prompt)
-    if tagged:
-        return Chat(text, _tagged(turns, tools, tokenizer, template), prompt)
-    spans = []
-    for place in places:
-        until = text if place + 1 == len(turns) else write(place + 1)
-        spans.append(_answer(text, calls[place], until, turns[place], f"{where}, turn {place + 1}", tokenizer))
-    return Chat(text, tuple(spans), prompt)
+    turns = chat.turns
+    text, generated = template.write(chat, turns)
+    answers = [place for place in range(chat.prompt, len(turns)) if turns[place]["role"] == "assistant"]
+    called = template.write(chat, turns[: answers[0]], call=True).text if answers else text
+    prompt = _common(text, called)
+    places = [i for i in answers if i not in chat.unlearnt] if only else sorted(chat.unlearnt)
+    if not only and not places:
+        return Chat(text, None, prompt)
+    if places and template.is_tagged(chat):
+        spans = _tagged(chat, places, text, generated, template)
+    else:
+        spans = tuple(_span(chat, place, text, template) for place in places)
+    return Chat(text, spans if only else _others(spans, len(text)), prompt)
 
 
-def _write(
-    turns: list[Turn], tools: list[Any] | None, tokenizer: PreTrainedTokenizerBase, where: str, call: bool
-) -> str:
-    try:
-        return tokenizer.apply_chat_template(turns, tools=tools, tokenize=False, add_generation_prompt=call)
-    except (jinja2.TemplateError, ValueError, TypeError) as error:
-        raise JloraError(f"{where}: the chat template refuses this chat: {error}") from error
+def _with_arguments_as_text(turns: list[Turn]) -> list[Turn]:
+    def as_text(call: dict[str, Any]) -> dict[str, Any]:
+        if "function" in call:
+            return {**call, "function": as_text(call["function"])}
+        return {**call, "arguments": json.dumps(call.get("arguments", {}), ensure_ascii=False)}
+
+    return [
+        {**turn, "tool_calls": [as_text(call) for call in turn["tool_calls"]]} if "tool_calls" in turn else turn
+        for turn in turns
+    ]
+
+
+def _with_reasoning(turn: Turn) -> Turn:
+    """The turn, its thoughts under the names that templates read."""
+    thoughts = next((turn[name] for name in _REASONING if turn.get(name) is not None), None)
+    return turn if thoughts is None else {"thinking": thoughts, **turn, "reasoning_content": thoughts}
 
 
 def _tagged(
-    turns: list[Turn], tools: list[Any] | None, tokenizer: PreTrainedTokenizerBase, template: str
+    chat: Conversation, places: list[int], text: str, generated: tuple[Span, ...], template: ChatTemplate
 ) -> tuple[Span, ...]:
-    from transformers.utils.chat_template_utils import render_jinja_template
+    """The spans of the turns at `places`, from the template's own marks of all the assistant's turns."""
+    spoken = [place for place, turn in enumerate(chat.turns) if turn["role"] == "assistant"]
+    if places == spoken:
+        return generated
+    if len(generated) != len(spoken):
+        raise JloraError(
+            f"{chat.where}: expected {{% generation %}} around each of the assistant's {len(spoken)} turns, as not all"
+            f" of them are learnt; the chat template of {template.source} has it {len(generated)} times"
+        )
+    marked = dict(zip(spoken, generated, strict=True))
+    return tuple(marked.get(place) or _span(chat, place, text, template) for place in places)
 
-    _, spans = render_jinja_template(
-        [turns],
-        tools=tools,
-        chat_template=template,
-        return_assistant_tokens_mask=True,
-        **tokenizer.special_tokens_map,
-    )
-    return tuple(spans[0])
 
-
-def _answer(text: str, call: str, until: str, turn: Turn, place: str, tokenizer: PreTrainedTokenizerBase) -> Span:
-    """The span of one turn: `call` is the chat before it with the generation prompt, `until` the chat up to it."""
-    written, start = until[len(call) :], len(call)
+def _span(chat: Conversation, place: int, text: str, template: ChatTemplate) -> Span:
+    """Where in the text of the chat one turn stands: of the assistant's, after the words that call for it."""
+    turn = chat.turns[place]
+    is_answer = turn["role"] == "assistant"
+    before = template.write(chat, chat.turns[:place], call=is_answer).text if place else ""
+    until = text if place + 1 == len(chat.turns) else template.write(chat, chat.turns[: place + 1]).text
+    written, start = until[len(before) :], len(before)
     if not text.startswith(written, start):
         # Some templates leave the empty thoughts out of all turns but the last.
         said = turn.get("content", "").strip()
         written = said + written.rpartition(said)[2] if said else written
-    if not (text.startswith(call) and until.startswith(call) and text.startswith(written, start)):
+    if not (text.startswith(before) and until.startswith(before) and text.startswith(written, start)):
         raise JloraError(
-            f"{place}: expected a chat template that goes on from its generation prompt and leaves earlier turns "
-            "as they are; found one that writes them anew. Give one with {% generation %} around the assistant's "
-            "turns (data.chat_template), or learn the whole chats (data.completion_only_loss=false)"
+            f"{chat.where}, turn {place + 1}: expected a chat template that goes on from its generation prompt and "
+            "leaves earlier turns as they are; found one that writes them anew. Give one with {% generation %} around "
+            "the assistant's turns (data.chat_template), or learn the whole chats (data.completion_only_loss=false)"
         )
-    return start, start + len(_up_to_the_end_token(written, tokenizer))
+    return start, start + len(_up_to_the_end_token(written, template.tokenizer) if is_answer else written)
+
+
+def _others(spans: tuple[Span, ...], length: int) -> tuple[Span, ...]:
+    """What of a text of this length is outside the spans, which are in order."""
+    edges = [0, *(edge for span in spans for edge in span), length]
+    return tuple((start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end)
 
 
 def _up_to_the_end_token(written: str, tokenizer: PreTrainedTokenizerBase) -> str:

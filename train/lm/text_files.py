@@ -17,13 +17,13 @@ SampleBy = Literal["document", "paragraph", "line"]
 _BETWEEN = {"paragraph": re.compile(r"\n\s*\n"), "line": re.compile("\n")}
 
 
-def read_text_or_table(config: DataSection) -> Callable[[Path, str, str], Table]:
+def read_text_or_table(config: DataSection) -> Callable[[Path, str, str, str], Table]:
     """The function that reads a .txt file by `data.sample_by`, and any other as `read_table`."""
 
-    def read(path: Path, name: str, encoding: str) -> Table:
+    def read(path: Path, name: str, encoding: str, separator: str) -> Table:
         if path.suffix.lower() == ".txt" and path.is_file():
             return read_text(path, name, encoding, config.sample_by, config.text)
-        return read_table(path, name, encoding)
+        return read_table(path, name, encoding, separator)
 
     return read
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 import math
 import shlex
@@ -31,6 +32,7 @@ from train.lm.step import make_eval_step
 from train.lm.templates import with_template
 from train.lm.training import arguments, batch_names, training_of
 from train.loop import Loop
+from train.manifest import run_day
 from train.model_files import load_tokenizer, pad_id
 from train.out_of_memory import explain_out_of_memory
 from train.planning.chips import chip_named
@@ -105,7 +107,8 @@ def _train(config: LMConfig, flags: Flags, is_offline: bool) -> None:
     # A wrong model is said before any data are read.
     attention = attention_of(config, build_model(config), batch_names(config), mesh)
     tokenizer = _tokenizer(config)
-    data = _data(config, tokenizer)
+    day = run_day(Path(config.output_dir), resume=flags.resume)
+    data = _data(config, tokenizer, day)
     require_fit(config, data.rows, longest_batch(config, data.rows))
     with (
         explain_out_of_memory(lambda: offers(config, mesh), " while the model was read"),
@@ -128,18 +131,17 @@ def _train(config: LMConfig, flags: Flags, is_offline: bool) -> None:
 
     read = {name: vars(rows) for name, rows in data.rows.items()}
     with explain_out_of_memory(lambda: training_help(config, adapted, training, mesh)):
-        report = session.train(config, flags, loop, state, end, begin, read, attention)
-    chat = data.chats and bool(tokenizer.chat_template)
-    _say_where(config, report["metrics"]["validation"], time.monotonic() - begin, chat)
+        report = session.train(config, flags, loop, state, end, begin, read, attention, day)
+    _say_where(config, report["metrics"]["validation"], time.monotonic() - begin, data.chats)
 
 
 def _tokenizer(config: LMConfig) -> PreTrainedTokenizerBase:
     return with_template(load_tokenizer(config.model), config.data.chat_template)
 
 
-def _data(config: LMConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
+def _data(config: LMConfig, tokenizer: PreTrainedTokenizerBase, day: datetime.date | None = None) -> Data:
     with working("reading and tokenizing the data"):
-        data = load_examples(config.data, tokenizer, config.seed)
+        data = load_examples(config.data, tokenizer, config.seed, day)
     for note in data.notes:
         logger.info(note)
     return data

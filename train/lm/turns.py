@@ -1,7 +1,8 @@
-"""The turns of a chat, checked: roles that are known and in order, content that is text."""
+"""The turns of a chat in one form: known roles in order, content as text, calls of tools as objects."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from jlora.errors import JloraError
@@ -18,25 +19,35 @@ _NEXT = {
     "tool": ("tool", "assistant"),
 }
 """{role: the roles that may follow it}; the empty role stands before the first turn."""
+_SAME_ROLES = {"developer": "system", "function": "tool"}
+"""OpenAI's other names of roles."""
 _SHAREGPT_ROLES = {
     "system": "system",
     "human": "user",
     "user": "user",
     "gpt": "assistant",
     "assistant": "assistant",
+    "function_call": "assistant",
     "tool": "tool",
+    "observation": "tool",
 }
+_TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def turns_of_messages(chat: Any, where: str) -> list[Turn]:
     """The turns of a row such as [{"role": "user", "content": "..."}, ...]. `where` begins every error.
 
+    Content that is a list of parts becomes their text, joined; JSON text in a call's `arguments` becomes the object;
+    `developer` becomes `system`, OpenAI's older `function_call` and `function` become `tool_calls` and `tool`.
+
     Raises:
-      JloraError: no list of turns, an empty one, a role that is unknown or out of order, content that is no text.
+      JloraError: no list of turns, an empty one, a role that is unknown or out of order, content that is no text,
+        arguments that are no object.
     """
-    turns = [_without_nothings(turn, "role", place) for turn, place in _places(chat, where)]
+    turns: list[Turn] = []
     previous = ""
-    for turn, (_, place) in zip(turns, _places(chat, where), strict=True):
+    for found, place in _places(chat, where):
+        turn = _in_one_form(_without_nothings(found, "role", place), place)
         role = turn["role"]
         if role not in _NEXT:
             raise JloraError(f"{place}: expected one of the roles {_or(*filter(None, _NEXT))}; found {role!r}")
@@ -48,19 +59,47 @@ def turns_of_messages(chat: Any, where: str) -> list[Turn]:
             )
         if not ("tool_calls" in turn and "content" not in turn):
             require_text(turn.get("content"), f"{place}, 'content'")
+        turns.append(turn)
         previous = role
     return turns
 
 
 def turns_of_sharegpt(chat: Any, where: str) -> list[Turn]:
-    """The turns of a row such as [{"from": "human", "value": "..."}, ...]; errors as `turns_of_messages`."""
+    """The turns of a row such as [{"from": "human", "value": "..."}, ...]; errors as `turns_of_messages`.
+
+    The value of `function_call` is the JSON text of a call, {"name": ..., "arguments": {...}}, or of a list of them.
+    """
     turns = []
-    for turn, place in _places(chat, where):
-        role = _without_nothings(turn, "from", place)["from"]
-        if role not in _SHAREGPT_ROLES:
-            raise JloraError(f"{place}: expected one of {_or(*_SHAREGPT_ROLES)} in 'from'; found {role!r}")
-        turns.append({"role": _SHAREGPT_ROLES[role], "content": require_text(turn.get("value"), f"{place}, 'value'")})
+    for found, place in _places(chat, where):
+        turn = _without_nothings(found, "from", place)
+        named, value = turn.pop("from"), turn.pop("value", None)
+        if named not in _SHAREGPT_ROLES:
+            raise JloraError(f"{place}: expected one of {_or(*_SHAREGPT_ROLES)} in 'from'; found {named!r}")
+        if not isinstance(value, list):  # of parts
+            require_text(value, f"{place}, 'value'")
+        said = {"tool_calls": _calls_in_text(value, place)} if named == "function_call" else {"content": value}
+        turns.append({**turn, "role": _SHAREGPT_ROLES[named], **said})
     return turns_of_messages(turns, where)
+
+
+def take_weights(turns: list[Turn], where: str) -> tuple[list[Turn], frozenset[int]]:
+    """(the turns without their keys `weight` and `train`, the places of those that are not to be learnt).
+
+    `weight` is 0 or 1, as OpenAI and Mistral write it, `train` true or false, as Axolotl does.
+
+    Raises:
+      JloraError: another weight.
+    """
+    unlearnt = set()
+    for index, turn in enumerate(turns):
+        for key in ("weight", "train"):
+            if key in turn and turn[key] not in (0, 1):
+                place = f"{where}, turn {index + 1}, {key!r}"
+                raise JloraError(f"{place}: expected 0 (not learnt) or 1 (learnt); found {ascii(turn[key])[:60]}")
+            if not turn.get(key, 1):
+                unlearnt.add(index)
+    rest = [{key: value for key, value in turn.items() if key not in ("weight", "train")} for turn in turns]
+    return rest, frozenset(unlearnt)
 
 
 def require_answer(turns: list[Turn], where: str) -> None:
@@ -70,6 +109,65 @@ def require_answer(turns: list[Turn], where: str) -> None:
             f"{where}: expected the assistant's turn last, as only such turns are learnt "
             f"(data.completion_only_loss=true); found {role}"
         )
+
+
+def from_json(text: str, where: str) -> Any:
+    """What JSON text says; JloraError that begins with `where` if it is no JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise JloraError(f"{where}: not JSON ({getattr(error, 'msg', error)}): {ascii(text[:60])[1:-1]}") from error
+
+
+def _in_one_form(turn: Turn, place: str) -> Turn:
+    turn["role"] = _SAME_ROLES.get(turn["role"], turn["role"])
+    if call := turn.pop("function_call", None):
+        turn.setdefault("tool_calls", [{"type": "function", "function": call}])
+    if calls := _calls(turn.pop("tool_calls", []), f"{place}, 'tool_calls'"):
+        turn["tool_calls"] = calls
+    if isinstance(turn.get("content"), list):
+        turn["content"] = _joined(turn["content"], f"{place}, 'content'")
+    return turn
+
+
+def _joined(parts: list[Any], where: str) -> str:
+    """The text of content that is a list of parts."""
+    texts = []
+    for part in parts:
+        kind = part.get("type", "text") if isinstance(part, dict) else None
+        if kind not in _TEXT_PARTS:
+            raise JloraError(f"{where}: expected parts of text alone; found {ascii(part)[:60]}")
+        texts.append(require_text(part.get("text"), f"{where}, a part's 'text'"))
+    return "".join(texts)
+
+
+def _calls(found: Any, where: str) -> list[Any]:
+    """The calls of tools, each with its arguments as an object: templates write them as JSON themselves."""
+    calls = from_json(found, where) if isinstance(found, str) else found
+    if not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
+        raise JloraError(f"{where}: expected a list of calls; found {ascii(found)[:60]}")
+    return [_with_object(call, where) for call in calls]
+
+
+def _with_object(call: dict[str, Any], where: str) -> dict[str, Any]:
+    if isinstance(function := call.get("function"), dict):
+        return {**call, "function": _with_object(function, where)}
+    arguments = call.get("arguments")
+    if isinstance(arguments, str):
+        arguments = from_json(arguments, f"{where}, 'arguments'") if arguments.strip() else {}
+    if not isinstance(arguments, dict | None):
+        raise JloraError(f"{where}: expected arguments that are a JSON object; found {ascii(arguments)[:60]}")
+    return call if arguments is None else {**call, "arguments": arguments}
+
+
+def _calls_in_text(text: str, place: str) -> list[Any]:
+    found = from_json(text, f"{place}, 'value' of function_call")
+    calls = found if isinstance(found, list) else [found]
+    for call in calls:
+        if not (isinstance(call, dict) and isinstance(call.get("name"), str)):
+            expected = 'expected a call such as {"name": "...", "arguments": {...}}'
+            raise JloraError(f"{place}, 'value' of function_call: {expected}; found {ascii(call)[:60]}")
+    return [{"type": "function", "function": call} for call in calls]
 
 
 def _places(chat: Any, where: str) -> list[tuple[Any, str]]:

@@ -1,0 +1,41 @@
+"""Rows that cannot be read: the first is an error, or all are left out, counted and named (`data.skip_bad_rows`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from jlora.errors import JloraError
+
+Row = TypeVar("Row")
+_NAMED = 5
+"""Rows left out that are named, each with what is wrong in it."""
+
+
+def read_each(rows: Iterable[int], read: Callable[[int], Row], skip: bool) -> tuple[dict[int, Row], list[str]]:
+    """({row: what `read` returns for it}, the errors of the rows that are left out).
+
+    Raises:
+      JloraError: that of the first row that cannot be read, unless `skip`; that no row is left.
+    """
+    found, errors = {}, []
+    for row in rows:
+        try:
+            found[row] = read(row)
+        except JloraError as error:
+            if not skip:
+                hint = "data.skip_bad_rows=true leaves such rows out, and counts them"
+                raise JloraError(f"{str(error).rstrip('.')}. {hint}") from error
+            errors.append(str(error))
+    if errors and not found:
+        raise JloraError(f"expected a row that can be read; found none in {len(errors):,}, the first: {errors[0]}")
+    return found, errors
+
+
+def left_out(split: str, errors: Sequence[str], rows: int) -> list[str]:
+    """A note that counts what was left out of so many rows, and names the first; none where nothing was."""
+    if not errors:
+        return []
+    more = [f"and {len(errors) - _NAMED:,} more"] * (len(errors) > _NAMED)
+    lines = "".join(f"\n  {line}" for line in [*errors[:_NAMED], *more])
+    return [f"{split}: {len(errors):,} of {rows:,} rows left out (data.skip_bad_rows):{lines}"]

@@ -18,7 +18,7 @@ LAYERS = [
     {"paths", "names", "transform.compat", "dropout", "products"},
     {"config", "hash_key"},
     {"targets", "adapter"},
-    {"matrices", "dora"},
+    {"matrices", "dora", "tying"},
     {"transform.deferred"},
     {"transform.factored"},
     {"transform.moves", "transform.consume", "transform.tap"},

@@ -9,33 +9,41 @@ from typing import Any
 import jax
 import numpy as np
 
-from jlora.adapter import Adapter, Full
+from jlora.adapter import Adapter, Full, Rows
 from jlora.errors import JloraError
+from jlora.names import module_names
 from jlora.peft.keys import PREFIX, Slot, slots
+from jlora.tying import HEAD
 
 _SAME = 1e-2
 """Relative L2 difference up to which two weights are one that was rounded (bfloat16 keeps 3 digits)."""
 
 
-def tied_head(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What PEFT writes of an output head that is tied to an adapted embedding `embed_tokens`.
+def tied_head(tensors: Mapping[str, np.ndarray], adapter: Adapter) -> dict[str, np.ndarray]:
+    """What PEFT writes of an output head that is tied to an adapted embedding.
 
     The head's A is the embedding's B transposed, and its B the embedding's A.
     """
     tied: dict[str, np.ndarray] = {}
-    for key, tensor in tensors.items():
-        end = key.rpartition(".embed_tokens.")[2]
-        if end == "lora_embedding_A":
-            tied[f"{PREFIX}lm_head.lora_B.weight"] = tensor.T
-        elif end == "lora_embedding_B":
-            tied[f"{PREFIX}lm_head.lora_A.weight"] = tensor.T
-        elif end in ("weight", "base_layer.weight"):
-            tied[f"{PREFIX}lm_head.{end}"] = tensor
+    for path in (path for path, entry in adapter.items() if not isinstance(entry, Rows) and entry.tied):
+        embedding, head = f"{PREFIX}{module_names(path, None)[0]}.", f"{PREFIX}{HEAD}."
+        for end, name, turned in _OF_THE_HEAD:
+            if (tensor := tensors.get(embedding + end)) is not None:
+                tied[head + name] = tensor.T if turned else tensor
     return tied
 
 
+_OF_THE_HEAD = (
+    ("lora_embedding_A", "lora_B.weight", True),
+    ("lora_embedding_B", "lora_A.weight", True),
+    ("weight", "weight", False),
+    ("base_layer.weight", "base_layer.weight", False),
+)
+"""(an embedding's key, that of the head that is tied to it, whether the tensor is transposed)."""
+
+
 def without_copies(
-    tensors: Mapping[str, np.ndarray], template: Adapter, leaves: Mapping[str, Any], tied: bool, where: str
+    tensors: Mapping[str, np.ndarray], template: Adapter, leaves: Mapping[str, Any], where: str
 ) -> dict[str, np.ndarray]:
     """The tensors without those that only repeat others or the base.
 
@@ -45,13 +53,12 @@ def without_copies(
 
     Args:
       leaves: {path: leaf} of the base, arrays or ShapeDtypeStructs.
-      tied: whether the configuration ensures weight tying.
 
     Raises:
       JloraError: a weight of another base.
     """
     expected = {slot.key for slot in slots(template)}
-    repeated = tied_head(tensors) if tied else {}
+    repeated = tied_head(tensors, template)
     repeated |= {
         key: tensors[saved]
         for key in tensors

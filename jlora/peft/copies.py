@@ -47,9 +47,9 @@ def without_copies(
 ) -> dict[str, np.ndarray]:
     """The tensors without those that only repeat others or the base.
 
-    PEFT writes `embed_tokens.base_layer.weight`, the base's, beside an adapted embedding, the head's tensors beside
-    a tied one, and, with bias "all", `classifier.original_module.bias` and `classifier.modules_to_save.bias` beside
-    `classifier.bias`.
+    PEFT writes the base's `embed_tokens.base_layer.weight` beside an adapted embedding, its `embed_tokens.weight` and
+    `lm_head.weight` with `save_embedding_layers`, the head's tensors beside a tied embedding, and, with bias "all",
+    `classifier.original_module.bias` and `classifier.modules_to_save.bias` beside `classifier.bias`.
 
     Args:
       leaves: {path: leaf} of the base, arrays or ShapeDtypeStructs.
@@ -68,16 +68,20 @@ def without_copies(
     others -= {key for key in others & repeated.keys() if np.array_equal(tensors[key], repeated[key])}
     whole = {slot.key: slot for slot in slots({path: Full(leaf) for path, leaf in leaves.items()})} if others else {}
     for key in sorted(others):
-        slot = whole.get(re.sub(r"\.(base_layer|original_module)\.", ".", key))
-        if slot is not None and slot.key == key:
-            raise JloraError(
-                f"{where}: {key}: found a weight of the base that is not trained by adapter_config.json. PEFT adds an"
-                " embedding that was resized: name it in modules_to_save, and give the base of that size"
-            )
+        name = re.sub(r"\.(base_layer|original_module)\.", ".", key)
+        slot = whole.get(name)
         if slot is not None:
             _require_bases(f"{where}: {key}", tensors[key], slot, leaves[slot.path])
             others.remove(key)
+        elif name == f"{PREFIX}{HEAD}.weight" and _is_twice(key, tensors):
+            others.remove(key)  # the embedding's table, to which the head is tied
     return {key: tensor for key, tensor in tensors.items() if key in expected or key in others}
+
+
+def _is_twice(key: str, tensors: Mapping[str, np.ndarray]) -> bool:
+    """Whether another tensor of the file has the same numbers."""
+    alike = (other for name, other in tensors.items() if name != key and other.shape == tensors[key].shape)
+    return any(np.array_equal(tensors[key], other) for other in alike)
 
 
 def _require_bases(what: str, tensor: np.ndarray, slot: Slot, leaf: Any) -> None:

@@ -62,8 +62,7 @@ def _planned(
     for path, layers in _trained_whole(config, plan, modules).items():
         plan[path] = _full(leaves[path], layers, len(modules[path]))
     for path in tied.keys() & plan.keys():
-        kept_one = config.ensure_weight_tying
-        plan[path] = dataclasses.replace(plan[path], tied=kept_one, only=None if kept_one else "lookup")
+        plan[path] = _of_tied_table(plan[path], config.ensure_weight_tying)
     for path, ids in _token_rows(config, uses, modules, tied).items():
         if path in plan:
             raise JloraError(
@@ -95,6 +94,12 @@ def _tied_tables(config: LoraConfig, uses: Mapping[str, tuple[Use, ...]], module
             " load_base(..., tie_word_embeddings=False) gives it one; or ensure_weight_tying=True adapts both as one"
         )
     return tied
+
+
+def _of_tied_table(entry: Entry, both: bool) -> Entry:
+    """The entry as both uses of a tied table see it, or its lookups alone."""
+    changes: dict[str, Any] = {"tied": both, "only": None if both else "lookup"}
+    return dataclasses.replace(entry, **changes)
 
 
 def _check(config: LoraConfig, leaves: Mapping[str, Any], uses: Mapping[str, tuple], modules: Names) -> None:

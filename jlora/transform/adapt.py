@@ -50,7 +50,8 @@ def adapt(fn: Callable, *, allow_materialize: bool = False) -> Callable:
         adapter, leaves = adapter or {}, leaves_by_path(base)
         require_fit(adapter, leaves)
         updates = _updates(adapter)
-        whole = {path: replaced(leaves[path], entry) for path, entry in adapter.items() if path not in updates}
+        others = {path: entry for path, entry in adapter.items() if isinstance(entry, Full) and path not in updates}
+        whole = {path: replaced(leaves[path], entry) for path, entry in others.items()}
         base = replace_leaves(base, whole)
         if not updates and not any(is_quantized(leaf) for leaf in (leaves | whole).values()):
             return fn(base, *args, **kwargs)

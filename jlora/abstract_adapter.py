@@ -28,6 +28,7 @@ from jlora.targets import (
 )
 from jlora.transform.adapt import find_uses
 from jlora.transform.consume import Use
+from jlora.tying import HEAD, means, with_embedding_for_head
 
 Names = Mapping[str, list[str]]
 """{path: dotted names of the modules in the leaf, one for each layer of a stack}."""
@@ -44,13 +45,25 @@ def abstract_adapter(config: LoraConfig, base: Any, fn: Callable, *args: Any, **
     leaves, uses = leaves_by_path(base), find_uses(fn, base, *args, **kwargs)
     modules = {path: _module_names(path, leaf, uses[path]) for path, leaf in leaves.items()}
     _check(config, leaves, uses, modules)
+    return _planned(config, leaves, uses, modules)
+
+
+def _planned(
+    config: LoraConfig, leaves: Mapping[str, Any], uses: Mapping[str, tuple[Use, ...]], modules: Names
+) -> dict[str, Entry]:
+    """{path: entry} of the leaves that the configuration means."""
+    tied = _tied_tables(config, uses, modules)
+    for names in tied.values():
+        config = with_embedding_for_head(config, names[0])
     plan: dict[str, Entry] = {}
     for path, leaf in leaves.items():
         if not _whole_layers(config, modules[path]) and _is_adapted(config, uses[path], leaf, modules[path]):
             plan[path] = _low_rank(config, path, leaf.shape, uses[path], modules[path])
     for path, layers in _trained_whole(config, plan, modules).items():
         plan[path] = _full(leaves[path], layers, len(modules[path]))
-    for path, ids in _token_rows(config, uses, modules).items():
+    for path in tied.keys() & plan.keys():
+        plan[path] = _of_tied_table(plan[path], config.ensure_weight_tying)
+    for path, ids in _token_rows(config, uses, modules, tied).items():
         if path in plan:
             raise JloraError(
                 f"{path}: expected an embedding of which either rows are trained (trainable_token_indices) or the"
@@ -66,6 +79,29 @@ def _module_names(path: str, leaf: Any, uses: tuple[Use, ...]) -> list[str]:
     return module_names(path, leaf.shape[0] if stacked else None)
 
 
+def _tied_tables(config: LoraConfig, uses: Mapping[str, tuple[Use, ...]], modules: Names) -> Names:
+    """The leaves that are looked up in and multiplied by: an embedding that is the output head too.
+
+    Raises:
+      JloraError: the head is to have an adapter of its own, and is no table of its own.
+    """
+    tied = {path: modules[path] for path in uses if {"lookup", "linear"} <= {use.kind for use in uses[path]}}
+    if any(name.rpartition(".")[2] == HEAD for names in modules.values() for name in names):
+        return tied
+    if tied and not config.ensure_weight_tying and means(config, HEAD):
+        raise JloraError(
+            f"LoraConfig: {HEAD}: expected a head with a table of its own, found one tied to {next(iter(tied))}:"
+            " load_base(..., tie_word_embeddings=False) gives it one; or ensure_weight_tying=True adapts both as one"
+        )
+    return tied
+
+
+def _of_tied_table(entry: Entry, both: bool) -> Entry:
+    """The entry as both uses of a tied table see it, or its lookups alone."""
+    changes: dict[str, Any] = {"tied": both, "only": None if both else "lookup"}
+    return dataclasses.replace(entry, **changes)
+
+
 def _check(config: LoraConfig, leaves: Mapping[str, Any], uses: Mapping[str, tuple], modules: Names) -> None:
     for path, names in modules.items():
         unused = not uses[path] and np.ndim(leaves[path]) > 1
@@ -74,8 +110,9 @@ def _check(config: LoraConfig, leaves: Mapping[str, Any], uses: Mapping[str, tup
                 f"{path}: matches target_modules, but the function never uses it; exclude_modules leaves it out"
             )
     adaptable = [name for path in modules if _adaptable(config, uses[path], leaves[path]) for name in modules[path]]
-    check_targets(config, adaptable)
-    check_other_modules(config, [name for names in modules.values() for name in names])
+    heads = [HEAD] if _tied_tables(config, uses, modules) else []
+    check_targets(config, [*adaptable, *heads])
+    check_other_modules(config, [*(name for names in modules.values() for name in names), *heads])
 
 
 def _adaptable(config: LoraConfig, uses: tuple[Use, ...], leaf: Any) -> bool:
@@ -100,11 +137,10 @@ def _low_rank(
     config: LoraConfig, path: str, shape: tuple[int, ...], uses: tuple[Use, ...], names: list[str]
 ) -> LowRank:
     """The entry of one leaf: shapes, scale (*stack, r), spec and ranks; a stack is as wide as its largest rank."""
-    use, kinds = _shaping_use(uses, len(shape)), {use.kind for use in uses}
+    use = _shaping_use(uses, len(shape))
     ranks = tuple(pattern_value(config.rank_pattern, n, config.r) if is_target(config, n) else 0 for n in names)
     stack, inputs, outputs = (tuple(shape[axis] for axis in axes) for axes in (use.stack, use.inputs, use.outputs))
     _warn_of_rank(path, max(ranks), math.prod(inputs), math.prod(outputs))
-    tied = {"lookup", "linear"} <= kinds and not config.ensure_weight_tying
     norms = _abstract((*stack, *outputs), jnp.float32) if config.use_dora else None
     return LowRank(
         a=_abstract((*stack, max(ranks), *inputs), jnp.float32),
@@ -114,7 +150,6 @@ def _low_rank(
         ranks=ranks,
         dropout=config.lora_dropout,
         kind=cast(Kind, use.kind),
-        only="lookup" if tied else None,
         magnitude=norms,
         squared_norm=norms,
     )
@@ -177,8 +212,10 @@ def _full(leaf: Any, layers: tuple[int, ...], count: int) -> Full:
     return Full(_abstract((len(layers), *leaf.shape[1:]), leaf.dtype), layers)
 
 
-def _token_rows(config: LoraConfig, uses: Mapping[str, tuple[Use, ...]], modules: Names) -> dict[str, tuple[int, ...]]:
-    """{path of an embedding: ids of its trained rows}."""
+def _token_rows(
+    config: LoraConfig, uses: Mapping[str, tuple[Use, ...]], modules: Names, tied: Names
+) -> dict[str, tuple[int, ...]]:
+    """{path of an embedding: ids of its trained rows}, which its tied head shares."""
     wanted = config.trainable_token_indices
     if wanted is None:
         return {}
@@ -186,6 +223,8 @@ def _token_rows(config: LoraConfig, uses: Mapping[str, tuple[Use, ...]], modules
     by_name = wanted if isinstance(wanted, Mapping) else {_token_embedding(tables): wanted}
     found: dict[str, tuple[int, ...]] = {}
     for end, ids in by_name.items():
+        if tied and end == HEAD and any(list(ids) == list(others) for name, others in by_name.items() if name != HEAD):
+            continue
         paths = [path for path, name in tables.items() if matches([end], name)]
         if len(paths) != 1:
             there = ", ".join(tables.values()) or "none"

@@ -40,6 +40,7 @@ class LowRank:
       dropout: the probability with which the input of `a` is dropped where a dropout key is given.
       kind: the use that gave A and B their shapes.
       only: where not None, uses of this kind alone see the update (an embedding that is also the output head).
+      tied: whether the leaf is such an embedding, and both uses see the update (`ensure_weight_tying`).
       magnitude: (*stack, *out), DoRA's, or None.
       squared_norm: (*stack, *out), |leaf|^2 over the input axes, never trained; None without a magnitude.
     """
@@ -52,6 +53,7 @@ class LowRank:
     dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
     kind: Kind = dataclasses.field(default="linear", metadata={"static": True})
     only: Kind | None = dataclasses.field(default=None, metadata={"static": True})
+    tied: bool = dataclasses.field(default=False, metadata={"static": True})
     magnitude: jax.Array | None = None
     squared_norm: jax.Array | None = None
 
@@ -72,10 +74,13 @@ class Full:
     Attributes:
       value: of the leaf's shape; with `layers`, (len(layers), ...): those layers of a stack alone.
       layers: the layers that are trained, in rising order; None is the whole leaf.
+      only, tied: as LowRank's: which uses see the value of an embedding that is also the output head.
     """
 
     value: jax.Array
     layers: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
+    only: Kind | None = dataclasses.field(default=None, metadata={"static": True})
+    tied: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass

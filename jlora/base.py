@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from jlora.checkpoint_files import GENERATION_FILE, fetch
+from jlora.checkpoint_files import GENERATION_FILE, WEIGHT_PATTERNS, fetch
 from jlora.errors import JloraError, nearest
 from jlora.gguf_file import gguf_config, is_gguf
 from jlora.json_file import read_json
@@ -22,6 +22,7 @@ from jlora.models import abstract_base, build, example_batch, family
 from jlora.names import hf_keys
 from jlora.quantization.leaf import Kind
 from jlora.stored_config import require_plain, require_token_ids
+from jlora.stored_head import with_stored_head
 from jlora.weights import load_weights, save_base
 
 if TYPE_CHECKING:
@@ -105,6 +106,7 @@ def load_base(
     revision: str | None = None,
     num_labels: int | None = None,
     key: jax.Array | None = None,
+    new_head: bool = False,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
     quantize: Kind | None = None,
@@ -119,13 +121,15 @@ def load_base(
       revision: the hub's branch, tag or commit.
       num_labels: a classifier's number of logits; None takes the config's.
       key: initialises a head that the checkpoint does not have.
+      new_head: initialises the head anew where the checkpoint's is for another number of classes.
       dtype: the dtype to compute in; logits are float32.
       param_dtype: of the parameters, float32 or bfloat16.
       quantize: "nf4" or "int8" holds the weights of linear layers in 4 or 8 bits (`Quantized` leaves, which
         `jlora.adapt(model.apply)` takes); the dense model never exists.
       remat: compute a layer's values again in the backward pass instead of keeping them.
       mesh: puts the weights on its devices, as `base_shardings` has them; no process reads all of them.
-      config_overrides: other config keys to replace, such as `id2label`.
+      config_overrides: other config keys to replace, such as `id2label`; `tie_word_embeddings=False` gives a head
+        that is tied to the embedding a table of its own, which starts as the embedding.
 
     Returns:
       (model, base): `model.apply(base, batch)` gives logits, float32: (B, num_labels) of a classifier, (B, T, vocab)
@@ -136,6 +140,9 @@ def load_base(
     """
     if num_labels is not None:
         config_overrides["num_labels"] = num_labels
-    model = build(load_config(name, revision=revision, **config_overrides), dtype=dtype, remat=remat)
-    options: dict[str, Any] = {"param_dtype": param_dtype, "quantize": quantize, "key": key, "revision": revision}
-    return model, load_weights(model, name, mesh=mesh, **options)
+    config = load_config(name, revision=revision, **config_overrides)
+    fetch(name, revision, WEIGHT_PATTERNS)
+    config = with_stored_head(config, name, revision=revision)
+    model = build(config, dtype=dtype, remat=remat)
+    options: dict[str, Any] = {"param_dtype": param_dtype, "quantize": quantize, "key": key, "new_head": new_head}
+    return model, load_weights(model, name, mesh=mesh, revision=revision, **options)

@@ -61,6 +61,22 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         ) from error
 
 
+def downloaded(name: str, revision: str | None, patterns: Sequence[str]) -> Path | None:
+    """As `fetch`, but nothing is downloaded; None where no such files are on this disk."""
+    folder = as_path(name)
+    if folder.is_file():
+        return folder
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        except (OSError, HFValidationError):
+            return None
+    return folder if any(file for pattern in patterns for file in folder.glob(pattern)) else None
+
+
 def open_tensors(folder: Path) -> Mapping[str, StoredTensor | GgufTensor]:
     """{key: tensor} of a GGUF file, of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -60,7 +61,7 @@ def _filled(key: jax.Array, config: LoraConfig, entry: Entry, leaf: jax.Array | 
     if isinstance(entry, Full):
         whole = as_array(leaf)
         taken = whole if entry.layers is None else whole[jnp.asarray(entry.layers)]
-        return Full(jnp.array(taken, copy=True), entry.layers)
+        return dataclasses.replace(entry, value=jnp.array(taken, copy=True))
     if isinstance(entry, Rows):
         return Rows(as_array(leaf)[jnp.asarray(entry.indices)], entry.indices)
     return started(drawn(key, entry, config.init_lora_weights), leaf)

@@ -18,9 +18,11 @@ from jlora.checkpoint_files import WEIGHT_PATTERNS, Planned, fetch, open_tensors
 from jlora.errors import JloraError, nearest
 from jlora.loading import load_leaf, spread
 from jlora.models import abstract_base, example_batch, family
+from jlora.models.tables import HEAD_KEY
 from jlora.names import hf_keys, is_stacked, is_transposed
 from jlora.paths import leaves_by_path, replace_leaves
 from jlora.quantization.leaf import Kind, as_array, is_quantized
+from jlora.stored_head import with_both_tables
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -35,6 +37,7 @@ def load_weights(
     param_dtype: Any = jnp.float32,
     quantize: Kind | None = None,
     key: jax.Array | None = None,
+    new_head: bool = False,
     revision: str | None = None,
     mesh: Mesh | None = None,
 ) -> Any:
@@ -47,6 +50,7 @@ def load_weights(
       quantize: "nf4" or "int8" gives `Quantized` leaves in place of the weights of linear layers, heads apart. Each
         layer's is quantized as it is read, so that the dense model never exists.
       key: initialises a head that the files do not have; the log names it.
+      new_head: initialises a head anew where the files' is for another number of classes.
       revision: the hub's branch, tag or commit.
       mesh: puts the leaves on its devices, as `jlora.base_shardings` has them. A process reads what its own devices
         hold; a tensor that is quantized, or in a GGUF file, is read whole for a moment.
@@ -62,7 +66,7 @@ def load_weights(
     _require_options(param_dtype, quantize)
     folder, abstract = fetch(name, revision, WEIGHT_PATTERNS), abstract_base(model)
     leaves = leaves_by_path(abstract)
-    wanted, tensors, new, dropped = _matched(model, folder, leaves)
+    wanted, tensors, new, dropped, replaced = _matched(model, folder, leaves, new_head)
     if dropped:
         logger.info("%s: not used: %s", folder, ", ".join(dropped))
     if new and key is None:
@@ -72,12 +76,13 @@ def load_weights(
         )
     sources = {path: [tensors[name] for name in names] for path, names in wanted.items() if path not in new}
     for path, stored in sources.items():
-        _require_shapes(path, leaves[path].shape, stored)
+        _require_shapes(path, leaves[path].shape, stored, family(model.config.model_type).new_heads)
     # The largest first: what is held twice for a moment is so beside little else.
     order = sorted(sources, key=lambda path: leaves[path].size, reverse=True)
     loaded = {path: load_leaf(path, sources[path], param_dtype, quantize, mesh) for path in order}
     if new and key is not None:
-        logger.warning("%s: newly initialised: %s", folder, ", ".join(_names(new, wanted)))
+        stored = "".join(f"; in the place of {name} of shape {shape}" for name, shape in replaced.items())
+        logger.warning("%s: newly initialised: %s%s", folder, ", ".join(_names(new, wanted)), stored)
         made = {path: leaf.astype(param_dtype) for path, leaf in _initialised(model, key, new).items()}
         loaded |= {path: spread(path, leaf, mesh) for path, leaf in made.items()}
     return replace_leaves(abstract, loaded)
@@ -90,12 +95,12 @@ def _require_options(param_dtype: Any, quantize: Any) -> None:
         raise JloraError(f"quantize: expected one of {', '.join(get_args(Kind))}; found {quantize!r}")
 
 
-def new_heads(model: Any, name: str, *, revision: str | None = None) -> dict[str, list[str]]:
+def new_heads(model: Any, name: str, *, new_head: bool = False, revision: str | None = None) -> dict[str, list[str]]:
     """The heads that the files do not have, so that `load_weights` initialises them: {path of a leaf: keys}.
 
     Arguments and errors are those of `load_weights`; no tensor is read.
     """
-    match = _matched(model, fetch(name, revision, WEIGHT_PATTERNS), leaves_by_path(abstract_base(model)))
+    match = _matched(model, fetch(name, revision, WEIGHT_PATTERNS), leaves_by_path(abstract_base(model)), new_head)
     return {path: match.wanted[path] for path in sorted(match.new)}
 
 
@@ -125,10 +130,12 @@ def save_base(
         if expected.get(path) != found.get(path):
             wanted, given = (shapes.get(path, "no such leaf") for shapes in (expected, found))
             raise JloraError(f"{path}: expected shape {wanted}; found {given}")
-    tensors = {}
+    tensors, stored_names = {}, family(model.config.model_type).stored_names
     for path, leaf in leaves.items():
         for layer, name in enumerate(_keys(path, leaf.shape)):
-            tensors[name] = Planned(_stored_shape(path, leaf.shape), partial(_tensor, path, leaf, layer))
+            tensors[stored_names.get(name, name)] = Planned(
+                _stored_shape(path, leaf.shape), partial(_tensor, path, leaf, layer)
+            )
     config = copy.deepcopy(model.config)
     config.architectures, config.dtype = [type(model).__name__], dtype
     configs = [config] + ([_generation(config)] if family(config.model_type).task == "CAUSAL_LM" else [])
@@ -154,20 +161,41 @@ def _stored_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class _Match(NamedTuple):
-    """A folder held against a model: {path: its keys}, {key: tensor}, paths of new heads, keys that are not read."""
+    """A folder held against a model.
+
+    Attributes:
+      wanted: {path: its keys}. tensors: {key: tensor}.
+      new: paths of new heads.
+      dropped: keys that are not read.
+      replaced: {key: its shape in the files} of heads that are new because these are of another size.
+    """
 
     wanted: dict[str, list[str]]
     tensors: dict[str, Any]
     new: set[str]
     dropped: list[str]
+    replaced: dict[str, tuple[int, ...]]
 
 
-def _matched(model: Any, folder: Path, leaves: Mapping[str, Any]) -> _Match:
+def _matched(model: Any, folder: Path, leaves: Mapping[str, Any], new_head: bool) -> _Match:
     module = family(model.config.model_type)
     wanted = {path: _keys(path, leaf.shape) for path, leaf in leaves.items()}
     names = {name for names in wanted.values() for name in names}
-    tensors, dropped = _known_tensors(module, open_tensors(folder), names)
-    return _Match(wanted, tensors, _new_heads(module, folder, tensors, wanted), dropped)
+    head = {HEAD_KEY} if module.task == "CAUSAL_LM" else set()
+    tensors, dropped = _known_tensors(module, open_tensors(folder), names | head)
+    tensors = with_both_tables(model, folder, tensors) if head else tensors
+    others = _of_another_size(module, tensors, wanted, leaves) if new_head else {}
+    kept = {name: tensor for name, tensor in tensors.items() if name not in others}
+    return _Match(wanted, kept, _new_heads(module, folder, kept, wanted, tuple(others)), dropped, others)
+
+
+def _of_another_size(
+    module: Any, tensors: Mapping[str, Any], wanted: Mapping[str, list[str]], leaves: Mapping[str, Any]
+) -> dict[str, tuple[int, ...]]:
+    """{key: its shape in the files} of the parts of heads that the model has in another shape."""
+    expected = {name: _stored_shape(path, leaves[path].shape) for path, names in wanted.items() for name in names}
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if name.startswith(module.new_heads)}
+    return {name: shape for name, shape in shapes.items() if shape != expected.get(name, shape)}
 
 
 def _known_tensors(module: Any, stored: Mapping[str, Any], wanted: set[str]) -> tuple[dict[str, Any], list[str]]:
@@ -200,9 +228,11 @@ def _todays_name(module: Any, key: str, wanted: set[str]) -> str:
     return full if full in wanted or full.endswith(module.buffers) or full.startswith(module.dropped) else key
 
 
-def _new_heads(module: Any, folder: Path, tensors: Mapping[str, Any], wanted: Mapping[str, list[str]]) -> set[str]:
-    """The paths of the heads that are missing as a whole; any other missing key is an error."""
-    absent = tuple(head for head in module.new_heads if not any(name.startswith(head) for name in tensors))
+def _new_heads(
+    module: Any, folder: Path, tensors: Mapping[str, Any], wanted: Mapping[str, list[str]], replaced: tuple[str, ...]
+) -> set[str]:
+    """The paths of the heads that are missing as a whole, or `replaced`; any other missing key is an error."""
+    absent = replaced + tuple(head for head in module.new_heads if not any(name.startswith(head) for name in tensors))
     missing = [name for names in wanted.values() for name in names if name not in tensors]
     required = [name for name in missing if not name.startswith(absent)]
     if required:
@@ -218,12 +248,14 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _require_shapes(path: str, shape: tuple[int, ...], tensors: Iterable[Any]) -> None:
+def _require_shapes(path: str, shape: tuple[int, ...], tensors: Iterable[Any], heads: tuple[str, ...]) -> None:
     expected = _stored_shape(path, shape)
     for tensor in tensors:
         tensor.require_float()
         if tensor.shape != expected:
-            raise JloraError(f"{tensor.file}: {tensor.key}: expected shape {expected}; found {tensor.shape}")
+            is_head = hf_keys(path, None)[0].startswith(heads)
+            hint = ": the head is for another number of classes; new_head=true starts a new one" if is_head else ""
+            raise JloraError(f"{tensor.file}: {tensor.key}: expected shape {expected}; found {tensor.shape}{hint}")
 
 
 def _tensor(path: str, leaf: Any, layer: int) -> np.ndarray:

@@ -7,6 +7,7 @@ import tiny
 from transformers import LlamaConfig
 
 import jlora
+from jlora.base import example_batch
 from jlora.errors import JloraError
 from jlora.paths import leaves_by_path
 from train.classify import prepare
@@ -199,6 +200,44 @@ def test_a_random_frozen_head_is_warned_of(settings, warned, caplog):
         assert warned in caplog.text
     else:
         assert "frozen" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("head", "lora", "trained"),
+    [
+        (False, {}, True),
+        (False, {"modules_to_save": ["classifier"]}, True),
+        (False, {"modules_to_save": []}, False),
+        (True, {}, False),
+        (True, {"modules_to_save": ["classifier"]}, True),
+    ],
+)
+def test_the_head_that_a_stored_adapter_lacks_is_trained_where_new_or_named(head, lora, trained, tmp_path, caplog):
+    """As of an adapter that was made by masked language modelling: no random head stays frozen unasked."""
+    caplog.set_level(logging.INFO, "train")
+    model, base = jlora.load_base(str(tiny.model_folder(head=True)))
+    stored = jlora.LoraConfig(r=4, lora_alpha=8, target_modules=["query"], init_lora_weights=False)
+    adapter = jlora.init(jax.random.key(0), stored, base, model.apply, example_batch(model.config))
+    jlora.save_adapter(tmp_path, adapter, stored)
+    config = _config(head=head, lora={"from": str(tmp_path), **lora})
+    found = prepare_model(config, _LABELS)
+    paths = {"params/classifier/kernel", "params/classifier/bias"}
+    assert paths & found.adapter.keys() == (paths if trained else set())
+    assert ("trained whole" in caplog.text) == trained
+    assert ("frozen" in caplog.text) == (not trained and not head)
+    assert jax.tree.structure(abstract_model(config).adapter) == jax.tree.structure(found.adapter)
+    jlora.save_adapter(tmp_path / "again", found.adapter, found.lora)
+    again, _ = jlora.load_adapter(tmp_path / "again", found.base, found.model.apply, example_batch(found.model.config))
+    assert again.keys() == found.adapter.keys()
+
+
+def test_a_head_for_another_number_of_classes_starts_anew_where_that_is_asked_for(caplog):
+    folder = tiny.model_folder(head=True, num_labels=3)
+    with pytest.raises(JloraError, match=r"classifier\.\w+: expected shape .*new_head=true starts a new one"):
+        prepare_model(_config().model_copy(update={"model": str(folder)}), _LABELS)
+    adapted = prepare_model(_config().model_copy(update={"model": str(folder), "new_head": True}), _LABELS)
+    assert adapted.adapter["params/classifier/kernel"].value.shape[1] == 2
+    assert "newly initialised: classifier.bias, classifier.weight; in the place of" in caplog.text
 
 
 def test_a_frozen_head_that_the_model_has_is_no_news(caplog):

@@ -20,7 +20,7 @@ LAYERS = [
     {"paths", "names", "transform.compat", "dropout", "products"},
     {"config", "hash_key"},
     {"targets", "adapter"},
-    {"matrices", "dora"},
+    {"matrices", "dora", "tying"},
     {"transform.deferred"},
     {"transform.factored"},
     {"transform.moves", "transform.consume", "transform.tap"},
@@ -44,7 +44,7 @@ LAYERS = [
 ]
 """Files of the core, each of which imports from earlier layers alone."""
 GGUF = {"gguf_reader", "gguf_architectures", "gguf_tokenizer", "gguf_file"}
-MODELS = {"models", *GGUF, "stored_config", "checkpoint_files", "loading", "weights", "base"}
+MODELS = {"models", *GGUF, "stored_config", "stored_head", "checkpoint_files", "loading", "weights", "base"}
 """Models and their files, which know nothing of LoRA."""
 BELOW_MODELS = {
     "errors",
@@ -64,7 +64,7 @@ BELOW_MODELS = {
 """What these may import of the rest."""
 ON_DISK = {
     "own_files", "json_file", "safetensors_file", "whole_folder", "peft.config_file", "peft.folder", "base", "weights",
-    "checkpoint_files", "gguf_reader", "gguf_file", "gguf_lora", "__main__",
+    "stored_head", "checkpoint_files", "gguf_reader", "gguf_file", "gguf_lora", "__main__",
 }  # fmt: skip
 """The library's files that may touch the disk."""
 PRIVATE = {

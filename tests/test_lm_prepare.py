@@ -47,3 +47,21 @@ def test_the_plan_holds_what_the_run_holds(changes, dtype, stored):
         changes = {"lora": {"from": str(stored)}}
     config = _config(train={"dtype": dtype}, **changes)
     assert _of(abstract_model(config)) == _of(prepare_model(config))
+
+
+@pytest.mark.parametrize(
+    ("lora", "own_head"),
+    [
+        ({}, False),
+        ({"modules_to_save": ["embed_tokens", "lm_head"]}, True),
+        ({"target_modules": ["q_proj", "lm_head"]}, True),
+        ({"target_modules": ["embed_tokens"]}, True),
+        ({"modules_to_save": ["embed_tokens", "lm_head"], "ensure_weight_tying": True}, False),
+    ],
+)
+def test_a_tied_head_gets_a_table_of_its_own_where_the_adapter_needs_one(lora, own_head):
+    config = _config(model=str(tiny_lm.model_folder("llama", tie_word_embeddings=True)), lora=lora)
+    adapted = prepare_model(config)
+    assert ("lm_head" in adapted.base["params"]) == own_head
+    assert adapted.model.config.tie_word_embeddings == (not own_head)
+    assert _of(abstract_model(config)) == _of(adapted)

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
 
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+KERNEL = "model/layers/self_attn/q_proj/kernel"
 IDS = jnp.asarray([[1, 3, 5]])
 
 
@@ -120,10 +121,15 @@ def test_a_head_that_differs_from_its_embedding_is_no_copy(tmp_path):
 
 
 def test_a_weight_of_the_base_that_nobody_named(tmp_path):
-    """PEFT writes it where the vocabulary was resized."""
+    """PEFT writes it with save_embedding_layers: the base's own is nothing new, another one is another base's."""
     _, tensors = _saved_by_peft(tmp_path, target_modules=["q_proj"])
-    key = f"{PREFIX}model.embed_tokens.weight"
-    save_file(tensors | {key: np.ones((20, 8), np.float32)}, tmp_path / WEIGHTS)
-    with pytest.raises(jlora.JloraError) as caught:
-        jlora.load_adapter(tmp_path, _base(_llama()), _fn, IDS)
-    assert f"{key}: found a weight of the base that is not trained by adapter_config.json" in str(caught.value)
+    keys, own = [f"{PREFIX}model.embed_tokens.weight", f"{PREFIX}lm_head.weight"], _llama().lm_head.weight
+    for table, fits in ((own.detach().numpy(), True), (np.ones((20, 8), np.float32), False)):
+        save_file(tensors | {key: table.copy() for key in keys}, tmp_path / WEIGHTS)
+        if fits:
+            assert list(jlora.load_adapter(tmp_path, _base(_llama()), _fn, IDS)[0]) == [KERNEL]
+            continue
+        with pytest.raises(
+            jlora.JloraError, match=r"embed_tokens\.weight: expected the base's own weight, found other"
+        ):
+            jlora.load_adapter(tmp_path, _base(_llama()), _fn, IDS)

@@ -109,8 +109,9 @@ def test_a_tied_embedding_that_both_uses_see_is_refused():
     adapter = {"embed_tokens/embedding": low_rank("ra,rb->ab", (7, 4), kind="lookup")}
     config = jlora.LoraConfig(target_modules=["embed_tokens"])
     assert for_vllm(adapter, config, ["embed_tokens"])
+    tied = {path: dataclasses.replace(entry, tied=True) for path, entry in adapter.items()}
     with pytest.raises(jlora.JloraError, match=r"^embed_tokens/embedding: expected .*, found ensure_weight_tying"):
-        for_vllm(adapter, dataclasses.replace(config, ensure_weight_tying=True), ["embed_tokens"])
+        for_vllm(tied, config, ["embed_tokens"])
 
 
 def test_a_rank_that_no_vllm_can_be_started_with():

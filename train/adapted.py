@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import jlora
+from jlora.abstract_adapter import abstract_adapter
 from jlora.base import example_batch
-from jlora.peft.config_file import read_config
+from jlora.paths import leaves_by_path
+from jlora.peft.folder import stored_config
 from jlora.residual import init_residual
+from jlora.targets import is_in_module
 from train.sections import LoraSection
 
 logger = logging.getLogger(__name__)
 
 _OF_THE_FILE = (
-    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias", "modules_to_save",
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias",
     "trainable_token_indices",
 )  # fmt: skip
 """Settings that a stored adapter brings with it."""
@@ -56,11 +59,17 @@ def lora_config(section: LoraSection, targets: str | list[str], task: str) -> jl
     return jlora.LoraConfig(**fields, task_type=task)
 
 
-def with_adapter(section: LoraSection, lora: jlora.LoraConfig, model: Any, base: Any, key: jax.Array) -> Adapted:
-    """A fresh adapter (and what it leaves of the base), or that of `lora.from`."""
+def with_adapter(
+    section: LoraSection, lora: jlora.LoraConfig, model: Any, base: Any, key: jax.Array, new: Sequence[str] = ()
+) -> Adapted:
+    """A fresh adapter (and what it leaves of the base), or that of `lora.from`.
+
+    Args:
+      new: names of the modules that the checkpoint does not have, as for `settings`.
+    """
     example = example_batch(model.config)
     if section.from_ is not None:
-        adapter, lora = _stored(section.from_, lora, base, model)
+        adapter, lora = _stored(section.from_, lora, settings(section, lora, new), base, model)
         return Adapted(model, base, adapter, lora)
     if not section.is_residual:
         return Adapted(model, base, jlora.init(key, lora, base, model.apply, example), lora)
@@ -69,21 +78,43 @@ def with_adapter(section: LoraSection, lora: jlora.LoraConfig, model: Any, base:
     return Adapted(model, residual, adapter, lora, initial)
 
 
-def settings(section: LoraSection, lora: jlora.LoraConfig) -> jlora.LoraConfig:
-    """Those of the adapter that the run will have: of `lora.from`, where it is given, but for the dropout."""
+def settings(section: LoraSection, lora: jlora.LoraConfig, new: Sequence[str] = ()) -> jlora.LoraConfig:
+    """Those of the adapter that the run will have: of `lora.from`, where it is given, but for the dropout.
+
+    What the section's modules_to_save names is trained whole besides; where that is null, the task's head, if neither
+    the base nor the stored adapter has one.
+
+    Args:
+      new: names of the modules that the checkpoint does not have.
+    """
     if section.from_ is None:
         return lora
-    return dataclasses.replace(read_config(Path(section.from_)), lora_dropout=lora.lora_dropout)
+    stored = dataclasses.replace(stored_config(section.from_), lora_dropout=lora.lora_dropout)
+    more = [end for end in lora.trained_whole if not any(is_in_module(known, end) for known in stored.trained_whole)]
+    if section.modules_to_save is None:
+        more = [end for end in more if any(is_in_module(end, name) for name in new)]
+    if not more:
+        return stored
+    return dataclasses.replace(
+        stored, modules_to_save=[*stored.trained_whole, *more], task_type=stored.task_type or lora.task_type
+    )
 
 
-def _stored(folder: str, lora: jlora.LoraConfig, base: Any, model: Any) -> tuple[dict[str, Any], jlora.LoraConfig]:
-    """The adapter of a folder and its own settings, which hold; only the dropout is the config's."""
-    adapter, stored = jlora.load_adapter(folder, base, model.apply, example_batch(model.config))
+def _stored(
+    folder: str, given: jlora.LoraConfig, lora: jlora.LoraConfig, base: Any, model: Any
+) -> tuple[dict[str, Any], jlora.LoraConfig]:
+    """The adapter of a folder, with what `lora` trains whole besides, and its own settings, which hold."""
+    example, leaves = example_batch(model.config), leaves_by_path(base)
+    adapter, stored = jlora.load_adapter(folder, base, model.apply, example)
     for name in _OF_THE_FILE:
-        ours, theirs = getattr(lora, name), getattr(stored, name)
+        ours, theirs = getattr(given, name), getattr(stored, name)
         if ours != theirs:
             logger.info("lora.from: the stored adapter's %s=%s is used; the config's %s is ignored", name, theirs, ours)
-    return _with_dropout(adapter, lora.lora_dropout), dataclasses.replace(stored, lora_dropout=lora.lora_dropout)
+    plan = abstract_adapter(lora, base, model.apply, example)
+    if more := [path for path in plan if path not in adapter]:
+        logger.info("lora.from: the stored adapter does not have %s: trained whole", ", ".join(more))
+    whole = {path: dataclasses.replace(plan[path], value=jnp.array(leaves[path], copy=True)) for path in more}
+    return _with_dropout({path: (adapter | whole)[path] for path in plan}, lora.lora_dropout), lora
 
 
 def _with_dropout(adapter: dict[str, Any], rate: float) -> dict[str, Any]:

@@ -100,6 +100,11 @@ class LoraSection(Section):
     trainable_token_indices: list[Whole] | dict[str, list[Whole]] | None = Field(
         default=None, description="ids of tokens whose embeddings are trained, or {name of an embedding: ids}"
     )
+    ensure_weight_tying: bool = Field(
+        default=False,
+        description="whether an embedding that is the output head too stays so where one of the two is trained; false: "
+        "each has what is trained of it, and merged/ holds two tables",
+    )
     from_: Text | None = Field(
         default=None, alias="from", description="folder of an adapter in PEFT's format to start from"
     )

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jlora.adapter import Adapter, Entry, LowRank, replaced, require_fit, scaled_b
+from jlora.adapter import Adapter, Entry, LowRank, Rows, replaced, require_fit, scaled_b
 from jlora.dora import gain, letters
 from jlora.errors import JloraError
 from jlora.paths import leaves_by_path, replace_leaves
@@ -46,13 +46,14 @@ def merged_leaves(base: Any, adapter: Adapter) -> Iterator[tuple[str, jax.Array 
 
 
 def _merged(path: str, leaf: jax.Array | Quantized, entry: Entry) -> jax.Array:
-    if not isinstance(entry, LowRank):
-        return _finite(path, replaced(leaf, entry))
-    if entry.only is not None:
+    if not isinstance(entry, Rows) and entry.only is not None:
         raise JloraError(
             f"{path}: expected a weight whose uses all see the update, found one of which only the {entry.only} does"
-            " (a tied embedding); ensure_weight_tying=True lets both, or untie the output head first"
+            " (a tied embedding): save the adapter, and load it for load_base(..., tie_word_embeddings=False), whose"
+            " head is a table of its own; or adapt both uses, by ensure_weight_tying=True"
         )
+    if not isinstance(entry, LowRank):
+        return _finite(path, replaced(leaf, entry))
     leaf = as_array(leaf)
     total = leaf.astype(jnp.float32) + update(entry)
     total = total if entry.magnitude is None else total * _in_leafs_axes(entry, gain(entry, leaf))

@@ -131,6 +131,7 @@ def _form(entry: Entry) -> dict[str, Any]:
     if not isinstance(entry, LowRank):
         taken = entry.indices if isinstance(entry, Rows) else entry.layers
         kind = {"entry": type(entry).__name__, "whole": True, "rows" if isinstance(entry, Rows) else "layers": taken}
+        kind |= {} if isinstance(entry, Rows) else {"only": entry.only, "tied": entry.tied}
         return kind | {"shape": entry.value.shape, "dtype": entry.value.dtype}
     return {
         "entry": "LowRank",
@@ -138,6 +139,7 @@ def _form(entry: Entry) -> dict[str, Any]:
         "spec": entry.spec,
         "kind": entry.kind,
         "only": entry.only,
+        "tied": entry.tied,
         "dropout": entry.dropout,
         "use_dora": entry.magnitude is not None,
         "layers": len(entry.ranks),

@@ -236,11 +236,11 @@ def _check_entries(path: str, entries: dict[int, LowRank]) -> None:
                 f"{path}: expected low-rank updates without a magnitude, found DoRA in adapter {index}: a direction has"
                 " no sum with others; merge each adapter, mix the weights, and take jlora.extract of the result"
             )
-    forms = {index: (entry.shape, entry.spec, entry.kind, entry.only) for index, entry in entries.items()}
+    forms = {index: (entry.shape, entry.spec, entry.kind, entry.only, entry.tied) for index, entry in entries.items()}
     if len(set(forms.values())) > 1:
         found = "; ".join(f"adapter {index}: {form}" for index, form in forms.items())
         raise JloraError(
-            f"{path}: expected adapters of one base, with one (shape, spec, kind, only) at each path, found {found}"
+            f"{path}: expected adapters of one base, alike in shape, spec, kind, only and tied, found {found}"
         )
 
 

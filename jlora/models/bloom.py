@@ -90,6 +90,6 @@ FAMILY = Family(
     task="CAUSAL_LM",
     prefix="transformer",
     targets=("query_key_value",),
-    buffers=("lm_head.weight",),
+    embedding="transformer.word_embeddings",
     honoured={"quantization_config": (None,)},
 )

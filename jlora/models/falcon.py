@@ -110,6 +110,7 @@ FAMILY = Family(
     task="CAUSAL_LM",
     prefix="transformer",
     targets=("query_key_value",),
-    buffers=("rotary_emb.inv_freq", "lm_head.weight"),
+    embedding="transformer.word_embeddings",
+    buffers=("rotary_emb.inv_freq",),
     honoured={"attention_dropout": (None, 0.0), "quantization_config": (None,)},
 )

@@ -119,6 +119,7 @@ FAMILY = Family(
     task="CAUSAL_LM",
     prefix="transformer",
     targets=("c_attn",),
-    buffers=(".attn.bias", ".attn.masked_bias", "lm_head.weight"),
+    embedding="transformer.wte",
+    buffers=(".attn.bias", ".attn.masked_bias"),
     honoured={"add_cross_attention": (None, False), "quantization_config": (None,)},
 )

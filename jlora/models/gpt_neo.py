@@ -114,6 +114,7 @@ FAMILY = Family(
     task="CAUSAL_LM",
     prefix="transformer",
     targets=("q_proj", "v_proj"),
-    buffers=(".attention.bias", ".attention.masked_bias", "lm_head.weight"),
+    embedding="transformer.wte",
+    buffers=(".attention.bias", ".attention.masked_bias"),
     honoured={"quantization_config": (None,)},
 )

@@ -15,29 +15,26 @@ from jlora.models.tables import Family
 
 
 class GPTNeoXForCausalLM(LanguageModel):
-    """`LanguageModel` with the head embed_out.
+    """`LanguageModel` whose head is called embed_out in checkpoints.
 
     Parameters:
 
         gpt_neox/embed_in/embedding, final_layer_norm/{scale,bias}
         gpt_neox/layers/attention/{query_key_value,dense}/{kernel,bias}, mlp/{dense_h_to_4h,dense_4h_to_h}/{kernel,bias}
         gpt_neox/layers/{input_layernorm,post_attention_layernorm}/{scale,bias}
-        embed_out/kernel (absent where the config ties it to the embedding)
+        lm_head/kernel (absent where the config ties it to the embedding)
     """
 
     def setup(self) -> None:
         self.gpt_neox = Decoder(self.config, self.dtype, self.remat, self.attention)
         if not self.config.tie_word_embeddings:
-            self.embed_out = dense(self.config, self.config.vocab_size, self.dtype, use_bias=False)
+            self.lm_head = dense(self.config, self.config.vocab_size, self.dtype, use_bias=False)
 
     def decoder(self) -> Any:
         return self.gpt_neox
 
     def embedding(self) -> Any:
         return self.gpt_neox.embed_in
-
-    def head(self) -> Any:
-        return self.embed_out
 
 
 class Decoder(nn.Module):
@@ -90,6 +87,9 @@ FAMILY = Family(
     task="CAUSAL_LM",
     prefix="gpt_neox",
     targets=("query_key_value",),
-    buffers=(".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq", "embed_out.weight"),
+    embedding="gpt_neox.embed_in",
+    buffers=(".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq"),
+    old_suffixes={"embed_out.weight": "lm_head.weight"},
+    stored_names={"lm_head.weight": "embed_out.weight"},
     honoured={"quantization_config": (None,)},
 )

@@ -76,6 +76,7 @@ FAMILY = Family(
     task="CAUSAL_LM",
     prefix="transformer",
     targets=("q_proj", "v_proj"),
+    embedding="transformer.wte",
     buffers=(".attn.bias", ".attn.masked_bias"),
     honoured={"tie_word_embeddings": (False,), "quantization_config": (None,)},
 )

@@ -129,6 +129,6 @@ FAMILY = Family(
     task="CAUSAL_LM",
     prefix="model",
     targets=("q_proj", "v_proj"),
-    buffers=("lm_head.weight",),
+    embedding="model.decoder.embed_tokens",
     honoured={"layerdrop": (None, 0.0), "quantization_config": (None,)},
 )

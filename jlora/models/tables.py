@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+HEAD_KEY = "lm_head.weight"
+"""The head of every causal language model, as transformers calls it."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -20,6 +23,8 @@ class Family:
       dropped: beginnings of keys that may be there and are not read.
       buffers: ends of keys that may be there and are not read.
       old_suffixes: {old: today's} ends of keys.
+      embedding: module of a language model's table of tokens, which is its head too where the config ties them.
+      stored_names: {key: what files call it}, where transformers writes another key than its module's.
       honoured: {config key: the values that are supported, the usual one last}.
       token_types: whether batches hold token_type_ids.
     """
@@ -32,17 +37,20 @@ class Family:
     dropped: tuple[str, ...] = ()
     buffers: tuple[str, ...] = ()
     old_suffixes: Mapping[str, str] = field(default_factory=dict)
+    embedding: str = ""
+    stored_names: Mapping[str, str] = field(default_factory=dict)
     honoured: Mapping[str, tuple] = field(default_factory=dict)
     token_types: bool = False
 
 
 def decoder_family(model: Any, *, targets: tuple[str, ...] = ("q_proj", "v_proj"), **honoured: tuple) -> Family:
-    """A family that is built like Llama: its keys, tied heads left out, and no dropout in the attention."""
+    """A family that is built like Llama: its keys, and no dropout in the attention."""
     return Family(
         model,
         task="CAUSAL_LM",
         prefix="model",
         targets=targets,
-        buffers=("rotary_emb.inv_freq", "lm_head.weight"),
+        embedding="model.embed_tokens",
+        buffers=("rotary_emb.inv_freq",),
         honoured={"attention_dropout": (None, 0.0), "quantization_config": (None,), **honoured},
     )

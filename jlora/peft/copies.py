@@ -9,49 +9,56 @@ from typing import Any
 import jax
 import numpy as np
 
-from jlora.adapter import Adapter, Full
+from jlora.adapter import Adapter, Full, Rows
 from jlora.errors import JloraError
+from jlora.names import module_names
 from jlora.peft.keys import PREFIX, Slot, slots
+from jlora.tying import HEAD
 
 _SAME = 1e-2
 """Relative L2 difference up to which two weights are one that was rounded (bfloat16 keeps 3 digits)."""
 
 
-def tied_head(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What PEFT writes of an output head that is tied to an adapted embedding `embed_tokens`.
+def tied_head(tensors: Mapping[str, np.ndarray], adapter: Adapter) -> dict[str, np.ndarray]:
+    """What PEFT writes of an output head that is tied to an adapted embedding.
 
     The head's A is the embedding's B transposed, and its B the embedding's A.
     """
     tied: dict[str, np.ndarray] = {}
-    for key, tensor in tensors.items():
-        end = key.rpartition(".embed_tokens.")[2]
-        if end == "lora_embedding_A":
-            tied[f"{PREFIX}lm_head.lora_B.weight"] = tensor.T
-        elif end == "lora_embedding_B":
-            tied[f"{PREFIX}lm_head.lora_A.weight"] = tensor.T
-        elif end in ("weight", "base_layer.weight"):
-            tied[f"{PREFIX}lm_head.{end}"] = tensor
+    for path in (path for path, entry in adapter.items() if not isinstance(entry, Rows) and entry.tied):
+        embedding, head = f"{PREFIX}{module_names(path, None)[0]}.", f"{PREFIX}{HEAD}."
+        for end, name, turned in _OF_THE_HEAD:
+            if (tensor := tensors.get(embedding + end)) is not None:
+                tied[head + name] = tensor.T if turned else tensor
     return tied
 
 
+_OF_THE_HEAD = (
+    ("lora_embedding_A", "lora_B.weight", True),
+    ("lora_embedding_B", "lora_A.weight", True),
+    ("weight", "weight", False),
+    ("base_layer.weight", "base_layer.weight", False),
+)
+"""(an embedding's key, that of the head that is tied to it, whether the tensor is transposed)."""
+
+
 def without_copies(
-    tensors: Mapping[str, np.ndarray], template: Adapter, leaves: Mapping[str, Any], tied: bool, where: str
+    tensors: Mapping[str, np.ndarray], template: Adapter, leaves: Mapping[str, Any], where: str
 ) -> dict[str, np.ndarray]:
     """The tensors without those that only repeat others or the base.
 
-    PEFT writes `embed_tokens.base_layer.weight`, the base's, beside an adapted embedding, the head's tensors beside
-    a tied one, and, with bias "all", `classifier.original_module.bias` and `classifier.modules_to_save.bias` beside
-    `classifier.bias`.
+    PEFT writes the base's `embed_tokens.base_layer.weight` beside an adapted embedding, its `embed_tokens.weight` and
+    `lm_head.weight` with `save_embedding_layers`, the head's tensors beside a tied embedding, and, with bias "all",
+    `classifier.original_module.bias` and `classifier.modules_to_save.bias` beside `classifier.bias`.
 
     Args:
       leaves: {path: leaf} of the base, arrays or ShapeDtypeStructs.
-      tied: whether the configuration ensures weight tying.
 
     Raises:
       JloraError: a weight of another base.
     """
     expected = {slot.key for slot in slots(template)}
-    repeated = tied_head(tensors) if tied else {}
+    repeated = tied_head(tensors, template)
     repeated |= {
         key: tensors[saved]
         for key in tensors
@@ -61,16 +68,20 @@ def without_copies(
     others -= {key for key in others & repeated.keys() if np.array_equal(tensors[key], repeated[key])}
     whole = {slot.key: slot for slot in slots({path: Full(leaf) for path, leaf in leaves.items()})} if others else {}
     for key in sorted(others):
-        slot = whole.get(re.sub(r"\.(base_layer|original_module)\.", ".", key))
-        if slot is not None and slot.key == key:
-            raise JloraError(
-                f"{where}: {key}: found a weight of the base that is not trained by adapter_config.json. PEFT adds an"
-                " embedding that was resized: name it in modules_to_save, and give the base of that size"
-            )
+        name = re.sub(r"\.(base_layer|original_module)\.", ".", key)
+        slot = whole.get(name)
         if slot is not None:
             _require_bases(f"{where}: {key}", tensors[key], slot, leaves[slot.path])
             others.remove(key)
+        elif name == f"{PREFIX}{HEAD}.weight" and _is_twice(key, tensors):
+            others.remove(key)  # the embedding's table, to which the head is tied
     return {key: tensor for key, tensor in tensors.items() if key in expected or key in others}
+
+
+def _is_twice(key: str, tensors: Mapping[str, np.ndarray]) -> bool:
+    """Whether another tensor of the file has the same numbers."""
+    alike = (other for name, other in tensors.items() if name != key and other.shape == tensors[key].shape)
+    return any(np.array_equal(tensors[key], other) for other in alike)
 
 
 def _require_bases(what: str, tensor: np.ndarray, slot: Slot, leaf: Any) -> None:

@@ -26,9 +26,10 @@ from jlora.peft.keys import PREFIX, adapted_names, from_peft, is_conv1d, to_peft
 from jlora.peft.true_config import true_config
 from jlora.peft.vllm import for_vllm
 from jlora.safetensors_file import open_safetensors
+from jlora.tying import is_tied_in_peft
 from jlora.whole_folder import whole_folder
 
-__all__ = ["from_peft", "head_rows", "load_adapter", "save_adapter", "to_peft"]
+__all__ = ["from_peft", "head_rows", "load_adapter", "save_adapter", "stored_config", "to_peft"]
 
 
 def save_adapter(
@@ -42,7 +43,7 @@ def save_adapter(
     """Writes the adapter so that PEFT opens it, float32, with a configuration that is true of it.
 
     Ranks, scales and modules that are not the configuration's any more are written as they are. With
-    `ensure_weight_tying` the tensors of an embedding `embed_tokens` stand under `lm_head` too, as PEFT has them.
+    `ensure_weight_tying` the tensors of a tied embedding stand under `lm_head` too, as PEFT has them.
 
     Args:
       folder: made where it is not there; its two adapter files are replaced.
@@ -60,8 +61,7 @@ def save_adapter(
     else:
         config = true_config(config, adapter)
     tensors = to_peft(adapter)
-    if config.ensure_weight_tying:
-        tensors = tied_head(tensors) | tensors
+    tensors = tied_head(tensors, adapter) | tensors
     tensors = {key: np.ascontiguousarray(tensor, np.float32) for key, tensor in tensors.items()}
     fan_in_fan_out = any(is_conv1d(path, entry) for path, entry in adapter.items())
     with whole_folder(folder) as partial:
@@ -88,16 +88,27 @@ def load_adapter(
         a key that is missing, unexpected or of another shape than the base's.
     """
     folder = Path(folder)
-    config, where = read_config(folder), str(folder / "adapter_model.safetensors")
+    config, where = stored_config(folder), str(folder / "adapter_model.safetensors")
     _require_base(folder, base_model)
     tensors = _mapped_tensors(folder)
     template = abstract_adapter(config, base, fn, *args, **kwargs)
     leaves = leaves_by_path(base)
-    tensors = without_copies(tensors, template, leaves, config.ensure_weight_tying, where)
+    tensors = without_copies(tensors, template, leaves, where)
     adapter = from_peft(tensors, template, where)
     for key, tensor in tensors.items():  # which have the expected shapes by now, and no more numbers than these
         require_finite(tensor, f"{where}: {key}")
     return _with_norms(adapter, leaves), config
+
+
+def stored_config(folder: str | os.PathLike) -> LoraConfig:
+    """The configuration of an adapter's folder, with `ensure_weight_tying` where PEFT ties something by it.
+
+    Raises:
+      JloraError: as for `load_adapter`; the base and the values of the tensors are not looked at.
+    """
+    config = read_config(Path(folder))
+    tied = config.ensure_weight_tying and is_tied_in_peft(config, _mapped_tensors(Path(folder)))
+    return dataclasses.replace(config, ensure_weight_tying=tied)
 
 
 def head_rows(folder: str | os.PathLike) -> int | None:

@@ -13,6 +13,7 @@ from jlora.names import hf_keys, is_stacked, module_names
 from jlora.peft.fitted import fitted_config
 from jlora.peft.keys import adapted_names
 from jlora.targets import is_in_module, is_trained_whole
+from jlora.tying import naming_head
 
 
 def true_config(config: LoraConfig, adapter: Adapter) -> LoraConfig:
@@ -23,7 +24,16 @@ def true_config(config: LoraConfig, adapter: Adapter) -> LoraConfig:
     """
     config = fitted_config(config, adapter)
     changes = {"use_dora": _is_dora(adapter), "trainable_token_indices": _tokens(config, adapter)}
-    return dataclasses.replace(config, **changes, **_whole(config, adapter))
+    return _tied(dataclasses.replace(config, **changes, **_whole(config, adapter)), adapter)
+
+
+def _tied(config: LoraConfig, adapter: Adapter) -> LoraConfig:
+    """With `ensure_weight_tying` where the adapter has a tied embedding, and the head named where PEFT asks for it."""
+    tied = {path: entry for path, entry in adapter.items() if not isinstance(entry, Rows) and entry.tied}
+    config = dataclasses.replace(config, ensure_weight_tying=bool(tied))
+    for path, entry in tied.items():
+        config = naming_head(config, module_names(path, None)[0], whole=isinstance(entry, Full))
+    return config
 
 
 def _is_dora(adapter: Adapter) -> bool:

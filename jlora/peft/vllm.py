@@ -29,7 +29,7 @@ def for_vllm(adapter: Adapter, config: LoraConfig, names: list[str]) -> tuple[di
     Raises:
       JloraError: an entry that vLLM has no form for, with what to do instead.
     """
-    low_ranks = {path: _supported(path, entry, config.ensure_weight_tying) for path, entry in adapter.items()}
+    low_ranks = {path: _supported(path, entry) for path, entry in adapter.items()}
     rank = max((max(entry.ranks) for entry in low_ranks.values()), default=0)
     if not 0 < rank <= _LARGEST_RANK:
         raise JloraError(
@@ -41,7 +41,7 @@ def for_vllm(adapter: Adapter, config: LoraConfig, names: list[str]) -> tuple[di
     return {path: _folded(entry, rank) for path, entry in low_ranks.items()}, plain
 
 
-def _supported(path: str, entry: Entry, tied: bool) -> LowRank:
+def _supported(path: str, entry: Entry) -> LowRank:
     merge = "jlora.merge puts it into the base, to be saved and served whole"
     if isinstance(entry, Full):
         what = "a bias" if path.endswith("/bias") else "a weight of modules_to_save"
@@ -54,7 +54,7 @@ def _supported(path: str, entry: Entry, tied: bool) -> LowRank:
         raise JloraError(f"{path}: expected a linear weight or an embedding for vLLM, found a convolution; {merge}")
     if entry.kind == "lookup" and "embed_tokens" not in path.split("/"):
         raise JloraError(f"{path}: expected an embedding that vLLM adapts, embed_tokens, found another; {merge}")
-    if entry.kind == "lookup" and tied:
+    if entry.kind == "lookup" and entry.tied:
         raise JloraError(f"{path}: expected an adapter that the lookup alone sees, found ensure_weight_tying; {merge}")
     return entry
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from jlora.adapter import Adapter, Full, LowRank, Rows, replaced, require_fit
+from jlora.adapter import Adapter, Entry, Full, replaced, require_fit
 from jlora.paths import leaves_by_path, replace_leaves
 from jlora.quantization.leaf import is_quantized
 from jlora.transform.consume import Use
@@ -49,8 +49,10 @@ def adapt(fn: Callable, *, allow_materialize: bool = False) -> Callable:
     ) -> Any:
         adapter, leaves = adapter or {}, leaves_by_path(base)
         require_fit(adapter, leaves)
-        whole = {path: replaced(leaves[path], entry) for path, entry in adapter.items() if isinstance(entry, Full)}
-        base, updates = replace_leaves(base, whole), _updates(adapter)
+        updates = _updates(adapter)
+        others = {path: entry for path, entry in adapter.items() if isinstance(entry, Full) and path not in updates}
+        whole = {path: replaced(leaves[path], entry) for path, entry in others.items()}
+        base = replace_leaves(base, whole)
         if not updates and not any(is_quantized(leaf) for leaf in (leaves | whole).values()):
             return fn(base, *args, **kwargs)
         traced = trace(fn, base, args, kwargs)
@@ -60,11 +62,12 @@ def adapt(fn: Callable, *, allow_materialize: bool = False) -> Callable:
     return adapted
 
 
-def _updates(adapter: Adapter) -> dict[str, LowRank | Rows]:
-    return {path: entry for path, entry in adapter.items() if not isinstance(entry, Full)}
+def _updates(adapter: Adapter) -> dict[str, Entry]:
+    """The entries that do not stand in for their leaves in all uses."""
+    return {path: entry for path, entry in adapter.items() if not isinstance(entry, Full) or entry.only is not None}
 
 
-def _values(traced: Traced, leaves: list, updates: Mapping[str, LowRank | Rows]) -> list:
+def _values(traced: Traced, leaves: list, updates: Mapping[str, Entry]) -> list:
     """The jaxpr's inputs, adapted and quantized leaves as Factored."""
     return [
         unadapted(path, leaf) if path is None or path not in updates else factored(path, leaf, updates[path])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora import dora
-from jlora.adapter import LowRank, Rows, scaled_b
+from jlora.adapter import Entry, Full, Rows, scaled_b
 from jlora.products import einsum
 from jlora.quantization.leaf import Quantized, as_array
 from jlora.transform.deferred import Deferred, deferred, formed
@@ -68,11 +68,16 @@ def unadapted(path: str | None, leaf: Any) -> Any:
     return Factored(deferred(leaf), None, None, None, path, _own_axes(leaf))
 
 
-def factored(path: str, weight: jax.Array | Quantized, entry: LowRank | Rows) -> Factored:
+def factored(path: str, weight: jax.Array | Quantized, entry: Entry) -> Factored:
     """The leaf with its update: a and b spread over the leaf's axes, r in front.
 
-    A row of `Rows` is a component of its own: a is 1 at the row's index, b what the row gains.
+    A row of `Rows` is a component of its own: a is 1 at the row's index, b what the row gains. So is a column of a
+    table that is trained whole for some uses alone: a is what the column gains, b is 1 there.
     """
+    if isinstance(entry, Full):
+        a = (entry.value - as_array(weight).astype(entry.value.dtype)).T[..., None]
+        b = jnp.eye(len(a), dtype=a.dtype)[:, None]
+        return Factored(deferred(weight), a, b, None, path, _own_axes(weight), only=entry.only)
     if isinstance(entry, Rows):
         a = jax.nn.one_hot(jnp.asarray(entry.indices), weight.shape[0], dtype=entry.value.dtype)
         b = entry.value - as_array(weight)[jnp.asarray(entry.indices)].astype(entry.value.dtype)

@@ -91,6 +91,9 @@ class Config(RunConfig):
     task: Literal["single_label_classification", "multi_label_classification", "regression"] | None = Field(
         default=None, description="kind of head; null: seen from the labels"
     )
+    new_head: bool = Field(
+        default=False, description="start a new head where the model's is for another number of classes"
+    )
     data: DataConfig
     train: ClassifierTrain = ClassifierTrain()
 

@@ -80,12 +80,13 @@ def prepare_model(config: Config, labels: Labels, mesh: Mesh | None = None) -> A
     """Model, base weights and a fresh adapter (or the one of `lora.from`), on the mesh where there is one."""
     head_key, adapter_key = jax.random.split(jax.random.key(config.seed))
     model = _build(config, labels.config_entries())
-    base = load_weights(model, model_folder(config.model), key=head_key, mesh=mesh)
+    base = load_weights(model, model_folder(config.model), key=head_key, new_head=config.new_head, mesh=mesh)
     if config.method == "lora":
-        adapted = with_adapter(config.lora, _lora_config(config, model), model, base, adapter_key)
+        lora, new = _lora_config(config, model), _new_modules(config, model)
+        adapted = with_adapter(config.lora, lora, model, base, adapter_key, new)
     else:
         adapted = Adapted(model, base, whole_leaves(config, base), None)
-    _warn_of_frozen_heads(adapted, model_folder(config.model))
+    _warn_of_frozen_heads(adapted, config)
     return put_adapted(mesh, adapted, config)
 
 
@@ -114,8 +115,20 @@ def abstract_model(config: Config) -> Adapted:
     base = abstract_base(model)
     if config.method != "lora":
         return Adapted(model, base, jax.eval_shape(lambda base: whole_leaves(config, base), base), None)
-    lora = settings(config.lora, _lora_config(config, model))
+    lora = settings(config.lora, _lora_config(config, model), _new_modules(config, model))
     return Adapted(model, base, abstract_adapter(lora, base, model.apply, example_batch(model.config)), lora)
+
+
+def _new_modules(config: Config, model: Any) -> list[str]:
+    """Names of the modules that the base does not have, where the adapter comes from elsewhere and may have them."""
+    if config.lora.from_ is None:
+        return []
+    return [module_names(path, None)[0] for path in _heads(config, model)]
+
+
+def _heads(config: Config, model: Any) -> dict[str, list[str]]:
+    """The heads that start anew: {path of a leaf: its keys}."""
+    return new_heads(model, model_folder(config.model), new_head=config.new_head)
 
 
 def _lora_config(config: Config, model: Any) -> jlora.LoraConfig:
@@ -158,9 +171,9 @@ def _build(config: Config, overrides: dict[str, Any]) -> Any:
     return build(model_config, dtype=jnp.dtype(train.dtype), remat=train.remat, attention=train.attention)
 
 
-def _warn_of_frozen_heads(adapted: Adapted, name: str) -> None:
+def _warn_of_frozen_heads(adapted: Adapted, config: Config) -> None:
     """A head that is random and not trained stays random, and an adapter's file does not hold it."""
-    heads = new_heads(adapted.model, name)
+    name, heads = model_folder(config.model), _heads(config, adapted.model)
     frozen = [key for path, keys in heads.items() if path not in adapted.adapter for key in keys]
     if frozen:
         lost = "; adapter/ does not hold them, only merged/ does" if adapted.lora else ""

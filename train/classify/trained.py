@@ -84,10 +84,10 @@ def load_adapted(folder: Path, base: str | None = None) -> Trained:
     name = base or base_of(folder)
     settle_hub(name)
     model = build(classifier_config(name, **_stored_labels(folder)))
-    # A head that the base does not have comes with the adapter; the seed only fills the place until then.
-    weights = load_weights(model, model_folder(name), key=jax.random.key(0))
+    # A head that the base does not have so comes with the adapter; the seed only fills the place until then.
+    weights = load_weights(model, model_folder(name), key=jax.random.key(0), new_head=True)
     adapter, config = jlora.load_adapter(folder, weights, model.apply, example_batch(model.config))
-    _require_heads(folder, name, new_heads(model, model_folder(name)), adapter)
+    _require_heads(folder, name, new_heads(model, model_folder(name), new_head=True), adapter)
     place = str(folder) if (folder / "tokenizer_config.json").is_file() else name
     return Trained(Adapted(model, weights, adapter, config), load_tokenizer(place), _labels(model))
 

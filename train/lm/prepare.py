@@ -12,9 +12,12 @@ from jax.sharding import Mesh
 import jlora
 from jlora.abstract_adapter import abstract_adapter
 from jlora.base import abstract_base, build, example_batch, load_config, load_weights
+from jlora.checkpoint_files import WEIGHT_PATTERNS, fetch
 from jlora.errors import JloraError
 from jlora.models import FAMILIES, family
 from jlora.paths import leaves_by_path
+from jlora.stored_head import with_stored_head
+from jlora.tying import needs_own_head
 from train.adapted import Adapted, lora_config, settings, with_adapter
 from train.devices import put_adapted
 from train.lm.config import LMConfig
@@ -27,19 +30,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
-def causal_config(name: str) -> PreTrainedConfig:
-    """The config of a causal language model, as `load_config` gives it.
+def causal_config(name: str, lora: jlora.LoraConfig | None = None) -> PreTrainedConfig:
+    """The config of a causal language model, as `load_config` gives it; its head is untied where `lora` asks for that.
 
     Raises:
       JloraError: whatever `load_config` refuses; a model that classifies.
     """
-    config = load_config(model_folder(name))
+    config = with_stored_head(load_config(model_folder(name)), model_folder(name))
     if family(config.model_type).task != "CAUSAL_LM":
         known = ", ".join(kind for kind, found in FAMILIES.items() if found.task == "CAUSAL_LM")
         raise JloraError(
             f"{name}: config.json: model_type: expected a causal language model ({known}),"
             f" found {config.model_type!r}; jlora classify trains classifiers"
         )
+    if lora is not None and needs_own_head(lora, family(config.model_type).embedding):
+        config.tie_word_embeddings = False
     return config
 
 
@@ -47,6 +52,7 @@ def prepare_model(config: LMConfig, mesh: Mesh | None = None) -> Adapted:
     """Model, base weights and a fresh adapter (or the one of `lora.from`), or all weights with `method: full`; on the
     mesh where there is one.
     """
+    fetch(model_folder(config.model), None, WEIGHT_PATTERNS)  # which say whether the head is tied
     model, key = build_model(config), jax.random.key(config.seed)
     return put_adapted(mesh, _adapted(config, model, key, mesh), config)
 
@@ -56,7 +62,7 @@ def _adapted(config: LMConfig, model: Any, key: jax.Array, mesh: Mesh | None) ->
     if config.method == "full":
         base = load()
         return Adapted(model, base, _whole_leaves(base), None)
-    lora = _lora(config, model)
+    lora = _lora(config, model.config)
     dtype = _base_dtype(config)
     if config.quantize is not None and config.lora.init_lora_weights == "loftq":
         dense, example = load(param_dtype=dtype), example_batch(model.config)
@@ -76,15 +82,16 @@ def abstract_on(config: LMConfig, model: Any) -> Adapted:
     if config.method == "full":
         return Adapted(model, base, jax.eval_shape(_whole_leaves, base), None)
     base = jax.eval_shape(lambda base: _stored(config, model, base), base)
-    lora = settings(config.lora, _lora(config, model))
+    lora = settings(config.lora, _lora(config, model.config))
     return Adapted(model, base, abstract_adapter(lora, base, model.apply, example_batch(model.config)), lora)
 
 
 def build_model(config: LMConfig) -> Any:
     """The linen model in the config's dtype, without weights."""
-    train = config.train
-    dtype = jnp.dtype(train.dtype)
-    return build(causal_config(config.model), dtype=dtype, remat=train.remat, attention=train.attention)
+    train, name = config.train, config.model
+    lora = settings(config.lora, _lora(config, causal_config(name))) if config.method == "lora" else None
+    options: dict[str, Any] = {"dtype": jnp.dtype(train.dtype), "remat": train.remat, "attention": train.attention}
+    return build(causal_config(name, lora), **options)
 
 
 def require_fit(config: LMConfig, rows: dict[str, Examples | Packed], longest: int) -> None:
@@ -101,8 +108,8 @@ def require_fit(config: LMConfig, rows: dict[str, Examples | Packed], longest: i
     jax.eval_shape(model.apply, abstract_base(model), batch)
 
 
-def _lora(config: LMConfig, model: Any) -> jlora.LoraConfig:
-    return lora_config(config.lora, trainer_targets(model.config.model_type), "CAUSAL_LM")
+def _lora(config: LMConfig, stored: PreTrainedConfig) -> jlora.LoraConfig:
+    return lora_config(config.lora, trainer_targets(stored.model_type), "CAUSAL_LM")
 
 
 def _base_dtype(config: LMConfig) -> Any:

@@ -10,12 +10,15 @@ import jax.numpy as jnp
 
 import jlora
 from jlora.base import build, example_batch, load_weights, stop_ids
+from jlora.checkpoint_files import WEIGHT_PATTERNS, fetch
 from jlora.errors import JloraError
 from jlora.own_files import as_path
+from jlora.peft.folder import stored_config
 from train.adapted import Adapted
 from train.lm.prepare import causal_config
 from train.model_files import base_of, load_tokenizer, model_folder
 from train.sources import settle_hub
+from train.vocabulary import with_stored_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -54,8 +57,12 @@ def load_language_model(
     """
     name, folder = _parts(name, adapter, base, use_adapter)
     settle_hub(name)
-    model = build(causal_config(name), dtype=jnp.dtype(dtype))
+    fetch(model_folder(name), None, WEIGHT_PATTERNS)
+    lora = stored_config(folder) if folder is not None and use_adapter else None
+    model = build(causal_config(name, lora), dtype=jnp.dtype(dtype))
     weights = load_weights(model, model_folder(name), param_dtype=jnp.dtype(dtype), quantize=quantize)
+    if folder is not None and use_adapter:
+        model, weights = with_stored_vocabulary(folder, model, weights)
     adapted = Adapted(model, weights, {}, None)
     if folder is not None and use_adapter:
         entries, config = jlora.load_adapter(folder, weights, model.apply, example_batch(model.config))

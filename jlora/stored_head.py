@@ -1,0 +1,128 @@
+"""A language model's head and its table of tokens in a checkpoint: one tensor, or two.
+
+A config with `tie_word_embeddings` says that they are one. Files may know better: where they hold both and the values
+differ, the head is a table of its own, as it is in transformers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from copy import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jlora.checkpoint_files import WEIGHT_PATTERNS, downloaded, open_tensors
+from jlora.errors import JloraError
+from jlora.gguf_file import is_gguf
+from jlora.json_file import read_json
+from jlora.models import family
+from jlora.models.tables import HEAD_KEY
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+logger = logging.getLogger("jlora")
+
+_ROWS = 4096
+"""How many rows of two tables are compared at a time."""
+
+
+def with_stored_head(config: PreTrainedConfig, name: str, *, revision: str | None = None) -> PreTrainedConfig:
+    """The config with `tie_word_embeddings` false where the files hold a head that is not the embedding.
+
+    Nothing is downloaded: a model of which no weights are here yet has the head that its config says.
+
+    Args:
+      config: as `load_config` gives it.
+      name, revision: the model's, as for `load_weights`.
+
+    Raises:
+      JloraError: whatever `open_tensors` refuses.
+    """
+    kind = family(config.model_type)
+    if kind.task != "CAUSAL_LM" or not config.tie_word_embeddings:
+        return config
+    folder = downloaded(name, revision, WEIGHT_PATTERNS)
+    if folder is None or is_gguf(folder):  # a GGUF file has no second table, or its config is not tied
+        return config
+    tensors = open_tensors(folder)
+    head, embedding = (_first(tensors, names) for names in (_head_names(kind), _embedding_names(kind)))
+    if head is None or embedding is None or _are_equal(head, embedding):
+        return config
+    config = copy(config)
+    config.tie_word_embeddings = False
+    return config
+
+
+def with_both_tables(model: Any, folder: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The tensors with a head, or an embedding, that the files leave out because it is the other one.
+
+    Args:
+      model: a causal language model; where its head is tied, the result has no head.
+      tensors: {today's key: tensor} of the files.
+
+    Raises:
+      JloraError: a tied model, whose files hold a head that is not the embedding.
+    """
+    kind, found = family(model.config.model_type), dict(tensors)
+    embedding_key = f"{kind.embedding}.weight"
+    head, embedding = found.get(HEAD_KEY), found.get(embedding_key)
+    tied, files_tie = model.config.tie_word_embeddings, _files_tie(folder, model.config)
+    if head is not None and embedding is None and files_tie:
+        found[embedding_key] = embedding = head
+    if tied and head is not None and not _are_equal(head, embedding):
+        raise JloraError(
+            f"{head.file}: {head.key}: expected the values of {embedding_key}, to which the model's head is tied; found"
+            " others: build the model with tie_word_embeddings=False, as load_base does"
+        )
+    if tied:
+        found.pop(HEAD_KEY, None)
+    elif head is None and embedding is not None and files_tie:
+        found[HEAD_KEY] = embedding
+        logger.info("%s: the head, tied to %s in the files, is a table of its own here", folder, embedding_key)
+    elif files_tie and head is not None and not _are_equal(head, embedding):
+        logger.warning(
+            "%s: %s is another table than %s, although config.json says tie_word_embeddings: the head is not tied",
+            folder, head.key, embedding_key,
+        )  # fmt: skip
+    return found
+
+
+def _files_tie(folder: Path, config: PreTrainedConfig) -> bool:
+    """Whether the checkpoint's own config ties head and embedding."""
+    if is_gguf(folder):
+        return True  # what has a head of its own has both tensors
+    file = folder / "config.json"
+    stored = read_json(file) if file.is_file() else {}
+    return bool(stored.get("tie_word_embeddings", type(config)().tie_word_embeddings))
+
+
+def _head_names(kind: Any) -> tuple[str, ...]:
+    return HEAD_KEY, kind.stored_names.get(HEAD_KEY, HEAD_KEY)
+
+
+def _embedding_names(kind: Any) -> tuple[str, ...]:
+    full = f"{kind.embedding}.weight"
+    return full, full.removeprefix(f"{kind.prefix}.")
+
+
+def _first(tensors: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    return next((tensors[name] for name in names if name in tensors), None)
+
+
+def _are_equal(head: Any, embedding: Any) -> bool:
+    """Whether two tensors of files hold the same numbers; the first rows that differ are the last that are read."""
+    if head is embedding:
+        return True
+    for tensor in (head, embedding):
+        tensor.require_float()
+    if head.shape != embedding.shape:
+        return False
+    left, right = (np.asarray(tensor.mapped()) for tensor in (head, embedding))
+    return all(
+        np.array_equal(*(table[start : start + _ROWS].astype(np.float32) for table in (left, right)))
+        for start in range(0, len(left), _ROWS)
+    )

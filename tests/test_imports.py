@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"errors"},
-    {"finite", "json_file", "whole_folder"},
+    {"finite", "json_file", "whole_folder", "patterns"},
     {"safetensors_file"},
     {"mesh"},
     {"quantization.nf4", "quantization.int8", "quantization.heads"},
@@ -32,8 +32,10 @@ LAYERS = [
     {"loftq"},
     {"algebra.reduce", "algebra.stack"},
     {"algebra.weighted", "algebra.extract"},
-    {"peft.keys", "peft.config_file"},
-    {"peft.fitted", "peft.copies", "gguf_lora"},
+    {"peft.keys"},
+    {"peft.mlx"},
+    {"peft.stored_tensors"},
+    {"peft.config_file", "peft.fitted", "peft.copies", "peft.lora_bias", "gguf_lora"},
     {"peft.true_config", "peft.vllm"},
     {"peft.folder"},
     {"sharding", "generation"},
@@ -59,7 +61,8 @@ BELOW_MODELS = {
 }
 """What these may import of the rest."""
 ON_DISK = {
-    "json_file", "safetensors_file", "whole_folder", "peft.config_file", "peft.folder", "base", "weights",
+    "json_file", "safetensors_file", "whole_folder", "peft.config_file", "peft.stored_tensors", "peft.mlx",
+    "peft.folder", "base", "weights",
     "checkpoint_files", "gguf_reader", "gguf_file", "gguf_lora",
 }  # fmt: skip
 """The library's files that may touch the disk."""

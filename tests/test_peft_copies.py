@@ -119,11 +119,25 @@ def test_a_head_that_differs_from_its_embedding_is_no_copy(tmp_path):
         jlora.load_adapter(tmp_path, _base(_llama()), _fn, IDS)
 
 
-def test_a_weight_of_the_base_that_nobody_named(tmp_path):
-    """PEFT writes it where the vocabulary was resized."""
-    _, tensors = _saved_by_peft(tmp_path, target_modules=["q_proj"])
-    key = f"{PREFIX}model.embed_tokens.weight"
-    save_file(tensors | {key: np.ones((20, 8), np.float32)}, tmp_path / WEIGHTS)
+def _with_embedding(folder, change):
+    """An adapter of the projection, and the base's embedding in its file (`save_embedding_layers`), changed."""
+    _, tensors = _saved_by_peft(folder, target_modules=["q_proj"])
+    table = np.asarray(_base(_llama())["model"]["embed_tokens"]["embedding"])
+    save_file(tensors | {f"{PREFIX}model.embed_tokens.weight": change(table)}, folder / WEIGHTS)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_copy_of_the_base_is_left_out(dtype, tmp_path):
+    _with_embedding(tmp_path, lambda table: table.astype(jnp.dtype(dtype)))
+    adapter, _ = jlora.load_adapter(tmp_path, _base(_llama()), _fn, IDS)
+    assert list(adapter) == ["model/layers/self_attn/q_proj/kernel"]
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.999])
+def test_a_weight_of_the_base_that_nobody_named(factor, tmp_path):
+    """PEFT takes the file's, however near it is."""
+    _with_embedding(tmp_path, lambda table: table * np.float32(factor))
     with pytest.raises(jlora.JloraError) as caught:
         jlora.load_adapter(tmp_path, _base(_llama()), _fn, IDS)
-    assert f"{key}: found a weight of the base that is not trained by adapter_config.json" in str(caught.value)
+    assert "model.embed_tokens.weight: expected the base's own weight, found other values" in str(caught.value)
+    assert "belongs into modules_to_save of adapter_config.json" in str(caught.value)

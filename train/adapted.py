@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 import jlora
+from jlora.abstract_adapter import abstract_adapter, abstract_stored
 from jlora.base import example_batch
-from jlora.peft.config_file import read_config
+from jlora.peft.config_file import RECOMPUTED, read_config
 from jlora.residual import init_residual
 from train.sections import LoraSection
 
@@ -69,11 +70,16 @@ def with_adapter(section: LoraSection, lora: jlora.LoraConfig, model: Any, base:
     return Adapted(model, residual, adapter, lora, initial)
 
 
-def settings(section: LoraSection, lora: jlora.LoraConfig) -> jlora.LoraConfig:
-    """Those of the adapter that the run will have: of `lora.from`, where it is given, but for the dropout."""
+def with_abstract_adapter(section: LoraSection, lora: jlora.LoraConfig, model: Any, base: Any) -> Adapted:
+    """What `with_adapter` gives, of ShapeDtypeStructs: nothing is read but the configuration of `lora.from`."""
+    example = example_batch(model.config)
     if section.from_ is None:
-        return lora
-    return dataclasses.replace(read_config(Path(section.from_)), lora_dropout=lora.lora_dropout)
+        return Adapted(model, base, abstract_adapter(lora, base, model.apply, example), lora)
+    stored = dataclasses.replace(read_config(Path(section.from_)), lora_dropout=lora.lora_dropout)
+    if stored.init_lora_weights in RECOMPUTED:  # the start is added to such an adapter when it is loaded
+        ranks = {pattern: 2 * rank for pattern, rank in stored.rank_pattern.items()}
+        stored = dataclasses.replace(stored, r=2 * stored.r, rank_pattern=ranks)
+    return Adapted(model, base, abstract_stored(section.from_, stored, base, model.apply, example), stored)
 
 
 def _stored(folder: str, lora: jlora.LoraConfig, base: Any, model: Any) -> tuple[dict[str, Any], jlora.LoraConfig]:

@@ -12,7 +12,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 import jlora
-from jlora.abstract_adapter import abstract_adapter
 from jlora.base import abstract_base, build, example_batch, load_config, load_weights
 from jlora.errors import JloraError
 from jlora.models import FAMILIES, family
@@ -20,7 +19,7 @@ from jlora.names import module_names
 from jlora.paths import leaves_by_path
 from jlora.targets import is_trained_whole
 from jlora.weights import new_heads
-from train.adapted import Adapted, lora_config, settings, with_adapter
+from train.adapted import Adapted, lora_config, with_abstract_adapter, with_adapter
 from train.classify.config import Config
 from train.classify.data import Data, Split
 from train.classify.labels import Labels, encode, infer_labels
@@ -105,8 +104,7 @@ def abstract_model(config: Config) -> Adapted:
     base = abstract_base(model)
     if config.method != "lora":
         return Adapted(model, base, jax.eval_shape(lambda base: whole_leaves(config, base), base), None)
-    lora = settings(config.lora, _lora_config(config, model))
-    return Adapted(model, base, abstract_adapter(lora, base, model.apply, example_batch(model.config)), lora)
+    return with_abstract_adapter(config.lora, _lora_config(config, model), model, base)
 
 
 def _lora_config(config: Config, model: Any) -> jlora.LoraConfig:

@@ -10,12 +10,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import jlora
-from jlora.abstract_adapter import abstract_adapter
 from jlora.base import abstract_base, build, example_batch, load_config, load_weights
 from jlora.errors import JloraError
 from jlora.models import FAMILIES, family
 from jlora.paths import leaves_by_path
-from train.adapted import Adapted, lora_config, settings, with_adapter
+from train.adapted import Adapted, lora_config, with_abstract_adapter, with_adapter
 from train.devices import put_adapted
 from train.lm.config import LMConfig
 from train.lm.examples import Examples
@@ -76,8 +75,7 @@ def abstract_on(config: LMConfig, model: Any) -> Adapted:
     if config.method == "full":
         return Adapted(model, base, jax.eval_shape(_whole_leaves, base), None)
     base = jax.eval_shape(lambda base: _stored(config, model, base), base)
-    lora = settings(config.lora, _lora(config, model))
-    return Adapted(model, base, abstract_adapter(lora, base, model.apply, example_batch(model.config)), lora)
+    return with_abstract_adapter(config.lora, _lora(config, model), model, base)
 
 
 def build_model(config: LMConfig) -> Any:

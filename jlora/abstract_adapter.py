@@ -25,6 +25,7 @@ from jlora.targets import (
     is_trained_whole,
     matches,
     pattern_value,
+    require_quick_patterns,
 )
 from jlora.transform.adapt import find_uses
 from jlora.transform.consume import Use
@@ -45,6 +46,22 @@ def abstract_adapter(config: LoraConfig, base: Any, fn: Callable, *args: Any, **
     leaves, uses = leaves_by_path(base), find_uses(fn, base, *args, **kwargs)
     modules = {path: _module_names(path, leaf, uses[path]) for path, leaf in leaves.items()}
     _check(config, leaves, uses, modules)
+    return _planned(config, leaves, uses, modules)
+
+
+def abstract_stored(
+    where: str, config: LoraConfig, base: Any, fn: Callable, *args: Any, **kwargs: Any
+) -> dict[str, Entry]:
+    """`abstract_adapter` for the configuration in the file `where`, which may name modules that the model has not.
+
+    PEFT ignores such names, and the tensors of the file say whether they matter.
+
+    Raises:
+      JloraError: as `abstract_adapter` does, names that match nothing apart; regular expressions that take too long.
+    """
+    leaves, uses = leaves_by_path(base), find_uses(fn, base, *args, **kwargs)
+    modules = {path: _module_names(path, leaf, uses[path]) for path, leaf in leaves.items()}
+    require_quick_patterns(config, [name for names in modules.values() for name in names], where)
     return _planned(config, leaves, uses, modules)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from jlora.errors import JloraError
+from jlora.patterns import is_expression
 
 HEAD_NAMES = ("classifier", "score")
 """What PEFT adds to `modules_to_save` for the classification of sequences and of tokens."""
@@ -52,6 +53,8 @@ class LoraConfig:
         the task_type ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"); an empty list freezes that too.
       rank_pattern, alpha_pattern: {regular expression on the end of the name: r or lora_alpha}.
       layers_to_transform: numbers of the layers to adapt (with a list of target_modules); None is all.
+      layers_pattern: what the list of layers is called (`h`, `layers`), where the first number in a name is not that
+        of the layer; a regular expression or several. Needs `layers_to_transform`.
       use_rslora: scale by lora_alpha / sqrt(r) (Kalajdzievski 2023).
       use_dora: train a magnitude beside the direction (DoRA, Liu et al. 2024).
       init_lora_weights: True is PEFT's default (A Kaiming uniform, B zero); "gaussian" draws A with standard
@@ -79,6 +82,7 @@ class LoraConfig:
     rank_pattern: Mapping[str, int] = dataclasses.field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = dataclasses.field(default_factory=dict)
     layers_to_transform: int | Sequence[int] | None = None
+    layers_pattern: str | Sequence[str] | None = None
     use_rslora: bool = False
     use_dora: bool = False
     init_lora_weights: bool | str | Callable[..., Any] = True
@@ -101,10 +105,12 @@ class LoraConfig:
         _require(self.task_type is None or self.task_type in TASK_HEADS, "task_type", tasks, self.task_type)
         _require(not isinstance(self.modules_to_save, str), "modules_to_save", "a list of names", self.modules_to_save)
         for key, pattern in self._regular_expressions():
-            _require(_compiles(pattern), key, "a regular expression", pattern)
+            _require(is_expression(pattern), key, "a regular expression", pattern)
         layered = self.layers_to_transform is None or not isinstance(self.target_modules, str)
         expected = "null where target_modules is a string (PEFT's rule): a list of names, or the layers in the regex"
         _require(layered, "layers_to_transform", expected, self.layers_to_transform)
+        numbered = not self.layers_pattern or self.layers_to_transform is not None
+        _require(numbered, "layers_pattern", "null where layers_to_transform is (PEFT's rule)", self.layers_pattern)
 
     def _regular_expressions(self) -> Iterator[tuple[str, str]]:
         for field in ("target_modules", "exclude_modules"):
@@ -112,6 +118,13 @@ class LoraConfig:
                 yield field, getattr(self, field)
         for field in ("rank_pattern", "alpha_pattern"):
             yield from ((field, pattern) for pattern in getattr(self, field))
+        yield from (("layers_pattern", pattern) for pattern in self.layer_lists)
+
+    @property
+    def layer_lists(self) -> tuple[str, ...]:
+        """The expressions of `layers_pattern`."""
+        found = self.layers_pattern or ()
+        return (found,) if isinstance(found, str) else tuple(found)
 
     @property
     def trained_whole(self) -> tuple[str, ...]:
@@ -123,14 +136,6 @@ class LoraConfig:
 
 def _entries(field: str, patterns: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{field}.{pattern}": value for pattern, value in patterns.items()}
-
-
-def _compiles(pattern: str) -> bool:
-    try:
-        re.compile(pattern)
-    except re.error:
-        return False
-    return True
 
 
 def _require(holds: bool, key: str, expected: str, found: Any) -> None:

@@ -135,6 +135,7 @@ def _with_ranks(
         config,
         target_modules=_targets(list(ranks), dropped),
         layers_to_transform=None,
+        layers_pattern=None,
         rank_pattern=_pattern(ranks, config.r),
         alpha_pattern=_pattern(alphas, config.lora_alpha),
     )

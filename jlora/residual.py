@@ -107,6 +107,23 @@ def subtract_initial(adapter: Adapter, initial: Adapter) -> dict[str, Entry]:
     }
 
 
+def of_plain_base(adapter: Adapter, config: LoraConfig, base: Any) -> dict[str, Entry]:
+    """An adapter of the residual base of "pissa" or "olora" as one of twice the rank for `base` itself.
+
+    Its start is computed again from the weights of `base`, as PEFT does when it opens such a file.
+
+    Raises:
+      JloraError: as for `init_residual`.
+    """
+    name = str(config.init_lora_weights)
+
+    def start(path: str, entry: LowRank, weights: jax.Array) -> list[Matrices]:
+        layers = zip(to_matrices(entry), weights, strict=True)
+        return [_of_weight(jax.random.key(0), name, layer, weight) for layer, weight in layers]
+
+    return subtract_initial(adapter, _split(adapter, config, start, base)[1])
+
+
 def _minus(path: str, entry: LowRank, initial: Mapping[str, Entry]) -> LowRank:
     require(path, initial, "the initial adapter")
     start = initial[path]
@@ -138,9 +155,13 @@ def _split_off(
     key: jax.Array, config: LoraConfig, start: Start, base: Any, fn: Callable, *args: Any, **kwargs: Any
 ) -> tuple[Any, dict[str, Entry]]:
     plain = dataclasses.replace(config, init_lora_weights=True)
-    adapter: dict[str, Entry] = dict(init(key, plain, base, fn, *args, **kwargs))
-    leaves, residual = leaves_by_path(base), dict[str, jax.Array]()
-    for path, entry in adapter.items():
+    return _split(init(key, plain, base, fn, *args, **kwargs), config, start, base)
+
+
+def _split(given: Adapter, config: LoraConfig, start: Start, base: Any) -> tuple[Any, dict[str, Entry]]:
+    """(the base without the starts, the given adapter with them as its A and B)."""
+    adapter, leaves, residual = dict(given), leaves_by_path(base), dict[str, jax.Array]()
+    for path, entry in given.items():
         if isinstance(entry, LowRank):
             _require_products(path, entry, config)
             _require_dense(path, leaves[path])
@@ -176,6 +197,8 @@ def _require_products(path: str, entry: LowRank, config: LoraConfig) -> None:
 
 
 def _require_dense(path: str, leaf: Any) -> None:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise JloraError(f"{path}: expected the base's values, which the adapter starts from; found a shape alone")
     if is_quantized(leaf):
         raise JloraError(
             f"{path}: expected a dense weight to take the adapter's start out of, found a quantized one; begin with the"

@@ -38,7 +38,8 @@ def require_plain(file: Any, stored: Mapping[str, Any], config_class: Any) -> No
       file: config.json, for messages.
 
     Raises:
-      JloraError: a size that is none, a number that is not finite, a class of the repository's own (`auto_map`).
+      JloraError: a size that is none, a number that is not finite, a class of the repository's own (`auto_map`),
+        weights that another library quantized.
     """
     for key, most in _MOST.items():
         for name in {key, config_class.attribute_map.get(key, key)}:
@@ -58,6 +59,7 @@ def require_plain(file: Any, stored: Mapping[str, Any], config_class: Any) -> No
             _require_rotary(file, key, value)
         if key.endswith("_token_id"):
             require_token_ids(file, key, value)
+    _require_unquantized(file, stored)
     _require_few_layers(file, stored.get("attention_types"))
     _require_no_code(file, stored.get("auto_map"), config_class)
 
@@ -101,6 +103,17 @@ def _floats(value: Any) -> Iterator[float]:
             yield value
         elif isinstance(value, dict | list):
             left.extend(value.values() if isinstance(value, dict) else value)
+
+
+def _require_unquantized(file: Any, stored: Mapping[str, Any]) -> None:
+    for key in ("quantization_config", "quantization", "compression_config"):  # transformers', mlx-lm's, an old one
+        if (found := stored.get(key)) is not None:
+            method = found.get("quant_method", "another library") if isinstance(found, dict) else found
+            raise JloraError(
+                f"{file}: {key}: expected none; found weights quantized by {reprlib.repr(method)}, which are not read"
+                " here. Give the 16-bit model that they were made from (for an adapter by --base), whose name is often"
+                " this one's without -bnb-4bit, -4bit, -GPTQ or -AWQ; jlora can quantize it itself (docs/quantize.md)"
+            )
 
 
 def _require_few_layers(file: Any, found: Any) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from jlora.config import HEAD_NAMES, OUTPUT_EMBEDDINGS, LoraConfig
 from jlora.errors import JloraError, nearest
+from jlora.patterns import is_end, is_whole, layer_number, require_quick
 
 Value = TypeVar("Value")
 
@@ -25,7 +25,7 @@ def is_target(config: LoraConfig, name: str) -> bool:
         return False
     if is_all_linear(config) or (not isinstance(config.target_modules, str) and name in config.target_modules):
         return True  # a whole name goes before layers_to_transform, as in PEFT
-    return matches(config.target_modules, name) and _in_layers(config.layers_to_transform, name)
+    return matches(config.target_modules, name) and _in_layers(config, name)
 
 
 def is_all_linear(config: LoraConfig) -> bool:
@@ -50,28 +50,31 @@ def is_in_module(end: str, name: str) -> bool:
 def matches(patterns: str | Sequence[str], name: str) -> bool:
     """A string is a regular expression for the whole name; a list holds whole names or their last components."""
     if isinstance(patterns, str):
-        return re.fullmatch(patterns, name) is not None
+        return is_whole(patterns, name)
     return any(name == entry or name.endswith(f".{entry}") for entry in patterns)
 
 
 def pattern_value(patterns: Mapping[str, Value], name: str, default: Value) -> Value:
     """The value of the first pattern that matches the end of `name`, as `rank_pattern` has it."""
     for pattern, value in patterns.items():
-        if _ending(pattern).match(name):
+        if is_end(pattern, name):
             return value
     return default
 
 
-@functools.lru_cache(maxsize=2**15)  # as many as an adapter may have; `re` itself keeps 512
-def _ending(pattern: str) -> re.Pattern[str]:
-    return re.compile(rf"(.*\.)?({pattern})$")
-
-
-def _in_layers(layers: int | Sequence[int] | None, name: str) -> bool:
+def _in_layers(config: LoraConfig, name: str) -> bool:
+    layers = config.layers_to_transform
     if layers is None or (not isinstance(layers, int) and not layers):
         return True
-    index = re.match(r".*?\.[^.]*\.(\d+)\.", name)
-    return index is not None and int(index[1]) in ((layers,) if isinstance(layers, int) else tuple(layers))
+    return layer_number(config.layer_lists, name) in ((layers,) if isinstance(layers, int) else tuple(layers))
+
+
+def require_quick_patterns(config: LoraConfig, names: Sequence[str], where: str) -> None:
+    """Raises JloraError where regular expressions of the file `where` take too long on the names."""
+    whole = [entry for entry in (config.target_modules, config.exclude_modules) if isinstance(entry, str)]
+    if is_all_linear(config):
+        whole.remove(str(config.target_modules))
+    require_quick(whole, [*config.rank_pattern, *config.alpha_pattern], config.layer_lists, names, where)
 
 
 def check_targets(config: LoraConfig, names: Sequence[str]) -> None:

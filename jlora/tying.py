@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 
 from jlora.config import LoraConfig
+from jlora.patterns import is_whole
 from jlora.targets import is_all_linear, is_target, is_trained_whole
 
 HEAD = "lm_head"
@@ -47,7 +48,7 @@ def is_tied_in_peft(config: LoraConfig, keys: Iterable[str]) -> bool:
     if not config.ensure_weight_tying:
         return False
     found = config.target_modules
-    targets = [name for name in _NAMED_SO if re.fullmatch(found, name)] if isinstance(found, str) else found or ()
+    targets = [name for name in _NAMED_SO if is_whole(found, name)] if isinstance(found, str) else found or ()
     named = any(name.rpartition(".")[2] in _NAMED_SO for name in (*targets, *config.trained_whole))
     return named or any(f".{HEAD}." in key for key in keys)
 

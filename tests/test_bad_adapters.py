@@ -83,7 +83,7 @@ def test_a_pickle_is_never_opened(saved):
     assert _error(saved).endswith("found none")
 
 
-@pytest.mark.parametrize(("field", "value"), [("lora_bias", True), ("layer_replication", [[0, 1]])])
+@pytest.mark.parametrize(("field", "value"), [("use_qalora", True), ("layer_replication", [[0, 1]])])
 def test_features_that_are_not_supported(field, value, saved):
     path = saved / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))

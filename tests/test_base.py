@@ -91,6 +91,23 @@ def test_code_in_the_folder_is_never_run(folder):
             load_config(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("fields", "method"),
+    [
+        ({"quantization_config": {"load_in_4bit": True, "quant_method": "bitsandbytes"}}, "'bitsandbytes'"),
+        ({"quantization_config": {"bits": 4, "group_size": 64}}, "'another library'"),
+        ({"quantization": {"bits": 4, "group_size": 64}}, "'another library'"),  # mlx-lm's
+    ],
+)
+def test_a_base_that_was_quantized_elsewhere_is_refused_with_the_one_to_take(fields, method, folder):
+    _rewrite(folder, **fields)
+    message = (
+        rf"{next(iter(fields))}: expected none; found weights quantized by {method}.* Give the 16-bit model .* --base"
+    )
+    with pytest.raises(JloraError, match=message):
+        load_config(str(folder))
+
+
 def test_a_folder_without_a_config(tmp_path):
     with pytest.raises(JloraError, match=r"config.json: expected a JSON file; found none"):
         load_config(str(tmp_path))

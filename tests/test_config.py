@@ -48,6 +48,13 @@ def test_layers_to_transform_needs_a_list_of_targets():
     assert LoraConfig(target_modules=["query"], layers_to_transform=[0]).layers_to_transform == [0]
 
 
+def test_the_name_of_a_list_of_layers_needs_their_numbers():
+    with pytest.raises(JloraError, match=r"^LoraConfig\.layers_pattern: expected null where layers_to_transform is"):
+        LoraConfig(target_modules=["query"], layers_pattern="layers")
+    assert LoraConfig(target_modules=["query"], layers_pattern="h", layers_to_transform=[0]).layer_lists == ("h",)
+    assert LoraConfig(layers_pattern=["h", "layers"], layers_to_transform=0).layer_lists == ("h", "layers")
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [

@@ -12,6 +12,7 @@ import pytest
 
 from jlora.config import LoraConfig
 from jlora.errors import JloraError
+from jlora.peft import config_file
 from jlora.peft.config_file import read_base_name, read_config, write_config
 
 CONFIG = LoraConfig(
@@ -24,6 +25,7 @@ CONFIG = LoraConfig(
     rank_pattern={"query": 2},
     alpha_pattern={"layer.0.*": 3.5},
     layers_to_transform=[0, 2],
+    layers_pattern=["layer"],
     use_rslora=True,
     use_dora=True,
     init_lora_weights="gaussian",
@@ -99,15 +101,15 @@ def test_peft_reads_ours_and_we_read_pefts(tmp_path, recwarn):
 
 
 def test_every_field_of_pefts_is_ours_or_refused_where_it_is_on(tmp_path):
-    """PEFT's defaults are read; each of its fields that we do not know is an error once it is set."""
+    """PEFT's defaults are read; each of its fields that has another function is an error once it is set."""
     peft = pytest.importorskip("peft")
     peft.LoraConfig(target_modules=["query"]).save_pretrained(tmp_path)
     assert read_config(tmp_path) == LoraConfig(target_modules=["query"])
     path = tmp_path / "adapter_config.json"
     fields = json.loads(path.read_text())
-    refused = ("lora_bias", "layer_replication", "target_parameters", "use_qalora", "alora_invocation_tokens")
-    for name in (*refused, "kasa_config", "velora_config", "arrow_config", "use_bdlora", "monteclora_config"):
-        assert name in fields
+    read = {field.name for field in dataclasses.fields(LoraConfig)} | config_file._NEUTRAL | config_file._TRANSLATED
+    assert fields.keys() - read == config_file._OTHER_FUNCTIONS
+    for name in config_file._OTHER_FUNCTIONS:
         path.write_text(json.dumps(fields | {name: [[0, 1]]}))
         with pytest.raises(JloraError, match=rf"adapter_config\.json: {name}: expected it off or absent \(not supp"):
             read_config(tmp_path)
@@ -116,18 +118,31 @@ def test_every_field_of_pefts_is_ours_or_refused_where_it_is_on(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"peft_type": "LORA", "lora_bias": true}', "lora_bias: expected it off or absent .*, found True"),
+        ('{"peft_type": "LORA", "use_qalora": true}', "use_qalora: expected it off or absent .*, found True"),
+        ('{"peft_type": "LORA", "lora_bias": "yes"}', "lora_bias: expected true or false, found 'yes'"),
         ('{"peft_type": "LORA", "bias": "vera_only"}', r"LoraConfig\.bias: expected none, all or lora_only, found 've"),
-        ('{"peft_type": "LORA", "from_the_future": 3}', "from_the_future: expected it off or absent"),
         ('{"peft_type": "IA3"}', "peft_type: expected LORA, found 'IA3'"),
         ('{"r": 8}', "peft_type: expected LORA, found None"),
+        (
+            '{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}',
+            "expected PEFT's configuration of an adapter, found a model's config.json .*'llama'.*Copy the file from",
+        ),
+        (
+            '{"peft_type": "LORA", "target_parameters": ["q_proj.weight", "experts.down_proj"]}',
+            r"target_parameters: expected weights of linear layers, .*, found \['experts\.down_proj'\]",
+        ),
+        (
+            '{"peft_type": "LORA", "target_parameters": ["q_proj.weight"], "layers_to_transform": [1]}',
+            "layers_to_transform: expected null, as it does not count for target_parameters",
+        ),
         ("[1, 2]", "expected a JSON object; found list"),
         ('{"peft_type": "LORA", "r": 0}', r"LoraConfig\.r: expected an integer of at least 1, found 0"),
         (
-            '{"peft_type": "LORA", "init_lora_weights": "pissa"}',
-            "init_lora_weights: expected true, .*, found 'pissa', which changes the base's weights.*initial_model",
+            '{"peft_type": "LORA", "init_lora_weights": "lora_ga"}',
+            "init_lora_weights: expected true, .*, found 'lora_ga', which changed the base's weights.*initial_model",
         ),
         ('{"peft_type": "LORA", "init_lora_weights": "loftq"}', "init_lora_weights: expected true, .*, found 'loftq'"),
+        ('{"peft_type": "LORA", "init_lora_weights": "pissa_niter_4"}', "init_lora_weights: .*, found 'pissa_niter_4'"),
         ('{"peft_type": "LORA"', "expected JSON; found: "),
         (b"\xff\xfe\xff", "expected JSON; found: "),
     ],
@@ -138,8 +153,39 @@ def test_files_that_are_not_supported_are_named(text, message, tmp_path):
         read_config(tmp_path)
 
 
-@pytest.mark.parametrize(("value", "read"), [("eva", "eva"), ("mica", True), ("Gaussian", "gaussian"), (False, False)])
-def test_initializations_that_leave_the_base_alone_are_read(value, read, tmp_path):
+def test_fields_that_peft_does_not_have_are_named_and_not_used(tmp_path, caplog):
+    fields = {"peft_type": "LORA", "from_the_future": 3, "unsloth_fixed": True, "off": None, "r": 3}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
+    assert read_config(tmp_path) == LoraConfig(r=3)
+    assert "not used, as PEFT has no such fields: ['from_the_future', 'unsloth_fixed']" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("modules", "expected"),
+    [
+        (None, ["q_proj", "layers.1.up"]),
+        (["v_proj"], ["v_proj", "q_proj", "layers.1.up"]),
+        (".*v_proj", r"(?:.*v_proj)|(?:.*\.)?(?:q_proj|layers\.1\.up)"),
+    ],
+)
+def test_parameters_of_linear_layers_are_modules(modules, expected, tmp_path):
+    parameters = ["q_proj.weight", "layers.1.up.weight"]
+    fields = {"peft_type": "LORA", "target_modules": modules, "target_parameters": parameters}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
+    assert read_config(tmp_path).target_modules == expected
+
+
+@pytest.mark.parametrize(("bias", "read"), [("none", "lora_only"), ("lora_only", "lora_only"), ("all", "all")])
+def test_a_bias_of_the_update_is_one_of_the_module(bias, read, tmp_path):
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "bias": bias, "lora_bias": True}))
+    assert read_config(tmp_path).bias == read
+
+
+@pytest.mark.parametrize(
+    ("value", "read"),
+    [("eva", "eva"), ("mica", True), ("Gaussian", "gaussian"), (False, False), ("pissa", "pissa"), ("OLoRA", "olora")],
+)
+def test_initializations_that_can_be_computed_again_or_change_nothing_are_read(value, read, tmp_path):
     fields = {"peft_type": "LORA", "init_lora_weights": value, "eva_config": {"rho": 2.0}, "rank_pattern": None}
     (tmp_path / "adapter_config.json").write_text(json.dumps(fields | {"fan_in_fan_out": True}))
     assert read_config(tmp_path).init_lora_weights == read

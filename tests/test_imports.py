@@ -12,7 +12,7 @@ LAYERS = [
     {"printable"},
     {"errors"},
     {"own_files"},
-    {"finite", "json_file", "whole_folder"},
+    {"finite", "json_file", "whole_folder", "patterns"},
     {"safetensors_file"},
     {"mesh"},
     {"quantization.nf4", "quantization.int8", "quantization.heads"},
@@ -34,8 +34,10 @@ LAYERS = [
     {"loftq"},
     {"algebra.reduce", "algebra.stack"},
     {"algebra.weighted", "algebra.extract"},
-    {"peft.keys", "peft.config_file"},
-    {"peft.fitted", "peft.copies", "gguf_lora"},
+    {"peft.keys"},
+    {"peft.mlx"},
+    {"peft.stored_tensors"},
+    {"peft.config_file", "peft.fitted", "peft.copies", "peft.lora_bias", "gguf_lora"},
     {"peft.true_config", "peft.vllm"},
     {"peft.folder"},
     {"sharding", "generation"},
@@ -63,8 +65,9 @@ BELOW_MODELS = {
 }
 """What these may import of the rest."""
 ON_DISK = {
-    "own_files", "json_file", "safetensors_file", "whole_folder", "peft.config_file", "peft.folder", "base", "weights",
-    "stored_head", "checkpoint_files", "gguf_reader", "gguf_file", "gguf_lora", "__main__",
+    "own_files", "json_file", "safetensors_file", "whole_folder", "peft.config_file", "peft.stored_tensors", "peft.mlx",
+    "peft.folder", "base", "weights", "stored_head", "checkpoint_files", "gguf_reader", "gguf_file", "gguf_lora",
+    "__main__",
 }  # fmt: skip
 """The library's files that may touch the disk."""
 PRIVATE = {

@@ -120,16 +120,25 @@ def test_a_head_that_differs_from_its_embedding_is_no_copy(tmp_path):
         jlora.load_adapter(tmp_path, _base(_llama()), _fn, IDS)
 
 
-def test_a_weight_of_the_base_that_nobody_named(tmp_path):
-    """PEFT writes it with save_embedding_layers: the base's own is nothing new, another one is another base's."""
-    _, tensors = _saved_by_peft(tmp_path, target_modules=["q_proj"])
-    keys, own = [f"{PREFIX}model.embed_tokens.weight", f"{PREFIX}lm_head.weight"], _llama().lm_head.weight
-    for table, fits in ((own.detach().numpy(), True), (np.ones((20, 8), np.float32), False)):
-        save_file(tensors | {key: table.copy() for key in keys}, tmp_path / WEIGHTS)
-        if fits:
-            assert list(jlora.load_adapter(tmp_path, _base(_llama()), _fn, IDS)[0]) == [KERNEL]
-            continue
-        with pytest.raises(
-            jlora.JloraError, match=r"embed_tokens\.weight: expected the base's own weight, found other"
-        ):
-            jlora.load_adapter(tmp_path, _base(_llama()), _fn, IDS)
+def _with_tables(folder, change):
+    """An adapter of the projection, and the base's tied tables in its file (`save_embedding_layers`), changed."""
+    _, tensors = _saved_by_peft(folder, target_modules=["q_proj"])
+    table = change(np.asarray(_base(_llama())["model"]["embed_tokens"]["embedding"]))
+    keys = [f"{PREFIX}model.embed_tokens.weight", f"{PREFIX}lm_head.weight"]
+    save_file(tensors | {key: table.copy() for key in keys}, folder / WEIGHTS)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_copy_of_the_base_is_left_out(dtype, tmp_path):
+    _with_tables(tmp_path, lambda table: table.astype(jnp.dtype(dtype)))
+    assert list(jlora.load_adapter(tmp_path, _base(_llama()), _fn, IDS)[0]) == [KERNEL]
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.999])
+def test_a_weight_of_the_base_that_nobody_named(factor, tmp_path):
+    """PEFT takes the file's, however near it is."""
+    _with_tables(tmp_path, lambda table: table * np.float32(factor))
+    with pytest.raises(jlora.JloraError) as caught:
+        jlora.load_adapter(tmp_path, _base(_llama()), _fn, IDS)
+    assert "model.embed_tokens.weight: expected the base's own weight, found other values" in str(caught.value)
+    assert "belongs into modules_to_save of adapter_config.json" in str(caught.value)

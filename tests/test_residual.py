@@ -16,7 +16,7 @@ from lora_cases import normal
 import jlora
 from jlora.matrices import leaf_to_matrices, to_matrices
 from jlora.paths import leaves_by_path
-from jlora.residual import init_lora_ga, init_residual, subtract_initial
+from jlora.residual import init_lora_ga, init_residual, of_plain_base, subtract_initial
 
 KEY = jax.random.key(0)
 
@@ -342,3 +342,22 @@ def test_adapters_of_other_leaves_are_not_subtracted():
         subtract_initial(both, one)
     with pytest.raises(jlora.JloraError, match=r"^heads/kernel: expected a start of shape \(20, 4, 5\) .*found Full"):
         subtract_initial(one, {"heads/kernel": jlora.Full(BASE["heads"]["kernel"])})
+
+
+@pytest.mark.parametrize("name", ["pissa", "olora"])
+@pytest.mark.parametrize("fields", [{}, {"use_dora": True}, {"rank_pattern": {"layers.1.dense": 2}}], ids=str)
+def test_the_start_that_is_computed_again_is_the_one_that_was_taken(name, fields):
+    """`test_peft_table` has PEFT's files."""
+    residual, adapter = _start(name, **fields)
+    trained = {path: dataclasses.replace(entry, b=1.1 * entry.b) for path, entry in adapter.items()}
+    plain = of_plain_base(trained, jlora.LoraConfig(**FIELDS | fields, init_lora_weights=name), BASE)
+    assert difference(_run_adapted(BASE, plain, IDS), _run_adapted(residual, trained, IDS)) < 1e-5
+
+
+def test_a_start_needs_the_bases_numbers():
+    _, adapter = _start("pissa")
+    shapes = jax.eval_shape(lambda: BASE)
+    with pytest.raises(
+        jlora.JloraError, match=r"expected the base's values, which the adapter starts from; found a sh"
+    ):
+        of_plain_base(adapter, jlora.LoraConfig(**FIELDS, init_lora_weights="pissa"), shapes)

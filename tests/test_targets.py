@@ -53,6 +53,9 @@ OTHERS = [
     {"layers_to_transform": 1},
     {"layers_to_transform": [0]},
     {"layers_to_transform": []},
+    {"layers_to_transform": [1], "layers_pattern": "layer"},
+    {"layers_to_transform": [0], "layers_pattern": ["h", "la.er"]},
+    {"layers_to_transform": 0, "layers_pattern": "blocks"},
     {"modules_to_save": ["classifier", "score"]},
     {"modules_to_save": ["pooler"]},
 ]

@@ -11,12 +11,15 @@ import jax
 import jax.numpy as jnp
 
 import jlora
-from jlora.abstract_adapter import abstract_adapter
+from jlora.abstract_adapter import abstract_adapter, abstract_stored
 from jlora.base import example_batch
+from jlora.names import is_stacked, module_names
 from jlora.paths import leaves_by_path
+from jlora.peft.config_file import RECOMPUTED
 from jlora.peft.folder import stored_config
 from jlora.residual import init_residual
-from jlora.targets import is_in_module
+from jlora.targets import check_other_modules, is_in_module
+from jlora.tying import HEAD
 from train.sections import LoraSection
 
 logger = logging.getLogger(__name__)
@@ -67,15 +70,27 @@ def with_adapter(
     Args:
       new: names of the modules that the checkpoint does not have, as for `settings`.
     """
-    example = example_batch(model.config)
     if section.from_ is not None:
-        adapter, lora = _stored(section.from_, lora, settings(section, lora, new), base, model)
-        return Adapted(model, base, adapter, lora)
+        return _stored(section, lora, model, base, new)
+    example = example_batch(model.config)
     if not section.is_residual:
         return Adapted(model, base, jlora.init(key, lora, base, model.apply, example), lora)
     residual, adapter = init_residual(key, lora, base, model.apply, example)
     initial = jax.tree.map(lambda x: jnp.array(x, copy=True), adapter)  # the trainer donates the adapter's arrays
     return Adapted(model, residual, adapter, lora, initial)
+
+
+def with_abstract_adapter(
+    section: LoraSection, lora: jlora.LoraConfig, model: Any, base: Any, new: Sequence[str] = ()
+) -> Adapted:
+    """What `with_adapter` gives, of ShapeDtypeStructs: nothing is read but the configuration of `lora.from`."""
+    if section.from_ is None:
+        return Adapted(model, base, abstract_adapter(lora, base, model.apply, example_batch(model.config)), lora)
+    stored = settings(section, lora, new)
+    if stored.init_lora_weights in RECOMPUTED:  # the start is added to such an adapter when it is loaded
+        ranks = {pattern: 2 * rank for pattern, rank in stored.rank_pattern.items()}
+        stored = dataclasses.replace(stored, r=2 * stored.r, rank_pattern=ranks)
+    return Adapted(model, base, _planned(section, lora, stored, model, base), stored)
 
 
 def settings(section: LoraSection, lora: jlora.LoraConfig, new: Sequence[str] = ()) -> jlora.LoraConfig:
@@ -87,9 +102,13 @@ def settings(section: LoraSection, lora: jlora.LoraConfig, new: Sequence[str] = 
     Args:
       new: names of the modules that the checkpoint does not have.
     """
-    if section.from_ is None:
-        return lora
-    stored = dataclasses.replace(stored_config(section.from_), lora_dropout=lora.lora_dropout)
+    return lora if section.from_ is None else _with_whole(section, lora, stored_config(section.from_), new)
+
+
+def _with_whole(
+    section: LoraSection, lora: jlora.LoraConfig, stored: jlora.LoraConfig, new: Sequence[str]
+) -> jlora.LoraConfig:
+    stored = dataclasses.replace(stored, lora_dropout=lora.lora_dropout)
     more = [end for end in lora.trained_whole if not any(is_in_module(known, end) for known in stored.trained_whole)]
     if section.modules_to_save is None:
         more = [end for end in more if any(is_in_module(end, name) for name in new)]
@@ -100,21 +119,37 @@ def settings(section: LoraSection, lora: jlora.LoraConfig, new: Sequence[str] = 
     )
 
 
-def _stored(
-    folder: str, given: jlora.LoraConfig, lora: jlora.LoraConfig, base: Any, model: Any
-) -> tuple[dict[str, Any], jlora.LoraConfig]:
-    """The adapter of a folder, with what `lora` trains whole besides, and its own settings, which hold."""
-    example, leaves = example_batch(model.config), leaves_by_path(base)
-    adapter, stored = jlora.load_adapter(folder, base, model.apply, example)
+def _stored(section: LoraSection, given: jlora.LoraConfig, model: Any, base: Any, new: Sequence[str]) -> Adapted:
+    """The adapter of `lora.from` by its own settings, which hold, with what the run trains whole besides."""
+    adapter, stored = jlora.load_adapter(str(section.from_), base, model.apply, example_batch(model.config))
     for name in _OF_THE_FILE:
         ours, theirs = getattr(given, name), getattr(stored, name)
         if ours != theirs:
             logger.info("lora.from: the stored adapter's %s=%s is used; the config's %s is ignored", name, theirs, ours)
-    plan = abstract_adapter(lora, base, model.apply, example)
+    lora = _with_whole(section, given, stored, new)
+    plan, leaves = _planned(section, given, lora, model, base), leaves_by_path(base)
     if more := [path for path in plan if path not in adapter]:
         logger.info("lora.from: the stored adapter does not have %s: trained whole", ", ".join(more))
     whole = {path: dataclasses.replace(plan[path], value=jnp.array(leaves[path], copy=True)) for path in more}
-    return _with_dropout({path: (adapter | whole)[path] for path in plan}, lora.lora_dropout), lora
+    entries = _with_dropout({path: (adapter | whole)[path] for path in plan}, lora.lora_dropout)
+    return Adapted(model, base, entries, lora)
+
+
+def _planned(
+    section: LoraSection, given: jlora.LoraConfig, lora: jlora.LoraConfig, model: Any, base: Any
+) -> dict[str, Any]:
+    """The abstract adapter of `lora.from` with what is trained whole besides.
+
+    Raises:
+      JloraError: the run's own modules_to_save names no module; what the stored configuration names may be missing.
+    """
+    names = [
+        name
+        for path, leaf in leaves_by_path(base).items()
+        for name in module_names(path, leaf.shape[0] if is_stacked(path) else None)
+    ]
+    check_other_modules(dataclasses.replace(given, exclude_modules=None), [*names, HEAD])  # a tied head has no leaf
+    return abstract_stored(str(section.from_), lora, base, model.apply, example_batch(model.config))
 
 
 def _with_dropout(adapter: dict[str, Any], rate: float) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from jlora.checkpoint_files import fetch
 from jlora.errors import JloraError
 from jlora.gguf_file import gguf_tokenizer, is_gguf
-from jlora.json_file import read_json
+from jlora.own_files import as_path
+from jlora.peft.config_file import CONFIG, read_base_name
 from train.sources import local_path
 from train.tokenizer_files import TOKENIZER_FILES, copy_tokenizer_files
 
@@ -62,10 +63,32 @@ def base_of(folder: Path) -> str:
     """The base model that `adapter_config.json` names.
 
     Raises:
-      JloraError: there is no such file, or it names none.
+      JloraError: there is no such file, or it names none that could be found here.
     """
-    file = folder / "adapter_config.json"
-    name = read_json(file).get("base_model_name_or_path")
-    if not name or not isinstance(name, str):
+    file = folder / CONFIG
+    name = read_base_name(folder)
+    if not name:
         raise JloraError(f"{file}: base_model_name_or_path: expected the base's name; give it by --base")
+    if name.startswith("package:"):  # a stranger's file is not to choose what the user installs
+        raise JloraError(
+            f"{file}: base_model_name_or_path: expected a folder or a name on the hub; found {name!r}; give the base"
+            " by --base"
+        )
+    if _is_path(name) and not _exists(name):
+        raise JloraError(
+            f"{file}: base_model_name_or_path: found {name!r}, and no such folder here; it may be one of the machine"
+            " that the adapter was trained on. Give the base by --base (its folder, or its name on the hub)"
+        )
     return name
+
+
+def _is_path(name: str) -> bool:
+    """Whether the name can be no hub's, which is NAME or OWNER/NAME."""
+    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name or ":" in name
+
+
+def _exists(name: str) -> bool:
+    try:
+        return as_path(name).exists()
+    except JloraError:  # no path at all
+        return False

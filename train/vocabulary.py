@@ -16,12 +16,12 @@ from jlora.models import family
 from jlora.names import hf_keys, is_transposed
 from jlora.paths import leaves_by_path, replace_leaves
 from jlora.peft.keys import PREFIX
-from jlora.safetensors_file import StoredTensor, open_safetensors
+from jlora.peft.stored_tensors import stored_tensors, weights_file
 from jlora.tying import HEAD
 
 logger = logging.getLogger(__name__)
 
-_FORMS = ("base_layer.", "original_module.", "token_adapter.base_layer.", "", "modules_to_save.")
+_FORMS = ("base_layer.", "original_module.", "")
 """Between a module's name and `weight`: the table that an adapter is on comes before one that is trained whole."""
 
 
@@ -35,12 +35,10 @@ def with_stored_vocabulary(folder: Path, model: Any, base: Any) -> tuple[Any, An
       model, base: a causal language model, as `load_base` gives it.
 
     Raises:
-      JloraError: a file that has the embedding in another size, and not the head, or the other way round.
+      JloraError: a file that has the embedding in another size, and not the head, or the other way round; whatever
+        `stored_tensors` refuses.
     """
-    file, size = folder / "adapter_model.safetensors", model.config.vocab_size
-    if not file.is_file():
-        return model, base
-    tensors, leaves = open_safetensors(file), leaves_by_path(base)
+    size, tensors, leaves = model.config.vocab_size, stored_tensors(folder), leaves_by_path(base)
     names = {path: hf_keys(path, None)[0] for path in leaves}
     modules = (family(model.config.model_type).embedding, HEAD)
     stored = {path: _stored(tensors, name) for path, name in names.items() if name.rpartition(".")[0] in modules}
@@ -50,8 +48,8 @@ def with_stored_vocabulary(folder: Path, model: Any, base: Any) -> tuple[Any, An
         return model, base
     if other := next((path for path, found in sizes.items() if found != rows), None):
         raise JloraError(
-            f"{file}: expected {names[other]} for {rows} tokens, as many as another table there has; found it for"
-            f" {sizes[other]}. Was the adapter saved with save_embedding_layers=True?"
+            f"{weights_file(folder)}: expected {names[other]} for {rows} tokens, as many as another table there has;"
+            f" found it for {sizes[other]}. Was the adapter saved with save_embedding_layers=True?"
         )
     logger.info("%s: %d tokens, in the place of the base's %d: its tables are used", folder, rows, size)
     config = copy(model.config)
@@ -60,13 +58,13 @@ def with_stored_vocabulary(folder: Path, model: Any, base: Any) -> tuple[Any, An
     return model.clone(config=config), replace_leaves(base, tables)
 
 
-def _stored(tensors: Mapping[str, StoredTensor], name: str) -> StoredTensor | None:
+def _stored(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray | None:
     """The base's tensor `name`, `model.embed_tokens.weight`, in the file, or what is trained in its place."""
     module, _, parameter = name.rpartition(".")
     keys = (f"{PREFIX}{module}.{form}{parameter}" for form in _FORMS)
     return next((tensors[key] for key in keys if key in tensors), None)
 
 
-def _as_leaf(path: str, tensor: StoredTensor, leaf: Any) -> Any:
-    value = tensor.read(np.float32)
+def _as_leaf(path: str, tensor: np.ndarray, leaf: Any) -> Any:
+    value = tensor.astype(np.float32)
     return jnp.asarray(value.T if is_transposed(path) else value, leaf.dtype)

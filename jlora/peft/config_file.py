@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +14,13 @@ from typing import Any
 from jlora.config import TASK_HEADS, LoraConfig
 from jlora.errors import JloraError
 from jlora.json_file import read_json
+from jlora.peft import mlx
+from jlora.peft.stored_tensors import weights_file
+from jlora.safetensors_file import open_safetensors
+
+logger = logging.getLogger("jlora")
+
+CONFIG = "adapter_config.json"
 
 # Fields of PEFT's that say nothing about the function the adapter computes.
 _NEUTRAL = {
@@ -19,10 +28,19 @@ _NEUTRAL = {
     "fan_in_fan_out", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
     "qalora_group_size", "runtime_config",
 }  # fmt: skip
+_TRANSLATED = {"lora_bias", "target_parameters"}
+"""Fields that are read as other ones, which give the same function."""
+_OTHER_FUNCTIONS = {
+    "layer_replication", "use_qalora", "alora_invocation_tokens", "kasa_config", "velora_config", "arrow_config",
+    "use_bdlora", "monteclora_config", "megatron_config",
+}  # fmt: skip
+"""Fields with which PEFT's adapter is another function, or has other tensors."""
 _OFF: tuple[Any, ...] = (None, False, "none", [], {})
 
 # Initializations that leave the base's weights as they are: of a trained adapter they say no more.
 _HARMLESS = ("gaussian", "orthogonal", "eva", "mica")
+RECOMPUTED = ("pissa", "olora")
+"""Initializations that took from the base's weights what can be computed from them again."""
 
 _LARGEST = 2**20
 """Bytes of an adapter_config.json; each of its patterns is tried on the name of each module."""
@@ -61,6 +79,9 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "a list of numbers, or an object of such lists",
         lambda found: all(_is_list(ids, int) for ids in (found.values() if isinstance(found, dict) else [found])),
     ),
+    "layers_pattern": ("a text or a list of texts", lambda found: isinstance(found, str) or _is_list(found, str)),
+    "target_parameters": ("a list of texts", lambda found: _is_list(found, str)),
+    "lora_bias": ("true or false", lambda found: isinstance(found, bool)),
     "use_rslora": ("true or false", lambda found: isinstance(found, bool)),
     "use_dora": ("true or false", lambda found: isinstance(found, bool)),
     "ensure_weight_tying": ("true or false", lambda found: isinstance(found, bool)),
@@ -97,7 +118,7 @@ def write_config(
         "inference_mode": True,
     }
     in_order = dict(sorted(fields.items()))  # but patterns as given: the first that matches a name counts
-    (folder / "adapter_config.json").write_text(json.dumps(in_order, indent=2, default=_plain) + "\n")
+    (folder / CONFIG).write_text(json.dumps(in_order, indent=2, default=_plain) + "\n")
 
 
 def _plain(value: Any) -> Any:
@@ -108,24 +129,56 @@ def _plain(value: Any) -> Any:
 
 
 def read_config(folder: Path) -> LoraConfig:
-    """Reads PEFT's `adapter_config.json`.
+    """Reads PEFT's `adapter_config.json`, or mlx-lm's.
 
     Raises:
       JloraError: no such file, not JSON, not LoRA, or a feature that is not supported here, each named.
     """
-    raw, path = _read(folder), folder / "adapter_config.json"
-    if raw.get("peft_type") != "LORA":
-        raise JloraError(f"{path}: peft_type: expected LORA, found {raw.get('peft_type')!r}")
+    return to_config(read_fields(folder), folder / CONFIG)
+
+
+def read_fields(folder: Path) -> dict[str, Any]:
+    """The fields of `adapter_config.json` under PEFT's names.
+
+    Raises:
+      JloraError: no such file, not JSON, not LoRA.
+    """
+    fields, path = read_json(folder / CONFIG, _LARGEST), folder / CONFIG
+    if mlx.is_mlx(fields):
+        return mlx.peft_fields(fields, open_safetensors(weights_file(folder)), path)
+    if fields.get("peft_type") == "LORA":
+        return fields
+    if "model_type" in fields or "architectures" in fields:
+        raise JloraError(
+            f"{path}: expected PEFT's configuration of an adapter, found a model's config.json (model_type"
+            f" {fields.get('model_type')!r}), which was written over it. Copy the file from where the adapter comes"
+            ' from, or write {"peft_type": "LORA", "r": ..., "lora_alpha": ..., "target_modules": [...]} with the'
+            " numbers that it was trained with"
+        )
+    raise JloraError(f"{path}: peft_type: expected LORA, found {fields.get('peft_type')!r}")
+
+
+def to_config(stored: Mapping[str, Any], path: Path) -> LoraConfig:
+    """The configuration that PEFT's fields describe, which are in the file `path`.
+
+    As in PEFT, fields that it does not have are not used, with a warning.
+    """
     names = {field.name for field in dataclasses.fields(LoraConfig)}
-    for key in sorted(set(raw) - names - _NEUTRAL):
-        if raw[key] not in _OFF:
-            raise JloraError(f"{path}: {key}: expected it off or absent (not supported), found {raw[key]!r}")
+    on = {key for key, value in stored.items() if value not in _OFF}
+    for key in sorted(on & _OTHER_FUNCTIONS):
+        raise JloraError(f"{path}: {key}: expected it off or absent (not supported), found {reprlib.repr(stored[key])}")
+    if unknown := sorted(on - names - _NEUTRAL - _TRANSLATED):
+        logger.warning("%s: not used, as PEFT has no such fields: %s", path, reprlib.repr(unknown))
     for key, (expected, is_so) in _KINDS.items():
-        if raw.get(key) is not None and not is_so(raw[key]):
-            raise JloraError(f"{path}: {key}: expected {expected}, found {reprlib.repr(raw[key])}")
-    fields = {key: value for key, value in raw.items() if key in names}
+        if stored.get(key) is not None and not is_so(stored[key]):
+            raise JloraError(f"{path}: {key}: expected {expected}, found {reprlib.repr(stored[key])}")
+    fields = {key: value for key, value in stored.items() if key in names}
     fields |= {key: {} for key in ("rank_pattern", "alpha_pattern") if fields.get(key) is None}
-    fields["init_lora_weights"] = _initialization(path, raw.get("init_lora_weights", True))
+    fields["init_lora_weights"] = _initialization(path, stored.get("init_lora_weights", True))
+    if stored.get("lora_bias") and fields.get("bias") in (None, "none"):
+        fields["bias"] = "lora_only"  # where `fold_lora_bias` puts it
+    if stored.get("target_parameters"):
+        fields["target_modules"] = _with_parameters(path, stored)
     try:
         return LoraConfig(**fields)
     except (JloraError, RecursionError, OverflowError) as error:  # the last two of regular expressions
@@ -134,24 +187,42 @@ def read_config(folder: Path) -> LoraConfig:
 
 def read_base_name(folder: Path) -> str | None:
     """The base that `adapter_config.json` names, None where it names none."""
-    found = _read(folder).get("base_model_name_or_path") or None
+    return base_name(read_fields(folder), folder / CONFIG)
+
+
+def base_name(fields: Mapping[str, Any], path: Path) -> str | None:
+    """The base that PEFT's fields name, which are in the file `path`; None where they name none."""
+    found = fields.get("base_model_name_or_path") or None
     if found is not None and not isinstance(found, str):
-        path = folder / "adapter_config.json"
         raise JloraError(f"{path}: base_model_name_or_path: expected a name, found {reprlib.repr(found)}")
     return found
+
+
+def _with_parameters(path: Path, stored: Mapping[str, Any]) -> Any:
+    """`target_modules` with the modules whose weights `target_parameters` names: the update of both is B A."""
+    modules, names = stored.get("target_modules"), stored["target_parameters"]
+    if others := [name for name in names if not name.endswith(".weight")]:
+        raise JloraError(
+            f"{path}: target_parameters: expected weights of linear layers, such as q_proj.weight (those of stacked"
+            f" experts are not supported), found {reprlib.repr(others)}"
+        )
+    if stored.get("layers_to_transform") is not None:
+        raise JloraError(f"{path}: layers_to_transform: expected null, as it does not count for target_parameters")
+    ends = [name.removesuffix(".weight") for name in names]
+    if isinstance(modules, str):
+        return rf"(?:{modules})|(?:.*\.)?(?:{'|'.join(map(re.escape, ends))})"
+    return [*(modules or ()), *ends]
 
 
 def _initialization(path: Path, found: Any) -> bool | str:
     if isinstance(found, bool):
         return found
-    if not isinstance(found, str) or found.lower() not in _HARMLESS:
-        raise JloraError(
-            f"{path}: init_lora_weights: expected true, false or one of {', '.join(_HARMLESS)}, found {found!r}, which"
-            " changes the base's weights: the adapter is for that other base. PEFT's save_pretrained writes it for"
-            " the plain one when it is given path_initial_model_for_weight_conversion"
-        )
-    return True if found.lower() == "mica" else found.lower()
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "adapter_config.json", _LARGEST)
+    name = found.lower() if isinstance(found, str) else None
+    if name in RECOMPUTED or name in _HARMLESS:
+        return True if name == "mica" else str(name)
+    raise JloraError(
+        f"{path}: init_lora_weights: expected true, false or one of {', '.join((*_HARMLESS, *RECOMPUTED))}, found"
+        f" {found!r}, which changed the base's weights by what is not in the file: the adapter is for that other base."
+        " Give that base and write true here; or have PEFT write the adapter for the plain base, by"
+        " save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+    )

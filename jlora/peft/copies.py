@@ -7,16 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import ml_dtypes
 import numpy as np
 
 from jlora.adapter import Adapter, Full, Rows
 from jlora.errors import JloraError
 from jlora.names import module_names
 from jlora.peft.keys import PREFIX, Slot, slots
+from jlora.quantization.leaf import is_quantized
 from jlora.tying import HEAD
 
 _SAME = 1e-2
 """Relative L2 difference up to which two weights are one that was rounded (bfloat16 keeps 3 digits)."""
+_ROUNDED = (np.float32, ml_dtypes.bfloat16, np.float16)
+_ADVICE = (
+    "Is this the base that the adapter was made for? A weight that was trained, or an embedding that was resized,"
+    " belongs into modules_to_save of adapter_config.json"
+)
 
 
 def tied_head(tensors: Mapping[str, np.ndarray], adapter: Adapter) -> dict[str, np.ndarray]:
@@ -47,9 +54,9 @@ def without_copies(
 ) -> dict[str, np.ndarray]:
     """The tensors without those that only repeat others or the base.
 
-    PEFT writes the base's `embed_tokens.base_layer.weight` beside an adapted embedding, its `embed_tokens.weight` and
-    `lm_head.weight` with `save_embedding_layers`, the head's tensors beside a tied embedding, and, with bias "all",
-    `classifier.original_module.bias` and `classifier.modules_to_save.bias` beside `classifier.bias`.
+    PEFT writes the base's own `embed_tokens.base_layer.weight` for an adapted embedding, its `embed_tokens.weight` and
+    `lm_head.weight` with `save_embedding_layers`, the head's tensors for a tied embedding, and, with bias "all",
+    `classifier.original_module.bias`; a state_dict has the whole base.
 
     Args:
       leaves: {path: leaf} of the base, arrays or ShapeDtypeStructs.
@@ -59,11 +66,6 @@ def without_copies(
     """
     expected = {slot.key for slot in slots(template)}
     repeated = tied_head(tensors, template)
-    repeated |= {
-        key: tensors[saved]
-        for key in tensors
-        if ".modules_to_save." in key and (saved := key.replace(".modules_to_save.", ".")) in tensors
-    }
     others = {key for key in tensors if key not in expected}
     others -= {key for key in others & repeated.keys() if np.array_equal(tensors[key], repeated[key])}
     whole = {slot.key: slot for slot in slots({path: Full(leaf) for path, leaf in leaves.items()})} if others else {}
@@ -71,7 +73,8 @@ def without_copies(
         name = re.sub(r"\.(base_layer|original_module)\.", ".", key)
         slot = whole.get(name)
         if slot is not None:
-            _require_bases(f"{where}: {key}", tensors[key], slot, leaves[slot.path])
+            near = slot.key != key  # what has the base's own key PEFT loads, however near it is
+            _require_bases(f"{where}: {key}", tensors[key], slot, leaves[slot.path], near=near)
             others.remove(key)
         elif name == f"{PREFIX}{HEAD}.weight" and _is_twice(key, tensors):
             others.remove(key)  # the embedding's table, to which the head is tied
@@ -84,19 +87,24 @@ def _is_twice(key: str, tensors: Mapping[str, np.ndarray]) -> bool:
     return any(np.array_equal(tensors[key], other) for other in alike)
 
 
-def _require_bases(what: str, tensor: np.ndarray, slot: Slot, leaf: Any) -> None:
-    """Raises JloraError where the tensor is not the base's own."""
+def _require_bases(what: str, tensor: np.ndarray, slot: Slot, leaf: Any, *, near: bool) -> None:
+    """Raises JloraError where the tensor is not the base's own: the same but for rounding, or `near` it."""
     if tensor.shape != slot.shape:
         raise JloraError(
-            f"{what}: expected the base's own weight of shape {slot.shape}, found one of {tensor.shape}."
-            " Is this the base that the adapter was made for?"
+            f"{what}: expected the base's own weight of shape {slot.shape}, found one of {tensor.shape}. {_ADVICE}"
         )
-    if isinstance(leaf, jax.ShapeDtypeStruct):
+    if isinstance(leaf, jax.ShapeDtypeStruct) or is_quantized(leaf):
         return
     own, found = slot.tensor(np.asarray(leaf, np.float32)), tensor.astype(np.float32)
     difference = float(np.linalg.norm(found - own) / max(float(np.linalg.norm(own)), 1e-30))
-    if difference > _SAME:
+    if not (near and difference <= _SAME) and not _is_rounded(found, own):
         raise JloraError(
             f"{what}: expected the base's own weight, found other values (relative difference {difference:.2g})."
-            " Is this the base that the adapter was made for?"
+            f" {_ADVICE}"
         )
+
+
+def _is_rounded(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether they are the same numbers in a dtype in which one of them may have been stored."""
+    with np.errstate(over="ignore"):
+        return any(np.array_equal(first.astype(dtype), second.astype(dtype)) for dtype in _ROUNDED)

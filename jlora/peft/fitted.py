@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -58,7 +58,8 @@ def fitted_config(config: LoraConfig, adapter: Adapter) -> LoraConfig:
     )
     if _means(config, layers):
         return fitted
-    return dataclasses.replace(fitted, target_modules=list(adapted), exclude_modules=None, layers_to_transform=None)
+    everywhere: dict[str, Any] = {"exclude_modules": None, "layers_to_transform": None, "layers_pattern": None}
+    return dataclasses.replace(fitted, target_modules=list(adapted), **everywhere)
 
 
 def fold_scale(adapter: Adapter) -> dict[str, Entry]:

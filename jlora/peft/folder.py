@@ -13,19 +13,22 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from jlora.abstract_adapter import abstract_adapter
+from jlora.abstract_adapter import abstract_stored
 from jlora.adapter import Adapter, Entry, LowRank
 from jlora.config import HEAD_NAMES, LoraConfig
 from jlora.dora import squared_norm
 from jlora.errors import JloraError
 from jlora.finite import require_finite
 from jlora.paths import leaves_by_path
-from jlora.peft.config_file import read_base_name, read_config, write_config
+from jlora.peft.config_file import CONFIG, RECOMPUTED, base_name, read_config, read_fields, to_config, write_config
 from jlora.peft.copies import tied_head, without_copies
+from jlora.peft.fitted import fitted_config
 from jlora.peft.keys import PREFIX, adapted_names, from_peft, is_conv1d, to_peft
+from jlora.peft.lora_bias import fold_lora_bias
+from jlora.peft.stored_tensors import WEIGHTS, stored_tensors, weights_file
 from jlora.peft.true_config import true_config
 from jlora.peft.vllm import for_vllm
-from jlora.safetensors_file import open_safetensors
+from jlora.residual import of_plain_base
 from jlora.tying import is_tied_in_peft
 from jlora.whole_folder import whole_folder
 
@@ -65,17 +68,20 @@ def save_adapter(
     tensors = {key: np.ascontiguousarray(tensor, np.float32) for key, tensor in tensors.items()}
     fan_in_fan_out = any(is_conv1d(path, entry) for path, entry in adapter.items())
     with whole_folder(folder) as partial:
-        save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
         write_config(partial, config, base_model, names, fan_in_fan_out=fan_in_fan_out)
 
 
 def load_adapter(
     folder: str | os.PathLike, base: Any, fn: Callable, *args: Any, base_model: str | None = None, **kwargs: Any
 ) -> tuple[dict[str, Entry], LoraConfig]:
-    """Reads an adapter made here or by PEFT.
+    """Reads an adapter made here, by PEFT or by mlx-lm.
+
+    The configuration and the tensors must agree. Names in it that the model does not have are ignored, as PEFT does;
+    an adapter of PiSSA or OLoRA becomes one of twice the rank, for the base as it is.
 
     Args:
-      folder: holds `adapter_config.json` and `adapter_model.safetensors`.
+      folder: holds `adapter_config.json` and `adapter_model.safetensors` (mlx-lm's `adapters.safetensors`).
       base: the base that it was made for; leaves may be ShapeDtypeStructs where the adapter is not DoRA's.
       fn, args, kwargs: as for `init`: the function that will be adapted, traced abstractly.
       base_model: name or folder of `base`, compared with the one that `adapter_config.json` names; None: neither is.
@@ -88,16 +94,21 @@ def load_adapter(
         a key that is missing, unexpected or of another shape than the base's.
     """
     folder = Path(folder)
-    config, where = stored_config(folder), str(folder / "adapter_model.safetensors")
-    _require_base(folder, base_model)
-    tensors = _mapped_tensors(folder)
-    template = abstract_adapter(config, base, fn, *args, **kwargs)
-    leaves = leaves_by_path(base)
+    fields, file = read_fields(folder), folder / CONFIG
+    config, where = _with_tying(to_config(fields, file), folder), str(weights_file(folder))
+    _require_base(base_name(fields, file), base_model, file)
+    tensors, leaves = stored_tensors(folder), leaves_by_path(base)
+    template = abstract_stored(str(file), config, base, fn, *args, **kwargs)
+    if fields.get("lora_bias"):
+        tensors = fold_lora_bias(tensors, template, leaves, where)
+    if fields.get("target_parameters"):
+        _require_no_conv1d(template, file)
     tensors = without_copies(tensors, template, leaves, where)
     adapter = from_peft(tensors, template, where)
     for key, tensor in tensors.items():  # which have the expected shapes by now, and no more numbers than these
         require_finite(tensor, f"{where}: {key}")
-    return _with_norms(adapter, leaves), config
+    adapter = _with_norms(adapter, leaves)
+    return _for_plain_base(adapter, config, base) if config.init_lora_weights in RECOMPUTED else (adapter, config)
 
 
 def stored_config(folder: str | os.PathLike) -> LoraConfig:
@@ -106,14 +117,17 @@ def stored_config(folder: str | os.PathLike) -> LoraConfig:
     Raises:
       JloraError: as for `load_adapter`; the base and the values of the tensors are not looked at.
     """
-    config = read_config(Path(folder))
-    tied = config.ensure_weight_tying and is_tied_in_peft(config, _mapped_tensors(Path(folder)))
+    return _with_tying(read_config(Path(folder)), Path(folder))
+
+
+def _with_tying(config: LoraConfig, folder: Path) -> LoraConfig:
+    tied = config.ensure_weight_tying and is_tied_in_peft(config, stored_tensors(folder))
     return dataclasses.replace(config, ensure_weight_tying=tied)
 
 
 def head_rows(folder: str | os.PathLike) -> int | None:
     """The number of outputs of the classification head in an adapter's file; None where it holds no head."""
-    tensors = _mapped_tensors(Path(folder))
+    tensors = stored_tensors(Path(folder))
     ends = tuple(f"{head}{layer}.weight" for head in HEAD_NAMES for layer in ("", ".out_proj"))
     return next((value.shape[0] for key, value in tensors.items() if key.removeprefix(PREFIX) in ends), None)
 
@@ -133,11 +147,26 @@ def _with_norms(adapter: dict[str, Entry], leaves: Mapping[str, Any]) -> dict[st
     return adapter
 
 
-def _require_base(folder: Path, base_model: str | None) -> None:
-    named = read_base_name(folder)
+def _for_plain_base(adapter: dict[str, Entry], config: LoraConfig, base: Any) -> tuple[dict[str, Entry], LoraConfig]:
+    """The adapter, and its configuration, without the start that PEFT takes out of the base when it opens the file."""
+    plain = of_plain_base(adapter, config, base)
+    return plain, fitted_config(dataclasses.replace(config, init_lora_weights=True), plain)
+
+
+def _require_no_conv1d(template: Adapter, file: Path) -> None:
+    """PEFT's A and B of a parameter are those of its last and first axis, which are the other way round in Conv1D."""
+    for path, entry in template.items():
+        if is_conv1d(path, entry):
+            raise JloraError(
+                f"{file}: target_parameters: expected weights of linear layers, found {path}, which is stored"
+                " transposed; name its module in target_modules"
+            )
+
+
+def _require_base(named: str | None, base_model: str | None, file: Path) -> None:
     if base_model is not None and named is not None and not _same_base(named, base_model):
         raise JloraError(
-            f"{folder / 'adapter_config.json'}: base_model_name_or_path: expected {base_model}, found {named}. Load the"
+            f"{file}: base_model_name_or_path: expected {base_model}, found {named}. Load the"
             " base that the adapter was made for; or, if this is the same one under another name, give no base_model"
         )
 
@@ -158,17 +187,3 @@ def _hub_id(name: str) -> str:
 
 def _is_folder(name: str) -> bool:
     return name.count("/") != 1 or name.startswith(("/", ".", "~")) or Path(name).is_dir()
-
-
-def _mapped_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """{key: tensor} of the adapter's file, which is not touched before the numbers are."""
-    path = folder / "adapter_model.safetensors"
-    if not path.is_file():
-        found = (
-            "adapter_model.bin, a pickle, which is never opened" if (folder / "adapter_model.bin").exists() else "none"
-        )
-        raise JloraError(f"{path}: expected the adapter's weights as safetensors, found {found}")
-    tensors = open_safetensors(path)
-    for tensor in tensors.values():
-        tensor.require_float()
-    return {key: tensor.mapped() for key, tensor in tensors.items()}

@@ -221,7 +221,7 @@ def _check_keys(tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple]
     for key, shape in expected.items():
         if key not in tensors:
             raise JloraError(
-                f"{where}: {key}: expected a tensor of shape {shape}, found no such key."
+                f"{where}: {key}: expected a tensor of shape {shape}, found no such key{nearest(key, tensors)}."
                 " Is adapter_config.json, and the base, the one that the adapter was made with?"
             )
         if tensors[key].shape != shape:
@@ -232,5 +232,6 @@ def _check_keys(tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple]
     for key in tensors:
         if key not in expected:
             raise JloraError(
-                f"{where}: {key}: found, but adapter_config.json names no such weight{nearest(key, expected)}"
+                f"{where}: {key}: found, but adapter_config.json names no such weight of this base"
+                f"{nearest(key, expected)}"
             )

@@ -12,7 +12,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 import jlora
-from jlora.abstract_adapter import abstract_adapter
 from jlora.base import abstract_base, build, example_batch, load_config, load_weights
 from jlora.errors import JloraError
 from jlora.models import FAMILIES, family
@@ -20,7 +19,7 @@ from jlora.names import module_names
 from jlora.paths import leaves_by_path
 from jlora.targets import is_trained_whole
 from jlora.weights import new_heads
-from train.adapted import Adapted, lora_config, settings, with_adapter
+from train.adapted import Adapted, lora_config, with_abstract_adapter, with_adapter
 from train.bad_rows import left_out
 from train.classify.config import Config
 from train.classify.data import Data, Split
@@ -115,8 +114,8 @@ def abstract_model(config: Config) -> Adapted:
     base = abstract_base(model)
     if config.method != "lora":
         return Adapted(model, base, jax.eval_shape(lambda base: whole_leaves(config, base), base), None)
-    lora = settings(config.lora, _lora_config(config, model), _new_modules(config, model))
-    return Adapted(model, base, abstract_adapter(lora, base, model.apply, example_batch(model.config)), lora)
+    lora, new = _lora_config(config, model), _new_modules(config, model)
+    return with_abstract_adapter(config.lora, lora, model, base, new)
 
 
 def _new_modules(config: Config, model: Any) -> list[str]:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import jlora
-from jlora.abstract_adapter import abstract_adapter
 from jlora.base import abstract_base, build, example_batch, load_config, load_weights
 from jlora.checkpoint_files import WEIGHT_PATTERNS, fetch
 from jlora.errors import JloraError
@@ -18,7 +17,7 @@ from jlora.models import FAMILIES, family
 from jlora.paths import leaves_by_path
 from jlora.stored_head import with_stored_head
 from jlora.tying import needs_own_head
-from train.adapted import Adapted, lora_config, settings, with_adapter
+from train.adapted import Adapted, lora_config, settings, with_abstract_adapter, with_adapter
 from train.devices import put_adapted
 from train.lm.config import LMConfig
 from train.lm.examples import Examples
@@ -82,8 +81,7 @@ def abstract_on(config: LMConfig, model: Any) -> Adapted:
     if config.method == "full":
         return Adapted(model, base, jax.eval_shape(_whole_leaves, base), None)
     base = jax.eval_shape(lambda base: _stored(config, model, base), base)
-    lora = settings(config.lora, _lora(config, model.config))
-    return Adapted(model, base, abstract_adapter(lora, base, model.apply, example_batch(model.config)), lora)
+    return with_abstract_adapter(config.lora, _lora(config, model.config), model, base)
 
 
 def build_model(config: LMConfig) -> Any:

@@ -1,0 +1,90 @@
+"""Regular expressions on names of modules: PEFT's four ways of matching, and a limit of time for a stranger's.
+
+`regex` reads what `re` reads and, unlike it, can stop: some expressions take longer than the universe on one name.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import reprlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import regex
+
+from jlora.errors import JloraError
+
+LIMIT = 5.0
+"""Seconds of CPU for all expressions of a configuration on all names of a model. Those of 126 layers take one."""
+
+
+def is_expression(text: str) -> bool:
+    """Whether `re` takes it as a regular expression, and `regex` as the same one."""
+    try:
+        re.compile(text)
+        _compiled(text)
+    except (re.error, regex.error):
+        return False
+    return not re.search(r"\{[^\d,]", text)  # `{e}` is text to `re` and a fuzzy match to `regex`; no name has a brace
+
+
+def is_whole(pattern: str, name: str) -> bool:
+    """Whether the expression matches the whole name (`target_modules`)."""
+    return _within_limit(pattern, _compiled(pattern).fullmatch, name) is not None
+
+
+def is_end(pattern: str, name: str) -> bool:
+    """Whether the expression matches the name, or its end after a dot (`rank_pattern`)."""
+    return _within_limit(pattern, _compiled(_END.format(pattern)).match, name) is not None
+
+
+def layer_number(lists: Sequence[str], name: str) -> int | None:
+    """The number after the first of `lists` that the name has (`layers_pattern`), or its first number; else None."""
+    patterns = [_NUMBER.format(pattern) for pattern in lists] or [_FIRST_NUMBER]
+    found = (_within_limit(pattern, _compiled(pattern).match, name) for pattern in patterns)
+    return next((int(match["number"]) for match in found if match), None)
+
+
+_END = r"(.*\.)?({})$"
+_NUMBER = r"(?:^|.*?\.){}\.(?P<number>\d+)\."
+_FIRST_NUMBER = r".*?\.[^.]*\.(?P<number>\d+)\."
+
+
+@functools.lru_cache(maxsize=2**15)  # as many as an adapter may have
+def _compiled(pattern: str) -> regex.Pattern:
+    return regex.compile(pattern, regex.VERSION0)  # the dialect of `re`
+
+
+def require_quick(
+    whole: Iterable[str], ends: Iterable[str], lists: Iterable[str], names: Sequence[str], where: str
+) -> None:
+    """Matches expressions against names under a limit, so that whoever does so later knows that it ends.
+
+    Args:
+      whole, ends, lists: expressions for `is_whole`, `is_end` and `layer_number`.
+      where: the file that they are in.
+
+    Raises:
+      JloraError: together they take longer than 5 seconds.
+    """
+    matchers = [(text, _compiled(text).fullmatch) for text in whole]
+    matchers += [(text, _compiled(_END.format(text)).match) for text in ends]
+    matchers += [(text, _compiled(_NUMBER.format(text)).match) for text in lists]
+    begin = time.thread_time()
+    for text, match in matchers:
+        for name in names:
+            _within_limit(text, match, name, f"{where}: ", LIMIT - (time.thread_time() - begin))
+
+
+def _within_limit(
+    text: str, match: Callable[..., regex.Match | None], name: str, where: str = "", seconds: float = LIMIT
+) -> regex.Match | None:
+    """What `match`, of the expression `text`, finds in the name; JloraError where it takes longer."""
+    try:
+        return match(name, timeout=max(seconds, 0.001))
+    except TimeoutError:
+        raise JloraError(
+            f"{where}expected regular expressions that are matched within {LIMIT:g} seconds; found"
+            f" {reprlib.repr(text)}, which takes longer on {name!r}; write it without nested repetitions"
+        ) from None

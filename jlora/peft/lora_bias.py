@@ -1,0 +1,60 @@
+"""PEFT's `lora_bias`: W x + bias + scale (B A x + b) is the same module with the trained bias `bias + scale b`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jlora.adapter import Adapter, Full, LowRank
+from jlora.errors import JloraError
+from jlora.peft.keys import Slot, slots
+
+_BIAS = ".lora_B.bias"
+
+
+def fold_lora_bias(
+    tensors: Mapping[str, np.ndarray], template: Adapter, leaves: Mapping[str, Any], where: str
+) -> dict[str, np.ndarray]:
+    """The tensors with each `lora_B.bias` added to its module's own bias, as `bias: lora_only` has it in a file.
+
+    Args:
+      tensors: {PEFT's key: tensor}.
+      template: the adapter, in which the biases of adapted modules are trained.
+      leaves: {path: leaf} of the base.
+
+    Raises:
+      JloraError: a bias for a module that has none, or a base of shapes alone.
+    """
+    by_key = {slot.key: slot for slot in slots(template)}
+    folded = {key: tensor for key, tensor in tensors.items() if not key.endswith(_BIAS)}
+    for key in tensors.keys() - folded.keys():
+        module = key.removesuffix(_BIAS)
+        product, own = by_key.get(f"{module}.lora_B.weight"), by_key.get(f"{module}.base_layer.bias")
+        if own is None or product is None:
+            if np.any(tensors[key]):
+                raise JloraError(
+                    f"{where}: {key}: expected none, or zeros, for a module that has no bias which it could be added"
+                    " to; found other numbers (lora_bias in adapter_config.json)"
+                )
+            continue
+        start = folded[own.key] if own.key in folded else _bases_bias(own, template, leaves)
+        folded[own.key] = start.astype(np.float32) + _scale(product, template) * tensors[key].astype(np.float32)
+    return folded
+
+
+def _scale(product: Slot, template: Adapter) -> np.float32:
+    entry = template[product.path]
+    assert isinstance(entry, LowRank)
+    return np.asarray(entry.scale, np.float32)[product.index][0]
+
+
+def _bases_bias(slot: Slot, template: Adapter, leaves: Mapping[str, Any]) -> np.ndarray:
+    leaf, entry = leaves[slot.path], template[slot.path]
+    assert isinstance(entry, Full)
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        raise JloraError(f"{slot.path}: expected the base's values, to which lora_bias is added; found a shape alone")
+    whole = np.asarray(leaf, np.float32)
+    return slot.tensor(whole if entry.layers is None else whole[list(entry.layers)])

@@ -1,0 +1,70 @@
+"""Adapters of mlx-lm, in PEFT's words.
+
+adapter_config.json   {"fine_tune_type": "lora", "lora_parameters": {"rank": 8, "scale": 20.0, "dropout": 0.0}, ...}
+adapters.safetensors  model.layers.0.self_attn.q_proj.lora_a  (in, r), PEFT's lora_A.weight transposed
+                      model.layers.0.self_attn.q_proj.lora_b  (r, out), PEFT's lora_B.weight transposed
+                      model.layers.0.self_attn.q_proj.m       (out,), PEFT's lora_magnitude_vector
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jlora.errors import JloraError
+from jlora.peft.keys import PREFIX
+
+WEIGHTS = "adapters.safetensors"
+_LARGEST = 2**31
+_ENDS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"}
+
+
+def is_mlx(fields: Mapping[str, Any]) -> bool:
+    """Whether these are the fields of mlx-lm's `adapter_config.json`."""
+    return "peft_type" not in fields and ("lora_parameters" in fields or "fine_tune_type" in fields)
+
+
+def peft_fields(fields: Mapping[str, Any], keys: Iterable[str], file: Path) -> dict[str, Any]:
+    """PEFT's fields that give the adapter its function; the modules are those of the file's keys.
+
+    Args:
+      fields: of mlx-lm's `adapter_config.json`, which is `file`.
+      keys: of `adapters.safetensors`.
+
+    Raises:
+      JloraError: an adapter that is not low-rank, or parameters that do not say its scale.
+    """
+    kind, given = fields.get("fine_tune_type", "lora"), fields.get("lora_parameters")
+    if kind not in ("lora", "dora"):
+        raise JloraError(f"{file}: fine_tune_type: expected lora or dora, found {kind!r} (an adapter of mlx-lm)")
+    rank, scale = (given.get(name) if isinstance(given, dict) else None for name in ("rank", "scale"))
+    if type(rank) is not int or abs(rank) > _LARGEST or isinstance(scale, bool) or not isinstance(scale, int | float):
+        raise JloraError(
+            f"{file}: lora_parameters: expected a rank and a scale, found {given!r} (an adapter of mlx-lm)"
+        )
+    if isinstance(given, dict) and "alpha" in given:
+        raise JloraError(
+            f"{file}: lora_parameters.alpha: expected none, found {given['alpha']!r}: early versions of mlx-lm multiply"
+            " the scale by alpha / rank, later ones ignore alpha; write the product of your version as scale, and"
+            " delete alpha"
+        )
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": fields.get("model"),
+        "r": rank,
+        "lora_alpha": scale * rank,
+        "use_dora": kind == "dora",
+        "target_modules": sorted({key.rpartition(".")[0] for key in keys if key.endswith(".lora_a")}),
+    }
+
+
+def peft_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """{PEFT's key: tensor in PEFT's layout}; keys that are not of an adapter stay as they are."""
+    renamed = {}
+    for key, tensor in tensors.items():
+        module, _, end = key.rpartition(".")
+        renamed[f"{PREFIX}{module}.{_ENDS.get(end, end)}"] = tensor.T if end in _ENDS else tensor
+    return renamed

@@ -1,0 +1,101 @@
+"""The tensors in an adapter's folder under PEFT's keys, whoever saved them.
+
+A state_dict that was saved by hand has more in its keys than PEFT's files: the adapter's name
+(`lora_A.default.weight`) and what training wrapped modules in (`_orig_mod`); or less, no `base_model.model.`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from jlora.errors import JloraError
+from jlora.peft import mlx
+from jlora.peft.keys import PREFIX
+from jlora.safetensors_file import open_safetensors
+
+WEIGHTS = "adapter_model.safetensors"
+_PICKLE = "adapter_model.bin"
+_CONVERT = (
+    'python -c "import torch; from safetensors.torch import save_file; save_file({k: v.clone().contiguous() for k, v'
+    f" in torch.load('{_PICKLE}', map_location='cpu', weights_only=True).items()}}, '{WEIGHTS}')\""
+)
+_NAMED = r"(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|trainable_tokens_delta)"
+_WITH_NAME = re.compile(rf"\.{_NAMED}\.(?!weight$|bias$)([^.]+)(?=\.|$)")
+_SAVED = re.compile(r"\.modules_to_save\.([^.]+)\.")
+_WRAPPERS = re.compile(r"^module\.|\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+
+def weights_file(folder: Path) -> Path:
+    """The file with the adapter's tensors.
+
+    Raises:
+      JloraError: there is none that is read here.
+    """
+    for name in (WEIGHTS, mlx.WEIGHTS):
+        if (folder / name).is_file():
+            return folder / name
+    path = folder / WEIGHTS
+    if (folder / _PICKLE).exists():
+        raise JloraError(
+            f"{path}: expected the adapter's weights as safetensors, found {_PICKLE}, a pickle, which may run code and"
+            f" is never opened here. Where you trust it, convert it in its folder: {_CONVERT}"
+        )
+    others = sorted(file.name for file in folder.glob("*.safetensors"))[:5]
+    raise JloraError(f"{path}: expected the adapter's weights as safetensors, found {', '.join(others) or 'none'}")
+
+
+def stored_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """{PEFT's key: tensor} of the folder's file, which is not touched before the numbers are.
+
+    Raises:
+      JloraError: no such file, a dtype that is not floating point, tensors without numbers, or two adapters.
+    """
+    file = weights_file(folder)
+    tensors = open_safetensors(file)
+    for key, tensor in tensors.items():
+        tensor.require_float()
+        if 0 in tensor.shape:
+            raise JloraError(
+                f"{file}: {key}: expected weights, found a tensor of shape {tensor.shape}: DeepSpeed ZeRO-3 leaves such"
+                " where weights are saved without being gathered. Save again with"
+                " stage3_gather_16bit_weights_on_model_save, or run zero_to_fp32.py on the checkpoint"
+            )
+    found = {key: tensor.mapped() for key, tensor in tensors.items()}
+    return mlx.peft_tensors(found) if file.name == mlx.WEIGHTS else peft_keys(found, file)
+
+
+def peft_keys(tensors: Mapping[str, np.ndarray], file: Path) -> dict[str, np.ndarray]:
+    """The tensors under the keys that PEFT's `save_pretrained` gives them.
+
+    Raises:
+      JloraError: more than one adapter, or two tensors for one key.
+    """
+    names = {match[2] for key in tensors if (match := _WITH_NAME.search(key))} or {
+        match[1] for key in tensors if (match := _SAVED.search(key)) and _SAVED.sub(".", key) in tensors
+    }
+    if len(names) > 1:
+        raise JloraError(
+            f"{file}: expected one adapter, found {', '.join(sorted(names))}; save the one that you want with"
+            " save_pretrained(folder, selected_adapters=[name])"
+        )
+    name = re.escape(names.pop() if names else "default")
+    renamed: dict[str, np.ndarray] = {}
+    for key, tensor in tensors.items():
+        plain = _without_name(_WRAPPERS.sub("", key), name)
+        plain = plain if plain.startswith("base_model.") else PREFIX + plain
+        if plain in renamed and not np.array_equal(renamed[plain], tensor):
+            raise JloraError(f"{file}: {key}: expected the values that the file has as {plain} too, found others")
+        renamed[plain] = tensor
+    return renamed
+
+
+def _without_name(key: str, name: str) -> str:
+    """The key without the adapter's name (an expression); `modules_to_save` holds what PEFT saves under its own key."""
+    key = re.sub(rf"\.{_NAMED}\.{name}(?=\.|$)", r".\1", key)
+    key = re.sub(rf"\.modules_to_save\.({name}\.)?", ".", key)
+    key = key.replace(".token_adapter.base_layer.", ".base_layer.")
+    return key.removesuffix(".weight") if key.endswith(".lora_magnitude_vector.weight") else key

@@ -15,8 +15,8 @@ import numpy as np
 from jlora.adapter import Entry, Full, Kind, LowRank, Rows
 from jlora.config import LoraConfig
 from jlora.errors import JloraError
-from jlora.names import is_stacked, module_names
-from jlora.paths import leaves_by_path
+from jlora.names import has_outputs_first, is_bias, is_stacked, module_names, torch_path
+from jlora.paths import array_leaves
 from jlora.targets import (
     check_other_modules,
     check_targets,
@@ -26,8 +26,9 @@ from jlora.targets import (
     matches,
     pattern_value,
 )
-from jlora.transform.adapt import find_uses
+from jlora.transform.adapt import materialized_in, uses_in
 from jlora.transform.consume import Use
+from jlora.transform.interpreter import Traced, trace
 
 Names = Mapping[str, list[str]]
 """{path: dotted names of the modules in the leaf, one for each layer of a stack}."""
@@ -36,20 +37,34 @@ _KINDS = frozenset(get_args(Kind))
 _TOKEN_EMBEDDINGS = ("embed_tokens", "word_embeddings", "wte", "embed_in")
 
 
-def abstract_adapter(config: LoraConfig, base: Any, fn: Callable, *args: Any, **kwargs: Any) -> dict[str, Entry]:
+def abstract_adapter(
+    config: LoraConfig,
+    base: Any,
+    fn: Callable,
+    *args: Any,
+    allow_materialize: bool = False,
+    names: Mapping[str, str] | None = None,
+    **kwargs: Any,
+) -> dict[str, Entry]:
     """The adapter that `init` makes with ShapeDtypeStructs for arrays; the scales are true numbers.
 
     Nothing is computed, and `base` may be abstract itself. Arguments and errors are those of `init`.
     """
-    leaves, uses = leaves_by_path(base), find_uses(fn, base, *args, **kwargs)
-    modules = {path: _module_names(path, leaf, uses[path]) for path, leaf in leaves.items()}
-    _check(config, leaves, uses, modules)
+    leaves, traced = array_leaves(base), trace(fn, base, args, kwargs)
+    uses = uses_in(traced)
+    modules = {path: _module_names(torch_path(path, names), leaf, uses[path]) for path, leaf in leaves.items()}
+    _require_used(config, leaves, uses, modules)
+    adaptable = {p: use for p, leaf in leaves.items() if (use := _shaping_use(config, p, leaf, uses[p])) is not None}
     plan: dict[str, Entry] = {}
-    for path, leaf in leaves.items():
-        if not _whole_layers(config, modules[path]) and _is_adapted(config, uses[path], leaf, modules[path]):
-            plan[path] = _low_rank(config, path, leaf.shape, uses[path], modules[path])
-    for path, layers in _trained_whole(config, plan, modules).items():
-        plan[path] = _full(leaves[path], layers, len(modules[path]))
+    for path, use in adaptable.items():
+        if _is_adapted(config, modules[path]):
+            plan[path] = _low_rank(config, path, leaves[path].shape, use, uses[path], modules[path])
+    stopped = {} if allow_materialize else _stopped(traced, uses, plan)
+    plan = {path: entry for path, entry in plan.items() if path not in stopped}
+    _check(config, modules, [path for path in adaptable if path not in stopped], stopped)
+    biases = [path for path in leaves if is_bias(torch_path(path, names)) and not _has_rule(uses[path])]
+    for path, layers in _trained_whole(config, plan, biases, modules).items():
+        plan[path] = _full(leaves[path], layers, len(modules[path]), uses[path])
     for path, ids in _token_rows(config, uses, modules).items():
         if path in plan:
             raise JloraError(
@@ -66,41 +81,70 @@ def _module_names(path: str, leaf: Any, uses: tuple[Use, ...]) -> list[str]:
     return module_names(path, leaf.shape[0] if stacked else None)
 
 
-def _check(config: LoraConfig, leaves: Mapping[str, Any], uses: Mapping[str, tuple], modules: Names) -> None:
+def _require_used(config: LoraConfig, leaves: Mapping[str, Any], uses: Mapping[str, tuple], modules: Names) -> None:
     for path, names in modules.items():
         unused = not uses[path] and np.ndim(leaves[path]) > 1
         if unused and not is_all_linear(config) and any(is_target(config, name) for name in names):
             raise JloraError(
                 f"{path}: matches target_modules, but the function never uses it; exclude_modules leaves it out"
             )
-    adaptable = [name for path in modules if _adaptable(config, uses[path], leaves[path]) for name in modules[path]]
-    check_targets(config, adaptable)
+
+
+def _stopped(traced: Traced, uses: Mapping[str, tuple[Use, ...]], plan: Mapping[str, Entry]) -> dict[str, str]:
+    """{path: the first operation without a low-rank rule} of the entries that `adapt` would refuse."""
+    without = {path: next((use.kind for use in uses[path] if use.kind not in _KINDS), None) for path in plan}
+    stopped = {path: operation for path, operation in without.items() if operation is not None}
+    others = {path: entry for path, entry in plan.items() if path not in stopped}
+    return stopped | {path: places[0] for path, places in materialized_in(traced, others).items()}
+
+
+def _check(config: LoraConfig, modules: Names, adaptable: list[str], stopped: Mapping[str, str]) -> None:
+    """Each entry of the configuration must match something; what it means and cannot be adapted is listed."""
+    names = {name: operation for path, operation in stopped.items() for name in modules[path]}
+    check_targets(config, [name for path in adaptable for name in modules[path]], names)
     check_other_modules(config, [name for names in modules.values() for name in names])
+    if stopped:
+        listed = ", ".join(f"{path} ({operation})" for path, operation in stopped.items())
+        warnings.warn(
+            f"not adapted, because an operation has no low-rank rule: {listed}; init(..., allow_materialize=True)"
+            " adapts them, and exclude_modules leaves them out",
+            stacklevel=4,
+        )
 
 
-def _adaptable(config: LoraConfig, uses: tuple[Use, ...], leaf: Any) -> bool:
-    kinds = {use.kind for use in uses}
-    return kinds == {"linear"} if is_all_linear(config) else bool(kinds & _KINDS) and leaf.ndim > 1
+def _is_adapted(config: LoraConfig, names: list[str]) -> bool:
+    whole = any(is_trained_whole(config, name) for name in names)
+    return not whole and any(is_target(config, name) for name in names)
 
 
-def _is_adapted(config: LoraConfig, uses: tuple[Use, ...], leaf: Any, names: list[str]) -> bool:
-    return _adaptable(config, uses, leaf) and any(is_target(config, name) for name in names)
+def _shaping_use(config: LoraConfig, path: str, leaf: Any, uses: tuple[Use, ...]) -> Use | None:
+    """The use that gives A and B their shapes; None for a leaf that target_modules cannot mean.
 
-
-def _shaping_use(uses: tuple[Use, ...], ndim: int) -> Use:
-    """The use that shapes A and B: of those that go by layers a lookup, or else the first.
-
-    Axes that the function drops (`w[2]`) count as free ones.
+    A use within layers comes first, then a lookup. Axes that the function drops (`w[2]`) count as outputs. Where no
+    use has a low-rank rule, the axes are those of a kernel (in, out), or of torch's weight (out, in).
     """
-    use = max((use for use in uses if use.kind in _KINDS), key=lambda use: (len(use.stack), use.kind == "lookup"))
-    return dataclasses.replace(use, outputs=tuple(a for a in range(ndim) if a not in {*use.stack, *use.inputs}))
+    kinds = {use.kind for use in uses}
+    if not uses or (is_all_linear(config) and (kinds & _KINDS) - {"linear"}):
+        return None
+    known = [use for use in uses if use.kind in _KINDS]
+    if known:
+        use = max(known, key=lambda use: (len(use.stack), use.kind == "lookup"))
+        inputs = use.inputs
+    else:
+        use = Use("linear", max((use.stack for use in uses), key=len))
+        free = [axis for axis in range(leaf.ndim) if axis not in use.stack]
+        if sum(leaf.shape[axis] > 1 for axis in free) < 2 or is_bias(path):
+            return None
+        inputs = tuple(free[1:] if has_outputs_first(path) else free[:-1])
+    outputs = tuple(axis for axis in range(leaf.ndim) if axis not in {*use.stack, *inputs})
+    return dataclasses.replace(use, inputs=inputs, outputs=outputs) if inputs and outputs else None
 
 
 def _low_rank(
-    config: LoraConfig, path: str, shape: tuple[int, ...], uses: tuple[Use, ...], names: list[str]
+    config: LoraConfig, path: str, shape: tuple[int, ...], use: Use, uses: tuple[Use, ...], names: list[str]
 ) -> LowRank:
     """The entry of one leaf: shapes, scale (*stack, r), spec and ranks; a stack is as wide as its largest rank."""
-    use, kinds = _shaping_use(uses, len(shape)), {use.kind for use in uses}
+    kinds = {use.kind for use in uses}
     ranks = tuple(pattern_value(config.rank_pattern, n, config.r) if is_target(config, n) else 0 for n in names)
     stack, inputs, outputs = (tuple(shape[axis] for axis in axes) for axes in (use.stack, use.inputs, use.outputs))
     _warn_of_rank(path, max(ranks), math.prod(inputs), math.prod(outputs))
@@ -151,8 +195,10 @@ def _whole_layers(config: LoraConfig, names: list[str]) -> tuple[int, ...]:
     return tuple(layer for layer, name in enumerate(names) if is_trained_whole(config, name))
 
 
-def _trained_whole(config: LoraConfig, plan: Mapping[str, Entry], modules: Names) -> dict[str, tuple[int, ...]]:
-    """{path: layers} of the leaves of `modules_to_save` and of the biases that are trained."""
+def _trained_whole(
+    config: LoraConfig, plan: Mapping[str, Entry], biases: list[str], modules: Names
+) -> dict[str, tuple[int, ...]]:
+    """{path: layers} of the leaves of `modules_to_save` and of the `biases` that are trained."""
     adapted = {
         name
         for path, entry in plan.items()
@@ -163,7 +209,7 @@ def _trained_whole(config: LoraConfig, plan: Mapping[str, Entry], modules: Names
     found: dict[str, tuple[int, ...]] = {}
     for path, names in modules.items():
         layers = _whole_layers(config, names)
-        if path.rsplit("/", 1)[-1] == "bias" and config.bias != "none":
+        if config.bias != "none" and path in biases:
             trained = set(names) if config.bias == "all" else adapted
             layers = tuple(layer for layer, name in enumerate(names) if layer in layers or name in trained)
         if layers:
@@ -171,10 +217,28 @@ def _trained_whole(config: LoraConfig, plan: Mapping[str, Entry], modules: Names
     return found
 
 
-def _full(leaf: Any, layers: tuple[int, ...], count: int) -> Full:
+def _has_rule(uses: tuple[Use, ...]) -> bool:
+    return any(use.kind in _KINDS for use in uses)
+
+
+def _full(leaf: Any, layers: tuple[int, ...], count: int, uses: tuple[Use, ...]) -> Full:
+    axes = _torch_axes(leaf.ndim, uses)
     if len(layers) == count:
-        return Full(_abstract(leaf.shape, leaf.dtype))
-    return Full(_abstract((len(layers), *leaf.shape[1:]), leaf.dtype), layers)
+        return Full(_abstract(leaf.shape, leaf.dtype), torch_axes=axes)
+    return Full(_abstract((len(layers), *leaf.shape[1:]), leaf.dtype), layers, torch_axes=axes)
+
+
+def _torch_axes(ndim: int, uses: tuple[Use, ...]) -> tuple[tuple[int, ...], ...] | None:
+    """Torch's (out, in), (out, in, *window) or (rows, features) in axes of one layer; None where no use says it."""
+    known = [use for use in uses if use.kind in _KINDS]
+    if not known:
+        return None
+    use = next((use for use in known if use.kind == "lookup"), known[0])
+    if use.stack not in ((), (0,)) or {*use.stack, *use.inputs, *use.outputs} != set(range(ndim)):
+        return None
+    columns = [(axis,) for axis in use.inputs] if use.kind == "conv" else [use.inputs]
+    groups = [use.inputs, use.outputs] if use.kind == "lookup" else [use.outputs, *columns]
+    return tuple(tuple(axis - len(use.stack) for axis in group) for group in groups if group)
 
 
 def _token_rows(config: LoraConfig, uses: Mapping[str, tuple[Use, ...]], modules: Names) -> dict[str, tuple[int, ...]]:

@@ -19,10 +19,12 @@ from jlora.config import HEAD_NAMES, LoraConfig
 from jlora.dora import squared_norm
 from jlora.errors import JloraError
 from jlora.finite import require_finite
-from jlora.paths import leaves_by_path
+from jlora.names import torch_path
+from jlora.paths import array_leaves
 from jlora.peft.config_file import read_base_name, read_config, write_config
 from jlora.peft.copies import tied_head, without_copies
 from jlora.peft.keys import PREFIX, adapted_names, from_peft, is_conv1d, to_peft
+from jlora.peft.torch_paths import in_torch_paths
 from jlora.peft.true_config import true_config
 from jlora.peft.vllm import for_vllm
 from jlora.safetensors_file import open_safetensors
@@ -38,6 +40,7 @@ def save_adapter(
     *,
     base_model: str | None = None,
     vllm: bool = False,
+    names: Mapping[str, str] | None = None,
 ) -> None:
     """Writes the adapter so that PEFT opens it, float32, with a configuration that is true of it.
 
@@ -50,13 +53,18 @@ def save_adapter(
       config: what the adapter was made with.
       base_model: name or folder of the base, recorded for those who load it.
       vllm: write what vLLM serves: the scale folded into B, all ranks padded to one r, lora_alpha = r.
+      names: {path: torch's name of the parameter} of a tree whose paths are not those of the torch model:
+        {"blocks/q/kernel": "model.layers.{}.self_attn.q_proj.weight"}, with {} for the number of the layer in a
+        stack. It must hold every path of the adapter.
 
     Raises:
-      JloraError: an entry for which PEFT's files, or vLLM with `vllm`, have no form.
+      JloraError: an entry for which PEFT's files, or vLLM with `vllm`, have no form; a path that gives no name under
+        which PEFT could find it.
     """
-    folder, names = Path(folder), adapted_names(adapter)
+    adapter = in_torch_paths(adapter, names)
+    folder, adapted = Path(folder), adapted_names(adapter)
     if vllm:
-        adapter, config = for_vllm(adapter, config, names)
+        adapter, config = for_vllm(adapter, config, adapted)
     else:
         config = true_config(config, adapter)
     tensors = to_peft(adapter)
@@ -66,11 +74,17 @@ def save_adapter(
     fan_in_fan_out = any(is_conv1d(path, entry) for path, entry in adapter.items())
     with whole_folder(folder) as partial:
         save_file(tensors, partial / "adapter_model.safetensors", metadata={"format": "pt"})
-        write_config(partial, config, base_model, names, fan_in_fan_out=fan_in_fan_out)
+        write_config(partial, config, base_model, adapted, fan_in_fan_out=fan_in_fan_out)
 
 
 def load_adapter(
-    folder: str | os.PathLike, base: Any, fn: Callable, *args: Any, base_model: str | None = None, **kwargs: Any
+    folder: str | os.PathLike,
+    base: Any,
+    fn: Callable,
+    *args: Any,
+    base_model: str | None = None,
+    names: Mapping[str, str] | None = None,
+    **kwargs: Any,
 ) -> tuple[dict[str, Entry], LoraConfig]:
     """Reads an adapter made here or by PEFT.
 
@@ -79,6 +93,7 @@ def load_adapter(
       base: the base that it was made for; leaves may be ShapeDtypeStructs where the adapter is not DoRA's.
       fn, args, kwargs: as for `init`: the function that will be adapted, traced abstractly.
       base_model: name or folder of `base`, compared with the one that `adapter_config.json` names; None: neither is.
+      names: as for `save_adapter`; the configuration that is returned means modules by torch's names.
 
     Returns:
       (adapter, config).
@@ -91,10 +106,12 @@ def load_adapter(
     config, where = read_config(folder), str(folder / "adapter_model.safetensors")
     _require_base(folder, base_model)
     tensors = _mapped_tensors(folder)
-    template = abstract_adapter(config, base, fn, *args, **kwargs)
-    leaves = leaves_by_path(base)
-    tensors = without_copies(tensors, template, leaves, config.ensure_weight_tying, where)
-    adapter = from_peft(tensors, template, where)
+    template = abstract_adapter(config, base, fn, *args, names=names, **kwargs)
+    leaves = array_leaves(base)
+    named, named_leaves = ({torch_path(path, names): x for path, x in tree.items()} for tree in (template, leaves))
+    tensors = without_copies(tensors, named, named_leaves, config.ensure_weight_tying, where)
+    read = from_peft(tensors, named, where)
+    adapter = {path: read[torch_path(path, names)] for path in template}
     for key, tensor in tensors.items():  # which have the expected shapes by now, and no more numbers than these
         require_finite(tensor, f"{where}: {key}")
     return _with_norms(adapter, leaves), config

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,8 @@ import numpy as np
 from jlora.adapter import Entry, Full, Kind, LowRank, Rows
 from jlora.config import LoraConfig
 from jlora.errors import JloraError
-from jlora.names import is_stacked, module_names
-from jlora.paths import leaves_by_path
+from jlora.names import has_outputs_first, is_bias, is_stacked, module_names, torch_path
+from jlora.paths import array_leaves
 from jlora.targets import (
     check_other_modules,
     check_targets,
@@ -27,8 +27,9 @@ from jlora.targets import (
     pattern_value,
     require_quick_patterns,
 )
-from jlora.transform.adapt import find_uses
+from jlora.transform.adapt import materialized_in, uses_in
 from jlora.transform.consume import Use
+from jlora.transform.interpreter import Traced, trace
 from jlora.tying import HEAD, means, with_embedding_for_head
 
 Names = Mapping[str, list[str]]
@@ -38,19 +39,39 @@ _KINDS = frozenset(get_args(Kind))
 _TOKEN_EMBEDDINGS = ("embed_tokens", "word_embeddings", "wte", "embed_in")
 
 
-def abstract_adapter(config: LoraConfig, base: Any, fn: Callable, *args: Any, **kwargs: Any) -> dict[str, Entry]:
+def abstract_adapter(
+    config: LoraConfig,
+    base: Any,
+    fn: Callable,
+    *args: Any,
+    allow_materialize: bool = False,
+    names: Mapping[str, str] | None = None,
+    **kwargs: Any,
+) -> dict[str, Entry]:
     """The adapter that `init` makes with ShapeDtypeStructs for arrays; the scales are true numbers.
 
     Nothing is computed, and `base` may be abstract itself. Arguments and errors are those of `init`.
     """
-    leaves, uses = leaves_by_path(base), find_uses(fn, base, *args, **kwargs)
-    modules = {path: _module_names(path, leaf, uses[path]) for path, leaf in leaves.items()}
-    _check(config, leaves, uses, modules)
-    return _planned(config, leaves, uses, modules)
+    seen = _see(fn, base, args, kwargs, names)
+    config = _naming_embeddings(config, seen)
+    _require_used(config, seen)
+    shaping = _shaping_uses(config, seen)
+    low_ranks = _low_ranks(config, seen, shaping)
+    stopped = {} if allow_materialize else _stopped(seen, low_ranks)
+    _check(config, seen, [path for path in shaping if path not in stopped], stopped)
+    _warn_of_stopped(stopped)
+    return _planned(config, seen, {path: entry for path, entry in low_ranks.items() if path not in stopped})
 
 
 def abstract_stored(
-    where: str, config: LoraConfig, base: Any, fn: Callable, *args: Any, **kwargs: Any
+    where: str,
+    config: LoraConfig,
+    base: Any,
+    fn: Callable,
+    *args: Any,
+    allow_materialize: bool = False,
+    names: Mapping[str, str] | None = None,
+    **kwargs: Any,
 ) -> dict[str, Entry]:
     """`abstract_adapter` for the configuration in the file `where`, which may name modules that the model has not.
 
@@ -59,35 +80,58 @@ def abstract_stored(
     Raises:
       JloraError: as `abstract_adapter` does, names that match nothing apart; regular expressions that take too long.
     """
-    leaves, uses = leaves_by_path(base), find_uses(fn, base, *args, **kwargs)
-    modules = {path: _module_names(path, leaf, uses[path]) for path, leaf in leaves.items()}
-    require_quick_patterns(config, [name for names in modules.values() for name in names], where)
-    return _planned(config, leaves, uses, modules)
+    seen = _see(fn, base, args, kwargs, names)
+    require_quick_patterns(config, [name for modules in seen.modules.values() for name in modules], where)
+    config = _naming_embeddings(config, seen)
+    low_ranks = _low_ranks(config, seen, _shaping_uses(config, seen))
+    stopped = {} if allow_materialize else _stopped(seen, low_ranks)
+    _warn_of_stopped(stopped)
+    return _planned(config, seen, {path: entry for path, entry in low_ranks.items() if path not in stopped})
 
 
-def _planned(
-    config: LoraConfig, leaves: Mapping[str, Any], uses: Mapping[str, tuple[Use, ...]], modules: Names
-) -> dict[str, Entry]:
-    """{path: entry} of the leaves that the configuration means."""
-    tied = _tied_tables(config, uses, modules)
-    for names in tied.values():
-        config = with_embedding_for_head(config, names[0])
-    plan: dict[str, Entry] = {}
-    for path, leaf in leaves.items():
-        if not _whole_layers(config, modules[path]) and _is_adapted(config, uses[path], leaf, modules[path]):
-            plan[path] = _low_rank(config, path, leaf.shape, uses[path], modules[path])
-    for path, layers in _trained_whole(config, plan, modules).items():
-        plan[path] = _full(leaves[path], layers, len(modules[path]))
-    for path in tied.keys() & plan.keys():
+class _Seen(NamedTuple):
+    """A traced function and its base.
+
+    Attributes:
+      leaves: {path: leaf that is an array}.
+      uses: {path: how the function uses the leaf}.
+      modules: the names of the modules in each leaf, torch's where they are given.
+      biases: paths of the leaves that are biases by name and use.
+      tied: the leaves that are looked up in and multiplied by: an embedding that is the output head too.
+    """
+
+    traced: Traced
+    leaves: dict[str, Any]
+    uses: dict[str, tuple[Use, ...]]
+    modules: Names
+    biases: list[str]
+    tied: Names
+
+
+def _see(fn: Callable, base: Any, args: tuple, kwargs: dict, names: Mapping[str, str] | None) -> _Seen:
+    leaves, traced = array_leaves(base), trace(fn, base, args, kwargs)
+    uses = uses_in(traced)
+    modules = {path: _module_names(torch_path(path, names), leaf, uses[path]) for path, leaf in leaves.items()}
+    biases = [path for path in leaves if is_bias(torch_path(path, names)) and not _has_rule(uses[path])]
+    tied = {path: modules[path] for path in leaves if {"lookup", "linear"} <= {use.kind for use in uses[path]}}
+    return _Seen(traced, leaves, uses, modules, biases, tied)
+
+
+def _planned(config: LoraConfig, seen: _Seen, low_ranks: Mapping[str, LowRank]) -> dict[str, Entry]:
+    """{path: entry} of the leaves that the configuration means: `low_ranks` and those that are trained otherwise."""
+    plan: dict[str, Entry] = dict(low_ranks)
+    for path, layers in _trained_whole(config, low_ranks, seen).items():
+        plan[path] = _full(seen.leaves[path], layers, len(seen.modules[path]), seen.uses[path])
+    for path in seen.tied.keys() & plan.keys():
         plan[path] = _of_tied_table(plan[path], config.ensure_weight_tying)
-    for path, ids in _token_rows(config, uses, modules, tied).items():
+    for path, ids in _token_rows(config, seen).items():
         if path in plan:
             raise JloraError(
                 f"{path}: expected an embedding of which either rows are trained (trainable_token_indices) or the"
                 " whole is adapted (target_modules, modules_to_save), found both"
             )
-        plan[path] = _rows(path, leaves[path], ids)
-    return {path: plan[path] for path in leaves if path in plan}
+        plan[path] = _rows(path, seen.leaves[path], ids)
+    return {path: plan[path] for path in seen.leaves if path in plan}
 
 
 def _module_names(path: str, leaf: Any, uses: tuple[Use, ...]) -> list[str]:
@@ -96,21 +140,21 @@ def _module_names(path: str, leaf: Any, uses: tuple[Use, ...]) -> list[str]:
     return module_names(path, leaf.shape[0] if stacked else None)
 
 
-def _tied_tables(config: LoraConfig, uses: Mapping[str, tuple[Use, ...]], modules: Names) -> Names:
-    """The leaves that are looked up in and multiplied by: an embedding that is the output head too.
+def _naming_embeddings(config: LoraConfig, seen: _Seen) -> LoraConfig:
+    """The configuration that names a tied embedding where the given one names the head, and adapts both as one.
 
     Raises:
       JloraError: the head is to have an adapter of its own, and is no table of its own.
     """
-    tied = {path: modules[path] for path in uses if {"lookup", "linear"} <= {use.kind for use in uses[path]}}
-    if any(name.rpartition(".")[2] == HEAD for names in modules.values() for name in names):
-        return tied
-    if tied and not config.ensure_weight_tying and means(config, HEAD):
+    has_head = any(name.rpartition(".")[2] == HEAD for names in seen.modules.values() for name in names)
+    if seen.tied and not has_head and not config.ensure_weight_tying and means(config, HEAD):
         raise JloraError(
-            f"LoraConfig: {HEAD}: expected a head with a table of its own, found one tied to {next(iter(tied))}:"
+            f"LoraConfig: {HEAD}: expected a head with a table of its own, found one tied to {next(iter(seen.tied))}:"
             " load_base(..., tie_word_embeddings=False) gives it one; or ensure_weight_tying=True adapts both as one"
         )
-    return tied
+    for names in seen.tied.values():
+        config = with_embedding_for_head(config, names[0])
+    return config
 
 
 def _of_tied_table(entry: Entry, both: bool) -> Entry:
@@ -119,42 +163,85 @@ def _of_tied_table(entry: Entry, both: bool) -> Entry:
     return dataclasses.replace(entry, **changes)
 
 
-def _check(config: LoraConfig, leaves: Mapping[str, Any], uses: Mapping[str, tuple], modules: Names) -> None:
-    for path, names in modules.items():
-        unused = not uses[path] and np.ndim(leaves[path]) > 1
+def _require_used(config: LoraConfig, seen: _Seen) -> None:
+    for path, names in seen.modules.items():
+        unused = not seen.uses[path] and np.ndim(seen.leaves[path]) > 1
         if unused and not is_all_linear(config) and any(is_target(config, name) for name in names):
             raise JloraError(
                 f"{path}: matches target_modules, but the function never uses it; exclude_modules leaves it out"
             )
-    adaptable = [name for path in modules if _adaptable(config, uses[path], leaves[path]) for name in modules[path]]
-    heads = [HEAD] if _tied_tables(config, uses, modules) else []
-    check_targets(config, [*adaptable, *heads])
-    check_other_modules(config, [*(name for names in modules.values() for name in names), *heads])
 
 
-def _adaptable(config: LoraConfig, uses: tuple[Use, ...], leaf: Any) -> bool:
-    kinds = {use.kind for use in uses}
-    return kinds == {"linear"} if is_all_linear(config) else bool(kinds & _KINDS) and leaf.ndim > 1
+def _stopped(seen: _Seen, low_ranks: Mapping[str, LowRank]) -> dict[str, str]:
+    """{path: the first operation without a low-rank rule} of the entries that `adapt` would refuse."""
+    without = {path: next((use.kind for use in seen.uses[path] if use.kind not in _KINDS), None) for path in low_ranks}
+    stopped = {path: operation for path, operation in without.items() if operation is not None}
+    others = {path: entry for path, entry in low_ranks.items() if path not in stopped}
+    return stopped | {path: places[0] for path, places in materialized_in(seen.traced, others).items()}
 
 
-def _is_adapted(config: LoraConfig, uses: tuple[Use, ...], leaf: Any, names: list[str]) -> bool:
-    return _adaptable(config, uses, leaf) and any(is_target(config, name) for name in names)
+def _check(config: LoraConfig, seen: _Seen, adaptable: list[str], stopped: Mapping[str, str]) -> None:
+    """Each entry of the configuration must match something."""
+    heads = [HEAD] if seen.tied else []
+    refused = {name: operation for path, operation in stopped.items() for name in seen.modules[path]}
+    check_targets(config, [*(name for path in adaptable for name in seen.modules[path]), *heads], refused)
+    check_other_modules(config, [*(name for names in seen.modules.values() for name in names), *heads])
 
 
-def _shaping_use(uses: tuple[Use, ...], ndim: int) -> Use:
-    """The use that shapes A and B: of those that go by layers a lookup, or else the first.
+def _warn_of_stopped(stopped: Mapping[str, str]) -> None:
+    if stopped:
+        listed = ", ".join(f"{path} ({operation})" for path, operation in stopped.items())
+        warnings.warn(
+            f"not adapted, because an operation has no low-rank rule: {listed}; init(..., allow_materialize=True)"
+            " adapts them, and exclude_modules leaves them out",
+            stacklevel=4,
+        )
 
-    Axes that the function drops (`w[2]`) count as free ones.
+
+def _shaping_uses(config: LoraConfig, seen: _Seen) -> dict[str, Use]:
+    """{path: the use that gives A and B their shapes} of the leaves that target_modules can mean."""
+    found = {path: _shaping_use(config, path, leaf, seen.uses[path]) for path, leaf in seen.leaves.items()}
+    return {path: use for path, use in found.items() if use is not None}
+
+
+def _low_ranks(config: LoraConfig, seen: _Seen, shaping: Mapping[str, Use]) -> dict[str, LowRank]:
+    found: dict[str, LowRank] = {}
+    for path, use in shaping.items():
+        if _is_adapted(config, seen.modules[path]):
+            found[path] = _low_rank(config, path, seen.leaves[path].shape, use, seen.modules[path])
+    return found
+
+
+def _is_adapted(config: LoraConfig, names: list[str]) -> bool:
+    whole = any(is_trained_whole(config, name) for name in names)
+    return not whole and any(is_target(config, name) for name in names)
+
+
+def _shaping_use(config: LoraConfig, path: str, leaf: Any, uses: tuple[Use, ...]) -> Use | None:
+    """The use that gives A and B their shapes; None for a leaf that target_modules cannot mean.
+
+    A use within layers comes first, then a lookup. Axes that the function drops (`w[2]`) count as outputs. Where no
+    use has a low-rank rule, the axes are those of a kernel (in, out), or of torch's weight (out, in).
     """
-    use = max((use for use in uses if use.kind in _KINDS), key=lambda use: (len(use.stack), use.kind == "lookup"))
-    return dataclasses.replace(use, outputs=tuple(a for a in range(ndim) if a not in {*use.stack, *use.inputs}))
+    kinds = {use.kind for use in uses}
+    if not uses or (is_all_linear(config) and (kinds & _KINDS) - {"linear"}):
+        return None
+    known = [use for use in uses if use.kind in _KINDS]
+    if known:
+        use = max(known, key=lambda use: (len(use.stack), use.kind == "lookup"))
+        inputs = use.inputs
+    else:
+        use = Use("linear", max((use.stack for use in uses), key=len))
+        free = [axis for axis in range(leaf.ndim) if axis not in use.stack]
+        if sum(leaf.shape[axis] > 1 for axis in free) < 2 or is_bias(path):
+            return None
+        inputs = tuple(free[1:] if has_outputs_first(path) else free[:-1])
+    outputs = tuple(axis for axis in range(leaf.ndim) if axis not in {*use.stack, *inputs})
+    return dataclasses.replace(use, inputs=inputs, outputs=outputs) if inputs and outputs else None
 
 
-def _low_rank(
-    config: LoraConfig, path: str, shape: tuple[int, ...], uses: tuple[Use, ...], names: list[str]
-) -> LowRank:
+def _low_rank(config: LoraConfig, path: str, shape: tuple[int, ...], use: Use, names: list[str]) -> LowRank:
     """The entry of one leaf: shapes, scale (*stack, r), spec and ranks; a stack is as wide as its largest rank."""
-    use = _shaping_use(uses, len(shape))
     ranks = tuple(pattern_value(config.rank_pattern, n, config.r) if is_target(config, n) else 0 for n in names)
     stack, inputs, outputs = (tuple(shape[axis] for axis in axes) for axes in (use.stack, use.inputs, use.outputs))
     _warn_of_rank(path, max(ranks), math.prod(inputs), math.prod(outputs))
@@ -196,26 +283,25 @@ def _abstract(shape: tuple[int, ...], dtype: Any) -> jax.Array:
 def _warn_of_rank(path: str, rank: int, inputs: int, outputs: int) -> None:
     if rank > min(inputs, outputs):
         message = f"{path}: rank {rank} is above the smaller side of a {inputs} x {outputs} weight: more parameters"
-        warnings.warn(f"{message}, but no larger updates than rank {min(inputs, outputs)}", stacklevel=5)
+        warnings.warn(f"{message}, but no larger updates than rank {min(inputs, outputs)}", stacklevel=6)
 
 
 def _whole_layers(config: LoraConfig, names: list[str]) -> tuple[int, ...]:
     return tuple(layer for layer, name in enumerate(names) if is_trained_whole(config, name))
 
 
-def _trained_whole(config: LoraConfig, plan: Mapping[str, Entry], modules: Names) -> dict[str, tuple[int, ...]]:
+def _trained_whole(config: LoraConfig, low_ranks: Mapping[str, LowRank], seen: _Seen) -> dict[str, tuple[int, ...]]:
     """{path: layers} of the leaves of `modules_to_save` and of the biases that are trained."""
     adapted = {
         name
-        for path, entry in plan.items()
-        if isinstance(entry, LowRank)
-        for name, rank in zip(modules[path], entry.ranks, strict=True)
+        for path, entry in low_ranks.items()
+        for name, rank in zip(seen.modules[path], entry.ranks, strict=True)
         if rank
     }
     found: dict[str, tuple[int, ...]] = {}
-    for path, names in modules.items():
+    for path, names in seen.modules.items():
         layers = _whole_layers(config, names)
-        if path.rsplit("/", 1)[-1] == "bias" and config.bias != "none":
+        if config.bias != "none" and path in seen.biases:
             trained = set(names) if config.bias == "all" else adapted
             layers = tuple(layer for layer, name in enumerate(names) if layer in layers or name in trained)
         if layers:
@@ -223,24 +309,42 @@ def _trained_whole(config: LoraConfig, plan: Mapping[str, Entry], modules: Names
     return found
 
 
-def _full(leaf: Any, layers: tuple[int, ...], count: int) -> Full:
+def _has_rule(uses: tuple[Use, ...]) -> bool:
+    return any(use.kind in _KINDS for use in uses)
+
+
+def _full(leaf: Any, layers: tuple[int, ...], count: int, uses: tuple[Use, ...]) -> Full:
+    axes = _torch_axes(leaf.ndim, uses)
     if len(layers) == count:
-        return Full(_abstract(leaf.shape, leaf.dtype))
-    return Full(_abstract((len(layers), *leaf.shape[1:]), leaf.dtype), layers)
+        return Full(_abstract(leaf.shape, leaf.dtype), torch_axes=axes)
+    return Full(_abstract((len(layers), *leaf.shape[1:]), leaf.dtype), layers, torch_axes=axes)
 
 
-def _token_rows(
-    config: LoraConfig, uses: Mapping[str, tuple[Use, ...]], modules: Names, tied: Names
-) -> dict[str, tuple[int, ...]]:
+def _torch_axes(ndim: int, uses: tuple[Use, ...]) -> tuple[tuple[int, ...], ...] | None:
+    """Torch's (out, in), (out, in, *window) or (rows, features) in axes of one layer; None where no use says it."""
+    known = [use for use in uses if use.kind in _KINDS]
+    if not known:
+        return None
+    use = next((use for use in known if use.kind == "lookup"), known[0])
+    if use.stack not in ((), (0,)) or {*use.stack, *use.inputs, *use.outputs} != set(range(ndim)):
+        return None
+    columns = [(axis,) for axis in use.inputs] if use.kind == "conv" else [use.inputs]
+    groups = [use.inputs, use.outputs] if use.kind == "lookup" else [use.outputs, *columns]
+    return tuple(tuple(axis - len(use.stack) for axis in group) for group in groups if group)
+
+
+def _token_rows(config: LoraConfig, seen: _Seen) -> dict[str, tuple[int, ...]]:
     """{path of an embedding: ids of its trained rows}, which its tied head shares."""
     wanted = config.trainable_token_indices
     if wanted is None:
         return {}
-    tables = {path: names[0] for path, names in modules.items() if any(use.kind == "lookup" for use in uses[path])}
+    lookups = [path for path, uses in seen.uses.items() if any(use.kind == "lookup" for use in uses)]
+    tables = {path: seen.modules[path][0] for path in lookups}
     by_name = wanted if isinstance(wanted, Mapping) else {_token_embedding(tables): wanted}
     found: dict[str, tuple[int, ...]] = {}
     for end, ids in by_name.items():
-        if tied and end == HEAD and any(list(ids) == list(others) for name, others in by_name.items() if name != HEAD):
+        others = [list(rows) for name, rows in by_name.items() if name != HEAD]
+        if seen.tied and end == HEAD and list(ids) in others:
             continue
         paths = [path for path, name in tables.items() if matches([end], name)]
         if len(paths) != 1:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora.errors import JloraError
-from jlora.paths import leaves_by_path, require
+from jlora.paths import array_leaves, require
 from jlora.quantization.leaf import Quantized, as_array
 
 Kind = Literal["linear", "lookup", "conv"]
@@ -75,12 +75,15 @@ class Full:
       value: of the leaf's shape; with `layers`, (len(layers), ...): those layers of a stack alone.
       layers: the layers that are trained, in rising order; None is the whole leaf.
       only, tied: as LowRank's: which uses see the value of an embedding that is also the output head.
+      torch_axes: for each axis that the weight has in torch, the axes of (one layer of) the leaf that make it, from
+        how the function uses the leaf: ((1,), (0,)) of a kernel (in, out). None: what the leaf's name says.
     """
 
     value: jax.Array
     layers: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
     only: Kind | None = dataclasses.field(default=None, metadata={"static": True})
     tied: bool = dataclasses.field(default=False, metadata={"static": True})
+    torch_axes: tuple[tuple[int, ...], ...] | None = dataclasses.field(default=None, metadata={"static": True})
 
 
 @jax.tree_util.register_dataclass
@@ -181,7 +184,7 @@ def count_parameters(base: Any, adapter: Adapter | None = None, prefix: str = ""
       adapter: adapter of arrays or ShapeDtypeStructs; None is the base alone, of which nothing is trained.
       prefix: count only the leaves whose path begins so.
     """
-    total = sum(int(np.prod(leaf.shape)) for path, leaf in leaves_by_path(base).items() if path.startswith(prefix))
+    total = sum(int(np.prod(leaf.shape)) for path, leaf in array_leaves(base).items() if path.startswith(prefix))
     trainable = 0
     for path, entry in (adapter or {}).items():
         if path.startswith(prefix):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora.adapter import LowRank, scaled_b
+from jlora.explicit_sharding import axis_names, split_einsum, split_like
 from jlora.quantization.leaf import Quantized, as_array
 
 _EXACT = jax.lax.Precision.HIGHEST
@@ -28,7 +29,8 @@ def with_magnitude(low_rank: LowRank, leaf: jax.Array | Quantized) -> LowRank:
     """The entry as DoRA: the magnitude is the norm of leaf + update, so that nothing changes yet."""
     norms = squared_norm(low_rank, leaf)
     entry = dataclasses.replace(low_rank, squared_norm=norms, magnitude=jnp.ones_like(norms))
-    return dataclasses.replace(entry, magnitude=jnp.sqrt(norms + _moved(entry, leaf)))
+    moved = _moved(entry, leaf)
+    return dataclasses.replace(entry, magnitude=jnp.sqrt(split_like(norms, moved) + moved))
 
 
 def gain(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
@@ -39,11 +41,12 @@ def gain(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
     assert low_rank.magnitude is not None
     assert low_rank.squared_norm is not None
     # Behind a barrier: XLA would multiply with a reciprocal root, and a fresh gain not be 1 to the last bit.
-    norms = jax.lax.optimization_barrier(jnp.sqrt(low_rank.squared_norm + _moved(low_rank, leaf)))
+    moved = _moved(low_rank, leaf)
+    norms = jax.lax.optimization_barrier(jnp.sqrt(split_like(low_rank.squared_norm, moved) + moved))
     norms = jax.lax.stop_gradient(norms)
     adapted = jnp.any(low_rank.scale != 0, axis=-1)
     adapted = jnp.expand_dims(adapted, tuple(range(adapted.ndim, norms.ndim)))
-    return jnp.where(adapted, low_rank.magnitude / norms, jnp.ones_like(norms))
+    return jnp.where(adapted, split_like(low_rank.magnitude, norms) / norms, jnp.ones_like(norms))
 
 
 def _moved(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
@@ -52,11 +55,13 @@ def _moved(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
     a, b = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (low_rank.a, scaled_b(low_rank)))
 
     def on_weight(w: jax.Array, stack: str, out: str, a: jax.Array) -> jax.Array:
-        return jnp.einsum(f"{out},{stack}r{inputs}->{stack}r{outputs}", w, a, precision=_EXACT)
+        names = dict(zip(out, axis_names(w), strict=True))
+        return split_einsum(f"{out},{stack}r{inputs}->{stack}r{outputs}", (w, a), names, precision=_EXACT)
 
     wa = _by_layer(on_weight, stack, out, leaf, a)
     gram = jnp.einsum(f"{stack}r{inputs},{stack}z{inputs}->{stack}rz", a, a, precision=_EXACT)
     ab = jnp.einsum(f"{stack}rz,{stack}z{outputs}->{stack}r{outputs}", gram, b, precision=_EXACT)
+    ab, b = (split_like(x, wa) for x in (ab, b))
     return jnp.einsum(f"{stack}r{outputs},{stack}r{outputs}->{stack}{outputs}", 2 * wa + ab, b, precision=_EXACT)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -28,7 +28,16 @@ _OTHERS = {
 }
 
 
-def init(key: jax.Array, config: LoraConfig, base: Any, fn: Callable, *args: Any, **kwargs: Any) -> dict[str, Entry]:
+def init(
+    key: jax.Array,
+    config: LoraConfig,
+    base: Any,
+    fn: Callable,
+    *args: Any,
+    allow_materialize: bool = False,
+    names: Mapping[str, str] | None = None,
+    **kwargs: Any,
+) -> dict[str, Entry]:
     """A fresh adapter: with PEFT's default initialization the adapted function equals the base's bit for bit.
 
     (On XLA:CPU from a width of 64 on: smaller products it may fuse with the sum, and round otherwise.)
@@ -36,24 +45,29 @@ def init(key: jax.Array, config: LoraConfig, base: Any, fn: Callable, *args: Any
     Args:
       key: draws A (and an embedding's B).
       config: which modules, and how.
-      base: what `fn` takes first, any pytree of arrays.
+      base: what `fn` takes first, any pytree; leaves that are not arrays stay as they are.
       fn, args, kwargs: the function, traced abstractly (ShapeDtypeStructs will do for args; nothing is computed)
         to see over which axes each weight is contracted, looked up or convolved.
+      allow_materialize: adapt also weights that an operation without a low-rank rule takes, for
+        `adapt(fn, allow_materialize=True)`. Without it a warning lists those that the configuration means.
+      names: {path: torch's name}, as for `jlora.save_adapter`, where the configuration means modules by those names.
 
     Returns:
       {path: LowRank(a, b, scale) for each adapted leaf, float32; Full(value) for each leaf of `modules_to_save` and
       each trained bias; Rows(value) for an embedding of which some rows are trained}.
 
     Raises:
-      JloraError: an entry of the configuration matches no module that could be adapted, a matching weight that `fn`
-        never uses, or an initialization that has a function of its own.
+      JloraError: an entry of the configuration matches no module that could be adapted, or only such as an operation
+        without a low-rank rule takes (it is named); a matching weight that `fn` never uses; an initialization that
+        has a function of its own.
     """
     leaves = leaves_by_path(base)
     if isinstance(config.init_lora_weights, str):
         _require_draw(config.init_lora_weights)
+    planned = abstract_adapter(config, base, fn, *args, allow_materialize=allow_materialize, names=names, **kwargs)
     return {
         path: _filled(jax.random.fold_in(key, zlib.crc32(path.encode())), config, entry, leaves[path])
-        for path, entry in abstract_adapter(config, base, fn, *args, **kwargs).items()
+        for path, entry in planned.items()
     }
 
 

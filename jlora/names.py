@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Mapping
+from typing import Literal
+
+from jlora.errors import JloraError
 
 _STACK = re.compile(r"(layer|layers|h)(?:_(\d+)_of_(\d+))?")
 """Names of modules whose leaves hold several transformer layers, stacked on a leading axis.
@@ -13,13 +17,43 @@ _STACK = re.compile(r"(layer|layers|h)(?:_(\d+)_of_(\d+))?")
 _SINGLE = re.compile(r"(layer|layers|h)_(\d+)")
 """Names of modules that are one transformer layer: `layers_24`."""
 
-_PARAMETER_NAMES = {
-    "kernel": "weight",
-    "embedding": "weight",
-    "scale": "weight",
+_PARAMETERS: dict[str, Literal["kernel", "weight", "bias"]] = {
+    "kernel": "kernel",
+    "w": "kernel",  # Haiku
     "weight": "weight",
+    "scale": "weight",
+    "gamma": "weight",  # Keras
+    "embedding": "weight",
+    "embeddings": "weight",  # Haiku, Keras
     "bias": "bias",
+    "b": "bias",  # Haiku
+    "offset": "bias",
+    "beta": "bias",  # Keras
 }
+"""{last name of a leaf's path: what it is}; see `parameter`."""
+
+
+def parameter(path: str) -> Literal["kernel", "weight", "bias"] | None:
+    """What the leaf at `path` is in its module, by the words of Flax, Equinox, Haiku and Keras.
+
+    "kernel": torch's weight with the axes turned: (in, out), (*window, in, out). "weight": torch's weight as it is, an
+    embedding and the scale of a norm included. "bias": torch's bias. None: a leaf that is a module by itself.
+    """
+    return _PARAMETERS.get(_without_value(path.split("/"))[-1])
+
+
+def torch_path(path: str, names: Mapping[str, str] | None) -> str:
+    """A path that stands for the name in torch that `names` gives the leaf at `path`; the path itself without one.
+
+    `model.layers.{}.self_attn.q_proj.weight` of a leaf `blocks/q/kernel` becomes
+    `model.layers.{}.self_attn.q_proj/kernel`: `{}` is the number of the layer in a stack.
+    """
+    if names is None or path not in names:
+        return path
+    module, _, end = names[path].rpartition(".")
+    if not module or end not in ("weight", "bias"):
+        raise JloraError(f"names: {path}: expected torch's name, ending in .weight or .bias, found {names[path]!r}")
+    return f"{module}/{'bias' if end == 'bias' else 'weight' if has_outputs_first(path) else 'kernel'}"
 
 
 def is_stack(name: str) -> bool:
@@ -30,12 +64,24 @@ def is_stack(name: str) -> bool:
 def is_stacked(path: str) -> bool:
     """Whether the leaf at `path` (`params/bert/encoder/layer/output/dense/bias`) has an axis of layers."""
     parts = path.split("/")
-    return any(_STACK.fullmatch(part) and not behind.isdigit() for part, behind in itertools.pairwise(parts))
+    return "{}" in path or any(
+        _STACK.fullmatch(part) and not behind.isdigit() for part, behind in itertools.pairwise(parts)
+    )
 
 
 def is_transposed(path: str) -> bool:
-    """Whether the leaf is a dense kernel: (in, out) here, (out, in) in a checkpoint."""
-    return path.endswith("/kernel")
+    """Whether the leaf is a kernel: (in, out) here, (out, in) in a checkpoint."""
+    return parameter(path) == "kernel"
+
+
+def is_bias(path: str) -> bool:
+    """Whether the leaf has the name of a bias."""
+    return parameter(path) == "bias"
+
+
+def has_outputs_first(path: str) -> bool:
+    """Whether the leaf has the name of torch's weight (out, in)."""
+    return parameter(path) == "weight"
 
 
 def module_names(path: str, count: int | None) -> list[str]:
@@ -43,8 +89,8 @@ def module_names(path: str, count: int | None) -> list[str]:
 
     Args:
       path: `params/bert/encoder/layer/attention/self/query/kernel`; the leading `params` and a last part that
-        only names the parameter (kernel, weight, embedding, scale, bias) are left out. A module `layers_24` with
-        modules in it goes by `layers.24`.
+        says what the leaf is in its module (see `parameter`) are left out. A module `layers_24` with modules in it
+        goes by `layers.24`.
       count: the number of stacked layers; None for a leaf that is not stacked.
 
     Returns:
@@ -52,13 +98,15 @@ def module_names(path: str, count: int | None) -> list[str]:
       `params/model/layers_1_of_6/mlp/up_proj/kernel` are `["model.layers.1.mlp.up_proj", "model.layers.7. ...", ...]`.
     """
     modules = _without_value(path.split("/"))
-    if len(modules) > 1 and modules[-1] in _PARAMETER_NAMES:
+    if len(modules) > 1 and modules[-1] in _PARAMETERS:
         modules.pop()
     if len(modules) > 1 and modules[0] == "params":
         modules.pop(0)
     modules = [part.replace("_", ".") if _SINGLE.fullmatch(part) else part for part in modules[:-1]] + modules[-1:]
     if count is None:
         return [".".join(modules)]
+    if "{}" in modules[-1]:
+        return [modules[-1].replace("{}", str(number)) for number in range(count)]
     place, stack = next((i, found) for i, part in enumerate(modules) if (found := _STACK.fullmatch(part)))
     name, first, step = stack[1], int(stack[2] or 0), int(stack[3] or 1)
     layers = (f"{name}.{first + step * number}" for number in range(count))
@@ -72,10 +120,11 @@ def hf_keys(path: str, count: int | None) -> list[str]:
       `["bert.encoder.layer.0.attention.self.query.weight", ...]`, as many as `module_names` gives. A leaf with
       another last part than those that `module_names` leaves out goes by its module's name.
     """
-    parameter = _PARAMETER_NAMES.get(_without_value(path.split("/"))[-1])
-    return [f"{module}.{parameter}" if parameter else module for module in module_names(path, count)]
+    found = parameter(path)
+    end = {"kernel": ".weight", "weight": ".weight", "bias": ".bias", None: ""}[found]
+    return [f"{module}{end}" for module in module_names(path, count)]
 
 
 def _without_value(parts: list[str]) -> list[str]:
     """The path without the last part that Flax NNX adds for the array in a Param: `query/kernel/value`."""
-    return parts[:-1] if parts[-1] == "value" and len(parts) > 1 and parts[-2] in _PARAMETER_NAMES else parts
+    return parts[:-1] if parts[-1] == "value" and len(parts) > 1 and parts[-2] in _PARAMETERS else parts

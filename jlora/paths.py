@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from jlora.errors import JloraError, nearest
 from jlora.quantization.leaf import is_quantized
@@ -18,6 +19,16 @@ def leaves_by_path(tree: Any) -> dict[str, Any]:
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_quantized)
     return {jax.tree_util.keystr(keys, simple=True, separator="/"): leaf for keys, leaf in leaves}
+
+
+def array_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves by path that are arrays; a module's functions, texts and plain numbers are left out."""
+    return {path: leaf for path, leaf in leaves_by_path(tree).items() if is_array(leaf)}
+
+
+def is_array(leaf: Any) -> bool:
+    """Whether a function is traced with this leaf as an array; anything else stays as it is."""
+    return is_quantized(leaf) or isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
 
 
 def replace_leaves(tree: Any, values: Mapping[str, Any]) -> Any:

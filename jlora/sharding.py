@@ -11,7 +11,7 @@ from jlora import dora
 from jlora.adapter import Adapter, Entry, LowRank, Rows
 from jlora.mesh import fitting
 from jlora.models.partition import leaf_names, leaf_shardings
-from jlora.paths import leaves_by_path, replace_leaves
+from jlora.paths import array_leaves, replace_leaves
 
 Mode = Literal["replicated", "inherit"]
 """How adapters lie: whole on each device, or split as the weights that they are for."""
@@ -27,7 +27,7 @@ def base_shardings(base: Any, mesh: Mesh) -> Any:
       base: tree of arrays or ShapeDtypeStructs with the paths of a model of `jlora.models`; leaves with other names
         lie whole on each device.
     """
-    return replace_leaves(base, {path: leaf_shardings(path, leaf, mesh) for path, leaf in leaves_by_path(base).items()})
+    return replace_leaves(base, {path: leaf_shardings(path, leaf, mesh) for path, leaf in array_leaves(base).items()})
 
 
 def adapter_shardings(adapter: Adapter, mesh: Mesh, mode: Mode = "replicated") -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TypeVar
 
 from jlora.config import HEAD_NAMES, OUTPUT_EMBEDDINGS, LoraConfig
@@ -77,8 +78,11 @@ def require_quick_patterns(config: LoraConfig, names: Sequence[str], where: str)
     require_quick(whole, [*config.rank_pattern, *config.alpha_pattern], config.layer_lists, names, where)
 
 
-def check_targets(config: LoraConfig, names: Sequence[str]) -> None:
+def check_targets(config: LoraConfig, names: Sequence[str], stopped: Mapping[str, str] = MappingProxyType({})) -> None:
     """Each entry of the configuration must hit one of the adaptable modules `names`.
+
+    Args:
+      stopped: {module that the configuration means: the operation because of which it cannot be adapted}.
 
     Raises:
       JloraError: target_modules not given, or an entry that matches nothing, with the nearest names and a list
@@ -93,14 +97,27 @@ def check_targets(config: LoraConfig, names: Sequence[str]) -> None:
     for entry in [found] if isinstance(found, str) else found:
         pattern = entry if isinstance(found, str) else [entry]
         if not is_all_linear(config) and not any(matches(pattern, name) for name in names):
+            _refuse_stopped(entry, {name: stopped[name] for name in stopped if matches(pattern, name)})
             raise _no_match("target_modules", "an entry that matches a module", entry, names, isinstance(found, str))
     targets = [name for name in names if is_target(config, name)]
     if not targets:
+        _refuse_stopped(str(found), stopped)
         raise _no_match("target_modules", "a module that is not left out by another field", str(found), names)
     for field in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(config, field):
             if not any(pattern_value({pattern: True}, name, False) for name in targets):
                 raise _no_match(field, "a pattern that matches an adapted module", pattern, targets)
+
+
+def _refuse_stopped(entry: str, stopped: Mapping[str, str]) -> None:
+    if stopped:
+        found = ", ".join(f"{name} in {operation!r}" for name, operation in stopped.items())
+        raise JloraError(
+            f"LoraConfig.target_modules: {entry!r}: expected a weight that is used in matrix products, convolutions or"
+            f" table lookups alone, found {found}, for which there is no low-rank rule. Train it whole by"
+            " modules_to_save, or let weight plus update be formed there: init(..., allow_materialize=True) and"
+            " adapt(fn, allow_materialize=True)."
+        )
 
 
 def check_other_modules(config: LoraConfig, names: Sequence[str]) -> None:

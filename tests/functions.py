@@ -7,6 +7,7 @@ their framework calls them.
 from __future__ import annotations
 
 import functions_flax  # noqa: F401  # enters its functions into the table
+import functions_linear  # noqa: F401
 import functions_others  # noqa: F401
 import functions_plain  # noqa: F401
 from function_cases import FUNCTIONS, Case, is_weight, normal

@@ -137,6 +137,28 @@ def test_the_base_may_be_any_tree():
     assert_adapted_is_merged(lambda b, x: jnp.tanh(x @ b[0]["w"]) @ b[1][0], listed, adapter, x)
 
 
+def test_leaves_that_are_no_arrays_stay_as_they_are():
+    """An Equinox module as it is, and a tree with a text and a number in it."""
+    eqx = pytest.importorskip("equinox")
+    module, x = eqx.nn.MLP(8, 4, 16, 2, key=jax.random.key(0)), normal(4, 3, 8)
+
+    def fn(module, x):
+        with jax.numpy_rank_promotion("allow"):
+            return jax.vmap(module)(x)
+
+    adapter = random_adapter(fn, module, x, targets="all-linear")
+    assert list(adapter) == [f"layers/{i}/weight" for i in range(3)]
+    assert_adapted_is_merged(fn, module, adapter, x)
+    assert jlora.count_parameters(module)[0] == 8 * 16 + 16 + 16 * 16 + 16 + 16 * 4 + 4
+    base = {"w": normal(1, 8, 3), "name": "tanh", "times": 2.0, "deep": (None, jnp.sin)}
+    named = random_adapter(_named, base, x, targets=["w"])
+    assert_adapted_is_merged(_named, base, named, x)
+
+
+def _named(base, x):
+    return base["deep"][1](getattr(jnp, base["name"])(x @ base["w"]) * base["times"])
+
+
 def test_arguments_that_are_no_arrays_stay_as_they_are():
     def function(base, x, name, times, *, flip, activation):
         assert name == "mean"
@@ -244,7 +266,8 @@ def test_no_full_gradient_of_an_adapted_weight_is_formed():
         (lambda w, x: x @ _cubed(w), "custom_vjp_call"),
         (lambda w, x: w, "the result"),
         (lambda w, x: w @ w.T, "dot_general"),
-        (lambda w, x: x @ jnp.concatenate([w, w], 1), "concatenate"),
+        (lambda w, x: x @ jnp.sort(w, 1), "sort"),
+        (lambda w, x: x @ (w * normal(6, 5, 3)), "mul"),
     ],
 )
 def test_a_primitive_without_a_rule_is_named_with_the_path(fn, primitive):

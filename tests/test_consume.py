@@ -43,7 +43,7 @@ def test_the_update_of_a_product_is_that_with_the_dense_sum(spec, x_shape, contr
         operands = operands[::-1]
         params = _numbers(contract[::-1], batch[::-1])
     expected = lax.dot_general(*operands, **params)
-    found = dot_update(weight, x, w_is_left, params, None)
+    found = dot_update(weight.updates[0], weight.weight, x, w_is_left, params, None)
     assert difference(jnp.broadcast_to(found, expected.shape), expected) < 1e-5
 
 

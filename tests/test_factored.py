@@ -27,8 +27,8 @@ def test_stack_axes_may_stand_anywhere():
 def test_a_scan_goes_over_the_leading_axis_of_weight_and_factors():
     entry = low_rank("arb,arc->abc", (3, 4, 5))
     outer, inner = slice_leading(factored("w", normal(3, 3, 4, 5), entry))
-    assert inner.stack == (0,)
-    assert inner.axes == ((1,), (2,))
+    assert inner.updates[0].stack == (0,)
+    assert inner.updates[0].axes == ((1,), (2,))
     for layer in range(3):
         one = jax.tree.map(lambda leaf, layer=layer: leaf[layer], outer)
         assert isinstance(one, Factored)

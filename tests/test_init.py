@@ -189,10 +189,18 @@ def test_biases():
         return x @ base["second"]["kernel"] + base["second"]["bias"][None]
 
     base = {name: {"kernel": normal(1, 4, 4), "bias": normal(2, 4)} for name in ("first", "second")}
-    for bias, expected in (("none", []), ("all", ["first/bias", "second/bias"]), ("lora_only", ["second/bias"])):
-        config = jlora.LoraConfig(r=2, target_modules=["second"], bias=bias)
-        adapter = jlora.init(KEY, config, base, fn, normal(3, 2, 4))
-        assert [path for path, entry in adapter.items() if isinstance(entry, jlora.Full)] == expected
+    wanted = {"none": [], "all": ["first", "second"], "lora_only": ["second"]}
+    for kernel, name in (("kernel", "bias"), ("kernel/value", "bias/value"), ("w", "b")):  # Flax, NNX, Haiku
+        named = {module: {kernel: leaves["kernel"], name: leaves["bias"]} for module, leaves in base.items()}
+
+        def renamed(named, x, kernel=kernel, name=name):
+            return fn({m: {"kernel": leaves[kernel], "bias": leaves[name]} for m, leaves in named.items()}, x)
+
+        for bias, expected in wanted.items():
+            config = jlora.LoraConfig(r=2, target_modules=["second"], bias=bias)
+            adapter = jlora.init(KEY, config, named, renamed, normal(3, 2, 4))
+            whole = [path for path, entry in adapter.items() if isinstance(entry, jlora.Full)]
+            assert whole == [f"{module}/{name}" for module in expected]
 
 
 def test_token_rows():
@@ -207,6 +215,73 @@ def test_token_rows():
             _init(["dense"], trainable_token_indices=bad)
     with pytest.raises(jlora.JloraError, match=r"^embed/embedding: expected an embedding of which either rows"):
         _init(["embed"], trainable_token_indices=config.trainable_token_indices)
+
+
+X, MASK = normal(7, 3, 8), normal(4, 8, 2)
+STOPPED = {
+    "tanh": lambda w, x: x @ jnp.tanh(w["k"]),
+    "a product of elements": lambda w, x: (x @ w["k"]) / jnp.sqrt((w["k"] * w["k"]).sum(0))[None],
+    "a table that is added": lambda w, x: x + w["k"][:3],
+    "standardized": lambda w, x: x @ ((w["k"] - w["k"].mean(0)[None]) / jnp.std(w["k"], 0)[None]),
+    "mixed with a mask": lambda w, x: x @ (w["k"] * normal(8, 8, 8)),
+    "scanned": lambda w, x: lax.scan(lambda x, k: (x @ jnp.tanh(k), None), x, w["k"][None])[0],
+}
+OPERATION = {"a product of elements": "mul", "a table that is added": "add", "standardized": "reduce_sum"}
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_an_operation_without_a_rule_is_named_before_anything_is_adapted(name):
+    """As a target of its own it is an error; beside others, in a warning that lists each weight once."""
+    weights, fn = {"k": normal(1, 8, 8), "plain": normal(2, 8, 4)}, STOPPED[name]
+    operation = OPERATION.get(name, "mul" if "mask" in name else "tanh")
+
+    def both(w, x):
+        return fn(w, x) @ w["plain"]
+
+    for targets in (["k"], "k", "all-linear"):
+        config = jlora.LoraConfig(r=2, target_modules=targets)
+        with pytest.raises(jlora.JloraError, match=rf"target_modules: .*k in '{operation}'.*allow_materialize=True"):
+            jlora.init(KEY, config, {"k": weights["k"]}, fn, X)
+    for targets in (".*", "all-linear"):
+        config = jlora.LoraConfig(r=2, target_modules=targets)
+        with pytest.warns(UserWarning, match=rf"^not adapted.*: k \({operation}\); init") as caught:
+            adapter = jlora.init(KEY, config, weights, both, X)
+        assert list(adapter) == ["plain"]
+        assert len(caught) == 1
+        assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_what_init_materializes_adapt_takes(name):
+    weights, fn = {"k": normal(1, 8, 8)}, STOPPED[name]
+    config = jlora.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    adapter = jlora.init(KEY, config, weights, fn, X, allow_materialize=True)
+    found = jlora.adapt(fn, allow_materialize=True)(weights, adapter, X)
+    assert difference(found, fn(jlora.merge(weights, adapter), X)) < 1e-5
+    assert difference(found, fn(weights, X)) > 1e-3
+
+
+def test_whatever_init_gives_adapt_takes():
+    """Linear maps that mix the axes of A and B are found when the adapter is planned, not at the first call."""
+
+    def fn(w, x):
+        return x @ (w["k"] * w["gate"][:, :1]) @ (w["heads"] * MASK[:, :, None]).reshape(8, 4)
+
+    weights = {"k": normal(1, 8, 8), "heads": normal(2, 8, 2, 2), "gate": normal(3, 8, 8)}
+    config = jlora.LoraConfig(r=2, target_modules="all-linear")
+    with pytest.warns(UserWarning, match=r"heads \(mul\)"):
+        adapter = jlora.init(KEY, config, weights, fn, X)
+    jlora.adapt(fn)(weights, adapter, X)
+
+
+def test_all_linear_takes_matrices_and_not_vectors():
+    def fn(w, x):
+        x, _ = lax.scan(lambda x, w: (x + (x @ w)[:, None], None), x, w["vectors"])
+        return x @ w["vector"] + (x @ w["matrix"])[:, 0]
+
+    weights = {"vector": normal(1, 8), "vectors": normal(2, 3, 8), "matrix": normal(3, 8, 1)}
+    config = jlora.LoraConfig(r=1, target_modules="all-linear")
+    assert list(jlora.init(KEY, config, weights, fn, X)) == ["matrix"]
 
 
 @pytest.mark.parametrize("name", ["pissa", "pissa_niter_4", "olora", "loftq", "lora_ga", "eva"])

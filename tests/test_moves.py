@@ -39,6 +39,7 @@ MOVES = {
     "half of a split": lambda w: jnp.split(w, 2)[1],
     "named": lambda w: checkpoint_name(w, "weight"),
     "kept from fusion": lax.optimization_barrier,
+    "repeated": lambda w: jnp.repeat(w, 2, axis=1),
 }
 
 
@@ -73,7 +74,7 @@ def test_each_dim_knows_the_leafs_axes_that_it_came_from(move):
     weight = jnp.asarray(np.indices((4, 3, 5)), jnp.float32)
     value = _carried(move, watch("w", weight[0]))
     places = [move(coordinate) for coordinate in weight]
-    for dim, axes in enumerate(value.axes):
+    for dim, axes in enumerate(value.updates[0].axes):
         varies = {axis for axis, place in enumerate(places) if _varies(place, dim)}
         assert varies <= set(axes)
 
@@ -85,7 +86,7 @@ def _varies(place, dim):
 def test_a_watched_leaf_moves_without_factors():
     value = _carried(MOVES["transpose"], watch("w", normal(3, 4, 3, 5)))
     assert value.watched
-    assert value.axes == ((2,), (0,), (1,))
+    assert value.updates[0].axes == ((2,), (0,), (1,))
 
 
 def test_other_primitives_have_no_rule():
@@ -95,7 +96,7 @@ def test_other_primitives_have_no_rule():
 
 @pytest.mark.parametrize("move", [MOVES["one place"], MOVES["one place, found at run time"]])
 def test_a_place_that_was_picked_is_remembered(move):
-    assert _carried(move, watch("w", normal(3, 4, 3, 5))).picked == (0,)
+    assert _carried(move, watch("w", normal(3, 4, 3, 5))).updates[0].picked == (0,)
 
 
 def test_a_gain_moves_as_the_factors_do_and_keeps_its_dtype():

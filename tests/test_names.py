@@ -5,8 +5,9 @@ from __future__ import annotations
 import encoder_cases as cases
 import pytest
 
+from jlora.errors import JloraError
 from jlora.models import abstract_base, build
-from jlora.names import hf_keys, is_stacked, is_transposed, module_names
+from jlora.names import hf_keys, is_stacked, is_transposed, module_names, parameter, torch_path
 from jlora.paths import leaves_by_path
 
 QUERY = "params/bert/encoder/layer/attention/self/query/kernel"
@@ -37,6 +38,10 @@ def test_a_stack_of_every_sixth_layer_is_a_module_of_each_of_them():
         ),
         ("params/wte/embedding", "wte", "wte.weight"),
         ("query/bias/value", "query", "query.bias"),  # Flax NNX
+        ("linear/b", "linear", "linear.bias"),  # Haiku
+        ("layer_norm/offset", "layer_norm", "layer_norm.bias"),
+        ("embed/embeddings", "embed", "embed.weight"),
+        ("dense/beta", "dense", "dense.bias"),  # Keras
         ("params/model/layers_24/mlp/up_proj/bias", "model.layers.24.mlp.up_proj", "model.layers.24.mlp.up_proj.bias"),
         ("params/layers_0/bias", "layers_0", "layers_0.bias"),  # a dense layer of Flax's Sequential
     ],
@@ -46,6 +51,30 @@ def test_an_unstacked_leaf_is_one_module(path, module, key):
     assert hf_keys(path, None) == [key]
     assert not is_stacked(path)
     assert not is_transposed(path)
+
+
+@pytest.mark.parametrize("path", ["dense/kernel", "query/kernel/value", "mlp/~/linear_0/w"])
+def test_kernels_are_turned_whatever_follows_their_name(path):
+    assert parameter(path) == "kernel"
+    assert is_transposed(path)
+    assert hf_keys(path, None)[0].endswith(".weight")
+
+
+def test_what_a_leaf_without_a_known_name_is_stays_open():
+    assert parameter("cls_token") is None
+    assert hf_keys("encoder/cls_token", None) == ["encoder.cls_token"]
+
+
+def test_a_path_that_stands_for_torchs_name():
+    names = {"blocks/q/kernel": "model.layers.{}.q_proj.weight", "out/w": "layer_0.h_1.weight", "out/b": "head.bias"}
+    path = torch_path("blocks/q/kernel", names)
+    assert is_stacked(path)
+    assert module_names(path, 2) == ["model.layers.0.q_proj", "model.layers.1.q_proj"]
+    assert hf_keys(torch_path("out/w", names), None) == ["layer_0.h_1.weight"], "as it is given, digits and all"
+    assert hf_keys(torch_path("out/b", names), None) == ["head.bias"]
+    assert torch_path("other/w", names) == "other/w"
+    with pytest.raises(JloraError, match=r"^names: q: expected torch's name, ending in"):
+        torch_path("q", {"q": "q_proj"})
 
 
 @pytest.mark.parametrize("family", cases.ENCODERS)

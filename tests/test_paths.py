@@ -4,10 +4,11 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jlora.errors import JloraError
-from jlora.paths import leaves_by_path, replace_leaves, require
+from jlora.paths import array_leaves, leaves_by_path, replace_leaves, require
 
 
 @jax.tree_util.register_dataclass
@@ -40,6 +41,11 @@ def test_replacing_changes_a_copy_at_the_paths_alone():
 def test_abstract_leaves_have_paths_too():
     tree = {"w": jax.ShapeDtypeStruct((2, 3), jnp.float32)}
     assert leaves_by_path(tree)["w"].shape == (2, 3)
+
+
+def test_a_modules_functions_and_texts_are_no_arrays():
+    tree = {"w": jnp.ones((2, 3)), "activation": jnp.tanh, "name": "m", "rate": 0.1, "n": np.float32(2)}
+    assert array_leaves(tree).keys() == {"w", "n"}
 
 
 def test_a_path_that_is_not_there_is_named_with_the_nearest():

@@ -44,7 +44,7 @@ def test_stacks_that_are_no_layers_have_no_form_in_pefts_files(tmp_path):
 
 def test_whole_leaves_of_any_name_are_saved_under_their_path():
     value = normal(1, 3, 4)
-    assert list(to_peft({"params/scorer/w": jlora.Full(value)})) == ["base_model.model.scorer.w"]
+    assert list(to_peft({"params/scorer/m": jlora.Full(value)})) == ["base_model.model.scorer.m"]
 
 
 def _dora(entry, shape):
@@ -63,7 +63,7 @@ ADAPTER = {
     "params/stem/kernel": jlora.Full(normal(5, 3, 2, 4, 5)),
     "params/words/embedding": low_rank("ra,rb->ab", (7, 4), kind="lookup"),
     "params/positions/embedding": Rows(normal(6, 2, 4), (5, 1)),
-    "params/scorer/w": jlora.Full(normal(7, 3, 4)),
+    "params/scorer/m": jlora.Full(normal(7, 3, 4)),
 }
 SHAPES = {
     "bert.encoder.layer.0.query.lora_A.weight": (2, 4),
@@ -86,7 +86,7 @@ SHAPES = {
     "words.lora_embedding_A": (2, 7),
     "words.lora_embedding_B": (4, 2),
     "positions.token_adapter.trainable_tokens_delta": (2, 4),
-    "scorer.w": (3, 4),
+    "scorer.m": (3, 4),
 }
 
 

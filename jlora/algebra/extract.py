@@ -18,7 +18,7 @@ from jlora.config import LoraConfig
 from jlora.errors import JloraError
 from jlora.matrices import Matrices, from_matrices, leaf_to_matrices
 from jlora.names import is_stacked, module_names
-from jlora.paths import leaves_by_path
+from jlora.paths import array_leaves
 
 
 def extract(
@@ -49,7 +49,7 @@ def extract(
         targeted leaf, an impossible `energy`, `use_dora`.
     """
     config = _checked(config, energy)
-    leaves, changed = leaves_by_path(base), leaves_by_path(tuned)
+    leaves, changed = array_leaves(base), array_leaves(tuned)
     plan = abstract_adapter(config, base, fn, *args, **kwargs)
     _require_same_shapes(changed, leaves)
     _require_finite(changed, "tuned")
@@ -72,7 +72,7 @@ def outside(tuned: Any, base: Any, adapter: Adapter) -> dict[str, float]:
 
     A leaf of which the adapter holds some layers or rows counts with the others. What a cut rank loses is not here.
     """
-    leaves, changed = leaves_by_path(base), leaves_by_path(tuned)
+    leaves, changed = array_leaves(base), array_leaves(tuned)
     _require_same_shapes(changed, leaves)
     total, left = 0.0, dict[str, float]()
     for path, leaf in leaves.items():

@@ -131,7 +131,15 @@ def _form(entry: Entry) -> dict[str, Any]:
     if not isinstance(entry, LowRank):
         taken = entry.indices if isinstance(entry, Rows) else entry.layers
         kind = {"entry": type(entry).__name__, "whole": True, "rows" if isinstance(entry, Rows) else "layers": taken}
-        kind |= {} if isinstance(entry, Rows) else {"only": entry.only, "tied": entry.tied}
+        kind |= (
+            {}
+            if isinstance(entry, Rows)
+            else {
+                "only": entry.only,
+                "tied": entry.tied,
+                "torch_axes": entry.torch_axes,
+            }
+        )
         return kind | {"shape": entry.value.shape, "dtype": entry.value.dtype}
     return {
         "entry": "LowRank",

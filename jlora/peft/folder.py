@@ -19,13 +19,15 @@ from jlora.config import HEAD_NAMES, LoraConfig
 from jlora.dora import squared_norm
 from jlora.errors import JloraError
 from jlora.finite import require_finite
-from jlora.paths import leaves_by_path
+from jlora.names import torch_path
+from jlora.paths import array_leaves
 from jlora.peft.config_file import CONFIG, RECOMPUTED, base_name, read_config, read_fields, to_config, write_config
 from jlora.peft.copies import tied_head, without_copies
 from jlora.peft.fitted import fitted_config
 from jlora.peft.keys import PREFIX, adapted_names, from_peft, is_conv1d, to_peft
 from jlora.peft.lora_bias import fold_lora_bias
 from jlora.peft.stored_tensors import WEIGHTS, stored_tensors, weights_file
+from jlora.peft.torch_paths import in_torch_paths
 from jlora.peft.true_config import true_config
 from jlora.peft.vllm import for_vllm
 from jlora.residual import of_plain_base
@@ -42,6 +44,7 @@ def save_adapter(
     *,
     base_model: str | None = None,
     vllm: bool = False,
+    names: Mapping[str, str] | None = None,
 ) -> None:
     """Writes the adapter so that PEFT opens it, float32, with a configuration that is true of it.
 
@@ -54,13 +57,18 @@ def save_adapter(
       config: what the adapter was made with.
       base_model: name or folder of the base, recorded for those who load it.
       vllm: write what vLLM serves: the scale folded into B, all ranks padded to one r, lora_alpha = r.
+      names: {path: torch's name of the parameter} of a tree whose paths are not those of the torch model:
+        {"blocks/q/kernel": "model.layers.{}.self_attn.q_proj.weight"}, with {} for the number of the layer in a
+        stack. It must hold every path of the adapter.
 
     Raises:
-      JloraError: an entry for which PEFT's files, or vLLM with `vllm`, have no form.
+      JloraError: an entry for which PEFT's files, or vLLM with `vllm`, have no form; a path that gives no name under
+        which PEFT could find it.
     """
-    folder, names = Path(folder), adapted_names(adapter)
+    adapter = in_torch_paths(adapter, names)
+    folder, adapted = Path(folder), adapted_names(adapter)
     if vllm:
-        adapter, config = for_vllm(adapter, config, names)
+        adapter, config = for_vllm(adapter, config, adapted)
     else:
         config = true_config(config, adapter)
     tensors = to_peft(adapter)
@@ -69,11 +77,18 @@ def save_adapter(
     fan_in_fan_out = any(is_conv1d(path, entry) for path, entry in adapter.items())
     with whole_folder(folder) as partial:
         save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
-        write_config(partial, config, base_model, names, fan_in_fan_out=fan_in_fan_out)
+        write_config(partial, config, base_model, adapted, fan_in_fan_out=fan_in_fan_out)
 
 
 def load_adapter(
-    folder: str | os.PathLike, base: Any, fn: Callable, *args: Any, base_model: str | None = None, **kwargs: Any
+    folder: str | os.PathLike,
+    base: Any,
+    fn: Callable,
+    *args: Any,
+    base_model: str | None = None,
+    allow_materialize: bool = False,
+    names: Mapping[str, str] | None = None,
+    **kwargs: Any,
 ) -> tuple[dict[str, Entry], LoraConfig]:
     """Reads an adapter made here, by PEFT or by mlx-lm.
 
@@ -85,6 +100,8 @@ def load_adapter(
       base: the base that it was made for; leaves may be ShapeDtypeStructs where the adapter is not DoRA's.
       fn, args, kwargs: as for `init`: the function that will be adapted, traced abstractly.
       base_model: name or folder of `base`, compared with the one that `adapter_config.json` names; None: neither is.
+      allow_materialize: as for `init`; without it, the adapter of a weight that it adapted by this is refused.
+      names: as for `save_adapter`; the configuration that is returned means modules by torch's names.
 
     Returns:
       (adapter, config).
@@ -97,18 +114,26 @@ def load_adapter(
     fields, file = read_fields(folder), folder / CONFIG
     config, where = _with_tying(to_config(fields, file), folder), str(weights_file(folder))
     _require_base(base_name(fields, file), base_model, file)
-    tensors, leaves = stored_tensors(folder), leaves_by_path(base)
-    template = abstract_stored(str(file), config, base, fn, *args, **kwargs)
+    template = abstract_stored(
+        str(file), config, base, fn, *args, allow_materialize=allow_materialize, names=names, **kwargs
+    )
+    leaves, tensors = array_leaves(base), stored_tensors(folder)
+    named, named_leaves = ({torch_path(path, names): x for path, x in tree.items()} for tree in (template, leaves))
     if fields.get("lora_bias"):
-        tensors = fold_lora_bias(tensors, template, leaves, where)
+        tensors = fold_lora_bias(tensors, named, named_leaves, where)
     if fields.get("target_parameters"):
-        _require_no_conv1d(template, file)
-    tensors = without_copies(tensors, template, leaves, where)
-    adapter = from_peft(tensors, template, where)
+        _require_no_conv1d(named, file)
+    tensors = without_copies(tensors, named, named_leaves, where)
+    read = from_peft(tensors, named, where)
+    adapter = {path: read[torch_path(path, names)] for path in template}
     for key, tensor in tensors.items():  # which have the expected shapes by now, and no more numbers than these
         require_finite(tensor, f"{where}: {key}")
     adapter = _with_norms(adapter, leaves)
-    return _for_plain_base(adapter, config, base) if config.init_lora_weights in RECOMPUTED else (adapter, config)
+    if config.init_lora_weights in RECOMPUTED:  # as PEFT, which takes the start out of the base when it opens the file
+        adapter = of_plain_base(adapter, config, base)
+        named = {torch_path(path, names): entry for path, entry in adapter.items()}
+        config = fitted_config(dataclasses.replace(config, init_lora_weights=True), named)
+    return adapter, config
 
 
 def stored_config(folder: str | os.PathLike) -> LoraConfig:
@@ -145,12 +170,6 @@ def _with_norms(adapter: dict[str, Entry], leaves: Mapping[str, Any]) -> dict[st
             magnitude = jnp.where(adapted, entry.magnitude, jnp.sqrt(norms))
             adapter[path] = dataclasses.replace(entry, magnitude=magnitude, squared_norm=norms)
     return adapter
-
-
-def _for_plain_base(adapter: dict[str, Entry], config: LoraConfig, base: Any) -> tuple[dict[str, Entry], LoraConfig]:
-    """The adapter, and its configuration, without the start that PEFT takes out of the base when it opens the file."""
-    plain = of_plain_base(adapter, config, base)
-    return plain, fitted_config(dataclasses.replace(config, init_lora_weights=True), plain)
 
 
 def _require_no_conv1d(template: Adapter, file: Path) -> None:

@@ -201,13 +201,20 @@ def _full_slots(path: str, entry: Full, adapted: set[str]) -> Iterator[Slot]:
     count = max(numbers, default=-1) + 1 if stacked else None
     keys, modules = hf_keys(path, count), module_names(path, count)
     layer = shape[1:] if stacked else shape
-    order = _checkpoint_order(path, len(layer))
+    if entry.torch_axes is not None and sum(map(len, entry.torch_axes)) != len(layer):
+        raise JloraError(
+            f"{path}: expected one module a layer, found a leaf of shape {shape} that is {'no ' * stacked}a stack, for"
+            " which PEFT's files have no form"
+        )
+    groups = entry.torch_axes or tuple((axis,) for axis in _checkpoint_order(path, len(layer)))
+    order = tuple(axis for group in groups for axis in group)
+    sizes = tuple(math.prod(layer[axis] for axis in group) for group in groups)
     for position, number in enumerate(numbers):
         key, module = keys[number], modules[number]
         if module in adapted and key != module:  # PEFT's module holds the base's inside
             key = f"{module}.base_layer{key.removeprefix(module)}"
         index = (position,) if stacked else ()
-        yield Slot(PREFIX + key, tuple(layer[axis] for axis in order), path, "value", index, order)
+        yield Slot(PREFIX + key, sizes, path, "value", index, order)
 
 
 def _checkpoint_order(path: str, ndim: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ import jax
 from jlora.config import LoraConfig
 from jlora.errors import JloraError
 from jlora.names import is_stacked, module_names
-from jlora.paths import leaves_by_path, replace_leaves
+from jlora.paths import array_leaves, replace_leaves
 from jlora.quantization.heads import is_in_head
 from jlora.quantization.leaf import Kind, Quantized, as_array, is_quantized, quantize_leaf
 from jlora.targets import check_targets, is_all_linear, is_target
@@ -38,7 +38,7 @@ def quantize(
       JloraError: an entry matches nothing that could be quantized, or some layers of a stack and not others; a weight
         that has no two axes or is not finite.
     """
-    leaves, uses = leaves_by_path(base), find_uses(fn, base, *args, **kwargs)
+    leaves, uses = array_leaves(base), find_uses(fn, base, *args, **kwargs)
     config = LoraConfig(target_modules=target_modules)
     names = {path: _names(path, leaf, uses[path]) for path, leaf in leaves.items() if _quantizable(leaf, uses[path])}
     check_targets(config, [name for found in names.values() for name in found])

@@ -29,8 +29,8 @@ def adapt(fn: Callable, *, allow_materialize: bool = False) -> Callable:
     formed where it uses them, and once more in the backward pass.
 
     Args:
-      fn: any JAX function whose first argument is a pytree of arrays. Arguments that are arrays are traced;
-        all others (numbers, strings, functions) stay as they are.
+      fn: any JAX function whose first argument is a pytree. Leaves and arguments that are arrays are traced; all
+        others (numbers, strings, functions) stay as they are.
       allow_materialize: where a primitive has no low-rank rule (or a function has derivatives of its own), form
         the sum there instead of raising; `find_materialized` says where that happens.
 
@@ -81,7 +81,11 @@ def find_uses(fn: Callable, base: Any, *args: Any, **kwargs: Any) -> dict[str, t
     Args:
       base, args, kwargs: as `fn` takes them; ShapeDtypeStructs will do for arrays.
     """
-    traced = trace(fn, base, args, kwargs)
+    return uses_in(trace(fn, base, args, kwargs))
+
+
+def uses_in(traced: Traced) -> dict[str, tuple[Use, ...]]:
+    """{path of a leaf that is an array: how the traced function uses it, in order}, as `find_uses` gives it."""
     context = Context(None)
 
     def run(leaves: list) -> list:
@@ -101,8 +105,13 @@ def find_materialized(
     Nothing is computed, and ShapeDtypeStructs will do for arrays. A function without such places gives {}; a
     primitive inside of a loop counts once.
     """
-    context, traced = Context(None, materialize=True), trace(fn, base, args, kwargs)
     require_fit(adapter, leaves_by_path(base))
+    return materialized_in(trace(fn, base, args, kwargs), adapter)
+
+
+def materialized_in(traced: Traced, adapter: Adapter) -> dict[str, tuple[str, ...]]:
+    """What `find_materialized` gives, of a traced function and an adapter that fits it."""
+    context = Context(None, materialize=True)
     jax.eval_shape(
         lambda leaves, updates: results_of(context, traced, _values(traced, leaves, updates)),
         traced.leaves,

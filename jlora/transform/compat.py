@@ -5,6 +5,7 @@ JAX 0.10 (Python 3.11) and 0.11 (Python 3.12).
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -25,6 +26,11 @@ def scan_parts(params: dict[str, Any], values: list) -> tuple[list, list, list]:
     else:
         consts, carry = params["num_consts"], params["num_carry"]
     return values[:consts], values[consts : consts + carry], values[consts + carry :]
+
+
+def context_of(eqn: Any) -> AbstractContextManager:
+    """The mesh under which an equation was traced, where it has one: `auto_axes` is a change of it and no equation."""
+    return nullcontext() if eqn.ctx.cur_abstract_mesh.empty else eqn.ctx.manager
 
 
 def varying_axes(x: jax.Array) -> tuple[str, ...]:

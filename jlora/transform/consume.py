@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,8 +16,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora.dropout import dropout
+from jlora.explicit_sharding import axis_names, explicit_mesh, split_einsum
 from jlora.products import dot_general, einsum
-from jlora.transform.factored import Factored, varying
+from jlora.transform.deferred import Deferred
+from jlora.transform.factored import Update, varying
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,46 +40,52 @@ class Use:
     outputs: tuple[int, ...] = ()
 
 
-def dot_use(weight: Factored, contracted: Sequence[int], batch: Sequence[int]) -> Use:
+def dot_use(weight: Update, contracted: Sequence[int], batch: Sequence[int]) -> Use:
     """The use of a weight in a dot_general that contracts and batches over the given dims."""
     inputs, stack = leaf_axes(weight, contracted), leaf_axes(weight, batch)
-    outputs = leaf_axes(weight, [d for d in range(weight.weight.ndim) if d not in {*contracted, *batch}])
+    outputs = leaf_axes(weight, [d for d in range(len(weight.axes)) if d not in {*contracted, *batch}])
     if set(inputs) & set(outputs):
         return Use("dot_general over a part of an axis")
     return Use("linear", stack_axes(weight, {*inputs, *outputs}, stack), inputs, outputs)
 
 
-def leaf_axes(weight: Factored, dims: Sequence[int]) -> tuple[int, ...]:
+def leaf_axes(weight: Update, dims: Sequence[int]) -> tuple[int, ...]:
     """The leaf's axes in the given dims, in rising order."""
     return tuple(sorted({axis for dim in dims for axis in weight.axes[dim]}))
 
 
-def stack_axes(weight: Factored, used: set[int], batch: Sequence[int] = ()) -> tuple[int, ...]:
+def stack_axes(weight: Update, used: set[int], batch: Sequence[int] = ()) -> tuple[int, ...]:
     """The axes that scans, batches and single places went over; a vector is no matrix, and its places no layers."""
-    picked = set(weight.picked) - used if weight.weight.ndim > 1 else set()
+    picked = set(weight.picked) - used if len(weight.axes) > 1 else set()
     return tuple(sorted({*weight.stack, *batch, *picked}))
 
 
-def dot_update(weight: Factored, x: jax.Array, w_is_left: bool, params: dict, key: jax.Array | None) -> jax.Array:
+def dot_update(
+    update: Update, weight: jax.Array | Deferred, x: jax.Array, w_is_left: bool, params: dict, key: jax.Array | None
+) -> jax.Array:
     """(x a) b in the layout of the dot_general's result.
 
     Args:
-      weight: the factored operand; a, b (r, *dims).
+      update: of the factored operand; a, b (r, *dims).
+      weight: the base's, of which the shape and the sharding count.
       x: the other operand.
       w_is_left: whether the weight is the first operand.
       params: of the dot_general.
       key: drops elements of x where given.
     """
-    assert weight.a is not None
-    assert weight.b is not None
-    contract, batch = params["dimension_numbers"]
-    (w_contract, x_contract), (w_batch, x_batch) = (contract, batch) if w_is_left else (contract[::-1], batch[::-1])
     if key is not None:
-        x = dropout(key, x, weight.dropout)
-    a, b = weight.a.astype(x.dtype), weight.b.astype(x.dtype)
-    if not w_batch and _plain(a, b, weight.weight.shape, w_contract):
+        x = dropout(key, x, update.dropout)
+    a, b = (factor.astype(x.dtype) for factor in update.factors)
+    (w_contract, x_contract), (w_batch, _) = _sides(params, w_is_left)
+    if not w_batch and _plain(a, b, weight.shape, w_contract) and explicit_mesh(x) is None:
         return _flat_update(x, a, b, (w_contract, x_contract), w_is_left, params["precision"])
-    return _general_update(x, a, b, (w_contract, x_contract), (w_batch, x_batch), w_is_left, params["precision"])
+    return _general_update(weight, x, a, b, w_is_left, params)
+
+
+def _sides(params: dict, w_is_left: bool) -> tuple[tuple, tuple]:
+    """((contracted dims of w, of x), (batch dims of w, of x)) of a dot_general."""
+    contract, batch = params["dimension_numbers"]
+    return (contract, batch) if w_is_left else (contract[::-1], batch[::-1])
 
 
 def _plain(a: jax.Array, b: jax.Array, shape: Sequence[int], contracted: Sequence[int]) -> bool:
@@ -108,9 +116,10 @@ def _flat_update(
 
 
 def _general_update(
-    x: jax.Array, a: jax.Array, b: jax.Array, contract: tuple, batch: tuple, w_is_left: bool, precision: Any
+    weight: jax.Array | Deferred, x: jax.Array, a: jax.Array, b: jax.Array, w_is_left: bool, params: dict
 ) -> jax.Array:
     """Any other product, as an einsum of x, a and b, the factor that holds the contracted axes first."""
+    contract, batch = _sides(params, w_is_left)
     letters = iter("abcdefghijklmnopqstuvwxyzABCDEFGHIJKLMNOPQSTUVWXYZ")
     w_letters = [next(letters) for _ in range(a.ndim - 1)]
     x_letters = [next(letters) for _ in range(x.ndim)]
@@ -124,25 +133,55 @@ def _general_update(
     if not any(w_letters[d] in factors[0][0] for d in contract[0]):
         factors.reverse()
     present = [letter for letter in out if letter not in absent]
-    inputs = f"{''.join(x_letters)},{factors[0][0]},{factors[1][0]}"
-    arrays = (x, factors[0][1], factors[1][1])
-    update = einsum(f"{inputs}->{''.join(present)}", *arrays, optimize=[(0, 1), (0, 1)], precision=precision)
+    (first, low), (second, high) = factors
+    needed = {*second, *present}
+    kept = "".join(dict.fromkeys(letter for letter in (*x_letters, *first) if letter in needed))
+    names = _split_letters(dict(zip(x_letters, axis_names(x), strict=True)), w_letters, weight, out, params)
+    low = split_einsum(f"{''.join(x_letters)},{first}->{kept}", (x, low), names, precision=params["precision"])
+    update = split_einsum(f"{kept},{second}->{''.join(present)}", (low, high), names, precision=params["precision"])
     # A free axis over which neither factor varies is left at size 1: adding to the base's product spreads it.
     return jnp.expand_dims(update, [out.index(letter) for letter in absent])
 
 
+def ragged_update(
+    update: Update, shape: Sequence[int], x: jax.Array, multiply: Callable, key: jax.Array | None
+) -> jax.Array | None:
+    """(x a) b (tokens, out) with the factors of each token's group; None where a varies over the outputs.
+
+    Args:
+      update: of the weights, whose dims (groups, in, out) have the sizes of `shape`.
+      multiply: (x, w) -> the product of each group of tokens with its matrix of w.
+    """
+    a, b = update.factors
+    if a.shape[3] != 1 or b.shape[2] != 1:
+        return None
+    if key is not None:
+        x = dropout(key, x, update.dropout)
+    groups, inputs, outputs = shape
+    a = jnp.moveaxis(jnp.broadcast_to(a, (len(a), groups, inputs, 1))[..., 0], 0, 2).astype(x.dtype)
+    b = jnp.moveaxis(jnp.broadcast_to(b, (len(b), groups, 1, outputs))[:, :, 0], 0, 1).astype(x.dtype)
+    return multiply(multiply(x, a).astype(x.dtype), b)
+
+
+def _split_letters(
+    names: dict[str, Any], w_letters: list[str], weight: jax.Array | Deferred, out: list[str], params: dict
+) -> dict[str, Any]:
+    """{letter: axes of the mesh}: as x has them, else as the weight has, and in the result as the function asks."""
+    of_weight = {} if isinstance(weight, Deferred) else dict(zip(w_letters, axis_names(weight), strict=True))
+    asked = params.get("out_sharding")
+    of_result = {} if asked is None else dict(zip(out, (*asked.spec, *[None] * len(out)), strict=False))
+    return of_weight | {letter: name for letter, name in names.items() if name is not None} | of_result
+
+
 def gain_places(
-    weight: Factored, x_ndim: int, w_is_left: bool, params: dict
+    gain: jax.Array, x_ndim: int, w_is_left: bool, params: dict
 ) -> tuple[jax.Array | None, jax.Array | None] | None:
     """DoRA's gain as (factor of x, factor of the product), one of them None, shaped to broadcast.
 
     It goes before the product where it varies over contracted axes (an embedding used as the output head), after
     it otherwise. None where it varies over contracted and free axes.
     """
-    gain = weight.gain
-    assert gain is not None
-    contract, batch = params["dimension_numbers"]
-    (w_contract, x_contract), (w_batch, x_batch) = (contract, batch) if w_is_left else (contract[::-1], batch[::-1])
+    (w_contract, x_contract), (w_batch, x_batch) = _sides(params, w_is_left)
     w_free = [dim for dim in range(gain.ndim) if dim not in {*w_contract, *w_batch}]
     before, after = (any(gain.shape[dim] > 1 for dim in dims) for dims in (w_contract, w_free))
     if before and after:
@@ -182,20 +221,18 @@ def lookup_axis(params: dict[str, Any], shape: tuple[int, ...]) -> int | None:
     return axes[0] if whole and sizes[axes[0]] == 1 else None
 
 
-def lookup_use(weight: Factored, axis: int) -> Use:
+def lookup_use(weight: Update, axis: int) -> Use:
     """The use of a weight as a table indexed on `axis`."""
     inputs = leaf_axes(weight, [axis])
-    outputs = leaf_axes(weight, [dim for dim in range(weight.weight.ndim) if dim != axis])
+    outputs = leaf_axes(weight, [dim for dim in range(len(weight.axes)) if dim != axis])
     if set(inputs) & set(outputs):
         return Use("gather over a part of an axis")
     return Use("lookup", stack_axes(weight, {*inputs, *outputs}), inputs, outputs)
 
 
-def lookup_update(weight: Factored, indices: jax.Array, params: dict[str, Any], axis: int) -> jax.Array:
+def lookup_update(table: Update, indices: jax.Array, params: dict[str, Any], axis: int) -> jax.Array:
     """a[i] b in the layout of the gather's result: offset_dims hold the table's other axes."""
-    assert weight.a is not None
-    assert weight.b is not None
-    a, b = (_rows(factor, indices, params, axis) for factor in (weight.a, weight.b))
+    a, b = (_rows(factor, indices, params, axis) for factor in table.factors)
     update = jnp.sum(a * b, axis=0) if a.shape[1:] == b.shape[1:] else _sum_of_products(a, b)
     return _in_layout(update, indices, params, axis)
 

@@ -12,7 +12,7 @@ import jax
 from jlora.errors import JloraError
 from jlora.transform import compat
 from jlora.transform.consume import Use
-from jlora.transform.factored import Factored, dense
+from jlora.transform.factored import Factored, Update, dense
 
 
 @dataclasses.dataclass
@@ -33,8 +33,8 @@ class Context:
     formed: dict[tuple[str, str, int], None] = dataclasses.field(default_factory=dict)
     drawn: Counter = dataclasses.field(default_factory=Counter)
 
-    def saw(self, weight: Factored, use: Use) -> None:
-        self.uses.setdefault(weight.path, {})[use] = None
+    def saw(self, leaf: Update, use: Use) -> None:
+        self.uses.setdefault(leaf.path, {})[use] = None
 
     def whole(self, value: Any, where: str, equation: int = 0) -> Any:
         """The value as an array, where no rule takes a weight with an update: `where` is a primitive's name.
@@ -47,20 +47,16 @@ class Context:
         """
         if not isinstance(value, Factored):
             return value
-        if value.watched:
-            self.saw(value, Use(where, value.stack))
-        if value.a is None:
-            return dense(value)
-        if not self.materialize:
-            raise JloraError(
-                f"{value.path}: expected to be used in a matrix product, a convolution or a table lookup, found it in"
-                f" {where!r}, for which there is no low-rank rule. Take the leaf out of target_modules, train it whole"
-                " by modules_to_save, or let weight plus update be formed there: adapt(fn, allow_materialize=True)."
-            )
-        self.formed[value.path, where, equation] = None
+        for update in value.updates:
+            if update.watched:
+                self.saw(update, Use(where, tuple(sorted({*update.stack, *update.picked}))))
+            elif self.materialize:
+                self.formed[update.path, where, equation] = None
+            else:
+                raise _no_rule(update.path, where)
         return dense(value)
 
-    def draw(self, weight: Factored, x: jax.Array) -> jax.Array | None:
+    def draw(self, weight: Update, x: jax.Array) -> jax.Array | None:
         """A key to drop elements of `x` before this use of the weight: no two uses and no two shards share one."""
         if self.key is None or weight.dropout == 0.0:
             return None
@@ -89,3 +85,11 @@ class Context:
 
 def _fold(key: jax.Array, what: str | int) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(what.encode()) if isinstance(what, str) else what)
+
+
+def _no_rule(path: str, where: str) -> JloraError:
+    return JloraError(
+        f"{path}: expected to be used in a matrix product, a convolution or a table lookup, found it in {where!r}, for"
+        " which there is no low-rank rule. Take the leaf out of target_modules, train it whole by modules_to_save, or"
+        " let weight plus update be formed there: adapt(fn, allow_materialize=True)."
+    )

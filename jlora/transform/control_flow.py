@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from jlora.errors import JloraError
 from jlora.transform import compat
 from jlora.transform.context import Context
-from jlora.transform.factored import Factored, slice_leading, with_arrays, with_formed_weight
+from jlora.transform.factored import Factored, Update, slice_leading, with_arrays, with_formed_weight
 
 Evaluate = Callable[[Context, Any, list], list]
 """(context, jaxpr, values of its inputs) -> values of its outputs; some may be Factored."""
@@ -32,11 +32,12 @@ def _jit(evaluate: Evaluate, context: Context, params: dict, inputs: list) -> li
 
 def _refuse_shardings(params: dict, inputs: list) -> None:
     given = [s for s in (*params["in_shardings"], *params["out_shardings"]) if isinstance(s, jax.sharding.Sharding)]
-    adapted = [value.path for value in inputs if isinstance(value, Factored) and not value.watched]
-    if given and adapted:
+    factored = [value for value in inputs if isinstance(value, Factored) and not value.watched]
+    if given and factored:
+        paths = [update.path for value in factored for update in value.updates]
         raise JloraError(
-            f"{', '.join(adapted)}: expected a jit without shardings inside of the adapted function, found"
-            f" {params['name']!r} with {given[0]}. Give the shardings to the jit around it."
+            f"{', '.join(paths) or 'a quantized weight'}: expected a jit without shardings inside of the adapted"
+            f" function, found {params['name']!r} with {given[0]}. Give the shardings to the jit around it."
         )
 
 
@@ -133,14 +134,19 @@ def _specs(value: Any, spec: PartitionSpec) -> Any:
     """The spec of a weight's dims, for its factors too where they vary."""
     if not isinstance(value, Factored):
         return spec
-    names = (*spec, *[None] * (value.weight.ndim - len(spec)))
+    names = (*spec, *[None] * (len(value.shape) - len(spec)))
 
     def where_varying(shape: tuple[int, ...]) -> PartitionSpec:
         return PartitionSpec(*(None if size == 1 else name for name, size in zip(names, shape, strict=True)))
 
-    a, b = (None if f is None else PartitionSpec(None, *where_varying(f.shape[1:])) for f in (value.a, value.b))
+    def of_update(update: Update) -> Update:
+        factors = (update.a, update.b)
+        a, b = (None if f is None else PartitionSpec(None, *where_varying(f.shape[1:])) for f in factors)
+        specs: dict[str, Any] = {"a": a, "b": b}
+        return dataclasses.replace(update, **specs)
+
     gain = None if value.gain is None else where_varying(value.gain.shape)
-    specs: dict[str, Any] = {"weight": spec, "a": a, "b": b, "gain": gain}
+    specs: dict[str, Any] = {"weight": spec, "updates": tuple(map(of_update, value.updates)), "gain": gain}
     return dataclasses.replace(value, **specs)
 
 

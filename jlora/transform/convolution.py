@@ -5,6 +5,7 @@ conv_general_dilated   conv(x, W)  ->  gain * (conv(x, W) + b conv(x, a)),  a a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,10 +14,10 @@ from jax import lax
 
 from jlora.dropout import dropout
 from jlora.transform.consume import Use, leaf_axes, stack_axes
-from jlora.transform.factored import Factored
+from jlora.transform.factored import Update
 
 
-def conv_use(weight: Factored, params: dict[str, Any]) -> Use:
+def conv_use(weight: Update, params: dict[str, Any]) -> Use:
     """The use of a weight as the kernel of a convolution; inputs are its channels, then its window."""
     out, *inputs = params["dimension_numbers"].rhs_spec
     axes = [axis for dim in inputs for axis in weight.axes[dim]]
@@ -26,29 +27,47 @@ def conv_use(weight: Factored, params: dict[str, Any]) -> Use:
     return Use("conv", stack_axes(weight, {*axes, *outputs}), tuple(axes), outputs)
 
 
-def conv_update(weight: Factored, x: jax.Array, params: dict[str, Any], key: jax.Array | None) -> jax.Array | None:
+def conv_update(
+    update: Update, shape: Sequence[int], x: jax.Array, params: dict[str, Any], key: jax.Array | None
+) -> jax.Array | None:
     """b conv(x, a) in the layout of the convolution's result; None where a and b do not come apart like this.
 
     With groups each group of inputs goes through the same a, and each group of outputs has its own part of b.
+
+    Args:
+      update: of the kernel, whose dims have the sizes of `shape`.
     """
-    assert weight.a is not None
-    assert weight.b is not None
-    out_dim, *in_dims = params["dimension_numbers"].rhs_spec
-    if weight.a.shape[1 + out_dim] != 1 or any(weight.b.shape[1 + dim] != 1 for dim in in_dims):
+    (a, b), numbers = update.factors, params["dimension_numbers"]
+    out_dim, *in_dims = numbers.rhs_spec
+    if a.shape[1 + out_dim] != 1 or any(b.shape[1 + dim] != 1 for dim in in_dims):
         return None
     if key is not None:
-        x = dropout(key, x, weight.dropout)
-    groups, rank, out = params["feature_group_count"], weight.a.shape[0], weight.b.shape[1 + out_dim]
-    a = jnp.swapaxes(weight.a, 0, 1 + out_dim)[0].astype(x.dtype)  # (*dims), r where the output channels were
-    a = jnp.broadcast_to(a, [weight.weight.shape[d] if d in in_dims else rank for d in range(a.ndim)])
-    tiled = jnp.concatenate([a] * groups, axis=out_dim)
-    low = lax.conv_general_dilated(x, tiled, **(conv_arguments(params) | {"preferred_element_type": x.dtype}))
-    b = weight.b.reshape(rank, groups, out // groups).astype(x.dtype)
-    channel = params["dimension_numbers"].out_spec[1]
-    low = jnp.moveaxis(low, channel, -1)
-    low = low.reshape(*low.shape[:-1], groups, rank)
-    update = jnp.einsum("...gr,rgo->...go", low, b, precision=params["precision"])
-    return jnp.moveaxis(update.reshape(*update.shape[:-2], out), -1, channel)
+        x = dropout(key, x, update.dropout)
+    groups, rank, out = params["feature_group_count"], a.shape[0], b.shape[1 + out_dim]
+    a = jnp.swapaxes(a, 0, 1 + out_dim)[0].astype(x.dtype)  # (*dims), r where the output channels were
+    a = jnp.broadcast_to(a, [shape[d] if d in in_dims else rank for d in range(a.ndim)])
+    low = _through_each_group(x, a, params)
+    b = b.reshape(rank, groups, out // groups).astype(x.dtype)
+    update_of_result = jnp.einsum("...gr,rgo->...go", low, b, precision=params["precision"])
+    return jnp.moveaxis(update_of_result.reshape(*low.shape[:-2], out), -1, numbers.out_spec[1])
+
+
+def _through_each_group(x: jax.Array, kernel: jax.Array, params: dict[str, Any]) -> jax.Array:
+    """The convolution of each group of channels with the one kernel: the result's other dims, then (groups, r).
+
+    The groups are put in the batch: XLA:CPU takes ten times as long to compile a convolution in many groups.
+    """
+    numbers, groups = params["dimension_numbers"], params["feature_group_count"]
+    batch, features = numbers.lhs_spec[:2]
+    width = x.shape[features] // groups
+    x = x.reshape(*x.shape[:features], groups, width, *x.shape[features + 1 :])
+    x = jnp.moveaxis(x, features, batch)
+    x = x.reshape(*x.shape[:batch], groups * x.shape[batch + 1], *x.shape[batch + 2 :])
+    options = {"feature_group_count": 1, "preferred_element_type": x.dtype}
+    low = lax.conv_general_dilated(x, kernel, **(conv_arguments(params) | options))
+    batch, channel = numbers.out_spec[:2]
+    low = low.reshape(*low.shape[:batch], groups, low.shape[batch] // groups, *low.shape[batch + 1 :])
+    return jnp.moveaxis(low, (batch, channel + (channel > batch)), (-2, -1))
 
 
 def conv_gain(gain: jax.Array, params: dict[str, Any]) -> jax.Array | None:

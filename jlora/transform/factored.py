@@ -1,4 +1,4 @@
-"""A weight with its low-rank update as the function sees it."""
+"""A weight with the low-rank updates in it, as the function sees it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,12 @@ from jlora.transform.deferred import Deferred, deferred, formed
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Factored:
-    """Stands for gain * (weight + sum over r of a[r] * b[r]), which is never formed.
+class Update:
+    """What one leaf adds to a weight: the sum over r of a[r] * b[r], which is never formed.
 
     Attributes:
-      weight: the base's weight, seen through whatever moved its axes so far: (*dims). Deferred where it is quantized.
-      a, b: (r, *dims), of size 1 on the axes over which they do not vary; the scale is in b. None where there is no
-        update: the weight is quantized, or watched.
-      gain: DoRA's, (*dims) with size 1 likewise; None is 1.
+      a, b: (r, *dims), of size 1 on the axes over which they do not vary; the scale is in b. None where the leaf is
+        watched: only its use is of interest.
       path: the leaf's path.
       axes: for each dim, the axes of the leaf that it came from.
       stack: the axes of the leaf that scans have sliced away.
@@ -34,13 +32,10 @@ class Factored:
       dropout: rate for the input of a.
       only: the kind of use that sees the update; None is every use.
       tapped: the gradient of a is to be the second moments of the input (`jlora.transform.tap`).
-      watched: only the use is of interest.
     """
 
-    weight: jax.Array | Deferred
     a: jax.Array | None
     b: jax.Array | None
-    gain: jax.Array | None
     path: str = dataclasses.field(metadata={"static": True})
     axes: tuple[tuple[int, ...], ...] = dataclasses.field(metadata={"static": True})
     stack: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
@@ -48,24 +43,55 @@ class Factored:
     dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
     only: str | None = dataclasses.field(default=None, metadata={"static": True})
     tapped: bool = dataclasses.field(default=False, metadata={"static": True})
-    watched: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
-    def is_only_quantized(self) -> bool:
-        """Whether this stands for a quantized weight without an update."""
-        return self.a is None and not self.watched
+    def watched(self) -> bool:
+        """Whether only the use of the leaf is of interest."""
+        return self.a is None
+
+    @property
+    def factors(self) -> tuple[jax.Array, jax.Array]:
+        """(a, b) of an update that is not only watched."""
+        assert self.a is not None
+        assert self.b is not None
+        return self.a, self.b
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Factored:
+    """Stands for gain * (weight + the sum of the updates).
+
+    Attributes:
+      weight: the base's weight, seen through whatever was done to it so far: (*dims). Deferred where it is quantized.
+      updates: those of the leaves in it: one, or several where weights are joined; none where the weight is only
+        quantized.
+      gain: DoRA's, (*dims) with size 1 where it does not vary; None is 1.
+    """
+
+    weight: jax.Array | Deferred
+    updates: tuple[Update, ...]
+    gain: jax.Array | None = None
+
+    @property
+    def watched(self) -> bool:
+        """Whether only the uses of the leaves are of interest."""
+        return any(update.watched for update in self.updates)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's."""
+        return tuple(self.weight.shape)
 
 
 def watch(path: str, weight: jax.Array | Quantized) -> Factored:
     """The leaf without an update, to see how it is used."""
-    return Factored(deferred(weight), None, None, None, path, _own_axes(weight), watched=True)
+    return Factored(deferred(weight), (Update(None, None, path, _own_axes(weight)),))
 
 
 def unadapted(path: str | None, leaf: Any) -> Any:
     """A leaf or an argument without an update: a quantized leaf as Factored, anything else as it is."""
-    if path is None or not isinstance(leaf, Quantized):
-        return leaf
-    return Factored(deferred(leaf), None, None, None, path, _own_axes(leaf))
+    return leaf if path is None or not isinstance(leaf, Quantized) else Factored(deferred(leaf), ())
 
 
 def factored(path: str, weight: jax.Array | Quantized, entry: Entry) -> Factored:
@@ -77,17 +103,18 @@ def factored(path: str, weight: jax.Array | Quantized, entry: Entry) -> Factored
     if isinstance(entry, Full):
         a = (entry.value - as_array(weight).astype(entry.value.dtype)).T[..., None]
         b = jnp.eye(len(a), dtype=a.dtype)[:, None]
-        return Factored(deferred(weight), a, b, None, path, _own_axes(weight), only=entry.only)
+        return Factored(deferred(weight), (Update(a, b, path, _own_axes(weight), only=entry.only),))
     if isinstance(entry, Rows):
         a = jax.nn.one_hot(jnp.asarray(entry.indices), weight.shape[0], dtype=entry.value.dtype)
         b = entry.value - as_array(weight)[jnp.asarray(entry.indices)].astype(entry.value.dtype)
         a = jnp.expand_dims(a, tuple(range(2, 1 + weight.ndim)))
-        return Factored(deferred(weight), a, jnp.expand_dims(b, 1), None, path, _own_axes(weight))
+        return Factored(deferred(weight), (Update(a, jnp.expand_dims(b, 1), path, _own_axes(weight)),))
     stack, inputs, outputs, out = dora.letters(entry)
     a = _spread(entry.a, f"{stack}r{inputs}", f"r{out}")
     b = _spread(scaled_b(entry), f"{stack}r{outputs}", f"r{out}")
     gain = None if entry.magnitude is None else _spread(dora.gain(entry, weight), stack + outputs, out)
-    return Factored(deferred(weight), a, b, gain, path, _own_axes(weight), dropout=entry.dropout, only=entry.only)
+    update = Update(a, b, path, _own_axes(weight), dropout=entry.dropout, only=entry.only)
+    return Factored(deferred(weight), (update,), gain)
 
 
 def _own_axes(weight: jax.Array | Quantized) -> tuple[tuple[int, ...], ...]:
@@ -107,18 +134,21 @@ def with_formed_weight(value: Factored) -> Factored:
 
 
 def dense(value: Factored) -> jax.Array:
-    """gain * (weight + a b), formed: for uses that no rule covers."""
+    """gain * (weight + the updates), formed: for uses that no rule covers."""
     weight = formed(value.weight)
-    if value.a is None:
-        return weight
-    assert value.b is not None
-    names = "abcdefghijklmnopq"[: value.weight.ndim]
-    (a_names, a), (b_names, b) = varying(value.a, names), varying(value.b, names)
+    for update in value.updates:
+        if not update.watched:
+            weight = weight + _formed(update).astype(weight.dtype)
+    return weight if value.gain is None else (weight.astype(value.gain.dtype) * value.gain).astype(weight.dtype)
+
+
+def _formed(update: Update) -> jax.Array:
+    """The sum over r of a * b, of size 1 where neither varies."""
+    names = "abcdefghijklmnopq"[: update.factors[0].ndim - 1]
+    (a_names, a), (b_names, b) = (varying(factor, names) for factor in update.factors)
     present = "".join(name for name in names if name in a_names or name in b_names)
-    update = einsum(f"{a_names},{b_names}->{present}", a, b)
-    update = jnp.expand_dims(update, [axis for axis, name in enumerate(names) if name not in present])
-    whole = weight + update.astype(weight.dtype)
-    return whole if value.gain is None else (whole.astype(value.gain.dtype) * value.gain).astype(whole.dtype)
+    product = einsum(f"{a_names},{b_names}->{present}", a, b)
+    return jnp.expand_dims(product, [axis for axis, name in enumerate(names) if name not in present])
 
 
 def varying(factor: jax.Array, letters: Sequence[str]) -> tuple[str, jax.Array]:
@@ -132,14 +162,25 @@ def slice_leading(value: Factored) -> tuple[Factored, Factored]:
     """(what a scan goes over, what its body sees): leading axes first, and the metadata of one slice."""
     if isinstance(value.weight, Deferred) and not value.weight.leaf.stack:
         value = with_formed_weight(value)  # the slices are no layers, but rows of one
-    outer, size = value, value.weight.shape[0]
-    if value.a is not None and value.b is not None:
-        a, b = (jnp.broadcast_to(f, (f.shape[0], size, *f.shape[2:])) for f in (value.a, value.b))
-        gain = None if value.gain is None else jnp.broadcast_to(value.gain, (size, *value.gain.shape[1:]))
-        outer = dataclasses.replace(value, a=jnp.moveaxis(a, 1, 0), b=jnp.moveaxis(b, 1, 0), gain=gain)
-    return outer, dataclasses.replace(value, axes=value.axes[1:], stack=(*value.stack, *value.axes[0]))
+    size, gain = value.weight.shape[0], value.gain
+    outer = Factored(
+        value.weight,
+        tuple(update if update.watched else _leading(update, size) for update in value.updates),
+        None if gain is None else jnp.broadcast_to(gain, (size, *gain.shape[1:])),
+    )
+    inner = (dataclasses.replace(u, axes=u.axes[1:], stack=(*u.stack, *u.axes[0])) for u in value.updates)
+    return outer, dataclasses.replace(value, updates=tuple(inner))
+
+
+def _leading(update: Update, size: int) -> Update:
+    """The update with its first dim before r, of this size."""
+    spread = (jnp.broadcast_to(f, (f.shape[0], size, *f.shape[2:])) for f in update.factors)
+    a, b = (jnp.moveaxis(factor, 1, 0) for factor in spread)
+    return dataclasses.replace(update, a=a, b=b)
 
 
 def with_arrays(like: Factored, arrays: Factored) -> Factored:
     """The arrays of the one with the metadata of the other."""
-    return dataclasses.replace(like, weight=arrays.weight, a=arrays.a, b=arrays.b, gain=arrays.gain)
+    pairs = zip(like.updates, arrays.updates, strict=True)
+    updates = tuple(dataclasses.replace(update, a=found.a, b=found.b) for update, found in pairs)
+    return Factored(arrays.weight, updates, arrays.gain)

@@ -11,15 +11,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
+from jax import lax
 from jax.extend import core
 
-from jlora.paths import leaves_by_path
+from jlora.paths import is_array, leaves_by_path
 from jlora.quantization.leaf import Quantized, is_quantized
 from jlora.transform import compat
 from jlora.transform.context import Context
 from jlora.transform.control_flow import CONTROL_FLOW
 from jlora.transform.factored import Factored, dense
+from jlora.transform.linear_maps import LINEAR_MAPS, is_matrix, mapped
 from jlora.transform.moves import moved
 from jlora.transform.rules import CONSUMERS, primitive
 
@@ -35,11 +37,11 @@ class Traced:
 
 
 def trace(fn: Callable, base: Any, args: tuple, kwargs: dict) -> Traced:
-    """Traces `fn(base, *args, **kwargs)`; arguments that are no arrays stay as they are."""
+    """Traces `fn(base, *args, **kwargs)`; leaves and arguments that are not arrays stay as they are."""
     base_paths = list(leaves_by_path(base))
     leaves, structure = jax.tree.flatten((base, args, kwargs), is_leaf=is_quantized)
-    dynamic = [i for i, leaf in enumerate(leaves) if i < len(base_paths) or _is_array(leaf)]
-    paths = [*base_paths, *[None] * (len(dynamic) - len(base_paths))]
+    dynamic = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
+    paths = [base_paths[i] if i < len(base_paths) else None for i in dynamic]
     out_structure = None
 
     def flat(*arrays: Any) -> list:
@@ -60,10 +62,6 @@ def _as_seen(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, Quantized) else leaf
 
 
-def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
-
-
 def results_of(context: Context, traced: Traced, values: list) -> list:
     """The function's results, flat, for inputs of which some are Factored."""
     return [context.whole(result, "the result") for result in evaluate(context, traced.jaxpr, values)]
@@ -75,10 +73,12 @@ def evaluate(context: Context, closed: Any, values: list) -> list:
     env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *values), strict=True))
     last = {var: i for i, eqn in enumerate(jaxpr.eqns) for var in eqn.invars if not isinstance(var, core.Literal)}
     kept = {var for var in jaxpr.outvars if not isinstance(var, core.Literal)}
+    producers = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
     for i, eqn in enumerate(jaxpr.eqns):
         inputs = [_read(env, var) for var in eqn.invars]
         if any(isinstance(value, Factored) for value in inputs):
-            outputs = _apply_rule(context, eqn, inputs)
+            with compat.context_of(eqn):
+                outputs = _apply_rule(context, producers, eqn, inputs)
         else:
             outputs = _apply_plain(jaxpr, eqn, inputs)
         env.update(zip(eqn.outvars, outputs, strict=True))
@@ -99,27 +99,93 @@ def _apply_plain(jaxpr: Any, eqn: Any, inputs: Sequence[Any]) -> list:
     return core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*pairs.values())
 
 
-def _apply_rule(context: Context, eqn: Any, inputs: list) -> list:
+def _apply_rule(context: Context, producers: Mapping[Any, Any], eqn: Any, inputs: list) -> list:
     """One equation that a factored weight enters."""
     name, params = primitive(eqn)
     if name in CONTROL_FLOW:
         return CONTROL_FLOW[name](evaluate, context, params, inputs)
-    results: list | None = None
-    if sum(isinstance(value, Factored) for value in inputs) > 1:
-        inputs = [dense(x) if isinstance(x, Factored) and x.is_only_quantized else x for x in inputs]
-    if sum(isinstance(value, Factored) for value in inputs) == 1:
-        results = CONSUMERS[name](context, params, inputs) if name in CONSUMERS else _move(eqn, inputs)
+    if _count(inputs) > 1:
+        inputs = [dense(x) if isinstance(x, Factored) and not x.updates else x for x in inputs]
+    if name in LINEAR_MAPS:
+        results = _map(context, producers, eqn, inputs)
+    elif name in CONSUMERS:
+        results = _consume(context, name, params, inputs)
+    else:
+        results = _move(eqn, inputs)
     if results is not None:
         return results
     return _alone(eqn, [context.whole(value, name, id(eqn)) for value in inputs])
+
+
+def _count(inputs: list) -> int:
+    return sum(isinstance(value, Factored) for value in inputs)
 
 
 def _alone(eqn: Any, inputs: list) -> list:
     return _apply_plain(jax.make_jaxpr(lambda: None)().jaxpr, eqn, inputs)
 
 
+def _consume(context: Context, name: str, params: dict, inputs: list) -> list | None:
+    if _count(inputs) == 1:
+        return CONSUMERS[name](context, params, inputs)
+    if not all(value.watched for value in inputs if isinstance(value, Factored)):
+        return None
+    results: list | None = []
+    for i, value in enumerate(inputs):  # each is a weight, the others the data
+        if isinstance(value, Factored) and results is not None:
+            alone = [x if i == j or not isinstance(x, Factored) else dense(x) for j, x in enumerate(inputs)]
+            results = CONSUMERS[name](context, params, alone)
+    return results
+
+
 def _move(eqn: Any, inputs: list) -> list | None:
     value, *others = inputs
-    if not isinstance(value, Factored):
+    if not isinstance(value, Factored) or _count(others):
         return None
     return moved(value, lambda weight: _alone(eqn, [weight, *others]), eqn.primitive.name, eqn.params, others)
+
+
+def _map(context: Context, producers: Mapping[Any, Any], eqn: Any, inputs: list) -> list | None:
+    """A linear map; what is no matrix beside a weight (a gain that is a parameter) is as good as data."""
+    name = eqn.primitive.name
+    if not any(isinstance(value, Factored) and value.updates for value in inputs):
+        return None
+    if name in ("mul", "div") and any(isinstance(value, Factored) and is_matrix(value) for value in inputs):
+        inputs = [
+            context.whole(value, name, id(eqn)) if isinstance(value, Factored) and not is_matrix(value) else value
+            for value in inputs
+        ]
+    narrow = [
+        None if isinstance(value, Factored) else _narrowed(producers, var, value)
+        for var, value in zip(eqn.invars, inputs, strict=True)
+    ]
+    result = mapped(name, eqn.params, inputs, narrow, lambda *arrays: _alone(eqn, list(arrays)))
+    return None if result is None else [result]
+
+
+def _narrowed(producers: Mapping[Any, Any], var: Any, value: Any) -> jax.Array:
+    """The array with size 1 on the dims over which the function's own text says that it does not vary."""
+    value = jnp.asarray(value)
+    for dim in _constant_dims(producers, var) if value.ndim else ():
+        value = lax.slice_in_dim(value, 0, 1, axis=dim)
+    return value
+
+
+_ELEMENTWISE = ("convert_element_type", "copy", "not", "neg", "stop_gradient")
+
+
+def _constant_dims(producers: Mapping[Any, Any], var: Any) -> set[int]:
+    eqn = None if isinstance(var, core.Literal) else producers.get(var)
+    if eqn is None:
+        return set()
+    if eqn.primitive.name in _ELEMENTWISE:
+        return _constant_dims(producers, eqn.invars[0])
+    if eqn.primitive.name != "broadcast_in_dim":
+        return set()
+    source, dims = eqn.invars[0], eqn.params["broadcast_dimensions"]
+    constant = _constant_dims(producers, source)
+    return {
+        dim
+        for dim in range(var.aval.ndim)
+        if dim not in dims or source.aval.shape[dims.index(dim)] == 1 or dims.index(dim) in constant
+    }

@@ -61,4 +61,5 @@ def _tapped(path: str, leaf: jax.Array | Quantized, entry: LowRank, tap: jax.Arr
     b = jnp.zeros((*tap.shape[: stack + 1], *entry.b.shape[stack + 1 :]), jnp.float32)
     scale = jnp.ones(tap.shape[: stack + 1], jnp.float32)
     plain = LowRank(a, b, scale, entry.spec, entry.ranks)
-    return dataclasses.replace(factored(path, leaf, plain), tapped=True)
+    value = factored(path, leaf, plain)
+    return dataclasses.replace(value, updates=tuple(dataclasses.replace(u, tapped=True) for u in value.updates))

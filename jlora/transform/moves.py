@@ -1,4 +1,4 @@
-"""Operations that only move, drop, add or cast axes of a weight with an update: they do the same to A and B."""
+"""Operations that only move, drop, add or cast axes of a weight with updates: they do the same to each A and B."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jlora.transform.deferred import Deferred, formed, moved_later
-from jlora.transform.factored import Factored
+from jlora.transform.factored import Factored, Update
 
 
 def moved(value: Factored, run: Callable, name: str, params: dict, others: list) -> list[Factored] | None:
@@ -24,11 +24,13 @@ def moved(value: Factored, run: Callable, name: str, params: dict, others: list)
       name, params, others: of the primitive, and its other operands.
     """
     rule = _RULES.get(name)
-    plans = rule(value.weight.shape, params, others) if rule else None
+    plans = rule(value.shape, params, others) if rule else None
     if plans is None:
         return None
     later = moved_later(value.weight, name, params, others) if isinstance(value.weight, Deferred) else None
     weights = run(formed(value.weight)) if later is None else later
+    if name == "reshape":
+        value = _spread_before_merging(value, params["new_sizes"])
     results = [_moved(value, weight, name, *plan) for weight, plan in zip(weights, plans, strict=True)]
     known = [result for result in results if result is not None]
     return known if len(known) == len(results) else None
@@ -40,19 +42,27 @@ _CUTS = ("slice", "dynamic_slice", "split")
 def _moved(
     value: Factored, weight: jax.Array | Deferred, name: str, sources: tuple, apply: Callable
 ) -> Factored | None:
-    a, b = (None if factor is None else jax.vmap(apply)(factor) for factor in (value.a, value.b))
+    kept = {dim for dims in sources for dim in dims}
+    cut = [dim for dim, size in enumerate(value.shape) if size > 1 and dim not in kept]
+    if name in _CUTS:
+        cut = [dim for dim, size in enumerate(weight.shape) if size == 1 < value.shape[dim]]
+    updates = [_moved_update(update, sources, cut, apply) for update in value.updates]
     gain = None if value.gain is None else apply(value.gain)
-    if value.a is not None and (a is None or b is None or (gain is None) != (value.gain is None)):
+    known = [update for update in updates if update is not None]
+    if len(known) < len(updates) or (gain is None) != (value.gain is None):
         return None
     if value.gain is not None and gain is not None:
         gain = gain.astype(value.gain.dtype)  # a gain in half precision would cost the result its own
-    axes = tuple(tuple(axis for dim in dims for axis in value.axes[dim]) for dims in sources)
-    kept = {dim for dims in sources for dim in dims}
-    cut = [dim for dim, size in enumerate(value.weight.shape) if size > 1 and dim not in kept]
-    if name in _CUTS:
-        cut = [dim for dim, size in enumerate(weight.shape) if size == 1 < value.weight.shape[dim]]
-    picked = tuple(sorted({*value.picked, *(axis for dim in cut for axis in value.axes[dim])}))
-    return dataclasses.replace(value, weight=weight, a=a, b=b, gain=gain, axes=axes, picked=picked)
+    return Factored(weight, tuple(known), gain)
+
+
+def _moved_update(update: Update, sources: tuple, cut: list[int], apply: Callable) -> Update | None:
+    a, b = (None if factor is None else jax.vmap(apply)(factor) for factor in (update.a, update.b))
+    if not update.watched and (a is None or b is None):
+        return None
+    axes = tuple(tuple(axis for dim in dims for axis in update.axes[dim]) for dims in sources)
+    picked = tuple(sorted({*update.picked, *(axis for dim in cut for axis in update.axes[dim])}))
+    return dataclasses.replace(update, a=a, b=b, axes=axes, picked=picked)
 
 
 # A rule gives, for each result, the sources of its dims among the old ones, and what to do to a factor: an array
@@ -81,6 +91,17 @@ def _constrain(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]
     def apply(x: jax.Array) -> jax.Array:
         varying = (None if size == 1 else name for name, size in zip(names, x.shape, strict=True))
         return lax.with_sharding_constraint(x, NamedSharding(sharding.mesh, PartitionSpec(*varying)))
+
+    return _same(shape, apply)
+
+
+def _reshard(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+    sharding = params["dst_sharding"]
+    names = (*sharding.spec, *[None] * (len(shape) - len(sharding.spec)))
+
+    def apply(x: jax.Array) -> jax.Array:
+        varying = (None if size == 1 else name for name, size in zip(names, x.shape, strict=True))
+        return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*varying)))
 
     return _same(shape, apply)
 
@@ -182,6 +203,24 @@ def _reshape(shape: tuple[int, ...], params: dict, others: list) -> list[Plan] |
     return [(tuple(sources), apply)]
 
 
+def _spread_before_merging(value: Factored, new_sizes: tuple[int, ...]) -> Factored:
+    """The factors spread over dims of copies (`jnp.repeat`) that are to be merged with one over which they vary."""
+    if value.watched:
+        return value
+    factors = [factor[0] for update in value.updates for factor in update.factors]
+    factors += [] if value.gain is None else [value.gain]
+    copies = {dim for dim in range(len(value.shape)) if all(factor.shape[dim] == 1 for factor in factors)}
+    groups = [old for old, _ in _matching_groups(value.shape, new_sizes)]
+
+    def spread(x: jax.Array) -> jax.Array:
+        taken = {dim for old in groups if any(x.shape[dim] > 1 for dim in old) for dim in old}
+        return jnp.broadcast_to(x, [value.shape[d] if d in taken & copies else x.shape[d] for d in range(x.ndim)])
+
+    pairs = [(update, [jax.vmap(spread)(factor) for factor in update.factors]) for update in value.updates]
+    updates = (dataclasses.replace(update, a=a, b=b) for update, (a, b) in pairs)
+    return Factored(value.weight, tuple(updates), None if value.gain is None else spread(value.gain))
+
+
 def _matching_groups(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
     """Splits a reshape into the smallest runs of equal size: [(dims of old, sizes of new)]."""
     groups: list[tuple[list[int], list[int]]] = []
@@ -216,6 +255,7 @@ _RULES: dict[str, Callable[[tuple[int, ...], dict, list], list[Plan] | None]] = 
     "pvary": _unchanged,
     "reduce_precision": _unchanged,
     "reshape": _reshape,
+    "reshard": _reshard,
     "rev": _rev,
     "sharding_constraint": _constrain,
     "slice": _slice,

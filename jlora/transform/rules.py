@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jlora.explicit_sharding import explicit_mesh, split_like
 from jlora.products import ROUNDED, dot_general
 from jlora.transform import compat
 from jlora.transform.consume import (
@@ -19,12 +21,13 @@ from jlora.transform.consume import (
     lookup_gain,
     lookup_update,
     lookup_use,
+    ragged_update,
     times,
 )
 from jlora.transform.context import Context
 from jlora.transform.convolution import conv_arguments, conv_gain, conv_update, conv_use
 from jlora.transform.deferred import used
-from jlora.transform.factored import Factored
+from jlora.transform.factored import Factored, Update
 from jlora.transform.tap import tap
 
 
@@ -46,8 +49,21 @@ def _products(jaxpr: Any) -> Iterator[dict]:
             yield from _products(nested)
 
 
+def seen_by(kind: str, weight: Factored) -> tuple[list[Update], jax.Array | None]:
+    """(the updates that a use of this kind sees, the gain)."""
+    updates = [update for update in weight.updates if not update.watched and update.only in (None, kind)]
+    updates = [update for update in updates if kind == "linear" or not update.tapped]
+    return updates, weight.gain if updates else None
+
+
+def _as(update: jax.Array, result: jax.Array) -> jax.Array:
+    """The update with the dtype and the sharding of what it is added to."""
+    return split_like(update.astype(result.dtype), result)
+
+
 def _multiply(left: jax.Array, right: jax.Array, params: dict) -> jax.Array:
-    if left.dtype == right.dtype == jnp.bfloat16 == (params["preferred_element_type"] or left.dtype):
+    plain = explicit_mesh(left) is None and explicit_mesh(right) is None
+    if plain and left.dtype == right.dtype == jnp.bfloat16 == (params["preferred_element_type"] or left.dtype):
         return dot_general(left, right, params["dimension_numbers"])
     return lax.dot_general(left, right, **params)
 
@@ -61,34 +77,40 @@ def _dot(context: Context, params: dict, inputs: list) -> list | None:
     def product(x: jax.Array) -> jax.Array:
         return used(lambda w, x: _multiply(*((w, x) if w_is_left else (x, w)), params), weight.weight, x)
 
-    if weight.watched:
-        context.saw(weight, dot_use(weight, contract[side], batch[side]))
-    if weight.tapped:
-        return [tap(weight, product(x), x, w_is_left, params)]
-    if weight.a is None or weight.only not in (None, "linear"):
-        return [product(x)]
-    gains = (None, None) if weight.gain is None else gain_places(weight, x.ndim, w_is_left, params)
+    for update in weight.updates:
+        if update.watched:
+            context.saw(update, dot_use(update, contract[side], batch[side]))
+    updates, gain = seen_by("linear", weight)
+    if any(update.tapped for update in updates):
+        result = product(x)
+        for update in updates:
+            result = tap(update, result, x, w_is_left, params)
+        return [result]
+    gains = (None, None) if gain is None else gain_places(gain, x.ndim, w_is_left, params)
     if gains is None:
         return None
     before, after = gains
     x = x if before is None else times(x, before)
-    base = product(x)
-    result = base + dot_update(weight, x, w_is_left, params, context.draw(weight, x)).astype(base.dtype)
+    result = product(x)
+    for update in updates:
+        key = context.draw(update, x)
+        result = result + _as(dot_update(update, weight.weight, x, w_is_left, params, key), result)
     return [result if after is None else times(result, after)]
 
 
 def _lookup(context: Context, params: dict, inputs: list) -> list | None:
     table, indices = inputs
-    axis = lookup_axis(params, table.weight.shape) if isinstance(table, Factored) else None
+    axis = lookup_axis(params, table.shape) if isinstance(table, Factored) else None
     if axis is None:
         return None
     rows = used(lambda w: lax.gather(w, indices, **_gather_arguments(params)), table.weight)
-    if table.watched:
-        context.saw(table, lookup_use(table, axis))
-    if table.a is None or table.tapped or table.only not in (None, "lookup"):
-        return [rows]
-    rows = rows + lookup_update(table, indices, params, axis).astype(rows.dtype)
-    return [rows if table.gain is None else times(rows, lookup_gain(table.gain, indices, params, axis))]
+    for update in table.updates:
+        if update.watched:
+            context.saw(update, lookup_use(update, axis))
+    updates, gain = seen_by("lookup", table)
+    for update in updates:
+        rows = rows + _as(lookup_update(update, indices, params, axis), rows)
+    return [rows if gain is None else times(rows, lookup_gain(gain, indices, params, axis))]
 
 
 def _gather_arguments(params: dict) -> dict:
@@ -101,21 +123,59 @@ def _convolve(context: Context, params: dict, inputs: list) -> list | None:
     if not isinstance(kernel, Factored):
         return None
     result = used(lambda w, x: lax.conv_general_dilated(x, w, **conv_arguments(params)), kernel.weight, x)
-    if kernel.watched:
-        context.saw(kernel, conv_use(kernel, params))
-    if kernel.a is None or kernel.tapped or kernel.only not in (None, "conv"):
-        return [result]
-    update = conv_update(kernel, x, params, context.draw(kernel, x))
-    gain = None if kernel.gain is None else conv_gain(kernel.gain, params)
-    if update is None or (gain is None) != (kernel.gain is None):
+    for update in kernel.updates:
+        if update.watched:
+            context.saw(update, conv_use(update, params))
+    updates, whole_gain = seen_by("conv", kernel)
+    gain = None if whole_gain is None else conv_gain(whole_gain, params)
+    if (gain is None) != (whole_gain is None):
         return None
-    result = result + update.astype(result.dtype)
+    for update in updates:
+        change = conv_update(update, kernel.shape, x, params, context.draw(update, x))
+        if change is None:
+            return None
+        result = result + _as(change, result)
     return [result if gain is None else times(result, gain)]
+
+
+def _ragged_dot(context: Context, params: dict, inputs: list) -> list | None:
+    """x (tokens, in) in groups of rows, each multiplied by its own matrix of w (groups, in, out)."""
+    x, weight, sizes = inputs
+    numbers = params["ragged_dot_dimension_numbers"]
+    places = (numbers.dot_dimension_numbers, tuple(numbers.lhs_ragged_dimensions), tuple(numbers.rhs_group_dimensions))
+    if not isinstance(weight, Factored) or places != ((((1,), (1,)), ((), ())), (0,), (0,)):
+        return None
+    multiply = partial(_multiply_groups, params, sizes)
+    for update in weight.updates:
+        if update.watched:
+            context.saw(update, dot_use(update, [1], [0]))
+    updates, gain = seen_by("linear", weight)
+    if (gain is not None and gain.shape[1] != 1) or any(update.tapped for update in updates):
+        return None
+    result = used(lambda w, x: multiply(x, w), weight.weight, x)
+    for update in updates:
+        change = ragged_update(update, weight.shape, x, multiply, context.draw(update, x))
+        if change is None:
+            return None
+        result = result + _as(change, result)
+    return [result if gain is None else times(result, _gain_of_groups(gain, weight.shape, sizes, x.shape[0]))]
+
+
+def _multiply_groups(params: dict, sizes: jax.Array, x: jax.Array, w: jax.Array) -> jax.Array:
+    names = ("ragged_dot_dimension_numbers", "precision", "preferred_element_type", "group_offset")
+    return lax.ragged_dot_general(x, w, sizes, **{name: params[name] for name in names})
+
+
+def _gain_of_groups(gain: jax.Array, shape: tuple[int, ...], sizes: jax.Array, tokens: int) -> jax.Array:
+    """(tokens, out or 1): the gain (groups, 1, out) of the group that each token is in."""
+    gains = jnp.broadcast_to(gain, (shape[0], 1, gain.shape[2]))[:, 0]
+    return jnp.repeat(gains, sizes, axis=0, total_repeat_length=tokens)
 
 
 CONSUMERS: dict[str, Callable[[Context, dict, list], list | None]] = {
     "dot_general": _dot,
     "gather": _lookup,
     "conv_general_dilated": _convolve,
+    "ragged_dot_general": _ragged_dot,
 }
 """By the primitive's name."""

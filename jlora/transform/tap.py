@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora.errors import JloraError
-from jlora.transform.factored import Factored
+from jlora.transform.factored import Update
 
 
-def tap(weight: Factored, product: jax.Array, x: jax.Array, w_is_left: bool, params: dict) -> jax.Array:
+def tap(weight: Update, product: jax.Array, x: jax.Array, w_is_left: bool, params: dict) -> jax.Array:
     """The product itself, such that the gradient of the weight's `a` is x^T x: (in, *dims), summed over the tokens.
 
     The order of the first axis is that of the leaf's own axes.
@@ -34,7 +34,7 @@ def tap(weight: Factored, product: jax.Array, x: jax.Array, w_is_left: bool, par
     return _tap(product, here, leaf, weight.a)
 
 
-def _orders(weight: Factored, w_contract: Sequence[int]) -> tuple[list[int], list[int]]:
+def _orders(weight: Update, w_contract: Sequence[int]) -> tuple[list[int], list[int]]:
     places = range(len(w_contract))
     return sorted(places, key=lambda i: w_contract[i]), sorted(places, key=lambda i: weight.axes[w_contract[i]])
 

@@ -1,0 +1,53 @@
+"""An adapter of any tree under paths that give the names of torch's modules, which PEFT looks for."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+
+from jlora.adapter import Adapter, Entry, Full, LowRank
+from jlora.errors import JloraError
+from jlora.names import module_names, parameter, torch_path
+
+_HELP = "; give torch's names: save_adapter(..., names={path: 'model.layers.{}.q_proj.weight'})"
+
+
+def in_torch_paths(adapter: Adapter, names: Mapping[str, str] | None) -> dict[str, Entry]:
+    """The adapter with its entries under `jlora.names.torch_path`.
+
+    Raises:
+      JloraError: a path that `names` does not have, where it is given; a name that no module of torch can have; a
+        leaf trained whole of which neither its name nor its use says what it is.
+    """
+    for path, entry in adapter.items():
+        if names is not None and path not in names:
+            raise JloraError(f"names: {path}: expected torch's name of each weight of the adapter, found none")
+        _require_torch_name(path, torch_path(path, names), entry)
+    renamed = {torch_path(path, names): entry for path, entry in adapter.items()}
+    return {path: _with_layers(path, entry) for path, entry in renamed.items()}
+
+
+def _with_layers(path: str, entry: Entry) -> Entry:
+    """The entry with a rank for each layer, where it was made without a name that says which axis is the layers'."""
+    if not isinstance(entry, LowRank) or "{}" not in path or len(entry.ranks) > 1:
+        return entry
+    return dataclasses.replace(entry, ranks=entry.ranks * entry.scale.shape[0])
+
+
+def _require_torch_name(path: str, named: str, entry: Entry) -> None:
+    (module,) = module_names(named, None)
+    if not re.fullmatch(r"[\w{}]+(\.[\w{}]+)*", module):
+        raise JloraError(f"{path}: expected the name of a module of torch for PEFT's file, found {module!r}{_HELP}")
+    if not isinstance(entry, Full):
+        return
+    if parameter(named) is None:
+        raise JloraError(
+            f"{path}: expected a weight or a bias of a module, which PEFT trains whole, found a leaf by itself{_HELP}"
+        )
+    known = entry.torch_axes is not None or parameter(path) is not None or parameter(named) == "bias"
+    if not known and entry.value.ndim > 1:
+        raise JloraError(
+            f"{path}: expected a leaf of which it is known which axes are the outputs, found one that no product shows,"
+            " under a name that does not say it; call it kernel (in, out) or weight (out, in)"
+        )

@@ -6,17 +6,16 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast, get_args
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jlora.adapter import Entry, Full, Kind, LowRank, Rows
+from jlora.base_uses import BaseUses, base_uses, shaping_use, torch_axes, without_rule
 from jlora.config import LoraConfig
 from jlora.errors import JloraError
-from jlora.names import has_outputs_first, is_bias, is_stacked, module_names, torch_path
-from jlora.paths import array_leaves
 from jlora.targets import (
     check_other_modules,
     check_targets,
@@ -27,15 +26,9 @@ from jlora.targets import (
     pattern_value,
     require_quick_patterns,
 )
-from jlora.transform.adapt import materialized_in, uses_in
 from jlora.transform.consume import Use
-from jlora.transform.interpreter import Traced, trace
 from jlora.tying import HEAD, means, with_embedding_for_head
 
-Names = Mapping[str, list[str]]
-"""{path: dotted names of the modules in the leaf, one for each layer of a stack}."""
-
-_KINDS = frozenset(get_args(Kind))
 _TOKEN_EMBEDDINGS = ("embed_tokens", "word_embeddings", "wte", "embed_in")
 
 
@@ -52,12 +45,12 @@ def abstract_adapter(
 
     Nothing is computed, and `base` may be abstract itself. Arguments and errors are those of `init`.
     """
-    seen = _see(fn, base, args, kwargs, names)
+    seen = base_uses(fn, base, args, kwargs, names)
     config = _naming_embeddings(config, seen)
     _require_used(config, seen)
     shaping = _shaping_uses(config, seen)
     low_ranks = _low_ranks(config, seen, shaping)
-    stopped = {} if allow_materialize else _stopped(seen, low_ranks)
+    stopped = {} if allow_materialize else without_rule(seen, low_ranks)
     _check(config, seen, [path for path in shaping if path not in stopped], stopped)
     _warn_of_stopped(stopped)
     return _planned(config, seen, {path: entry for path, entry in low_ranks.items() if path not in stopped})
@@ -80,44 +73,16 @@ def abstract_stored(
     Raises:
       JloraError: as `abstract_adapter` does, names that match nothing apart; regular expressions that take too long.
     """
-    seen = _see(fn, base, args, kwargs, names)
+    seen = base_uses(fn, base, args, kwargs, names)
     require_quick_patterns(config, [name for modules in seen.modules.values() for name in modules], where)
     config = _naming_embeddings(config, seen)
     low_ranks = _low_ranks(config, seen, _shaping_uses(config, seen))
-    stopped = {} if allow_materialize else _stopped(seen, low_ranks)
+    stopped = {} if allow_materialize else without_rule(seen, low_ranks)
     _warn_of_stopped(stopped)
     return _planned(config, seen, {path: entry for path, entry in low_ranks.items() if path not in stopped})
 
 
-class _Seen(NamedTuple):
-    """A traced function and its base.
-
-    Attributes:
-      leaves: {path: leaf that is an array}.
-      uses: {path: how the function uses the leaf}.
-      modules: the names of the modules in each leaf, torch's where they are given.
-      biases: paths of the leaves that are biases by name and use.
-      tied: the leaves that are looked up in and multiplied by: an embedding that is the output head too.
-    """
-
-    traced: Traced
-    leaves: dict[str, Any]
-    uses: dict[str, tuple[Use, ...]]
-    modules: Names
-    biases: list[str]
-    tied: Names
-
-
-def _see(fn: Callable, base: Any, args: tuple, kwargs: dict, names: Mapping[str, str] | None) -> _Seen:
-    leaves, traced = array_leaves(base), trace(fn, base, args, kwargs)
-    uses = uses_in(traced)
-    modules = {path: _module_names(torch_path(path, names), leaf, uses[path]) for path, leaf in leaves.items()}
-    biases = [path for path in leaves if is_bias(torch_path(path, names)) and not _has_rule(uses[path])]
-    tied = {path: modules[path] for path in leaves if {"lookup", "linear"} <= {use.kind for use in uses[path]}}
-    return _Seen(traced, leaves, uses, modules, biases, tied)
-
-
-def _planned(config: LoraConfig, seen: _Seen, low_ranks: Mapping[str, LowRank]) -> dict[str, Entry]:
+def _planned(config: LoraConfig, seen: BaseUses, low_ranks: Mapping[str, LowRank]) -> dict[str, Entry]:
     """{path: entry} of the leaves that the configuration means: `low_ranks` and those that are trained otherwise."""
     plan: dict[str, Entry] = dict(low_ranks)
     for path, layers in _trained_whole(config, low_ranks, seen).items():
@@ -134,13 +99,7 @@ def _planned(config: LoraConfig, seen: _Seen, low_ranks: Mapping[str, LowRank]) 
     return {path: plan[path] for path in seen.leaves if path in plan}
 
 
-def _module_names(path: str, leaf: Any, uses: tuple[Use, ...]) -> list[str]:
-    """Dotted names of the single layers in the leaf, or of the one module where it is not a stack of layers."""
-    stacked = is_stacked(path) and any(use.stack for use in uses)
-    return module_names(path, leaf.shape[0] if stacked else None)
-
-
-def _naming_embeddings(config: LoraConfig, seen: _Seen) -> LoraConfig:
+def _naming_embeddings(config: LoraConfig, seen: BaseUses) -> LoraConfig:
     """The configuration that names a tied embedding where the given one names the head, and adapts both as one.
 
     Raises:
@@ -163,7 +122,7 @@ def _of_tied_table(entry: Entry, both: bool) -> Entry:
     return dataclasses.replace(entry, **changes)
 
 
-def _require_used(config: LoraConfig, seen: _Seen) -> None:
+def _require_used(config: LoraConfig, seen: BaseUses) -> None:
     for path, names in seen.modules.items():
         unused = not seen.uses[path] and np.ndim(seen.leaves[path]) > 1
         if unused and not is_all_linear(config) and any(is_target(config, name) for name in names):
@@ -172,15 +131,7 @@ def _require_used(config: LoraConfig, seen: _Seen) -> None:
             )
 
 
-def _stopped(seen: _Seen, low_ranks: Mapping[str, LowRank]) -> dict[str, str]:
-    """{path: the first operation without a low-rank rule} of the entries that `adapt` would refuse."""
-    without = {path: next((use.kind for use in seen.uses[path] if use.kind not in _KINDS), None) for path in low_ranks}
-    stopped = {path: operation for path, operation in without.items() if operation is not None}
-    others = {path: entry for path, entry in low_ranks.items() if path not in stopped}
-    return stopped | {path: places[0] for path, places in materialized_in(seen.traced, others).items()}
-
-
-def _check(config: LoraConfig, seen: _Seen, adaptable: list[str], stopped: Mapping[str, str]) -> None:
+def _check(config: LoraConfig, seen: BaseUses, adaptable: list[str], stopped: Mapping[str, str]) -> None:
     """Each entry of the configuration must match something."""
     heads = [HEAD] if seen.tied else []
     refused = {name: operation for path, operation in stopped.items() for name in seen.modules[path]}
@@ -198,13 +149,14 @@ def _warn_of_stopped(stopped: Mapping[str, str]) -> None:
         )
 
 
-def _shaping_uses(config: LoraConfig, seen: _Seen) -> dict[str, Use]:
+def _shaping_uses(config: LoraConfig, seen: BaseUses) -> dict[str, Use]:
     """{path: the use that gives A and B their shapes} of the leaves that target_modules can mean."""
-    found = {path: _shaping_use(config, path, leaf, seen.uses[path]) for path, leaf in seen.leaves.items()}
+    only_linear = is_all_linear(config)
+    found = {path: shaping_use(path, x, seen.uses[path], only_linear=only_linear) for path, x in seen.leaves.items()}
     return {path: use for path, use in found.items() if use is not None}
 
 
-def _low_ranks(config: LoraConfig, seen: _Seen, shaping: Mapping[str, Use]) -> dict[str, LowRank]:
+def _low_ranks(config: LoraConfig, seen: BaseUses, shaping: Mapping[str, Use]) -> dict[str, LowRank]:
     found: dict[str, LowRank] = {}
     for path, use in shaping.items():
         if _is_adapted(config, seen.modules[path]):
@@ -215,29 +167,6 @@ def _low_ranks(config: LoraConfig, seen: _Seen, shaping: Mapping[str, Use]) -> d
 def _is_adapted(config: LoraConfig, names: list[str]) -> bool:
     whole = any(is_trained_whole(config, name) for name in names)
     return not whole and any(is_target(config, name) for name in names)
-
-
-def _shaping_use(config: LoraConfig, path: str, leaf: Any, uses: tuple[Use, ...]) -> Use | None:
-    """The use that gives A and B their shapes; None for a leaf that target_modules cannot mean.
-
-    A use within layers comes first, then a lookup. Axes that the function drops (`w[2]`) count as outputs. Where no
-    use has a low-rank rule, the axes are those of a kernel (in, out), or of torch's weight (out, in).
-    """
-    kinds = {use.kind for use in uses}
-    if not uses or (is_all_linear(config) and (kinds & _KINDS) - {"linear"}):
-        return None
-    known = [use for use in uses if use.kind in _KINDS]
-    if known:
-        use = max(known, key=lambda use: (len(use.stack), use.kind == "lookup"))
-        inputs = use.inputs
-    else:
-        use = Use("linear", max((use.stack for use in uses), key=len))
-        free = [axis for axis in range(leaf.ndim) if axis not in use.stack]
-        if sum(leaf.shape[axis] > 1 for axis in free) < 2 or is_bias(path):
-            return None
-        inputs = tuple(free[1:] if has_outputs_first(path) else free[:-1])
-    outputs = tuple(axis for axis in range(leaf.ndim) if axis not in {*use.stack, *inputs})
-    return dataclasses.replace(use, inputs=inputs, outputs=outputs) if inputs and outputs else None
 
 
 def _low_rank(config: LoraConfig, path: str, shape: tuple[int, ...], use: Use, names: list[str]) -> LowRank:
@@ -290,7 +219,7 @@ def _whole_layers(config: LoraConfig, names: list[str]) -> tuple[int, ...]:
     return tuple(layer for layer, name in enumerate(names) if is_trained_whole(config, name))
 
 
-def _trained_whole(config: LoraConfig, low_ranks: Mapping[str, LowRank], seen: _Seen) -> dict[str, tuple[int, ...]]:
+def _trained_whole(config: LoraConfig, low_ranks: Mapping[str, LowRank], seen: BaseUses) -> dict[str, tuple[int, ...]]:
     """{path: layers} of the leaves of `modules_to_save` and of the biases that are trained."""
     adapted = {
         name
@@ -309,31 +238,14 @@ def _trained_whole(config: LoraConfig, low_ranks: Mapping[str, LowRank], seen: _
     return found
 
 
-def _has_rule(uses: tuple[Use, ...]) -> bool:
-    return any(use.kind in _KINDS for use in uses)
-
-
 def _full(leaf: Any, layers: tuple[int, ...], count: int, uses: tuple[Use, ...]) -> Full:
-    axes = _torch_axes(leaf.ndim, uses)
+    axes = torch_axes(leaf.ndim, uses)
     if len(layers) == count:
         return Full(_abstract(leaf.shape, leaf.dtype), torch_axes=axes)
     return Full(_abstract((len(layers), *leaf.shape[1:]), leaf.dtype), layers, torch_axes=axes)
 
 
-def _torch_axes(ndim: int, uses: tuple[Use, ...]) -> tuple[tuple[int, ...], ...] | None:
-    """Torch's (out, in), (out, in, *window) or (rows, features) in axes of one layer; None where no use says it."""
-    known = [use for use in uses if use.kind in _KINDS]
-    if not known:
-        return None
-    use = next((use for use in known if use.kind == "lookup"), known[0])
-    if use.stack not in ((), (0,)) or {*use.stack, *use.inputs, *use.outputs} != set(range(ndim)):
-        return None
-    columns = [(axis,) for axis in use.inputs] if use.kind == "conv" else [use.inputs]
-    groups = [use.inputs, use.outputs] if use.kind == "lookup" else [use.outputs, *columns]
-    return tuple(tuple(axis - len(use.stack) for axis in group) for group in groups if group)
-
-
-def _token_rows(config: LoraConfig, seen: _Seen) -> dict[str, tuple[int, ...]]:
+def _token_rows(config: LoraConfig, seen: BaseUses) -> dict[str, tuple[int, ...]]:
     """{path of an embedding: ids of its trained rows}, which its tied head shares."""
     wanted = config.trainable_token_indices
     if wanted is None:

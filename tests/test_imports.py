@@ -28,6 +28,7 @@ LAYERS = [
     {"transform.control_flow", "transform.rules"},
     {"transform.interpreter"},
     {"transform.adapt", "transform.moments"},
+    {"base_uses"},
     {"abstract_adapter", "draws"},
     {"init_adapter", "algebra.merge"},
     {"residual", "eva", "quantization.tree"},

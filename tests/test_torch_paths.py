@@ -181,3 +181,19 @@ def test_a_kernel_of_several_output_axes_is_one_matrix_in_torch():
     config = jlora.LoraConfig(r=2, target_modules=["q"], modules_to_save=["heads"])
     adapter = abstract_adapter(config, base, fn, normal(3, 2, 4))
     assert adapter["heads/kernel"].torch_axes == ((1, 2), (0,))
+
+
+def test_an_adapter_of_a_weight_without_a_rule_comes_back(tmp_path):
+    base, x = {"up": {"kernel": normal(1, 4, 4)}}, normal(3, 2, 4)
+
+    def fn(base, x):
+        return x @ jnp.tanh(base["up"]["kernel"])
+
+    config = jlora.LoraConfig(r=2, target_modules=["up"], init_lora_weights=False)
+    adapter = jlora.init(jax.random.key(0), config, base, fn, x, allow_materialize=True)
+    jlora.save_adapter(tmp_path, adapter, config)
+    again, _ = jlora.load_adapter(tmp_path, base, fn, x, allow_materialize=True)
+    apply = jlora.adapt(fn, allow_materialize=True)
+    assert difference(apply(base, again, x), apply(base, adapter, x)) < 1e-6
+    with pytest.warns(UserWarning, match=r"up/kernel \(tanh\)"), pytest.raises(jlora.JloraError, match=r"up\.lora_"):
+        jlora.load_adapter(tmp_path, base, fn, x)

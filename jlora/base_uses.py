@@ -1,0 +1,101 @@
+"""What a function does with the leaves of its base, and what these are called: found without computing anything."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, get_args
+
+from jlora.adapter import Kind, LowRank
+from jlora.names import has_outputs_first, is_bias, is_stacked, module_names, torch_path
+from jlora.paths import array_leaves
+from jlora.transform.adapt import materialized_in, uses_in
+from jlora.transform.consume import Use
+from jlora.transform.interpreter import Traced, trace
+
+_KINDS = frozenset(get_args(Kind))
+
+
+class BaseUses(NamedTuple):
+    """A traced function and its base.
+
+    Attributes:
+      leaves: {path: leaf that is an array}.
+      uses: {path: how the function uses the leaf}.
+      modules: {path: dotted names of the modules in the leaf, one for each layer of a stack}, torch's where given.
+      biases: paths of the leaves that are biases by name and use.
+      tied: the leaves that are looked up in and multiplied by: an embedding that is the output head too.
+    """
+
+    traced: Traced
+    leaves: dict[str, Any]
+    uses: dict[str, tuple[Use, ...]]
+    modules: dict[str, list[str]]
+    biases: list[str]
+    tied: dict[str, list[str]]
+
+
+def base_uses(fn: Callable, base: Any, args: tuple, kwargs: dict, names: Mapping[str, str] | None) -> BaseUses:
+    """Traces `fn(base, *args, **kwargs)`. `names` is `save_adapter`'s, torch's names of the parameters."""
+    leaves, traced = array_leaves(base), trace(fn, base, args, kwargs)
+    uses = uses_in(traced)
+    modules = {path: _module_names(torch_path(path, names), leaf, uses[path]) for path, leaf in leaves.items()}
+    biases = [path for path in leaves if is_bias(torch_path(path, names)) and not _has_rule(uses[path])]
+    tied = {path: modules[path] for path in leaves if {"lookup", "linear"} <= {use.kind for use in uses[path]}}
+    return BaseUses(traced, leaves, uses, modules, biases, tied)
+
+
+def _module_names(path: str, leaf: Any, uses: tuple[Use, ...]) -> list[str]:
+    """Dotted names of the single layers in the leaf, or of the one module where it is not a stack of layers."""
+    stacked = is_stacked(path) and any(use.stack for use in uses)
+    return module_names(path, leaf.shape[0] if stacked else None)
+
+
+def without_rule(seen: BaseUses, low_ranks: Mapping[str, LowRank]) -> dict[str, str]:
+    """{path: the first operation without a low-rank rule} of the entries that `adapt` would refuse."""
+    without = {path: next((use.kind for use in seen.uses[path] if use.kind not in _KINDS), None) for path in low_ranks}
+    stopped = {path: operation for path, operation in without.items() if operation is not None}
+    others = {path: entry for path, entry in low_ranks.items() if path not in stopped}
+    return stopped | {path: places[0] for path, places in materialized_in(seen.traced, others).items()}
+
+
+def shaping_use(path: str, leaf: Any, uses: tuple[Use, ...], *, only_linear: bool) -> Use | None:
+    """The use that gives A and B their shapes; None for a leaf that has no low-rank update.
+
+    With `only_linear`, of leaves that products take and nothing else.
+
+    A use within layers comes first, then a lookup. Axes that the function drops (`w[2]`) count as outputs. Where no
+    use has a low-rank rule, the axes are those of a kernel (in, out), or of torch's weight (out, in).
+    """
+    kinds = {use.kind for use in uses}
+    if not uses or (only_linear and (kinds & _KINDS) - {"linear"}):
+        return None
+    known = [use for use in uses if use.kind in _KINDS]
+    if known:
+        use = max(known, key=lambda use: (len(use.stack), use.kind == "lookup"))
+        inputs = use.inputs
+    else:
+        use = Use("linear", max((use.stack for use in uses), key=len))
+        free = [axis for axis in range(leaf.ndim) if axis not in use.stack]
+        if sum(leaf.shape[axis] > 1 for axis in free) < 2 or is_bias(path):
+            return None
+        inputs = tuple(free[1:] if has_outputs_first(path) else free[:-1])
+    outputs = tuple(axis for axis in range(leaf.ndim) if axis not in {*use.stack, *inputs})
+    return dataclasses.replace(use, inputs=inputs, outputs=outputs) if inputs and outputs else None
+
+
+def _has_rule(uses: tuple[Use, ...]) -> bool:
+    return any(use.kind in _KINDS for use in uses)
+
+
+def torch_axes(ndim: int, uses: tuple[Use, ...]) -> tuple[tuple[int, ...], ...] | None:
+    """Torch's (out, in), (out, in, *window) or (rows, features) in axes of one layer; None where no use says it."""
+    known = [use for use in uses if use.kind in _KINDS]
+    if not known:
+        return None
+    use = next((use for use in known if use.kind == "lookup"), known[0])
+    if use.stack not in ((), (0,)) or {*use.stack, *use.inputs, *use.outputs} != set(range(ndim)):
+        return None
+    columns = [(axis,) for axis in use.inputs] if use.kind == "conv" else [use.inputs]
+    groups = [use.inputs, use.outputs] if use.kind == "lookup" else [use.outputs, *columns]
+    return tuple(tuple(axis - len(use.stack) for axis in group) for group in groups if group)

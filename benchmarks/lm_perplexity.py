@@ -32,10 +32,10 @@ from train.lm.batches import make_batch, row_lengths
 from train.lm.config import COMMAND, LMConfig
 from train.lm.data import load_examples
 from train.lm.evaluate import Task, evaluated
-from train.lm.prepare import pad_id, prepare_model
+from train.lm.prepare import prepare_model
 from train.lm.step import make_eval_step
 from train.lm.training import training_of
-from train.model_files import load_tokenizer
+from train.model_files import load_tokenizer, pad_id
 from train.platform import settled
 from train.progress import configure_logging
 from train.run_config import steps_of

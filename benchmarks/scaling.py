@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from train.arguments import whole_number
 from train.command_line import parse
-from train.entry import whole_number
 from train.lm.config import COMMAND, LMConfig
 from train.lm.plan import abstract_step, plan_step
 from train.planning.chips import CHIPS, USABLE_SHARE, Chip, chip_named

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora.adapter import Entry, Full, Kind, LowRank, Rows
-from jlora.base_uses import BaseUses, base_uses, shaping_use, torch_axes, without_rule
+from jlora.base_uses import BaseUses, TorchAxes, base_uses, shaping_use, without_rule
 from jlora.config import LoraConfig
 from jlora.errors import JloraError
 from jlora.targets import (
@@ -86,7 +86,7 @@ def _planned(config: LoraConfig, seen: BaseUses, low_ranks: Mapping[str, LowRank
     """{path: entry} of the leaves that the configuration means: `low_ranks` and those that are trained otherwise."""
     plan: dict[str, Entry] = dict(low_ranks)
     for path, layers in _trained_whole(config, low_ranks, seen).items():
-        plan[path] = _full(seen.leaves[path], layers, len(seen.modules[path]), seen.uses[path])
+        plan[path] = _full(seen.leaves[path], layers, len(seen.modules[path]), seen.torch_axes[path])
     for path in seen.tied.keys() & plan.keys():
         plan[path] = _of_tied_table(plan[path], config.ensure_weight_tying)
     for path, ids in _token_rows(config, seen).items():
@@ -238,8 +238,7 @@ def _trained_whole(config: LoraConfig, low_ranks: Mapping[str, LowRank], seen: B
     return found
 
 
-def _full(leaf: Any, layers: tuple[int, ...], count: int, uses: tuple[Use, ...]) -> Full:
-    axes = torch_axes(leaf.ndim, uses)
+def _full(leaf: Any, layers: tuple[int, ...], count: int, axes: TorchAxes | None) -> Full:
     if len(layers) == count:
         return Full(_abstract(leaf.shape, leaf.dtype), torch_axes=axes)
     return Full(_abstract((len(layers), *leaf.shape[1:]), leaf.dtype), layers, torch_axes=axes)

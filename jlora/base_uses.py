@@ -13,6 +13,8 @@ from jlora.transform.adapt import materialized_in, uses_in
 from jlora.transform.consume import Use
 from jlora.transform.interpreter import Traced, trace
 
+TorchAxes = tuple[tuple[int, ...], ...]
+
 _KINDS = frozenset(get_args(Kind))
 
 
@@ -24,6 +26,8 @@ class BaseUses(NamedTuple):
       uses: {path: how the function uses the leaf}.
       modules: {path: dotted names of the modules in the leaf, one for each layer of a stack}, torch's where given.
       biases: paths of the leaves that are biases by name and use.
+      torch_axes: {path: what `Full.torch_axes` says}; of a leaf that has torch's own name `weight` it is None, as it is
+        the tensor of torch as it is, GPT-2's Conv1D (in, out) included, unless another name was given.
       tied: the leaves that are looked up in and multiplied by: an embedding that is the output head too.
     """
 
@@ -32,6 +36,7 @@ class BaseUses(NamedTuple):
     uses: dict[str, tuple[Use, ...]]
     modules: dict[str, list[str]]
     biases: list[str]
+    torch_axes: dict[str, TorchAxes | None]
     tied: dict[str, list[str]]
 
 
@@ -41,8 +46,10 @@ def base_uses(fn: Callable, base: Any, args: tuple, kwargs: dict, names: Mapping
     uses = uses_in(traced)
     modules = {path: _module_names(torch_path(path, names), leaf, uses[path]) for path, leaf in leaves.items()}
     biases = [path for path in leaves if is_bias(torch_path(path, names)) and not _has_rule(uses[path])]
+    by_use = [path for path in leaves if path in (names or {}) or not has_outputs_first(path)]
+    axes = dict.fromkeys(leaves) | {path: _torch_axes(leaves[path].ndim, uses[path]) for path in by_use}
     tied = {path: modules[path] for path in leaves if {"lookup", "linear"} <= {use.kind for use in uses[path]}}
-    return BaseUses(traced, leaves, uses, modules, biases, tied)
+    return BaseUses(traced, leaves, uses, modules, biases, axes, tied)
 
 
 def _module_names(path: str, leaf: Any, uses: tuple[Use, ...]) -> list[str]:
@@ -88,7 +95,7 @@ def _has_rule(uses: tuple[Use, ...]) -> bool:
     return any(use.kind in _KINDS for use in uses)
 
 
-def torch_axes(ndim: int, uses: tuple[Use, ...]) -> tuple[tuple[int, ...], ...] | None:
+def _torch_axes(ndim: int, uses: tuple[Use, ...]) -> TorchAxes | None:
     """Torch's (out, in), (out, in, *window) or (rows, features) in axes of one layer; None where no use says it."""
     known = [use for use in uses if use.kind in _KINDS]
     if not known:

@@ -197,3 +197,16 @@ def test_an_adapter_of_a_weight_without_a_rule_comes_back(tmp_path):
     assert difference(apply(base, again, x), apply(base, adapter, x)) < 1e-6
     with pytest.warns(UserWarning, match=r"up/kernel \(tanh\)"), pytest.raises(jlora.JloraError, match=r"up\.lora_"):
         jlora.load_adapter(tmp_path, base, fn, x)
+
+
+def test_a_leaf_with_torchs_own_name_is_written_as_it_is(tmp_path):
+    """GPT-2's Conv1D has (in, out) in torch, too."""
+    base, x = {"c_fc": {"weight": normal(1, 4, 4)}, "q": {"kernel": normal(2, 4, 4)}}, normal(3, 2, 4)
+
+    def fn(base, x):
+        return x @ base["c_fc"]["weight"] @ base["q"]["kernel"]
+
+    config = jlora.LoraConfig(r=2, target_modules=["q"], modules_to_save=["c_fc"])
+    jlora.save_adapter(tmp_path, jlora.init(jax.random.key(0), config, base, fn, x), config)
+    written = load_file(tmp_path / "adapter_model.safetensors")["base_model.model.c_fc.weight"]
+    np.testing.assert_array_equal(written, base["c_fc"]["weight"])

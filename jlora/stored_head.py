@@ -122,7 +122,5 @@ def _are_equal(head: Any, embedding: Any) -> bool:
     if head.shape != embedding.shape:
         return False
     left, right = (np.asarray(tensor.mapped()) for tensor in (head, embedding))
-    return all(
-        np.array_equal(*(table[start : start + _ROWS].astype(np.float32) for table in (left, right)))
-        for start in range(0, len(left), _ROWS)
-    )
+    blocks = (slice(start, start + _ROWS) for start in range(0, len(left), _ROWS))
+    return all(np.array_equal(left[rows].astype(np.float32), right[rows].astype(np.float32)) for rows in blocks)

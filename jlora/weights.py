@@ -81,8 +81,8 @@ def load_weights(
     order = sorted(sources, key=lambda path: leaves[path].size, reverse=True)
     loaded = {path: load_leaf(path, sources[path], param_dtype, quantize, mesh) for path in order}
     if new and key is not None:
-        stored = "".join(f"; in the place of {name} of shape {shape}" for name, shape in replaced.items())
-        logger.warning("%s: newly initialised: %s%s", folder, ", ".join(_names(new, wanted)), stored)
+        instead = "".join(f"; in the place of {name} of shape {shape}" for name, shape in replaced.items())
+        logger.warning("%s: newly initialised: %s%s", folder, ", ".join(_names(new, wanted)), instead)
         made = {path: leaf.astype(param_dtype) for path, leaf in _initialised(model, key, new).items()}
         loaded |= {path: spread(path, leaf, mesh) for path, leaf in made.items()}
     return replace_leaves(abstract, loaded)

@@ -130,7 +130,8 @@ def _form(entry: Entry) -> dict[str, Any]:
     """What must be the same for entries to be stacked, by name."""
     if not isinstance(entry, LowRank):
         taken = entry.indices if isinstance(entry, Rows) else entry.layers
-        kind = {"entry": type(entry).__name__, "whole": True, "rows" if isinstance(entry, Rows) else "layers": taken}
+        kind: dict[str, Any] = {"entry": type(entry).__name__, "whole": True}
+        kind["rows" if isinstance(entry, Rows) else "layers"] = taken
         kind |= (
             {}
             if isinstance(entry, Rows)

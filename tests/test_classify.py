@@ -39,7 +39,7 @@ def test_it_learns_what_there_is_to_learn(tmp_path, capsys):
     assert found["metrics"]["validation"]["accuracy"] == 1.0
     assert found["merged_largest_logit_difference"] < 1e-4
     shown = _log(capsys)
-    assert re.search(r"step 40/60  loss 0\.\d+  lr .*examples/s", shown)
+    assert re.search(r"step 40/60  loss 0\.\d+  epoch \S+  lr .*examples/s", shown)
     assert "test: accuracy 1.0000" in shown
     with (run / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))

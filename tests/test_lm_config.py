@@ -23,7 +23,7 @@ def test_keys_of_both_commands_take_the_same_and_what_is_only_of_classifiers_is_
     ours, theirs = keys.fields(LMConfig), keys.fields(Config)
     of_classifiers = {
         "task", "data.test", "data.text_pair", "data.label", "data.label_names", "data.drop_other_labels",
-        "data.test_fraction", "train.metric",
+        "data.test_fraction", "train.metric", "new_head",
     }  # fmt: skip
     assert set(theirs) - set(ours) == of_classifiers
     narrower = {"method", "train.learning_rate"}

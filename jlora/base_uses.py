@@ -43,7 +43,7 @@ class BaseUses(NamedTuple):
 def base_uses(fn: Callable, base: Any, args: tuple, kwargs: dict, names: Mapping[str, str] | None) -> BaseUses:
     """Traces `fn(base, *args, **kwargs)`. `names` is `save_adapter`'s, torch's names of the parameters."""
     leaves, traced = array_leaves(base), trace(fn, base, args, kwargs)
-    uses = uses_in(traced)
+    uses = {path: _of_one_layer(torch_path(path, names), leaves[path], uses) for path, uses in uses_in(traced).items()}
     modules = {path: _module_names(torch_path(path, names), leaf, uses[path]) for path, leaf in leaves.items()}
     biases = [path for path in leaves if is_bias(torch_path(path, names)) and not _has_rule(uses[path])]
     by_use = [path for path in leaves if path in (names or {}) or not has_outputs_first(path)]
@@ -54,8 +54,16 @@ def base_uses(fn: Callable, base: Any, args: tuple, kwargs: dict, names: Mapping
 
 def _module_names(path: str, leaf: Any, uses: tuple[Use, ...]) -> list[str]:
     """Dotted names of the single layers in the leaf, or of the one module where it is not a stack of layers."""
-    stacked = is_stacked(path) and any(use.stack for use in uses)
+    stacked = is_stacked(path) and any(0 in use.stack for use in uses)
     return module_names(path, leaf.shape[0] if stacked else None)
+
+
+def _of_one_layer(path: str, leaf: Any, uses: tuple[Use, ...]) -> tuple[Use, ...]:
+    """The uses with the axis of a stack of one layer in their stack, though `w[0]` leaves out nothing there."""
+    if not is_stacked(path) or leaf.ndim < 2 or leaf.shape[0] > 1 or any(0 in (*u.stack, *u.inputs) for u in uses):
+        return uses
+    found = (dataclasses.replace(use, stack=(0, *use.stack)) for use in uses)
+    return tuple(dataclasses.replace(use, outputs=tuple(axis for axis in use.outputs if axis)) for use in found)
 
 
 def without_rule(seen: BaseUses, low_ranks: Mapping[str, LowRank]) -> dict[str, str]:
@@ -71,7 +79,7 @@ def shaping_use(path: str, leaf: Any, uses: tuple[Use, ...], *, only_linear: boo
 
     With `only_linear`, of leaves that products take and nothing else.
 
-    A use within layers comes first, then a lookup. Axes that the function drops (`w[2]`) count as outputs. Where no
+    A use within layers comes first, then a lookup. Axes of size 1 that the function drops count as outputs. Where no
     use has a low-rank rule, the axes are those of a kernel (in, out), or of torch's weight (out, in).
     """
     kinds = {use.kind for use in uses}

@@ -34,6 +34,14 @@ def split_like(x: jax.Array, other: jax.Array) -> jax.Array:
     return _put(x, mesh, [None if size == 1 else name for size, name in zip(x.shape, axis_names(other), strict=True)])
 
 
+def first_place(x: jax.Array, dim: int) -> jax.Array:
+    """`x[:1]` on one axis, which JAX cannot take from an axis that is split."""
+    mesh = explicit_mesh(x)
+    if mesh is not None:
+        x = _put(x, mesh, [None if axis == dim else name for axis, name in enumerate(axis_names(x))])
+    return jax.lax.slice_in_dim(x, 0, 1, axis=dim)
+
+
 def split_einsum(form: str, arrays: Sequence[jax.Array], names: Names, **options: Any) -> jax.Array:
     """The einsum; on a mesh with explicit axes, with operands and result split as `names` says, each axis once."""
     mesh = explicit_mesh(arrays[0])

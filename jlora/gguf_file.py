@@ -62,6 +62,10 @@ class GgufTensor:
             value = value.reshape(self.heads, half, 2, -1).swapaxes(1, 2).reshape(self.shape)
         return value[index]
 
+    def mapped(self) -> np.ndarray:
+        """The whole tensor, float32."""
+        return self.read(np.float32)
+
     def require_float(self) -> None:
         """Raises JloraError where the tensor's quantization is one that cannot be read."""
         self.stored.require_readable()

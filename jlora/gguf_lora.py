@@ -50,8 +50,8 @@ def save_gguf_lora(
 ) -> None:
     """Writes A and B of each layer, `blk.3.attn_q.weight.lora_a` (r, in) and `.lora_b` (out, r), and one lora_alpha.
 
-    llama.cpp scales each update by lora_alpha / r, r that of its tensors. The lora_alpha is that of the first layer;
-    where another one's differs (alpha_pattern, rsLoRA, mixtures), its B takes in the difference.
+    llama.cpp scales each update by lora_alpha / r, r that of its tensors, and by 1 where lora_alpha is 0. It is the
+    largest of all layers; where another one's is less (alpha_pattern, rsLoRA, mixtures), its B takes in the difference.
 
     Args:
       file: to write.
@@ -64,7 +64,7 @@ def save_gguf_lora(
     """
     architecture = _architecture(config)
     layers = _layers(adapter, gguf.get_tensor_name_map(architecture.name, config.num_hidden_layers))
-    alpha = next((float(scale[0]) * len(scale) for _, _, scale in layers.values()), 1.0)
+    alpha = max((float(np.abs(scale).max()) * len(scale) for _, _, scale in layers.values()), default=0.0) or 1.0
     tensors: dict[str, np.ndarray] = {}
     for name, (a, b, scale) in layers.items():
         folded = np.asarray(b) * (np.asarray(scale) * len(scale) / alpha)

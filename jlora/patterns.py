@@ -43,7 +43,8 @@ def layer_number(lists: Sequence[str], name: str) -> int | None:
     """The number after the first of `lists` that the name has (`layers_pattern`), or its first number; else None."""
     patterns = [_NUMBER.format(pattern) for pattern in lists] or [_FIRST_NUMBER]
     found = (_within_limit(pattern, _compiled(pattern).match, name) for pattern in patterns)
-    return next((int(match["number"]) for match in found if match), None)
+    number = next((match["number"] for match in found if match), None)
+    return None if number is None else int(number)  # none where another branch of the expression matched
 
 
 _END = r"(.*\.)?({})$"

@@ -70,10 +70,10 @@ def with_both_tables(model: Any, folder: Path, tensors: Mapping[str, Any]) -> di
     kind, found = family(model.config.model_type), dict(tensors)
     embedding_key = f"{kind.embedding}.weight"
     head, embedding = found.get(HEAD_KEY), found.get(embedding_key)
-    tied, files_tie = model.config.tie_word_embeddings, _files_tie(folder, model.config)
+    tied, files_tie = model.config.tie_word_embeddings, _files_tie(folder, model.config, found)
     if head is not None and embedding is None and files_tie:
         found[embedding_key] = embedding = head
-    if tied and head is not None and not _are_equal(head, embedding):
+    if tied and head is not None and embedding is not None and not _are_equal(head, embedding):
         raise JloraError(
             f"{head.file}: {head.key}: expected the values of {embedding_key}, to which the model's head is tied; found"
             " others: build the model with tie_word_embeddings=False, as load_base does"
@@ -91,10 +91,10 @@ def with_both_tables(model: Any, folder: Path, tensors: Mapping[str, Any]) -> di
     return found
 
 
-def _files_tie(folder: Path, config: PreTrainedConfig) -> bool:
-    """Whether the checkpoint's own config ties head and embedding."""
+def _files_tie(folder: Path, config: PreTrainedConfig, tensors: Mapping[str, Any]) -> bool:
+    """Whether the checkpoint's own config ties head and embedding; a GGUF file does so by leaving out the head."""
     if is_gguf(folder):
-        return True  # what has a head of its own has both tensors
+        return HEAD_KEY not in tensors
     file = folder / "config.json"
     stored = read_json(file) if file.is_file() else {}
     return bool(stored.get("tie_word_embeddings", type(config)().tie_word_embeddings))

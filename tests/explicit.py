@@ -59,6 +59,12 @@ def _mapped(base: Any, x: Any) -> Any:
     return jnp.einsum("btd,df->btf", x, joined)
 
 
+def _masked(base: Any, x: Any) -> Any:
+    rows = (jnp.arange(8) % 3 > 0)[:, None]
+    joined = jnp.concatenate([jnp.where(rows, base["w"], 0.5), base["v"]], axis=1)
+    return jnp.einsum("btd,df->btf", x, joined)
+
+
 def _convolution(base: Any, x: Any) -> Any:
     return jax.lax.conv_general_dilated(x, base["w"], (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
 
@@ -75,6 +81,7 @@ FUNCTIONS = {
     "reshard of the weight": _resharded,
     "lookup with out_sharding": _lookup,
     "linear maps": _mapped,
+    "linear maps of what is split": _masked,
     "convolution": _convolution,
 }
 
@@ -99,6 +106,7 @@ def arguments(mesh: Any) -> dict[str, tuple[dict[str, Any], Any]]:
         "reshard of the weight": ({"w": put(heads, None, "y", None)}, x),
         "lookup with out_sharding": ({"w": put(table, None, "y")}, ids),
         "linear maps": ({"w": put(kernel), "v": put(kernel + 1)}, x),
+        "linear maps of what is split": ({"w": put(kernel, None, "y"), "v": put(kernel + 1, None, "y")}, x),
         "convolution": ({"w": put(normal(6, 3, 8, 4))}, x),
     }
 

@@ -205,6 +205,15 @@ def test_rows_without_text_may_be_left_out(tmp_path):
     assert "data row 5, column 'text'" in data.notes[0]
 
 
+@pytest.mark.parametrize("bad", [None, "", "other"])
+def test_rows_with_a_label_that_a_mapping_lacks_may_be_left_out(bad, tmp_path):
+    file = _jsonl(tmp_path / "a.jsonl", [0, 1, bad, 0])
+    config = DataConfig(train=file, validation=file, label_names={0: "no", 1: "yes"}, skip_bad_rows=True)
+    data = load_data(config, seed=0)
+    assert data.splits["train"].row == [1, 2, 4]
+    assert "train: 1 of 4 rows left out, their labels are not in data.label_names" in data.notes[0]
+
+
 def test_ids_that_are_written_as_decimals_are_balanced(tmp_path):
     file = _jsonl(tmp_path / "a.jsonl", [0.0] * 50 + [1.0] * 50)
     data = load_data(DataConfig(train=file, max_rows=10), 0)

@@ -4,9 +4,9 @@ import pytest
 
 from train.classify.label_values import (
     are_class_ids,
-    are_multi_hot,
     is_yes,
     label_kind,
+    multi_hot_length,
     number,
     parsed_lists,
     spelling,
@@ -85,22 +85,27 @@ def test_class_ids_however_they_are_written(values, are):
 
 
 @pytest.mark.parametrize(
-    ("values", "are"),
+    ("values", "classes"),
     [
-        ([[1, 0, 1], [0, 0, 0]], True),
-        ([[1.0, 0.0], [True, False]], True),
-        ([["1", "0"]], True),
-        ([[1], [0]], False),
-        ([[1, 0], [1]], False),
-        ([[1, 2], [0, 1]], False),
-        ([["a", "b"]], False),
-        ([[1, 0], "1;0"], False),
-        ([[], []], False),
-        ([], False),
+        ([[1, 0, 1], [0, 0, 0]], 3),
+        ([[1.0, 0.0], [True, False]], 2),
+        ([["1", "0"]], 2),
+        ([[1], [0]], None),
+        ([[1, 0], [1]], None),
+        ([[1, 2], [0, 1]], None),
+        ([["a", "b"]], None),
+        ([[1, 0], "1;0"], None),
+        ([[], []], None),
+        ([], None),
+        ([[1, 0, 0], [0, 1, 0], [1, 0]], 3),
+        ([[1, 0, 0], [0, 1, 0], [0, 1, 2]], 3),
+        ([[1, 0, 0], [0, 1, 0], [], None], None),
+        ([[1, 0], [0, 0], [1]], 2),
+        ([[1, 0], [0, 1], [1]], None),
     ],
 )
-def test_a_zero_or_one_for_each_class(values, are):
-    assert are_multi_hot(values) == are
+def test_a_zero_or_one_for_each_class(values, classes):
+    assert multi_hot_length(values) == classes
 
 
 @pytest.mark.parametrize(
@@ -110,6 +115,8 @@ def test_a_zero_or_one_for_each_class(values, are):
         (["['a', 'b']", "[]", ""], [["a", "b"], [], ""]),
         (['["a"]', None], [["a"], None]),
         (["[1 0 1]", "[0. 1. 0.]"], [["1", "0", "1"], ["0.", "1.", "0."]]),
+        (["[1, 0]", "-1", -1, "[0, 1]"], [[1, 0], "-1", -1, [0, 1]]),
+        (["['a']", "['b']", "c", None], [["a"], ["b"], "c", None]),
     ],
 )
 def test_lists_that_csv_has_as_text(texts, lists):

@@ -147,7 +147,7 @@ def test_training_labels_that_do_not_fit_are_refused_with_their_row(raw, task, m
         (
             Labels(SINGLE, ("LABEL_0", "LABEL_1")),
             2,
-            r"the label 2; expected a number from 0 to 1\. data\.skip_bad_rows=true leaves such rows out",
+            r"the label 2; expected a number from 0 to 1",
         ),
         (
             Labels(SINGLE, ("neg", "pos")),
@@ -182,6 +182,8 @@ def test_validation_labels_that_do_not_fit_are_refused_with_their_row(labels, va
     good = {SINGLE: labels.names[0], REGRESSION: 0.5, MULTI: [labels.names[0]]}[labels.problem_type]
     with pytest.raises(JloraError, match=r"b\.csv, data row 3: found " + f".*{message}"):
         encode(_split(good, good, value, file="b.csv"), labels, "validation")
+    with pytest.raises(JloraError, match=r"\. data\.skip_bad_rows=true leaves such rows out, and counts them$"):
+        encode_rows(_split(good, good, value, file="b.csv"), labels, "validation", skip=False)
 
 
 @pytest.mark.parametrize("raw", [[1, 2, 3], ["1", "2"], [["5"], ["6"]]])
@@ -209,6 +211,19 @@ def test_zeros_and_ones_of_a_trained_model_are_seen_again():
     labels = labels_of_config({0: "a", 1: "b", 2: "c"}, MULTI)
     assert encode(_split([1, 0, 1], -1, [0, 0, 0]), labels, "test").tolist()[::2] == [[1, 0, 1], [0, 0, 0]]
     assert encode(_split([1, 0], [2]), labels, "test").tolist() == [[1, 1, 0], [0, 0, 1]]
+
+
+@pytest.mark.parametrize("odd", [[1, 0], [1, 0, 2], [1]])
+def test_a_list_that_does_not_fit_zeros_and_ones_is_refused_or_left_out(odd):
+    split = _split([1, 0, 0], [0, 1, 0], odd, [0, 0, 1])
+    labels = infer_labels(split)
+    assert (len(labels), labels.multi_hot) == (3, True)
+    expected = r"data row 3: found .*expected a list of 3 numbers, 0 or 1 for each class"
+    for known in (labels, labels_of_config(dict(enumerate("abc")), MULTI)):
+        with pytest.raises(JloraError, match=expected):
+            encode(split, known, "train")
+    rows, encoded, _ = encode_rows(split, infer_labels(of_one_kind(split)), "train", skip=True)
+    assert (rows.row, encoded.tolist()) == ([1, 2, 4], [[1, 0, 0], [0, 1, 0], [0, 0, 1]])
 
 
 def test_names_of_zeros_and_ones_are_those_that_are_given():

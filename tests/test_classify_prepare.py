@@ -111,6 +111,8 @@ def test_a_dry_run_counts_the_classes_that_the_config_names():
     assert named.adapter["params/classifier/bias"].value.shape == (3,)
     scores = abstract_model(_config(method="head", task="regression"))
     assert scores.adapter["params/classifier/bias"].value.shape == (1,)
+    columns = abstract_model(_config(method="head", data={"label": ["toxic", "insult", "threat"]}))
+    assert columns.adapter["params/classifier/bias"].value.shape == (3,)
 
 
 def test_full_trains_every_leaf_and_head_the_head_and_both_own_their_arrays():

@@ -135,6 +135,10 @@ def test_every_field_of_pefts_is_ours_or_refused_where_it_is_on(tmp_path):
             '{"peft_type": "LORA", "target_parameters": ["q_proj.weight"], "layers_to_transform": [1]}',
             "layers_to_transform: expected null, as it does not count for target_parameters",
         ),
+        (
+            '{"peft_type": "LORA", "target_parameters": ["q_proj.weight"], "alpha_pattern": {"q_proj": 24}}',
+            r"alpha_pattern: expected none beside target_parameters, .*found \{'q_proj': 24\}; name the modules in",
+        ),
         ("[1, 2]", "expected a JSON object; found list"),
         ('{"peft_type": "LORA", "r": 0}', r"LoraConfig\.r: expected an integer of at least 1, found 0"),
         (

@@ -9,6 +9,7 @@ from encoder_cases import difference
 from jax import lax
 from lora_cases import assert_adapted_is_merged, low_rank, normal
 
+import jlora
 from jlora.algebra.merge import update
 from jlora.transform.adapt import find_uses
 from jlora.transform.consume import Use, dot_update, lookup_axis
@@ -76,6 +77,20 @@ def _uses(fn, shape, *args):
 )
 def test_uses(fn, shape, use):
     assert _uses(fn, shape, normal(4, 4, 5)) == (use,)
+
+
+@pytest.mark.parametrize(("form", "shape"), [("hti,iho->hto", (5, 2, 3)), ("hti,hio->hto", (2, 5, 3))])
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_a_batch_over_a_part_of_an_axis(form, shape, use_dora):
+    """Heads of the outputs each with an input of its own (DeepSeek's attention), and groups of inputs."""
+
+    def fn(base, x):
+        return jnp.einsum(form, x, base["w"].reshape(shape))
+
+    base, x = {"w": normal(1, 5, 6) if shape[0] == 5 else normal(1, 10, 3)}, normal(2, 2, 4, 5)
+    assert find_uses(fn, base, x)["w"] == (Use("linear", (), (0,), (1,)),)
+    config = jlora.LoraConfig(r=2, target_modules=["w"], init_lora_weights=False, use_dora=use_dora)
+    assert_adapted_is_merged(fn, base, jlora.init(jax.random.key(0), config, base, fn, x), x)
 
 
 def test_two_uses_are_both_seen():

@@ -189,6 +189,22 @@ def test_bad_trees_and_settings_are_refused():
     refused("use_dora: expected false", tuned, config=dataclasses.replace(config, use_dora=True))
 
 
+@pytest.mark.parametrize("fields", [{"target_modules": ["q", "embed"]}, {"modules_to_save": ["embed"]}])
+def test_a_tied_table_changes_for_both_of_its_uses(fields):
+    def fn(base, ids):
+        table = base["embed"]["embedding"]
+        return jnp.tanh(table[ids]) @ base["q"]["kernel"] @ table.T
+
+    base = {"embed": {"embedding": normal(1, 9, 6)}, "q": {"kernel": normal(2, 6, 6)}}
+    tuned = jax.tree.map(lambda leaf: leaf + normal(3, len(leaf), 2) @ normal(4, 2, 6), base)
+    config, ids = _config(**{"target_modules": ["q"], **fields}), jnp.arange(5)
+    with pytest.raises(jlora.JloraError, match=r"^embed/embedding: .*only the lookup sees.*ensure_weight_tying=True"):
+        extract(tuned, base, config, fn, ids)
+    adapter, _ = extract(tuned, base, dataclasses.replace(config, ensure_weight_tying=True), fn, ids)
+    _assert_trees_are_near(jlora.merge(base, adapter), tuned)
+    assert difference(jlora.adapt(fn)(base, adapter, ids), fn(tuned, ids)) < 1e-5
+
+
 def test_half_precision_trees():
     base = {"dense": {"kernel": normal(1, 8, 8).astype(jnp.bfloat16)}}
     tuned = {"dense": {"kernel": (base["dense"]["kernel"].astype("f") + 0.5).astype(jnp.bfloat16)}}

@@ -78,6 +78,12 @@ def test_a_chat_goes_through_the_template_and_text_may_come_from_stdin(capsys, m
     assert _same(_written(capsys, *argv), answer)
 
 
+def test_what_is_piped_in_another_encoding_is_named(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("Grüße".encode("latin-1")), encoding="utf-8"))
+    assert _call("--model", lm_folders.run_folder(), *_GREEDY) == 2
+    assert "error: stdin: expected text in utf-8; found the byte 0xfc at 2. " in capsys.readouterr().err
+
+
 def test_the_output_ends_before_a_stop_string(capsys):
     answer = _answer("the sea")
     stop = answer[3:6]

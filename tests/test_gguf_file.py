@@ -47,6 +47,15 @@ def test_the_logits_of_a_file_are_those_of_the_folder_it_was_made_from(name, tmp
     assert difference(np.asarray(model.apply(base, batch))[real], cases.torch_logits(oracle, batch)[real]) < 1e-5
 
 
+def test_a_file_with_a_head_of_its_own_cannot_be_tied(tmp_path, caplog):
+    oracle = cases.torch_decoder(cases.tiny_decoder("llama"))
+    gguf_cases.write_model(tmp_path / "tiny.gguf", oracle)
+    jlora.load_base(str(tmp_path / "tiny.gguf"))
+    assert "tie_word_embeddings" not in caplog.text
+    with pytest.raises(jlora.JloraError, match=r"lm_head\.weight: expected the values of model\.embed_tokens\.weight"):
+        jlora.load_base(str(tmp_path / "tiny.gguf"), tie_word_embeddings=True)
+
+
 def test_quantized_blocks_are_dequantized(tmp_path):
     oracle = cases.torch_decoder(cases.tiny_decoder("llama", hidden_size=64, intermediate_size=64, head_dim=16))
     gguf_cases.write_model(tmp_path / "q8.gguf", oracle, quantization=gguf.GGMLQuantizationType.Q8_0)

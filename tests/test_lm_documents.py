@@ -147,6 +147,30 @@ def test_keys_that_the_template_does_not_name_are_known():
     assert documents_of(Table("a", given), [0], "messages", section(), tokenizer).unread == {"thinking"}
 
 
+def test_tools_that_the_template_does_not_name_are_known():
+    columns = {"messages": [CHAT, CHAT], "tools": [None, [{"name": "clock"}]]}
+    assert documents("messages", (0, 1), **columns).unread == {"tools"}
+    assert documents("messages", **columns).unread == set()
+    tokenizer = byte_tokenizer(template="{{ tools }}")
+    assert documents_of(Table("a", columns), (0, 1), "messages", section(), tokenizer).unread == set()
+
+
+@pytest.mark.parametrize("read", ["reasoning_content", "thinking"])
+def test_thoughts_that_reach_the_template_by_another_name_are_used(read):
+    tokenizer = byte_tokenizer(template=f"{{% for turn in messages %}}{{{{ turn.{read} }}}}{{% endfor %}}")
+    for given in ("reasoning_content", "thinking", "reasoning"):
+        columns = {"messages": [[CHAT[0], CHAT[1] | {given: "Hm"}]], "chat_template_kwargs": [{"reasoning": "high"}]}
+        found = documents_of(Table("a", columns), [0], "messages", section(), tokenizer)
+        assert (found.texts, found.unread) == (["Hm"], {"reasoning"})
+    assert documents("messages", messages=columns["messages"]).unread == {"reasoning"}
+
+
+def test_cells_that_say_nothing_are_none():
+    nothing = [None, "", " ", "null", "[]", []]
+    columns = {"messages": [CHAT] * 6, "tools": nothing, "chat_template_kwargs": [*nothing[:4], "{}", {}]}
+    assert documents("messages", range(6), **columns).texts == ["<start>[user]Hi<end>\n[assistant]Ho<end>\n"] * 6
+
+
 def test_alpaca_has_a_system_prompt_and_a_history():
     columns = {"instruction": ["Go.", "Go."], "output": ["Yes", "Yes"], "system": ["Obey.", None]}
     found = documents("alpaca", (0, 1), history=[[["Hi", "Ho"], ["How?", "So"]], None], **columns)

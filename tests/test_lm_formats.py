@@ -76,3 +76,15 @@ def test_pairs_are_chats_where_the_first_prompt_is_a_list():
     assert not has_chats(table(prompt="x", completion="y"), "prompt_completion", section())
     assert used_columns(pairs, "prompt_completion", section()) >= {"prompt", "completion", "system", "tools"}
     assert used_columns(table(prompt="x"), "prompt_completion", section()) == {"prompt", "completion"}
+
+
+def test_rows_with_nothing_in_them_decide_nothing():
+    assert seen_format(Table("a.jsonl", {"conversations": [None, [], SHAREGPT]}), section()) == "sharegpt"
+    assert has_chats(Table("a.jsonl", {"prompt": [None, CHAT[:1]]}), "prompt_completion", section())
+
+
+@pytest.mark.parametrize("column", ["messages", "conversations"])
+@pytest.mark.parametrize("chat", [SHAREGPT, CHAT], ids=["sharegpt", "messages"])
+def test_the_column_that_the_format_was_seen_in_is_read(column, chat):
+    found = table(**{column: chat})
+    assert chat_column(found, seen_format(found, section()), section()) == column

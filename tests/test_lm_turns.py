@@ -77,8 +77,10 @@ def test_sharegpt_says_from_and_value():
 
 def test_entries_without_a_value_are_left_out_and_a_call_needs_no_content():
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "clock"}]}
-    turns = turns_of_messages([{"role": "user", "content": "Time?", "tool_calls": []}, call], "x")
-    assert turns == [{"role": "user", "content": "Time?"}, {"role": "assistant", "tool_calls": [{"name": "clock"}]}]
+    for nothing in ([], ""):
+        user = {"role": "user", "content": "Time?", "tool_calls": nothing}
+        turns = turns_of_messages([user, call], "x")
+        assert turns == [{"role": "user", "content": "Time?"}, {"role": "assistant", "tool_calls": [{"name": "clock"}]}]
 
 
 def test_an_answer_to_learn_comes_last():
@@ -104,8 +106,9 @@ CALL = {"type": "function", "function": {"name": "get", "arguments": {"city": "P
         {"tool_calls": [{"type": "function", "function": {"name": "get", "arguments": '{"city": "Paris"}'}}]},
         {"tool_calls": '[{"type": "function", "function": {"name": "get", "arguments": {"city": "Paris"}}}]'},
         {"function_call": {"name": "get", "arguments": '{"city": "Paris"}'}},
+        {"function_call": {"name": "get", "arguments": '{"city": "Paris"}'}, "tool_calls": []},
     ],
-    ids=["objects", "arguments as text", "all as text", "the older function_call"],
+    ids=["objects", "arguments as text", "all as text", "the older function_call", "both keys"],
 )
 def test_a_call_is_an_object_however_it_is_written(entries):
     assert answer(**entries) == {"role": "assistant", "tool_calls": [CALL]}

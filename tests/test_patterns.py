@@ -16,7 +16,7 @@ from jlora.targets import require_quick_patterns
 NAMES = [
     f"model.layers.{i}.{end}" for i in (0, 1, 11) for end in ("self_attn.q_proj", "mlp.down_proj", "mlp.experts.3.up")
 ]
-NAMES += ["lm_head", "model.embed_tokens", "model.visual.blocks.1.q_proj"]
+NAMES += ["lm_head", "transformer.h", "model.embed_tokens", "model.visual.blocks.1.q_proj"]
 EXPRESSIONS = [
     r".*\.(q_proj|down_proj)",
     r"model\.layers\.1\..*",
@@ -37,12 +37,12 @@ def test_they_match_as_pefts(expression):
         assert is_end(expression, name) == bool(re.match(rf"(.*\.)?({expression})$", name))
 
 
-@pytest.mark.parametrize("lists", [["layers"], ["h", "layers"], ["blocks"], ["experts"], ["la.*s"]])
+@pytest.mark.parametrize("lists", [["layers"], ["h", "layers"], ["blocks"], ["experts"], ["la.*s"], ["h|layers"]])
 def test_the_number_of_a_layer_is_pefts(lists):
     for name in NAMES:
         matches = (re.match(rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.", name) for pattern in lists)
-        expected = next((int(match["idx"]) for match in matches if match), None)
-        assert layer_number(lists, name) == expected
+        found = next((match["idx"] for match in matches if match), None)
+        assert layer_number(lists, name) == (None if found is None else int(found))
     assert [layer_number([], name) for name in NAMES[:4]] == [0, 0, 0, 1]
 
 

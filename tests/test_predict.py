@@ -206,3 +206,14 @@ def test_a_config_of_a_run_that_was_damaged_is_named(tmp_path, capsys):
     assert _call("--model", tmp_path, "--input", "in.csv", "--output", tmp_path / "out.csv") == 2
     message = "config.yaml: data.max_length: expected whole number >= 4; found the text 'big'\n"
     assert capsys.readouterr().err.endswith(message)
+    (tmp_path / "config.yaml").write_text("data: {drop_other_labels: true}")
+    assert _call("--model", tmp_path, "--input", "in.csv", "--output", tmp_path / "out.csv") == 2
+    assert "config.yaml: data.drop_other_labels: true needs data.label_names" in capsys.readouterr().err
+
+
+def test_an_error_offers_no_key_that_the_command_lacks(tmp_path, capsys):
+    (tmp_path / "in.jsonl").write_text('{"text": "good", "label": "x"}\n{"text": null, "label": 0}\n')
+    argv = ["--model", tiny.finished_run(), "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.csv"]
+    for wrong in (_refused(capsys, *argv), _refused(capsys, *argv, "--text", "label", "--evaluate")):
+        assert "data row" in wrong
+        assert "skip_bad_rows" not in wrong

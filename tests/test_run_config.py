@@ -28,6 +28,15 @@ def test_a_written_config_holds_every_key(schema):
     assert names | (set(written) - set(sections)) == set(keys.fields(schema)) - {"offline"}
 
 
+@pytest.mark.parametrize("schema", [Config, LMConfig])
+def test_a_tilde_is_the_users_home(schema, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    found = config(schema, output_dir="~/runs/a", lora={"from": "~/b/adapter"})
+    assert (found.output_dir, found.lora.from_) == ("/home/ann/runs/a", "/home/ann/b/adapter")
+    kept = config(schema, output_dir="runs/~/", lora={"from": "./b/"})
+    assert (kept.output_dir, kept.lora.from_) == ("runs/~/", "./b/")
+
+
 def test_a_config_cannot_be_changed():
     with pytest.raises(ValidationError):
         config().seed = 1

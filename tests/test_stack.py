@@ -166,6 +166,13 @@ def test_what_cannot_run_together_is_refused(first, second, message):
         stack(adapters)
 
 
+def test_what_only_one_trains_whole_is_given_to_the_others_as_the_message_says():
+    trained = jlora.Full(FULL.value, torch_axes=((1,), (0,)))
+    value = normal(2, 3, 7)
+    stacked = stack([{"w": trained}, {"w": dataclasses.replace(trained, value=value)}])
+    assert difference(unstack(stacked)[1]["w"].value, value) == 0
+
+
 def test_nothing_and_what_was_never_stacked_are_refused():
     with pytest.raises(jlora.JloraError, match=r"^adapters: expected one at least"):
         stack([])

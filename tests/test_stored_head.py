@@ -105,3 +105,9 @@ def test_keys_without_the_prefix_of_a_bare_model_are_compared_too(stored):
     tensors = {key.removeprefix("transformer."): value for key, value in load_file(folder / WEIGHTS).items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     assert not jlora.load_base(str(folder))[0].config.tie_word_embeddings
+
+
+def test_a_file_without_the_embedding_cannot_be_tied(stored):
+    folder = stored("llama", lambda embedding: (embedding, None), tie_word_embeddings=False)
+    with pytest.raises(jlora.JloraError, match=r"expected model\.embed_tokens\.weight; found no such keys"):
+        jlora.load_base(str(folder), tie_word_embeddings=True)

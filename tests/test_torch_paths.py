@@ -13,11 +13,12 @@ import pytest
 from encoder_cases import difference
 from flax import nnx
 from jax import lax
-from lora_cases import low_rank, normal, randomized
+from lora_cases import assert_adapted_is_merged, low_rank, normal, randomized
 from safetensors.numpy import load_file
 
 import jlora
 from jlora.abstract_adapter import abstract_adapter
+from jlora.peft.keys import slots
 from jlora.peft.torch_paths import in_torch_paths
 
 WIDTH = 6
@@ -162,6 +163,7 @@ def test_a_configuration_by_paths_is_written_by_torchs_names(tmp_path):
         ("mlp/~/linear_0/w", low_rank("ra,rb->ab", (5, 3)), None, "'mlp.~.linear_0'"),
         ("cls_token", jlora.Full(normal(1, 1, 1, 4)), None, "a leaf by itself"),
         ("mlp/m", jlora.Full(normal(1, 4, 4)), {"mlp/m": "mlp.weight"}, "which axes are the outputs"),
+        ("mlp/h/bias", jlora.Full(normal(1, 4)), None, r"a stack of layers by its name, found the shape \(4,\)"),
         ("mlp/w", low_rank("ra,rb->ab", (5, 3)), {"mlp/v": "mlp.weight"}, "found none"),
         ("mlp/w", low_rank("ra,rb->ab", (5, 3)), {"mlp/w": "mlp"}, r"ending in \.weight or \.bias"),
     ],
@@ -170,6 +172,36 @@ def test_what_peft_would_not_find_is_not_written(path, entry, names, message):
     with pytest.raises(jlora.JloraError, match=message) as caught:
         in_torch_paths({path: entry}, names)
     assert path in str(caught.value)
+
+
+def test_a_stack_of_one_layer_is_one():
+    base = {"h": {"q": {"kernel": normal(1, 1, 6, 6), "bias": normal(2, 1, 6)}}}
+
+    def fn(base, x):
+        return x @ base["h"]["q"]["kernel"][0] + base["h"]["q"]["bias"][0][None]
+
+    config = jlora.LoraConfig(r=2, target_modules=["q"], layers_to_transform=[0], layers_pattern="h", bias="all")
+    adapter = abstract_adapter(config, base, fn, normal(3, 2, 6))
+    assert adapter["h/q/kernel"].spec == "arb,arc->abc"
+    assert {slot.key.removeprefix("base_model.model.") for slot in slots(adapter)} == {
+        "h.0.q.lora_A.weight",
+        "h.0.q.lora_B.weight",
+        "h.0.q.base_layer.bias",
+    }
+
+
+def test_layers_on_another_axis_than_the_first_are_adapted_and_not_written(tmp_path):
+    """MaxText's: (in, layers, out)."""
+    base, x = {"layers": {"q": {"kernel": normal(1, 6, 3, 6)}}}, normal(2, 2, 6)
+
+    def fn(base, x):
+        return lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, jnp.moveaxis(base["layers"]["q"]["kernel"], 1, 0))[0]
+
+    config = jlora.LoraConfig(r=2, target_modules=["q"], init_lora_weights=False)
+    adapter = jlora.init(jax.random.key(0), config, base, fn, x)
+    assert_adapted_is_merged(fn, base, adapter, x)
+    with pytest.raises(jlora.JloraError, match=r"^layers/q/kernel: .*found a stack \(3,\) inside a module"):
+        jlora.save_adapter(tmp_path, adapter, config)
 
 
 def test_a_kernel_of_several_output_axes_is_one_matrix_in_torch():

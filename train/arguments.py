@@ -36,9 +36,10 @@ def predict() -> argparse.ArgumentParser:
         ("text", "column of the text"),
         ("text-pair", "column of the second text"),
         ("label", "column of the label, for --evaluate"),
-        ("encoding", "encoding of the input file"),
     ):
-        parser.add_argument(f"--{name}", help=f"{meaning}; default: as the run had it, or data.{name}'s default")
+        key = name.replace("-", "_")
+        parser.add_argument(f"--{name}", help=f"{meaning}; default: as the run had it, or data.{key}'s default")
+    parser.add_argument("--encoding", help="encoding of the input file (utf-8)")
     parser.add_argument("--separator", choices=(",", ";", "|"), help="what separates the fields of a .csv input")
     parser.add_argument("--max-length", type=whole_number(4), help="tokens a row; default: as the run had it, or 128")
     parser.add_argument("--batch-size", type=whole_number(1), default=64, help="rows a batch (64)")

@@ -12,8 +12,11 @@ _NAMED = 5
 """Rows left out that are named, each with what is wrong in it."""
 
 
-def read_each(rows: Iterable[int], read: Callable[[int], Row], skip: bool) -> tuple[dict[int, Row], list[str]]:
+def read_each(rows: Iterable[int], read: Callable[[int], Row], skip: bool | None) -> tuple[dict[int, Row], list[str]]:
     """({row: what `read` returns for it}, the errors of the rows that are left out).
+
+    Args:
+      skip: `data.skip_bad_rows`, which the error offers where it is false; None where the command has no such key.
 
     Raises:
       JloraError: that of the first row that cannot be read, unless `skip`; that no row is left.
@@ -23,6 +26,8 @@ def read_each(rows: Iterable[int], read: Callable[[int], Row], skip: bool) -> tu
         try:
             found[row] = read(row)
         except JloraError as error:
+            if skip is None:
+                raise
             if not skip:
                 hint = "data.skip_bad_rows=true leaves such rows out, and counts them"
                 raise JloraError(f"{str(error).rstrip('.')}. {hint}") from error

@@ -165,6 +165,7 @@ def _config(options: argparse.Namespace, task: str | None) -> jlora.LoraConfig:
         exclude_modules=None if task else rf".*({'|'.join(HEAD_NAMES)}).*",
         modules_to_save=[*heads, *(name for name in options.modules_to_save if name not in heads)],
         bias=options.bias,
+        ensure_weight_tying=True,  # what changed in a tied table changed for its head too
         task_type=task,
     )
 

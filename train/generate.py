@@ -111,7 +111,7 @@ def _run(options: argparse.Namespace) -> None:
             quantize=options.quantize,
         )
     writer = _Writer(language, options)
-    text = options.prompt if options.prompt is not None else None if sys.stdin.isatty() else sys.stdin.read()
+    text = options.prompt if options.prompt is not None else None if sys.stdin.isatty() else _piped()
     if text is None:
         _hold_chat(writer)
     elif options.chat or options.system is not None:
@@ -119,6 +119,16 @@ def _run(options: argparse.Namespace) -> None:
     else:
         ids = writer.language.tokenizer(text)["input_ids"]
         writer.write(ids, before=ids)
+
+
+def _piped() -> str:
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as error:
+        byte = f"the byte {error.object[error.start]:#04x} at {error.start}"
+        raise JloraError(
+            f"stdin: expected text in {sys.stdin.encoding}; found {byte}. Convert it, or set LC_ALL"
+        ) from None
 
 
 def _hold_chat(writer: _Writer) -> None:

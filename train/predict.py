@@ -85,7 +85,10 @@ def _data_config(options: argparse.Namespace) -> DataConfig:
     try:
         return DataConfig(**values)
     except ValidationError as error:
-        name = str(error.errors()[0]["loc"][0])
+        detail = error.errors()[0]
+        if not detail["loc"]:  # a check across keys, whose message starts with the key
+            raise JloraError(f"{stored}: {detail['ctx']['error']}") from None
+        name = str(detail["loc"][0])
         place = f"--{flags[name].replace('_', '-')}" if name in given else f"{stored}: data.{name}"
         raise JloraError(f"{place}: {expected(DataConfig.model_fields[name], values[name])}") from None
 

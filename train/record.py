@@ -66,7 +66,7 @@ class Recorder:
         self._tracker = None if package is None else self._start_tracker(tracker, package, project, dict(config or {}))
 
     def log(self, step: int, values: Mapping[str, SupportsFloat], prefix: str) -> None:
-        """Record scalars of one step, each named `{prefix}/{key}`: prefixes are train, start, validation, test.
+        """Record scalars of one step, each named `{prefix}/{key}`: prefixes are train, start, validation, test, best.
 
         The line in `metrics.jsonl` is `{"step": int, "time": unix seconds, name: value, ...}`. A value that
         is not finite is written as null, and as text under `non_finite`: {name: "nan" | "inf" | "-inf"}.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from train import yaml_text
 from train.sections import (
@@ -46,6 +47,11 @@ class RunConfig(Section):
         exclude=True,  # `train.resolve` has laid it over the file, or left it out: a run has none
         description="any of these keys, laid over the file with --offline or where the hub cannot be reached",
     )
+
+    @field_validator("output_dir")
+    @classmethod
+    def _home_is_the_users(cls, folder: str) -> str:
+        return os.path.expanduser(folder)
 
     @model_validator(mode="after")
     def _parts_fit_the_method(self) -> Self:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from jlora.config import is_initialization
 
@@ -108,6 +109,11 @@ class LoraSection(Section):
     from_: Text | None = Field(
         default=None, alias="from", description="folder of an adapter in PEFT's format to start from"
     )
+
+    @field_validator("from_")
+    @classmethod
+    def _home_is_the_users(cls, folder: str | None) -> str | None:
+        return folder and os.path.expanduser(folder)
 
     @model_validator(mode="after")
     def _initialization_needs_no_data(self) -> Self:

@@ -46,11 +46,6 @@ class Table:
         """The value in one row, counted from 0; None where there is no such column."""
         return self.columns[column][row] if column in self.columns else None
 
-    def texts(self, column: str, key: str) -> list[str]:
-        """The values of one column; JloraError, with the data row, where one is not text."""
-        text = self.texts_by_row(column, key)
-        return [text(row) for row in range(len(self.columns[column]))]
-
     def texts_by_row(self, column: str, key: str) -> Callable[[int], str]:
         """The function that gives the text in a row, counted from 0; JloraError, with the data row, where it is none.
 

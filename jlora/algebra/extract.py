@@ -46,11 +46,12 @@ def extract(
 
     Raises:
       JloraError: whatever `init` refuses, trees of different shapes, a value that is not finite, no change in any
-        targeted leaf, an impossible `energy`, `use_dora`.
+        targeted leaf, an impossible `energy`, `use_dora`, a tied embedding without `ensure_weight_tying`.
     """
     config = _checked(config, energy)
     leaves, changed = array_leaves(base), array_leaves(tuned)
     plan = abstract_adapter(config, base, fn, *args, **kwargs)
+    _require_all_uses(plan)
     _require_same_shapes(changed, leaves)
     _require_finite(changed, "tuned")
     _require_finite(leaves, "base")
@@ -91,6 +92,15 @@ def _checked(config: LoraConfig, energy: float | None) -> LoraConfig:
     if not 0 < energy <= 1:
         raise JloraError(f"energy: expected a share in (0, 1], found {energy}")
     return dataclasses.replace(config, r=1, rank_pattern={})  # the plan's ranks say then only which layers
+
+
+def _require_all_uses(plan: Adapter) -> None:
+    for path, entry in plan.items():
+        if not isinstance(entry, Rows) and entry.only is not None:
+            raise JloraError(
+                f"{path}: expected an adapter that all uses of the leaf see, as they see what changed in it, found one"
+                f" that only the {entry.only} sees (a tied embedding); ensure_weight_tying=True lets both uses see it"
+            )
 
 
 def _require_same_shapes(tuned: Mapping[str, Any], base: Mapping[str, Any]) -> None:

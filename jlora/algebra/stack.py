@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jlora.adapter import Adapter, Entry, LowRank, Rows
+from jlora.adapter import Adapter, Entry, Full, LowRank, Rows
 from jlora.errors import JloraError
 
 
@@ -114,7 +114,7 @@ def _check_forms(path: str, entries: Sequence[Entry | None]) -> None:
         missing = [index for index, entry in enumerate(entries) if entry is None]
         raise JloraError(
             f"{path}: expected all adapters to train it whole or none, found nothing in adapters {missing};"
-            " give those the base's value: Full(leaf) or Rows(leaf[indices], indices)"
+            " give those another's entry with the base's value: dataclasses.replace(entry, value=...)"
         )
     for index, form in forms.items():
         for field in {**first, **form}:
@@ -132,15 +132,8 @@ def _form(entry: Entry) -> dict[str, Any]:
         taken = entry.indices if isinstance(entry, Rows) else entry.layers
         kind: dict[str, Any] = {"entry": type(entry).__name__, "whole": True}
         kind["rows" if isinstance(entry, Rows) else "layers"] = taken
-        kind |= (
-            {}
-            if isinstance(entry, Rows)
-            else {
-                "only": entry.only,
-                "tied": entry.tied,
-                "torch_axes": entry.torch_axes,
-            }
-        )
+        if isinstance(entry, Full):
+            kind |= {"only": entry.only, "tied": entry.tied, "torch_axes": entry.torch_axes}
         return kind | {"shape": entry.value.shape, "dtype": entry.value.dtype}
     return {
         "entry": "LowRank",

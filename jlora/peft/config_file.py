@@ -208,6 +208,13 @@ def _with_parameters(path: Path, stored: Mapping[str, Any]) -> Any:
         )
     if stored.get("layers_to_transform") is not None:
         raise JloraError(f"{path}: layers_to_transform: expected null, as it does not count for target_parameters")
+    for field in ("rank_pattern", "alpha_pattern"):
+        if stored.get(field):
+            raise JloraError(
+                f"{path}: {field}: expected none beside target_parameters, for which PEFT compares it with names that"
+                f" end in .weight, found {reprlib.repr(stored[field])}; name the modules in target_modules, and in"
+                f" {field} those with another number"
+            )
     ends = [name.removesuffix(".weight") for name in names]
     if isinstance(modules, str):
         return rf"(?:{modules})|(?:.*\.)?(?:{'|'.join(map(re.escape, ends))})"

@@ -157,7 +157,7 @@ def layer_names(path: str, entry: LowRank) -> list[str]:
       JloraError: a stack inside one module, for which PEFT's files have no form.
     """
     stack = entry.scale.shape[:-1]
-    if len(stack) > 1 or (stack and not is_stacked(path)):
+    if len(stack) > 1 or (stack and not (is_stacked(path) and len(entry.ranks) == stack[0])):
         raise JloraError(
             f"{path}: expected one module a layer, found a stack {stack} inside a module,"
             " for which PEFT's files have no form"

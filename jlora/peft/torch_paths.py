@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from jlora.adapter import Adapter, Entry, Full, LowRank
 from jlora.errors import JloraError
-from jlora.names import module_names, parameter, torch_path
+from jlora.names import is_stacked, module_names, parameter, torch_path
 
 _HELP = "; give torch's names: save_adapter(..., names={path: 'model.layers.{}.q_proj.weight'})"
 
@@ -45,6 +45,8 @@ def _require_torch_name(path: str, named: str, entry: Entry) -> None:
         raise JloraError(
             f"{path}: expected a weight or a bias of a module, which PEFT trains whole, found a leaf by itself{_HELP}"
         )
+    if is_stacked(named) and entry.value.ndim < 2:
+        raise JloraError(f"{path}: expected a stack of layers by its name, found the shape {entry.value.shape}{_HELP}")
     known = entry.torch_axes is not None or parameter(path) is not None or parameter(named) == "bias"
     if not known and entry.value.ndim > 1:
         raise JloraError(

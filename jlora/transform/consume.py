@@ -55,9 +55,12 @@ def leaf_axes(weight: Update, dims: Sequence[int]) -> tuple[int, ...]:
 
 
 def stack_axes(weight: Update, used: set[int], batch: Sequence[int] = ()) -> tuple[int, ...]:
-    """The axes that scans, batches and single places went over; a vector is no matrix, and its places no layers."""
-    picked = set(weight.picked) - used if len(weight.axes) > 1 else set()
-    return tuple(sorted({*weight.stack, *batch, *picked}))
+    """The axes that scans, batches and single places went over; a vector is no matrix, and its places no layers.
+
+    An axis of which a batch goes over a part (heads of a kernel that has them in its outputs) is no stack.
+    """
+    picked = set(weight.picked) if len(weight.axes) > 1 else set()
+    return tuple(sorted({*weight.stack, *({*batch, *picked} - used)}))
 
 
 def dot_update(

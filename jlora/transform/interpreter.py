@@ -12,9 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.extend import core
 
+from jlora.explicit_sharding import first_place
 from jlora.paths import is_array, leaves_by_path
 from jlora.quantization.leaf import Quantized, is_quantized
 from jlora.transform import compat
@@ -167,7 +167,7 @@ def _narrowed(producers: Mapping[Any, Any], var: Any, value: Any) -> jax.Array:
     """The array with size 1 on the dims over which the function's own text says that it does not vary."""
     value = jnp.asarray(value)
     for dim in _constant_dims(producers, var) if value.ndim else ():
-        value = lax.slice_in_dim(value, 0, 1, axis=dim)
+        value = first_place(value, dim)
     return value
 
 

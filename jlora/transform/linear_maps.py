@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jlora.explicit_sharding import first_place, split_like
 from jlora.transform.deferred import formed
 from jlora.transform.factored import Factored, Update
 
@@ -120,6 +121,7 @@ def _is_factored(value: Any) -> bool:
 
 def _under_gain(weight: jax.Array, gain: jax.Array, outside: jax.Array) -> jax.Array:
     """The weight such that the gain, which will multiply all of it, gives back the numbers outside of the leaf."""
+    outside = split_like(outside, weight)
     return jnp.where(outside, (weight / jnp.where(gain == 0, 1, gain)).astype(weight.dtype), weight)
 
 
@@ -184,16 +186,13 @@ def _joined_gain(parts: list, dim: int) -> jax.Array | None:
     first = next((gain for gain in gains if gain is not None), None)
     if first is None:
         return None
-    spread = _spread(*(jnp.ones((1,) * first.ndim, first.dtype) if gain is None else _one(gain, dim) for gain in gains))
+    one = jnp.ones((1,) * first.ndim, first.dtype)
+    spread = _spread(*(one if gain is None else first_place(gain, dim) for gain in gains))
     sized = []
     for gain, whole, part in zip(gains, spread, parts, strict=True):
         shape = [part.shape[d] if d == dim else size for d, size in enumerate(whole.shape)]
         sized.append(jnp.broadcast_to(jnp.ones((), first.dtype) if gain is None else gain, shape))
     return jnp.concatenate(sized, dim)
-
-
-def _one(gain: jax.Array, dim: int) -> jax.Array:
-    return lax.slice_in_dim(gain, 0, 1, axis=dim)
 
 
 def _padded(update: Update, shape: Sequence[int], amounts: Sequence[tuple[int, int, int]]) -> Update:

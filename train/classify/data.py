@@ -110,7 +110,7 @@ def configured_names(config: DataConfig) -> tuple[str, ...] | None:
 
 def rows_of(tables: Sequence[Table], config: DataConfig, split: str, labelled: bool = True) -> Split:
     """As `read_split`, from tables that were read."""
-    rows = _joined(tables, config, split, labelled, [])
+    rows = _joined(tables, config, split, None, [], labelled)
     return _name_labels(rows, config, split, []) if labelled else rows
 
 
@@ -120,15 +120,22 @@ def _read(
     """(the rows of a split, the names of their classes where the source says them)."""
     tables = read_tables(source, split, config)
     if isinstance(config.label, list):
-        return _joined(tables, config, split, True, notes), tuple(config.label)
+        return _joined(tables, config, split, config.skip_bad_rows, notes), tuple(config.label)
     names = {table.class_names.get(config.label) for table in tables}
     if len(names) > 1:
         raise JloraError(f"data.{split}: the parts name their classes differently: {names}")
-    return _joined(tables, config, split, True, notes), names.pop()
+    return _joined(tables, config, split, config.skip_bad_rows, notes), names.pop()
 
 
-def _joined(tables: Sequence[Table], config: DataConfig, split: str, labelled: bool, notes: list[str]) -> Split:
-    parts = [_to_split(table, config, split, labelled, notes) for table in tables]
+def _joined(
+    tables: Sequence[Table],
+    config: DataConfig,
+    split: str,
+    skip: bool | None,
+    notes: list[str],
+    labelled: bool = True,
+) -> Split:
+    parts = [_to_split(table, config, split, skip, notes, labelled) for table in tables]
     return Split(
         text=[text for part in parts for text in part.text],
         text_pair=[text for part in parts for text in part.text_pair or []] if config.text_pair else None,
@@ -138,7 +145,9 @@ def _joined(tables: Sequence[Table], config: DataConfig, split: str, labelled: b
     )
 
 
-def _to_split(table: Table, config: DataConfig, split: str, labelled: bool, notes: list[str]) -> Split:
+def _to_split(
+    table: Table, config: DataConfig, split: str, skip: bool | None, notes: list[str], labelled: bool
+) -> Split:
     text = table.texts_by_row(config.text, "data.text")
     pair = table.texts_by_row(config.text_pair, "data.text_pair") if config.text_pair else None
     label = _labels(table, config.label) if labelled else lambda row: -1
@@ -147,7 +156,7 @@ def _to_split(table: Table, config: DataConfig, split: str, labelled: bool, note
     def read(row: int) -> tuple[str, str | None, Any]:
         return text(row), pair(row) if pair else None, label(row)
 
-    found, errors = read_each(range(count), read, config.skip_bad_rows and labelled)
+    found, errors = read_each(range(count), read, skip)
     notes += left_out(split, errors, count)
     texts, pairs, labels = (list(column) for column in zip(*found.values(), strict=True))
     return Split(texts, pairs if pair else None, labels, [row + 1 for row in found], [table.name] * len(found))
@@ -177,7 +186,9 @@ def _labels(table: Table, column: str | list[str]) -> Callable[[int], Any]:
 
 
 def _name_labels(split: Split, config: DataConfig, name: str, notes: list[str]) -> Split:
-    """With a mapping in `data.label_names` labels become class names; others are left out or an error."""
+    """With a mapping in `data.label_names` labels become class names; others are left out, where the config says so, or
+    an error.
+    """
     if not isinstance(config.label_names, dict):
         return split
     names = {str(value): class_name for value, class_name in config.label_names.items()}
@@ -185,7 +196,7 @@ def _name_labels(split: Split, config: DataConfig, name: str, notes: list[str]) 
         names.setdefault("-1", "-1")
     known = [index for index, value in enumerate(split.label) if str(value) in names]
     others = Counter(str(value) for value in split.label if str(value) not in names)
-    if others and not config.drop_other_labels:
+    if others and not (config.drop_other_labels or config.skip_bad_rows):
         index = next(i for i, value in enumerate(split.label) if str(value) not in names)
         raise JloraError(
             f"{split.where(index)}: the label {split.label[index]!r} is not in data.label_names "

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -72,26 +73,30 @@ def is_yes(value: Any) -> bool | None:
     return {0: False, 1: True}.get(whole_number(value))  # type: ignore[arg-type]
 
 
-def are_multi_hot(values: Sequence[Any]) -> bool:
-    """Whether all labels are lists of 0 and 1 of one length, two or more: an entry for each class.
+def multi_hot_length(values: Sequence[Any]) -> int | None:
+    """How many classes the labels have where they are lists of 0 and 1 of one length, two or more: an entry for each
+    class; None where they are not.
 
-    As lists of ids they would name a class twice, or all of two classes in each row.
+    As lists of ids they would name a class twice, or all of two classes in each row. Where most are such lists, and one
+    of these would name a class twice, the others are mistakes.
     """
-    lengths = {len(value) if isinstance(value, list) else 0 for value in values}
-    return (
-        len(lengths) == 1 and min(lengths) > 1 and all(is_yes(part) is not None for value in values for part in value)
-    )
+    lists = [value for value in values if isinstance(value, list) and all(is_yes(part) is not None for part in value)]
+    [(length, count)] = Counter(map(len, lists)).most_common(1) or [(0, 0)]
+    would_repeat = any(len(value) == length and len(set(map(is_yes, value))) < length for value in lists)
+    are = count == len(values) or (2 * count > len(values) and would_repeat)
+    return length if length > 1 and are else None
 
 
 def parsed_lists(values: Sequence[Any]) -> list[Any]:
-    """The labels, as lists where each that is not empty is the text of one: '[1, 0]', "['a', 'b']", '[1 0]'."""
-    texts = [value for value in values if label_kind(value) != "nothing"]
-    if not texts or not all(isinstance(text, str) and _LIST.fullmatch(text.strip()) for text in texts):
+    """The labels, as lists where most that are neither empty nor -1 are the text of one: '[1, 0]', "['a', 'b']",
+    '[1 0]'. The others stay as they are.
+    """
+    given = [value for value in values if label_kind(value) != "nothing" and whole_number(value) != -1]
+    texts = {text for text in given if isinstance(text, str) and _LIST.fullmatch(text.strip())}
+    parsed = {text: found for text in texts if isinstance(found := _parsed(text.strip()), list)}
+    if 2 * sum(isinstance(value, str) and value in parsed for value in given) <= len(given):
         return list(values)
-    parsed = {text: _parsed(text.strip()) for text in set(texts)}
-    if not all(isinstance(found, list) for found in parsed.values()):
-        return list(values)
-    return [parsed.get(value, value) for value in values]
+    return [parsed.get(value, value) if isinstance(value, str) else value for value in values]
 
 
 def _parsed(text: str) -> Any:

@@ -16,10 +16,10 @@ from train.classify.data import Split
 from train.classify.label_values import (
     SEPARATOR,
     are_class_ids,
-    are_multi_hot,
     has_decimal_comma,
     is_yes,
     label_kind,
+    multi_hot_length,
     number,
     spelling,
     whole_number,
@@ -79,11 +79,10 @@ def infer_labels(train: Split, task: str | None = None, names: tuple[str, ...] |
     inferred, reason = (cast(ProblemType, task), "") if task else _infer_task(train, names)
     if inferred == "regression":
         return Labels(inferred, ("LABEL_0",), reason=reason)
-    if inferred == "multi_label_classification" and are_multi_hot(train.label):
-        count = len(train.label[0])
-        if names is None or len(names) == count:
-            found = names or tuple(f"LABEL_{i}" for i in range(count))
-            return Labels(inferred, found, multi_hot=True, reason=reason and "they have a 0 or 1 for each class")
+    count = multi_hot_length(train.label) if inferred == "multi_label_classification" else None
+    if count and (names is None or len(names) == count):
+        found = names or tuple(f"LABEL_{i}" for i in range(count))
+        return Labels(inferred, found, multi_hot=True, reason=reason and "they have a 0 or 1 for each class")
     labels = Labels(inferred, names, reason=reason) if names else _collect_labels(train, inferred, reason)
     if inferred == "single_label_classification" and len(labels) < 2:
         raise JloraError(f"{train.source[0]}: expected two classes or more, found {labels.names[0]!r} alone")
@@ -111,19 +110,19 @@ def encode(split: Split, labels: Labels, name: str) -> np.ndarray:
     score, a regression's test split is unlabelled only where every value is -1. Raises JloraError naming
     file and row.
     """
-    return encode_rows(split, labels, name, skip=False)[1]
+    return encode_rows(split, labels, name, skip=None)[1]
 
 
-def encode_rows(split: Split, labels: Labels, name: str, skip: bool) -> tuple[Split, np.ndarray, list[str]]:
+def encode_rows(split: Split, labels: Labels, name: str, skip: bool | None) -> tuple[Split, np.ndarray, list[str]]:
     """(the rows, their labels as `encode` gives them, errors): with `skip`, rows whose labels do not fit are left out,
-    and the errors say why; else the first one is raised.
+    and the errors say why; else the first one is raised. `skip` is as for `read_each`.
     """
     unlabelled = [name == "test" and _is_minus_one(value) for value in split.label]
     if labels.problem_type == "regression" and not all(unlabelled):
         unlabelled = [False] * len(split)
     ids = {class_name: index for index, class_name in enumerate(labels.names)}
     given = [value for value, skipped in zip(split.label, unlabelled, strict=True) if not skipped]
-    multi_hot = labels.multi_hot or (are_multi_hot(given) and len(given[0]) == len(labels))
+    multi_hot = labels.multi_hot or multi_hot_length(given) == len(labels)
 
     def read(index: int) -> Any:
         value = split.label[index]

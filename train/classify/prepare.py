@@ -105,8 +105,9 @@ def require_fit(adapted: Adapted, splits: dict[str, Prepared], longest: int) -> 
 
 def abstract_model(config: Config) -> Adapted:
     """The same without weights and data: every array is a ShapeDtypeStruct."""
-    names = config.data.label_names
-    distinct = dict.fromkeys(names.values() if isinstance(names, dict) else names or [])
+    columns = config.data.label if isinstance(config.data.label, list) else []  # each is a class
+    names = config.data.label_names or columns
+    distinct = dict.fromkeys(names.values() if isinstance(names, dict) else names)
     overrides: dict[str, Any] = {"id2label": dict(enumerate(distinct))} if distinct else {}
     if config.task == "regression":
         overrides = {"num_labels": 1}

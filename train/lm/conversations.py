@@ -109,18 +109,25 @@ def _with_system(turns: list[Turn], system: Any, place: str) -> list[Turn]:
 
 def _tools(found: Any, where: str) -> list[dict[str, Any]] | None:
     """The functions that a chat may call: a list of JSON schemas, or its JSON text."""
-    tools = from_json(found, where) if isinstance(found, str) and found.strip() else found or None
+    tools = _given(found, where)
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise JloraError(f"{where}: expected a list of JSON schemas; found {ascii(tools)[:60]}")
-    return tools or None
+    return tools
 
 
 def _variables(found: Any, where: str) -> dict[str, Any]:
     """More variables of the template: an object, or its JSON text."""
-    variables = from_json(found, where) if isinstance(found, str) and found.strip() else found or {}
+    variables = _given(found, where) or {}
     if not isinstance(variables, dict):
         expected = 'expected an object such as {"enable_thinking": false}'
         raise JloraError(f"{where}: {expected}; found {ascii(found)[:60]}")
     if given := [name for name in variables if name in _GIVEN]:
         raise JloraError(f"{where}: expected variables of the chat template's own; found {given[0]!r}")
     return variables
+
+
+def _given(found: Any, where: str) -> Any:
+    """What a cell holds, or its JSON text says; None where that is nothing."""
+    if isinstance(found, str):
+        found = from_json(found, where) if found.strip() else None
+    return found or None

@@ -41,7 +41,8 @@ class Documents:
       source: the file or hub set, as the user gave it.
       form: the format of the rows.
       from_template: whether a chat template wrote the texts, which brings its own first and last tokens.
-      unread: keys of turns, and of `chat_template_kwargs`, that the chat template does not name.
+      unread: keys of turns and of `chat_template_kwargs`, and `tools` of rows that have some, which the chat template
+        does not name.
       left_out: why rows were left out, one message a row (`data.skip_bad_rows`).
     """
 
@@ -151,8 +152,7 @@ def _chat_reader(
         if only:
             require_answer(chat.turns, chat.where)
         written = write_chat(chat, template, only)
-        keys = {key for turn in chat.turns for key in turn} - {"role", "content"}
-        unread.update((keys | set(chat.variables)) - template.names(chat))
+        unread.update(template.unread(chat))
         return Document(*written)
 
     return document

@@ -54,17 +54,21 @@ def used_columns(table: Table, form: Format, config: DataSection) -> set[str]:
 
 
 def has_chats(table: Table, form: Format, config: DataSection) -> bool:
-    """Whether the rows are chats, which a template writes: prompts and completions are where the first is a list."""
+    """Whether the rows are chats, which a template writes: of prompts and completions, where the first prompt that is
+    there is a list.
+    """
     if form == "prompt_completion":
-        return isinstance(next(iter(table.columns.get(config.prompt, [])), None), list)
+        prompts = table.columns.get(config.prompt, [])
+        return isinstance(next((prompt for prompt in prompts if prompt is not None), None), list)
     return form in ("sharegpt", "messages")
 
 
 def chat_column(table: Table, form: Format, config: DataSection) -> str:
-    """`data.messages`; where it is null, `conversations` (ShareGPT's, or where it is the only one) or `messages`."""
+    """`data.messages`; where it is null, `messages` or `conversations`: of both, the latter for ShareGPT's chats."""
     if config.messages:
         return config.messages
-    return "conversations" if form == "sharegpt" or "messages" not in table.columns else "messages"
+    names = ("conversations", "messages") if form == "sharegpt" else ("messages", "conversations")
+    return next((name for name in names if name in table.columns), names[0])
 
 
 def answers_only(form: Format, config: DataSection) -> bool:
@@ -86,6 +90,7 @@ def too_long(form: Format, config: DataSection) -> TooLong:
 
 
 def _says_from(chats: list[object]) -> bool:
-    """Whether the first turn of the first chat says `from`, as ShareGPT's do."""
-    first = chats[0] if chats else None
-    return isinstance(first, list) and bool(first) and isinstance(first[0], dict) and "from" in first[0]
+    """Whether the first turn of the first chat that has one says `from`, as ShareGPT's do."""
+    turns = (chat[0] for chat in chats if isinstance(chat, list) and chat)
+    first = next(turns, None)
+    return isinstance(first, dict) and "from" in first

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Names of a turn's thoughts; templates read the first, or the second."""
+"""Names of a turn's thoughts."""
+_READ = _REASONING[:2]
+"""Those that templates read: a turn's thoughts are given to them by both."""
 
 
 class Chat(NamedTuple):
@@ -72,9 +74,14 @@ class ChatTemplate:
         require_text(written.text, f"{chat.where}: what the chat template of {self.source} writes")
         return written
 
-    def names(self, chat: Conversation) -> frozenset[str]:
-        """Every name that stands in the template that is taken for this chat."""
-        return self._compiled(chat).names
+    def unread(self, chat: Conversation) -> set[str]:
+        """Keys of the chat's turns, its variables and `tools` that the template does not name, so that it has no use
+        for them.
+        """
+        names, keys = self._compiled(chat).names, {key for turn in chat.turns for key in turn} - {"role", "content"}
+        if names.intersection(_READ):
+            keys -= set(_REASONING)
+        return (keys | set(chat.variables) | ({"tools"} if chat.tools else set())) - names
 
     def is_tagged(self, chat: Conversation) -> bool:
         """Whether the template marks the assistant's turns itself."""

@@ -121,9 +121,10 @@ def from_json(text: str, where: str) -> Any:
 
 def _in_one_form(turn: Turn, place: str) -> Turn:
     turn["role"] = _SAME_ROLES.get(turn["role"], turn["role"])
-    if call := turn.pop("function_call", None):
-        turn.setdefault("tool_calls", [{"type": "function", "function": call}])
-    if calls := _calls(turn.pop("tool_calls", []), f"{place}, 'tool_calls'"):
+    found, older = turn.pop("tool_calls", []), turn.pop("function_call", None)
+    if older and not found:
+        found = [{"type": "function", "function": older}]
+    if calls := _calls(found or [], f"{place}, 'tool_calls'"):
         turn["tool_calls"] = calls
     if isinstance(turn.get("content"), list):
         turn["content"] = _joined(turn["content"], f"{place}, 'content'")

@@ -25,10 +25,15 @@ def test_children_of_split_and_fold_in_are_all_different(key):
     assert len({tuple(jax.random.key_data(child).tolist()) for child in [key, *children]}) == 1001
 
 
-@pytest.mark.parametrize(("bits", "largest"), [(8, 2**8), (16, 2**16), (32, 2**32)])
-def test_bits_are_uniform(key, bits, largest):
-    found = np.asarray(jax.random.bits(key, (40000,), f"uint{bits}"), np.float64) / largest
-    np.testing.assert_allclose([found.mean(), found.var()], [1 / 2, 1 / 12], atol=0.01)
+@pytest.mark.parametrize("bits", [8, 16, 32, 64])
+def test_bits_are_uniform(bits):
+    """Both halves of a number: the low one of 64 bits is drawn apart from the high one."""
+    with jax.enable_x64(bits == 64):
+        drawn = jax.random.bits(hash_key(jax.random.key(0)), (40000,), f"uint{bits}")
+        halves = np.asarray(drawn), np.asarray(drawn) & np.asarray(2 ** (bits // 2) - 1, drawn.dtype)
+    for found, size in zip(halves, (bits, bits // 2), strict=True):
+        share = (found.astype(np.float64) + 0.5) / 2.0**size
+        np.testing.assert_allclose([share.mean(), share.var()], [1 / 2, 1 / 12], atol=0.01)
 
 
 def test_draws_of_children_are_independent(key):

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora.adapter import Entry, Full, Kind, LowRank, Rows
+from jlora.adapter import Entry, Full, Kind, LowRank
 from jlora.base_uses import BaseUses, TorchAxes, base_uses, shaping_use, without_rule
 from jlora.config import LoraConfig
 from jlora.errors import JloraError
@@ -22,14 +22,12 @@ from jlora.targets import (
     is_all_linear,
     is_target,
     is_trained_whole,
-    matches,
     pattern_value,
     require_quick_patterns,
 )
+from jlora.token_rows import token_rows
 from jlora.transform.consume import Use
 from jlora.tying import HEAD, means, with_embedding_for_head
-
-_TOKEN_EMBEDDINGS = ("embed_tokens", "word_embeddings", "wte", "embed_in")
 
 
 def abstract_adapter(
@@ -89,13 +87,13 @@ def _planned(config: LoraConfig, seen: BaseUses, low_ranks: Mapping[str, LowRank
         plan[path] = _full(seen.leaves[path], layers, len(seen.modules[path]), seen.torch_axes[path])
     for path in seen.tied.keys() & plan.keys():
         plan[path] = _of_tied_table(plan[path], config.ensure_weight_tying)
-    for path, ids in _token_rows(config, seen).items():
+    for path, rows in token_rows(config, seen).items():
         if path in plan:
             raise JloraError(
                 f"{path}: expected an embedding of which either rows are trained (trainable_token_indices) or the"
                 " whole is adapted (target_modules, modules_to_save), found both"
             )
-        plan[path] = _rows(path, seen.leaves[path], ids)
+        plan[path] = rows
     return {path: plan[path] for path in seen.leaves if path in plan}
 
 
@@ -242,46 +240,3 @@ def _full(leaf: Any, layers: tuple[int, ...], count: int, axes: TorchAxes | None
     if len(layers) == count:
         return Full(_abstract(leaf.shape, leaf.dtype), torch_axes=axes)
     return Full(_abstract((len(layers), *leaf.shape[1:]), leaf.dtype), layers, torch_axes=axes)
-
-
-def _token_rows(config: LoraConfig, seen: BaseUses) -> dict[str, tuple[int, ...]]:
-    """{path of an embedding: ids of its trained rows}, which its tied head shares."""
-    wanted = config.trainable_token_indices
-    if wanted is None:
-        return {}
-    lookups = [path for path, uses in seen.uses.items() if any(use.kind == "lookup" for use in uses)]
-    tables = {path: seen.modules[path][0] for path in lookups}
-    by_name = wanted if isinstance(wanted, Mapping) else {_token_embedding(tables): wanted}
-    found: dict[str, tuple[int, ...]] = {}
-    for end, ids in by_name.items():
-        others = [list(rows) for name, rows in by_name.items() if name != HEAD]
-        if seen.tied and end == HEAD and list(ids) in others:
-            continue
-        paths = [path for path, name in tables.items() if matches([end], name)]
-        if len(paths) != 1:
-            there = ", ".join(tables.values()) or "none"
-            raise JloraError(
-                f"LoraConfig.trainable_token_indices: expected the end of one embedding's name, found {end!r}, which"
-                f" matches {len(paths)}\nThere are: {there}"
-            )
-        found[paths[0]] = tuple(int(i) for i in ids)
-    return found
-
-
-def _token_embedding(tables: Mapping[str, str]) -> str:
-    names = list(tables.values())
-    tokens = [name for name in names if matches(_TOKEN_EMBEDDINGS, name)] if len(names) > 1 else names
-    if len(tokens) != 1:
-        raise JloraError(
-            "LoraConfig.trainable_token_indices: expected {name of the embedding: ids} where the function has not one"
-            f" token embedding\nThere are: {', '.join(names) or 'none'}"
-        )
-    return tokens[0]
-
-
-def _rows(path: str, leaf: Any, ids: tuple[int, ...]) -> Rows:
-    if leaf.ndim != 2 or len(set(ids)) != len(ids) or not all(0 <= i < leaf.shape[0] for i in ids) or not ids:
-        raise JloraError(
-            f"LoraConfig.trainable_token_indices: {path}: expected different rows of a table {leaf.shape}, found {ids}"
-        )
-    return Rows(_abstract((len(ids), leaf.shape[1]), leaf.dtype), ids)

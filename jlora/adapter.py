@@ -89,10 +89,22 @@ class Full:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Some rows of an embedding (vocab, dim) that are trained: `value` (n, dim) stands in for its rows `indices`."""
+    """Some rows of a table of tokens that are trained: `value` stands in for its rows `indices`.
+
+    Attributes:
+      value: (n, dim), whichever axis of the leaf the tokens are on.
+      indices: n different tokens.
+      axis: that of the tokens: 0 of an embedding (vocab, dim), 1 of an output head's kernel (dim, vocab).
+    """
 
     value: jax.Array
     indices: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    axis: int = dataclasses.field(default=0, metadata={"static": True})
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """The index of the rows in the leaf, which has their axis where the leaf has it."""
+        return (*[slice(None)] * self.axis, np.asarray(self.indices))
 
 
 Entry = LowRank | Full | Rows
@@ -119,6 +131,8 @@ def _taken(entry: Full | Rows) -> tuple[int, ...] | None:
 
 def _whole_fits(entry: Full | Rows, shape: tuple[int, ...]) -> bool:
     found, taken = np.shape(entry.value), _taken(entry)
+    if isinstance(entry, Rows) and entry.axis < len(shape):
+        shape = (shape[entry.axis], *shape[: entry.axis], *shape[entry.axis + 1 :])
     if taken is None:
         return found == shape
     return bool(shape) and found == (len(taken), *shape[1:]) and all(0 <= i < shape[0] for i in taken)
@@ -127,7 +141,17 @@ def _whole_fits(entry: Full | Rows, shape: tuple[int, ...]) -> bool:
 def replaced(leaf: jax.Array | Quantized, entry: Full | Rows) -> jax.Array:
     """The base's leaf with what is trained whole in its place; dense, where the leaf is quantized."""
     taken = _taken(entry)
-    return entry.value if taken is None else as_array(leaf).at[jnp.asarray(taken)].set(entry.value.astype(leaf.dtype))
+    if taken is None:
+        return entry.value
+    value = entry.value.astype(leaf.dtype)
+    if isinstance(entry, Rows):
+        return as_array(leaf).at[entry.place].set(jnp.moveaxis(value, 0, entry.axis))
+    return as_array(leaf).at[jnp.asarray(taken)].set(value)
+
+
+def rows_of(table: jax.Array, entry: Rows) -> jax.Array:
+    """(n, dim): what the table has in the rows that the entry stands in for."""
+    return jnp.moveaxis(table[entry.place], entry.axis, 0)
 
 
 def scaled_b(low_rank: LowRank) -> jax.Array:

@@ -63,8 +63,8 @@ class LoraConfig:
         matrix (in, r). "pissa", "pissa_niter_4", "olora", "loftq", "lora_ga" and "eva" look at the weights, their
         gradients or their inputs: `jlora.init_residual`, `init_loftq`, `init_lora_ga` and `init_eva` are for these.
       bias: "none", "all" biases are trained, or those of adapted modules ("lora_only").
-      trainable_token_indices: rows of embeddings that are trained: {end of the module's name: ids}; a list of ids
-        is for the token embedding.
+      trainable_token_indices: rows of embeddings, and of output heads that are not tied, that are trained: {end of
+        the module's name: ids}; a list of ids is for the token embedding.
       ensure_weight_tying: whether the adapter of an embedding that is also the output head is seen by both uses;
         false, only by the lookup.
       task_type: PEFT's, "SEQ_CLS" for sequence classification, or None.

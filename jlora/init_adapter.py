@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora.abstract_adapter import abstract_adapter
-from jlora.adapter import Entry, Full, LowRank, Rows
+from jlora.adapter import Entry, Full, LowRank, Rows, rows_of
 from jlora.config import LoraConfig
 from jlora.dora import with_magnitude
 from jlora.draws import drawn
@@ -77,7 +77,7 @@ def _filled(key: jax.Array, config: LoraConfig, entry: Entry, leaf: jax.Array | 
         taken = whole if entry.layers is None else whole[jnp.asarray(entry.layers)]
         return dataclasses.replace(entry, value=jnp.array(taken, copy=True))
     if isinstance(entry, Rows):
-        return Rows(as_array(leaf)[jnp.asarray(entry.indices)], entry.indices)
+        return dataclasses.replace(entry, value=rows_of(as_array(leaf), entry))
     return started(drawn(key, entry, config.init_lora_weights), leaf)
 
 

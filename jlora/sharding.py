@@ -59,4 +59,4 @@ def _letters(entry: Entry) -> tuple[str, dict[str, str]]:
         a, b, gain = f"{stack}r{inputs}", f"{stack}r{outputs}", f"{stack}{outputs}"
         return leaf, {"a": a, "b": b, "scale": f"{stack}r", "magnitude": gain, "squared_norm": gain}
     leaf = "abcdefgh"[: len(entry.value.shape)]
-    return leaf, {"value": f"r{leaf[1:]}" if isinstance(entry, Rows) else leaf}
+    return leaf, {"value": "r" + leaf.replace(leaf[entry.axis], "") if isinstance(entry, Rows) else leaf}

@@ -29,6 +29,7 @@ LAYERS = [
     {"transform.interpreter"},
     {"transform.adapt", "transform.moments"},
     {"base_uses"},
+    {"token_rows"},
     {"abstract_adapter", "draws"},
     {"init_adapter", "algebra.merge"},
     {"residual", "eva", "quantization.tree"},

@@ -89,6 +89,21 @@ def test_the_logits_are_pefts(name, tied, case, rows, tmp_path):
     assert difference(np.asarray(found)[real], expected[real]) < 1e-5
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_all_new_tokens_are_as_good_as_tables(tied, tmp_path):
+    """PEFT's file without tables: whatever the new rows of its base were, they are not used."""
+    rows = [60, 61, 62, 63]
+    indices = rows if tied else {"embed_tokens": rows, "lm_head": rows}
+    theirs = _peft_model("llama", tied, 64, {"target_modules": ["q_proj"], "trainable_token_indices": indices})
+    theirs.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    model, base = with_stored_vocabulary(tmp_path / "adapter", *jlora.load_base(_base_folder("llama", tied, tmp_path)))
+    batch = cases.random_tokens(model.config)
+    adapter, _ = jlora.load_adapter(tmp_path / "adapter", base, model.apply, batch)
+    real = np.asarray(batch["attention_mask"], bool)
+    found = cases.quick(model.apply)(jlora.merge(base, adapter), batch)
+    assert difference(np.asarray(found)[real], cases.torch_logits(theirs, batch)[real]) < 1e-5
+
+
 def test_a_file_with_one_table_of_two_is_refused(tmp_path):
     _peft_model("llama", False, 64, _fields("llama", "the tables as they are")).save_pretrained(
         tmp_path / "adapter", save_embedding_layers=True

@@ -53,6 +53,7 @@ class Facts:
       versions: {package: version}.
       chat: whether a language model is talked to through its tokenizer's chat template.
       pair: whether a classifier labels pairs of texts.
+      tokens: how many the base has to have for the adapter; None: as many as it has.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Facts:
     versions: Mapping[str, str] = field(default_factory=dict)
     chat: bool = False
     pair: bool = False
+    tokens: int | None = None
 
     @property
     def task(self) -> str:
@@ -205,6 +207,8 @@ def _generating_code(facts: Facts, kind: Kind) -> str:
         lines.append(f"model = AutoModelForCausalLM.from_pretrained({facts.where!r}).eval()")
     else:
         lines.append(f"base = AutoModelForCausalLM.from_pretrained({_base_arguments(facts.base_model)})")
+        if facts.tokens is not None:
+            lines.append(f"base.resize_token_embeddings({facts.tokens})  # tokens were added before training")
         lines.append(f"model = PeftModel.from_pretrained(base, {facts.where!r}).eval()")
     text = f'"{_PROMPT}"'
     if facts.chat:

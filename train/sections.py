@@ -99,7 +99,7 @@ class LoraSection(Section):
         default="none", description="biases that are trained: none, all, or those of adapted modules"
     )
     trainable_token_indices: list[Whole] | dict[str, list[Whole]] | None = Field(
-        default=None, description="ids of tokens whose embeddings are trained, or {name of an embedding: ids}"
+        default=None, description="ids of tokens whose embeddings are trained, or {name of an embedding or head: ids}"
     )
     ensure_weight_tying: bool = Field(
         default=False,

@@ -1,23 +1,30 @@
-"""Adapters whose vocabulary is not the base's: tokens were added before training, and the tables are in their file."""
+"""Adapters whose vocabulary is not the base's: tokens were added before training.
+
+Their file has the tables, or the trained rows of the tokens that the base does not have.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from copy import copy
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from jlora.config import LoraConfig
 from jlora.errors import JloraError
 from jlora.models import family
-from jlora.names import hf_keys, is_transposed
+from jlora.names import is_transposed
 from jlora.paths import leaves_by_path, replace_leaves
+from jlora.peft.config_file import CONFIG
+from jlora.peft.folder import stored_config
 from jlora.peft.keys import PREFIX
 from jlora.peft.stored_tensors import stored_tensors, weights_file
+from jlora.targets import matches
 from jlora.tying import HEAD
+from train.grown_tables import grown, table_paths, with_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -26,36 +33,61 @@ _FORMS = ("base_layer.", "original_module.", "")
 
 
 def with_stored_vocabulary(folder: Path, model: Any, base: Any) -> tuple[Any, Any]:
-    """(model, base) with as many tokens as the tables in an adapter's file have, which stand in for the base's.
+    """(model, base) with as many tokens as an adapter's file has.
 
-    Both are returned as they are where the file has no table, or one of the base's size.
+    The file's tables stand in for the base's. Where it has trained rows of more tokens alone, the base's tables grow.
+    Both are returned as they are where the file has neither.
 
     Args:
       folder: of the adapter.
       model, base: a causal language model, as `load_base` gives it.
 
     Raises:
-      JloraError: a file that has the embedding in another size, and not the head, or the other way round; whatever
-        `stored_tensors` refuses.
+      JloraError: a file that has the embedding in another size, and not the head, or the other way round; rows of some
+        of the new tokens and not of others; whatever `stored_tensors` refuses.
     """
     size, tensors, leaves = model.config.vocab_size, stored_tensors(folder), leaves_by_path(base)
-    names = {path: hf_keys(path, None)[0] for path in leaves}
-    modules = (family(model.config.model_type).embedding, HEAD)
-    stored = {path: _stored(tensors, name) for path, name in names.items() if name.rpartition(".")[0] in modules}
+    names = table_paths(model, base)
+    stored = {path: _stored(tensors, name) for path, name in names.items()}
     sizes = {path: size if tensor is None else tensor.shape[0] for path, tensor in stored.items()}
     rows = next((rows for rows in sizes.values() if rows != size), size)
     if rows == size:
-        return model, base
+        return _with_rows_of_new_tokens(folder, model, base)
     if other := next((path for path, found in sizes.items() if found != rows), None):
         raise JloraError(
             f"{weights_file(folder)}: expected {names[other]} for {rows} tokens, as many as another table there has;"
             f" found it for {sizes[other]}. Was the adapter saved with save_embedding_layers=True?"
         )
     logger.info("%s: %d tokens, in the place of the base's %d: its tables are used", folder, rows, size)
-    config = copy(model.config)
-    config.vocab_size = rows
     tables = {path: _as_leaf(path, tensor, leaves[path]) for path, tensor in stored.items() if tensor is not None}
-    return model.clone(config=config), replace_leaves(base, tables)
+    return with_vocabulary(model, rows), replace_leaves(base, tables)
+
+
+def trained_ids(lora: LoraConfig, module: str, *, is_embedding: bool) -> frozenset[int]:
+    """The ids of the tokens of which this table's rows are trained; a list of ids is the embedding's."""
+    wanted = lora.trainable_token_indices or {}
+    if not isinstance(wanted, Mapping):
+        return frozenset(wanted) if is_embedding else frozenset()
+    return frozenset(index for end, ids in wanted.items() if matches([end], module) for index in ids)
+
+
+def _with_rows_of_new_tokens(folder: Path, model: Any, base: Any) -> tuple[Any, Any]:
+    """The tables grown to the last token of which the adapter trains a row."""
+    lora, size = stored_config(folder), model.config.vocab_size
+    embedding = family(model.config.model_type).embedding
+    modules = [embedding] if model.config.tie_word_embeddings else [embedding, HEAD]
+    new = {name: {i for i in trained_ids(lora, name, is_embedding=name == embedding) if i >= size} for name in modules}
+    rows = max((index + 1 for ids in new.values() for index in ids), default=size)
+    for name, ids in new.items():
+        if len(ids) != rows - size:
+            raise JloraError(
+                f"{folder / CONFIG}: trainable_token_indices: expected rows of {name} for the {rows - size} tokens from"
+                f" {size} on, which the base does not have; found {len(ids)} of them. Save the adapter with its tables"
+                " (save_embedding_layers=True), or give the base with these tokens by --base"
+            )
+    if rows > size:
+        logger.info("%s: %d tokens beyond the base's %d: its tables grow", folder, rows - size, size)
+    return grown(model, base, rows)
 
 
 def _stored(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray | None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora.abstract_adapter import abstract_adapter
-from jlora.adapter import Adapter, Entry, Full, LowRank, Rows
+from jlora.adapter import Adapter, Entry, Full, LowRank, Rows, rows_of
 from jlora.algebra.reduce import from_svd, rank_for, with_fixed_signs
 from jlora.config import LoraConfig
 from jlora.errors import JloraError
@@ -156,8 +156,11 @@ def _names(path: str, entry: LowRank, copies: int) -> list[str]:
 
 
 def _whole(entry: Full | Rows, tuned: Any) -> Full | Rows:
-    taken = entry.indices if isinstance(entry, Rows) else entry.layers
-    value = jnp.asarray(tuned) if taken is None else jnp.asarray(tuned)[np.asarray(taken)]
+    value = jnp.asarray(tuned)
+    if isinstance(entry, Rows):
+        value = rows_of(value, entry)
+    elif entry.layers is not None:
+        value = value[np.asarray(entry.layers)]
     return dataclasses.replace(entry, value=jnp.array(value, entry.value.dtype, copy=True))
 
 
@@ -169,8 +172,9 @@ def _uncovered(entry: Entry | None, difference: jax.Array) -> jax.Array:
         matrices = leaf_to_matrices(entry, difference)
         held = np.repeat(np.asarray(entry.ranks) > 0, len(matrices) // len(entry.ranks))
         return matrices[~held]
-    taken = entry.indices if isinstance(entry, Rows) else entry.layers
-    return difference[:0] if taken is None else jnp.delete(difference, np.asarray(taken), axis=0)
+    if isinstance(entry, Rows):
+        return jnp.delete(difference, np.asarray(entry.indices), axis=entry.axis)
+    return difference[:0] if entry.layers is None else jnp.delete(difference, np.asarray(entry.layers), axis=0)
 
 
 def _squared(x: jax.Array) -> float:

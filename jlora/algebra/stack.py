@@ -129,11 +129,11 @@ def _check_forms(path: str, entries: Sequence[Entry | None]) -> None:
 def _form(entry: Entry) -> dict[str, Any]:
     """What must be the same for entries to be stacked, by name."""
     if not isinstance(entry, LowRank):
-        taken = entry.indices if isinstance(entry, Rows) else entry.layers
         kind: dict[str, Any] = {"entry": type(entry).__name__, "whole": True}
-        kind["rows" if isinstance(entry, Rows) else "layers"] = taken
-        if isinstance(entry, Full):
-            kind |= {"only": entry.only, "tied": entry.tied, "torch_axes": entry.torch_axes}
+        if isinstance(entry, Rows):
+            kind |= {"rows": entry.indices, "axis": entry.axis}
+        else:
+            kind |= {"layers": entry.layers, "only": entry.only, "tied": entry.tied, "torch_axes": entry.torch_axes}
         return kind | {"shape": entry.value.shape, "dtype": entry.value.dtype}
     return {
         "entry": "LowRank",

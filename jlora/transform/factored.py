@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora import dora
-from jlora.adapter import Entry, Full, Rows, scaled_b
+from jlora.adapter import Entry, Full, Rows, rows_of, scaled_b
 from jlora.products import einsum
 from jlora.quantization.leaf import Quantized, as_array
 from jlora.transform.deferred import Deferred, deferred, formed
@@ -97,24 +97,30 @@ def unadapted(path: str | None, leaf: Any) -> Any:
 def factored(path: str, weight: jax.Array | Quantized, entry: Entry) -> Factored:
     """The leaf with its update: a and b spread over the leaf's axes, r in front.
 
-    A row of `Rows` is a component of its own: a is 1 at the row's index, b what the row gains. So is a column of a
-    table that is trained whole for some uses alone: a is what the column gains, b is 1 there.
+    A row of `Rows` is a component of its own: a is 1 at the row's index, b what the row gains; in a kernel (dim, vocab)
+    it is the other way round. So it is of a column of a table that is trained whole for some uses alone.
     """
     if isinstance(entry, Full):
         a = (entry.value - as_array(weight).astype(entry.value.dtype)).T[..., None]
         b = jnp.eye(len(a), dtype=a.dtype)[:, None]
         return Factored(deferred(weight), (Update(a, b, path, _own_axes(weight), only=entry.only),))
     if isinstance(entry, Rows):
-        a = jax.nn.one_hot(jnp.asarray(entry.indices), weight.shape[0], dtype=entry.value.dtype)
-        b = entry.value - as_array(weight)[jnp.asarray(entry.indices)].astype(entry.value.dtype)
-        a = jnp.expand_dims(a, tuple(range(2, 1 + weight.ndim)))
-        return Factored(deferred(weight), (Update(a, jnp.expand_dims(b, 1), path, _own_axes(weight)),))
+        return Factored(deferred(weight), (Update(*_of_rows(entry, weight), path, _own_axes(weight)),))
     stack, inputs, outputs, out = dora.letters(entry)
     a = _spread(entry.a, f"{stack}r{inputs}", f"r{out}")
     b = _spread(scaled_b(entry), f"{stack}r{outputs}", f"r{out}")
     gain = None if entry.magnitude is None else _spread(dora.gain(entry, weight), stack + outputs, out)
     update = Update(a, b, path, _own_axes(weight), dropout=entry.dropout, only=entry.only)
     return Factored(deferred(weight), (update,), gain)
+
+
+def _of_rows(entry: Rows, weight: jax.Array | Quantized) -> tuple[jax.Array, jax.Array]:
+    """(a, b) of trained rows: in which places of their axis they are, and what they gain along the others."""
+    token = jax.nn.one_hot(jnp.asarray(entry.indices), weight.shape[entry.axis], dtype=entry.value.dtype)
+    gained = entry.value - rows_of(as_array(weight), entry).astype(entry.value.dtype)
+    others = [1 + axis for axis in range(weight.ndim) if axis != entry.axis]
+    token, gained = jnp.expand_dims(token, others), jnp.expand_dims(gained, 1 + entry.axis)
+    return (gained, token) if entry.axis else (token, gained)
 
 
 def _own_axes(weight: jax.Array | Quantized) -> tuple[tuple[int, ...], ...]:

@@ -54,6 +54,11 @@ class DataSection(DataSource):
         description="learn the completions or the assistant's turns alone; null: true for prompt_completion and "
         "alpaca, false for text and chats",
     )
+    add_tokens: list[Text] = Field(
+        default=[],
+        description="texts that become tokens of the tokenizer, and are trained; those that are tokens already are "
+        "left as they are, and said",
+    )
     max_length: Annotated[int, Field(ge=4)] = Field(default=512, description="tokens a row at most")
     too_long: Literal["split", "cut", "drop", "error"] | None = Field(
         default=None,
@@ -188,7 +193,8 @@ class LMConfig(RunConfig):
             "modules_to_save": lora.modules_to_save,
             "trainable_token_indices": lora.trainable_token_indices,
         }
-        if found := [f"lora.{name}" for name, given in others.items() if given]:
+        found = [f"lora.{name}" for name, given in others.items() if given]
+        if found := found + ["data.add_tokens"] * bool(self.data.add_tokens):
             raise ValueError(f"export.gguf_lora: llama.cpp's file holds A and B alone, found {', '.join(found)}")
         return self
 

@@ -10,18 +10,18 @@ import jax
 import jax.numpy as jnp
 
 import jlora
-from jlora.base import example_batch, load_weights
+from jlora.base import example_batch
 from jlora.errors import JloraError
 from train import artifacts, card, curves, devices, shipping
 from train.adapted import Adapted
 from train.distributed import first_alone, is_first
 from train.entry import show
+from train.grown_tables import load_grown
 from train.lm.config import LMConfig
 from train.lm.data import prompts
 from train.lm.evaluate import Task, evaluated
 from train.lm.samples import write_samples
 from train.lm.step import make_eval_step
-from train.model_files import model_folder
 from train.out_of_memory import explain_out_of_memory, how_to_end
 from train.record import Recorder
 from train.shipping import Results, base_name, conclude, drop_older, write_card
@@ -119,7 +119,7 @@ def _unrounded(run: Run, adapter: dict[str, Any]) -> tuple[Adapted, dict[str, An
         return adapted, adapter
     try:
         mesh = run.task.mesh if jax.process_count() > 1 else None  # no process holds what several do
-        base = load_weights(adapted.model, model_folder(config.model), mesh=mesh)
+        base = load_grown(adapted.model, config.model, mesh=mesh)
     except JloraError as error:
         logger.warning("merged/: the weights as they were used in training, since they cannot be read again: %s", error)
         return _on_dequantized(adapted), adapter
@@ -148,7 +148,8 @@ def _require_same_loss(run: Run, results: Results) -> None:
 
 
 def _facts(run: Run, results: Results) -> card.Facts:
-    return shipping.facts(run, results, problem_type=None, labels=(), chat=run.task.data.chats)
+    tokens = run.adapted.model.config.vocab_size if run.config.data.add_tokens else None
+    return shipping.facts(run, results, problem_type=None, labels=(), chat=run.task.data.chats, tokens=tokens)
 
 
 def _report(run: Run, results: Results) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -35,7 +36,7 @@ _COMPILER_OPTIONS: dict[str, str | bool] = {
 }
 
 
-def plan_step(config: LMConfig, sizes: dict[str, int]) -> Plan:
+def plan_step(config: LMConfig, sizes: dict[str, int], added: Sequence[int] = ()) -> Plan:
     """The step of a config on a mesh of these sizes; needs as many devices, see `train.planning.mesh.force_devices`.
 
     Where the config says bfloat16 the step is compiled in float16, which takes the same bytes: the CPU's compiler
@@ -44,7 +45,7 @@ def plan_step(config: LMConfig, sizes: dict[str, int]) -> Plan:
     Raises:
       JloraError: a batch that the mesh cannot share evenly, and whatever `abstract_model` refuses.
     """
-    step, mesh, inputs = abstract_step(config, sizes)
+    step, mesh, inputs = abstract_step(config, sizes, added)
     compiled = _lowered(step, mesh, inputs).compile(_COMPILER_OPTIONS)
     text = compiled.as_text()
     return Plan(
@@ -70,11 +71,11 @@ def _undivided(base: Any, sizes: dict[str, int]) -> dict[str, list[str]]:
     return {axis: list(dict.fromkeys(names)) for axis, names in found.items() if sizes[axis] > 1}
 
 
-def abstract_step(config: LMConfig, sizes: dict[str, int]) -> tuple[Any, Mesh | None, tuple]:
+def abstract_step(config: LMConfig, sizes: dict[str, int], added: Sequence[int] = ()) -> tuple[Any, Mesh | None, tuple]:
     """(The jitted step, its mesh, its arguments as ShapeDtypeStructs that lie as a run's do); nothing is compiled."""
     planned = _for_a_cpus_compiler(config, sizes)
     mesh = mesh_of(planned, jax.devices()[: math.prod(sizes.values())])
-    adapted = abstract_model(planned)
+    adapted = abstract_model(planned, added)
     training = training_of(planned, adapted.model, config.train.max_steps or 1)
     inputs = arguments(planned, adapted, training.tx)
     if mesh is not None:

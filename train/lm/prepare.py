@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import jlora
-from jlora.base import abstract_base, build, example_batch, load_config, load_weights
+from jlora.base import abstract_base, build, example_batch, load_config
 from jlora.checkpoint_files import WEIGHT_PATTERNS, fetch
 from jlora.errors import JloraError
 from jlora.models import FAMILIES, family
@@ -19,6 +20,8 @@ from jlora.stored_head import with_stored_head
 from jlora.tying import needs_own_head
 from train.adapted import Adapted, lora_config, settings, with_abstract_adapter, with_adapter
 from train.devices import put_adapted
+from train.grown_tables import load_grown
+from train.lm.added_tokens import require_trained, training_added, vocabulary
 from train.lm.config import LMConfig
 from train.lm.examples import Examples
 from train.lm.packing import Packed
@@ -47,21 +50,24 @@ def causal_config(name: str, lora: jlora.LoraConfig | None = None) -> PreTrained
     return config
 
 
-def prepare_model(config: LMConfig, mesh: Mesh | None = None) -> Adapted:
+def prepare_model(config: LMConfig, mesh: Mesh | None = None, added: Sequence[int] = ()) -> Adapted:
     """Model, base weights and a fresh adapter (or the one of `lora.from`), or all weights with `method: full`; on the
     mesh where there is one.
+
+    Args:
+      added: what `add_tokens` gave: the ids of added tokens.
     """
     fetch(model_folder(config.model), None, WEIGHT_PATTERNS)  # which say whether the head is tied
-    model, key = build_model(config), jax.random.key(config.seed)
-    return put_adapted(mesh, _adapted(config, model, key, mesh), config)
+    model, key = build_model(config, added), jax.random.key(config.seed)
+    return put_adapted(mesh, _adapted(config, model, key, mesh, added), config)
 
 
-def _adapted(config: LMConfig, model: Any, key: jax.Array, mesh: Mesh | None) -> Adapted:
-    load = partial(load_weights, model, model_folder(config.model), mesh=mesh)
+def _adapted(config: LMConfig, model: Any, key: jax.Array, mesh: Mesh | None, added: Sequence[int]) -> Adapted:
+    load = partial(load_grown, model, config.model, mesh=mesh)
     if config.method == "full":
         base = load()
         return Adapted(model, base, _whole_leaves(base), None)
-    lora = _lora(config, model.config)
+    lora = _lora(config, model.config, added)
     dtype = _base_dtype(config)
     if config.quantize is not None and config.lora.init_lora_weights == "loftq":
         dense, example = load(param_dtype=dtype), example_batch(model.config)
@@ -70,31 +76,35 @@ def _adapted(config: LMConfig, model: Any, key: jax.Array, mesh: Mesh | None) ->
     return with_adapter(config.lora, lora, model, base, key)
 
 
-def abstract_model(config: LMConfig) -> Adapted:
+def abstract_model(config: LMConfig, added: Sequence[int] = ()) -> Adapted:
     """The same without weights: every array is a ShapeDtypeStruct."""
-    return abstract_on(config, build_model(config))
+    return abstract_on(config, build_model(config, added), added)
 
 
-def abstract_on(config: LMConfig, model: Any) -> Adapted:
+def abstract_on(config: LMConfig, model: Any, added: Sequence[int] = ()) -> Adapted:
     """As `abstract_model`, on a linen model that may be another than the config's."""
     base = abstract_base(model)
     if config.method == "full":
         return Adapted(model, base, jax.eval_shape(_whole_leaves, base), None)
     base = jax.eval_shape(lambda base: _stored(config, model, base), base)
-    return with_abstract_adapter(config.lora, _lora(config, model.config), model, base)
+    return with_abstract_adapter(config.lora, _lora(config, model.config, added), model, base)
 
 
-def build_model(config: LMConfig) -> Any:
-    """The linen model in the config's dtype, without weights."""
+def build_model(config: LMConfig, added: Sequence[int] = ()) -> Any:
+    """The linen model in the config's dtype, with the added tokens and without weights."""
     train, name = config.train, config.model
-    lora = settings(config.lora, _lora(config, causal_config(name))) if config.method == "lora" else None
+    lora = settings(config.lora, _lora(config, causal_config(name), added)) if config.method == "lora" else None
     options: dict[str, Any] = {"dtype": jnp.dtype(train.dtype), "remat": train.remat, "attention": train.attention}
-    return build(causal_config(name, lora), **options)
+    stored = causal_config(name, lora)
+    stored.vocab_size = vocabulary(stored, added)
+    if lora is not None and config.lora.from_ is not None:
+        require_trained(lora, stored, added, config.lora.from_)
+    return build(stored, **options)
 
 
-def require_fit(config: LMConfig, rows: dict[str, Examples | Packed], longest: int) -> None:
+def require_fit(config: LMConfig, rows: dict[str, Examples | Packed], longest: int, added: Sequence[int] = ()) -> None:
     """Raises JloraError where the model does not take the tokens of a split, or rows of `longest` tokens."""
-    model = build_model(config)
+    model = build_model(config, added)
     for name, part in rows.items():
         if part.ids.max() >= model.config.vocab_size:
             raise JloraError(
@@ -106,8 +116,9 @@ def require_fit(config: LMConfig, rows: dict[str, Examples | Packed], longest: i
     jax.eval_shape(model.apply, abstract_base(model), batch)
 
 
-def _lora(config: LMConfig, stored: PreTrainedConfig) -> jlora.LoraConfig:
-    return lora_config(config.lora, trainer_targets(stored.model_type), "CAUSAL_LM")
+def _lora(config: LMConfig, stored: PreTrainedConfig, added: Sequence[int]) -> jlora.LoraConfig:
+    lora = lora_config(config.lora, trainer_targets(stored.model_type), "CAUSAL_LM")
+    return training_added(lora, stored, added)
 
 
 def _base_dtype(config: LMConfig) -> Any:

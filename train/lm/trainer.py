@@ -19,6 +19,7 @@ from train.batches import PlannedBatch, plan_epoch
 from train.best import Best
 from train.command import Flags
 from train.entry import show
+from train.lm.added_tokens import add_tokens
 from train.lm.batches import Batch, longest_batch, make_batch, row_lengths
 from train.lm.config import LMConfig
 from train.lm.data import Data, load_examples
@@ -26,7 +27,7 @@ from train.lm.evaluate import Task, validation
 from train.lm.finish import Run, finish
 from train.lm.memory_help import offers, training_help
 from train.lm.plan import plan_step
-from train.lm.prepare import abstract_model, build_model, prepare_model, require_fit
+from train.lm.prepare import abstract_model, build_model, causal_config, prepare_model, require_fit
 from train.lm.preview import preview
 from train.lm.step import make_eval_step
 from train.lm.templates import with_template
@@ -75,13 +76,13 @@ def _dry_run(config: LMConfig, *, verbose: bool) -> None:
     if config.mesh.fsdp * config.mesh.tensor > 1 or config.mesh.data > 1:
         sizes = ",".join(f"{axis}={max(1, getattr(config.mesh, axis))}" for axis in AXES)
         raise JloraError(f"--dry-run: plans one device, and mesh asks for more: add --mesh {sizes}")
-    adapted, steps = abstract_model(config), config.train.max_steps
+    adapted, steps = abstract_model(config, _planned_tokens(config)), config.train.max_steps
     show(parameters(adapted.base, adapted.adapter, verbose=verbose) + "\n")
     training = training_of(config, adapted.model, steps or 1)
     inputs, words = arguments(config, adapted, training.tx), adapted.model.config.vocab_size
     rate = matrix_rate(config.train.dtype)
     show(describe(training.step, inputs, vocab_size=words, steps=steps, rate=rate))
-    logger.info("dry run: nothing was read but the model's config.json, nothing was written")
+    _say_what_was_read(config)
 
 
 def _plan(config: LMConfig, mesh: str, chip: str | None) -> None:
@@ -89,12 +90,22 @@ def _plan(config: LMConfig, mesh: str, chip: str | None) -> None:
     sizes = mesh_sizes(mesh)
     devices.require_shared(config.train.batch_size, sizes)
     force_devices(math.prod(sizes.values()))
-    show(plan_text(plan_step(config, sizes), known))
-    logger.info("dry run: nothing was read but the model's config.json, nothing was written")
+    show(plan_text(plan_step(config, sizes, _planned_tokens(config)), known))
+    _say_what_was_read(config)
+
+
+def _planned_tokens(config: LMConfig) -> tuple[int, ...]:
+    """The ids of added tokens, for which alone a plan needs the tokenizer."""
+    return _tokenizer(config)[1] if config.data.add_tokens else ()
+
+
+def _say_what_was_read(config: LMConfig) -> None:
+    files = "config.json and tokenizer" if config.data.add_tokens else "config.json"
+    logger.info("dry run: nothing was read but the model's %s, nothing was written", files)
 
 
 def _preview(config: LMConfig) -> None:
-    tokenizer = _tokenizer(config)
+    tokenizer, _ = _tokenizer(config)
     show(preview(_data(config, tokenizer).rows["train"], tokenizer, PREVIEWED))
 
 
@@ -104,17 +115,17 @@ def _train(config: LMConfig, flags: Flags, is_offline: bool) -> None:
         return
     distributed.require_same(to_yaml(config), "configuration")
     mesh = devices.mesh_of(config)
-    # A wrong model is said before any data are read.
-    attention = attention_of(config, build_model(config), batch_names(config), mesh)
-    tokenizer = _tokenizer(config)
+    causal_config(config.model)  # a wrong model is said before any data are read
+    tokenizer, added = _tokenizer(config)
+    attention = attention_of(config, build_model(config, added), batch_names(config), mesh)
     day = run_day(Path(config.output_dir), resume=flags.resume)
     data = _data(config, tokenizer, day)
-    require_fit(config, data.rows, longest_batch(config, data.rows))
+    require_fit(config, data.rows, longest_batch(config, data.rows), added)
     with (
         explain_out_of_memory(lambda: offers(config, mesh), " while the model was read"),
         working(f"reading {config.model}"),
     ):
-        adapted = prepare_model(config, mesh)
+        adapted = prepare_model(config, mesh, added)
     _, steps = steps_of(config, len(data.rows["train"]))
     if distributed.is_first():
         show(summary(adapted.base, adapted.adapter, verbose=flags.verbose, steps=steps))
@@ -135,8 +146,12 @@ def _train(config: LMConfig, flags: Flags, is_offline: bool) -> None:
     _say_where(config, report["metrics"]["validation"], time.monotonic() - begin, data.chats)
 
 
-def _tokenizer(config: LMConfig) -> PreTrainedTokenizerBase:
-    return with_template(load_tokenizer(config.model), config.data.chat_template)
+def _tokenizer(config: LMConfig) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
+    """The model's tokenizer, and the ids of the tokens that were added to it."""
+    tokenizer = with_template(load_tokenizer(config.model), config.data.chat_template)
+    if not config.data.add_tokens:
+        return tokenizer, ()
+    return tokenizer, add_tokens(tokenizer, config.data.add_tokens, causal_config(config.model).vocab_size)
 
 
 def _data(config: LMConfig, tokenizer: PreTrainedTokenizerBase, day: datetime.date | None = None) -> Data:
@@ -170,7 +185,9 @@ def _say_where(config: LMConfig, found: dict[str, float], seconds: float, chat: 
     logger.info("validation: %s", "  ".join(f"{name} {value:.4f}" for name, value in found.items()))
     logger.info("done in %s. In %s:", clock(seconds), config.output_dir)
     if config.method == "lora":
-        logger.info("  adapter/     opens with PEFT%s", ", adapter.gguf with llama.cpp" * config.export.gguf_lora)
+        more = ", adapter.gguf with llama.cpp" * config.export.gguf_lora
+        more += ", as its README.md says: the base gets the added tokens first" * bool(config.data.add_tokens)
+        logger.info("  adapter/     opens with PEFT%s", more)
     if config.export.merged:
         logger.info("  merged/      opens with transformers: AutoModelForCausalLM.from_pretrained")
     logger.info(

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jlora.adapter import Adapter, Entry, Full, LowRank, Rows
+from jlora.adapter import Adapter, Entry, LowRank, Rows
 from jlora.errors import JloraError
 
 

@@ -38,7 +38,7 @@ def epoch(found: dict[str, Any], pieces: dict[str, Any], drawn: Sequence[str]) -
     lines = [
         "## An epoch, from process start to the merged model", "",
         "6,920 sentences, batches of 32, at most 64 tokens, r 8 on all linears, an evaluation on 872 rows, adapter and",
-        "merged model written. `train.classify` with nothing cached (programs, tokens) beside a script as PEFT's users",
+        "merged model written. `jlora classify` with nothing cached (programs, tokens) beside a script as PEFT's users",
         "write it, `benchmarks/peft_script.py`; float32 where the table names no other dtype. One round:",
         "what takes minutes is not repeated in the hour.", "",
     ]  # fmt: skip
@@ -102,8 +102,8 @@ def first_step(found: dict[str, Any], pieces: dict[str, Any], drawn: Sequence[st
     """Seconds from process start to the first step."""
     lines = [
         "## Time to the first step", "",
-        "From process start to the first training step's end: `train.classify` on SST-2 (MiniLM, dropout on),",
-        "`train.lm` on SmolLM2 (`configs/smollm2.yaml --offline`). *Cached*: an earlier run left programs and",
+        "From process start to the first training step's end: `jlora classify` on SST-2 (MiniLM, dropout on),",
+        "`jlora lm` on SmolLM2 (`configs/smollm2.yaml --offline`). *Cached*: an earlier run left programs and",
         "tokens.", "",
     ]  # fmt: skip
     rows = []
@@ -119,7 +119,7 @@ def merging(found: dict[str, Any], pieces: dict[str, Any], drawn: Sequence[str])
     """Merge and export of a 1B shape."""
     lines = [
         "## Merge and export", "",
-        "Llama 3.2 1B's shape in bfloat16, r 8 on q, k, v and o: `train.export` beside PEFT's `merge_and_unload` and",
+        "Llama 3.2 1B's shape in bfloat16, r 8 on q, k, v and o: `jlora export` beside PEFT's `merge_and_unload` and",
         "`save_pretrained`, from process start to process end. Two rounds; ours holds the base in float32.", "",
     ]  # fmt: skip
     if "merging" in found:

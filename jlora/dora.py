@@ -34,7 +34,7 @@ def with_magnitude(low_rank: LowRank, leaf: jax.Array | Quantized) -> LowRank:
 
 
 def gain(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
-    """magnitude / |leaf + update|: (*stack, *out), float32; 1 where a layer is not adapted.
+    """magnitude / |leaf + update|: (*stack, *out), float32; 1 where a layer is not adapted, or an output's norm is 0.
 
     The norm comes from |W|^2 + 2 <W, U> + |U|^2, without forming the update U, and has no gradient.
     """
@@ -42,11 +42,12 @@ def gain(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
     assert low_rank.squared_norm is not None
     # Behind a barrier: XLA would multiply with a reciprocal root, and a fresh gain not be 1 to the last bit.
     moved = _moved(low_rank, leaf)
-    norms = jax.lax.optimization_barrier(jnp.sqrt(split_like(low_rank.squared_norm, moved) + moved))
-    norms = jax.lax.stop_gradient(norms)
+    squares = jnp.maximum(split_like(low_rank.squared_norm, moved) + moved, 0.0)  # a sum near 0 may be rounded below it
+    norms = jax.lax.stop_gradient(jax.lax.optimization_barrier(jnp.sqrt(squares)))
     adapted = jnp.any(low_rank.scale != 0, axis=-1)
     adapted = jnp.expand_dims(adapted, tuple(range(adapted.ndim, norms.ndim)))
-    return jnp.where(adapted, split_like(low_rank.magnitude, norms) / norms, jnp.ones_like(norms))
+    used = adapted & (norms > 0)
+    return jnp.where(used, split_like(low_rank.magnitude, norms) / jnp.where(used, norms, 1.0), jnp.ones_like(norms))
 
 
 def _moved(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:

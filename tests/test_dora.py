@@ -57,6 +57,21 @@ def test_a_fresh_gain_is_one_to_the_bit():
     assert (gain(with_magnitude(entry, leaf), leaf) == 1).all()
 
 
+def test_an_output_of_zeros_stays_one():
+    """A weight that starts at zero: 0 / 0 would be NaN, in the function and in each gradient."""
+    leaf = normal(3, 5, 3).at[:, 1].set(0)
+    entry = with_magnitude(dataclasses.replace(low_rank("ra,rb->ab", (5, 3)), b=jnp.zeros((2, 3))), leaf)
+    x = normal(5, 4, 5)
+
+    def loss(entry):
+        return jnp.sum(jlora.adapt(lambda w, x: x @ w["w"])({"w": leaf}, {"w": entry}, x) ** 2)
+
+    value, gradient = jax.value_and_grad(loss)(entry)
+    np.testing.assert_allclose(value, jnp.sum((x @ leaf) ** 2), rtol=1e-6)
+    assert all(jnp.isfinite(part).all() for part in (gradient.a, gradient.b, gradient.magnitude))
+    assert jnp.any(gradient.b[:, 0] != 0)
+
+
 def test_the_norm_has_no_gradient_and_the_magnitude_has():
     entry, leaf = _entry("ra,rb->ab", (5, 3))
     x = normal(5, 4, 5)

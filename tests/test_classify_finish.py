@@ -71,7 +71,9 @@ def test_the_best_step_is_reported_as_it_was_evaluated():
 
 def test_a_best_step_without_its_numbers_is_evaluated_again(tmp_path, monkeypatch):
     """A run that goes on from a checkpoint of an earlier version may have one."""
-    monkeypatch.setattr(loop, "Best", lambda trainable, value, step, metrics: Best(trainable, value, step))
+    monkeypatch.setattr(
+        loop, "Best", lambda trainable, value, step, stale, metrics: Best(trainable, value, step, stale)
+    )
     run = tiny.train(tmp_path / "run")
     assert tiny.report(run)["metrics"]["validation"] == pytest.approx(_evaluated(run))
 

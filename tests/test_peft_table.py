@@ -105,8 +105,6 @@ def fields_of(name: str, label: str) -> dict[str, Any]:
         pytest.skip("PEFT itself adapts pre_classifier, then fails to train it whole")
     if label == "biases of the update" and not family.biases:
         pytest.skip("the modules have no biases: see the list of what is refused")
-    if name == "gpt_neox" and label in ("head adapted", "head whole"):
-        pytest.skip("its head has another name in PEFT's keys")
     return cases.configurations(family)[label]
 
 

@@ -30,7 +30,7 @@ def test_models_have_the_names_of_their_hugging_face_classes_and_pefts_targets(n
 
 
 def test_the_documents_list_the_families_and_their_targets():
-    text = (Path(__file__).parent.parent / "docs" / "models.md").read_text()
+    text = (Path(__file__).parent.parent / "docs" / "models.md").read_text().split("\n## ")[0]  # the first table
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")]
     listed = {row[0].strip("`"): row for row in rows}
     assert listed.keys() == FAMILIES.keys()

@@ -142,7 +142,7 @@ def test_a_second_run_is_refused_and_changes_nothing(tmp_path):
 
 def test_a_folder_in_its_place_is_said(tmp_path):
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(JloraError, match=r"metrics\.jsonl: expected the metrics of a run; found a folder"):
+    with pytest.raises(JloraError, match=r"metrics\.jsonl: expected the record of the run, found a folder"):
         Recorder(tmp_path, resume_step=3, resume_lines=3)
 
 

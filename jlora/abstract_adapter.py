@@ -122,7 +122,8 @@ def _of_tied_table(entry: Entry, both: bool) -> Entry:
 
 def _require_used(config: LoraConfig, seen: BaseUses) -> None:
     for path, names in seen.modules.items():
-        unused = not seen.uses[path] and np.ndim(seen.leaves[path]) > 1
+        leaf = seen.leaves[path]
+        unused = not seen.uses[path] and np.ndim(leaf) > 1 and jnp.issubdtype(leaf.dtype, jnp.floating)
         if unused and not is_all_linear(config) and any(is_target(config, name) for name in names):
             raise JloraError(
                 f"{path}: matches target_modules, but the function never uses it; exclude_modules leaves it out"

@@ -302,3 +302,11 @@ def test_the_base_is_left_alone():
     before = jax.tree.map(np.array, BASE)
     _init(["dense"], modules_to_save=["heads"])
     assert all((x == y).all() for x, y in zip(jax.tree.leaves(BASE), jax.tree.leaves(before), strict=True))
+
+
+def test_an_array_of_whole_numbers_is_no_target():
+    """A module's stored permutation, say, which nothing could adapt."""
+    weights = {"w": jnp.ones((4, 4)), "order": jnp.zeros((2, 4), jnp.int32)}
+    config = jlora.LoraConfig(r=2, target_modules=".*")
+    adapter = jlora.init(jax.random.key(0), config, weights, lambda w, x: x @ w["w"], jnp.ones((2, 4)))
+    assert list(adapter) == ["w"]

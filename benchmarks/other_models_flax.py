@@ -88,10 +88,28 @@ def gat() -> Built:
     return of_nnx(model, normal(10, 8), ids(2, 24, below=10))
 
 
+def split_attention() -> Built:
+    from jax_resnet import ResNeSt50Fast
+
+    model = ResNeSt50Fast(stage_sizes=[1, 1], hidden_sizes=(16, 32), n_classes=10)
+    return linen(model, normal(2, 32, 32, 3))
+
+
+def mamba2() -> Built:
+    from flax import nnx
+    from mamba2_jax.modeling import Mamba2Config, Mamba2ForCausalLM
+
+    config = Mamba2Config(vocab_size=48, hidden_size=32, state_size=8, head_dim=8, chunk_size=8, num_hidden_layers=2)
+    model = of_nnx(Mamba2ForCausalLM(config, rngs=nnx.Rngs(0)), ids(2, 16))
+    return model._replace(fn=lambda weights, tokens: model.fn(weights, tokens)["logits"])
+
+
 MODELS = {
     "t5": Model("nanodl==0.0.0", "T5, encoder and decoder", "linen", t5, NANODL),
     "diffusion": Model("nanodl==0.0.0", "U-Net of a diffusion model", "linen", diffusion, NANODL),
     "griffin": Model("recurrentgemma==1.0.1", "Griffin, recurrence and local attention", "linen", griffin, GRIFFIN),
     "experts": Model("nano-moe-jax==0.1.0", "NanoMoE, mixture of experts", "linen", experts),
+    "split-attention": Model("jax-resnet==0.0.4", "ResNeSt", "linen", split_attention),
+    "mamba2": Model("mamba2-jax==1.1.2", "Mamba-2, tied head", "NNX", mamba2),
     "gat": Model("jraphx==0.1.0", "GAT, graph attention", "NNX", gat),
 }

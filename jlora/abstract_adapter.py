@@ -121,13 +121,20 @@ def _of_tied_table(entry: Entry, both: bool) -> Entry:
 
 
 def _require_used(config: LoraConfig, seen: BaseUses) -> None:
-    for path, names in seen.modules.items():
-        leaf = seen.leaves[path]
-        unused = not seen.uses[path] and np.ndim(leaf) > 1 and jnp.issubdtype(leaf.dtype, jnp.floating)
-        if unused and not is_all_linear(config) and any(is_target(config, name) for name in names):
-            raise JloraError(
-                f"{path}: matches target_modules, but the function never uses it; exclude_modules leaves it out"
-            )
+    """A matrix that target_modules names must be used; one that only its regular expression matches is a warning."""
+    unused = [
+        path
+        for path, leaf in seen.leaves.items()
+        if not seen.uses[path] and np.ndim(leaf) > 1 and jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    meant = [path for path in unused if any(is_target(config, name) for name in seen.modules[path])]
+    if not meant or is_all_linear(config):
+        return
+    if not isinstance(config.target_modules, str):
+        raise JloraError(
+            f"{meant[0]}: matches target_modules, but the function never uses it; exclude_modules leaves it out"
+        )
+    warnings.warn(f"not adapted, because the function never uses it: {', '.join(meant)}", stacklevel=4)
 
 
 def _check(config: LoraConfig, seen: BaseUses, adaptable: list[str], stopped: Mapping[str, str]) -> None:

@@ -102,6 +102,11 @@ def check_targets(config: LoraConfig, names: Sequence[str], stopped: Mapping[str
     targets = [name for name in names if is_target(config, name)]
     if not targets:
         _refuse_stopped(str(found), stopped)
+        if is_all_linear(config) and not names:
+            raise JloraError(
+                "LoraConfig.target_modules: 'all-linear': expected a function that multiplies by a matrix of the base,"
+                " found none; target_modules can name convolutions and tables of embeddings"
+            )
         raise _no_match("target_modules", "a module that is not left out by another field", str(found), names)
     for field in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(config, field):

@@ -29,7 +29,6 @@ CONVOLUTIONS = {
         {"window_strides": (1, 1), "padding": ((2, 1), (1, 1)), "lhs_dilation": (2, 2)},
     ),
 }
-X_DEPTHWISE = normal(4, 2, 7, 6, 4)
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -48,12 +47,17 @@ def test_convolutions(shape, x_shape, options, dora):
     assert_adapted_is_merged(fn, base, adapter, x, gradients=not dora)
 
 
-def test_groups_of_an_update_are_put_in_the_batch():
-    """XLA:CPU took twelve times as long to compile an adapted depthwise convolution as a plain one."""
-    fn, base, x = _convolution(CONVOLUTIONS["depthwise"][2]), {"conv": {"kernel": normal(3, 3, 3, 1, 8)}}, X_DEPTHWISE
+@pytest.mark.parametrize(
+    ("name", "groups"),
+    [pytest.param("groups", ["1", "2"], id="in the batch"), pytest.param("depthwise", ["4", "4"], id="formed")],
+)
+def test_groups_of_an_update(name, groups):
+    """Few groups go into the batch; a depthwise kernel's update is the smaller one, and formed."""
+    shape, x_shape, options = CONVOLUTIONS[name]
+    fn, base, x = _convolution(options), {"conv": {"kernel": normal(3, *shape)}}, normal(4, *x_shape)
     adapter = random_adapter(fn, base, x, targets=["conv"])
     text = jax.jit(jlora.adapt(fn)).lower(base, adapter, x).as_text()
-    assert sorted(re.findall(r"feature_group_count = (\d+)", text)) == ["1", "4"]
+    assert sorted(re.findall(r"feature_group_count = (\d+)", text)) == groups
 
 
 def test_torchs_layout_and_one_dimension():

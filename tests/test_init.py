@@ -154,8 +154,17 @@ def test_single_layers_of_a_stack_can_be_trained_whole():
 def test_a_target_that_is_never_used():
     with pytest.raises(jlora.JloraError, match=r"^unused/kernel: matches target_modules, .*never uses it"):
         _init(["unused", "dense"])
-    with pytest.raises(jlora.JloraError, match=r"^unused/kernel: .*never uses it; exclude_modules leaves it out"):
-        _init(".*")
+    with pytest.warns(UserWarning, match=r"^not adapted, because the function never uses it: unused/kernel$"):
+        adapter = _init(".*")
+    assert "unused/kernel" not in adapter
+    assert "dense" in " ".join(adapter)
+
+
+def test_all_linear_on_a_function_without_a_product():
+    table = {"table": jnp.ones((8, 4))}
+    config = jlora.LoraConfig(r=2, target_modules="all-linear")
+    with pytest.raises(jlora.JloraError, match=r"all-linear.*expected a function that multiplies by a matrix"):
+        jlora.init(jax.random.key(0), config, table, lambda w, i: w["table"][i], jnp.array([0, 1]))
 
 
 @pytest.mark.parametrize("targets", [["norm"], ["layers.1.norm"], ["dens"], "dense"])

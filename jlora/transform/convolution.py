@@ -1,6 +1,7 @@
 """Where a factored kernel meets the data in a convolution, in PEFT's form.
 
 conv_general_dilated   conv(x, W)  ->  gain * (conv(x, W) + b conv(x, a)),  a a kernel to r channels, b 1 x 1
+depthwise              conv(x, W)  ->  gain * (conv(x, W) + conv(x, b a))
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def conv_update(
 ) -> jax.Array | None:
     """b conv(x, a) in the layout of the convolution's result; None where a and b do not come apart like this.
 
-    With groups each group of inputs goes through the same a, and each group of outputs has its own part of b.
+    With groups each group of inputs goes through the same a, and each group of outputs has its own part of b. Where a
+    group has no more outputs than the rank (depthwise), b a is the smaller kernel: it is formed, and x goes through it.
 
     Args:
       update: of the kernel, whose dims have the sizes of `shape`.
@@ -44,6 +46,9 @@ def conv_update(
     if key is not None:
         x = dropout(key, x, update.dropout)
     groups, rank, out = params["feature_group_count"], a.shape[0], b.shape[1 + out_dim]
+    if groups > 1 and rank >= out // groups:
+        kernel = jnp.broadcast_to(jnp.einsum("r...,r...->...", a, b), shape).astype(x.dtype)
+        return lax.conv_general_dilated(x, kernel, **(conv_arguments(params) | {"preferred_element_type": x.dtype}))
     a = jnp.swapaxes(a, 0, 1 + out_dim)[0].astype(x.dtype)  # (*dims), r where the output channels were
     a = jnp.broadcast_to(a, [shape[d] if d in in_dims else rank for d in range(a.ndim)])
     low = _through_each_group(x, a, params)

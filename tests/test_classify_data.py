@@ -214,6 +214,25 @@ def test_rows_with_a_label_that_a_mapping_lacks_may_be_left_out(bad, tmp_path):
     assert "train: 1 of 4 rows left out, their labels are not in data.label_names" in data.notes[0]
 
 
+@pytest.mark.parametrize(
+    ("keys", "labels"),
+    [((0.0, 1.0), ["0", "1"]), ((0, 1), [0.0, 1.0]), (("0.0", "1.0"), [0, 1]), ((False, True), ["False", "true"])],
+    ids=["decimal keys", "decimal labels", "text keys", "truth"],
+)
+def test_a_mapping_names_a_value_however_it_is_written(keys, labels, tmp_path):
+    file = _jsonl(tmp_path / "a.jsonl", labels * 2)
+    data = load_data(
+        DataConfig(train=file, validation=file, label_names=dict(zip(keys, ("no", "yes"), strict=True))), 0
+    )
+    assert data.splits["train"].label == ["no", "yes"] * 2
+
+
+def test_two_names_for_one_value_of_a_mapping(tmp_path):
+    file = _jsonl(tmp_path / "a.jsonl", [0, 1])
+    with pytest.raises(JloraError, match=r"^data\.label_names: '1\.0': expected one name .*found 'b' and 'c'"):
+        load_data(DataConfig(train=file, label_names={0: "a", 1: "b", "1.0": "c"}), 0)
+
+
 def test_ids_that_are_written_as_decimals_are_balanced(tmp_path):
     file = _jsonl(tmp_path / "a.jsonl", [0.0] * 50 + [1.0] * 50)
     data = load_data(DataConfig(train=file, max_rows=10), 0)

@@ -4,6 +4,7 @@ import pytest
 
 from train.classify.label_values import (
     are_class_ids,
+    as_key,
     is_yes,
     label_kind,
     multi_hot_length,
@@ -126,6 +127,14 @@ def test_lists_that_csv_has_as_text(texts, lists):
 @pytest.mark.parametrize("values", [["[a]", "[b]"], ["[1]", "x"], [1, 2], ["", None], [[1]], ["[" * 5000 + "]" * 5000]])
 def test_other_labels_are_as_they_were(values):
     assert parsed_lists(values) == values
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [([1, 1.0, "1", "1.0", "+1"], "1"), ([True, "true", "TRUE"], "true"), (["a"], "a"), ([0.5, "0.5"], "0.5")],
+)
+def test_the_key_of_a_value_is_one_however_it_is_written(values, key):
+    assert {as_key(value) for value in values} == {key}
 
 
 def test_spellings():

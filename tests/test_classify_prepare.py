@@ -152,9 +152,15 @@ def test_a_warm_start_keeps_the_adapters_settings_but_the_configs_dropout(tmp_pa
     jlora.save_adapter(tmp_path / "a", first.adapter, first.lora)
     with caplog.at_level(logging.INFO, "train"):
         second = prepare_model(
-            _config(seed=9, lora={"r": 2, "lora_dropout": 0.3, "from": str(tmp_path / "a")}), _LABELS
+            _config(
+                seed=9,
+                lora={"r": 2, "lora_dropout": 0.3, "from": str(tmp_path / "a"), "target_modules": ["query", "dense"]},
+            ),
+            _LABELS,
         )
     assert "lora.from: the stored adapter's r=4 is used; the config's 2 is ignored" in caplog.text
+    assert "the stored adapter's target_modules=['query', 'value'] is used" in caplog.text
+    assert "exclude_modules" not in caplog.text
     assert (second.lora.r, second.lora.lora_alpha, second.lora.lora_dropout) == (4, 12, 0.3)
     for path, entry in second.adapter.items():
         if isinstance(entry, jlora.LowRank):

@@ -122,9 +122,9 @@ def _with_whole(
 def _stored(section: LoraSection, given: jlora.LoraConfig, model: Any, base: Any, new: Sequence[str]) -> Adapted:
     """The adapter of `lora.from` by its own settings, which hold, with what the run trains whole besides."""
     adapter, stored = jlora.load_adapter(str(section.from_), base, model.apply, example_batch(model.config))
-    for name in _OF_THE_FILE:
+    for name in (*_OF_THE_FILE, *_chosen(section)):
         ours, theirs = getattr(given, name), getattr(stored, name)
-        if ours != theirs:
+        if _plain(ours) != _plain(theirs):
             logger.info("lora.from: the stored adapter's %s=%s is used; the config's %s is ignored", name, theirs, ours)
     lora = _with_whole(section, given, stored, new)
     plan, leaves = _planned(section, given, lora, model, base), leaves_by_path(base)
@@ -133,6 +133,17 @@ def _stored(section: LoraSection, given: jlora.LoraConfig, model: Any, base: Any
     whole = {path: dataclasses.replace(plan[path], value=jnp.array(leaves[path], copy=True)) for path in more}
     entries = _with_dropout({path: (adapter | whole)[path] for path in plan}, lora.lora_dropout)
     return Adapted(model, base, entries, lora)
+
+
+def _chosen(section: LoraSection) -> list[str]:
+    """The settings of which modules are adapted that the section gives; null is the stored adapter's own."""
+    names = ("target_modules", "exclude_modules", "layers_to_transform")
+    return [name for name in names if getattr(section, name) is not None]
+
+
+def _plain(setting: Any) -> Any:
+    """The setting, names of modules in one order."""
+    return sorted(setting, key=str) if isinstance(setting, (list, tuple)) else setting
 
 
 def _planned(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from jlora.errors import JloraError
 from train.bad_rows import left_out, read_each
-from train.classify.label_values import are_class_ids, is_yes, label_kind, parsed_lists, whole_number
+from train.classify.label_values import are_class_ids, as_key, is_yes, label_kind, parsed_lists, whole_number
 from train.read import read_tables
 from train.shuffle import permutation
 from train.tables import Table
@@ -191,13 +191,14 @@ def _name_labels(split: Split, config: DataConfig, name: str, notes: list[str]) 
     """
     if not isinstance(config.label_names, dict):
         return split
-    names = {str(value): class_name for value, class_name in config.label_names.items()}
+    names = _by_key(config.label_names)
     if name == "test":
         names.setdefault("-1", "-1")
-    known = [index for index, value in enumerate(split.label) if str(value) in names]
-    others = Counter(str(value) for value in split.label if str(value) not in names)
+    keys = [as_key(value) for value in split.label]
+    known = [index for index, key in enumerate(keys) if key in names]
+    others = Counter(str(value) for value, key in zip(split.label, keys, strict=True) if key not in names)
     if others and not (config.drop_other_labels or config.skip_bad_rows):
-        index = next(i for i, value in enumerate(split.label) if str(value) not in names)
+        index = next(i for i, key in enumerate(keys) if key not in names)
         raise JloraError(
             f"{split.where(index)}: the label {split.label[index]!r} is not in data.label_names "
             f"({', '.join(names)}); data.drop_other_labels=true leaves such rows out"
@@ -209,8 +210,23 @@ def _name_labels(split: Split, config: DataConfig, name: str, notes: list[str]) 
         kinds = ", ".join(f"{value} {count}" for value, count in others.most_common(5))
         share = f"{others.total()} of {len(split)} rows"
         notes.append(f"{name}: {share} left out, their labels are not in data.label_names: {kinds}")
-    kept = split.take(known)
-    return replace(kept, label=[names[str(value)] for value in kept.label])
+    return replace(split.take(known), label=[names[keys[index]] for index in known])
+
+
+def _by_key(names: Mapping[Any, str]) -> dict[str, str]:
+    """`data.label_names` with its keys as labels are compared with them.
+
+    Raises:
+      JloraError: two keys are one value (1 and "1.0") and have different names.
+    """
+    found: dict[str, str] = {}
+    for value, name in names.items():
+        if found.setdefault(as_key(value), name) != name:
+            raise JloraError(
+                f"data.label_names: {value!r}: expected one name for a value however it is written, found"
+                f" {found[as_key(value)]!r} and {name!r}"
+            )
+    return found
 
 
 def _split_off(

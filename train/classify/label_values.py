@@ -73,6 +73,16 @@ def is_yes(value: Any) -> bool | None:
     return {0: False, 1: True}.get(whole_number(value))  # type: ignore[arg-type]
 
 
+def as_key(value: Any) -> str:
+    """The text by which labels and the keys of `data.label_names` are compared: 1, 1.0, "1" and "1.0" are one, and so
+    are true, "true" and "True".
+    """
+    if str(value).lower() in ("true", "false"):
+        return str(value).lower()
+    whole = whole_number(value)
+    return str(value if whole is None else whole)
+
+
 def multi_hot_length(values: Sequence[Any]) -> int | None:
     """How many classes the labels have where they are lists of 0 and 1 of one length, two or more: an entry for each
     class; None where they are not.

@@ -8,7 +8,8 @@ from train.arguments import PARSERS, names, whole_number
 def test_types():
     assert whole_number(2)("12") == 12
     assert names("query, value,") == ["query", "value"]
-    for read, text in ((whole_number(2), "1"), (whole_number(0), "-1"), (whole_number(0), "x"), (names, " ,")):
+    wrong = [(whole_number(2), "1"), (whole_number(0), "-1"), (whole_number(0), "x"), (whole_number(0), "9" * 5000)]
+    for read, text in (*wrong, (whole_number(0, 5), "5"), (names, " ,")):
         with pytest.raises(argparse.ArgumentTypeError, match="expected"):
             read(text)
 

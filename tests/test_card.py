@@ -137,14 +137,14 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # PEFT's call, transformers' warning
-@pytest.mark.parametrize("pair", [False, True])
+@pytest.mark.parametrize("pair", [None, ("a question", "b")])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_code_in_the_card_runs(kind, pair, folders, capsys):
     facts = dataclasses.replace(FACTS, pair=pair, where=str(folders / kind), base_model=str(folders / "merged"))
     names = {}
     card = model_card(facts, kind)
     exec(_python(card), names)
-    assert ("Another one." in card) is ("--text-pair" in card) is pair
+    assert ("Another one." in card) is ("--text 'a question' --text-pair b" in card) is (pair is not None)
     if kind == "adapter":
         assert names["logits"].shape == (1, 2)
         assert names["model"].config.id2label == {0: "negative", 1: "pos: 'very'"}

@@ -24,6 +24,11 @@ def _raises(error):
     [
         (lambda: None, 0, ""),
         (_raises(JloraError("lora.r: expected 1")), 2, "error: lora.r: expected 1\n"),
+        (
+            _raises(MemoryError("8 TiB")),
+            2,
+            "error: out of memory: 8 TiB. Ask for less at once, or use a larger machine\n",
+        ),
         (_raises(KeyboardInterrupt()), 130, "stopped\n"),
         (_raises(Stopped(signal.SIGTERM)), 143, "stopped\n"),
         (_raises(Stopped(signal.SIGINT)), 130, "stopped\n"),

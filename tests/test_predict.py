@@ -32,7 +32,8 @@ def test_new_text_is_labelled_with_probabilities(part, tmp_path):
     texts = [text for text, _ in tiny.texts(7, seed=3)]
     file = _write(tmp_path / "in.csv", ["text"], [[text] for text in texts])
     folder = tiny.finished_run() / part
-    assert _call("--model", folder, "--input", file, "--output", tmp_path / "deep/out.csv") == 0
+    larger_than_the_input = ["--batch-size", 10**11]
+    assert _call("--model", folder, "--input", file, "--output", tmp_path / "deep/out.csv", *larger_than_the_input) == 0
     rows = _labelled(tmp_path / "deep/out.csv")
     assert [row["text"] for row in rows] == texts
     split = Split(texts, None, [-1] * 7, list(range(7)), ["x"] * 7)
@@ -165,7 +166,7 @@ def test_bad_input(tmp_path, capsys):
     assert not output.exists()
 
 
-@pytest.mark.parametrize("option", ["--max-length=3", "--max-length=x", "--batch-size=0", "--batch-size=-1"])
+@pytest.mark.parametrize("option", ["--max-length=3", "--max-length=x", "--batch-size=0", f"--batch-size={10**20}"])
 def test_bad_numbers(option, tmp_path, capsys):
     with pytest.raises(SystemExit) as caught:
         _call("--model", tiny.finished_run(), "--input", "a.csv", "--output", tmp_path / "b.csv", option)

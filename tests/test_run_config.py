@@ -42,6 +42,12 @@ def test_a_config_cannot_be_changed():
         config().seed = 1
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**200])
+def test_a_seed_of_which_jax_would_drop_bits(seed):
+    with pytest.raises(ValidationError, match="seed"):
+        config(seed=seed)
+
+
 @pytest.mark.parametrize("method", ["lora", "full", "head"])
 def test_the_learning_rate_is_the_methods(method):
     rates = {"lora": 4e-4, "full": 5e-5, "head": 2.0}

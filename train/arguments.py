@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import reprlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 _RANK = 8
+_MOST_DIGITS = 19
 _EPILOG = """\
 Without --prompt, text is read from stdin; on a terminal a chat begins, which an empty line or Ctrl-D ends.
 
@@ -67,7 +69,7 @@ def generate() -> argparse.ArgumentParser:
     parser.add_argument("--top-k", type=whole_number(0), default=0, help="draw from so many; 0: all (0)")
     parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
     parser.add_argument("--stop", action="append", default=[], type=_text, help="end before this text; repeatable")
-    parser.add_argument("--seed", type=whole_number(0), default=0, help="of the draw (0)")
+    parser.add_argument("--seed", type=whole_number(0, 2**32), default=0, help="of the draw (0)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of weights and computation (float32 on a CPU, else bfloat16)"
     )
@@ -116,12 +118,13 @@ PARSERS = {"predict": predict, "generate": generate, "export": export, "extract"
 """{command: what makes its parser}."""
 
 
-def whole_number(least: int) -> Callable[[str], int]:
-    """An argument's type: a whole number of at least `least`."""
+def whole_number(least: int, below: float = math.inf) -> Callable[[str], int]:
+    """An argument's type: a whole number of at least `least`, and less than `below`."""
 
     def read(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number >= {least}, found {text!r}")
+        if not text.isdecimal() or len(text) > _MOST_DIGITS or not least <= int(text) < below:
+            upper = "" if below == math.inf else f" and < {below}"
+            raise argparse.ArgumentTypeError(f"expected a whole number >= {least}{upper}, found {reprlib.repr(text)}")
         return int(text)
 
     return read

@@ -52,7 +52,7 @@ class Facts:
       lora: the adapter's settings by PEFT's names; empty for other methods.
       versions: {package: version}.
       chat: whether a language model is talked to through its tokenizer's chat template.
-      pair: whether a classifier labels pairs of texts.
+      pair: the two columns of a classifier that labels pairs of texts.
       tokens: how many the base has to have for the adapter; None: as many as it has.
     """
 
@@ -70,7 +70,7 @@ class Facts:
     lora: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     chat: bool = False
-    pair: bool = False
+    pair: tuple[str, str] | None = None
     tokens: int | None = None
 
     @property
@@ -162,7 +162,7 @@ def _results_table(facts: Facts) -> str:
 def _command(facts: Facts) -> str:
     model = shlex.quote(facts.where)
     if facts.problem_type is not None:
-        columns = "--text text --text-pair text_pair " if facts.pair else ""
+        columns = shlex.join(["--text", facts.pair[0], "--text-pair", facts.pair[1]]) + " " if facts.pair else ""
         return f"jlora predict --model {model} --input texts.csv {columns}--output labelled.csv"
     return f'jlora generate --model {model} {"--chat " if facts.chat else ""}--prompt "{_PROMPT}"'
 

@@ -28,6 +28,8 @@ def exit_code(work: Callable[[], None], *, verbose: bool = False, interrupted: s
         work()
     except JloraError as error:
         return _said(f"error: {error}", 2)
+    except MemoryError as error:
+        return _said(f"error: out of memory: {error}. Ask for less at once, or use a larger machine", 2)
     except BrokenPipeError:
         _silence(sys.stdout)
     except OSError as error:

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _OURS = ("jlora", "train", "__main__")
 _REDRAW_SECONDS = 0.2
+_TICK_SECONDS = 1.0
 _MEMORY = 0.9
 """The weight of all earlier steps in examples/s is multiplied by this for each new window of steps."""
 
@@ -162,16 +164,18 @@ class Progress:
                 self._tell(f"{what} {done}/{total}")
             done += 1
 
-        with working(f"{what}: {total} batches") if self._bar is None else nullcontext():
+        batches = f"{total} batch{'es' * (total != 1)}"
+        with working(f"{what}: {batches}") if self._bar is None else nullcontext():
             yield tick
         self._tell(self._shown)
 
     def __enter__(self) -> Self:
-        if self._stream.isatty():
+        if self._stream.isatty() and _has_columns(self._stream):
             form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps  {elapsed}  {desc}"
             bar = tqdm(total=self._total, initial=self._start, file=self._stream, bar_format=form, dynamic_ncols=True)
             self._bar = self._exits.enter_context(bar)
             self._exits.enter_context(logging_redirect_tqdm())
+            self._exits.enter_context(_ticking(bar))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -213,6 +217,32 @@ class Progress:
         else:
             gone = f"{clock(time.monotonic() - self._begin)} gone"
             logger.info("step %d/%d  %s", self._step, self._total, "  ".join([*parts, gone, *left]))
+
+
+def _has_columns(terminal: TextIO) -> bool:
+    """Whether there is room for a bar; some terminals of containers say that they have no columns."""
+    try:
+        return os.get_terminal_size(terminal.fileno()).columns > 0
+    except OSError:  # it stands for a terminal, and has no file
+        return True
+
+
+@contextmanager
+def _ticking(bar: tqdm[None]) -> Iterator[None]:
+    """Redraws the bar each second, so that its clock goes on while a program is compiled."""
+    is_done = threading.Event()
+
+    def redraw() -> None:
+        while not is_done.wait(_TICK_SECONDS):
+            bar.refresh()
+
+    thread = threading.Thread(target=redraw, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_done.set()
+        thread.join()
 
 
 def clock(seconds: float) -> str:

@@ -16,9 +16,9 @@ from train.sections import (
     LoraSection,
     MeshSection,
     Section,
+    Seed,
     Text,
     TrainSection,
-    Whole,
 )
 
 
@@ -31,7 +31,7 @@ class RunConfig(Section):
     model: Text = Field(description="model to start from")
     method: str
     output_dir: Text = Field(description="the run folder itself")
-    seed: Whole = Field(default=0, description="seed of initialization, dropout, order and sampling")
+    seed: Seed = Field(default=0, description="seed of initialization, dropout, order and sampling")
     tracker: Literal["none", "wandb", "trackio"] = Field(
         default="none", description="where metrics go besides the run folder"
     )

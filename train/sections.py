@@ -12,6 +12,8 @@ from jlora.config import is_initialization
 Count = Annotated[int, Field(ge=1)]
 Rank = Annotated[int, Field(ge=1, le=2**16)]
 Whole = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""JAX drops the higher bits of a key's seed."""
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]

@@ -31,27 +31,28 @@ def constant_logits(problem_type: str, labels: np.ndarray, classes: int) -> np.n
     )
 
 
-def no_better(labels: Labels, train: np.ndarray, validation: np.ndarray, found: Mapping[str, float]) -> str:
-    """What to tell the user of a classifier that is no better on validation rows than a constant; empty if it is.
+def no_better(labels: Labels, validation: np.ndarray, found: Mapping[str, float]) -> str:
+    """What to tell the user of a classifier that is no better on validation rows than their best constant; empty if it
+    is.
 
     Of single labels, an accuracy within a standard error of the constant's and a correlation (MCC) within two of 0.
 
     Args:
-      train, validation: the encoded labels of the splits. found: the validation metrics.
+      validation: the encoded labels of the split. found: its metrics.
     """
     kind, known = labels.problem_type, validation[is_labelled(validation)]
-    if not len(known) or not is_labelled(train).any():
+    if not len(known):
         return ""
-    constant = constant_logits(kind, train, len(labels))
+    constant = constant_logits(kind, known, len(labels))
     there = metrics.compute(kind, np.tile(constant, (len(known), 1)), known)
     if kind == "regression":
-        name, answer = "mse", "always the mean of the training rows"
+        name, answer = "mse", "the mean of these rows for each"
         is_better = found[name] < there[name]
     elif kind == "multi_label_classification":
-        name, answer = "f1_micro", "always the labels that most training rows have"
+        name, answer = "f1_micro", "the labels that most of them have for each"
         is_better = found[name] > there[name]
     else:
-        name, answer = "accuracy", f"always the majority class {labels.names[int(constant.argmax())]!r}"
+        name, answer = "accuracy", f"the majority class {labels.names[int(constant.argmax())]!r} for each"
         noise = math.sqrt(there[name] * (1 - there[name]) / len(known))
         is_better = found[name] > there[name] + noise or found["mcc"] > 2 / math.sqrt(len(known))
     if is_better:

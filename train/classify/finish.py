@@ -123,8 +123,9 @@ def _export_merged(run: Run, adapter: Any, in_memory: np.ndarray, facts: card.Fa
 def _facts(run: Run, results: Results) -> card.Facts:
     labels = run.task.labels
     names = () if labels.problem_type == "regression" else labels.names
-    is_pair = run.config.data.text_pair is not None
-    return shipping.facts(run, results, problem_type=labels.problem_type, labels=names, pair=is_pair)
+    data = run.config.data
+    pair = None if data.text_pair is None else (data.text, data.text_pair)
+    return shipping.facts(run, results, problem_type=labels.problem_type, labels=names, pair=pair)
 
 
 def _report(run: Run, results: Results, difference: float | None) -> dict[str, Any]:
@@ -135,6 +136,6 @@ def _report(run: Run, results: Results, difference: float | None) -> dict[str, A
         rows={name: len(split.tokens) for name, split in splits.items()},
         rows_cut={name: split.tokens.cut for name, split in splits.items()},
         batch_lengths=list(run.task.buckets),
-        note=no_better(run.task.labels, splits["train"].labels, splits["validation"].labels, results["validation"]),
+        note=no_better(run.task.labels, splits["validation"].labels, results["validation"]),
         merged_largest_logit_difference=difference,
     )

@@ -44,14 +44,15 @@ class Trained:
     labels: Labels
 
     def logits(self, rows: Split, max_length: int, batch_size: int = 64, bucket_count: int = 6) -> np.ndarray:
-        """Logits float32 (n, L) of the rows' texts."""
+        """Logits float32 (n, L) of the rows' texts, at most `batch_size` of them at once."""
         tokens = tokenize(rows, self.tokenizer, max_length)
         if tokens.cut:
             logger.warning("%d of %d rows cut at %d tokens", tokens.cut, len(tokens), max_length)
         prepared = Prepared(rows, tokens, np.zeros(len(rows), np.int32), pad_id(self.tokenizer))
         buckets = bucket_lengths(tokens.lengths, bucket_count, limit=max_length)
         eval_step: Callable = make_eval_step(self.adapted.model.apply)
-        return logits_of(eval_step, self.adapted.adapter or None, self.adapted.base, prepared, buckets, batch_size)
+        size = min(batch_size, len(rows))
+        return logits_of(eval_step, self.adapted.adapter or None, self.adapted.base, prepared, buckets, size)
 
 
 def load_trained(folder: str | Path, base: str | None = None) -> Trained:

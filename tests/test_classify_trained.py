@@ -58,6 +58,14 @@ LABELS = {
     "ids with a gap": ({"id2label": {"0": "x", "2": "y"}}, "id2label: expected the ids 0, 1, ..."),
     "an id in two ways": ({"id2label": {"0": "x", "00": "y"}}, "id2label: expected the ids 0, 1, ..."),
     "no names in it": ({"id2label": {}}, "id2label: expected the ids"),
+    "two outputs of a regression": (
+        {"id2label": {"0": "x", "1": "y"}, "problem_type": "regression"},
+        "id2label: expected one output",
+    ),
+    "one class": (
+        {"id2label": {"0": "x"}, "problem_type": "single_label_classification"},
+        "id2label: expected two classes or more",
+    ),
     "no task": (
         {"id2label": {"0": "x", "1": "y"}, "problem_type": ["x"]},
         "problem_type: expected one of single",

@@ -1,5 +1,7 @@
 import json
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from jlora.errors import JloraError
@@ -224,7 +226,7 @@ def test_what_is_no_encoding_of_text(encoding, tmp_path):
 def test_metadata_of_parquet_that_datasets_did_not_write_is_refused(metadata, tmp_path):
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     table = arrow.table({"text": ["a"]}).replace_schema_metadata({"huggingface": metadata})
-    parquet.write_table(table, tmp_path / "a.parquet")
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     if metadata == "":
         assert read_table(tmp_path / "a.parquet", "a.parquet").columns == {"text": ["a"]}
         return
@@ -237,3 +239,10 @@ def test_names_of_classes_are_text():
         {"a": {"names": ["x"]}, "b": {"names": 3}, "c": {"names": [1]}, "d": 1, "e": {"feature": {"names": ["y"]}}}
     )
     assert found == {"a": ("x",), "e": ("y",)}
+
+
+def test_a_time_in_parquet_that_python_cannot_hold(tmp_path):
+    cells = pyarrow.array([10**16], pyarrow.timestamp("ms"))
+    pyarrow.parquet.write_table(pyarrow.table({"when": cells}), tmp_path / "a.parquet")
+    with pytest.raises(JloraError, match=r"^a\.parquet, column 'when': a value of type timestamp\[ms\] cannot be read"):
+        read_table(tmp_path / "a.parquet", "a.parquet")

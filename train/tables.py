@@ -143,10 +143,18 @@ def _read_parquet(path: Path, name: str, encoding: str) -> Table:
 
     try:
         table = pyarrow.parquet.read_table(path)
-        columns = {column: without_filled(table[column].to_pylist()) for column in table.column_names}
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:
         raise JloraError(f"{name}: not a Parquet file, or a damaged one ({error})") from error
+    columns = {column: _values(table[column], name, column) for column in table.column_names}
     return Table(name, columns, class_names(_features((table.schema.metadata or {}).get(b"huggingface"), name)))
+
+
+def _values(cells: Any, name: str, column: str) -> list[Any]:
+    """The cells of an Arrow column as Python values."""
+    try:
+        return without_filled(cells.to_pylist())
+    except (ArithmeticError, ValueError) as error:  # such as a date after the year 9999
+        raise JloraError(f"{name}, column {column!r}: a value of type {cells.type} cannot be read ({error})") from error
 
 
 def _features(metadata: bytes | None, name: str) -> dict[str, Any]:

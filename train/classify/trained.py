@@ -118,6 +118,10 @@ def read_label_entries(file: Path) -> dict[str, Any]:
     if problem not in get_args(ProblemType):
         expected = ", ".join(get_args(ProblemType))
         raise JloraError(f"{file}: problem_type: expected one of {expected}; found {reprlib.repr(problem)}")
+    if problem == "regression" and len(ids) > 1:
+        raise JloraError(f"{file}: id2label: expected one output, as problem_type is {problem}; found {len(ids)}")
+    if problem == "single_label_classification" and len(ids) < 2:
+        raise JloraError(f"{file}: id2label: expected two classes or more, as problem_type is {problem}; found one")
     return Labels(cast(ProblemType, problem), tuple(names[index] for index in ids)).config_entries()
 
 

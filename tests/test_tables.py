@@ -224,8 +224,7 @@ def test_what_is_no_encoding_of_text(encoding, tmp_path):
     "metadata", ["", "{", "[]", "3", "null", '{"info": []}', '{"info": {"features": [1]}}', DEEP, LONG]
 )
 def test_metadata_of_parquet_that_datasets_did_not_write_is_refused(metadata, tmp_path):
-    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    table = arrow.table({"text": ["a"]}).replace_schema_metadata({"huggingface": metadata})
+    table = pyarrow.table({"text": ["a"]}).replace_schema_metadata({"huggingface": metadata})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
     if metadata == "":
         assert read_table(tmp_path / "a.parquet", "a.parquet").columns == {"text": ["a"]}

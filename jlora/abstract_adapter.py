@@ -106,8 +106,8 @@ def _naming_embeddings(config: LoraConfig, seen: BaseUses) -> LoraConfig:
     has_head = any(name.rpartition(".")[2] == HEAD for names in seen.modules.values() for name in names)
     if seen.tied and not has_head and not config.ensure_weight_tying and means(config, HEAD):
         raise JloraError(
-            f"LoraConfig: {HEAD}: expected a head with a table of its own, found one tied to {next(iter(seen.tied))}:"
-            " load_base(..., tie_word_embeddings=False) gives it one; or ensure_weight_tying=True adapts both as one"
+            f"LoraConfig: {HEAD}: expected a head with its own table, found one tied to {next(iter(seen.tied))}. Load"
+            " the base with tie_word_embeddings=False, or set ensure_weight_tying=True to adapt both uses together"
         )
     for names in seen.tied.values():
         config = with_embedding_for_head(config, names[0])
@@ -142,8 +142,8 @@ def _warn_of_stopped(stopped: Mapping[str, str]) -> None:
     if stopped:
         listed = ", ".join(f"{path} ({operation})" for path, operation in stopped.items())
         warnings.warn(
-            f"not adapted, because an operation has no low-rank rule: {listed}; init(..., allow_materialize=True)"
-            " adapts them, and exclude_modules leaves them out",
+            f"not adapted, because an operation has no low-rank rule: {listed}. init(..., allow_materialize=True)"
+            " adapts them; exclude_modules leaves them out without this warning",
             stacklevel=4,
         )
 

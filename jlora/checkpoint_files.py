@@ -57,7 +57,7 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise HubError(
             f"{name}: expected a folder or a model on the Hugging Face hub; found no such folder, "
-            f"and the hub says: {reason}"
+            f"and the hub says: {reason}\nCheck the name and the connection, or give the folder of a model"
         ) from error
 
 
@@ -95,7 +95,10 @@ def open_tensors(folder: Path) -> Mapping[str, StoredTensor | GgufTensor]:
     shards = {file: _open_shard(folder / file) for file in sorted(set(where.values()))}
     for key, file in where.items():
         if key not in shards[file]:
-            raise JloraError(f"{folder / file}: {key}: expected by {INDEX_FILE}; found no such key in the file")
+            raise JloraError(
+                f"{folder / file}: {key}: expected by {INDEX_FILE}; found no such key in the file; download or copy"
+                " the folder again"
+            )
     _require_all_named(folder, shards, where)
     return {key: shards[file][key] for key, file in where.items()}
 
@@ -107,10 +110,10 @@ def _require_all_named(
     for file, tensors in shards.items():
         for key in tensors:
             if where.get(key) != file:
-                found = f"the key in {where[key]} there" if key in where else "no such key there"
+                found = f"that it names {where[key]}" if key in where else "no such key in it"
                 raise JloraError(
-                    f"{folder / file}: {key}: expected {INDEX_FILE} to name this file for the key; found {found}, so"
-                    " that other programs would load another model. Take the tensor out of the file or mend the index"
+                    f"{folder / file}: {key}: expected {INDEX_FILE} to name this file for the key; found {found}."
+                    " Other programs would load another model: delete the tensor from the file or correct the index"
                 )
 
 
@@ -138,7 +141,7 @@ def _no_weights(folder: Path) -> str:
     if not pickles:
         return f"{expected}; found neither"
     return (
-        f"{expected}; found {', '.join(pickles)}, which may run code and is never opened here; where you "
+        f"{expected}; found {', '.join(pickles)}, which may run code and is never opened here; if you "
         "trust it, convert it with PyTorch: AutoModel.from_pretrained(folder).save_pretrained(folder)"
     )
 

@@ -52,7 +52,7 @@ def torch_path(path: str, names: Mapping[str, str] | None) -> str:
         return path
     module, _, end = names[path].rpartition(".")
     if not module or end not in ("weight", "bias"):
-        raise JloraError(f"names: {path}: expected torch's name, ending in .weight or .bias, found {names[path]!r}")
+        raise JloraError(f"names: {path}: expected PyTorch's name, ending in .weight or .bias, found {names[path]!r}")
     return f"{module}/{'bias' if end == 'bias' else 'weight' if has_outputs_first(path) else 'kernel'}"
 
 

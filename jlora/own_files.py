@@ -20,7 +20,7 @@ def as_path(name: str) -> Path:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:  # whatever else is wrong is said where the file is opened
             return path
-        raise JloraError(f"{name}: expected the name of a file, folder or model; it is too long for a path") from None
+        raise JloraError(f"{name}: expected the name of a file, folder or model; found one that is too long") from None
     except (ValueError, RuntimeError) as error:
         raise JloraError(f"{name}: expected the name of a file, folder or model; found {error}") from None
     return path

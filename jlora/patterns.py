@@ -86,6 +86,6 @@ def _within_limit(
         return match(name, timeout=max(seconds, 0.001))
     except TimeoutError:
         raise JloraError(
-            f"{where}expected regular expressions that are matched within {LIMIT:g} seconds; found"
-            f" {reprlib.repr(text)}, which takes longer on {name!r}; write it without nested repetitions"
+            f"{where}expected regular expressions that match within {LIMIT:g} seconds; found"
+            f" {reprlib.repr(text)}, which takes longer on {name!r}. Rewrite it without nested repetitions"
         ) from None

@@ -198,7 +198,10 @@ def _require_products(path: str, entry: LowRank, config: LoraConfig) -> None:
 
 def _require_dense(path: str, leaf: Any) -> None:
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        raise JloraError(f"{path}: expected the base's values, which the adapter starts from; found a shape alone")
+        raise JloraError(
+            f"{path}: expected an array, because the adapter's start is computed from the base's values; found a shape"
+            " alone. Load the base with its weights"
+        )
     if is_quantized(leaf):
         raise JloraError(
             f"{path}: expected a dense weight to take the adapter's start out of, found a quantized one; begin with the"

@@ -48,7 +48,9 @@ def require_plain(file: Any, stored: Mapping[str, Any], config_class: Any) -> No
                 raise JloraError(f"{file}: {name}: expected an integer from 1 to {most}; found {found!r}")
     for key, value in stored.items():
         if key.startswith("__") or callable(getattr(config_class, key, None)):
-            raise JloraError(f"{file}: {key}: expected a setting of a model; found the name of a method of its config")
+            raise JloraError(
+                f"{file}: {key}: expected a setting of a model; found a method of its config. Delete the key"
+            )
         if not all(math.isfinite(number) for number in _floats(value)):
             raise JloraError(f"{file}: {key}: expected finite numbers; found NaN or infinity")
         if key.endswith(("dropout", "dropout_prob", "_pdrop")) and not _is_number(value, lambda x: 0 <= x < 1):
@@ -111,8 +113,8 @@ def _require_unquantized(file: Any, stored: Mapping[str, Any]) -> None:
             method = found.get("quant_method", "another library") if isinstance(found, dict) else found
             raise JloraError(
                 f"{file}: {key}: expected none; found weights quantized by {reprlib.repr(method)}, which are not read"
-                " here. Give the 16-bit model that they were made from (for an adapter by --base), whose name is often"
-                " this one's without -bnb-4bit, -4bit, -GPTQ or -AWQ; jlora can quantize it itself (docs/quantize.md)"
+                " here. Give the 16-bit model that they were made from (for an adapter, with --base). Its name is often"
+                " this one without -bnb-4bit, -4bit, -GPTQ or -AWQ. jlora can quantize it itself (docs/quantize.md)"
             )
 
 
@@ -124,7 +126,8 @@ def _require_few_layers(file: Any, found: Any) -> None:
         layers = -1
     if not 0 <= layers <= MOST_LAYERS:
         raise JloraError(
-            f"{file}: attention_types: expected pairs of kinds and how often they come, {MOST_LAYERS} layers at most"
+            f"{file}: attention_types: expected pairs of layer types and a repeat count, for at most {MOST_LAYERS}"
+            f" layers; found {reprlib.repr(found)}"
         )
 
 
@@ -140,6 +143,6 @@ def _require_no_code(file: Any, auto_map: Any, config_class: Any) -> None:
         # What transformers' tokenizers are made of does not stand here.
         if name != "AutoTokenizer" and not (isinstance(found, str) and known.fullmatch(found)):
             raise JloraError(
-                f"{file}: auto_map: {name}: expected no class of the repository's own, whose code is never run here;"
-                f" found {found!r}, which is not transformers' {stem}"
+                f"{file}: auto_map: {name}: expected a class of transformers' {stem}, because a repository's own code"
+                f" is never run here; found {found!r}"
             )

@@ -76,16 +76,16 @@ def with_both_tables(model: Any, folder: Path, tensors: Mapping[str, Any]) -> di
     if tied and head is not None and embedding is not None and not _are_equal(head, embedding):
         raise JloraError(
             f"{head.file}: {head.key}: expected the values of {embedding_key}, to which the model's head is tied; found"
-            " others: build the model with tie_word_embeddings=False, as load_base does"
+            " others. Build the model with tie_word_embeddings=False, as load_base does"
         )
     if tied:
         found.pop(HEAD_KEY, None)
     elif head is None and embedding is not None and files_tie:
         found[HEAD_KEY] = embedding
-        logger.info("%s: the head, tied to %s in the files, is a table of its own here", folder, embedding_key)
+        logger.info("%s: the head, which the files tie to %s, is loaded as a separate table", folder, embedding_key)
     elif files_tie and head is not None and not _are_equal(head, embedding):
         logger.warning(
-            "%s: %s is another table than %s, although config.json says tie_word_embeddings: the head is not tied",
+            "%s: %s and %s have different values, although config.json says tie_word_embeddings: the head is not tied",
             folder, head.key, embedding_key,
         )  # fmt: skip
     return found

@@ -114,8 +114,8 @@ def _refuse_stopped(entry: str, stopped: Mapping[str, str]) -> None:
         found = ", ".join(f"{name} in {operation!r}" for name, operation in stopped.items())
         raise JloraError(
             f"LoraConfig.target_modules: {entry!r}: expected a weight that is used in matrix products, convolutions or"
-            f" table lookups alone, found {found}, for which there is no low-rank rule. Train it whole by"
-            " modules_to_save, or let weight plus update be formed there: init(..., allow_materialize=True) and"
+            f" table lookups alone, found {found}, for which there is no low-rank rule. Train it whole with"
+            " modules_to_save, or allow W + BA to be computed there: init(..., allow_materialize=True) and"
             " adapt(fn, allow_materialize=True)."
         )
 

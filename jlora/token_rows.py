@@ -38,7 +38,7 @@ def token_rows(config: LoraConfig, seen: BaseUses) -> dict[str, Rows]:
         if len(paths) != 1:
             there = ", ".join(tables.values()) or "none"
             raise JloraError(
-                f"{_FIELD}: expected the end of one embedding's or head's name, found {end!r}, which matches"
+                f"{_FIELD}: expected the end of the name of one embedding or head, found {end!r}, which matches"
                 f" {len(paths)}\nThere are: {there}"
             )
         found[paths[0]] = _rows(paths[0], seen, tuple(int(i) for i in ids))
@@ -61,7 +61,7 @@ def _token_embedding(tables: Mapping[str, str]) -> str:
     tokens = [name for name in names if matches(_TOKEN_EMBEDDINGS, name)] if len(names) > 1 else names
     if len(tokens) != 1:
         raise JloraError(
-            f"{_FIELD}: expected {{name of the embedding: ids}} where the function has not one token embedding\n"
+            f"{_FIELD}: expected {{name of the embedding: ids}}, as the function has not just one token embedding\n"
             f"There are: {', '.join(names) or 'none'}"
         )
     return tokens[0]
@@ -72,13 +72,16 @@ def _rows(path: str, seen: BaseUses, ids: tuple[int, ...]) -> Rows:
     head = None if any(use.kind == "lookup" for use in uses) else next(use for use in uses if use.kind == "linear")
     if head is not None and any(seen.modules[bias] == seen.modules[path] for bias in seen.biases):
         raise JloraError(
-            f"{_FIELD}: {path}: expected a head without a bias, as PEFT leaves it out where rows of a head are trained;"
-            f" found one with a bias: train the tables whole, by modules_to_save"
+            f"{_FIELD}: {path}: expected a head without a bias, because PEFT ignores the bias of a head whose rows it"
+            f" trains; found one with a bias. Train the tables whole with modules_to_save"
         )
     axis = 0 if head is None else head.outputs[0]
     count = leaf.shape[axis]
     if leaf.ndim != 2 or len(set(ids)) != len(ids) or not all(0 <= i < count for i in ids) or not ids:
-        raise JloraError(f"{_FIELD}: {path}: expected different rows of a table {leaf.shape}, found {ids}")
+        raise JloraError(
+            f"{_FIELD}: {path}: expected one or more different ids from 0 to {count - 1} (the table is {leaf.shape}),"
+            f" found {ids}"
+        )
     return Rows(_abstract((len(ids), leaf.shape[1 - axis]), leaf.dtype), ids, axis)
 
 

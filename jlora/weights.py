@@ -81,7 +81,7 @@ def load_weights(
     order = sorted(sources, key=lambda path: leaves[path].size, reverse=True)
     loaded = {path: load_leaf(path, sources[path], param_dtype, quantize, mesh) for path in order}
     if new and key is not None:
-        instead = "".join(f"; in the place of {name} of shape {shape}" for name, shape in replaced.items())
+        instead = "".join(f"; this replaces {name} of shape {shape}" for name, shape in replaced.items())
         logger.warning("%s: newly initialised: %s%s", folder, ", ".join(_names(new, wanted)), instead)
         made = {path: leaf.astype(param_dtype) for path, leaf in _initialised(model, key, new).items()}
         loaded |= {path: spread(path, leaf, mesh) for path, leaf in made.items()}
@@ -254,7 +254,7 @@ def _require_shapes(path: str, shape: tuple[int, ...], tensors: Iterable[Any], h
         tensor.require_float()
         if tensor.shape != expected:
             is_head = hf_keys(path, None)[0].startswith(heads)
-            hint = ": the head is for another number of classes; new_head=true starts a new one" if is_head else ""
+            hint = ": the head is for another number of classes; new_head=true replaces it" if is_head else ""
             raise JloraError(f"{tensor.file}: {tensor.key}: expected shape {expected}; found {tensor.shape}{hint}")
 
 

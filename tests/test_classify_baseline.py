@@ -22,7 +22,7 @@ def test_a_model_without_input_has_learnt_nothing(kind):
     names, labels = _TASKS[kind]
     constant = np.tile(constant_logits(kind, labels, len(names)), (400, 1))
     said = no_better(Labels(kind, names), labels, labels, _found(kind, constant, labels))
-    assert "is no better, on 400 rows, than" in said
+    assert "on 400 rows is no better than" in said
     assert ("'yes'" in said) == (kind == "single_label_classification")
 
 

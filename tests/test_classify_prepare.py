@@ -235,7 +235,7 @@ def test_the_head_that_a_stored_adapter_lacks_is_trained_where_new_or_named(head
 
 def test_a_head_for_another_number_of_classes_starts_anew_where_that_is_asked_for(caplog):
     folder = tiny.model_folder(head=True, num_labels=3)
-    with pytest.raises(JloraError, match=r"classifier\.\w+: expected shape .*new_head=true starts a new one"):
+    with pytest.raises(JloraError, match=r"classifier\.\w+: expected shape .*new_head=true replaces it"):
         prepare_model(_config().model_copy(update={"model": str(folder)}), _LABELS)
     adapted = prepare_model(_config().model_copy(update={"model": str(folder), "new_head": True}), _LABELS)
     assert adapted.adapter["params/classifier/kernel"].value.shape[1] == 2

@@ -72,7 +72,7 @@ def test_a_template_may_leave_out_empty_thoughts_but_no_words():
     assert spoken(write_chat(two, tokenizer, answers=True)) == ["Ho<end>", "<think></think>So<end>"]
     two[1] = {"role": "assistant", "content": "<think>Hm</think>Ho"}
     with pytest.raises(
-        JloraError, match=r"^x, turn 2: expected a chat template that .* leaves earlier turns as they are"
+        JloraError, match=r"^x, turn 2: expected a chat template that .* leaves earlier turns unchanged"
     ):
         write_chat(two, tokenizer, answers=True)
     assert write_chat(two, tokenizer, answers=False).text.count("think") == 2

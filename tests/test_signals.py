@@ -115,7 +115,7 @@ def test_where_nothing_is_to_be_saved_it_leaves_with_the_same_code(number):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True)
     assert done.returncode == TIME_IS_UP
-    assert "nothing to save now; --resume goes on" in done.stderr
+    assert "nothing to save now; continue with --resume" in done.stderr
 
 
 def test_without_a_signal_nothing_is_raised_and_the_handlers_are_those_of_before():

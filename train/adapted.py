@@ -129,7 +129,7 @@ def _stored(section: LoraSection, given: jlora.LoraConfig, model: Any, base: Any
     lora = _with_whole(section, given, stored, new)
     plan, leaves = _planned(section, given, lora, model, base), leaves_by_path(base)
     if more := [path for path in plan if path not in adapter]:
-        logger.info("lora.from: the stored adapter does not have %s: trained whole", ", ".join(more))
+        logger.info("lora.from: not in the stored adapter, so trained whole: %s", ", ".join(more))
     whole = {path: dataclasses.replace(plan[path], value=jnp.array(leaves[path], copy=True)) for path in more}
     entries = _with_dropout({path: (adapter | whole)[path] for path in plan}, lora.lora_dropout)
     return Adapted(model, base, entries, lora)

@@ -29,11 +29,13 @@ def read_each(rows: Iterable[int], read: Callable[[int], Row], skip: bool | None
             if skip is None:
                 raise
             if not skip:
-                hint = "data.skip_bad_rows=true leaves such rows out, and counts them"
+                hint = "data.skip_bad_rows=true leaves such rows out and counts them"
                 raise JloraError(f"{str(error).rstrip('.')}. {hint}") from error
             errors.append(str(error))
     if errors and not found:
-        raise JloraError(f"expected a row that can be read; found none in {len(errors):,}, the first: {errors[0]}")
+        raise JloraError(
+            f"expected a row that can be read; found none in {len(errors):,}. The first error: {errors[0]}"
+        )
     return found, errors
 
 

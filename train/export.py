@@ -50,7 +50,7 @@ def _export(options: argparse.Namespace) -> None:
         raise JloraError(f"--gguf-lora: {options.gguf_lora}: exists; name another file, or give --overwrite")
     base = options.base or base_of(options.adapter)
     written = [path for path in (options.out, options.gguf_lora) if path is not None]
-    require_kept({"--adapter": options.adapter, "--base": base}, written, "write to another place")
+    require_kept({"--adapter": options.adapter, "--base": base}, written, "give another --out")
     with working(f"reading {base} and {options.adapter}"):
         adapted, tokenizer = _opened(options.adapter, base, options.quantize)
     if options.gguf_lora is not None:

@@ -120,9 +120,7 @@ def _require_same_architecture(tuned: Any, base: Any) -> None:
     shapes = [{path: leaf.shape for path, leaf in leaves_by_path(abstract_base(m)).items()} for m in (tuned, base)]
     lines = [f"{key}: {one!r} in the tuned model, {other!r} in the base" for key, (one, other) in found.items()]
     if tuned.config.model_type != base.config.model_type or shapes[0] != shapes[1]:
-        hint = "\nTo a vocabulary that was made larger there is no adapter; see docs/extract.md" * (
-            "vocab_size" in found
-        )
+        hint = "\nAn adapter cannot make the vocabulary larger; see docs/extract.md" * ("vocab_size" in found)
         raise JloraError(
             "--base: expected the model that --tuned was tuned from, found another architecture:\n  "
             + "\n  ".join(lines)

@@ -127,7 +127,7 @@ def _piped() -> str:
     except UnicodeDecodeError as error:
         byte = f"the byte {error.object[error.start]:#04x} at {error.start}"
         raise JloraError(
-            f"stdin: expected text in {sys.stdin.encoding}; found {byte}. Convert it, or set LC_ALL"
+            f"stdin: expected text in {sys.stdin.encoding}; found {byte}. Convert it, or set LC_ALL to its encoding"
         ) from None
 
 

@@ -68,16 +68,17 @@ def base_of(folder: Path) -> str:
     file = folder / CONFIG
     name = read_base_name(folder)
     if not name:
-        raise JloraError(f"{file}: base_model_name_or_path: expected the base's name; give it by --base")
+        raise JloraError(f"{file}: base_model_name_or_path: expected the base's name; found none. Give it with --base")
     if name.startswith("package:"):  # a stranger's file is not to choose what the user installs
         raise JloraError(
-            f"{file}: base_model_name_or_path: expected a folder or a name on the hub; found {name!r}; give the base"
-            " by --base"
+            f"{file}: base_model_name_or_path: expected a folder or a name on the hub; found {name!r}. Give the base"
+            " with --base"
         )
     if _is_path(name) and not _exists(name):
         raise JloraError(
-            f"{file}: base_model_name_or_path: found {name!r}, and no such folder here; it may be one of the machine"
-            " that the adapter was trained on. Give the base by --base (its folder, or its name on the hub)"
+            f"{file}: base_model_name_or_path: expected a folder or a name on the hub; found {name!r}, which is not on"
+            " this machine (it may be a path of the machine where the adapter was trained). Give the base with --base:"
+            " its folder, or its name on the hub"
         )
     return name
 

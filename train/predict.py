@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 def _predict(options: argparse.Namespace) -> None:
     if options.output.exists() and not options.overwrite:
         raise JloraError(f"--output: {options.output}: exists; name another file, or give --overwrite")
-    require_kept({"--input": options.input}, [options.output], "write to another file")
+    require_kept({"--input": options.input}, [options.output], "give another --output")
     config = _data_config(options)
     settle_hub(options.input)
     tables = read_tables(options.input, "test", config)
@@ -105,7 +105,7 @@ def _write(path: Path, rows: Split, logits: np.ndarray, labels: Labels, others: 
     pairs = [] if rows.text_pair is None else ["text_pair"]
     ours = ["text", *pairs, "predicted", *([] if labels.problem_type == "regression" else labels.names)]
     if taken := [name for name in others if name in ours]:
-        logger.warning("columns of the input that are not kept, as the output has its own: %s", ", ".join(taken))
+        logger.warning("input columns that the output replaces with its own: %s", ", ".join(taken))
     kept = [values for name, values in others.items() if name not in ours]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:

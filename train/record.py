@@ -169,8 +169,8 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise JloraError(
-            f"{path}: cannot be written: {error}. The checkpoints before it are whole: free disk space or allow the"
-            " folder to be written, then go on with --resume"
+            f"{path}: cannot be written: {error}. The earlier checkpoints are complete: free disk space or make the"
+            " folder writable, then go on with --resume"
         ) from error
 
 

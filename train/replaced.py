@@ -26,7 +26,7 @@ def require_kept(sources: Mapping[str, Any], replaced: Iterable[Path], advice: s
             source = _spellings(_local(name))
             for path, spellings in places:
                 if source & spellings or (inside and any(s.is_relative_to(p) for s in source for p in spellings)):
-                    raise JloraError(f"{key}: {name}: would be lost, since --overwrite replaces {path}; {advice}")
+                    raise JloraError(f"{key}: {name}: would be lost, because --overwrite replaces {path}; {advice}")
 
 
 def _local(name: Any) -> Path | None:

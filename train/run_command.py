@@ -56,5 +56,5 @@ def _work(request: Request[AnyConfig], work: Callable[[AnyConfig, Flags, bool], 
             work(config, request.flags, is_offline)
         except HubError as error:
             raise JloraError(
-                f"{error}\n--offline asks no hub, and takes its cache or the config's offline: block"
+                f"{error}\nWith --offline the run uses the hub's local cache or the config's offline: block instead"
             ) from error

@@ -64,7 +64,7 @@ def check(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finishe
         return "new"
     if "config.yaml" not in found and {manifest.NAME, "environment.json"} & names:
         raise JloraError(
-            f"output_dir: {folder}: holds a run whose config.yaml is missing, so that it can be neither resumed nor"
+            f"output_dir: {folder}: holds a run whose config.yaml is missing, so it can be neither resumed nor"
             " replaced. Put the file back, move the folder away, or name another one: output_dir=FOLDER"
         )
     if "config.yaml" not in found or not names & _MARKS:
@@ -82,7 +82,7 @@ def check(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finishe
     if _allowed_changes(folder / "config.yaml", config) or "report.json" not in found:
         return "resumed"
     if reason := _incomplete(folder, config):
-        logger.warning("%s: %s; exported again", folder, reason)
+        logger.warning("%s: %s; exporting again", folder, reason)
         return "resumed"
     return "finished"
 

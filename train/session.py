@@ -44,8 +44,8 @@ def is_to_run(config: RunConfig, flags: Flags) -> bool:
         require_free(Path(config.output_dir))
     if run_folder.check(config, flags) == "finished":
         logger.info(
-            "%s: this run is finished, nothing to do. A larger train.epochs trains it longer, other export.* export it"
-            " again, output_dir=FOLDER begins another run",
+            "%s: this run is finished, nothing to do. A larger train.epochs trains it longer, a changed export.*"
+            " exports it again, output_dir=FOLDER begins another run",
             config.output_dir,
         )
         return False

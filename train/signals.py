@@ -62,7 +62,7 @@ class Stop:
         alone = jax.process_count() == 1
         if not self.is_late and time.monotonic() >= self._deadline:
             self.is_late = True
-            logger.warning("train.max_hours are over: this step ends, a checkpoint is written")
+            logger.warning("train.max_hours is over: finishing this step and writing a checkpoint")
             if not alone:
                 os.kill(os.getpid(), signal.SIGTERM)  # by which JAX tells the other processes
         if not alone and self.number is None and multihost_utils.reached_preemption_sync_point(self._asked):
@@ -131,7 +131,7 @@ def leave_when_time_is_up() -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    logger.warning("%s: there is nothing to save now; --resume goes on", signal.Signals(number).name)
+    logger.warning("%s: there is nothing to save now; continue with --resume", signal.Signals(number).name)
     os._exit(TIME_IS_UP)  # an exception might be taken for one of the work's
 
 

@@ -92,13 +92,9 @@ def _read_csv(path: Path, name: str, encoding: str, separator: str = ",") -> Tab
     records = _csv_records(decode(path, name, encoding, _csv_row), name, separator)
     header = next(records, (1, []))
     if len(header[1]) == 1 and (others := [mark for mark in ",;|\t" if mark != separator and mark in header[1][0]]):
-        reads = (
-            "a file whose name ends in .tsv is read so"
-            if others[0] == "\t"
-            else f"data.separator={others[0]!r} reads it"
-        )
+        reads = "rename the file to end in .tsv" if others[0] == "\t" else f"set data.separator={others[0]!r}"
         raise JloraError(
-            f"{name}: expected columns separated by {separator!r} (data.separator); found the one column"
+            f"{name}: expected columns separated by {separator!r} (data.separator); found one column"
             f" {header[1][0]!r}: {reads}"
         )
     return _from_records(itertools.chain([header], records), name)
@@ -131,10 +127,10 @@ def _read_jsonl(path: Path, name: str, encoding: str) -> Table:
         try:
             objects.append(json.loads(line))
         except (ValueError, RecursionError) as error:
-            hint = "; a file that is one list of objects is called .json" * lines[0].lstrip().startswith("[")
+            hint = "; a file with one list of objects must end in .json" * lines[0].lstrip().startswith("[")
             reason = getattr(error, "msg", error)
             raise JloraError(f"{name}, data row {row}: not JSON ({reason}): {line[:60]}{hint}") from error
-    return _from_objects(objects, name, hint="; a file that is one list of objects is called .json")
+    return _from_objects(objects, name, hint="; a file with one list of objects must end in .json")
 
 
 def _read_parquet(path: Path, name: str, encoding: str) -> Table:
@@ -254,7 +250,7 @@ def decode(path: Path, name: str, encoding: str, row_after: Callable[[str], int]
             "save the file as UTF-8, or name its encoding, for example data.encoding=latin-1"
         ) from error
     except (LookupError, ValueError) as error:
-        raise JloraError(f"data.encoding={encoding}: not an encoding of text; expected utf-8, latin-1, ...") from error
+        raise JloraError(f"data.encoding={encoding}: not a text encoding; expected utf-8, latin-1, ...") from error
 
 
 def _csv_row(before: str) -> int:

@@ -120,8 +120,8 @@ def _plain_config(file: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("init_inputs", "vocab", "merges", "gguf_file", "auto_map"):
         if stored.get(key) not in (None, []):
             raise JloraError(
-                f"{file}: {key}: expected nothing, as transformers would open the file or run the code that it names;"
-                f" found {reprlib.repr(stored[key])}"
+                f"{file}: {key}: expected no value, because transformers would open the file or run the code that it"
+                f" names; found {reprlib.repr(stored[key])}. Delete the key to load the tokenizer without it"
             )
     return _known(file, stored, _KINDS)
 
@@ -149,7 +149,7 @@ def _require_tokenizer_class(file: Path, stored: Mapping[str, Any]) -> None:
     """transformers calls `from_pretrained` of whatever it has by the name, and some of that runs code of the folder."""
     name = stored.get("tokenizer_class")
     if name is not None and not _is_tokenizer_class(name):
-        raise JloraError(f"{file}: tokenizer_class: expected a class of tokenizers; found {reprlib.repr(name)}")
+        raise JloraError(f"{file}: tokenizer_class: expected a tokenizer of transformers; found {reprlib.repr(name)}")
 
 
 def _is_tokenizer_class(name: Any) -> bool:

@@ -55,10 +55,10 @@ def with_stored_vocabulary(folder: Path, model: Any, base: Any) -> tuple[Any, An
         return _with_rows_of_new_tokens(folder, model, base)
     if other := next((path for path, found in sizes.items() if found != rows), None):
         raise JloraError(
-            f"{weights_file(folder)}: expected {names[other]} for {rows} tokens, as many as another table there has;"
-            f" found it for {sizes[other]}. Was the adapter saved with save_embedding_layers=True?"
+            f"{weights_file(folder)}: expected {names[other]} for {rows} tokens, like the other table in the file;"
+            f" found it for {sizes[other]}. Save the adapter again with save_embedding_layers=True"
         )
-    logger.info("%s: %d tokens, in the place of the base's %d: its tables are used", folder, rows, size)
+    logger.info("%s: its tables replace the base's: %d tokens instead of %d", folder, rows, size)
     tables = {path: _as_leaf(path, tensor, leaves[path]) for path, tensor in stored.items() if tensor is not None}
     return with_vocabulary(model, rows), replace_leaves(base, tables)
 
@@ -83,10 +83,10 @@ def _with_rows_of_new_tokens(folder: Path, model: Any, base: Any) -> tuple[Any, 
             raise JloraError(
                 f"{folder / CONFIG}: trainable_token_indices: expected rows of {name} for the {rows - size} tokens from"
                 f" {size} on, which the base does not have; found {len(ids)} of them. Save the adapter with its tables"
-                " (save_embedding_layers=True), or give the base with these tokens by --base"
+                " (save_embedding_layers=True), or give a base that has these tokens with --base"
             )
     if rows > size:
-        logger.info("%s: %d tokens beyond the base's %d: its tables grow", folder, rows - size, size)
+        logger.info("%s: %d tokens more than the base's %d: the base's tables grow", folder, rows - size, size)
     return grown(model, base, rows)
 
 

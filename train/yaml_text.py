@@ -64,13 +64,13 @@ class _Loader(yaml.SafeLoader):
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
     """How many values a node stands for. `known` has those of nodes that were counted, 0 while one is being counted."""
     if (count := known.get(id(node))) == 0:
-        raise yaml.constructor.ConstructorError(None, None, "an alias inside of what it stands for", node.start_mark)
+        raise yaml.constructor.ConstructorError(None, None, "an alias inside its own value", node.start_mark)
     if count is None:
         known[id(node)], inner = 0, [] if isinstance(node, yaml.ScalarNode) else node.value
         parts = [part for pair in inner for part in pair] if isinstance(node, yaml.MappingNode) else inner
         count = known[id(node)] = 1 + sum(_count(part, known) for part in parts)
     if count > _MOST_VALUES:
-        problem = f"expected at most {_MOST_VALUES} values, aliases written out; found more"
+        problem = f"expected at most {_MOST_VALUES} values after aliases are expanded; found more"
         raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
     return count
 

@@ -150,10 +150,10 @@ def read_fields(folder: Path) -> dict[str, Any]:
         return fields
     if "model_type" in fields or "architectures" in fields:
         raise JloraError(
-            f"{path}: expected PEFT's configuration of an adapter, found a model's config.json (model_type"
-            f" {fields.get('model_type')!r}), which was written over it. Copy the file from where the adapter comes"
+            f"{path}: expected PEFT's adapter configuration, found a model's config.json (model_type"
+            f" {fields.get('model_type')!r}), which has replaced it. Copy the file again from where the adapter comes"
             ' from, or write {"peft_type": "LORA", "r": ..., "lora_alpha": ..., "target_modules": [...]} with the'
-            " numbers that it was trained with"
+            " values that it was trained with"
         )
     raise JloraError(f"{path}: peft_type: expected LORA, found {fields.get('peft_type')!r}")
 
@@ -168,7 +168,7 @@ def to_config(stored: Mapping[str, Any], path: Path) -> LoraConfig:
     for key in sorted(on & _OTHER_FUNCTIONS):
         raise JloraError(f"{path}: {key}: expected it off or absent (not supported), found {reprlib.repr(stored[key])}")
     if unknown := sorted(on - names - _NEUTRAL - _TRANSLATED):
-        logger.warning("%s: not used, as PEFT has no such fields: %s", path, reprlib.repr(unknown))
+        logger.warning("%s: ignored, because PEFT has no such fields: %s", path, reprlib.repr(unknown))
     for key, (expected, is_so) in _KINDS.items():
         if stored.get(key) is not None and not is_so(stored[key]):
             raise JloraError(f"{path}: {key}: expected {expected}, found {reprlib.repr(stored[key])}")
@@ -207,13 +207,16 @@ def _with_parameters(path: Path, stored: Mapping[str, Any]) -> Any:
             f" experts are not supported), found {reprlib.repr(others)}"
         )
     if stored.get("layers_to_transform") is not None:
-        raise JloraError(f"{path}: layers_to_transform: expected null, as it does not count for target_parameters")
+        raise JloraError(
+            f"{path}: layers_to_transform: expected null together with target_parameters, to which PEFT does not apply"
+            " it. Write one regular expression for all adapted modules as target_modules, and delete the other two"
+        )
     for field in ("rank_pattern", "alpha_pattern"):
         if stored.get(field):
             raise JloraError(
-                f"{path}: {field}: expected none beside target_parameters, for which PEFT compares it with names that"
-                f" end in .weight, found {reprlib.repr(stored[field])}; name the modules in target_modules, and in"
-                f" {field} those with another number"
+                f"{path}: {field}: expected none together with target_parameters, where PEFT matches it against names"
+                f" that end in .weight, found {reprlib.repr(stored[field])}. Name the modules in target_modules"
+                f" instead of target_parameters, and in {field} those whose value differs"
             )
     ends = [name.removesuffix(".weight") for name in names]
     if isinstance(modules, str):
@@ -229,7 +232,7 @@ def _initialization(path: Path, found: Any) -> bool | str:
         return True if name == "mica" else str(name)
     raise JloraError(
         f"{path}: init_lora_weights: expected true, false or one of {', '.join((*_HARMLESS, *RECOMPUTED))}, found"
-        f" {found!r}, which changed the base's weights by what is not in the file: the adapter is for that other base."
-        " Give that base and write true here; or have PEFT write the adapter for the plain base, by"
-        " save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        f" {found!r}. That initialization changed the base's weights in a way that the file does not record, so the"
+        " adapter fits the changed base alone. Load the changed base and write true here; or let PEFT convert the"
+        " adapter for the original base: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
     )

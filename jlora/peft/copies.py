@@ -21,8 +21,8 @@ _SAME = 1e-2
 """Relative L2 difference up to which two weights are one that was rounded (bfloat16 keeps 3 digits)."""
 _ROUNDED = (np.float32, ml_dtypes.bfloat16, np.float16)
 _ADVICE = (
-    "Is this the base that the adapter was made for? A weight that was trained, or an embedding that was resized,"
-    " belongs into modules_to_save of adapter_config.json"
+    "Check that this is the base that the adapter was made for. If the weight was trained, or the embedding resized,"
+    " add its module to modules_to_save in adapter_config.json"
 )
 
 

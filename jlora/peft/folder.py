@@ -178,7 +178,7 @@ def _require_no_conv1d(template: Adapter, file: Path) -> None:
         if is_conv1d(path, entry):
             raise JloraError(
                 f"{file}: target_parameters: expected weights of linear layers, found {path}, which is stored"
-                " transposed; name its module in target_modules"
+                " transposed. Name its module in target_modules instead"
             )
 
 
@@ -186,7 +186,7 @@ def _require_base(named: str | None, base_model: str | None, file: Path) -> None
     if base_model is not None and named is not None and not _same_base(named, base_model):
         raise JloraError(
             f"{file}: base_model_name_or_path: expected {base_model}, found {named}. Load the"
-            " base that the adapter was made for; or, if this is the same one under another name, give no base_model"
+            " base that the adapter was made for; or, if both names mean the same base, leave out base_model"
         )
 
 

@@ -39,7 +39,10 @@ def peft_fields(fields: Mapping[str, Any], keys: Iterable[str], file: Path) -> d
     """
     kind, given = fields.get("fine_tune_type", "lora"), fields.get("lora_parameters")
     if kind not in ("lora", "dora"):
-        raise JloraError(f"{file}: fine_tune_type: expected lora or dora, found {kind!r} (an adapter of mlx-lm)")
+        raise JloraError(
+            f"{file}: fine_tune_type: expected lora or dora, found {kind!r} (an adapter of mlx-lm); other types are not"
+            " supported"
+        )
     rank, scale = (given.get(name) if isinstance(given, dict) else None for name in ("rank", "scale"))
     if type(rank) is not int or abs(rank) > _LARGEST or isinstance(scale, bool) or not isinstance(scale, int | float):
         raise JloraError(
@@ -47,9 +50,9 @@ def peft_fields(fields: Mapping[str, Any], keys: Iterable[str], file: Path) -> d
         )
     if isinstance(given, dict) and "alpha" in given:
         raise JloraError(
-            f"{file}: lora_parameters.alpha: expected none, found {given['alpha']!r}: early versions of mlx-lm multiply"
-            " the scale by alpha / rank, later ones ignore alpha; write the product of your version as scale, and"
-            " delete alpha"
+            f"{file}: lora_parameters.alpha: expected none, found {given['alpha']!r}. Early versions of mlx-lm multiply"
+            " scale by alpha / rank, later ones ignore alpha. If your version multiplies, write the product as scale;"
+            " then delete alpha"
         )
     return {
         "peft_type": "LORA",

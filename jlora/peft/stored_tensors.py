@@ -42,7 +42,7 @@ def weights_file(folder: Path) -> Path:
     if (folder / _PICKLE).exists():
         raise JloraError(
             f"{path}: expected the adapter's weights as safetensors, found {_PICKLE}, a pickle, which may run code and"
-            f" is never opened here. Where you trust it, convert it in its folder: {_CONVERT}"
+            f" is never opened here. If you trust it, convert it by running in its folder: {_CONVERT}"
         )
     others = sorted(file.name for file in folder.glob("*.safetensors"))[:5]
     raise JloraError(f"{path}: expected the adapter's weights as safetensors, found {', '.join(others) or 'none'}")
@@ -60,8 +60,8 @@ def stored_tensors(folder: Path) -> dict[str, np.ndarray]:
         tensor.require_float()
         if 0 in tensor.shape:
             raise JloraError(
-                f"{file}: {key}: expected weights, found a tensor of shape {tensor.shape}: DeepSpeed ZeRO-3 leaves such"
-                " where weights are saved without being gathered. Save again with"
+                f"{file}: {key}: expected weights, found an empty tensor of shape {tensor.shape}. DeepSpeed ZeRO-3"
+                " writes these if weights are saved without being gathered. Save again with"
                 " stage3_gather_16bit_weights_on_model_save, or run zero_to_fp32.py on the checkpoint"
             )
     found = {key: tensor.mapped() for key, tensor in tensors.items()}
@@ -79,7 +79,7 @@ def peft_keys(tensors: Mapping[str, np.ndarray], file: Path) -> dict[str, np.nda
     }
     if len(names) > 1:
         raise JloraError(
-            f"{file}: expected one adapter, found {', '.join(sorted(names))}; save the one that you want with"
+            f"{file}: expected one adapter, found {', '.join(sorted(names))}. Save the one that you want with"
             " save_pretrained(folder, selected_adapters=[name])"
         )
     name = re.escape(names.pop() if names else "default")
@@ -88,7 +88,10 @@ def peft_keys(tensors: Mapping[str, np.ndarray], file: Path) -> dict[str, np.nda
         plain = _without_name(_WRAPPERS.sub("", key), name)
         plain = plain if plain.startswith("base_model.") else PREFIX + plain
         if plain in renamed and not np.array_equal(renamed[plain], tensor):
-            raise JloraError(f"{file}: {key}: expected the values that the file has as {plain} too, found others")
+            raise JloraError(
+                f"{file}: {key}: expected the same values as in {plain}, which names the same weight, found others."
+                " Delete the one that was not trained, or save the adapter again"
+            )
         renamed[plain] = tensor
     return renamed
 

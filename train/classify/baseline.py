@@ -45,19 +45,18 @@ def no_better(labels: Labels, train: np.ndarray, validation: np.ndarray, found: 
     constant = constant_logits(kind, train, len(labels))
     there = metrics.compute(kind, np.tile(constant, (len(known), 1)), known)
     if kind == "regression":
-        name, answer = "mse", "always the mean of the training rows"
+        name, answer = "mse", "the mean of the training rows"
         is_better = found[name] < there[name]
     elif kind == "multi_label_classification":
-        name, answer = "f1_micro", "always the labels that most training rows have"
+        name, answer = "f1_micro", "the labels that most training rows have"
         is_better = found[name] > there[name]
     else:
-        name, answer = "accuracy", f"always the majority class {labels.names[int(constant.argmax())]!r}"
+        name, answer = "accuracy", f"the majority class {labels.names[int(constant.argmax())]!r}"
         noise = math.sqrt(there[name] * (1 - there[name]) / len(known))
         is_better = found[name] > there[name] + noise or found["mcc"] > 2 / math.sqrt(len(known))
     if is_better:
         return ""
     return (
-        f"validation: {name} {found[name]:.4f} is no better, on {len(known):,} rows, than {there[name]:.4f} of a model"
-        f" that says {answer}. Nothing was learnt that shows: try another train.learning_rate, more train.epochs, or"
-        " look at the data"
+        f"validation: {name} {found[name]:.4f} on {len(known):,} rows is no better than {there[name]:.4f}, the score"
+        f" of always predicting {answer}. Try another train.learning_rate or more train.epochs, or check the data"
     )

@@ -21,8 +21,8 @@ class DataConfig(DataSource):
     text_pair: Text | None = Field(default=None, description="column of the second text, for sentence pairs")
     label: Text | list[Text] = Field(
         default="label",
-        description="column of the label; a list of columns that hold 0 or 1: each is a class, of which a row may have "
-        "several",
+        description="column of the label; or a list of columns that hold 0 or 1, one for each class, for rows with "
+        "several labels",
     )
     label_names: list[Text] | dict[str | int | float | bool, Text] | None = Field(
         default=None,
@@ -92,7 +92,7 @@ class Config(RunConfig):
         default=None, description="kind of head; null: seen from the labels"
     )
     new_head: bool = Field(
-        default=False, description="start a new head where the model's is for another number of classes"
+        default=False, description="replace the model's head with a new one if it is for another number of classes"
     )
     data: DataConfig
     train: ClassifierTrain = ClassifierTrain()

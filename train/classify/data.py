@@ -179,7 +179,7 @@ def _labels(table: Table, column: str | list[str]) -> Callable[[int], Any]:
         for name, cell in cells.items():
             if is_yes(cell) is None:
                 place = f"{table.where(row)}, column {name!r} (data.label)"
-                raise JloraError(f"{place}: expected 0 or 1, as each of several columns is a class; found {cell!r}")
+                raise JloraError(f"{place}: expected 0 or 1, as data.label has a column for each class; found {cell!r}")
         return [int(bool(is_yes(cell))) for cell in cells.values()]
 
     return read

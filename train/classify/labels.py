@@ -26,7 +26,7 @@ from train.classify.label_values import (
 )
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
-_ADVICE = "name the classes with data.label_names, or set task=regression where they are scores"
+_ADVICE = "name the classes with data.label_names, or set task=regression if they are scores"
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def infer_labels(train: Split, task: str | None = None, names: tuple[str, ...] |
     count = multi_hot_length(train.label) if inferred == "multi_label_classification" else None
     if count and (names is None or len(names) == count):
         found = names or tuple(f"LABEL_{i}" for i in range(count))
-        return Labels(inferred, found, multi_hot=True, reason=reason and "they have a 0 or 1 for each class")
+        return Labels(inferred, found, multi_hot=True, reason=reason and "the labels have a 0 or 1 for each class")
     labels = Labels(inferred, names, reason=reason) if names else _collect_labels(train, inferred, reason)
     if inferred == "single_label_classification" and len(labels) < 2:
         raise JloraError(f"{train.source[0]}: expected two classes or more, found {labels.names[0]!r} alone")
@@ -151,10 +151,10 @@ def _infer_task(train: Split, names: tuple[str, ...] | None) -> tuple[ProblemTyp
     kinds: list[str] = [label_kind(value) for value in train.label]
     if names is None and _are_numbers_with_commas(train.label):
         index = next(i for i, value in enumerate(train.label) if has_decimal_comma(value))
-        expected = "task=regression, which reads the comma as a decimal point, or task=single_label_classification"
-        _refuse(train.label[index], train, index, f"{expected}, which takes such labels as names")
+        expected = "a number with a decimal point. Set task=regression to read the comma as a decimal point"
+        _refuse(train.label[index], train, index, f"{expected}, or task=single_label_classification for class names")
     if any(_is_several(value, names) for value in train.label):
-        return "multi_label_classification", f"labels such as {_first_several(train.label, names)!r} are several"
+        return "multi_label_classification", f"{_first_several(train.label, names)!r} is several labels"
     if kinds.count("decimal number") > kinds.count("whole number"):
         kinds = ["decimal number" if kind == "whole number" else kind for kind in kinds]
     if names is None or "list" in kinds:
@@ -202,8 +202,8 @@ def _collect_labels(train: Split, problem_type: ProblemType, reason: str) -> Lab
     if ids and ids == list(range(ids[0], ids[0] + len(ids))) and ids[0] > 0:
         named = ", ".join(f"{index}: ..." for index in ids[:3]) + ", ..." * (len(ids) > 3)
         raise JloraError(
-            f"{train.source[0]}: expected class ids from 0; found {ids[0]} to {ids[-1]}. data.label_names={{{named}}}"
-            " names them, in the order of their ids; set task=regression where they are scores"
+            f"{train.source[0]}: expected class ids from 0; found {ids[0]} to {ids[-1]}. Name the classes in the order"
+            f" of their ids with data.label_names={{{named}}}, or set task=regression if they are scores"
         )
     for index, value in values:
         if whole_number(value) not in range(len(ids)):
@@ -234,7 +234,7 @@ def _class_id(value: Any, labels: Labels, ids: dict[str, int], split: Split, ind
         if list(labels.names) != [f"LABEL_{i}" for i in range(len(labels))]:
             expected.append(f"one of {_some(labels.names)}")
         near = [class_name for class_name in labels.names if spelling(class_name) == spelling(str(value))]
-        hint = f"; {near[0]!r} differs from it in case, spaces or Unicode form alone" if near else ""
+        hint = f"; {near[0]!r} differs from it only in case, spaces or Unicode form" if near else ""
         _refuse(value, split, index, " or ".join(expected) + hint)
     return found
 

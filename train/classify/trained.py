@@ -125,8 +125,9 @@ def _require_heads(folder: Path, name: str, heads: dict[str, list[str]], adapter
     lost = [key for path, keys in heads.items() if path not in adapter for key in keys]
     if lost:
         raise JloraError(
-            f"{folder}: expected {', '.join(lost)} in the base or the adapter; found them neither in {name} nor here:"
-            " the base that the adapter was trained on had them. Take the run's merged/, or that base by --base"
+            f"{folder}: expected {', '.join(lost)} in the base or the adapter; found them neither in {name} nor here."
+            " The adapter was trained on another base, which has them: give that one with --base, or use the run's"
+            " merged/"
         )
 
 

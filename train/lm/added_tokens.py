@@ -38,7 +38,7 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], size: i
     """
     texts, known = tuple(dict.fromkeys(texts)), tokenizer.get_vocab()
     if had := [text for text in texts if text in known]:
-        logger.info("%s: tokens already: %s", _KEY, ", ".join(f"{text!r} ({known[text]})" for text in had))
+        logger.info("%s: already tokens: %s", _KEY, ", ".join(f"{text!r} ({known[text]})" for text in had))
     new = [text for text in texts if text not in known]
     if not new:
         return ()
@@ -71,8 +71,8 @@ def training_added(lora: LoraConfig, model: PreTrainedConfig, added: Sequence[in
     if any(whole) or means(lora, embedding) or means(lora, HEAD):
         end = embedding.rpartition(".")[2]
         raise JloraError(
-            f"{_KEY}: expected the embedding and the head in lora.modules_to_save, [{end},{HEAD}], or neither of them"
-            " there and in lora.target_modules; found one of them. The new rows of the other would be in no adapter"
+            f"{_KEY}: expected both the embedding and the head in lora.modules_to_save, [{end},{HEAD}], or neither of"
+            " them there or in lora.target_modules; found another combination, whose adapter would lack new rows"
         )
     tables = [embedding] if model.tie_word_embeddings else [embedding, HEAD]
     return dataclasses.replace(lora, trainable_token_indices=_with_rows(lora.trainable_token_indices, tables, added))
@@ -105,11 +105,11 @@ def require_trained(lora: LoraConfig, model: PreTrainedConfig, added: Sequence[i
         if missing := sorted(set(added) - ids) if not is_trained_whole(lora, table) else []:
             raise JloraError(
                 f"lora.from: {where}: expected an adapter that trains rows of {table} for the tokens of {_KEY}, ids"
-                f" {missing}; found none. Give {_KEY} of the run that made it, or merge it (jlora export) and give"
-                " model=FOLDER"
+                f" {missing}; found none. Give the same {_KEY} as the run that made it; or merge it (jlora export) and"
+                " give the merged model, model=FOLDER, instead of lora.from"
             )
         if beyond := sorted(index for index in ids if index >= model.vocab_size):
             raise JloraError(
                 f"lora.from: {where}: expected rows of the model's {model.vocab_size} tokens; found rows {beyond} of"
-                f" {table}. Give {_KEY} of the run that made it"
+                f" {table}. Give the same {_KEY} as the run that made it"
             )

@@ -90,8 +90,8 @@ def _pairs(table: Table, config: DataSection) -> Callable[[int], _Turns]:
         for key, (column, turns) in parts.items():
             if not (isinstance(turns, list) and turns):
                 raise JloraError(
-                    f"{table.where(row)}, column {column!r} (data.{key}): expected a list of turns, as the first row"
-                    f" has; found {ascii(turns)[:60]}"
+                    f"{table.where(row)}, column {column!r} (data.{key}): expected a list of turns, as in the first"
+                    f" row; found {ascii(turns)[:60]}"
                 )
         return turns_of_messages([*prompts[row], *completions[row]], where), len(prompts[row]), where
 
@@ -103,7 +103,9 @@ def _with_system(turns: list[Turn], system: Any, place: str) -> list[Turn]:
     if turns[0]["role"] != "system":
         return [{"role": "system", "content": system}, *turns]
     if turns[0]["content"] != system:
-        raise JloraError(f"{place}: expected nothing, or the chat's own system prompt; found another: {system[:60]!r}")
+        raise JloraError(
+            f"{place}: expected no system prompt, or the same one as in the chat; found another: {system[:60]!r}"
+        )
     return turns
 
 
@@ -122,7 +124,7 @@ def _variables(found: Any, where: str) -> dict[str, Any]:
         expected = 'expected an object such as {"enable_thinking": false}'
         raise JloraError(f"{where}: {expected}; found {ascii(found)[:60]}")
     if given := [name for name in variables if name in _GIVEN]:
-        raise JloraError(f"{where}: expected variables of the chat template's own; found {given[0]!r}")
+        raise JloraError(f"{where}: expected other variables than {', '.join(_GIVEN)}; found {given[0]!r}")
     return variables
 
 

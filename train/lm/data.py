@@ -129,7 +129,7 @@ def _of_rows(name: str, part: Documents) -> list[str]:
     notes = []
     if part.unread:
         keys = ", ".join(sorted(part.unread))
-        notes.append(f"{name}: {part.source}: keys that the chat template does not name, so they are not used: {keys}")
+        notes.append(f"{name}: {part.source}: not used, because the chat template does not name them: {keys}")
     return notes + left_out(name, part.left_out, len(part) + len(part.left_out))
 
 

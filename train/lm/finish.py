@@ -100,7 +100,7 @@ def _export_merged(run: Run, adapter: dict[str, Any], facts: card.Facts) -> dict
         artifacts.write_merged(folder, whole, adapter, run.tokenizer, run.config.export.dtype)
     write_card(run, facts, "merged")
     mesh, dtype = run.task.mesh, jnp.dtype(run.config.train.dtype)
-    with working(f"reading merged/ back, {len(run.task.data.rows['validation']):,} validation rows are compared"):
+    with working(f"reading merged/ back and comparing {len(run.task.data.rows['validation']):,} validation rows"):
         model, base = artifacts.read_back(folder, dtype, mesh, param_dtype=dtype)
         task = dataclasses.replace(run.task, eval_step=make_eval_step(model, mesh))
         return evaluated(task, None, base, "validation")

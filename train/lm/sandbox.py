@@ -122,7 +122,7 @@ class _Namespace(jinja2.utils.Namespace):
 
 def _require_plain(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise jinja2.exceptions.SecurityError(f"a namespace takes no name with a leading underscore, such as {name!r}")
+        raise jinja2.exceptions.SecurityError(f"a namespace has no names with a leading underscore, such as {name!r}")
 
 
 def _raise_exception(message: str) -> None:

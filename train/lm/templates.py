@@ -134,8 +134,8 @@ def chat_template(
     source = file or tokenizer.name_or_path or "the model"
     if not tokenizer.chat_template:
         raise JloraError(
-            f"{source}: expected a tokenizer with a chat template, as the rows are chats; found none."
-            " data.chat_template=FILE gives one (a Jinja file)"
+            f"{source}: expected a tokenizer with a chat template, because the rows are chats; found none."
+            " Give a Jinja file: data.chat_template=FILE"
         )
     return ChatTemplate(tokenizer, day or datetime.datetime.now(datetime.UTC).date(), source)
 
@@ -191,8 +191,9 @@ def _tagged(
         return generated
     if len(generated) != len(spoken):
         raise JloraError(
-            f"{chat.where}: expected {{% generation %}} around each of the assistant's {len(spoken)} turns, as not all"
-            f" of them are learnt; the chat template of {template.source} has it {len(generated)} times"
+            f"{chat.where}: expected {{% generation %}} around each of the assistant's {len(spoken)} turns, because not"
+            f" all of them are learnt; found it {len(generated)} times in the chat template of {template.source}. Give"
+            " another template: data.chat_template=FILE"
         )
     marked = dict(zip(spoken, generated, strict=True))
     return tuple(marked.get(place) or _span(chat, place, text, template) for place in places)
@@ -211,8 +212,8 @@ def _span(chat: Conversation, place: int, text: str, template: ChatTemplate) -> 
         written = said + written.rpartition(said)[2] if said else written
     if not (text.startswith(before) and until.startswith(before) and text.startswith(written, start)):
         raise JloraError(
-            f"{chat.where}, turn {place + 1}: expected a chat template that goes on from its generation prompt and "
-            "leaves earlier turns as they are; found one that writes them anew. Give one with {% generation %} around "
+            f"{chat.where}, turn {place + 1}: expected a chat template that continues from its generation prompt and "
+            "leaves earlier turns unchanged; found one that changes them. Give one with {% generation %} around "
             "the assistant's turns (data.chat_template), or learn the whole chats (data.completion_only_loss=false)"
         )
     return start, start + len(_up_to_the_end_token(written, template.tokenizer) if is_answer else written)

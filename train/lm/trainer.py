@@ -101,7 +101,7 @@ def _planned_tokens(config: LMConfig) -> tuple[int, ...]:
 
 def _say_what_was_read(config: LMConfig) -> None:
     files = "config.json and tokenizer" if config.data.add_tokens else "config.json"
-    logger.info("dry run: nothing was read but the model's %s, nothing was written", files)
+    logger.info("dry run: only the model's %s was read, and nothing was written", files)
 
 
 def _preview(config: LMConfig) -> None:
@@ -186,7 +186,7 @@ def _say_where(config: LMConfig, found: dict[str, float], seconds: float, chat: 
     logger.info("done in %s. In %s:", clock(seconds), config.output_dir)
     if config.method == "lora":
         more = ", adapter.gguf with llama.cpp" * config.export.gguf_lora
-        more += ", as its README.md says: the base gets the added tokens first" * bool(config.data.add_tokens)
+        more += ", after the tokens are added to the base: see its README.md" * bool(config.data.add_tokens)
         logger.info("  adapter/     opens with PEFT%s", more)
     if config.export.merged:
         logger.info("  merged/      opens with transformers: AutoModelForCausalLM.from_pretrained")

@@ -137,7 +137,7 @@ def _joined(parts: list[Any], where: str) -> str:
     for part in parts:
         kind = part.get("type", "text") if isinstance(part, dict) else None
         if kind not in _TEXT_PARTS:
-            raise JloraError(f"{where}: expected parts of text alone; found {ascii(part)[:60]}")
+            raise JloraError(f"{where}: expected text parts alone; found {ascii(part)[:60]}")
         texts.append(require_text(part.get("text"), f"{where}, a part's 'text'"))
     return "".join(texts)
 

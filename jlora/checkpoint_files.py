@@ -37,11 +37,11 @@ class Planned(NamedTuple):
 
 
 def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The folder or GGUF file `name`, or the hub's model `name` after files that match `patterns` were downloaded.
+    """Returns the folder or GGUF file `name`, or downloads the files of the hub's model that match `patterns`.
 
     Raises:
-      JloraError: there is no such folder, and no such model on the hub or the hub cannot be reached; a name that is
-        no path.
+      JloraError: there is no such folder, and no such model on the hub or the hub cannot be reached; the name cannot be
+        a path.
     """
     folder = as_path(name)
     if folder.is_dir() or (folder.is_file() and is_gguf(folder)):
@@ -62,7 +62,7 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
 
 
 def downloaded(name: str, revision: str | None, patterns: Sequence[str]) -> Path | None:
-    """As `fetch`, but nothing is downloaded; None where no such files are on this disk."""
+    """Returns what `fetch` would without a download; None if no such files are on this disk."""
     folder = as_path(name)
     if folder.is_file():
         return folder
@@ -82,8 +82,8 @@ def open_tensors(folder: Path) -> Mapping[str, StoredTensor | GgufTensor]:
 
     Raises:
       JloraError: no such files (pickles are named and never opened), whatever `open_safetensors` and `gguf_tensors`
-        refuse, a shard or a key that the index names and that is not there, a shard in another folder, a key that is in
-        two shards or that the index does not name.
+        refuse, a missing shard or key that the index names, a shard in another folder, a key that is in two shards or
+        not in the index.
     """
     if is_gguf(folder):
         return gguf_tensors(folder)
@@ -106,7 +106,7 @@ def open_tensors(folder: Path) -> Mapping[str, StoredTensor | GgufTensor]:
 def _require_all_named(
     folder: Path, shards: Mapping[str, Mapping[str, StoredTensor]], where: Mapping[str, str]
 ) -> None:
-    """Some readers take what the index names, others whatever is in the shards: both must see the same model."""
+    """Requires the index to name all tensors: some programs read by the index, others everything in the shards."""
     for file, tensors in shards.items():
         for key in tensors:
             if where.get(key) != file:

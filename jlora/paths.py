@@ -22,7 +22,7 @@ def leaves_by_path(tree: Any) -> dict[str, Any]:
 
 
 def array_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves by path that are arrays; a module's functions, texts and plain numbers are left out."""
+    """Returns {path: leaf} of the leaves that are arrays, without a module's functions, strings and plain numbers."""
     return {path: leaf for path, leaf in leaves_by_path(tree).items() if is_array(leaf)}
 
 

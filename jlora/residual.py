@@ -108,7 +108,7 @@ def subtract_initial(adapter: Adapter, initial: Adapter) -> dict[str, Entry]:
 
 
 def of_plain_base(adapter: Adapter, config: LoraConfig, base: Any) -> dict[str, Entry]:
-    """An adapter of the residual base of "pissa" or "olora" as one of twice the rank for `base` itself.
+    """Converts an adapter of the residual base of "pissa" or "olora" to one of twice the rank for `base` itself.
 
     Its start is computed again from the weights of `base`, as PEFT does when it opens such a file.
 

@@ -1,6 +1,6 @@
-"""What a stored config has to be before a class of transformers is made of it: numbers of a model, and no code.
+"""Checks a stored config before a class of transformers is built from it: sizes that a model can have, and no code.
 
-Some of those classes make a list entry for each layer and label that a config claims.
+Some of these classes make a list entry for each layer and label that the config claims.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _ABOVE_ZERO = (
     "rope_theta", "rope_local_base_freq", "factor", "attention_factor", "low_freq_factor", "high_freq_factor",
     "short_factor", "long_factor", "beta_fast", "beta_slow", "original_max_position_embeddings",
 )  # fmt: skip
-"""Numbers, or lists of them, that positions are divided by."""
+"""Keys whose numbers, or lists of numbers, positions are divided by."""
 _LARGEST_NUMBER = 1e30
-"""Beyond it float32 is infinite soon."""
+"""Larger numbers soon overflow float32."""
 
 
 def require_plain(file: Any, stored: Mapping[str, Any], config_class: Any) -> None:
-    """Holds the keys of config.json against what a model of transformers' `config_class` can have.
+    """Checks that the keys of config.json have values that a model of transformers' `config_class` can have.
 
     Args:
       file: config.json, for messages.
 
     Raises:
-      JloraError: a size that is none, a number that is not finite, a class of the repository's own (`auto_map`),
+      JloraError: an impossible size, a number that is not finite, a class from the repository's code (`auto_map`),
         weights that another library quantized.
     """
     for key, most in _MOST.items():
@@ -67,14 +67,14 @@ def require_plain(file: Any, stored: Mapping[str, Any], config_class: Any) -> No
 
 
 def require_token_ids(file: Any, key: str, found: Any) -> None:
-    """Raises JloraError where the value of a `*_token_id` is no id, list of ids or null; -1 stands for none."""
+    """Raises JloraError unless the value of a `*_token_id` is an id, a list of ids or null; -1 means no token."""
     ids = found if isinstance(found, list) else [] if found is None else [found]
     if not all(type(token) is int and -1 <= token <= LARGEST_SIZE for token in ids):
         raise JloraError(f"{file}: {key}: expected a token's id, a list of ids or null; found {reprlib.repr(found)}")
 
 
 def _require_rotary(file: Any, name: str, parameters: Mapping[str, Any]) -> None:
-    """The numbers of a scaling of rotary positions, or of one scaling for each type of layer."""
+    """Checks the numbers of RoPE scaling, also if there is one scaling for each type of layer."""
     for key, value in parameters.items():
         where = f"{name}.{key}"
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Rows of tables of tokens that are trained one by one: what `trainable_token_indices` means in a function."""
+"""Single trained rows of embeddings and heads: finds the leaves that `trainable_token_indices` names."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _TOKEN_EMBEDDINGS = ("embed_tokens", "word_embeddings", "wte", "embed_in")
 
 
 def token_rows(config: LoraConfig, seen: BaseUses) -> dict[str, Rows]:
-    """{path of an embedding or output head: its trained rows, ShapeDtypeStructs}; a tied head shares the embedding's.
+    """Returns {path of an embedding or output head: its trained rows, ShapeDtypeStructs}; a tied head shares them.
 
     Raises:
-      JloraError: a name that is not one table's, ids that are not different rows of it, a head with a bias.
+      JloraError: a name that does not match exactly one table, ids that are not different rows of it, a head with a
+        bias.
     """
     wanted = config.trainable_token_indices
     if wanted is None:
@@ -46,7 +47,7 @@ def token_rows(config: LoraConfig, seen: BaseUses) -> dict[str, Rows]:
 
 
 def _tables(seen: BaseUses, kind: str) -> dict[str, str]:
-    """{path: module} of the leaves that are used so."""
+    """Returns {path: module} of the leaves with this kind of use."""
     return {path: seen.modules[path][0] for path, uses in seen.uses.items() if any(use.kind == kind for use in uses)}
 
 

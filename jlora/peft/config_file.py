@@ -34,13 +34,13 @@ _OTHER_FUNCTIONS = {
     "layer_replication", "use_qalora", "alora_invocation_tokens", "kasa_config", "velora_config", "arrow_config",
     "use_bdlora", "monteclora_config", "megatron_config",
 }  # fmt: skip
-"""Fields with which PEFT's adapter is another function, or has other tensors."""
+"""Fields that change the function or the tensors of PEFT's adapter."""
 _OFF: tuple[Any, ...] = (None, False, "none", [], {})
 
 # Initializations that leave the base's weights as they are: of a trained adapter they say no more.
 _HARMLESS = ("gaussian", "orthogonal", "eva", "mica")
 RECOMPUTED = ("pissa", "olora")
-"""Initializations that took from the base's weights what can be computed from them again."""
+"""Initializations that changed the base's weights by an amount that can be computed from them again."""
 
 _LARGEST = 2**20
 """Bytes of an adapter_config.json; each of its patterns is tried on the name of each module."""
@@ -138,7 +138,7 @@ def read_config(folder: Path) -> LoraConfig:
 
 
 def read_fields(folder: Path) -> dict[str, Any]:
-    """The fields of `adapter_config.json` under PEFT's names.
+    """Reads the fields of `adapter_config.json` under PEFT's names.
 
     Raises:
       JloraError: no such file, not JSON, not LoRA.
@@ -159,9 +159,9 @@ def read_fields(folder: Path) -> dict[str, Any]:
 
 
 def to_config(stored: Mapping[str, Any], path: Path) -> LoraConfig:
-    """The configuration that PEFT's fields describe, which are in the file `path`.
+    """Makes the configuration from PEFT's fields `stored`, which are in the file `path`.
 
-    As in PEFT, fields that it does not have are not used, with a warning.
+    As in PEFT, unknown fields are ignored with a warning.
     """
     names = {field.name for field in dataclasses.fields(LoraConfig)}
     on = {key for key, value in stored.items() if value not in _OFF}
@@ -191,7 +191,7 @@ def read_base_name(folder: Path) -> str | None:
 
 
 def base_name(fields: Mapping[str, Any], path: Path) -> str | None:
-    """The base that PEFT's fields name, which are in the file `path`; None where they name none."""
+    """Returns the base that PEFT's fields, read from the file `path`, name; None if they name none."""
     found = fields.get("base_model_name_or_path") or None
     if found is not None and not isinstance(found, str):
         raise JloraError(f"{path}: base_model_name_or_path: expected a name, found {reprlib.repr(found)}")
@@ -199,7 +199,7 @@ def base_name(fields: Mapping[str, Any], path: Path) -> str | None:
 
 
 def _with_parameters(path: Path, stored: Mapping[str, Any]) -> Any:
-    """`target_modules` with the modules whose weights `target_parameters` names: the update of both is B A."""
+    """Adds the modules whose weights `target_parameters` names to `target_modules`: both have the update B A."""
     modules, names = stored.get("target_modules"), stored["target_parameters"]
     if others := [name for name in names if not name.endswith(".weight")]:
         raise JloraError(

@@ -18,7 +18,7 @@ _BIAS = ".lora_B.bias"
 def fold_lora_bias(
     tensors: Mapping[str, np.ndarray], template: Adapter, leaves: Mapping[str, Any], where: str
 ) -> dict[str, np.ndarray]:
-    """The tensors with each `lora_B.bias` added to its module's own bias, as `bias: lora_only` has it in a file.
+    """Adds each `lora_B.bias` to its module's own bias, which a file with `bias: lora_only` would hold.
 
     Args:
       tensors: {PEFT's key: tensor}.

@@ -1,4 +1,4 @@
-"""Adapters of mlx-lm, in PEFT's words.
+"""Translates adapters of mlx-lm to PEFT's names and layouts.
 
 adapter_config.json   {"fine_tune_type": "lora", "lora_parameters": {"rank": 8, "scale": 20.0, "dropout": 0.0}, ...}
 adapters.safetensors  model.layers.0.self_attn.q_proj.lora_a  (in, r), PEFT's lora_A.weight transposed
@@ -23,12 +23,12 @@ _ENDS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnit
 
 
 def is_mlx(fields: Mapping[str, Any]) -> bool:
-    """Whether these are the fields of mlx-lm's `adapter_config.json`."""
+    """Tells whether these are the fields of mlx-lm's `adapter_config.json`."""
     return "peft_type" not in fields and ("lora_parameters" in fields or "fine_tune_type" in fields)
 
 
 def peft_fields(fields: Mapping[str, Any], keys: Iterable[str], file: Path) -> dict[str, Any]:
-    """PEFT's fields that give the adapter its function; the modules are those of the file's keys.
+    """Returns PEFT's fields for the same adapter; the modules come from the file's keys.
 
     Args:
       fields: of mlx-lm's `adapter_config.json`, which is `file`.
@@ -65,7 +65,7 @@ def peft_fields(fields: Mapping[str, Any], keys: Iterable[str], file: Path) -> d
 
 
 def peft_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """{PEFT's key: tensor in PEFT's layout}; keys that are not of an adapter stay as they are."""
+    """Returns {PEFT's key: tensor in PEFT's layout}; keys that are not an adapter's stay unchanged."""
     renamed = {}
     for key, tensor in tensors.items():
         module, _, end = key.rpartition(".")

@@ -1,7 +1,7 @@
-"""The tensors in an adapter's folder under PEFT's keys, whoever saved them.
+"""Reads the tensors in an adapter's folder under PEFT's keys, whichever program saved them.
 
-A state_dict that was saved by hand has more in its keys than PEFT's files: the adapter's name
-(`lora_A.default.weight`) and what training wrapped modules in (`_orig_mod`); or less, no `base_model.model.`.
+The keys of a state_dict that was saved by hand may have additional parts, the adapter's name
+(`lora_A.default.weight`) and wrappers of modules (`_orig_mod`), or lack the prefix `base_model.model.`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _WRAPPERS = re.compile(r"^module\.|\b(_orig_mod|_fsdp_wrapped_module|_checkpoint
 
 
 def weights_file(folder: Path) -> Path:
-    """The file with the adapter's tensors.
+    """Returns the file with the adapter's tensors.
 
     Raises:
-      JloraError: there is none that is read here.
+      JloraError: there is no such file in a supported format.
     """
     for name in (WEIGHTS, mlx.WEIGHTS):
         if (folder / name).is_file():
@@ -49,7 +49,7 @@ def weights_file(folder: Path) -> Path:
 
 
 def stored_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """{PEFT's key: tensor} of the folder's file, which is not touched before the numbers are.
+    """Returns {PEFT's key: tensor} of the folder's file; values are read from the disk when they are used.
 
     Raises:
       JloraError: no such file, a dtype that is not floating point, tensors without numbers, or two adapters.
@@ -69,7 +69,7 @@ def stored_tensors(folder: Path) -> dict[str, np.ndarray]:
 
 
 def peft_keys(tensors: Mapping[str, np.ndarray], file: Path) -> dict[str, np.ndarray]:
-    """The tensors under the keys that PEFT's `save_pretrained` gives them.
+    """Renames the tensors to the keys that PEFT's `save_pretrained` writes.
 
     Raises:
       JloraError: more than one adapter, or two tensors for one key.
@@ -97,7 +97,7 @@ def peft_keys(tensors: Mapping[str, np.ndarray], file: Path) -> dict[str, np.nda
 
 
 def _without_name(key: str, name: str) -> str:
-    """The key without the adapter's name (an expression); `modules_to_save` holds what PEFT saves under its own key."""
+    """Removes from the key the adapter's name (an expression) and `modules_to_save`, as in PEFT's files."""
     key = re.sub(rf"\.{_NAMED}\.{name}(?=\.|$)", r".\1", key)
     key = re.sub(rf"\.modules_to_save\.({name}\.)?", ".", key)
     key = key.replace(".token_adapter.base_layer.", ".base_layer.")

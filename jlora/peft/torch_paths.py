@@ -1,4 +1,4 @@
-"""An adapter of any tree under paths that give the names of torch's modules, which PEFT looks for."""
+"""Renames the entries of an adapter of any tree to paths that give PyTorch's module names, which PEFT looks for."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _HELP = ". Give PyTorch's names: save_adapter(..., names={path: 'model.layers.{}
 
 
 def in_torch_paths(adapter: Adapter, names: Mapping[str, str] | None) -> dict[str, Entry]:
-    """The adapter with its entries under `jlora.names.torch_path`.
+    """Returns the adapter with its entries under `jlora.names.torch_path`.
 
     Raises:
-      JloraError: a path that `names` does not have, where it is given; a name that no module of torch can have; a
-        leaf trained whole of which neither its name nor its use says what it is.
+      JloraError: a path that is missing in a given `names`; a name that no PyTorch module can have; a leaf trained
+        whole whose axes follow neither from its name nor from its use.
     """
     for path, entry in adapter.items():
         if names is not None and path not in names:
@@ -31,7 +31,7 @@ def in_torch_paths(adapter: Adapter, names: Mapping[str, str] | None) -> dict[st
 
 
 def _with_layers(path: str, entry: Entry) -> Entry:
-    """The entry with a rank for each layer, where it was made without a name that says which axis is the layers'."""
+    """Gives the entry a rank for each layer, if it was made without a name that marks the axis of the layers."""
     if not isinstance(entry, LowRank) or "{}" not in path or len(entry.ranks) > 1:
         return entry
     return dataclasses.replace(entry, ranks=entry.ranks * entry.scale.shape[0])

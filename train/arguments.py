@@ -1,4 +1,4 @@
-"""The command lines of `jlora predict`, `generate`, `export` and `extract`, which need no JAX to be read."""
+"""The command lines of `jlora predict`, `generate`, `export` and `extract`, parsed without importing JAX."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Without --prompt, text is read from stdin; on a terminal a chat begins. An empty
 
 
 def predict() -> argparse.ArgumentParser:
-    """The arguments of `jlora predict`."""
+    """Makes the parser of `jlora predict`."""
     parser = argparse.ArgumentParser(
         prog="jlora predict",
         description="Labels new text: jlora predict --model RUN_OR_FOLDER --input texts.csv --output labelled.csv",
@@ -47,7 +47,7 @@ def predict() -> argparse.ArgumentParser:
 
 
 def generate() -> argparse.ArgumentParser:
-    """The arguments of `jlora generate`."""
+    """Makes the parser of `jlora generate`."""
     parser = argparse.ArgumentParser(
         prog="jlora generate",
         description="Completes a prompt or holds a chat: jlora generate --model RUN_OR_MODEL [--prompt TEXT] [--chat]",
@@ -80,7 +80,7 @@ def generate() -> argparse.ArgumentParser:
 
 
 def export() -> argparse.ArgumentParser:
-    """The arguments of `jlora export`."""
+    """Makes the parser of `jlora export`."""
     purpose = "Merges an adapter, made here or by PEFT, or writes it for vLLM or llama.cpp."
     parser = argparse.ArgumentParser(prog="jlora export", description=purpose)
     parser.add_argument("--adapter", required=True, type=Path, help="folder of the adapter, in PEFT's format")
@@ -100,7 +100,7 @@ def export() -> argparse.ArgumentParser:
 
 
 def extract() -> argparse.ArgumentParser:
-    """The arguments of `jlora extract`."""
+    """Makes the parser of `jlora extract`."""
     purpose = "Makes an adapter of a fully fine-tuned model."
     parser = argparse.ArgumentParser(prog="jlora extract", description=purpose)
     parser.add_argument("--tuned", required=True, help="the fine-tuned model: folder or hub name")
@@ -121,7 +121,7 @@ PARSERS = {"predict": predict, "generate": generate, "export": export, "extract"
 
 
 def whole_number(least: int) -> Callable[[str], int]:
-    """An argument's type: a whole number of at least `least`."""
+    """Makes an argument type for whole numbers of at least `least`."""
 
     def read(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
@@ -132,7 +132,7 @@ def whole_number(least: int) -> Callable[[str], int]:
 
 
 def names(text: str) -> list[str]:
-    """An argument's type: names between commas."""
+    """Parses an argument of names between commas."""
     found = [name.strip() for name in text.split(",") if name.strip()]
     if not found:
         raise argparse.ArgumentTypeError("expected names between commas, found none")

@@ -1,4 +1,4 @@
-"""Rows that cannot be read: the first is an error, or all are left out, counted and named (`data.skip_bad_rows`)."""
+"""Rows that cannot be read: the first is an error, or all are left out and counted (`data.skip_bad_rows`)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from jlora.errors import JloraError
 
 Row = TypeVar("Row")
 _NAMED = 5
-"""Rows left out that are named, each with what is wrong in it."""
+"""Errors of left-out rows that are shown."""
 
 
 def read_each(rows: Iterable[int], read: Callable[[int], Row], skip: bool | None) -> tuple[dict[int, Row], list[str]]:
-    """({row: what `read` returns for it}, the errors of the rows that are left out).
+    """Returns ({row: `read(row)`}, the errors of the rows that are left out).
 
     Args:
-      skip: `data.skip_bad_rows`, which the error offers where it is false; None where the command has no such key.
+      skip: `data.skip_bad_rows`, which the error suggests if it is false; None if the command has no such key.
 
     Raises:
-      JloraError: that of the first row that cannot be read, unless `skip`; that no row is left.
+      JloraError: the error of the first row that cannot be read, unless `skip`; no row is left.
     """
     found, errors = {}, []
     for row in rows:
@@ -40,7 +40,7 @@ def read_each(rows: Iterable[int], read: Callable[[int], Row], skip: bool | None
 
 
 def left_out(split: str, errors: Sequence[str], rows: int) -> list[str]:
-    """A note that counts what was left out of so many rows, and names the first; none where nothing was."""
+    """Returns a note with the number of left-out rows and the first errors; no note if there are none."""
     if not errors:
         return []
     more = [f"and {len(errors) - _NAMED:,} more"] * (len(errors) > _NAMED)

@@ -58,7 +58,7 @@ class _Writer:
         )
         text = ""
         for piece in until(decoded(self.language.tokenizer, tokens, before), options.stop):
-            # What is piped goes on as it is; a terminal would obey what a model was trained to say to it.
+            # Escaped on a terminal, which would act on control characters; a pipe gets the text unchanged.
             print(printable(piece) if sys.stdout.isatty() else piece, end="", flush=True)
             text += piece
         print(flush=True)

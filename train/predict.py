@@ -67,10 +67,10 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _data_config(options: argparse.Namespace) -> DataConfig:
-    """Columns and length: the command line's, or else those of the run that --model is (a folder of).
+    """Takes columns and length from the command line, or else from the run that --model belongs to.
 
     Raises:
-      JloraError: a value that the key does not take, with the flag or the run's file that has it.
+      JloraError: an invalid value, with its flag or its place in the run's file.
     """
     ran: dict[str, Any] = {}
     folder = as_path(options.model)
@@ -94,13 +94,13 @@ def _data_config(options: argparse.Namespace) -> DataConfig:
 
 
 def _others(table: Table, rows: Split, config: DataConfig) -> dict[str, list[Any]]:
-    """The input's other columns, such as an id: {name: values}."""
+    """Returns the input's other columns, such as an id: {name: values}."""
     names = [name for name in table.columns if name not in (config.text, config.text_pair)]
     return {name: [table.columns[name][row - 1] for row in rows.row] for name in names}
 
 
 def _write(path: Path, rows: Split, logits: np.ndarray, labels: Labels, others: dict[str, list[Any]]) -> None:
-    """The CSV: the input's other columns, the texts, what is predicted. A name that is taken is left out, and said."""
+    """Writes the CSV: the input's other columns, the texts, the predictions. Columns with a taken name are logged."""
     shown = metrics.probabilities(labels.problem_type, logits)
     pairs = [] if rows.text_pair is None else ["text_pair"]
     ours = ["text", *pairs, "predicted", *([] if labels.problem_type == "regression" else labels.names)]

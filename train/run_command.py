@@ -17,8 +17,9 @@ from train.signals import leave_when_time_is_up
 def run_command(
     argv: Sequence[str], command: Command[AnyConfig], work: Callable[[AnyConfig, Flags, bool], None], *, alone: bool
 ) -> int:
-    """Runs a training command; 0 is success, 2 something that the user can mend, 75 no time left, 130 SIGINT, 143
-    SIGTERM.
+    """Runs a training command and returns its exit code.
+
+    0 is success, 2 an error that the user can fix, 75 the end of the run's time, 130 SIGINT, 143 SIGTERM.
 
     Args:
       work: work(config, flags, whether the config's `offline:` block is in it).

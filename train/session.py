@@ -70,9 +70,9 @@ def train(
 
     Args:
       begin: when the command began, by time.monotonic().
-      data: {split: {name: array}}, what the run learns from: it is resumed with the same alone.
-      attention: what computes it, for environment.json.
-      day: the run's, for the manifest, where the data depend on it.
+      data: {split: {name: array}}, what the run learns from; a run is resumed only with the same.
+      attention: the implementation, for environment.json.
+      day: the run's day for the manifest, if the data depend on it.
 
     Raises:
       JloraError: the folder is in use or cannot be written, or this is not the run that it holds.

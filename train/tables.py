@@ -43,13 +43,13 @@ class Table:
         return self.columns[column]
 
     def cell(self, column: str, row: int) -> Any:
-        """The value in one row, counted from 0; None where there is no such column."""
+        """Returns the value in one row, counted from 0; None if there is no such column."""
         return self.columns[column][row] if column in self.columns else None
 
     def texts_by_row(self, column: str, key: str) -> Callable[[int], str]:
-        """The function that gives the text in a row, counted from 0; JloraError, with the data row, where it is none.
+        """Returns a function that gives the text in a row, counted from 0, or raises JloraError if it is not text.
 
-        Raises JloraError, too, where there is no such column.
+        Raises JloraError if there is no such column.
         """
         values = self.column(column, key)
         return lambda row: require_text(values[row], f"{self.where(row)}, column {column!r} ({key})")
@@ -68,7 +68,7 @@ def require_text(value: Any, where: str) -> str:
 
 
 def read_table(path: Path, name: str, encoding: str = "utf-8", separator: str = ",") -> Table:
-    """The whole file as a Table; the suffix says the format. `name` stands in errors.
+    """Reads the whole file as a Table; the suffix decides the format. `name` is its name in errors.
 
     CSV, whose fields `separator` separates, is read by RFC 4180 (quoted fields may hold separators, quotes and line
     ends), TSV without any quoting, JSON as one list of objects, JSONL as one object a line. Raises JloraError for
@@ -146,7 +146,7 @@ def _read_parquet(path: Path, name: str, encoding: str) -> Table:
 
 
 def _features(metadata: bytes | None, name: str) -> dict[str, Any]:
-    """What `datasets` says of the columns of a Parquet file that it wrote."""
+    """Returns the features that `datasets` stored in a Parquet file."""
     try:
         stored = json.loads(metadata or b"{}")
         features = stored.get("info", {}).get("features", {})
@@ -158,9 +158,9 @@ def _features(metadata: bytes | None, name: str) -> dict[str, Any]:
 
 
 def without_filled(value: Any) -> Any:
-    """The value of an Arrow table without the entries of its objects that are None, at every depth.
+    """Removes the entries that are None from the objects in a value of an Arrow table, at every depth.
 
-    All objects of a column have one schema there, so that each is given the keys which only others had.
+    All objects of a column share one schema, so Arrow fills in the keys that only other objects had.
     """
     if isinstance(value, dict):
         return {key: without_filled(entry) for key, entry in value.items() if entry is not None}

@@ -149,7 +149,7 @@ def dense(value: Factored) -> jax.Array:
 
 
 def _formed(update: Update) -> jax.Array:
-    """The sum over r of a * b, of size 1 where neither varies."""
+    """Computes the sum over r of a * b, of size 1 on dims over which neither varies."""
     names = "abcdefghijklmnopq"[: update.factors[0].ndim - 1]
     (a_names, a), (b_names, b) = (varying(factor, names) for factor in update.factors)
     present = "".join(name for name in names if name in a_names or name in b_names)
@@ -179,7 +179,7 @@ def slice_leading(value: Factored) -> tuple[Factored, Factored]:
 
 
 def _leading(update: Update, size: int) -> Update:
-    """The update with its first dim before r, of this size."""
+    """Moves the update's first dim, of this size, before r."""
     spread = (jnp.broadcast_to(f, (f.shape[0], size, *f.shape[2:])) for f in update.factors)
     a, b = (jnp.moveaxis(factor, 1, 0) for factor in spread)
     return dataclasses.replace(update, a=a, b=b)

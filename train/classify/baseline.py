@@ -1,4 +1,4 @@
-"""What a classifier scores that gives every row the same answer: one that is no better has learnt nothing."""
+"""The score of predicting the same for every row, with which a trained classifier is compared."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from train.classify import metrics
 from train.classify.labels import Labels, is_labelled
 
 _SURE = 20.0
-"""A logit that says yes."""
+"""The logit of a predicted class."""
 
 
 def constant_logits(problem_type: str, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Logits float32 (L,) of the same answer for every row: the most frequent class, the labels that most rows have,
-    or the mean.
+    """Returns logits float32 (L,) that predict the most frequent class, the labels that most rows have, or the mean.
 
     Args:
       labels: encoded labels of a split, (n,) or (n, L).
@@ -32,9 +31,10 @@ def constant_logits(problem_type: str, labels: np.ndarray, classes: int) -> np.n
 
 
 def no_better(labels: Labels, train: np.ndarray, validation: np.ndarray, found: Mapping[str, float]) -> str:
-    """What to tell the user of a classifier that is no better on validation rows than a constant; empty if it is.
+    """Returns a warning if the classifier is no better on validation rows than a constant prediction; else "".
 
-    Of single labels, an accuracy within a standard error of the constant's and a correlation (MCC) within two of 0.
+    For single labels it is no better if its accuracy exceeds the constant's by at most one standard error and its
+    correlation (MCC) exceeds 0 by at most two.
 
     Args:
       train, validation: the encoded labels of the splits. found: the validation metrics.

@@ -77,7 +77,7 @@ class ClassifierTrain(TrainSection):
 
 
 class Config(RunConfig):
-    """A run, resolved: what `jlora classify` does, and what its run folder records."""
+    """The resolved configuration of a run of `jlora classify`, as its run folder records it."""
 
     learning_rates: ClassVar[dict[str, float]] = {"lora": 5e-4, "full": 5e-5, "head": 1e-3}
 

@@ -1,4 +1,4 @@
-"""Tokens that a run adds to the tokenizer (`data.add_tokens`), and what trains their rows of the tables."""
+"""Tokens that a run adds to the tokenizer (`data.add_tokens`), and the settings that train their rows."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _KEY = "data.add_tokens"
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], size: int) -> tuple[int, ...]:
-    """Adds those of the texts to the tokenizer that are no tokens of it; says which, and which it has.
+    """Adds the texts that are not tokens yet to the tokenizer, and logs which are added and which it has already.
 
-    They are plain tokens, as Axolotl's `tokens:` are: whole wherever they stand in a text, blanks around them kept, and
-    shown in what the model writes.
+    They are plain tokens, as with Axolotl's `tokens:`: recognized anywhere in a text, spaces around them kept, and
+    shown in generated text.
 
     Args:
-      size: the tokens that the model has.
+      size: the number of tokens that the model has.
 
     Returns:
-      The ids whose rows must be trained, rising: those of the added tokens, and any other from `size` on.
+      The ids whose rows must be trained, rising: those of the added tokens, and all others from `size` on.
     """
     texts, known = tuple(dict.fromkeys(texts)), tokenizer.get_vocab()
     if had := [text for text in texts if text in known]:
@@ -49,18 +49,18 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], size: i
 
 
 def vocabulary(stored: PreTrainedConfig, added: Sequence[int]) -> int:
-    """How many tokens the model has with those that are added."""
+    """Returns how many tokens the model has, the added ones included."""
     return max([stored.vocab_size, *(index + 1 for index in added)])
 
 
 def training_added(lora: LoraConfig, model: PreTrainedConfig, added: Sequence[int]) -> LoraConfig:
-    """The settings that train the rows of the added tokens too, if they do not train the tables whole.
+    """Returns the settings that also train the rows of the added tokens, unless they train the tables whole.
 
     Args:
       model: says whether the head is tied.
 
     Raises:
-      JloraError: an adapter on one of the tables, or one of the two whole: PEFT would not have the other's new rows.
+      JloraError: an adapter on a table, or only one of the two trained whole: PEFT's file would lack new rows.
     """
     if not added:
         return lora
@@ -79,7 +79,7 @@ def training_added(lora: LoraConfig, model: PreTrainedConfig, added: Sequence[in
 
 
 def _with_rows(given: Any, tables: Sequence[str], added: Sequence[int]) -> Any:
-    """`trainable_token_indices` with the added ids: a list where it means the embedding alone."""
+    """Adds the ids to `trainable_token_indices`, which stays a list if it is for the embedding alone."""
     if len(tables) == 1 and not isinstance(given, Mapping):
         return list(dict.fromkeys([*(given or ()), *added]))
     if not isinstance(given, Mapping):
@@ -92,7 +92,7 @@ def _with_rows(given: Any, tables: Sequence[str], added: Sequence[int]) -> Any:
 
 
 def require_trained(lora: LoraConfig, model: PreTrainedConfig, added: Sequence[int], where: str) -> None:
-    """Raises JloraError where a stored adapter trains no rows of added tokens, or rows of tokens that are not there.
+    """Raises JloraError if a stored adapter lacks rows of added tokens, or trains rows of tokens that do not exist.
 
     Args:
       lora: the adapter's settings.

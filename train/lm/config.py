@@ -149,7 +149,7 @@ class Export(ExportSection):
 
 
 class LMConfig(RunConfig):
-    """A run, resolved: what `jlora lm` does, and what its run folder records."""
+    """The resolved configuration of a run of `jlora lm`, as its run folder records it."""
 
     learning_rates: ClassVar[dict[str, float]] = {"lora": 2e-4, "full": 2e-5}
 

@@ -94,7 +94,7 @@ def _samples(run: Run, adapter: dict[str, Any]) -> str:
 def _export_merged(run: Run, adapter: dict[str, Any], facts: card.Facts) -> dict[str, float]:
     """Writes merged/, reads it back, and returns its metrics on the validation split."""
     folder = run.folder / "merged"
-    # Beside the base in training, the accelerator may have no room for another one.
+    # The accelerator holds the base in training and may have no room for another one.
     with devices.on_cpu(), working("writing merged/"):
         whole, adapter = _unrounded(run, adapter)
         artifacts.write_merged(folder, whole, adapter, run.tokenizer, run.config.export.dtype)

@@ -61,7 +61,7 @@ PREVIEWED = 3
 
 
 def train_lm(config: LMConfig, flags: Flags, is_offline: bool) -> None:
-    """What `jlora lm` does; `is_offline`: the config's `offline:` block is in it."""
+    """Runs `jlora lm`. `is_offline`: whether the config includes its `offline:` block."""
     if flags.mesh:
         _plan(config, flags.mesh, flags.chip)
     elif flags.dry_run:
@@ -95,7 +95,7 @@ def _plan(config: LMConfig, mesh: str, chip: str | None) -> None:
 
 
 def _planned_tokens(config: LMConfig) -> tuple[int, ...]:
-    """The ids of added tokens, for which alone a plan needs the tokenizer."""
+    """Returns the ids of added tokens; without any, a plan does not need the tokenizer."""
     return _tokenizer(config)[1] if config.data.add_tokens else ()
 
 
@@ -115,7 +115,7 @@ def _train(config: LMConfig, flags: Flags, is_offline: bool) -> None:
         return
     distributed.require_same(to_yaml(config), "configuration")
     mesh = devices.mesh_of(config)
-    causal_config(config.model)  # a wrong model is said before any data are read
+    causal_config(config.model)  # raises for a wrong model before any data are read
     tokenizer, added = _tokenizer(config)
     attention = attention_of(config, build_model(config, added), batch_names(config), mesh)
     day = run_day(Path(config.output_dir), resume=flags.resume)
@@ -147,7 +147,7 @@ def _train(config: LMConfig, flags: Flags, is_offline: bool) -> None:
 
 
 def _tokenizer(config: LMConfig) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
-    """The model's tokenizer, and the ids of the tokens that were added to it."""
+    """Loads the model's tokenizer, and returns it with the ids of the tokens that were added."""
     tokenizer = with_template(load_tokenizer(config.model), config.data.chat_template)
     if not config.data.add_tokens:
         return tokenizer, ()

@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend: a wrong key, file, row, shape or name; and the names that were meant."""
+"""The exception for errors that a user can fix (a wrong key, file, row, shape or name), with the nearest names."""
 
 from __future__ import annotations
 

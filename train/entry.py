@@ -20,7 +20,7 @@ from train.signals import Stopped
 def exit_code(work: Callable[[], None], *, verbose: bool = False, interrupted: str = "interrupted") -> int:
     """Does the work and returns the exit code.
 
-    0 is success, 2 something that the user can mend (said on stderr), 130 an interruption (SIGINT), 143 SIGTERM.
+    0 is success, 2 an error that the user can fix (said on stderr), 130 an interruption (SIGINT), 143 SIGTERM.
     """
     configure_logging(verbose)
     replace_unencodable()

@@ -37,7 +37,7 @@ _AUTO_CLASSES = {"SEQ_CLS": "AutoModelForSequenceClassification", "CAUSAL_LM": "
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; 0 is success, 2 something that the user can mend."""
+    """Runs the command; 0 is success, 2 an error that the user can fix."""
     return exit_code(lambda: _export(arguments.export().parse_args(argv)))
 
 

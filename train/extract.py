@@ -61,7 +61,7 @@ class Pair:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; 0 is success, 2 something that the user can mend."""
+    """Runs the command; 0 is success, 2 an error that the user can fix."""
     return exit_code(lambda: _extract(arguments.extract().parse_args(argv)))
 
 

@@ -25,7 +25,7 @@ from train.without_torch import keep_torch_from_transformers
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; 0 is success, 2 something that the user can mend, 130 an interruption."""
+    """Runs the command; 0 is success, 2 an error that the user can fix, 130 an interruption."""
     use_compilation_cache()
     return exit_code(lambda: _run(arguments.generate().parse_args(argv)))
 

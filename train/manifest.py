@@ -116,7 +116,7 @@ def batch_lengths(folder: Path) -> tuple[int, ...]:
     """The padded lengths of the batches of the run in a folder; empty where no manifest has them.
 
     Raises:
-      JloraError: the manifest is no JSON, or has something else in their place.
+      JloraError: the manifest is not JSON, or has something else in their place.
     """
     file = folder / NAME
     part = read_json(file).get("batches") if file.exists() else None

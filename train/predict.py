@@ -40,7 +40,7 @@ _OF_THE_RUN = ("text", "text_pair", "label", "label_names", "drop_other_labels",
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; 0 is success, 2 something that the user can mend."""
+    """Runs the command; 0 is success, 2 an error that the user can fix."""
     use_compilation_cache()
     return exit_code(lambda: _predict(arguments.predict().parse_args(argv)))
 
@@ -55,7 +55,7 @@ def _predict(options: argparse.Namespace) -> None:
     rows = rows_of(tables, config, "test", labelled=options.evaluate)
     with working(f"reading {options.model}"):
         trained = load_trained(options.model, options.base)
-    # Wrong labels are said before anything is computed.
+    # Raises for wrong labels before anything is computed.
     encoded = encode(rows, trained.labels, "test") if options.evaluate else None
     with working(f"labelling {len(rows):,} rows"):
         logits = trained.logits(rows, config.max_length, options.batch_size)

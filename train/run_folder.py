@@ -76,7 +76,7 @@ def check(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finishe
         return "new"
     if not flags.resume:
         raise JloraError(
-            f"output_dir: {folder}: holds a run. Go on with it by --resume, replace it by --overwrite, or name"
+            f"output_dir: {folder}: holds a run. Go on with --resume, replace it with --overwrite, or name"
             " another folder: output_dir=FOLDER"
         )
     if _allowed_changes(folder / "config.yaml", config) or "report.json" not in found:

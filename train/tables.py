@@ -60,7 +60,7 @@ class Table:
 
 
 def require_text(value: Any, where: str) -> str:
-    """The value; JloraError that begins with `where` if it is no text or has half characters in it."""
+    """Returns the value; raises JloraError that begins with `where` if it is not text or has unpaired surrogates."""
     if not isinstance(value, str) or _LONE_SURROGATE.search(value):
         found = "nothing" if value is None else f"{ascii(value)[:60]} ({type(value).__name__})"
         raise JloraError(f"{where}: expected text in whole Unicode characters, found {found}")

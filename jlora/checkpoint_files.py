@@ -78,7 +78,7 @@ def downloaded(name: str, revision: str | None, patterns: Sequence[str]) -> Path
 
 
 def open_tensors(folder: Path) -> Mapping[str, StoredTensor | GgufTensor]:
-    """{key: tensor} of a GGUF file, of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
+    """Opens a GGUF file, `model.safetensors`, or the shards in `model.safetensors.index.json`, as {key: tensor}.
 
     Raises:
       JloraError: no such files (pickles are named and never opened), whatever `open_safetensors` and `gguf_tensors`

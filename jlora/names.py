@@ -70,17 +70,17 @@ def is_stacked(path: str) -> bool:
 
 
 def is_transposed(path: str) -> bool:
-    """Whether the leaf is a kernel: (in, out) here, (out, in) in a checkpoint."""
+    """Tells whether the leaf is a kernel: (in, out) here, (out, in) in a checkpoint."""
     return parameter(path) == "kernel"
 
 
 def is_bias(path: str) -> bool:
-    """Whether the leaf has the name of a bias."""
+    """Tells whether the leaf has the name of a bias."""
     return parameter(path) == "bias"
 
 
 def has_outputs_first(path: str) -> bool:
-    """Whether the leaf has the name of torch's weight (out, in)."""
+    """Tells whether the leaf has the name of PyTorch's weight (out, in)."""
     return parameter(path) == "weight"
 
 

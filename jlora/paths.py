@@ -27,7 +27,7 @@ def array_leaves(tree: Any) -> dict[str, Any]:
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether a function is traced with this leaf as an array; anything else stays as it is."""
+    """Tells whether a function is traced with this leaf as an array; all other leaves stay unchanged."""
     return is_quantized(leaf) or isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
 
 

@@ -159,7 +159,7 @@ def _split_off(
 
 
 def _split(given: Adapter, config: LoraConfig, start: Start, base: Any) -> tuple[Any, dict[str, Entry]]:
-    """(the base without the starts, the given adapter with them as its A and B)."""
+    """Returns (the base without the starts, the given adapter with the starts as A and B)."""
     adapter, leaves, residual = dict(given), leaves_by_path(base), dict[str, jax.Array]()
     for path, entry in given.items():
         if isinstance(entry, LowRank):

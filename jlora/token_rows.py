@@ -52,7 +52,7 @@ def _tables(seen: BaseUses, kind: str) -> dict[str, str]:
 
 
 def _heads(seen: BaseUses) -> dict[str, str]:
-    """{path: module} of the kernels (dim, vocab) of output heads."""
+    """Returns {path: module} of the kernels (dim, vocab) of output heads."""
     linear = {path: name for path, name in _tables(seen, "linear").items() if seen.leaves[path].ndim == 2}
     return {path: name for path, name in linear.items() if name.rpartition(".")[2] in OUTPUT_EMBEDDINGS}
 

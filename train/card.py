@@ -80,7 +80,7 @@ class Facts:
 
 
 def model_card(facts: Facts, kind: Kind) -> str:
-    """The text of README.md: YAML front matter as the hub reads it, then Markdown.
+    """Writes the text of README.md: YAML front matter as the hub reads it, then Markdown.
 
     kind: `merged` for a whole checkpoint that transformers opens, `adapter` for PEFT's format.
 

@@ -113,7 +113,7 @@ def run_day(folder: Path, *, resume: bool) -> datetime.date:
 
 
 def batch_lengths(folder: Path) -> tuple[int, ...]:
-    """The padded lengths of the batches of the run in a folder; empty where no manifest has them.
+    """Returns the padded lengths of the batches of the run in a folder; empty if no manifest has them.
 
     Raises:
       JloraError: the manifest is not JSON, or has something else in their place.

@@ -82,7 +82,7 @@ def without_copies(
 
 
 def _is_twice(key: str, tensors: Mapping[str, np.ndarray]) -> bool:
-    """Whether another tensor of the file has the same numbers."""
+    """Tells whether another tensor of the file has the same numbers."""
     alike = (other for name, other in tensors.items() if name != key and other.shape == tensors[key].shape)
     return any(np.array_equal(tensors[key], other) for other in alike)
 

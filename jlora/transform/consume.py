@@ -149,7 +149,7 @@ def _general_update(
 def ragged_update(
     update: Update, shape: Sequence[int], x: jax.Array, multiply: Callable, key: jax.Array | None
 ) -> jax.Array | None:
-    """(x a) b (tokens, out) with the factors of each token's group; None where a varies over the outputs.
+    """Computes (x a) b (tokens, out) with the factors of each token's group; None if a varies over the outputs.
 
     Args:
       update: of the weights, whose dims (groups, in, out) have the sizes of `shape`.

@@ -51,7 +51,7 @@ class Update:
 
     @property
     def factors(self) -> tuple[jax.Array, jax.Array]:
-        """(a, b) of an update that is not only watched."""
+        """(a, b) of an update that is not just watched."""
         assert self.a is not None
         assert self.b is not None
         return self.a, self.b

@@ -167,7 +167,7 @@ def _multiply_groups(params: dict, sizes: jax.Array, x: jax.Array, w: jax.Array)
 
 
 def _gain_of_groups(gain: jax.Array, shape: tuple[int, ...], sizes: jax.Array, tokens: int) -> jax.Array:
-    """(tokens, out or 1): the gain (groups, 1, out) of the group that each token is in."""
+    """Returns the gain (groups, 1, out) of each token's group, as (tokens, out or 1)."""
     gains = jnp.broadcast_to(gain, (shape[0], 1, gain.shape[2]))[:, 0]
     return jnp.repeat(gains, sizes, axis=0, total_repeat_length=tokens)
 

@@ -20,7 +20,7 @@ _TEXTS_AT_ONCE = 1024
 
 
 def encode(documents: Documents, tokenizer: PreTrainedTokenizerBase) -> Examples:
-    """The whole texts as examples, however long.
+    """Tokenizes the whole texts as examples, however long they are.
 
     A token is learnt if one of its characters is. Plain texts and completions begin as the tokenizer begins them
     (with `bos_token`, but not twice if the text already begins with it) and end in `eos_token`, which is learnt; chats

@@ -184,7 +184,7 @@ def test_a_csv_of_another_separator_is_refused_with_the_key_that_reads_it(mark, 
     path = _write(tmp_path, "a.csv", f"text{mark}label\na, b{mark}1\n")
     with pytest.raises(JloraError, match=r"separated by ',' .*; found one column") as refused:
         read_table(path, "a.csv")
-    assert str(refused.value).endswith(f"data.separator={mark!r} reads it")
+    assert str(refused.value).endswith(f"set data.separator={mark!r}")
     assert read_table(path, "a.csv", separator=mark).columns["label"] == ["1"]
 
 

@@ -84,7 +84,7 @@ def test_near_equal_classes_are_warned_of(tmp_path, caplog):
     (tmp_path / "dev.csv").write_text("text,label\na,pos\nb,Pos\nc,neg\n")
     file = str(tmp_path / "dev.csv")
     _splits(_config(data={"train": file, "validation": file}))
-    assert "classes: 'Pos', 'pos' differ in case" in caplog.text
+    assert "classes: 'Pos', 'pos' differ only in case" in caplog.text
 
 
 @pytest.mark.parametrize(("family", "targets"), [("bert", "query"), ("roberta", "query"), ("distilbert", "q_lin")])
@@ -239,7 +239,7 @@ def test_a_head_for_another_number_of_classes_starts_anew_where_that_is_asked_fo
         prepare_model(_config().model_copy(update={"model": str(folder)}), _LABELS)
     adapted = prepare_model(_config().model_copy(update={"model": str(folder), "new_head": True}), _LABELS)
     assert adapted.adapter["params/classifier/kernel"].value.shape[1] == 2
-    assert "newly initialised: classifier.bias, classifier.weight; in the place of" in caplog.text
+    assert "newly initialised: classifier.bias, classifier.weight; this replaces" in caplog.text
 
 
 def test_a_frozen_head_that_the_model_has_is_no_news(caplog):

@@ -124,7 +124,7 @@ def test_the_answers_of_a_prompt_are_not_learnt(template):
 def test_not_all_turns_are_learnt_needs_a_tag_for_each():
     once = byte_tokenizer(template="{% generation %}all{% endgeneration %}")
     assert spoken(write_chat(TWO, once)) == ["all"]
-    with pytest.raises(JloraError, match=r"^x: expected \{% generation %\} around each .* 2 turns.* has it 1 times"):
+    with pytest.raises(JloraError, match=r"^x: expected \{% generation %\} around each .* 2 turns.* found it 1 times"):
         write_chat(TWO, once, unlearnt={1})
 
 

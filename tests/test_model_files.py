@@ -43,9 +43,7 @@ def _named(folder, name):
     ],
 )
 def test_a_base_on_another_machine_is_said_with_the_way_out(name, tmp_path):
-    with pytest.raises(
-        JloraError, match=r"adapter_config\.json: base_model_name_or_path: found .* Give the base with --base"
-    ):
+    with pytest.raises(JloraError, match=r"base_model_name_or_path: expected .*; found .* Give the base with --base"):
         base_of(_named(tmp_path, name))
 
 

@@ -179,7 +179,7 @@ def test_a_second_signal_ends_the_process_wherever_it_is(number):
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.2)
         process.send_signal(number)
-        assert f"{number.name}: this step ends" in process.stderr.readline()
+        assert f"{number.name}: finishing this step" in process.stderr.readline()
         process.send_signal(number)  # as `timeout` does: once to the process, and at once again to its group
         time.sleep(1.5)
         assert process.poll() is None

@@ -173,4 +173,4 @@ def _watch(reader: int, heard: Sequence[int]) -> None:
             continue
         first = time.monotonic()
         name = signal.Signals(number[0]).name
-        logger.warning("%s: this step ends, a checkpoint is written; a second signal ends the run at once", name)
+        logger.warning("%s: finishing this step and writing a checkpoint; a second signal ends the run at once", name)

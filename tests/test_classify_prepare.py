@@ -64,7 +64,7 @@ def test_a_wrong_label_is_known_before_anything_is_tokenized(tmp_path, monkeypat
 def test_what_the_labels_are_taken_for_is_logged_for_every_split(caplog):
     with caplog.at_level(logging.INFO, "train"):
         _splits(_config())
-    assert "train: 22 rows, single_label_classification, as the labels are whole numbers" in caplog.text
+    assert "train: 22 rows, single_label_classification, because the labels are whole numbers" in caplog.text
     assert "validation: 2 rows, single_label_classification, 2 classes: LABEL_0 1, LABEL_1 1" in caplog.text
 
 

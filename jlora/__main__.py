@@ -11,8 +11,8 @@ from pathlib import Path
 def main() -> int:
     """Runs `jlora COMMAND ...` and returns its exit code.
 
-    `train` is a name that many give to files of their own. It is taken from its own place, and not searched for in the
-    current folder and in PYTHONPATH, so that a foreign train.py there is not run.
+    Loads the package `train` from beside `jlora` and not by a search of the current folder and PYTHONPATH, where it
+    might find a user's own train.py.
     """
     package = Path(__file__).resolve().parents[1] / "train"
     spec = spec_from_file_location("train", package / "__init__.py", submodule_search_locations=[str(package)])

@@ -64,9 +64,10 @@ def abstract_stored(
     names: Mapping[str, str] | None = None,
     **kwargs: Any,
 ) -> dict[str, Entry]:
-    """`abstract_adapter` for the configuration in the file `where`, which may name modules that the model has not.
+    """Plans, as `abstract_adapter` does, for the configuration in the file `where`.
 
-    PEFT ignores such names, and the tensors of the file say whether they matter.
+    It may name modules that the model does not have: PEFT ignores such names, and the tensors of the file show whether
+    they matter.
 
     Raises:
       JloraError: as `abstract_adapter` does, names that match nothing apart; regular expressions that take too long.
@@ -81,7 +82,7 @@ def abstract_stored(
 
 
 def _planned(config: LoraConfig, seen: BaseUses, low_ranks: Mapping[str, LowRank]) -> dict[str, Entry]:
-    """{path: entry} of the leaves that the configuration means: `low_ranks` and those that are trained otherwise."""
+    """Returns {path: entry} of all leaves that the configuration trains, those of `low_ranks` included."""
     plan: dict[str, Entry] = dict(low_ranks)
     for path, layers in _trained_whole(config, low_ranks, seen).items():
         plan[path] = _full(seen.leaves[path], layers, len(seen.modules[path]), seen.torch_axes[path])
@@ -98,16 +99,16 @@ def _planned(config: LoraConfig, seen: BaseUses, low_ranks: Mapping[str, LowRank
 
 
 def _naming_embeddings(config: LoraConfig, seen: BaseUses) -> LoraConfig:
-    """The configuration that names a tied embedding where the given one names the head, and adapts both as one.
+    """Replaces the name of a tied head in the configuration with that of its embedding, to adapt both as one.
 
     Raises:
-      JloraError: the head is to have an adapter of its own, and is no table of its own.
+      JloraError: the configuration has an adapter for the head alone, but the head is tied.
     """
     has_head = any(name.rpartition(".")[2] == HEAD for names in seen.modules.values() for name in names)
     if seen.tied and not has_head and not config.ensure_weight_tying and means(config, HEAD):
         raise JloraError(
-            f"LoraConfig: {HEAD}: expected a head with a table of its own, found one tied to {next(iter(seen.tied))}:"
-            " load_base(..., tie_word_embeddings=False) gives it one; or ensure_weight_tying=True adapts both as one"
+            f"LoraConfig: {HEAD}: expected a head with its own table, found one tied to {next(iter(seen.tied))}. Load"
+            " the base with tie_word_embeddings=False, or set ensure_weight_tying=True to adapt both uses together"
         )
     for names in seen.tied.values():
         config = with_embedding_for_head(config, names[0])
@@ -115,7 +116,7 @@ def _naming_embeddings(config: LoraConfig, seen: BaseUses) -> LoraConfig:
 
 
 def _of_tied_table(entry: Entry, both: bool) -> Entry:
-    """The entry as both uses of a tied table see it, or its lookups alone."""
+    """Makes the entry of a tied table one for both of its uses, or for the lookups alone."""
     changes: dict[str, Any] = {"tied": both, "only": None if both else "lookup"}
     return dataclasses.replace(entry, **changes)
 
@@ -138,7 +139,7 @@ def _require_used(config: LoraConfig, seen: BaseUses) -> None:
 
 
 def _check(config: LoraConfig, seen: BaseUses, adaptable: list[str], stopped: Mapping[str, str]) -> None:
-    """Each entry of the configuration must match something."""
+    """Raises JloraError for an entry of the configuration that matches nothing."""
     heads = [HEAD] if seen.tied else []
     refused = {name: operation for path, operation in stopped.items() for name in seen.modules[path]}
     check_targets(config, [*(name for path in adaptable for name in seen.modules[path]), *heads], refused)
@@ -149,14 +150,14 @@ def _warn_of_stopped(stopped: Mapping[str, str]) -> None:
     if stopped:
         listed = ", ".join(f"{path} ({operation})" for path, operation in stopped.items())
         warnings.warn(
-            f"not adapted, because an operation has no low-rank rule: {listed}; init(..., allow_materialize=True)"
-            " adapts them, and exclude_modules leaves them out",
+            f"not adapted, because an operation has no low-rank rule: {listed}. init(..., allow_materialize=True)"
+            " adapts them; exclude_modules leaves them out without this warning",
             stacklevel=4,
         )
 
 
 def _shaping_uses(config: LoraConfig, seen: BaseUses) -> dict[str, Use]:
-    """{path: the use that gives A and B their shapes} of the leaves that target_modules can mean."""
+    """Returns {path: the use that gives A and B their shapes} of the leaves that target_modules may match."""
     only_linear = is_all_linear(config)
     found = {path: shaping_use(path, x, seen.uses[path], only_linear=only_linear) for path, x in seen.leaves.items()}
     return {path: use for path, use in found.items() if use is not None}

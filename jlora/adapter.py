@@ -74,9 +74,9 @@ class Full:
     Attributes:
       value: of the leaf's shape; with `layers`, (len(layers), ...): those layers of a stack alone.
       layers: the layers that are trained, in rising order; None is the whole leaf.
-      only, tied: as LowRank's: which uses see the value of an embedding that is also the output head.
-      torch_axes: for each axis that the weight has in torch, the axes of (one layer of) the leaf that make it, from
-        how the function uses the leaf: ((1,), (0,)) of a kernel (in, out). None: what the leaf's name says.
+      only, tied: as in LowRank: which uses see the value of an embedding that is also the output head.
+      torch_axes: for each axis of the weight in PyTorch, the axes of (one layer of) the leaf that form it, found from
+        how the function uses the leaf: ((1,), (0,)) for a kernel (in, out). None: the leaf's name decides.
     """
 
     value: jax.Array
@@ -89,12 +89,12 @@ class Full:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Some rows of a table of tokens that are trained: `value` stands in for its rows `indices`.
+    """Some trained rows of a table of tokens: `value` replaces its rows `indices`.
 
     Attributes:
-      value: (n, dim), whichever axis of the leaf the tokens are on.
-      indices: n different tokens.
-      axis: that of the tokens: 0 of an embedding (vocab, dim), 1 of an output head's kernel (dim, vocab).
+      value: (n, dim), whichever axis of the leaf is that of the tokens.
+      indices: n different token ids.
+      axis: the axis of the tokens: 0 in an embedding (vocab, dim), 1 in an output head's kernel (dim, vocab).
     """
 
     value: jax.Array
@@ -103,7 +103,7 @@ class Rows:
 
     @property
     def place(self) -> tuple[Any, ...]:
-        """The index of the rows in the leaf, which has their axis where the leaf has it."""
+        """The index of the rows in the leaf: `leaf[entry.place]`."""
         return (*[slice(None)] * self.axis, np.asarray(self.indices))
 
 
@@ -150,7 +150,7 @@ def replaced(leaf: jax.Array | Quantized, entry: Full | Rows) -> jax.Array:
 
 
 def rows_of(table: jax.Array, entry: Rows) -> jax.Array:
-    """(n, dim): what the table has in the rows that the entry stands in for."""
+    """Returns the table's own values of the entry's rows, (n, dim)."""
     return jnp.moveaxis(table[entry.place], entry.axis, 0)
 
 

@@ -121,15 +121,15 @@ def load_base(
       revision: the hub's branch, tag or commit.
       num_labels: a classifier's number of logits; None takes the config's.
       key: initialises a head that the checkpoint does not have.
-      new_head: initialises the head anew where the checkpoint's is for another number of classes.
+      new_head: replaces a head for another number of classes with a newly initialised one.
       dtype: the dtype to compute in; logits are float32.
       param_dtype: of the parameters, float32 or bfloat16.
       quantize: "nf4" or "int8" holds the weights of linear layers in 4 or 8 bits (`Quantized` leaves, which
         `jlora.adapt(model.apply)` takes); the dense model never exists.
       remat: compute a layer's values again in the backward pass instead of keeping them.
       mesh: puts the weights on its devices, as `base_shardings` has them; no process reads all of them.
-      config_overrides: other config keys to replace, such as `id2label`; `tie_word_embeddings=False` gives a head
-        that is tied to the embedding a table of its own, which starts as the embedding.
+      config_overrides: other config keys to replace, such as `id2label`; `tie_word_embeddings=False` gives a tied head
+        its own table, a copy of the embedding.
 
     Returns:
       (model, base): `model.apply(base, batch)` gives logits, float32: (B, num_labels) of a classifier, (B, T, vocab)

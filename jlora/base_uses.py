@@ -1,4 +1,4 @@
-"""What a function does with the leaves of its base, and what these are called: found without computing anything."""
+"""How a function uses the leaves of its base, and the names of these leaves, found by tracing alone."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class BaseUses(NamedTuple):
     Attributes:
       leaves: {path: leaf that is an array}.
       uses: {path: how the function uses the leaf}.
-      modules: {path: dotted names of the modules in the leaf, one for each layer of a stack}, torch's where given.
+      modules: {path: dotted names of the modules in the leaf, one for each layer of a stack}; PyTorch's where given.
       biases: paths of the leaves that are biases by name and use.
-      torch_axes: {path: what `Full.torch_axes` says}; of a leaf that has torch's own name `weight` it is None, as it is
-        the tensor of torch as it is, GPT-2's Conv1D (in, out) included, unless another name was given.
-      tied: the leaves that are looked up in and multiplied by: an embedding that is the output head too.
+      torch_axes: {path: `Full.torch_axes`}. None for a leaf called `weight`, which is already PyTorch's tensor (also
+        GPT-2's Conv1D, (in, out)), unless `names` gives it another name.
+      tied: {path: its modules} of the embeddings that are also the output head: used in lookups and in products.
     """
 
     traced: Traced
@@ -41,7 +41,7 @@ class BaseUses(NamedTuple):
 
 
 def base_uses(fn: Callable, base: Any, args: tuple, kwargs: dict, names: Mapping[str, str] | None) -> BaseUses:
-    """Traces `fn(base, *args, **kwargs)`. `names` is `save_adapter`'s, torch's names of the parameters."""
+    """Traces `fn(base, *args, **kwargs)`. `names`: {path: PyTorch's name}, as for `save_adapter`."""
     leaves, traced = array_leaves(base), trace(fn, base, args, kwargs)
     uses = {path: _of_one_layer(torch_path(path, names), leaves[path], uses) for path, uses in uses_in(traced).items()}
     modules = {path: _module_names(torch_path(path, names), leaf, uses[path]) for path, leaf in leaves.items()}
@@ -53,13 +53,13 @@ def base_uses(fn: Callable, base: Any, args: tuple, kwargs: dict, names: Mapping
 
 
 def _module_names(path: str, leaf: Any, uses: tuple[Use, ...]) -> list[str]:
-    """Dotted names of the single layers in the leaf, or of the one module where it is not a stack of layers."""
+    """Returns the dotted name of each layer in the leaf, or of its one module if it is not a stack of layers."""
     stacked = is_stacked(path) and any(0 in use.stack for use in uses)
     return module_names(path, leaf.shape[0] if stacked else None)
 
 
 def _of_one_layer(path: str, leaf: Any, uses: tuple[Use, ...]) -> tuple[Use, ...]:
-    """The uses with the axis of a stack of one layer in their stack, though `w[0]` leaves out nothing there."""
+    """Adds axis 0 to the stack of each use of a stack of one layer, where `w[0]` looks like no slice at all."""
     if not is_stacked(path) or leaf.ndim < 2 or leaf.shape[0] > 1 or any(0 in (*u.stack, *u.inputs) for u in uses):
         return uses
     found = (dataclasses.replace(use, stack=(0, *use.stack)) for use in uses)
@@ -67,7 +67,7 @@ def _of_one_layer(path: str, leaf: Any, uses: tuple[Use, ...]) -> tuple[Use, ...
 
 
 def without_rule(seen: BaseUses, low_ranks: Mapping[str, LowRank]) -> dict[str, str]:
-    """{path: the first operation without a low-rank rule} of the entries that `adapt` would refuse."""
+    """Returns {path: its first operation without a low-rank rule} for the entries that `adapt` would refuse."""
     without = {path: next((use.kind for use in seen.uses[path] if use.kind not in _KINDS), None) for path in low_ranks}
     stopped = {path: operation for path, operation in without.items() if operation is not None}
     others = {path: entry for path, entry in low_ranks.items() if path not in stopped}
@@ -75,12 +75,13 @@ def without_rule(seen: BaseUses, low_ranks: Mapping[str, LowRank]) -> dict[str, 
 
 
 def shaping_use(path: str, leaf: Any, uses: tuple[Use, ...], *, only_linear: bool) -> Use | None:
-    """The use that gives A and B their shapes; None for a leaf that has no low-rank update.
+    """Returns the use that gives A and B their shapes; None for a leaf that cannot have a low-rank update.
 
-    With `only_linear`, of leaves that products take and nothing else.
+    Prefers a use within layers, then a lookup. Axes of size 1 that the function drops count as outputs. If no use has
+    a low-rank rule, the axes are those of a kernel (in, out), or of PyTorch's weight (out, in).
 
-    A use within layers comes first, then a lookup. Axes of size 1 that the function drops count as outputs. Where no
-    use has a low-rank rule, the axes are those of a kernel (in, out), or of torch's weight (out, in).
+    Args:
+      only_linear: accept only leaves that are used in matrix products and nowhere else.
     """
     kinds = {use.kind for use in uses}
     if not uses or (only_linear and (kinds & _KINDS) - {"linear"}):
@@ -104,7 +105,7 @@ def _has_rule(uses: tuple[Use, ...]) -> bool:
 
 
 def _torch_axes(ndim: int, uses: tuple[Use, ...]) -> TorchAxes | None:
-    """Torch's (out, in), (out, in, *window) or (rows, features) in axes of one layer; None where no use says it."""
+    """Returns PyTorch's (out, in), (out, in, *window) or (rows, features) as axes of one layer; None if unknown."""
     known = [use for use in uses if use.kind in _KINDS]
     if not known:
         return None

@@ -37,11 +37,11 @@ class Planned(NamedTuple):
 
 
 def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """The folder or GGUF file `name`, or the hub's model `name` after files that match `patterns` were downloaded.
+    """Returns the folder or GGUF file `name`, or downloads the files of the hub's model that match `patterns`.
 
     Raises:
-      JloraError: there is no such folder, and no such model on the hub or the hub cannot be reached; a name that is
-        no path.
+      JloraError: there is no such folder, and no such model on the hub or the hub cannot be reached; the name cannot be
+        a path.
     """
     folder = as_path(name)
     if folder.is_dir() or (folder.is_file() and is_gguf(folder)):
@@ -57,12 +57,12 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise HubError(
             f"{name}: expected a folder or a model on the Hugging Face hub; found no such folder, "
-            f"and the hub says: {reason}"
+            f"and the hub says: {reason}\nCheck the name and the connection, or give the folder of a model"
         ) from error
 
 
 def downloaded(name: str, revision: str | None, patterns: Sequence[str]) -> Path | None:
-    """As `fetch`, but nothing is downloaded; None where no such files are on this disk."""
+    """Returns what `fetch` would without a download; None if no such files are on this disk."""
     folder = as_path(name)
     if folder.is_file():
         return folder
@@ -78,12 +78,12 @@ def downloaded(name: str, revision: str | None, patterns: Sequence[str]) -> Path
 
 
 def open_tensors(folder: Path) -> Mapping[str, StoredTensor | GgufTensor]:
-    """{key: tensor} of a GGUF file, of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
+    """Opens a GGUF file, `model.safetensors`, or the shards in `model.safetensors.index.json`, as {key: tensor}.
 
     Raises:
       JloraError: no such files (pickles are named and never opened), whatever `open_safetensors` and `gguf_tensors`
-        refuse, a shard or a key that the index names and that is not there, a shard in another folder, a key that is in
-        two shards or that the index does not name.
+        refuse, a missing shard or key that the index names, a shard in another folder, a key that is in two shards or
+        not in the index.
     """
     if is_gguf(folder):
         return gguf_tensors(folder)
@@ -95,7 +95,10 @@ def open_tensors(folder: Path) -> Mapping[str, StoredTensor | GgufTensor]:
     shards = {file: _open_shard(folder / file) for file in sorted(set(where.values()))}
     for key, file in where.items():
         if key not in shards[file]:
-            raise JloraError(f"{folder / file}: {key}: expected by {INDEX_FILE}; found no such key in the file")
+            raise JloraError(
+                f"{folder / file}: {key}: expected by {INDEX_FILE}; found no such key in the file; download or copy"
+                " the folder again"
+            )
     _require_all_named(folder, shards, where)
     return {key: shards[file][key] for key, file in where.items()}
 
@@ -103,14 +106,14 @@ def open_tensors(folder: Path) -> Mapping[str, StoredTensor | GgufTensor]:
 def _require_all_named(
     folder: Path, shards: Mapping[str, Mapping[str, StoredTensor]], where: Mapping[str, str]
 ) -> None:
-    """Some readers take what the index names, others whatever is in the shards: both must see the same model."""
+    """Requires the index to name all tensors: some programs read by the index, others everything in the shards."""
     for file, tensors in shards.items():
         for key in tensors:
             if where.get(key) != file:
-                found = f"the key in {where[key]} there" if key in where else "no such key there"
+                found = f"that it names {where[key]}" if key in where else "no such key in it"
                 raise JloraError(
-                    f"{folder / file}: {key}: expected {INDEX_FILE} to name this file for the key; found {found}, so"
-                    " that other programs would load another model. Take the tensor out of the file or mend the index"
+                    f"{folder / file}: {key}: expected {INDEX_FILE} to name this file for the key; found {found}."
+                    " Other programs would load another model: delete the tensor from the file or correct the index"
                 )
 
 
@@ -138,7 +141,7 @@ def _no_weights(folder: Path) -> str:
     if not pickles:
         return f"{expected}; found neither"
     return (
-        f"{expected}; found {', '.join(pickles)}, which may run code and is never opened here; where you "
+        f"{expected}; found {', '.join(pickles)}, which may run code and is never opened here; if you "
         "trust it, convert it with PyTorch: AutoModel.from_pretrained(folder).save_pretrained(folder)"
     )
 

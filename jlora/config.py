@@ -53,8 +53,8 @@ class LoraConfig:
         the task_type ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"); an empty list freezes that too.
       rank_pattern, alpha_pattern: {regular expression on the end of the name: r or lora_alpha}.
       layers_to_transform: numbers of the layers to adapt (with a list of target_modules); None is all.
-      layers_pattern: what the list of layers is called (`h`, `layers`), where the first number in a name is not that
-        of the layer; a regular expression or several. Needs `layers_to_transform`.
+      layers_pattern: name of the list of layers (`h`, `layers`), needed if the first number in a module's name is not
+        that of the layer; one or more regular expressions. Needs `layers_to_transform`.
       use_rslora: scale by lora_alpha / sqrt(r) (Kalajdzievski 2023).
       use_dora: train a magnitude beside the direction (DoRA, Liu et al. 2024).
       init_lora_weights: True is PEFT's default (A Kaiming uniform, B zero); "gaussian" draws A with standard
@@ -63,10 +63,10 @@ class LoraConfig:
         matrix (in, r). "pissa", "pissa_niter_4", "olora", "loftq", "lora_ga" and "eva" look at the weights, their
         gradients or their inputs: `jlora.init_residual`, `init_loftq`, `init_lora_ga` and `init_eva` are for these.
       bias: "none", "all" biases are trained, or those of adapted modules ("lora_only").
-      trainable_token_indices: rows of embeddings, and of output heads that are not tied, that are trained: {end of
-        the module's name: ids}; a list of ids is for the token embedding.
-      ensure_weight_tying: whether the adapter of an embedding that is also the output head is seen by both uses;
-        false, only by the lookup.
+      trainable_token_indices: trained rows of embeddings and of output heads that are not tied: {end of the module's
+        name: ids}; a list of ids is for the token embedding.
+      ensure_weight_tying: if an embedding is also the output head, whether both uses see its adapter; false: only the
+        lookup does.
       task_type: PEFT's, "SEQ_CLS" for sequence classification, or None.
 
     Raises:

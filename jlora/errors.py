@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend: a wrong key, file, row, shape or name; and the names that were meant."""
+"""The exception for errors that a user can fix (a wrong key, file, row, shape or name), with the nearest names."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _LONGEST_NAME = 1000
 class JloraError(ValueError):
     """A message of at most one screen: the path, what was expected, what was found, what to do.
 
-    The commands print it without a traceback and end with exit code 2. What a file says in it may be of any length and
-    hold any character: the middle of a very long message is left out, and the rest is `printable`.
+    The commands print it without a traceback and end with exit code 2. It may quote a file's text, of any length and
+    with any characters: the middle of a very long message is left out, and the rest is escaped by `printable`.
     """
 
     def __init__(self, message: str) -> None:
@@ -27,7 +27,7 @@ class JloraError(ValueError):
 
 
 class HubError(JloraError):
-    """The Hugging Face hub, or what answers in its place, does not give what was asked for."""
+    """The Hugging Face hub, or a proxy that answers for it, did not return the requested files."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Arrays whose sharding is part of their type: on meshes with Explicit axes, which `jax.make_mesh` makes by default."""
+"""Arrays whose sharding is part of their type, on meshes with Explicit axes (the default of `jax.make_mesh`)."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Names = Mapping[str, Any]
 
 
 def explicit_mesh(x: jax.Array) -> Any:
-    """The mesh in the array's type; None where it has no explicit axes, and JAX chooses the shardings."""
+    """Returns the mesh in the array's type; None if it has no explicit axes, so that JAX chooses the shardings."""
     mesh = jax.typeof(x).sharding.mesh
     return mesh if AxisType.Explicit in (mesh.axis_types or ()) else None
 
 
 def axis_names(x: jax.Array) -> tuple:
-    """For each axis of the array, the mesh axes over which its type splits it, or None."""
+    """Returns, for each axis of the array, the mesh axes over which its type splits it, or None."""
     spec = jax.typeof(x).sharding.spec
     return (*spec, *[None] * (x.ndim - len(spec)))
 
 
 def split_like(x: jax.Array, other: jax.Array) -> jax.Array:
-    """`x` with the sharding of `other`, an array of as many axes that it is to be added to; size 1 stays whole."""
+    """Gives `x` the sharding of `other`, an array of as many axes to which it is added; axes of size 1 stay whole."""
     mesh = explicit_mesh(other)
     if mesh is None:
         return x
@@ -35,7 +35,7 @@ def split_like(x: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def first_place(x: jax.Array, dim: int) -> jax.Array:
-    """`x[:1]` on one axis, which JAX cannot take from an axis that is split."""
+    """Returns `x[:1]` on axis `dim`, made whole first, since JAX cannot slice an axis that is split."""
     mesh = explicit_mesh(x)
     if mesh is not None:
         x = _put(x, mesh, [None if axis == dim else name for axis, name in enumerate(axis_names(x))])
@@ -43,7 +43,7 @@ def first_place(x: jax.Array, dim: int) -> jax.Array:
 
 
 def split_einsum(form: str, arrays: Sequence[jax.Array], names: Names, **options: Any) -> jax.Array:
-    """The einsum; on a mesh with explicit axes, with operands and result split as `names` says, each axis once."""
+    """Computes the einsum; on a mesh with explicit axes, splits operands and result as `names` says, each axis once."""
     mesh = explicit_mesh(arrays[0])
     if mesh is None:
         return einsum(form, *arrays, **options)

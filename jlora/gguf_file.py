@@ -63,7 +63,7 @@ class GgufTensor:
         return value[index]
 
     def mapped(self) -> np.ndarray:
-        """The whole tensor, float32."""
+        """Reads the whole tensor in float32."""
         return self.read(np.float32)
 
     def require_float(self) -> None:

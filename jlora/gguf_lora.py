@@ -50,8 +50,9 @@ def save_gguf_lora(
 ) -> None:
     """Writes A and B of each layer, `blk.3.attn_q.weight.lora_a` (r, in) and `.lora_b` (out, r), and one lora_alpha.
 
-    llama.cpp scales each update by lora_alpha / r, r that of its tensors, and by 1 where lora_alpha is 0. It is the
-    largest of all layers; where another one's is less (alpha_pattern, rsLoRA, mixtures), its B takes in the difference.
+    llama.cpp scales each update by lora_alpha / r, with r from the tensors, and by 1 if lora_alpha is 0. The file gets
+    the largest lora_alpha of all layers; a layer with a smaller one (alpha_pattern, rsLoRA, mixtures) has the ratio
+    multiplied into B.
 
     Args:
       file: to write.

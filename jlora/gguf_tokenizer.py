@@ -196,5 +196,5 @@ def _chat_templates(fields: dict[str, Any]) -> str | dict[str, str] | None:
     templates |= {name: fields[f"tokenizer.chat_template.{name}"] for name in names or ()}
     for name, template in templates.items():
         if not isinstance(template, str):
-            raise ValueError(f"the chat template {name!r} is {reprlib.repr(template)}, where a text is expected")
+            raise ValueError(f"the chat template {name!r} is not text but {reprlib.repr(template)}")
     return templates if names else default

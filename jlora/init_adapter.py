@@ -38,9 +38,9 @@ def init(
     names: Mapping[str, str] | None = None,
     **kwargs: Any,
 ) -> dict[str, Entry]:
-    """A fresh adapter: with PEFT's default initialization the adapted function equals the base's bit for bit.
+    """Makes a fresh adapter: with PEFT's default initialization the adapted function equals the base's bit for bit.
 
-    (On XLA:CPU from a width of 64 on: smaller products it may fuse with the sum, and round otherwise.)
+    (On XLA:CPU from a width of 64 on: it may fuse smaller products with the sum, which rounds differently.)
 
     Args:
       key: draws A (and an embedding's B).
@@ -48,18 +48,18 @@ def init(
       base: what `fn` takes first, any pytree; leaves that are not arrays stay as they are.
       fn, args, kwargs: the function, traced abstractly (ShapeDtypeStructs will do for args; nothing is computed)
         to see over which axes each weight is contracted, looked up or convolved.
-      allow_materialize: adapt also weights that an operation without a low-rank rule takes, for
-        `adapt(fn, allow_materialize=True)`. Without it a warning lists those that the configuration means.
-      names: {path: torch's name}, as for `jlora.save_adapter`, where the configuration means modules by those names.
+      allow_materialize: also adapt weights that go through an operation without a low-rank rule, for
+        `adapt(fn, allow_materialize=True)`. Without it a warning lists such weights that the configuration matches.
+      names: {path: PyTorch's name}, as for `jlora.save_adapter`, if the configuration uses those names.
 
     Returns:
       {path: LowRank(a, b, scale) for each adapted leaf, float32; Full(value) for each leaf of `modules_to_save` and
       each trained bias; Rows(value) for an embedding of which some rows are trained}.
 
     Raises:
-      JloraError: an entry of the configuration matches no module that could be adapted, or only such as an operation
-        without a low-rank rule takes (it is named); a matching weight that `fn` never uses; an initialization that
-        has a function of its own.
+      JloraError: an entry of the configuration matches no module that could be adapted, or only modules that go
+        through an operation without a low-rank rule (it is named); a matching weight that `fn` never uses; an
+        initialization that has its own function.
     """
     leaves = leaves_by_path(base)
     if isinstance(config.init_lora_weights, str):

@@ -1,4 +1,4 @@
-"""JSON that anybody may have written: bounded in size and depth, and nothing said twice."""
+"""Untrusted JSON: bounded in size and depth, without duplicate keys."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ LARGEST = 2**24
 
 
 def read_json(file: Path, largest: int = LARGEST) -> dict[str, Any]:
-    """The object in a JSON file of at most `largest` bytes.
+    """Reads the object in a JSON file of at most `largest` bytes.
 
     Raises:
-      JloraError: the file is missing, is larger, is a link out of its folder, is no JSON, says a key twice, or holds
-        something else than an object.
+      JloraError: the file is missing, larger, a link out of its folder or not JSON, has a duplicate key, or holds
+        something other than an object.
     """
     if not file.is_file():
         raise JloraError(f"{file}: expected a JSON file; found none")

@@ -34,16 +34,16 @@ _PARAMETERS: dict[str, Literal["kernel", "weight", "bias"]] = {
 
 
 def parameter(path: str) -> Literal["kernel", "weight", "bias"] | None:
-    """What the leaf at `path` is in its module, by the words of Flax, Equinox, Haiku and Keras.
+    """Tells which parameter of its module the leaf at `path` is, by the leaf names of Flax, Equinox, Haiku and Keras.
 
-    "kernel": torch's weight with the axes turned: (in, out), (*window, in, out). "weight": torch's weight as it is, an
-    embedding and the scale of a norm included. "bias": torch's bias. None: a leaf that is a module by itself.
+    "kernel": PyTorch's weight with other axes: (in, out), (*window, in, out). "weight": PyTorch's weight unchanged,
+    also an embedding or the scale of a norm. "bias": PyTorch's bias. None: the path names no parameter of a module.
     """
     return _PARAMETERS.get(_without_value(path.split("/"))[-1])
 
 
 def torch_path(path: str, names: Mapping[str, str] | None) -> str:
-    """A path that stands for the name in torch that `names` gives the leaf at `path`; the path itself without one.
+    """Returns the path that spells PyTorch's name of the leaf, if `names` gives one; otherwise `path` itself.
 
     `model.layers.{}.self_attn.q_proj.weight` of a leaf `blocks/q/kernel` becomes
     `model.layers.{}.self_attn.q_proj/kernel`: `{}` is the number of the layer in a stack.
@@ -52,7 +52,7 @@ def torch_path(path: str, names: Mapping[str, str] | None) -> str:
         return path
     module, _, end = names[path].rpartition(".")
     if not module or end not in ("weight", "bias"):
-        raise JloraError(f"names: {path}: expected torch's name, ending in .weight or .bias, found {names[path]!r}")
+        raise JloraError(f"names: {path}: expected PyTorch's name, ending in .weight or .bias, found {names[path]!r}")
     return f"{module}/{'bias' if end == 'bias' else 'weight' if has_outputs_first(path) else 'kernel'}"
 
 
@@ -70,17 +70,17 @@ def is_stacked(path: str) -> bool:
 
 
 def is_transposed(path: str) -> bool:
-    """Whether the leaf is a kernel: (in, out) here, (out, in) in a checkpoint."""
+    """Tells whether the leaf is a kernel: (in, out) here, (out, in) in a checkpoint."""
     return parameter(path) == "kernel"
 
 
 def is_bias(path: str) -> bool:
-    """Whether the leaf has the name of a bias."""
+    """Tells whether the leaf has the name of a bias."""
     return parameter(path) == "bias"
 
 
 def has_outputs_first(path: str) -> bool:
-    """Whether the leaf has the name of torch's weight (out, in)."""
+    """Tells whether the leaf has the name of PyTorch's weight (out, in)."""
     return parameter(path) == "weight"
 
 

@@ -1,4 +1,4 @@
-"""Paths that others name: whether there can be such a file, and whether it is a link out of its folder."""
+"""Checks of untrusted paths: whether the system can have such a path, and whether it is a link out of its folder."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from jlora.errors import JloraError
 
 
 def as_path(name: str) -> Path:
-    """The path that `name` spells, `~` expanded, whether something is there or not.
+    """Returns `name` as a path with `~` expanded, whether it exists or not.
 
     Raises:
-      JloraError: the system has no such paths: too long, with a zero byte, of a user that does not exist.
+      JloraError: the system cannot have this path: too long, with a zero byte, or `~user` of an unknown user.
     """
     try:
         path = Path(name).expanduser()
         path.stat()
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:  # whatever else is wrong is said where the file is opened
+        if error.errno != errno.ENAMETOOLONG:  # other errors are raised when the file is opened
             return path
-        raise JloraError(f"{name}: expected the name of a file, folder or model; it is too long for a path") from None
+        raise JloraError(f"{name}: expected the name of a file, folder or model; found one that is too long") from None
     except (ValueError, RuntimeError) as error:
         raise JloraError(f"{name}: expected the name of a file, folder or model; found {error}") from None
     return path
@@ -29,8 +29,8 @@ def as_path(name: str) -> Path:
 def require_own(file: Path, folder: Path | None = None) -> None:
     """Refuses a link that leads out of `folder`, which defaults to the one that `file` is in.
 
-    A folder from a stranger could otherwise name any file of the user, whose content might be exported and uploaded.
-    The hub's cache is made of links from a snapshot to the blobs of its repository, which are accepted.
+    An untrusted folder could otherwise link to any file of the user, whose content might be exported and uploaded.
+    Links in the hub's cache, from a snapshot to the blobs of its repository, are accepted.
 
     Raises:
       JloraError: the link, and the file that it leads to.
@@ -44,7 +44,7 @@ def require_own(file: Path, folder: Path | None = None) -> None:
 
 
 def _blobs_of(snapshot: Path) -> tuple[Path, ...]:
-    """Where the hub's cache keeps the content of a snapshot: beside its snapshots, or shared by all repositories."""
+    """Returns where the hub's cache keeps a snapshot's content: in its repository, or shared by all repositories."""
     repository = snapshot.parent.parent
     if snapshot.parent.name != "snapshots" or not repository.name.startswith("models--"):
         return ()

@@ -22,12 +22,12 @@ def leaves_by_path(tree: Any) -> dict[str, Any]:
 
 
 def array_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves by path that are arrays; a module's functions, texts and plain numbers are left out."""
+    """Returns {path: leaf} of the leaves that are arrays, without a module's functions, strings and plain numbers."""
     return {path: leaf for path, leaf in leaves_by_path(tree).items() if is_array(leaf)}
 
 
 def is_array(leaf: Any) -> bool:
-    """Whether a function is traced with this leaf as an array; anything else stays as it is."""
+    """Tells whether a function is traced with this leaf as an array; all other leaves stay unchanged."""
     return is_quantized(leaf) or isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
 
 

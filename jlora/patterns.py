@@ -1,6 +1,6 @@
-"""Regular expressions on names of modules: PEFT's four ways of matching, and a limit of time for a stranger's.
+"""Regular expressions on names of modules: PEFT's ways of matching, with a time limit for untrusted expressions.
 
-`regex` reads what `re` reads and, unlike it, can stop: some expressions take longer than the universe on one name.
+The package `regex` reads the syntax of `re` and, unlike it, has a timeout: some expressions practically never finish.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import regex
 from jlora.errors import JloraError
 
 LIMIT = 5.0
-"""Seconds of CPU for all expressions of a configuration on all names of a model. Those of 126 layers take one."""
+"""Seconds of CPU for all expressions of a configuration on all names of a model. A model of 126 layers takes one."""
 
 
 def is_expression(text: str) -> bool:
-    """Whether `re` takes it as a regular expression, and `regex` as the same one."""
+    """Tells whether the text is a regular expression that `re` and `regex` read alike."""
     try:
         re.compile(text)
         _compiled(text)
@@ -30,17 +30,17 @@ def is_expression(text: str) -> bool:
 
 
 def is_whole(pattern: str, name: str) -> bool:
-    """Whether the expression matches the whole name (`target_modules`)."""
+    """Tells whether the expression matches the whole name (`target_modules`)."""
     return _within_limit(pattern, _compiled(pattern).fullmatch, name) is not None
 
 
 def is_end(pattern: str, name: str) -> bool:
-    """Whether the expression matches the name, or its end after a dot (`rank_pattern`)."""
+    """Tells whether the expression matches the name, or its end after a dot (`rank_pattern`)."""
     return _within_limit(pattern, _compiled(_END.format(pattern)).match, name) is not None
 
 
 def layer_number(lists: Sequence[str], name: str) -> int | None:
-    """The number after the first of `lists` that the name has (`layers_pattern`), or its first number; else None."""
+    """Returns the number after the first of `lists` in the name (`layers_pattern`), or its first number; else None."""
     patterns = [_NUMBER.format(pattern) for pattern in lists] or [_FIRST_NUMBER]
     found = (_within_limit(pattern, _compiled(pattern).match, name) for pattern in patterns)
     number = next((match["number"] for match in found if match), None)
@@ -60,7 +60,7 @@ def _compiled(pattern: str) -> regex.Pattern:
 def require_quick(
     whole: Iterable[str], ends: Iterable[str], lists: Iterable[str], names: Sequence[str], where: str
 ) -> None:
-    """Matches expressions against names under a limit, so that whoever does so later knows that it ends.
+    """Matches expressions against names under a time limit, so that later matches are known to finish.
 
     Args:
       whole, ends, lists: expressions for `is_whole`, `is_end` and `layer_number`.
@@ -81,11 +81,11 @@ def require_quick(
 def _within_limit(
     text: str, match: Callable[..., regex.Match | None], name: str, where: str = "", seconds: float = LIMIT
 ) -> regex.Match | None:
-    """What `match`, of the expression `text`, finds in the name; JloraError where it takes longer."""
+    """Returns the result of `match`, a method of the expression `text`; JloraError if it takes longer."""
     try:
         return match(name, timeout=max(seconds, 0.001))
     except TimeoutError:
         raise JloraError(
-            f"{where}expected regular expressions that are matched within {LIMIT:g} seconds; found"
-            f" {reprlib.repr(text)}, which takes longer on {name!r}; write it without nested repetitions"
+            f"{where}expected regular expressions that match within {LIMIT:g} seconds; found"
+            f" {reprlib.repr(text)}, which takes longer on {name!r}. Rewrite it without nested repetitions"
         ) from None

@@ -108,7 +108,7 @@ def subtract_initial(adapter: Adapter, initial: Adapter) -> dict[str, Entry]:
 
 
 def of_plain_base(adapter: Adapter, config: LoraConfig, base: Any) -> dict[str, Entry]:
-    """An adapter of the residual base of "pissa" or "olora" as one of twice the rank for `base` itself.
+    """Converts an adapter of the residual base of "pissa" or "olora" to one of twice the rank for `base` itself.
 
     Its start is computed again from the weights of `base`, as PEFT does when it opens such a file.
 
@@ -159,7 +159,7 @@ def _split_off(
 
 
 def _split(given: Adapter, config: LoraConfig, start: Start, base: Any) -> tuple[Any, dict[str, Entry]]:
-    """(the base without the starts, the given adapter with them as its A and B)."""
+    """Returns (the base without the starts, the given adapter with the starts as A and B)."""
     adapter, leaves, residual = dict(given), leaves_by_path(base), dict[str, jax.Array]()
     for path, entry in given.items():
         if isinstance(entry, LowRank):
@@ -198,7 +198,10 @@ def _require_products(path: str, entry: LowRank, config: LoraConfig) -> None:
 
 def _require_dense(path: str, leaf: Any) -> None:
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        raise JloraError(f"{path}: expected the base's values, which the adapter starts from; found a shape alone")
+        raise JloraError(
+            f"{path}: expected an array, because the adapter's start is computed from the base's values; found a shape"
+            " alone. Load the base with its weights"
+        )
     if is_quantized(leaf):
         raise JloraError(
             f"{path}: expected a dense weight to take the adapter's start out of, found a quantized one; begin with the"

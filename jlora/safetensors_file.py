@@ -1,4 +1,4 @@
-"""One safetensors file: a header that is believed only where it fits the file, and tensors that are read later.
+"""One safetensors file: a header that is checked against the file, and tensors that are read later.
 
 The file is 8 bytes, the length of the header; the header, {key: {"dtype", "shape", "data_offsets": [start, end]}} as
 JSON; and the tensors, one behind the other.
@@ -75,11 +75,11 @@ class StoredTensor:
 
 
 def open_safetensors(file: Path) -> dict[str, StoredTensor]:
-    """{key: tensor} of a file, from its header alone.
+    """Returns {key: tensor} of a file, from its header alone.
 
     Raises:
-      JloraError: a link out of the file's folder; a header that is not whole or too large, that says a key twice, or
-        whose tensors do not fill the file one behind the other.
+      JloraError: a link out of the file's folder; a header that is incomplete or too large, has a duplicate key, or
+        whose tensors do not fill the file without gaps.
     """
     require_own(file)
     entries, begin = _header(file)

@@ -1,6 +1,6 @@
-"""What a stored config has to be before a class of transformers is made of it: numbers of a model, and no code.
+"""Checks a stored config before a class of transformers is built from it: sizes that a model can have, and no code.
 
-Some of those classes make a list entry for each layer and label that a config claims.
+Some of these classes make a list entry for each layer and label that the config claims.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ _ABOVE_ZERO = (
     "rope_theta", "rope_local_base_freq", "factor", "attention_factor", "low_freq_factor", "high_freq_factor",
     "short_factor", "long_factor", "beta_fast", "beta_slow", "original_max_position_embeddings",
 )  # fmt: skip
-"""Numbers, or lists of them, that positions are divided by."""
+"""Keys whose numbers, or lists of numbers, positions are divided by."""
 _LARGEST_NUMBER = 1e30
-"""Beyond it float32 is infinite soon."""
+"""Larger numbers soon overflow float32."""
 
 
 def require_plain(file: Any, stored: Mapping[str, Any], config_class: Any) -> None:
-    """Holds the keys of config.json against what a model of transformers' `config_class` can have.
+    """Checks that the keys of config.json have values that a model of transformers' `config_class` can have.
 
     Args:
       file: config.json, for messages.
 
     Raises:
-      JloraError: a size that is none, a number that is not finite, a class of the repository's own (`auto_map`),
+      JloraError: an impossible size, a number that is not finite, a class from the repository's code (`auto_map`),
         weights that another library quantized.
     """
     for key, most in _MOST.items():
@@ -48,7 +48,9 @@ def require_plain(file: Any, stored: Mapping[str, Any], config_class: Any) -> No
                 raise JloraError(f"{file}: {name}: expected an integer from 1 to {most}; found {found!r}")
     for key, value in stored.items():
         if key.startswith("__") or callable(getattr(config_class, key, None)):
-            raise JloraError(f"{file}: {key}: expected a setting of a model; found the name of a method of its config")
+            raise JloraError(
+                f"{file}: {key}: expected a setting of a model; found a method of its config. Delete the key"
+            )
         if not all(math.isfinite(number) for number in _floats(value)):
             raise JloraError(f"{file}: {key}: expected finite numbers; found NaN or infinity")
         if key.endswith(("dropout", "dropout_prob", "_pdrop")) and not _is_number(value, lambda x: 0 <= x < 1):
@@ -65,14 +67,14 @@ def require_plain(file: Any, stored: Mapping[str, Any], config_class: Any) -> No
 
 
 def require_token_ids(file: Any, key: str, found: Any) -> None:
-    """Raises JloraError where the value of a `*_token_id` is no id, list of ids or null; -1 stands for none."""
+    """Raises JloraError unless the value of a `*_token_id` is an id, a list of ids or null; -1 means no token."""
     ids = found if isinstance(found, list) else [] if found is None else [found]
     if not all(type(token) is int and -1 <= token <= LARGEST_SIZE for token in ids):
         raise JloraError(f"{file}: {key}: expected a token's id, a list of ids or null; found {reprlib.repr(found)}")
 
 
 def _require_rotary(file: Any, name: str, parameters: Mapping[str, Any]) -> None:
-    """The numbers of a scaling of rotary positions, or of one scaling for each type of layer."""
+    """Checks the numbers of RoPE scaling, also if there is one scaling for each type of layer."""
     for key, value in parameters.items():
         where = f"{name}.{key}"
         if isinstance(value, dict):
@@ -111,8 +113,8 @@ def _require_unquantized(file: Any, stored: Mapping[str, Any]) -> None:
             method = found.get("quant_method", "another library") if isinstance(found, dict) else found
             raise JloraError(
                 f"{file}: {key}: expected none; found weights quantized by {reprlib.repr(method)}, which are not read"
-                " here. Give the 16-bit model that they were made from (for an adapter by --base), whose name is often"
-                " this one's without -bnb-4bit, -4bit, -GPTQ or -AWQ; jlora can quantize it itself (docs/quantize.md)"
+                " here. Give the 16-bit model that they were made from (for an adapter, with --base). Its name is often"
+                " this one without -bnb-4bit, -4bit, -GPTQ or -AWQ. jlora can quantize it itself (docs/quantize.md)"
             )
 
 
@@ -124,7 +126,8 @@ def _require_few_layers(file: Any, found: Any) -> None:
         layers = -1
     if not 0 <= layers <= MOST_LAYERS:
         raise JloraError(
-            f"{file}: attention_types: expected pairs of kinds and how often they come, {MOST_LAYERS} layers at most"
+            f"{file}: attention_types: expected pairs of layer types and a repeat count, for at most {MOST_LAYERS}"
+            f" layers; found {reprlib.repr(found)}"
         )
 
 
@@ -140,6 +143,6 @@ def _require_no_code(file: Any, auto_map: Any, config_class: Any) -> None:
         # What transformers' tokenizers are made of does not stand here.
         if name != "AutoTokenizer" and not (isinstance(found, str) and known.fullmatch(found)):
             raise JloraError(
-                f"{file}: auto_map: {name}: expected no class of the repository's own, whose code is never run here;"
-                f" found {found!r}, which is not transformers' {stem}"
+                f"{file}: auto_map: {name}: expected a class of transformers' {stem}, because a repository's own code"
+                f" is never run here; found {found!r}"
             )

@@ -1,7 +1,7 @@
-"""A language model's head and its table of tokens in a checkpoint: one tensor, or two.
+"""A language model's head and embedding in a checkpoint: one tensor, or two.
 
-A config with `tie_word_embeddings` says that they are one. Files may know better: where they hold both and the values
-differ, the head is a table of its own, as it is in transformers.
+A config with `tie_word_embeddings` says that they are one. If the files hold both and the values differ, the head is
+loaded as a separate table all the same, as in transformers.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("jlora")
 
 _ROWS = 4096
-"""How many rows of two tables are compared at a time."""
+"""Rows of two tables that are compared at a time."""
 
 
 def with_stored_head(config: PreTrainedConfig, name: str, *, revision: str | None = None) -> PreTrainedConfig:
-    """The config with `tie_word_embeddings` false where the files hold a head that is not the embedding.
+    """Sets `tie_word_embeddings` to false if the files hold a head that differs from the embedding.
 
-    Nothing is downloaded: a model of which no weights are here yet has the head that its config says.
+    Downloads nothing: if no weights are on this disk, the config stays as it is.
 
     Args:
       config: as `load_config` gives it.
@@ -58,14 +58,14 @@ def with_stored_head(config: PreTrainedConfig, name: str, *, revision: str | Non
 
 
 def with_both_tables(model: Any, folder: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors with a head, or an embedding, that the files leave out because it is the other one.
+    """Adds the head, or the embedding, that the files leave out because it equals the other one.
 
     Args:
       model: a causal language model; where its head is tied, the result has no head.
       tensors: {today's key: tensor} of the files.
 
     Raises:
-      JloraError: a tied model, whose files hold a head that is not the embedding.
+      JloraError: a tied model whose files hold a head that differs from the embedding.
     """
     kind, found = family(model.config.model_type), dict(tensors)
     embedding_key = f"{kind.embedding}.weight"
@@ -76,23 +76,23 @@ def with_both_tables(model: Any, folder: Path, tensors: Mapping[str, Any]) -> di
     if tied and head is not None and embedding is not None and not _are_equal(head, embedding):
         raise JloraError(
             f"{head.file}: {head.key}: expected the values of {embedding_key}, to which the model's head is tied; found"
-            " others: build the model with tie_word_embeddings=False, as load_base does"
+            " others. Build the model with tie_word_embeddings=False, as load_base does"
         )
     if tied:
         found.pop(HEAD_KEY, None)
     elif head is None and embedding is not None and files_tie:
         found[HEAD_KEY] = embedding
-        logger.info("%s: the head, tied to %s in the files, is a table of its own here", folder, embedding_key)
+        logger.info("%s: the head, which the files tie to %s, is loaded as a separate table", folder, embedding_key)
     elif files_tie and head is not None and not _are_equal(head, embedding):
         logger.warning(
-            "%s: %s is another table than %s, although config.json says tie_word_embeddings: the head is not tied",
+            "%s: %s and %s have different values, although config.json says tie_word_embeddings: the head is not tied",
             folder, head.key, embedding_key,
         )  # fmt: skip
     return found
 
 
 def _files_tie(folder: Path, config: PreTrainedConfig, tensors: Mapping[str, Any]) -> bool:
-    """Whether the checkpoint's own config ties head and embedding; a GGUF file does so by leaving out the head."""
+    """Tells whether the checkpoint itself ties head and embedding; a GGUF file does so by leaving out the head."""
     if is_gguf(folder):
         return HEAD_KEY not in tensors
     file = folder / "config.json"
@@ -114,7 +114,7 @@ def _first(tensors: Mapping[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def _are_equal(head: Any, embedding: Any) -> bool:
-    """Whether two tensors of files hold the same numbers; the first rows that differ are the last that are read."""
+    """Tells whether two tensors of files hold the same numbers, reading them up to the first difference."""
     if head is embedding:
         return True
     for tensor in (head, embedding):

@@ -71,7 +71,7 @@ def _in_layers(config: LoraConfig, name: str) -> bool:
 
 
 def require_quick_patterns(config: LoraConfig, names: Sequence[str], where: str) -> None:
-    """Raises JloraError where regular expressions of the file `where` take too long on the names."""
+    """Raises JloraError if the regular expressions of the file `where` take too long on the names."""
     whole = [entry for entry in (config.target_modules, config.exclude_modules) if isinstance(entry, str)]
     if is_all_linear(config):
         whole.remove(str(config.target_modules))
@@ -79,10 +79,10 @@ def require_quick_patterns(config: LoraConfig, names: Sequence[str], where: str)
 
 
 def check_targets(config: LoraConfig, names: Sequence[str], stopped: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Each entry of the configuration must hit one of the adaptable modules `names`.
+    """Requires each entry of the configuration to match one of the adaptable modules `names`.
 
     Args:
-      stopped: {module that the configuration means: the operation because of which it cannot be adapted}.
+      stopped: {module: the operation without a low-rank rule that prevents its adaptation}.
 
     Raises:
       JloraError: target_modules not given, or an entry that matches nothing, with the nearest names and a list
@@ -119,8 +119,8 @@ def _refuse_stopped(entry: str, stopped: Mapping[str, str]) -> None:
         found = ", ".join(f"{name} in {operation!r}" for name, operation in stopped.items())
         raise JloraError(
             f"LoraConfig.target_modules: {entry!r}: expected a weight that is used in matrix products, convolutions or"
-            f" table lookups alone, found {found}, for which there is no low-rank rule. Train it whole by"
-            " modules_to_save, or let weight plus update be formed there: init(..., allow_materialize=True) and"
+            f" table lookups alone, found {found}, for which there is no low-rank rule. Train it whole with"
+            " modules_to_save, or allow W + BA to be computed there: init(..., allow_materialize=True) and"
             " adapt(fn, allow_materialize=True)."
         )
 

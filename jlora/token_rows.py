@@ -1,4 +1,4 @@
-"""Rows of tables of tokens that are trained one by one: what `trainable_token_indices` means in a function."""
+"""Single trained rows of embeddings and heads: finds the leaves that `trainable_token_indices` names."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ _TOKEN_EMBEDDINGS = ("embed_tokens", "word_embeddings", "wte", "embed_in")
 
 
 def token_rows(config: LoraConfig, seen: BaseUses) -> dict[str, Rows]:
-    """{path of an embedding or output head: its trained rows, ShapeDtypeStructs}; a tied head shares the embedding's.
+    """Returns {path of an embedding or output head: its trained rows, ShapeDtypeStructs}; a tied head shares them.
 
     Raises:
-      JloraError: a name that is not one table's, ids that are not different rows of it, a head with a bias.
+      JloraError: a name that does not match exactly one table, ids that are not different rows of it, a head with a
+        bias.
     """
     wanted = config.trainable_token_indices
     if wanted is None:
@@ -38,7 +39,7 @@ def token_rows(config: LoraConfig, seen: BaseUses) -> dict[str, Rows]:
         if len(paths) != 1:
             there = ", ".join(tables.values()) or "none"
             raise JloraError(
-                f"{_FIELD}: expected the end of one embedding's or head's name, found {end!r}, which matches"
+                f"{_FIELD}: expected the end of the name of one embedding or head, found {end!r}, which matches"
                 f" {len(paths)}\nThere are: {there}"
             )
         found[paths[0]] = _rows(paths[0], seen, tuple(int(i) for i in ids))
@@ -46,12 +47,12 @@ def token_rows(config: LoraConfig, seen: BaseUses) -> dict[str, Rows]:
 
 
 def _tables(seen: BaseUses, kind: str) -> dict[str, str]:
-    """{path: module} of the leaves that are used so."""
+    """Returns {path: module} of the leaves with this kind of use."""
     return {path: seen.modules[path][0] for path, uses in seen.uses.items() if any(use.kind == kind for use in uses)}
 
 
 def _heads(seen: BaseUses) -> dict[str, str]:
-    """{path: module} of the kernels (dim, vocab) of output heads."""
+    """Returns {path: module} of the kernels (dim, vocab) of output heads."""
     linear = {path: name for path, name in _tables(seen, "linear").items() if seen.leaves[path].ndim == 2}
     return {path: name for path, name in linear.items() if name.rpartition(".")[2] in OUTPUT_EMBEDDINGS}
 
@@ -61,7 +62,7 @@ def _token_embedding(tables: Mapping[str, str]) -> str:
     tokens = [name for name in names if matches(_TOKEN_EMBEDDINGS, name)] if len(names) > 1 else names
     if len(tokens) != 1:
         raise JloraError(
-            f"{_FIELD}: expected {{name of the embedding: ids}} where the function has not one token embedding\n"
+            f"{_FIELD}: expected {{name of the embedding: ids}}, as the function has not just one token embedding\n"
             f"There are: {', '.join(names) or 'none'}"
         )
     return tokens[0]
@@ -72,13 +73,16 @@ def _rows(path: str, seen: BaseUses, ids: tuple[int, ...]) -> Rows:
     head = None if any(use.kind == "lookup" for use in uses) else next(use for use in uses if use.kind == "linear")
     if head is not None and any(seen.modules[bias] == seen.modules[path] for bias in seen.biases):
         raise JloraError(
-            f"{_FIELD}: {path}: expected a head without a bias, as PEFT leaves it out where rows of a head are trained;"
-            f" found one with a bias: train the tables whole, by modules_to_save"
+            f"{_FIELD}: {path}: expected a head without a bias, because PEFT ignores the bias of a head whose rows it"
+            f" trains; found one with a bias. Train the tables whole with modules_to_save"
         )
     axis = 0 if head is None else head.outputs[0]
     count = leaf.shape[axis]
     if leaf.ndim != 2 or len(set(ids)) != len(ids) or not all(0 <= i < count for i in ids) or not ids:
-        raise JloraError(f"{_FIELD}: {path}: expected different rows of a table {leaf.shape}, found {ids}")
+        raise JloraError(
+            f"{_FIELD}: {path}: expected one or more different ids from 0 to {count - 1} (the table is {leaf.shape}),"
+            f" found {ids}"
+        )
     return Rows(_abstract((len(ids), leaf.shape[1 - axis]), leaf.dtype), ids, axis)
 
 

@@ -1,4 +1,4 @@
-"""An embedding that is the output head too: what a configuration says of the two uses, and how PEFT's files say it."""
+"""Tied embeddings: which of the two uses a configuration adapts, and how PEFT's files express it."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from jlora.patterns import is_whole
 from jlora.targets import is_all_linear, is_target, is_trained_whole
 
 HEAD = "lm_head"
-"""What transformers and PEFT call the module that gives a language model's logits."""
+"""The name of a language model's output head in transformers and PEFT."""
 _NAMED_SO = ("embed_tokens", HEAD)
-"""PEFT ties what is trained of a table where a module of one of these names is meant, and nowhere else."""
+"""PEFT ties the adapters of embedding and head only if the configuration names a module called so."""
 
 
 def needs_own_head(config: LoraConfig, embedding: str) -> bool:
-    """Whether a head that is tied to the module `embedding` has to be a table of its own for this configuration.
+    """Tells whether this configuration needs a separate table for a head that is tied to the module `embedding`.
 
-    So it is where either of the two is adapted or trained whole, and `ensure_weight_tying` does not keep them one.
-    Rows of `trainable_token_indices` stay tied, as PEFT has them.
+    It does if either of the two is adapted or trained whole without `ensure_weight_tying`. Rows of
+    `trainable_token_indices` stay tied, as in PEFT.
     """
     return not config.ensure_weight_tying and (means(config, embedding) or means(config, HEAD))
 
 
 def means(config: LoraConfig, module: str) -> bool:
-    """Whether the configuration adapts the embedding or head of this name, or trains it whole."""
+    """Tells whether the configuration adapts the embedding or head of this name, or trains it whole."""
     return is_trained_whole(config, module) or (not is_all_linear(config) and is_target(config, module))
 
 
 def with_embedding_for_head(config: LoraConfig, embedding: str) -> LoraConfig:
-    """With `ensure_weight_tying`, the configuration that names the embedding where the given one names the head."""
+    """Replaces the head's name in a configuration with `ensure_weight_tying` with that of the embedding."""
     if not config.ensure_weight_tying:
         return config
     if is_trained_whole(config, HEAD):
@@ -40,10 +40,10 @@ def with_embedding_for_head(config: LoraConfig, embedding: str) -> LoraConfig:
 
 
 def is_tied_in_peft(config: LoraConfig, keys: Iterable[str]) -> bool:
-    """Whether PEFT ties the head to what this configuration of a file trains of the embedding.
+    """Tells whether PEFT ties the head to the trained embedding of a file with this configuration.
 
     Args:
-      keys: of the file's tensors. PEFT forgets in the configuration that the head was named, but writes its tensors.
+      keys: of the file's tensors. PEFT's saved configuration does not name the head, but its tensors are in the file.
     """
     if not config.ensure_weight_tying:
         return False
@@ -54,7 +54,7 @@ def is_tied_in_peft(config: LoraConfig, keys: Iterable[str]) -> bool:
 
 
 def naming_head(config: LoraConfig, embedding: str, *, whole: bool) -> LoraConfig:
-    """The configuration with the head named beside the embedding where PEFT would not tie the two otherwise."""
+    """Names the head together with the embedding if PEFT would not tie the two otherwise."""
     if is_tied_in_peft(config, ()):
         return config
     if whole:

@@ -41,7 +41,7 @@ def load_weights(
     revision: str | None = None,
     mesh: Mesh | None = None,
 ) -> Any:
-    """The weights of `model`, read tensor by tensor, cast, and put on the device before the next one is read.
+    """Loads the weights of `model` tensor by tensor: each is cast and put on the device before the next is read.
 
     Args:
       model: as `build` gives it.
@@ -50,7 +50,7 @@ def load_weights(
       quantize: "nf4" or "int8" gives `Quantized` leaves in place of the weights of linear layers, heads apart. Each
         layer's is quantized as it is read, so that the dense model never exists.
       key: initialises a head that the files do not have; the log names it.
-      new_head: initialises a head anew where the files' is for another number of classes.
+      new_head: replaces a head for another number of classes with a newly initialised one.
       revision: the hub's branch, tag or commit.
       mesh: puts the leaves on its devices, as `jlora.base_shardings` has them. A process reads what its own devices
         hold; a tensor that is quantized, or in a GGUF file, is read whole for a moment.
@@ -81,7 +81,7 @@ def load_weights(
     order = sorted(sources, key=lambda path: leaves[path].size, reverse=True)
     loaded = {path: load_leaf(path, sources[path], param_dtype, quantize, mesh) for path in order}
     if new and key is not None:
-        instead = "".join(f"; in the place of {name} of shape {shape}" for name, shape in replaced.items())
+        instead = "".join(f"; this replaces {name} of shape {shape}" for name, shape in replaced.items())
         logger.warning("%s: newly initialised: %s%s", folder, ", ".join(_names(new, wanted)), instead)
         made = {path: leaf.astype(param_dtype) for path, leaf in _initialised(model, key, new).items()}
         loaded |= {path: spread(path, leaf, mesh) for path, leaf in made.items()}
@@ -161,13 +161,13 @@ def _stored_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class _Match(NamedTuple):
-    """A folder held against a model.
+    """The comparison of a folder's keys with a model's.
 
     Attributes:
       wanted: {path: its keys}. tensors: {key: tensor}.
       new: paths of new heads.
       dropped: keys that are not read.
-      replaced: {key: its shape in the files} of heads that are new because these are of another size.
+      replaced: {key: its shape in the files} of heads that are replaced because their size differs.
     """
 
     wanted: dict[str, list[str]]
@@ -192,7 +192,7 @@ def _matched(model: Any, folder: Path, leaves: Mapping[str, Any], new_head: bool
 def _of_another_size(
     module: Any, tensors: Mapping[str, Any], wanted: Mapping[str, list[str]], leaves: Mapping[str, Any]
 ) -> dict[str, tuple[int, ...]]:
-    """{key: its shape in the files} of the parts of heads that the model has in another shape."""
+    """Returns {key: its shape in the files} of the heads' tensors that the model has in another shape."""
     expected = {name: _stored_shape(path, leaves[path].shape) for path, names in wanted.items() for name in names}
     shapes = {name: tensor.shape for name, tensor in tensors.items() if name.startswith(module.new_heads)}
     return {name: shape for name, shape in shapes.items() if shape != expected.get(name, shape)}
@@ -231,7 +231,7 @@ def _todays_name(module: Any, key: str, wanted: set[str]) -> str:
 def _new_heads(
     module: Any, folder: Path, tensors: Mapping[str, Any], wanted: Mapping[str, list[str]], replaced: tuple[str, ...]
 ) -> set[str]:
-    """The paths of the heads that are missing as a whole, or `replaced`; any other missing key is an error."""
+    """Returns the paths of the heads that are missing as a whole or `replaced`; raises for any other missing key."""
     absent = replaced + tuple(head for head in module.new_heads if not any(name.startswith(head) for name in tensors))
     missing = [name for names in wanted.values() for name in names if name not in tensors]
     required = [name for name in missing if not name.startswith(absent)]
@@ -254,7 +254,7 @@ def _require_shapes(path: str, shape: tuple[int, ...], tensors: Iterable[Any], h
         tensor.require_float()
         if tensor.shape != expected:
             is_head = hf_keys(path, None)[0].startswith(heads)
-            hint = ": the head is for another number of classes; new_head=true starts a new one" if is_head else ""
+            hint = ": the head is for another number of classes; new_head=true replaces it" if is_head else ""
             raise JloraError(f"{tensor.file}: {tensor.key}: expected shape {expected}; found {tensor.shape}{hint}")
 
 

@@ -205,12 +205,16 @@ class Refused:
 REFUSED = {
     **{field: Refused(f"{field}{_UNKNOWN}", _changed(**{field: value})) for field, value in _ON.items()},
     **{
-        name: Refused(f"init_lora_weights: .*found '{name}', which changed the base", _changed(init_lora_weights=name))
+        name: Refused(
+            f"init_lora_weights: .*found '{name}'. That initialization changed the base",
+            _changed(init_lora_weights=name),
+        )
         for name in _STARTS
     },
     "another method": Refused("peft_type: expected LORA, found 'IA3'", _changed(peft_type="IA3")),
     "a bias of the update where the module has none": Refused(
-        r"lora_B\.bias: expected none, or zeros, for a module that has no bias", fields={"lora_bias": True}
+        r"lora_B\.bias: expected no such key, or zeros, because the base's module has no bias",
+        fields={"lora_bias": True},
     ),
     "parameters of Conv1D": Refused(
         "target_parameters: expected weights of linear layers, found .*which is stored transposed",
@@ -222,7 +226,7 @@ REFUSED = {
         _changed(target_parameters=["experts.gate_up_proj"]),
     ),
     "another base": Refused(
-        r"found no such key; nearest: .*transformer\.h.* Is adapter_config\.json, and the base, the one",
+        r"found no such key; nearest: .*transformer\.h.* Check that adapter_config\.json and the base are those",
         renamed(lambda key: key.replace("model.layers", "transformer.h")),
     ),
     "another rank than the tensors'": Refused(
@@ -233,7 +237,7 @@ REFUSED = {
         _changed(target_modules=["v_proj"]),
     ),
     "a regular expression that takes forever": Refused(
-        "expected regular expressions that are matched within .* seconds; found",
+        "expected regular expressions that match within .* seconds; found",
         _changed(target_modules=r"(([a-z_.\d]|[a-z])+)+\s\s"),
     ),
 }

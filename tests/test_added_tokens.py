@@ -169,7 +169,7 @@ def test_tokens_that_are_there_are_named_and_left(caplog):
     with caplog.at_level("INFO"):
         assert add_tokens(tokenizer, ["<end>", "<a>", "<a>", "b"], SIZE) == (SIZE,)
         assert add_tokens(tokenizer, ["<a>"], SIZE) == ()
-    assert "tokens already: '<end>' (257), 'b' (" in caplog.text
+    assert "already tokens: '<end>' (257), 'b' (" in caplog.text
     assert "added: '<a>' (258)" in caplog.text
     assert tokenizer.tokenize("x<a> y") == ["x", "<a>", "Ġ", "y"]
     assert tokenizer.decode(tokenizer("x<a> y")["input_ids"], skip_special_tokens=True) == "x<a> y"
@@ -195,8 +195,11 @@ def test_dry_run_and_preview_know_the_tokens(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["lora.modules_to_save=[embed_tokens]"], "expected the embedding and the head in lora.modules_to_save"),
-        (["lora.target_modules=[q_proj,embed_tokens]"], "expected the embedding and the head in lora.modules_to_save"),
+        (["lora.modules_to_save=[embed_tokens]"], "expected both the embedding and the head in lora.modules_to_save"),
+        (
+            ["lora.target_modules=[q_proj,embed_tokens]"],
+            "expected both the embedding and the head in lora.modules_to_save",
+        ),
         (["export.gguf_lora=true"], "llama.cpp's file holds A and B alone, found data.add_tokens"),
         (["lora.from={plain}"], "expected an adapter that trains rows of model.embed_tokens"),
         (["data.add_tokens=[]", "lora.from={added}"], "expected rows of the model's 258 tokens; found rows [258, 259]"),

@@ -65,7 +65,7 @@ def test_another_rank_than_the_configurations(saved):
 
 def test_an_adapter_for_another_base(saved):
     other = BASE | {"head": {"kernel": normal(2, 4, 5), "bias": normal(3, 5)}}
-    assert "Is this the base that the adapter was made for?" in _error(saved, other)
+    assert "Check that this is the base that the adapter was trained with" in _error(saved, other)
 
 
 def test_a_truncated_file(saved):

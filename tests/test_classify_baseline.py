@@ -22,7 +22,7 @@ def test_a_model_without_input_has_learnt_nothing(kind):
     names, labels = _TASKS[kind]
     constant = np.tile(constant_logits(kind, labels, len(names)), (400, 1))
     said = no_better(Labels(kind, names), labels, _found(kind, constant, labels))
-    assert "is no better, on 400 rows, than" in said
+    assert "on 400 rows is no better than" in said
     assert ("'yes'" in said) == (kind == "single_label_classification")
 
 
@@ -51,7 +51,7 @@ def test_the_constant_is_that_of_the_validation_rows():
     """A constant answer may be right there more often than the class that most training rows have."""
     labels = np.array([1] * 25 + [0] * 15, np.int32)
     found = _found("single_label_classification", np.tile([0.0, 1.0], (40, 1)), labels)
-    assert "accuracy 0.6250 is no better" in no_better(
+    assert "accuracy 0.6250 on 40 rows is no better" in no_better(
         Labels("single_label_classification", ("no", "yes")), labels, found
     )
 

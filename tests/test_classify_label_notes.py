@@ -9,16 +9,16 @@ from train.classify.labels import Labels, encode, infer_labels
 @pytest.mark.parametrize(
     ("raw", "line"),
     [
-        (["b", "a", "b"], "3 rows, single_label_classification, as the labels are text (task= decides otherwise), "
+        (["b", "a", "b"], "3 rows, single_label_classification, because the labels are text (task=... overrides this), "
                           "2 classes: a 1, b 2"),
-        (["0.0", "1.0"], "2 rows, single_label_classification, as the labels are ids from 0, written as decimal "
-                         "numbers (task= decides otherwise), 2 classes: LABEL_0 1, LABEL_1 1"),
-        ([0.5, 2.0], "2 rows, regression, as the labels are decimal numbers (task= decides otherwise), scores: "
+        (["0.0", "1.0"], "2 rows, single_label_classification, because the labels are ids from 0, written as decimal "
+                         "numbers (task=... overrides this), 2 classes: LABEL_0 1, LABEL_1 1"),
+        ([0.5, 2.0], "2 rows, regression, because the labels are decimal numbers (task=... overrides this), scores: "
                      "0.5 to 2, mean 1.25"),
-        (["a;b", "a", ""], "3 rows, multi_label_classification, as labels such as 'a;b' are several (task= decides "
-                           "otherwise), 2 classes: a 2, b 1; 1 with none of them"),
-        ([[1, 0], [0, 0]], "2 rows, multi_label_classification, as they have a 0 or 1 for each class (task= decides "
-                           "otherwise), 2 classes: LABEL_0 1, LABEL_1 0; 1 with none of them"),
+        (["a;b", "a", ""], "3 rows, multi_label_classification, because 'a;b' is several labels "
+                           "(task=... overrides this), 2 classes: a 2, b 1; 1 with none of them"),
+        ([[1, 0], [0, 0]], "2 rows, multi_label_classification, because the labels have a 0 or 1 for each "
+                           "class (task=... overrides this), 2 classes: LABEL_0 1, LABEL_1 0; 1 with none of them"),
     ],
 )  # fmt: skip
 def test_what_the_labels_are_taken_for_is_said(raw, line):
@@ -39,5 +39,5 @@ def test_of_other_splits_the_counts_are_said():
 def test_classes_that_are_nearly_one_are_said():
     assert near_equal(Labels(SINGLE, ("neg", "pos"))) == []
     (line,) = near_equal(Labels(SINGLE, (" pos", "Pos", "neg", "pos")))
-    assert line.startswith("' pos', 'Pos', 'pos' differ in case, spaces or Unicode form alone")
+    assert line.startswith("' pos', 'Pos', 'pos' differ only in case, spaces or Unicode form")
     assert "data.label_names" in line

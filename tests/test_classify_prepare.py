@@ -64,7 +64,7 @@ def test_a_wrong_label_is_known_before_anything_is_tokenized(tmp_path, monkeypat
 def test_what_the_labels_are_taken_for_is_logged_for_every_split(caplog):
     with caplog.at_level(logging.INFO, "train"):
         _splits(_config())
-    assert "train: 22 rows, single_label_classification, as the labels are whole numbers" in caplog.text
+    assert "train: 22 rows, single_label_classification, because the labels are whole numbers" in caplog.text
     assert "validation: 2 rows, single_label_classification, 2 classes: LABEL_0 1, LABEL_1 1" in caplog.text
 
 
@@ -84,7 +84,7 @@ def test_near_equal_classes_are_warned_of(tmp_path, caplog):
     (tmp_path / "dev.csv").write_text("text,label\na,pos\nb,Pos\nc,neg\n")
     file = str(tmp_path / "dev.csv")
     _splits(_config(data={"train": file, "validation": file}))
-    assert "classes: 'Pos', 'pos' differ in case" in caplog.text
+    assert "classes: 'Pos', 'pos' differ only in case" in caplog.text
 
 
 @pytest.mark.parametrize(("family", "targets"), [("bert", "query"), ("roberta", "query"), ("distilbert", "q_lin")])
@@ -241,11 +241,11 @@ def test_the_head_that_a_stored_adapter_lacks_is_trained_where_new_or_named(head
 
 def test_a_head_for_another_number_of_classes_starts_anew_where_that_is_asked_for(caplog):
     folder = tiny.model_folder(head=True, num_labels=3)
-    with pytest.raises(JloraError, match=r"classifier\.\w+: expected shape .*new_head=true starts a new one"):
+    with pytest.raises(JloraError, match=r"classifier\.\w+: expected shape .*new_head=true replaces it"):
         prepare_model(_config().model_copy(update={"model": str(folder)}), _LABELS)
     adapted = prepare_model(_config().model_copy(update={"model": str(folder), "new_head": True}), _LABELS)
     assert adapted.adapter["params/classifier/kernel"].value.shape[1] == 2
-    assert "newly initialised: classifier.bias, classifier.weight; in the place of" in caplog.text
+    assert "newly initialised: classifier.bias, classifier.weight; this replaces" in caplog.text
 
 
 def test_a_frozen_head_that_the_model_has_is_no_news(caplog):

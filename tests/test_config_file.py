@@ -125,7 +125,7 @@ def test_every_field_of_pefts_is_ours_or_refused_where_it_is_on(tmp_path):
         ('{"r": 8}', "peft_type: expected LORA, found None"),
         (
             '{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}',
-            "expected PEFT's configuration of an adapter, found a model's config.json .*'llama'.*Copy the file from",
+            "expected PEFT's adapter configuration, found a model's config.json .*'llama'.*Copy the file again from",
         ),
         (
             '{"peft_type": "LORA", "target_parameters": ["q_proj.weight", "experts.down_proj"]}',
@@ -133,17 +133,17 @@ def test_every_field_of_pefts_is_ours_or_refused_where_it_is_on(tmp_path):
         ),
         (
             '{"peft_type": "LORA", "target_parameters": ["q_proj.weight"], "layers_to_transform": [1]}',
-            "layers_to_transform: expected null, as it does not count for target_parameters",
+            "layers_to_transform: expected null together with target_parameters, .* as target_modules",
         ),
         (
             '{"peft_type": "LORA", "target_parameters": ["q_proj.weight"], "alpha_pattern": {"q_proj": 24}}',
-            r"alpha_pattern: expected none beside target_parameters, .*found \{'q_proj': 24\}; name the modules in",
+            r"alpha_pattern: expected none together with target_parameters, .*found \{'q_proj': 24\}. Name the modules",
         ),
         ("[1, 2]", "expected a JSON object; found list"),
         ('{"peft_type": "LORA", "r": 0}', r"LoraConfig\.r: expected an integer of at least 1, found 0"),
         (
             '{"peft_type": "LORA", "init_lora_weights": "lora_ga"}',
-            "init_lora_weights: expected true, .*, found 'lora_ga', which changed the base's weights.*initial_model",
+            "init_lora_weights: expected true, .*, found 'lora_ga'. .* changed the base's weights.*initial_model",
         ),
         ('{"peft_type": "LORA", "init_lora_weights": "loftq"}', "init_lora_weights: expected true, .*, found 'loftq'"),
         ('{"peft_type": "LORA", "init_lora_weights": "pissa_niter_4"}', "init_lora_weights: .*, found 'pissa_niter_4'"),
@@ -161,7 +161,7 @@ def test_fields_that_peft_does_not_have_are_named_and_not_used(tmp_path, caplog)
     fields = {"peft_type": "LORA", "from_the_future": 3, "unsloth_fixed": True, "off": None, "r": 3}
     (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
     assert read_config(tmp_path) == LoraConfig(r=3)
-    assert "not used, as PEFT has no such fields: ['from_the_future', 'unsloth_fixed']" in caplog.text
+    assert "ignored, because PEFT has no such fields: ['from_the_future', 'unsloth_fixed']" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def test_chat_templates(byte_level, tmp_path):
     assert template(lambda writer: writer.add_chat_template("{{ x }}")) == "{{ x }}"
     several = [{"name": "default", "template": "{{ x }}"}, {"name": "tool_use", "template": "{{ y }}"}]
     assert template(lambda writer: writer.add_chat_template(several)) == {"default": "{{ x }}", "tool_use": "{{ y }}"}
-    with pytest.raises(JloraError, match="the chat template 'default' is 5, where a text is expected"):
+    with pytest.raises(JloraError, match="the chat template 'default' is not text but 5"):
         template(lambda writer: writer.add_uint32("tokenizer.chat_template", 5))
 
 

@@ -162,7 +162,7 @@ def test_bad_rows_are_left_out_counted_and_named(tmp_path):
 def test_keys_that_the_template_does_not_name_are_said(tmp_path):
     file = jsonl(tmp_path / "a.jsonl", [{"messages": [CHAT[0] | {"id": 1, "name": "Ann"}, CHAT[1]]}])
     notes = load_examples(section(train=file, validation=file), byte_tokenizer(), 0).notes
-    assert f"train: {file}: keys that the chat template does not name, so they are not used: id, name" in notes
+    assert f"train: {file}: not used, because the chat template does not name them: id, name" in notes
 
 
 def test_prompts_end_where_the_first_answer_begins():

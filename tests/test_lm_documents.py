@@ -107,7 +107,7 @@ def test_two_system_prompts_must_be_one():
     chat = [{"role": "system", "content": "Be brief."}, *CHAT]
     assert documents("messages", messages=[chat], system=["Be brief."]).texts[0].count("Be brief.") == 1
     with pytest.raises(
-        JloraError, match=r"data row 1, column 'system': expected nothing, or .*; found another: 'Be lo"
+        JloraError, match=r"data row 1, column 'system': expected no system prompt, or .*; found another: 'Be lo"
     ):
         documents("messages", messages=[chat], system=["Be long."])
     with pytest.raises(JloraError, match=r"data row 1, column 'system': expected text .* found 3"):
@@ -205,7 +205,7 @@ def test_bad_rows_are_left_out_where_the_config_says_so(form, columns):
     with pytest.raises(JloraError, match=r"^a\.jsonl, data row 2, .*\. data\.skip_bad_rows=true leaves such rows out"):
         documents(form, range(3), **columns)
     with pytest.raises(
-        JloraError, match=r"^expected a row that can be read; found none in 1, the first: a\.jsonl, data"
+        JloraError, match=r"^expected a row that can be read; found none in 1\. The first error: a\.jsonl, data"
     ):
         documents(form, [1], section(skip_bad_rows=True), **columns)
 

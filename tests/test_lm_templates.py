@@ -72,7 +72,7 @@ def test_a_template_may_leave_out_empty_thoughts_but_no_words():
     assert spoken(write_chat(two, tokenizer, answers=True)) == ["Ho<end>", "<think></think>So<end>"]
     two[1] = {"role": "assistant", "content": "<think>Hm</think>Ho"}
     with pytest.raises(
-        JloraError, match=r"^x, turn 2: expected a chat template that .* leaves earlier turns as they are"
+        JloraError, match=r"^x, turn 2: expected a chat template that .* leaves earlier turns unchanged"
     ):
         write_chat(two, tokenizer, answers=True)
     assert write_chat(two, tokenizer, answers=False).text.count("think") == 2
@@ -124,7 +124,7 @@ def test_the_answers_of_a_prompt_are_not_learnt(template):
 def test_not_all_turns_are_learnt_needs_a_tag_for_each():
     once = byte_tokenizer(template="{% generation %}all{% endgeneration %}")
     assert spoken(write_chat(TWO, once)) == ["all"]
-    with pytest.raises(JloraError, match=r"^x: expected \{% generation %\} around each .* 2 turns.* has it 1 times"):
+    with pytest.raises(JloraError, match=r"^x: expected \{% generation %\} around each .* 2 turns.* found it 1 times"):
         write_chat(TWO, once, unlearnt={1})
 
 

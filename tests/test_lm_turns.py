@@ -140,7 +140,7 @@ def test_parts_of_text_are_joined_and_others_refused():
     assert answer(content=parts)["content"] == "one two."
     assert answer(content=[])["content"] == ""
     for part in ({"type": "image_url", "image_url": "x"}, {"type": "thinking"}, "bare"):
-        with pytest.raises(JloraError, match=r"^x, turn 2, 'content': expected parts of text alone; found"):
+        with pytest.raises(JloraError, match=r"^x, turn 2, 'content': expected text parts alone; found"):
             answer(content=[part])
     with pytest.raises(JloraError, match=r"^x, turn 2, 'content', a part's 'text': expected text"):
         answer(content=[{"type": "text", "text": None}])

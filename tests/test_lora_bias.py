@@ -51,14 +51,14 @@ def test_a_trained_bias_of_the_module_is_the_one_that_it_is_added_to(tmp_path):
 def test_a_module_without_a_bias_is_named(tmp_path):
     _saved(tmp_path, np.ones(4, np.float32))
     with pytest.raises(
-        jlora.JloraError, match=r"down\.lora_B\.bias: expected none, or zeros, for a module that has no"
+        jlora.JloraError, match=r"down\.lora_B\.bias: expected no such key, or zeros, because .* no bias"
     ):
         jlora.load_adapter(tmp_path, BASE, _fn, X)
 
 
 def test_shapes_alone_are_not_enough(tmp_path):
     _saved(tmp_path, np.zeros(4, np.float32))
-    with pytest.raises(jlora.JloraError, match=r"up/bias: expected the base's values, to which lora_bias is added"):
+    with pytest.raises(jlora.JloraError, match=r"up/bias: expected an array, because lora_bias is added to"):
         jlora.load_adapter(tmp_path, jax.eval_shape(lambda: BASE), _fn, X)
 
 

@@ -73,7 +73,7 @@ def test_a_path_that_stands_for_torchs_name():
     assert hf_keys(torch_path("out/w", names), None) == ["layer_0.h_1.weight"], "as it is given, digits and all"
     assert hf_keys(torch_path("out/b", names), None) == ["head.bias"]
     assert torch_path("other/w", names) == "other/w"
-    with pytest.raises(JloraError, match=r"^names: q: expected torch's name, ending in"):
+    with pytest.raises(JloraError, match=r"^names: q: expected PyTorch's name, ending in"):
         torch_path("q", {"q": "q_proj"})
 
 

@@ -63,7 +63,7 @@ def test_one_that_takes_forever_is_refused(field, monkeypatch):
     given = {field: {bomb: 1} if field.endswith("k_pattern") or field == "alpha_pattern" else bomb}
     config = LoraConfig(**{"layers_to_transform": [0]} if field == "layers_pattern" else {}, **given)
     begin = time.process_time()
-    with pytest.raises(JloraError, match=r"^file: expected regular expressions that are matched within 0\.1 seconds"):
+    with pytest.raises(JloraError, match=r"^file: expected regular expressions that match within 0\.1 seconds"):
         require_quick_patterns(config, NAMES, "file")
     assert time.process_time() - begin < 10
 

@@ -99,7 +99,7 @@ def test_a_weight_of_another_base(tmp_path):
     with pytest.raises(jlora.JloraError) as caught:
         jlora.load_adapter(tmp_path, _base(_llama(seed=1)), _fn, IDS)
     assert f"{PREFIX}model.embed_tokens.base_layer.weight: expected the base's own weight, found" in str(caught.value)
-    assert "Is this the base that the adapter was made for?" in str(caught.value)
+    assert "Check that this is the base that the adapter was made for" in str(caught.value)
     shapes = jax.eval_shape(lambda: _base(_llama(seed=1)))
     assert jlora.load_adapter(tmp_path, shapes, _fn, IDS)
 
@@ -108,7 +108,7 @@ def test_a_copy_of_another_shape(tmp_path):
     _, tensors = _saved_by_peft(tmp_path, target_modules=["embed_tokens"])
     tensors[f"{PREFIX}model.embed_tokens.base_layer.weight"] = np.ones((21, 8), np.float32)
     save_file(tensors, tmp_path / WEIGHTS)
-    with pytest.raises(jlora.JloraError, match=r"own weight of shape \(20, 8\), found one of \(21, 8\)\. Is this"):
+    with pytest.raises(jlora.JloraError, match=r"own weight of shape \(20, 8\), found one of \(21, 8\)\. Check that"):
         jlora.load_adapter(tmp_path, _base(_llama()), _fn, IDS)
 
 
@@ -141,4 +141,4 @@ def test_a_weight_of_the_base_that_nobody_named(factor, tmp_path):
     with pytest.raises(jlora.JloraError) as caught:
         jlora.load_adapter(tmp_path, _base(_llama()), _fn, IDS)
     assert "model.embed_tokens.weight: expected the base's own weight, found other values" in str(caught.value)
-    assert "belongs into modules_to_save of adapter_config.json" in str(caught.value)
+    assert "add its module to modules_to_save in adapter_config.json" in str(caught.value)

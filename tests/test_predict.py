@@ -77,7 +77,7 @@ def test_other_columns_of_the_input_are_kept(tmp_path, capsys):
     assert list(found[0]) == ["id", "lot", "text", "predicted", "LABEL_0", "LABEL_1"]
     assert [(row["id"], row["lot"], row["text"]) for row in found] == [(row[0], str(row[2]), row[1]) for row in rows]
     assert all(row["predicted"].startswith("LABEL_") for row in found)
-    assert "columns of the input that are not kept, as the output has its own: predicted" in capsys.readouterr().err
+    assert "input columns that the output replaces with its own: predicted" in capsys.readouterr().err
 
 
 def test_pairs_columns_and_names_are_those_of_the_run(tmp_path, capsys):

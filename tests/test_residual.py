@@ -358,6 +358,6 @@ def test_a_start_needs_the_bases_numbers():
     _, adapter = _start("pissa")
     shapes = jax.eval_shape(lambda: BASE)
     with pytest.raises(
-        jlora.JloraError, match=r"expected the base's values, which the adapter starts from; found a sh"
+        jlora.JloraError, match=r"expected an array, because the adapter's start .*; found a shape alone"
     ):
         of_plain_base(adapter, jlora.LoraConfig(**FIELDS, init_lora_weights="pissa"), shapes)

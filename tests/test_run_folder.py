@@ -70,7 +70,7 @@ def test_a_run_is_not_replaced_by_one_that_reads_it(key, source, run):
         | changes
         | ({"data": {"train": "t", "max_length": 16, **changes.get("data", {})}} if section == "data" else {})
     )
-    with pytest.raises(JloraError, match=rf"{key}: .*{source}: would be lost, since --overwrite replaces"):
+    with pytest.raises(JloraError, match=rf"{key}: .*{source}: would be lost, because --overwrite replaces"):
         check(config, Flags(overwrite=True))
     assert tiny.contents(run) == before
 
@@ -91,7 +91,7 @@ def test_a_run_whose_exports_are_not_all_there_is_not_finished(lost, run, caplog
     with caplog.at_level("WARNING", "train"):
         assert check(_config(run), Flags(resume=True)) == "resumed"
     assert lost in caplog.text
-    assert "exported again" in caplog.text
+    assert "exporting again" in caplog.text
 
 
 def test_a_run_whose_upload_failed_is_not_finished(run):

@@ -115,7 +115,7 @@ def test_where_nothing_is_to_be_saved_it_leaves_with_the_same_code(number):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tiny.ROOT, capture_output=True, text=True)
     assert done.returncode == TIME_IS_UP
-    assert "nothing to save now; --resume goes on" in done.stderr
+    assert "nothing to save now; continue with --resume" in done.stderr
 
 
 def test_without_a_signal_nothing_is_raised_and_the_handlers_are_those_of_before():
@@ -179,7 +179,7 @@ def test_a_second_signal_ends_the_process_wherever_it_is(number):
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.2)
         process.send_signal(number)
-        assert f"{number.name}: this step ends" in process.stderr.readline()
+        assert f"{number.name}: finishing this step" in process.stderr.readline()
         process.send_signal(number)  # as `timeout` does: once to the process, and at once again to its group
         time.sleep(1.5)
         assert process.poll() is None

@@ -57,15 +57,15 @@ def test_what_others_do_to_keys_is_undone(change, tmp_path):
 
 def test_two_adapters_are_not_one():
     tensors = {f"{PREFIX}query.lora_A.{name}.weight": np.ones((2, 2)) for name in ("first", "second")}
-    with pytest.raises(JloraError, match=r"expected one adapter, found first, second; save the one that you want with"):
+    with pytest.raises(
+        JloraError, match=r"expected one adapter, found first, second\. Save the one that you want with"
+    ):
         peft_keys(tensors, "file")
 
 
 def test_two_values_for_one_key_are_refused():
     tensors = {f"{PREFIX}head.weight": np.ones(2), f"{PREFIX}head.modules_to_save.default.weight": np.zeros(2)}
-    with pytest.raises(
-        JloraError, match=r"expected the values that the file has as base_model\.model\.head\.weight too"
-    ):
+    with pytest.raises(JloraError, match=r"expected the same values as in base_model\.model\.head\.weight"):
         peft_keys(tensors, "file")
     tensors = dict.fromkeys(tensors, np.ones(2))
     assert list(peft_keys(tensors, "file")) == [f"{PREFIX}head.weight"]
@@ -75,7 +75,7 @@ def test_tensors_that_zero3_left_empty(tmp_path):
     tensors = load_file(small_adapter.save(tmp_path) / WEIGHTS)
     save_file({key: np.zeros((0,), np.float32) for key in tensors}, tmp_path / WEIGHTS)
     with pytest.raises(
-        JloraError, match=r"expected weights, found a tensor of shape \(0,\): DeepSpeed ZeRO-3 .* Save aga"
+        JloraError, match=r"expected weights, found an empty tensor of shape \(0,\)\. DeepSpeed ZeRO-3 .* Save aga"
     ):
         small_adapter.load(tmp_path)
 

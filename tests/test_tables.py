@@ -150,7 +150,7 @@ def test_text_in_another_encoding_is_refused_with_its_row(name, content, where, 
 
 
 def test_an_unknown_encoding(tmp_path):
-    with pytest.raises(JloraError, match=r"data\.encoding=utf-9: not an encoding of text"):
+    with pytest.raises(JloraError, match=r"data\.encoding=utf-9: not a text encoding"):
         _read(tmp_path, "a.csv", "text\na\n", "utf-9")
 
 
@@ -184,14 +184,14 @@ def test_other_separators_of_csv(tmp_path):
 @pytest.mark.parametrize("mark", [";", "|"])
 def test_a_csv_of_another_separator_is_refused_with_the_key_that_reads_it(mark, tmp_path):
     path = _write(tmp_path, "a.csv", f"text{mark}label\na, b{mark}1\n")
-    with pytest.raises(JloraError, match=r"separated by ',' .*; found the one column") as refused:
+    with pytest.raises(JloraError, match=r"separated by ',' .*; found one column") as refused:
         read_table(path, "a.csv")
-    assert str(refused.value).endswith(f"data.separator={mark!r} reads it")
+    assert str(refused.value).endswith(f"set data.separator={mark!r}")
     assert read_table(path, "a.csv", separator=mark).columns["label"] == ["1"]
 
 
 def test_a_csv_of_tabs_is_refused_with_the_suffix_that_reads_it(tmp_path):
-    with pytest.raises(JloraError, match=r"found the one column 'text\\tlabel': a file whose name ends in \.tsv"):
+    with pytest.raises(JloraError, match=r"found one column 'text\\tlabel': rename the file to end in \.tsv"):
         _read(tmp_path, "a.csv", "text\tlabel\na\t1\n")
 
 
@@ -205,8 +205,8 @@ DEEP, LONG = "[" * 100_000, "9" * 5000
         ("a.json", f'[{{"text": {LONG}}}]', "JSON that cannot be read: Exceeds the limit"),
         ("a.jsonl", f'{{"text": {DEEP}}}', r"data row 1: not JSON \(maximum recursion"),
         ("a.jsonl", f'{{"text": "a"}}\n{{"text": {LONG}}}', r"data row 2: not JSON \(Exceeds the limit"),
-        ("a.jsonl", '[\n{"text": "a"}\n]', r"data row 1: not JSON .* one list of objects is called \.json$"),
-        ("a.jsonl", '[{"text": "a"}, {"text": "b"}]', r"data row 1: expected an object .* is called \.json$"),
+        ("a.jsonl", '[\n{"text": "a"}\n]', r"data row 1: not JSON .* one list of objects must end in \.json$"),
+        ("a.jsonl", '[{"text": "a"}, {"text": "b"}]', r"data row 1: expected an object .* must end in \.json$"),
     ],
 )
 def test_json_that_python_cannot_read_is_refused(name, content, message, tmp_path):
@@ -216,7 +216,7 @@ def test_json_that_python_cannot_read_is_refused(name, content, message, tmp_pat
 
 @pytest.mark.parametrize("encoding", ["undefined", "hex", "rot13", "a\0b", ""])
 def test_what_is_no_encoding_of_text(encoding, tmp_path):
-    with pytest.raises(JloraError, match=r"^data\.encoding=.*: not an encoding of text"):
+    with pytest.raises(JloraError, match=r"^data\.encoding=.*: not a text encoding"):
         _read(tmp_path, "a.csv", "text\na\n", encoding)
 
 

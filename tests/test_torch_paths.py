@@ -143,7 +143,7 @@ def test_a_configuration_by_paths_is_written_by_torchs_names(tmp_path):
     fn, base, names = _scanned(_oracle()[1])
     config = jlora.LoraConfig(r=2, target_modules=["q"], modules_to_save=["out"])
     adapter = jlora.init(jax.random.key(0), config, base, fn, X)
-    with pytest.raises(jlora.JloraError, match=r"^out/m: .*a leaf by itself"):
+    with pytest.raises(jlora.JloraError, match=r"^out/m: .*a leaf outside of a module"):
         jlora.save_adapter(tmp_path, adapter, config)
     jlora.save_adapter(tmp_path, adapter, config, names=names)
     stored = json.loads((tmp_path / "adapter_config.json").read_text())
@@ -159,11 +159,11 @@ def test_a_configuration_by_paths_is_written_by_torchs_names(tmp_path):
 @pytest.mark.parametrize(
     ("path", "entry", "names", "message"),
     [
-        ("", low_rank("ra,rb->ab", (5, 3)), None, "name of a module of torch"),
+        ("", low_rank("ra,rb->ab", (5, 3)), None, "name of a PyTorch module"),
         ("mlp/~/linear_0/w", low_rank("ra,rb->ab", (5, 3)), None, "'mlp.~.linear_0'"),
-        ("cls_token", jlora.Full(normal(1, 1, 1, 4)), None, "a leaf by itself"),
-        ("mlp/m", jlora.Full(normal(1, 4, 4)), {"mlp/m": "mlp.weight"}, "which axes are the outputs"),
-        ("mlp/h/bias", jlora.Full(normal(1, 4)), None, r"a stack of layers by its name, found the shape \(4,\)"),
+        ("cls_token", jlora.Full(normal(1, 1, 1, 4)), None, "a leaf outside of a module"),
+        ("mlp/m", jlora.Full(normal(1, 4, 4)), {"mlp/m": "mlp.weight"}, "whose output axes are known"),
+        ("mlp/h/bias", jlora.Full(normal(1, 4)), None, r"a stack of layers, as its name says, found the shape \(4,\)"),
         ("mlp/w", low_rank("ra,rb->ab", (5, 3)), {"mlp/v": "mlp.weight"}, "found none"),
         ("mlp/w", low_rank("ra,rb->ab", (5, 3)), {"mlp/w": "mlp"}, r"ending in \.weight or \.bias"),
     ],

@@ -212,4 +212,4 @@ def test_a_larger_vocabulary_is_refused(tmp_path, capsys):
     (larger / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 2}))
     assert _call("--tuned", larger, "--base", tiny_lm.model_folder(), "--out", tmp_path / "out") == 2
     assert "vocab_size: " in (shown := capsys.readouterr().err)
-    assert "To a vocabulary that was made larger there is no adapter" in shown
+    assert "An adapter cannot make the vocabulary larger" in shown

@@ -87,9 +87,9 @@ LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{_NINE.replace('{}', str(i - 1
         ("a: " + "9" * 5000, "line 1, column 4", "Exceeds the limit"),
         ("[" * 5000, "", "nested too deeply"),
         ("- " * 5000, "", "nested too deeply"),
-        (f"{LAUGHS}seed: *a11", "line 6, column 5", "expected at most 20000 values, aliases written out"),
-        ("a: &a [*a]", "line 1, column 4", "an alias inside of what it stands for"),
-        ("a: &a {b: *a}", "line 1, column 4", "an alias inside of what it stands for"),
+        (f"{LAUGHS}seed: *a11", "line 6, column 5", "expected at most 20000 values after aliases are expanded"),
+        ("a: &a [*a]", "line 1, column 4", "an alias inside its own value"),
+        ("a: &a {b: *a}", "line 1, column 4", "an alias inside its own value"),
         ("a: \x1b[2J", "position 3", "#x001b"),
     ],
 )  # fmt: skip

@@ -65,7 +65,7 @@ def lora_config(section: LoraSection, targets: str | list[str], task: str) -> jl
 def with_adapter(
     section: LoraSection, lora: jlora.LoraConfig, model: Any, base: Any, key: jax.Array, new: Sequence[str] = ()
 ) -> Adapted:
-    """A fresh adapter (and what it leaves of the base), or that of `lora.from`.
+    """Makes a fresh adapter (and the base without its start), or loads that of `lora.from`.
 
     Args:
       new: names of the modules that the checkpoint does not have, as for `settings`.
@@ -83,7 +83,7 @@ def with_adapter(
 def with_abstract_adapter(
     section: LoraSection, lora: jlora.LoraConfig, model: Any, base: Any, new: Sequence[str] = ()
 ) -> Adapted:
-    """What `with_adapter` gives, of ShapeDtypeStructs: nothing is read but the configuration of `lora.from`."""
+    """Returns what `with_adapter` does in ShapeDtypeStructs, reading only the configuration of `lora.from`."""
     if section.from_ is None:
         return Adapted(model, base, abstract_adapter(lora, base, model.apply, example_batch(model.config)), lora)
     stored = settings(section, lora, new)
@@ -94,10 +94,10 @@ def with_abstract_adapter(
 
 
 def settings(section: LoraSection, lora: jlora.LoraConfig, new: Sequence[str] = ()) -> jlora.LoraConfig:
-    """Those of the adapter that the run will have: of `lora.from`, where it is given, but for the dropout.
+    """Returns the settings of the run's adapter: those of `lora.from` if it is given, with the run's own dropout.
 
-    What the section's modules_to_save names is trained whole besides; where that is null, the task's head, if neither
-    the base nor the stored adapter has one.
+    The modules in the section's modules_to_save are also trained whole. If it is null, so is the task's head, unless
+    the base or the stored adapter has one.
 
     Args:
       new: names of the modules that the checkpoint does not have.
@@ -120,7 +120,7 @@ def _with_whole(
 
 
 def _stored(section: LoraSection, given: jlora.LoraConfig, model: Any, base: Any, new: Sequence[str]) -> Adapted:
-    """The adapter of `lora.from` by its own settings, which hold, with what the run trains whole besides."""
+    """Loads the adapter of `lora.from` with its own settings, and adds what the run also trains whole."""
     adapter, stored = jlora.load_adapter(str(section.from_), base, model.apply, example_batch(model.config))
     for name in (*_OF_THE_FILE, *_chosen(section)):
         ours, theirs = getattr(given, name), getattr(stored, name)
@@ -129,7 +129,7 @@ def _stored(section: LoraSection, given: jlora.LoraConfig, model: Any, base: Any
     lora = _with_whole(section, given, stored, new)
     plan, leaves = _planned(section, given, lora, model, base), leaves_by_path(base)
     if more := [path for path in plan if path not in adapter]:
-        logger.info("lora.from: the stored adapter does not have %s: trained whole", ", ".join(more))
+        logger.info("lora.from: not in the stored adapter, so trained whole: %s", ", ".join(more))
     whole = {path: dataclasses.replace(plan[path], value=jnp.array(leaves[path], copy=True)) for path in more}
     entries = _with_dropout({path: (adapter | whole)[path] for path in plan}, lora.lora_dropout)
     return Adapted(model, base, entries, lora)
@@ -149,10 +149,10 @@ def _plain(setting: Any) -> Any:
 def _planned(
     section: LoraSection, given: jlora.LoraConfig, lora: jlora.LoraConfig, model: Any, base: Any
 ) -> dict[str, Any]:
-    """The abstract adapter of `lora.from` with what is trained whole besides.
+    """Plans the abstract adapter of `lora.from` with what is also trained whole.
 
     Raises:
-      JloraError: the run's own modules_to_save names no module; what the stored configuration names may be missing.
+      JloraError: the run's own modules_to_save matches no module; names in the stored configuration may be missing.
     """
     names = [
         name

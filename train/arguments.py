@@ -1,4 +1,4 @@
-"""The command lines of `jlora predict`, `generate`, `export` and `extract`, which need no JAX to be read."""
+"""The command lines of `jlora predict`, `generate`, `export` and `extract`, parsed without importing JAX."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 _RANK = 8
 _MOST_DIGITS = 19
 _EPILOG = """\
-Without --prompt, text is read from stdin; on a terminal a chat begins, which an empty line or Ctrl-D ends.
+Without --prompt, text is read from stdin; on a terminal a chat begins. An empty line or Ctrl-D ends it.
 
   jlora generate --model runs/smollm2 --chat --prompt "What is the capital of France?"
   jlora generate --model HuggingFaceTB/SmolLM2-135M-Instruct --adapter runs/smollm2/adapter
@@ -21,7 +21,7 @@ Without --prompt, text is read from stdin; on a terminal a chat begins, which an
 
 
 def predict() -> argparse.ArgumentParser:
-    """The arguments of `jlora predict`."""
+    """Makes the parser of `jlora predict`."""
     parser = argparse.ArgumentParser(
         prog="jlora predict",
         description="Labels new text: jlora predict --model RUN_OR_FOLDER --input texts.csv --output labelled.csv",
@@ -49,7 +49,7 @@ def predict() -> argparse.ArgumentParser:
 
 
 def generate() -> argparse.ArgumentParser:
-    """The arguments of `jlora generate`."""
+    """Makes the parser of `jlora generate`."""
     parser = argparse.ArgumentParser(
         prog="jlora generate",
         description="Completes a prompt or holds a chat: jlora generate --model RUN_OR_MODEL [--prompt TEXT] [--chat]",
@@ -58,18 +58,22 @@ def generate() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", required=True, help="run folder, model or adapter folder, GGUF file or hub name")
     parser.add_argument("--adapter", help="folder of an adapter (PEFT's too) to put on --model")
-    parser.add_argument("--base", help="base model of the adapter that --model is; default: the one that it names")
-    parser.add_argument("--no-adapter", action="store_true", help="the base alone, to compare")
-    parser.add_argument("--prompt", help="text to complete; with --chat, what the user says")
-    parser.add_argument("--chat", action="store_true", help="write through the tokenizer's chat template")
-    parser.add_argument("--system", help="what the chat begins with; implies --chat")
-    parser.add_argument("--max-new-tokens", type=whole_number(1), default=256, help="tokens at most (256)")
-    parser.add_argument("--temperature", type=_temperature, default=0.7, help="of the draw (0.7)")
-    parser.add_argument("--top-p", type=_share, default=0.95, help="draw from the likeliest of this share (0.95)")
-    parser.add_argument("--top-k", type=whole_number(0), default=0, help="draw from so many; 0: all (0)")
-    parser.add_argument("--greedy", action="store_true", help="always the likeliest token")
+    parser.add_argument("--base", help="base model, if --model is an adapter; default: the one that it names")
+    parser.add_argument("--no-adapter", action="store_true", help="use the base alone, to compare")
+    parser.add_argument("--prompt", help="text to complete; with --chat, the user's message")
+    parser.add_argument("--chat", action="store_true", help="apply the tokenizer's chat template")
+    parser.add_argument("--system", help="system prompt of the chat; implies --chat")
+    parser.add_argument("--max-new-tokens", type=whole_number(1), default=256, help="most tokens to generate (256)")
+    parser.add_argument("--temperature", type=_temperature, default=0.7, help="sampling temperature (0.7)")
+    parser.add_argument(
+        "--top-p", type=_share, default=0.95, help="sample from the likeliest tokens of this total probability (0.95)"
+    )
+    parser.add_argument(
+        "--top-k", type=whole_number(0), default=0, help="sample from this many of the likeliest tokens; 0: all (0)"
+    )
+    parser.add_argument("--greedy", action="store_true", help="always take the likeliest token")
     parser.add_argument("--stop", action="append", default=[], type=_text, help="end before this text; repeatable")
-    parser.add_argument("--seed", type=whole_number(0, 2**32), default=0, help="of the draw (0)")
+    parser.add_argument("--seed", type=whole_number(0, 2**32), default=0, help="seed of the sampling (0)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), help="of weights and computation (float32 on a CPU, else bfloat16)"
     )
@@ -78,7 +82,7 @@ def generate() -> argparse.ArgumentParser:
 
 
 def export() -> argparse.ArgumentParser:
-    """The arguments of `jlora export`."""
+    """Makes the parser of `jlora export`."""
     purpose = "Merges an adapter, made here or by PEFT, or writes it for vLLM or llama.cpp."
     parser = argparse.ArgumentParser(prog="jlora export", description=purpose)
     parser.add_argument("--adapter", required=True, type=Path, help="folder of the adapter, in PEFT's format")
@@ -86,19 +90,19 @@ def export() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="folder to write to")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="(float32)")
-    form.add_argument("--vllm", action="store_true", help="write no merged model but an adapter that vLLM serves")
+    form.add_argument("--vllm", action="store_true", help="write an adapter that vLLM serves, not a merged model")
     parser.add_argument(
         "--gguf-lora", type=Path, metavar="FILE", help="write the adapter as llama.cpp loads it, float32 or float16"
     )
     parser.add_argument(
-        "--quantize", choices=("int8", "nf4"), help="quantize the base first, for adapters of LoftQ, which need that"
+        "--quantize", choices=("int8", "nf4"), help="quantize the base first (adapters made with LoftQ need it)"
     )
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds something")
     return parser
 
 
 def extract() -> argparse.ArgumentParser:
-    """The arguments of `jlora extract`."""
+    """Makes the parser of `jlora extract`."""
     purpose = "Makes an adapter of a fully fine-tuned model."
     parser = argparse.ArgumentParser(prog="jlora extract", description=purpose)
     parser.add_argument("--tuned", required=True, help="the fine-tuned model: folder or hub name")
@@ -108,8 +112,8 @@ def extract() -> argparse.ArgumentParser:
     cut.add_argument("--rank", type=whole_number(1), default=_RANK, help=f"rank of every module ({_RANK})")
     cut.add_argument("--energy", type=_share, help="or the share of each module's squared change to keep, such as 0.9")
     parser.add_argument("--targets", type=names, help="modules to adapt: a,b or all-linear (all-linear)")
-    parser.add_argument("--modules-to-save", type=names, default=[], help="modules to take whole beside the head: a,b")
-    parser.add_argument("--bias", choices=("none", "all", "lora_only"), default="none", help="biases to take (none)")
+    parser.add_argument("--modules-to-save", type=names, default=[], help="modules to copy whole, as the head is: a,b")
+    parser.add_argument("--bias", choices=("none", "all", "lora_only"), default="none", help="biases to copy (none)")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds something")
     return parser
 
@@ -119,7 +123,7 @@ PARSERS = {"predict": predict, "generate": generate, "export": export, "extract"
 
 
 def whole_number(least: int, below: float = math.inf) -> Callable[[str], int]:
-    """An argument's type: a whole number of at least `least`, and less than `below`."""
+    """Makes an argument type for whole numbers of at least `least` and less than `below`."""
 
     def read(text: str) -> int:
         if not text.isdecimal() or len(text) > _MOST_DIGITS or not least <= int(text) < below:
@@ -131,7 +135,7 @@ def whole_number(least: int, below: float = math.inf) -> Callable[[str], int]:
 
 
 def names(text: str) -> list[str]:
-    """An argument's type: names between commas."""
+    """Parses an argument of names between commas."""
     found = [name.strip() for name in text.split(",") if name.strip()]
     if not found:
         raise argparse.ArgumentTypeError("expected names between commas, found none")

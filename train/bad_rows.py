@@ -1,4 +1,4 @@
-"""Rows that cannot be read: the first is an error, or all are left out, counted and named (`data.skip_bad_rows`)."""
+"""Rows that cannot be read: the first is an error, or all are left out and counted (`data.skip_bad_rows`)."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from jlora.errors import JloraError
 
 Row = TypeVar("Row")
 _NAMED = 5
-"""Rows left out that are named, each with what is wrong in it."""
+"""Errors of left-out rows that are shown."""
 
 
 def read_each(rows: Iterable[int], read: Callable[[int], Row], skip: bool | None) -> tuple[dict[int, Row], list[str]]:
-    """({row: what `read` returns for it}, the errors of the rows that are left out).
+    """Returns ({row: `read(row)`}, the errors of the rows that are left out).
 
     Args:
-      skip: `data.skip_bad_rows`, which the error offers where it is false; None where the command has no such key.
+      skip: `data.skip_bad_rows`, which the error suggests if it is false; None if the command has no such key.
 
     Raises:
-      JloraError: that of the first row that cannot be read, unless `skip`; that no row is left.
+      JloraError: the error of the first row that cannot be read, unless `skip`; no row is left.
     """
     found, errors = {}, []
     for row in rows:
@@ -29,16 +29,18 @@ def read_each(rows: Iterable[int], read: Callable[[int], Row], skip: bool | None
             if skip is None:
                 raise
             if not skip:
-                hint = "data.skip_bad_rows=true leaves such rows out, and counts them"
+                hint = "data.skip_bad_rows=true leaves such rows out and counts them"
                 raise JloraError(f"{str(error).rstrip('.')}. {hint}") from error
             errors.append(str(error))
     if errors and not found:
-        raise JloraError(f"expected a row that can be read; found none in {len(errors):,}, the first: {errors[0]}")
+        raise JloraError(
+            f"expected a row that can be read; found none in {len(errors):,}. The first error: {errors[0]}"
+        )
     return found, errors
 
 
 def left_out(split: str, errors: Sequence[str], rows: int) -> list[str]:
-    """A note that counts what was left out of so many rows, and names the first; none where nothing was."""
+    """Returns a note with the number of left-out rows and the first errors; no note if there are none."""
     if not errors:
         return []
     more = [f"and {len(errors) - _NAMED:,} more"] * (len(errors) > _NAMED)

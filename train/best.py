@@ -32,9 +32,9 @@ class Best:
 def is_better(
     metric: str, new: float, old: float | None, new_loss: float = math.nan, old_loss: float | None = None
 ) -> bool:
-    """Whether the value `new` of a metric beats `old`; of equal ones that with the lower loss does.
+    """Tells whether the value `new` of a metric beats `old`; if they are equal, the lower loss wins.
 
-    Of two that are equal in both the earlier one stays the best. Any number beats None and NaN; NaN beats nothing.
+    If both are equal, the earlier one stays the best. Any number beats None and NaN; NaN beats nothing.
     `loss`, `perplexity`, `mse` and `mae` are better when lower.
     """
     if math.isnan(new):

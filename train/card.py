@@ -51,9 +51,9 @@ class Facts:
       command: the shell command that made it.
       lora: the adapter's settings by PEFT's names; empty for other methods.
       versions: {package: version}.
-      chat: whether a language model is talked to through its tokenizer's chat template.
-      pair: the two columns of a classifier that labels pairs of texts.
-      tokens: how many the base has to have for the adapter; None: as many as it has.
+      chat: whether a language model is used through its tokenizer's chat template.
+      pair: the two columns of a classifier that labels pairs of texts; None for others.
+      tokens: the number of tokens that the adapter needs in the base; None: the base is used unchanged.
     """
 
     name: str
@@ -80,11 +80,11 @@ class Facts:
 
 
 def model_card(facts: Facts, kind: Kind) -> str:
-    """The text of README.md: YAML front matter as the hub reads it, then Markdown.
+    """Writes the text of README.md: YAML front matter as the hub reads it, then Markdown.
 
     kind: `merged` for a whole checkpoint that transformers opens, `adapter` for PEFT's format.
 
-    A path of this machine is named in code alone, which would not run without it; elsewhere by its last part.
+    A path of this machine appears only in code, which needs it to run; elsewhere only its last part does.
     """
     sections = [
         f"---\n{_front_matter(facts, kind)}\n---",
@@ -168,7 +168,7 @@ def _command(facts: Facts) -> str:
 
 
 def without_folder(names: str) -> str:
-    """Names between commas, each absolute path of this machine cut to its last part."""
+    """Cuts each absolute path among names between commas to its last part."""
     return re.sub(r"(^|[\[,=]\s*)[~/][^,\]]*/(?=[^,\]])", r"\1", names)
 
 

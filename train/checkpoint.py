@@ -259,7 +259,9 @@ def _reason(error: Exception) -> str:
 
 
 def _moved(folder: Path) -> JloraError:
-    return JloraError(f"{folder}: expected the run folder, found none: was it moved? Then --resume where it is")
+    return JloraError(
+        f"{folder}: expected the run folder, found none. If it was moved, go on with --resume output_dir=FOLDER"
+    )
 
 
 @contextmanager

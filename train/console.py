@@ -1,4 +1,4 @@
-"""Which command `jlora` is to run. Nothing large is imported before its command line has been read."""
+"""Chooses the command of `jlora`. Nothing large is imported before its command line has been parsed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `jlora` with these arguments and returns its exit code, 2 where there is no such command."""
+    """Runs `jlora` with these arguments and returns its exit code, 2 if there is no such command."""
     name = argv[0] if argv else "--help"
     if name in ("--help", "-h", "help"):
         print(_help())

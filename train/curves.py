@@ -96,14 +96,16 @@ def _metric(panel: Axes, lines: list[dict[str, Any]], metric: str, rows: int) ->
 
 
 def noise(metric: str, value: float, rows: int) -> float:
-    """How far apart a metric's values on so many rows should be before they mean anything: four standard errors of a
-    share near a half; a twentieth of a loss or an error, which the same rows repeat better.
+    """Returns the smallest difference of a metric on `rows` rows that means anything.
+
+    For a share near a half it is four standard errors; for a loss or an error, which vary less on the same rows, a
+    twentieth of the value.
     """
     return 0.05 * abs(value) if metric in LOWER_IS_BETTER else 2 / math.sqrt(max(rows, 1))
 
 
 def _before(panel: Axes, lines: list[dict[str, Any]], name: str, evaluated: tuple[list[int], list[float]]) -> None:
-    """A dotted line from the value before training to the first evaluation."""
+    """Draws a dotted line from the value before training to the first evaluation."""
     _, values = _series(lines, f"start/{name}")
     if values:
         (first, *_), (value, *_) = evaluated

@@ -143,7 +143,7 @@ def kept(tree: Any) -> Any:
 
 
 def put_like(placed: Any, tree: Any) -> Any:
-    """Copies of the arrays of a tree that `kept` gave, each where that of `placed` lies."""
+    """Copies the arrays of a tree that `kept` returned to where those of `placed` are."""
     return jax.tree.map(_like_leaf, placed, tree)
 
 

@@ -20,7 +20,7 @@ from train.signals import Stopped
 def exit_code(work: Callable[[], None], *, verbose: bool = False, interrupted: str = "interrupted") -> int:
     """Does the work and returns the exit code.
 
-    0 is success, 2 something that the user can mend (said on stderr), 130 an interruption (SIGINT), 143 SIGTERM.
+    0 is success, 2 an error that the user can fix (said on stderr), 130 an interruption (SIGINT), 143 SIGTERM.
     """
     configure_logging(verbose)
     replace_unencodable()
@@ -46,13 +46,13 @@ def exit_code(work: Callable[[], None], *, verbose: bool = False, interrupted: s
 
 
 def replace_unencodable() -> None:
-    """From now on a character that stdout's encoding lacks is printed as `?`, and is no error."""
+    """Makes stdout print `?` for a character that its encoding lacks, instead of raising an error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
 
 
 def show(text: str) -> None:
-    """Prints the text as it may be shown, whether somebody reads it or not."""
+    """Prints the text, escaped by `printable`, and ignores a closed pipe."""
     try:
         print(printable(text), flush=True)
     except BrokenPipeError:

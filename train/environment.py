@@ -49,7 +49,7 @@ def describe() -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line of this process, ready to paste into a shell; programs without their folder."""
+    """Returns the command line of this process, quoted for a shell; programs without their folder."""
     program, *rest = sys.orig_argv[1:] or [""]
     if Path(program).stem == "jlora":
         return shlex.join(["jlora", *rest])

@@ -37,7 +37,7 @@ _AUTO_CLASSES = {"SEQ_CLS": "AutoModelForSequenceClassification", "CAUSAL_LM": "
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; 0 is success, 2 something that the user can mend."""
+    """Runs the command; 0 is success, 2 an error that the user can fix."""
     return exit_code(lambda: _export(arguments.export().parse_args(argv)))
 
 
@@ -50,7 +50,7 @@ def _export(options: argparse.Namespace) -> None:
         raise JloraError(f"--gguf-lora: {options.gguf_lora}: exists; name another file, or give --overwrite")
     base = options.base or base_of(options.adapter)
     written = [path for path in (options.out, options.gguf_lora) if path is not None]
-    require_kept({"--adapter": options.adapter, "--base": base}, written, "write to another place")
+    require_kept({"--adapter": options.adapter, "--base": base}, written, "give another --out")
     with working(f"reading {base} and {options.adapter}"):
         adapted, tokenizer = _opened(options.adapter, base, options.quantize)
     if options.gguf_lora is not None:

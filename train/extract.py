@@ -52,7 +52,7 @@ _NO_PART_OF_THE_FUNCTION = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """The two models: linen module, the two trees, and PEFT's task: None for an encoder without a head."""
+    """The two models: linen module, the two trees, and PEFT's task type (None for an encoder without a head)."""
 
     model: Any
     tuned: Any
@@ -61,7 +61,7 @@ class Pair:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; 0 is success, 2 something that the user can mend."""
+    """Runs the command; 0 is success, 2 an error that the user can fix."""
     return exit_code(lambda: _extract(arguments.extract().parse_args(argv)))
 
 
@@ -87,7 +87,7 @@ def _extract(options: argparse.Namespace) -> None:
 
 
 def _load(tuned: str, base: str) -> Pair:
-    """Both models as one class."""
+    """Loads both models as one class."""
     for name in (tuned, base):
         settle_hub(name)
     if family(load_config(model_folder(tuned)).model_type).task == "SEQ_CLS":
@@ -99,7 +99,7 @@ def _load(tuned: str, base: str) -> Pair:
 
 
 def _load_classifiers(tuned: str, base: str) -> Pair:
-    """A head that the base lacks is the tuned one's, so that it counts as no change."""
+    """Loads two classifiers; a head that the base lacks is copied from the tuned model and counts as unchanged."""
     config = classifier_config(tuned)
     labels = {"id2label": config.id2label, "label2id": config.label2id, "problem_type": config.problem_type}
     model, base_model = build(config), build(classifier_config(base, **labels))
@@ -120,9 +120,7 @@ def _require_same_architecture(tuned: Any, base: Any) -> None:
     shapes = [{path: leaf.shape for path, leaf in leaves_by_path(abstract_base(m)).items()} for m in (tuned, base)]
     lines = [f"{key}: {one!r} in the tuned model, {other!r} in the base" for key, (one, other) in found.items()]
     if tuned.config.model_type != base.config.model_type or shapes[0] != shapes[1]:
-        hint = "\nTo a vocabulary that was made larger there is no adapter; see docs/extract.md" * (
-            "vocab_size" in found
-        )
+        hint = "\nAn adapter cannot make the vocabulary larger; see docs/extract.md" * ("vocab_size" in found)
         raise JloraError(
             "--base: expected the model that --tuned was tuned from, found another architecture:\n  "
             + "\n  ".join(lines)
@@ -148,7 +146,7 @@ def _tokenizer(tuned: str, base: str) -> PreTrainedTokenizerBase:
 
 
 def _labels(pair: Pair) -> dict[str, Any] | None:
-    """What labels.json holds; None for a language model."""
+    """Returns the content of labels.json; None for a language model."""
     if pair.task == "CAUSAL_LM":
         return None
     return labels_of_config(pair.model.config.id2label, pair.model.config.problem_type).config_entries()
@@ -165,7 +163,7 @@ def _config(options: argparse.Namespace, task: str | None) -> jlora.LoraConfig:
         exclude_modules=None if task else rf".*({'|'.join(HEAD_NAMES)}).*",
         modules_to_save=[*heads, *(name for name in options.modules_to_save if name not in heads)],
         bias=options.bias,
-        ensure_weight_tying=True,  # what changed in a tied table changed for its head too
+        ensure_weight_tying=True,  # the change of a tied table is also that of its head
         task_type=task,
     )
 

@@ -25,7 +25,7 @@ from train.without_torch import keep_torch_from_transformers
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; 0 is success, 2 something that the user can mend, 130 an interruption."""
+    """Runs the command; 0 is success, 2 an error that the user can fix, 130 an interruption."""
     use_compilation_cache()
     return exit_code(lambda: _run(arguments.generate().parse_args(argv)))
 
@@ -58,7 +58,7 @@ class _Writer:
         )
         text = ""
         for piece in until(decoded(self.language.tokenizer, tokens, before), options.stop):
-            # What is piped goes on as it is; a terminal would obey what a model was trained to say to it.
+            # Escaped on a terminal, which would act on control characters; a pipe gets the text unchanged.
             print(printable(piece) if sys.stdout.isatty() else piece, end="", flush=True)
             text += piece
         print(flush=True)
@@ -127,7 +127,7 @@ def _piped() -> str:
     except UnicodeDecodeError as error:
         byte = f"the byte {error.object[error.start]:#04x} at {error.start}"
         raise JloraError(
-            f"stdin: expected text in {sys.stdin.encoding}; found {byte}. Convert it, or set LC_ALL"
+            f"stdin: expected text in {sys.stdin.encoding}; found {byte}. Convert it, or set LC_ALL to its encoding"
         ) from None
 
 

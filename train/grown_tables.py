@@ -1,8 +1,8 @@
-"""A language model with more tokens than its files have: the embedding, and a head of its own, get new rows.
+"""Resizes a language model to more tokens than its files have: the embedding, and an untied head, get new rows.
 
-Each new row is the mean of the table's rows, as transformers' `resize_token_embeddings` has it (there they are drawn
-around the mean, with a variance of a billionth). It is summed in float64 in the host's memory, in one order: the same
-bits on every mesh, in every process and when a run is resumed.
+Each new row is the mean of the table's rows, as in transformers' `resize_token_embeddings` (which draws it around the
+mean with a variance of a billionth). The mean is summed in float64 in the host's memory in a fixed order, so it has
+the same bits on every mesh, in every process and when a run is resumed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BLOCK = 4096
 
 
 def with_vocabulary(model: Any, size: int) -> Any:
-    """The linen model with so many tokens, or as it is where it has them."""
+    """Returns the linen model with `size` tokens."""
     if model.config.vocab_size == size:
         return model
     config = copy(model.config)
@@ -37,14 +37,14 @@ def with_vocabulary(model: Any, size: int) -> Any:
 
 
 def table_paths(model: Any, base: Any) -> dict[str, str]:
-    """{path: checkpoint's key} of the leaves with an axis of tokens: the embedding's, and those of an untied head."""
+    """Returns {path: checkpoint's key} of the leaves with an axis of tokens, of the embedding and an untied head."""
     keys = {path: hf_keys(path, None)[0] for path in leaves_by_path(base)}
     modules = (family(model.config.model_type).embedding, HEAD)
     return {path: key for path, key in keys.items() if key.rpartition(".")[0] in modules}
 
 
 def grown(model: Any, base: Any, size: int, mesh: Mesh | None = None) -> tuple[Any, Any]:
-    """(model, base) with `size` tokens, at least as many as they have. Of several processes all must take part.
+    """Returns (model, base) with `size` tokens, at least as many as they have. All processes must call it.
 
     Args:
       mesh: where the base lies.
@@ -57,7 +57,7 @@ def grown(model: Any, base: Any, size: int, mesh: Mesh | None = None) -> tuple[A
 
 
 def load_grown(model: Any, name: str, *, mesh: Mesh | None = None, **options: Any) -> Any:
-    """The weights of the model `name` as `load_weights` gives them, with as many tokens as `model` has.
+    """Loads the weights of the model `name`, as `load_weights` does, with as many tokens as `model` has.
 
     Args:
       model: with the tokens of the files, or more.
@@ -80,7 +80,7 @@ def _grown(path: str, leaf: Any, size: int, mesh: Mesh | None) -> Any:
 
 
 def _mean(rows: np.ndarray) -> np.ndarray:
-    """Over the first axis, float64."""
+    """Returns the mean over the first axis, float64."""
     starts = range(0, len(rows), _BLOCK)
     total = sum(rows[start : start + _BLOCK].astype(np.float64).sum(axis=0) for start in starts)
     return np.asarray(total / len(rows))

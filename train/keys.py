@@ -65,7 +65,7 @@ def describe(field: FieldInfo) -> str:
 
 
 def unknown(key: str, schema: type[BaseModel]) -> str:
-    """The end of an error about an unknown key: the nearest keys, or those of its section."""
+    """Returns the end of an error about an unknown key: the nearest keys, or those of its section."""
     known = list(fields(schema))
     if near := _likely(key, known):
         return f"unknown key; did you mean {' or '.join(near)}?"
@@ -76,9 +76,9 @@ def unknown(key: str, schema: type[BaseModel]) -> str:
 
 
 def _likely(key: str, known: list[str]) -> list[str]:
-    """The keys of the same section that are nearest, or that of another section with the same last component.
+    """Returns the nearest keys of the same section, or the key of another section with the same last component.
 
-    Only where there is no such section is the nearest key of all sections one.
+    Only if there is no such section, it searches all sections for the nearest key.
     """
     section, _, leaf = key.rpartition(".")
     inside = {name.rpartition(".")[2]: name for name in known if name.rpartition(".")[0] == section}
@@ -93,7 +93,7 @@ def _likely(key: str, known: list[str]) -> list[str]:
 
 
 def _near(leaf: str, names: dict[str, str]) -> list[str]:
-    """One that is spelt almost so or ends so; those that begin alike or have these initials; one a little like it."""
+    """Returns names spelt almost so or ending so, else those with this beginning or initials, else a similar one."""
     ending = [name for name in names if name.endswith(f"_{leaf}")]
     alike = [
         name

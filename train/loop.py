@@ -224,7 +224,7 @@ class _Run:
         self.losses.clear()
 
     def evaluate(self, step: int) -> bool:
-        """Whether it came to its end: a signal cuts it. Before the first one the model before training is evaluated."""
+        """Evaluates; returns False if a signal cuts it short. The first call also evaluates the initial model."""
         try:
             # Not before the first step: the programs of evaluations are compiled while the first steps run.
             is_first = self.best.value is None and self.loop.train.eval_on_start
@@ -254,7 +254,7 @@ class _Run:
             return self._evaluated(put_like(self.state.trainable, self.best.trainable))
 
     def _evaluated(self, trainable: Any) -> dict[str, float]:
-        """Metrics of the validation split. Raises Cut where a signal comes."""
+        """Computes metrics of the validation split; raises Cut if a signal comes."""
         with self.progress.counting("evaluating", self.loop.evaluation_batches) as tick:
 
             def check() -> None:

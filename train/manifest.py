@@ -1,8 +1,8 @@
-"""manifest.json: what a run is made of. It is gone on with by the same configuration, base and data alone.
+"""manifest.json: what a run was started with. A run is resumed only with the same configuration, base and data.
 
 {"config": {"fixed": hash}, "base": {path: type, shape, checksum}, "adapter": {path: type, shape, checksum},
 "data": {split/array: type, shape, hash}, "batches": {"lengths": "16 24 64"}, "code": {package: version},
-"started": {"day": "2026-11-29"}}; the day is what the clock of a chat template shows, on every later day too.
+"started": {"day": "2026-11-29"}}; chat templates see this day as today, also when the run is resumed later.
 """
 
 from __future__ import annotations
@@ -63,14 +63,15 @@ def manifest(
     lengths: Sequence[int],
     day: datetime.date | None = None,
 ) -> dict[str, dict[str, str]]:
-    """What manifest.json holds.
+    """Returns the content of manifest.json.
 
     Args:
-      base: the base's tree of arrays; their checksums are computed where they lie.
-      frozen: what of the adapter is not trained. Of it the scales count: norms are sums, rounded otherwise on a mesh.
-      data: {split: {name: what the split holds}}, of which the numpy arrays count.
+      base: the base's tree of arrays; their checksums are computed on their devices.
+      frozen: the adapter's arrays that are not trained. Only scales count: norms are sums, which a mesh rounds
+        differently.
+      data: {split: {name: what the split holds}}; only numpy arrays count.
       lengths: the padded lengths of batches.
-      day: what `run_day` gave; None where nothing depends on it.
+      day: from `run_day`; None if nothing depends on it.
     """
     # Left out: a key that comes with a later version changes no hash. The default of train.dtype was float32 once.
     defaults = keys.defaults(type(config)) | {"train.dtype": "float32"}
@@ -94,10 +95,10 @@ def manifest(
 
 
 def run_day(folder: Path, *, resume: bool) -> datetime.date:
-    """The day on which the run in the folder was started; today (UTC) where none is resumed, or none wrote it down.
+    """Returns the day on which the run in the folder was started; today (UTC) if none is resumed or it has no day.
 
     Raises:
-      JloraError: the manifest is no JSON, or has something else in its place.
+      JloraError: the manifest is not JSON, or its day is not a date.
     """
     file = folder / NAME
     part = read_json(file).get("started") if resume and file.exists() else None
@@ -112,10 +113,10 @@ def run_day(folder: Path, *, resume: bool) -> datetime.date:
 
 
 def batch_lengths(folder: Path) -> tuple[int, ...]:
-    """The padded lengths of the batches of the run in a folder; empty where no manifest has them.
+    """Returns the padded lengths of the batches of the run in a folder; empty if no manifest has them.
 
     Raises:
-      JloraError: the manifest is no JSON, or has something else in their place.
+      JloraError: the manifest is not JSON, or has something else in their place.
     """
     file = folder / NAME
     part = read_json(file).get("batches") if file.exists() else None

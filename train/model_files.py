@@ -25,11 +25,11 @@ def model_folder(name: str) -> str:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model, or the one in its GGUF file; code that a repository may bring is never run.
+    """Loads the tokenizer in the model's folder or GGUF file; never runs a repository's code.
 
     Raises:
-      JloraError: the folder or hub model has none, or one that knows no words; whatever `copy_tokenizer_files`
-        refuses; a GGUF file's is not supported.
+      JloraError: the folder or hub model has no tokenizer, or one without a vocabulary; whatever
+        `copy_tokenizer_files` refuses; a GGUF file's tokenizer that is not supported.
     """
     from transformers import AutoTokenizer
 
@@ -40,10 +40,10 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         copy_tokenizer_files(folder, Path(plain))
         try:
             tokenizer = AutoTokenizer.from_pretrained(plain, trust_remote_code=False, local_files_only=True)
-            tokenizer("a b\n")  # much that is wrong in a file is found by its first use
+            tokenizer("a b\n")  # many errors in a file appear only when it is used
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # whatever comes of such files; a panic of tokenizers, in Rust, is no Exception
+        except BaseException as error:  # such files raise anything; a Rust panic is no Exception
             found = str(error).replace(plain, str(folder))
             raise JloraError(f"{name}: expected a tokenizer beside the model (tokenizer.json); found {found}") from None
     tokenizer.name_or_path = str(folder)
@@ -54,36 +54,37 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """What fills rows up; masks come from lengths, so it may be any token's id."""
+    """Returns the id that pads rows; masks come from lengths, so it may be any token's id."""
     found = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     return next((index for index in found if index is not None), 0)
 
 
 def base_of(folder: Path) -> str:
-    """The base model that `adapter_config.json` names.
+    """Returns the base model that `adapter_config.json` names.
 
     Raises:
-      JloraError: there is no such file, or it names none that could be found here.
+      JloraError: there is no such file, or it names no base, or one that is not a folder here or a name on the hub.
     """
     file = folder / CONFIG
     name = read_base_name(folder)
     if not name:
-        raise JloraError(f"{file}: base_model_name_or_path: expected the base's name; give it by --base")
-    if name.startswith("package:"):  # a stranger's file is not to choose what the user installs
+        raise JloraError(f"{file}: base_model_name_or_path: expected the base's name; found none. Give it with --base")
+    if name.startswith("package:"):  # an untrusted file must not choose what the user installs
         raise JloraError(
-            f"{file}: base_model_name_or_path: expected a folder or a name on the hub; found {name!r}; give the base"
-            " by --base"
+            f"{file}: base_model_name_or_path: expected a folder or a name on the hub; found {name!r}. Give the base"
+            " with --base"
         )
     if _is_path(name) and not _exists(name):
         raise JloraError(
-            f"{file}: base_model_name_or_path: found {name!r}, and no such folder here; it may be one of the machine"
-            " that the adapter was trained on. Give the base by --base (its folder, or its name on the hub)"
+            f"{file}: base_model_name_or_path: expected a folder or a name on the hub; found {name!r}, which is not on"
+            " this machine (it may be a path of the machine where the adapter was trained). Give the base with --base:"
+            " its folder, or its name on the hub"
         )
     return name
 
 
 def _is_path(name: str) -> bool:
-    """Whether the name can be no hub's, which is NAME or OWNER/NAME."""
+    """Tells whether the name cannot be one on the hub, which is NAME or OWNER/NAME."""
     return name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name or ":" in name
 
 

@@ -88,6 +88,7 @@ def how_to_end(config: RunConfig, folder: Path) -> str:
         return "The checkpoints are whole: --resume goes on from the last step, on more devices by mesh.fsdp"
     adapter = folder / "adapter"
     return (
-        f"{adapter} is whole. --resume export.merged=false ends the run without merged/; elsewhere make it by\n"
+        f"{adapter} is complete. --resume export.merged=false ends the run without merged/; on a machine with more\n"
+        f"memory make it with\n"
         f"  jlora export --adapter {adapter} --out MERGED"
     )

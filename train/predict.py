@@ -40,7 +40,7 @@ _OF_THE_RUN = ("text", "text_pair", "label", "label_names", "drop_other_labels",
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; 0 is success, 2 something that the user can mend."""
+    """Runs the command; 0 is success, 2 an error that the user can fix."""
     use_compilation_cache()
     return exit_code(lambda: _predict(arguments.predict().parse_args(argv)))
 
@@ -48,14 +48,14 @@ def main(argv: Sequence[str]) -> int:
 def _predict(options: argparse.Namespace) -> None:
     if options.output.exists() and not options.overwrite:
         raise JloraError(f"--output: {options.output}: exists; name another file, or give --overwrite")
-    require_kept({"--input": options.input}, [options.output], "write to another file")
+    require_kept({"--input": options.input}, [options.output], "give another --output")
     config = _data_config(options)
     settle_hub(options.input)
     tables = read_tables(options.input, "test", config)
     rows = rows_of(tables, config, "test", labelled=options.evaluate)
     with working(f"reading {options.model}"):
         trained = load_trained(options.model, options.base)
-    # Wrong labels are said before anything is computed.
+    # Raises for wrong labels before anything is computed.
     encoded = encode(rows, trained.labels, "test") if options.evaluate else None
     with working(f"labelling {len(rows):,} rows"):
         logits = trained.logits(rows, config.max_length, options.batch_size)
@@ -67,10 +67,10 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _data_config(options: argparse.Namespace) -> DataConfig:
-    """Columns and length: the command line's, or else those of the run that --model is (a folder of).
+    """Takes columns and length from the command line, or else from the run that --model belongs to.
 
     Raises:
-      JloraError: a value that the key does not take, with the flag or the run's file that has it.
+      JloraError: an invalid value, with its flag or its place in the run's file.
     """
     ran: dict[str, Any] = {}
     folder = as_path(options.model)
@@ -94,18 +94,18 @@ def _data_config(options: argparse.Namespace) -> DataConfig:
 
 
 def _others(table: Table, rows: Split, config: DataConfig) -> dict[str, list[Any]]:
-    """The input's other columns, such as an id: {name: values}."""
+    """Returns the input's other columns, such as an id: {name: values}."""
     names = [name for name in table.columns if name not in (config.text, config.text_pair)]
     return {name: [table.columns[name][row - 1] for row in rows.row] for name in names}
 
 
 def _write(path: Path, rows: Split, logits: np.ndarray, labels: Labels, others: dict[str, list[Any]]) -> None:
-    """The CSV: the input's other columns, the texts, what is predicted. A name that is taken is left out, and said."""
+    """Writes the CSV: the input's other columns, the texts, the predictions. Columns with a taken name are logged."""
     shown = metrics.probabilities(labels.problem_type, logits)
     pairs = [] if rows.text_pair is None else ["text_pair"]
     ours = ["text", *pairs, "predicted", *([] if labels.problem_type == "regression" else labels.names)]
     if taken := [name for name in others if name in ours]:
-        logger.warning("columns of the input that are not kept, as the output has its own: %s", ", ".join(taken))
+        logger.warning("input columns that the output replaces with its own: %s", ", ".join(taken))
     kept = [values for name, values in others.items() if name not in ours]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:

@@ -153,7 +153,7 @@ class Progress:
 
     @contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[], None]]:
-        """Shows how far a piece of work is: gives the function to call before each of its `total` parts."""
+        """Shows the progress of some work: yields a function to call before each of its `total` parts."""
         done = 0
         last = -math.inf
 
@@ -202,7 +202,7 @@ class Progress:
         self._window_begin, self._count, self._work = now, 0.0, 0.0
 
     def _tell(self, text: str) -> None:
-        """Writes what the run is doing into the bar, where there is one."""
+        """Writes what the run is doing into the bar, if there is one."""
         if self._bar is not None:
             self._bar.set_description_str(text)
 
@@ -253,15 +253,14 @@ def clock(seconds: float) -> str:
 
 
 class _PrintableRecord(logging.LogRecord):
-    """A message as it may be shown, whichever package logs it and whichever handler writes it."""
+    """A record whose message is escaped by `printable`, for every package and every handler."""
 
     def getMessage(self) -> str:
         return printable(super().getMessage())
 
 
 def configure_logging(verbose: bool = False) -> None:
-    """Sends the messages of jlora and train to stderr, each after the time of day; those of other packages only from
-    WARNING on.
+    """Sends log messages to stderr, with the time of day: all of jlora and train, of other packages from WARNING on.
 
     `verbose` adds our own DEBUG messages. Call it before `transformers` is imported: it also silences that package's
     advice that PyTorch is missing, which is expected here.

@@ -20,10 +20,10 @@ def read_tables(
     config: DataSource,
     read_file: Callable[[Path, str, str, str], Table] = read_table,
 ) -> list[Table]:
-    """The tables of a file, a hub set, or a list of them, in that order.
+    """Reads the tables of a file, a hub set, or a list of them, in that order.
 
     A hub set is `repo`, or `repo:name` where its split is not called `split`. `read_file(path, name, encoding,
-    separator)` reads a file; `name` stands in errors.
+    separator)` reads a file; `name` is its name in errors.
 
     Raises:
       JloraError: no source; whatever `local_path` and `read_file` refuse; a hub set that cannot be loaded.

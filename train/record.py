@@ -132,11 +132,11 @@ class NoRecorder(Recorder):
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`, in order, without a half-written last one.
+    """Reads the lines of a `metrics.jsonl`, in order, without a half-written last one.
 
     Raises:
-      JloraError: no such file or a folder in its place; the first line but the last that is no JSON object with a
-        `step`, a number of at least 0.
+      JloraError: no such file, or a folder in its place; a line other than the last that is not a JSON object with a
+        `step` of at least 0.
     """
     path = Path(path)
     if not path.is_file():
@@ -169,8 +169,8 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise JloraError(
-            f"{path}: cannot be written: {error}. The checkpoints before it are whole: free disk space or allow the"
-            " folder to be written, then go on with --resume"
+            f"{path}: cannot be written: {error}. The earlier checkpoints are complete: free disk space or make the"
+            " folder writable, then go on with --resume"
         ) from error
 
 

@@ -19,7 +19,7 @@ _LINES_OF_A_SCREEN = 20
 
 
 def resolve(request: Request[AnyConfig], use_offline: bool) -> AnyConfig:
-    """The config of the run: the file, then the offline block if `use_offline`, then the command line.
+    """Makes the config of the run: the file, then the offline block if `use_offline`, then the command line.
 
     Each layer replaces values key by key. One that gives `data.train` brings a data source of its own: the
     keys that describe the source below it are dropped (its validation and test splits, config, revision,

@@ -17,8 +17,9 @@ from train.signals import leave_when_time_is_up
 def run_command(
     argv: Sequence[str], command: Command[AnyConfig], work: Callable[[AnyConfig, Flags, bool], None], *, alone: bool
 ) -> int:
-    """Runs a training command; 0 is success, 2 something that the user can mend, 75 no time left, 130 SIGINT, 143
-    SIGTERM.
+    """Runs a training command and returns its exit code.
+
+    0 is success, 2 an error that the user can fix, 75 the end of the run's time, 130 SIGINT, 143 SIGTERM.
 
     Args:
       work: work(config, flags, whether the config's `offline:` block is in it).
@@ -56,5 +57,5 @@ def _work(request: Request[AnyConfig], work: Callable[[AnyConfig, Flags, bool], 
             work(config, request.flags, is_offline)
         except HubError as error:
             raise JloraError(
-                f"{error}\n--offline asks no hub, and takes its cache or the config's offline: block"
+                f"{error}\nWith --offline the run uses the hub's local cache or the config's offline: block instead"
             ) from error

@@ -46,12 +46,12 @@ _UNFINISHED = ".unfinished"
 
 
 def check(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finished"]:
-    """What the folder allows; writes nothing.
+    """Decides what a run does in the folder; writes nothing.
 
     Raises:
-      JloraError: both flags are given, the folder holds another run and neither flag is given, what it holds is no
-        run, the run to replace holds what this one reads, or the run to resume was started with another configuration
-        (the differences are named).
+      JloraError: both flags are given, the folder holds a run and neither flag is given, it holds something other than
+        a run, the run to replace holds something that this one reads, or the run to resume was started with another
+        configuration (the differences are named).
     """
     if flags.resume and flags.overwrite:
         raise JloraError("command line: expected --resume or --overwrite, found both")
@@ -64,7 +64,7 @@ def check(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finishe
         return "new"
     if "config.yaml" not in found and {manifest.NAME, "environment.json"} & names:
         raise JloraError(
-            f"output_dir: {folder}: holds a run whose config.yaml is missing, so that it can be neither resumed nor"
+            f"output_dir: {folder}: holds a run whose config.yaml is missing, so it can be neither resumed nor"
             " replaced. Put the file back, move the folder away, or name another one: output_dir=FOLDER"
         )
     if "config.yaml" not in found or not names & _MARKS:
@@ -76,25 +76,25 @@ def check(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finishe
         return "new"
     if not flags.resume:
         raise JloraError(
-            f"output_dir: {folder}: holds a run. Go on with it by --resume, replace it by --overwrite, or name"
+            f"output_dir: {folder}: holds a run. Go on with --resume, replace it with --overwrite, or name"
             " another folder: output_dir=FOLDER"
         )
     if _allowed_changes(folder / "config.yaml", config) or "report.json" not in found:
         return "resumed"
     if reason := _incomplete(folder, config):
-        logger.warning("%s: %s; exported again", folder, reason)
+        logger.warning("%s: %s; exporting again", folder, reason)
         return "resumed"
     return "finished"
 
 
 def exported_files(folder: Path) -> list[str]:
-    """What the end of a run has written, as paths in the run folder; a card may be edited or deleted."""
+    """Returns the files that the end of a run wrote, as paths in its folder, without cards, which users may edit."""
     found = [file for name in EXPORTED for file in (folder / name, *(folder / name).rglob("*")) if file.is_file()]
     return sorted(file.relative_to(folder).as_posix() for file in found if file.name != "README.md")
 
 
 def _incomplete(folder: Path, config: RunConfig) -> str:
-    """What a finished run lacks of what its report lists, or its upload; empty where nothing is missing."""
+    """Describes what a finished run lacks: files that its report lists, or its upload; "" if nothing is missing."""
     try:
         report = read_json(folder / "report.json")
     except JloraError:
@@ -109,7 +109,7 @@ def _incomplete(folder: Path, config: RunConfig) -> str:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run wrote the folder's config.yaml, and not a user."""
+    """Tells whether a run, and not a user, wrote the folder's config.yaml."""
     return (folder / "config.yaml").is_file() and any((folder / name).exists() for name in _MARKS)
 
 
@@ -195,7 +195,7 @@ def _allowed_changes(file: Path, config: RunConfig) -> str:
 def _warn_of_other_cores(file: Path) -> None:
     try:
         cores = read_json(file).get("cpu_count") if file.is_file() else None
-    except JloraError as error:  # only the number of cores is read from it, which changes no more than the rounding
+    except JloraError as error:  # used only for the number of cores, which affects nothing but rounding
         logger.warning("%s. It is not needed: the run goes on", error)
         return
     now = environment.describe()["cpu_count"]

@@ -49,9 +49,9 @@ class DataSource(Section):
     )
     revision: Text | None = Field(default=None, description="branch, tag or commit of a hub data set")
     encoding: Text = Field(default="utf-8", description="encoding of text files")
-    separator: Literal[",", ";", "|"] = Field(default=",", description="what separates the fields of a .csv file")
+    separator: Literal[",", ";", "|"] = Field(default=",", description="field separator of .csv files")
     skip_bad_rows: bool = Field(
-        default=False, description="leave out rows that cannot be read, counted and named, instead of refusing them"
+        default=False, description="leave out rows that cannot be read, and count and log them, instead of stopping"
     )
     validation_fraction: Share = Field(
         default=0.1, description="share of train that is split off, seeded, where data.validation is null"
@@ -105,8 +105,8 @@ class LoraSection(Section):
     )
     ensure_weight_tying: bool = Field(
         default=False,
-        description="whether an embedding that is the output head too stays so where one of the two is trained; false: "
-        "each has what is trained of it, and merged/ holds two tables",
+        description="keep a tied embedding and output head one table when one of them is trained; false: they become "
+        "two tables, in merged/ too",
     )
     from_: Text | None = Field(
         default=None, alias="from", description="folder of an adapter in PEFT's format to start from"
@@ -179,10 +179,10 @@ class TrainSection(Section):
     )
     log_every: Count = Field(default=10, description="steps between log lines")
     eval_on_start: bool = Field(
-        default=True, description="evaluate the model before training too, for curves.png and the end of the log"
+        default=True, description="also evaluate the model before training, for curves.png and the end of the log"
     )
     max_hours: Positive | None = Field(
-        default=None, description="hours after which the run saves and leaves with exit code 75; null: no limit"
+        default=None, description="hours after which the run saves and ends with exit code 75; null: no limit"
     )
 
 

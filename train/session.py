@@ -44,8 +44,8 @@ def is_to_run(config: RunConfig, flags: Flags) -> bool:
         require_free(Path(config.output_dir))
     if run_folder.check(config, flags) == "finished":
         logger.info(
-            "%s: this run is finished, nothing to do. A larger train.epochs trains it longer, other export.* export it"
-            " again, output_dir=FOLDER begins another run",
+            "%s: this run is finished, nothing to do. A larger train.epochs trains it longer, a changed export.*"
+            " exports it again, output_dir=FOLDER begins another run",
             config.output_dir,
         )
         return False
@@ -70,9 +70,9 @@ def train(
 
     Args:
       begin: when the command began, by time.monotonic().
-      data: {split: {name: array}}, what the run learns from: it is resumed with the same alone.
-      attention: what computes it, for environment.json.
-      day: the run's, for the manifest, where the data depend on it.
+      data: {split: {name: array}}, what the run learns from; a run is resumed only with the same.
+      attention: the implementation, for environment.json.
+      day: the run's day for the manifest, if the data depend on it.
 
     Raises:
       JloraError: the folder is in use or cannot be written, or this is not the run that it holds.

@@ -100,9 +100,9 @@ def report(run: Run, results: Results, **of_the_task: Any) -> dict[str, Any]:
 
 
 def base_name(config: RunConfig) -> str:
-    """The base as adapter_config.json and the card name it: the hub's name, or the whole path of a local one.
+    """Returns the base's name for adapter_config.json and the card: the hub's name, or the path of a local base.
 
-    Of a local one whose adapter is uploaded, the last part alone: nobody else has the path, which may say who made it.
+    If the adapter is uploaded, only the last part of a local path: it exists nowhere else and may show a user's name.
     """
     if model_hub_names(config):
         return config.model

@@ -1,7 +1,7 @@
-"""What ends a run early, with a checkpoint: a signal while it trains, or the end of its time.
+"""Ends a run early, with a checkpoint, on a signal or at the end of its time.
 
-SIGTERM, SIGINT and SIGHUP leave with 143, 130 and 129; a second signal ends the process. SIGUSR1 and SIGXCPU, by which
-schedulers say that the time is nearly over, and `train.max_hours` leave with 75.
+SIGTERM, SIGINT and SIGHUP end it with exit codes 143, 130 and 129; a second signal ends the process. SIGUSR1 and
+SIGXCPU, which schedulers send shortly before the time limit, and `train.max_hours` end it with 75.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from types import FrameType
 logger = logging.getLogger(__name__)
 
 TIME_IS_UP = 75
-"""The exit code of a run that saved what it did and is to go on later: EX_TEMPFAIL of sysexits.h."""
+"""The exit code of a run that was saved and should be resumed later: EX_TEMPFAIL of sysexits.h."""
 
 _OUT_OF_TIME: tuple[int, ...] = (signal.SIGUSR1, signal.SIGXCPU)
 _HEARD: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *_OUT_OF_TIME)
@@ -29,13 +29,13 @@ _SECOND_AFTER = 1.0
 
 
 class Stopped(Exception):
-    """A signal or the end of its time ended the run, which has saved what it did.
+    """The run was saved and ended by a signal or the end of its time.
 
     `code` is the exit code: TIME_IS_UP, or 128 and the signal's number.
     """
 
     def __init__(self, number: int | None) -> None:
-        """Takes the signal's number, or None where the time is up."""
+        """Takes the signal's number, or None if the time is up."""
         super().__init__("time is up" if number is None else signal.Signals(number).name)
         self.code = TIME_IS_UP if number is None else _code(number)
 
@@ -62,9 +62,9 @@ class Stop:
         alone = jax.process_count() == 1
         if not self.is_late and time.monotonic() >= self._deadline:
             self.is_late = True
-            logger.warning("train.max_hours are over: this step ends, a checkpoint is written")
+            logger.warning("train.max_hours is over: finishing this step and writing a checkpoint")
             if not alone:
-                os.kill(os.getpid(), signal.SIGTERM)  # by which JAX tells the other processes
+                os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the other processes
         if not alone and self.number is None and multihost_utils.reached_preemption_sync_point(self._asked):
             self.number = signal.SIGTERM
         return self.number is not None or (self.is_late and alone)
@@ -79,22 +79,22 @@ class Stop:
         self.number = number
 
     def note_for_all(self, number: int, frame: FrameType | None) -> None:
-        """The handler of a signal that says to one of several processes that the time is up."""
+        """Handles a signal that tells one of several processes that the time is up."""
         self.is_late = True
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager
 def listening(deadline: float = math.inf) -> Iterator[Stop]:
-    """Takes the signals over; of several processes JAX has taken SIGTERM when they joined, and tells all of them.
+    """Handles the signals inside the block; with several processes JAX handles SIGTERM and tells all of them.
 
     After the block a signal ends the process at once.
 
     Args:
-      deadline: when the run is to save and leave, by time.monotonic().
+      deadline: when the run must save and end, by time.monotonic().
 
     Raises:
-      Stopped: a signal came or the time is up, when the block has ended.
+      Stopped: at the end of the block, if a signal came or the time is up.
     """
     import jax
 
@@ -114,7 +114,7 @@ def listening(deadline: float = math.inf) -> Iterator[Stop]:
 
 
 def _why(stop: Stop) -> int | None:
-    """The signal that ended the run, None where it was the time; several processes, which all ask, agree on it."""
+    """Returns the signal that ended the run, None if its time was up; all processes call it and agree."""
     import jax
 
     from train.distributed import all_agree
@@ -125,14 +125,14 @@ def _why(stop: Stop) -> int | None:
 
 
 def leave_when_time_is_up() -> None:
-    """From now on SIGUSR1 and SIGXCPU end the process with TIME_IS_UP; inside `listening` it saves before."""
+    """Makes SIGUSR1 and SIGXCPU end the process with TIME_IS_UP; inside `listening` they save the run first."""
     for number in _OUT_OF_TIME:
         signal.signal(number, _leave)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    logger.warning("%s: there is nothing to save now; --resume goes on", signal.Signals(number).name)
-    os._exit(TIME_IS_UP)  # an exception might be taken for one of the work's
+    logger.warning("%s: there is nothing to save now; continue with --resume", signal.Signals(number).name)
+    os._exit(TIME_IS_UP)  # the running code might catch an exception
 
 
 def _code(number: int) -> int:
@@ -173,4 +173,4 @@ def _watch(reader: int, heard: Sequence[int]) -> None:
             continue
         first = time.monotonic()
         name = signal.Signals(number[0]).name
-        logger.warning("%s: this step ends, a checkpoint is written; a second signal ends the run at once", name)
+        logger.warning("%s: finishing this step and writing a checkpoint; a second signal ends the run at once", name)

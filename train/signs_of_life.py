@@ -1,4 +1,4 @@
-"""Says what a run is doing where that takes longer than a moment."""
+"""Logs what a run is doing if it takes longer than a moment."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AFTER_SECONDS = 1.0
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """Logs `what` once the block has taken AFTER_SECONDS; a quicker one says nothing."""
+    """Logs `what` once the block has taken AFTER_SECONDS; nothing if it is faster."""
     timer = threading.Timer(AFTER_SECONDS, logger.info, [what])
     timer.daemon = True
     timer.start()

@@ -22,11 +22,11 @@ _REFUSALS_OF_A_PROXY = (403, 407, 451)
 
 
 def local_path(name: str) -> Path | None:
-    """The existing file or folder that `name` means, or None where it is the name of a hub repository.
+    """Returns the existing file or folder `name`, or None if it is the name of a hub repository.
 
     `package:PKG/inner/path` is a file or folder inside the installed Python package PKG, which is found
-    without being imported. Raises JloraError where `name` can only be a path and nothing is there, or where no file
-    can have such a name.
+    without being imported. Raises JloraError if `name` can only be a path and does not exist, or if the system cannot
+    have such a path.
     """
     if name.startswith("package:"):
         return _package_path(name)
@@ -109,5 +109,5 @@ def _package_path(name: str) -> Path:
 def _has_file(repository: str, file: str) -> bool:
     try:
         return isinstance(try_to_load_from_cache(repository, file), str)
-    except HFValidationError:  # no name of a repository; `fetch` says so
+    except HFValidationError:  # not the name of a repository; `fetch` raises the error
         return False

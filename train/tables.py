@@ -43,13 +43,13 @@ class Table:
         return self.columns[column]
 
     def cell(self, column: str, row: int) -> Any:
-        """The value in one row, counted from 0; None where there is no such column."""
+        """Returns the value in one row, counted from 0; None if there is no such column."""
         return self.columns[column][row] if column in self.columns else None
 
     def texts_by_row(self, column: str, key: str) -> Callable[[int], str]:
-        """The function that gives the text in a row, counted from 0; JloraError, with the data row, where it is none.
+        """Returns a function that gives the text in a row, counted from 0, or raises JloraError if it is not text.
 
-        Raises JloraError, too, where there is no such column.
+        Raises JloraError if there is no such column.
         """
         values = self.column(column, key)
         return lambda row: require_text(values[row], f"{self.where(row)}, column {column!r} ({key})")
@@ -60,7 +60,7 @@ class Table:
 
 
 def require_text(value: Any, where: str) -> str:
-    """The value; JloraError that begins with `where` if it is no text or has half characters in it."""
+    """Returns the value; raises JloraError that begins with `where` if it is not text or has unpaired surrogates."""
     if not isinstance(value, str) or _LONE_SURROGATE.search(value):
         found = "nothing" if value is None else f"{ascii(value)[:60]} ({type(value).__name__})"
         raise JloraError(f"{where}: expected text in whole Unicode characters, found {found}")
@@ -68,7 +68,7 @@ def require_text(value: Any, where: str) -> str:
 
 
 def read_table(path: Path, name: str, encoding: str = "utf-8", separator: str = ",") -> Table:
-    """The whole file as a Table; the suffix says the format. `name` stands in errors.
+    """Reads the whole file as a Table; the suffix decides the format. `name` is its name in errors.
 
     CSV, whose fields `separator` separates, is read by RFC 4180 (quoted fields may hold separators, quotes and line
     ends), TSV without any quoting, JSON as one list of objects, JSONL as one object a line. Raises JloraError for
@@ -92,13 +92,9 @@ def _read_csv(path: Path, name: str, encoding: str, separator: str = ",") -> Tab
     records = _csv_records(decode(path, name, encoding, _csv_row), name, separator)
     header = next(records, (1, []))
     if len(header[1]) == 1 and (others := [mark for mark in ",;|\t" if mark != separator and mark in header[1][0]]):
-        reads = (
-            "a file whose name ends in .tsv is read so"
-            if others[0] == "\t"
-            else f"data.separator={others[0]!r} reads it"
-        )
+        reads = "rename the file to end in .tsv" if others[0] == "\t" else f"set data.separator={others[0]!r}"
         raise JloraError(
-            f"{name}: expected columns separated by {separator!r} (data.separator); found the one column"
+            f"{name}: expected columns separated by {separator!r} (data.separator); found one column"
             f" {header[1][0]!r}: {reads}"
         )
     return _from_records(itertools.chain([header], records), name)
@@ -131,10 +127,10 @@ def _read_jsonl(path: Path, name: str, encoding: str) -> Table:
         try:
             objects.append(json.loads(line))
         except (ValueError, RecursionError) as error:
-            hint = "; a file that is one list of objects is called .json" * lines[0].lstrip().startswith("[")
+            hint = "; a file with one list of objects must end in .json" * lines[0].lstrip().startswith("[")
             reason = getattr(error, "msg", error)
             raise JloraError(f"{name}, data row {row}: not JSON ({reason}): {line[:60]}{hint}") from error
-    return _from_objects(objects, name, hint="; a file that is one list of objects is called .json")
+    return _from_objects(objects, name, hint="; a file with one list of objects must end in .json")
 
 
 def _read_parquet(path: Path, name: str, encoding: str) -> Table:
@@ -158,7 +154,7 @@ def _values(cells: Any, name: str, column: str) -> list[Any]:
 
 
 def _features(metadata: bytes | None, name: str) -> dict[str, Any]:
-    """What `datasets` says of the columns of a Parquet file that it wrote."""
+    """Returns the features that `datasets` stored in a Parquet file."""
     try:
         stored = json.loads(metadata or b"{}")
         features = stored.get("info", {}).get("features", {})
@@ -170,9 +166,9 @@ def _features(metadata: bytes | None, name: str) -> dict[str, Any]:
 
 
 def without_filled(value: Any) -> Any:
-    """The value of an Arrow table without the entries of its objects that are None, at every depth.
+    """Removes the entries that are None from the objects in a value of an Arrow table, at every depth.
 
-    All objects of a column have one schema there, so that each is given the keys which only others had.
+    All objects of a column share one schema, so Arrow fills in the keys that only other objects had.
     """
     if isinstance(value, dict):
         return {key: without_filled(entry) for key, entry in value.items() if entry is not None}
@@ -262,7 +258,7 @@ def decode(path: Path, name: str, encoding: str, row_after: Callable[[str], int]
             "save the file as UTF-8, or name its encoding, for example data.encoding=latin-1"
         ) from error
     except (LookupError, ValueError) as error:
-        raise JloraError(f"data.encoding={encoding}: not an encoding of text; expected utf-8, latin-1, ...") from error
+        raise JloraError(f"data.encoding={encoding}: not a text encoding; expected utf-8, latin-1, ...") from error
 
 
 def _csv_row(before: str) -> int:

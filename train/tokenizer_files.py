@@ -1,7 +1,7 @@
-"""The files of a tokenizer, checked and copied, so that transformers meets nothing else of a stranger's folder.
+"""Checks and copies the files of a tokenizer, so that transformers reads nothing else of an untrusted folder.
 
-transformers hands every key of tokenizer_config.json and special_tokens_map.json to a constructor, and some name files
-to open. What is copied here holds the keys below alone.
+transformers passes every key of tokenizer_config.json and special_tokens_map.json to a constructor, and some of them
+name files to open. The copy has only the keys below.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ _KINDS: dict[str, Any] = {
 
 
 def copy_tokenizer_files(folder: Path, out: Path) -> None:
-    """Copies what a tokenizer is made of from `folder` to `out`, JSON with its known keys alone.
+    """Copies a tokenizer's files from `folder` to `out`, with only the known keys of JSON.
 
     Raises:
-      JloraError: files larger than any tokenizer's, a link out of the folder, no JSON or no text, a key twice, a class
-        that is no tokenizer or is the repository's own, a key that names a file or is of another type than its own.
+      JloraError: files that are too large, a link out of the folder, invalid JSON or text, a duplicate key, a class
+        that is not a tokenizer of transformers, a key that names a file or has a value of the wrong type.
     """
     for name, content in _files(folder):
         (out / name).parent.mkdir(exist_ok=True)
@@ -78,7 +78,7 @@ def copy_tokenizer_files(folder: Path, out: Path) -> None:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """(name in the folder, content) of each file, as many as fit the limit."""
+    """Yields (name in the folder, content) of each file; raises JloraError above the limit."""
     left = _LARGEST
     for file in sorted({file for pattern in TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()}):
         require_own(file, folder)
@@ -109,7 +109,7 @@ def _require_text(file: Path, content: bytes) -> None:
 
 
 def _plain_model_config(file: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
-    """What chooses the tokenizer's class. The sizes of a model make nothing here."""
+    """Keeps the keys that choose the tokenizer's class."""
     family(stored.get("model_type"))
     _require_tokenizer_class(file, stored)
     return {key: stored[key] for key in ("model_type", "tokenizer_class", "transformers_version") if key in stored}
@@ -120,8 +120,8 @@ def _plain_config(file: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("init_inputs", "vocab", "merges", "gguf_file", "auto_map"):
         if stored.get(key) not in (None, []):
             raise JloraError(
-                f"{file}: {key}: expected nothing, as transformers would open the file or run the code that it names;"
-                f" found {reprlib.repr(stored[key])}"
+                f"{file}: {key}: expected no value, because transformers would open the file or run the code that it"
+                f" names; found {reprlib.repr(stored[key])}. Delete the key to load the tokenizer without it"
             )
     return _known(file, stored, _KINDS)
 
@@ -142,14 +142,14 @@ _PLAIN: dict[str, Callable[[Path, Mapping[str, Any]], dict[str, Any]]] = {
     "special_tokens_map.json": _plain_special_tokens,
     "added_tokens.json": _plain_added_tokens,
 }
-"""{file: what is copied of it}; other JSON is copied as it is."""
+"""{file: function that gives the keys to copy}; other JSON is copied unchanged."""
 
 
 def _require_tokenizer_class(file: Path, stored: Mapping[str, Any]) -> None:
-    """transformers calls `from_pretrained` of whatever it has by the name, and some of that runs code of the folder."""
+    """Requires a tokenizer: transformers calls `from_pretrained` of any object so named; some run a folder's code."""
     name = stored.get("tokenizer_class")
     if name is not None and not _is_tokenizer_class(name):
-        raise JloraError(f"{file}: tokenizer_class: expected a class of tokenizers; found {reprlib.repr(name)}")
+        raise JloraError(f"{file}: tokenizer_class: expected a tokenizer of transformers; found {reprlib.repr(name)}")
 
 
 def _is_tokenizer_class(name: Any) -> bool:
@@ -162,7 +162,7 @@ def _is_tokenizer_class(name: Any) -> bool:
 
 
 def _known(file: Path, stored: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of `kinds`, tokens by any name that says so, and switches: true, false and null open no file."""
+    """Keeps the keys of `kinds`, all `*_token` keys, and those with true, false or null, which open no file."""
     known, left_out = {}, []
     for key, value in stored.items():
         kind = kinds.get(key, _TOKEN if key.endswith("_token") and not isinstance(value, bool) else None)

@@ -74,7 +74,7 @@ def _translate(error: ValidationError, flat: dict[str, Any], known: dict[str, Fi
 
 
 def expected(field: FieldInfo, value: Any) -> str:
-    """What a key takes and what it was given: `expected whole number >= 1; found the text 'one'`."""
+    """Describes what a key accepts and what was given: `expected whole number >= 1; found the text 'one'`."""
     return f"expected {keys.describe(field)}; found {_found(value)}{_meant(field, value)}"
 
 

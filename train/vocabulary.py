@@ -1,6 +1,6 @@
-"""Adapters whose vocabulary is not the base's: tokens were added before training.
+"""Adapters whose vocabulary differs from the base's, because tokens were added before training.
 
-Their file has the tables, or the trained rows of the tokens that the base does not have.
+Their file has the tables, or the trained rows of the tokens that the base lacks.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _FORMS = ("base_layer.", "original_module.", "")
 
 
 def with_stored_vocabulary(folder: Path, model: Any, base: Any) -> tuple[Any, Any]:
-    """(model, base) with as many tokens as an adapter's file has.
+    """Returns (model, base) with as many tokens as an adapter's file has.
 
-    The file's tables stand in for the base's. Where it has trained rows of more tokens alone, the base's tables grow.
-    Both are returned as they are where the file has neither.
+    The file's tables replace the base's. If it has only trained rows of further tokens, the base's tables grow. If it
+    has neither, both are returned unchanged.
 
     Args:
       folder: of the adapter.
       model, base: a causal language model, as `load_base` gives it.
 
     Raises:
-      JloraError: a file that has the embedding in another size, and not the head, or the other way round; rows of some
-        of the new tokens and not of others; whatever `stored_tensors` refuses.
+      JloraError: a file with only the embedding or only the head in another size; trained rows of only some of the new
+        tokens; whatever `stored_tensors` refuses.
     """
     size, tensors, leaves = model.config.vocab_size, stored_tensors(folder), leaves_by_path(base)
     names = table_paths(model, base)
@@ -55,16 +55,16 @@ def with_stored_vocabulary(folder: Path, model: Any, base: Any) -> tuple[Any, An
         return _with_rows_of_new_tokens(folder, model, base)
     if other := next((path for path, found in sizes.items() if found != rows), None):
         raise JloraError(
-            f"{weights_file(folder)}: expected {names[other]} for {rows} tokens, as many as another table there has;"
-            f" found it for {sizes[other]}. Was the adapter saved with save_embedding_layers=True?"
+            f"{weights_file(folder)}: expected {names[other]} for {rows} tokens, like the other table in the file;"
+            f" found it for {sizes[other]}. Save the adapter again with save_embedding_layers=True"
         )
-    logger.info("%s: %d tokens, in the place of the base's %d: its tables are used", folder, rows, size)
+    logger.info("%s: its tables replace the base's: %d tokens instead of %d", folder, rows, size)
     tables = {path: _as_leaf(path, tensor, leaves[path]) for path, tensor in stored.items() if tensor is not None}
     return with_vocabulary(model, rows), replace_leaves(base, tables)
 
 
 def trained_ids(lora: LoraConfig, module: str, *, is_embedding: bool) -> frozenset[int]:
-    """The ids of the tokens of which this table's rows are trained; a list of ids is the embedding's."""
+    """Returns the ids of this table's trained rows; a list of ids is for the embedding."""
     wanted = lora.trainable_token_indices or {}
     if not isinstance(wanted, Mapping):
         return frozenset(wanted) if is_embedding else frozenset()
@@ -72,7 +72,7 @@ def trained_ids(lora: LoraConfig, module: str, *, is_embedding: bool) -> frozens
 
 
 def _with_rows_of_new_tokens(folder: Path, model: Any, base: Any) -> tuple[Any, Any]:
-    """The tables grown to the last token of which the adapter trains a row."""
+    """Grows the tables to the last token of which the adapter trains a row."""
     lora, size = stored_config(folder), model.config.vocab_size
     embedding = family(model.config.model_type).embedding
     modules = [embedding] if model.config.tie_word_embeddings else [embedding, HEAD]
@@ -83,15 +83,15 @@ def _with_rows_of_new_tokens(folder: Path, model: Any, base: Any) -> tuple[Any, 
             raise JloraError(
                 f"{folder / CONFIG}: trainable_token_indices: expected rows of {name} for the {rows - size} tokens from"
                 f" {size} on, which the base does not have; found {len(ids)} of them. Save the adapter with its tables"
-                " (save_embedding_layers=True), or give the base with these tokens by --base"
+                " (save_embedding_layers=True), or give a base that has these tokens with --base"
             )
     if rows > size:
-        logger.info("%s: %d tokens beyond the base's %d: its tables grow", folder, rows - size, size)
+        logger.info("%s: %d tokens more than the base's %d: the base's tables grow", folder, rows - size, size)
     return grown(model, base, rows)
 
 
 def _stored(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray | None:
-    """The base's tensor `name`, `model.embed_tokens.weight`, in the file, or what is trained in its place."""
+    """Returns the base's tensor `name`, such as `model.embed_tokens.weight`, or the trained one that replaces it."""
     module, _, parameter = name.rpartition(".")
     keys = (f"{PREFIX}{module}.{form}{parameter}" for form in _FORMS)
     return next((tensors[key] for key in keys if key in tensors), None)

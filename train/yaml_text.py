@@ -17,7 +17,7 @@ from train.nearest_file import nearest_file
 _LARGEST = 2**20
 """Bytes of the largest file that is read; a config has a few thousand."""
 _MOST_VALUES = 20_000
-"""Of one text, each alias counted as what it stands for."""
+"""Most values of one text, after aliases are expanded."""
 _SCALARS = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -34,14 +34,14 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (declared so by PyYAML)
 
     def get_single_node(self) -> yaml.Node | None:
-        """The text as nodes, refused where its aliases stand for more values than any config has."""
+        """Parses the text into nodes; raises if its aliases expand to more values than any config has."""
         node = super().get_single_node()
         if node is not None:
             _count(node, {})
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """The value of a node. PyYAML's own errors about what does not fit a tag name no place: `!!int x`."""
+        """Makes the value of a node, adding the place to PyYAML's errors about values that do not fit a tag."""
         try:
             return super().construct_object(node, deep)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -62,15 +62,15 @@ class _Loader(yaml.SafeLoader):
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
-    """How many values a node stands for. `known` has those of nodes that were counted, 0 while one is being counted."""
+    """Counts the values of a node. `known`: counts by node, 0 while a node is being counted."""
     if (count := known.get(id(node))) == 0:
-        raise yaml.constructor.ConstructorError(None, None, "an alias inside of what it stands for", node.start_mark)
+        raise yaml.constructor.ConstructorError(None, None, "an alias inside its own value", node.start_mark)
     if count is None:
         known[id(node)], inner = 0, [] if isinstance(node, yaml.ScalarNode) else node.value
         parts = [part for pair in inner for part in pair] if isinstance(node, yaml.MappingNode) else inner
         count = known[id(node)] = 1 + sum(_count(part, known) for part in parts)
     if count > _MOST_VALUES:
-        problem = f"expected at most {_MOST_VALUES} values, aliases written out; found more"
+        problem = f"expected at most {_MOST_VALUES} values after aliases are expanded; found more"
         raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
     return count
 
@@ -94,11 +94,11 @@ _Dumper.add_representer(str, _represent_text)
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty mapping.
+    """Reads the mapping in a YAML file; an empty file is an empty mapping.
 
     Raises:
       JloraError: no such file (the nearest one named), larger than 1 MiB, not UTF-8, not YAML (line and column named),
-        a key given twice, or something else than a mapping.
+        a duplicate key, or something other than a mapping.
     """
     if not path.is_file():
         raise JloraError(f"--config {path}: expected a YAML file, found no such file{nearest_file(path)}")
@@ -119,10 +119,10 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def parse(text: str, source: str) -> Any:
-    """The value that `text` spells in YAML; `source` names it in errors.
+    """Parses YAML text; `source` names it in errors.
 
     Raises:
-      JloraError: not YAML, with line and column; more values than any config has, aliases written out.
+      JloraError: not YAML, with line and column; more values than any config has after aliases are expanded.
     """
     try:
         return yaml.load(text, _Loader)

@@ -98,8 +98,8 @@ def _require_all_uses(plan: Adapter) -> None:
     for path, entry in plan.items():
         if not isinstance(entry, Rows) and entry.only is not None:
             raise JloraError(
-                f"{path}: expected an adapter that all uses of the leaf see, as they see what changed in it, found one"
-                f" that only the {entry.only} sees (a tied embedding); ensure_weight_tying=True lets both uses see it"
+                f"{path}: expected an adapter for all uses of the leaf, as its change concerns all of them; found one"
+                f" for the {entry.only} alone (a tied embedding). Set ensure_weight_tying=True"
             )
 
 

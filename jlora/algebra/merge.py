@@ -48,9 +48,9 @@ def merged_leaves(base: Any, adapter: Adapter) -> Iterator[tuple[str, jax.Array 
 def _merged(path: str, leaf: jax.Array | Quantized, entry: Entry) -> jax.Array:
     if not isinstance(entry, Rows) and entry.only is not None:
         raise JloraError(
-            f"{path}: expected a weight whose uses all see the update, found one of which only the {entry.only} does"
-            " (a tied embedding): save the adapter, and load it for load_base(..., tie_word_embeddings=False), whose"
-            " head is a table of its own; or adapt both uses, by ensure_weight_tying=True"
+            f"{path}: expected an update for all uses of the weight, found one for the {entry.only} alone (a tied"
+            " embedding). Save the adapter and load it on load_base(..., tie_word_embeddings=False), whose head has"
+            " its own table; or adapt both uses with ensure_weight_tying=True"
         )
     if not isinstance(entry, LowRank):
         return _finite(path, replaced(leaf, entry))

@@ -113,8 +113,8 @@ def _check_forms(path: str, entries: Sequence[Entry | None]) -> None:
     if len(forms) < len(entries) and "whole" in first:
         missing = [index for index, entry in enumerate(entries) if entry is None]
         raise JloraError(
-            f"{path}: expected all adapters to train it whole or none, found nothing in adapters {missing};"
-            " give those another's entry with the base's value: dataclasses.replace(entry, value=...)"
+            f"{path}: expected all adapters to train it whole or none, found no entry in adapters {missing}. Give"
+            " these another adapter's entry with the base's value: dataclasses.replace(entry, value=...)"
         )
     for index, form in forms.items():
         for field in {**first, **form}:

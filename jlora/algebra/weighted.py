@@ -240,7 +240,7 @@ def _check_entries(path: str, entries: dict[int, LowRank]) -> None:
     if len(set(forms.values())) > 1:
         found = "; ".join(f"adapter {index}: {form}" for index, form in forms.items())
         raise JloraError(
-            f"{path}: expected adapters of one base, alike in shape, spec, kind, only and tied, found {found}"
+            f"{path}: expected adapters of one base, with equal shape, spec, kind, only and tied, found {found}"
         )
 
 

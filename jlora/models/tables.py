@@ -44,7 +44,7 @@ class Family:
 
 
 def decoder_family(model: Any, *, targets: tuple[str, ...] = ("q_proj", "v_proj"), **honoured: tuple) -> Family:
-    """A family that is built like Llama: its keys, and no dropout in the attention."""
+    """Makes a family that is built like Llama: with its keys, and no dropout in the attention."""
     return Family(
         model,
         task="CAUSAL_LM",

@@ -34,13 +34,13 @@ _OTHER_FUNCTIONS = {
     "layer_replication", "use_qalora", "alora_invocation_tokens", "kasa_config", "velora_config", "arrow_config",
     "use_bdlora", "monteclora_config", "megatron_config",
 }  # fmt: skip
-"""Fields with which PEFT's adapter is another function, or has other tensors."""
+"""Fields that change the function or the tensors of PEFT's adapter."""
 _OFF: tuple[Any, ...] = (None, False, "none", [], {})
 
 # Initializations that leave the base's weights as they are: of a trained adapter they say no more.
 _HARMLESS = ("gaussian", "orthogonal", "eva", "mica")
 RECOMPUTED = ("pissa", "olora")
-"""Initializations that took from the base's weights what can be computed from them again."""
+"""Initializations that changed the base's weights by an amount that can be computed from them again."""
 
 _LARGEST = 2**20
 """Bytes of an adapter_config.json; each of its patterns is tried on the name of each module."""
@@ -138,7 +138,7 @@ def read_config(folder: Path) -> LoraConfig:
 
 
 def read_fields(folder: Path) -> dict[str, Any]:
-    """The fields of `adapter_config.json` under PEFT's names.
+    """Reads the fields of `adapter_config.json` under PEFT's names.
 
     Raises:
       JloraError: no such file, not JSON, not LoRA.
@@ -150,25 +150,25 @@ def read_fields(folder: Path) -> dict[str, Any]:
         return fields
     if "model_type" in fields or "architectures" in fields:
         raise JloraError(
-            f"{path}: expected PEFT's configuration of an adapter, found a model's config.json (model_type"
-            f" {fields.get('model_type')!r}), which was written over it. Copy the file from where the adapter comes"
+            f"{path}: expected PEFT's adapter configuration, found a model's config.json (model_type"
+            f" {fields.get('model_type')!r}), which has replaced it. Copy the file again from where the adapter comes"
             ' from, or write {"peft_type": "LORA", "r": ..., "lora_alpha": ..., "target_modules": [...]} with the'
-            " numbers that it was trained with"
+            " values that it was trained with"
         )
     raise JloraError(f"{path}: peft_type: expected LORA, found {fields.get('peft_type')!r}")
 
 
 def to_config(stored: Mapping[str, Any], path: Path) -> LoraConfig:
-    """The configuration that PEFT's fields describe, which are in the file `path`.
+    """Makes the configuration from PEFT's fields `stored`, which are in the file `path`.
 
-    As in PEFT, fields that it does not have are not used, with a warning.
+    As in PEFT, unknown fields are ignored with a warning.
     """
     names = {field.name for field in dataclasses.fields(LoraConfig)}
     on = {key for key, value in stored.items() if value not in _OFF}
     for key in sorted(on & _OTHER_FUNCTIONS):
         raise JloraError(f"{path}: {key}: expected it off or absent (not supported), found {reprlib.repr(stored[key])}")
     if unknown := sorted(on - names - _NEUTRAL - _TRANSLATED):
-        logger.warning("%s: not used, as PEFT has no such fields: %s", path, reprlib.repr(unknown))
+        logger.warning("%s: ignored, because PEFT has no such fields: %s", path, reprlib.repr(unknown))
     for key, (expected, is_so) in _KINDS.items():
         if stored.get(key) is not None and not is_so(stored[key]):
             raise JloraError(f"{path}: {key}: expected {expected}, found {reprlib.repr(stored[key])}")
@@ -191,7 +191,7 @@ def read_base_name(folder: Path) -> str | None:
 
 
 def base_name(fields: Mapping[str, Any], path: Path) -> str | None:
-    """The base that PEFT's fields name, which are in the file `path`; None where they name none."""
+    """Returns the base that PEFT's fields, read from the file `path`, name; None if they name none."""
     found = fields.get("base_model_name_or_path") or None
     if found is not None and not isinstance(found, str):
         raise JloraError(f"{path}: base_model_name_or_path: expected a name, found {reprlib.repr(found)}")
@@ -199,7 +199,7 @@ def base_name(fields: Mapping[str, Any], path: Path) -> str | None:
 
 
 def _with_parameters(path: Path, stored: Mapping[str, Any]) -> Any:
-    """`target_modules` with the modules whose weights `target_parameters` names: the update of both is B A."""
+    """Adds the modules whose weights `target_parameters` names to `target_modules`: both have the update B A."""
     modules, names = stored.get("target_modules"), stored["target_parameters"]
     if others := [name for name in names if not name.endswith(".weight")]:
         raise JloraError(
@@ -207,13 +207,16 @@ def _with_parameters(path: Path, stored: Mapping[str, Any]) -> Any:
             f" experts are not supported), found {reprlib.repr(others)}"
         )
     if stored.get("layers_to_transform") is not None:
-        raise JloraError(f"{path}: layers_to_transform: expected null, as it does not count for target_parameters")
+        raise JloraError(
+            f"{path}: layers_to_transform: expected null together with target_parameters, to which PEFT does not apply"
+            " it. Write one regular expression for all adapted modules as target_modules, and delete the other two"
+        )
     for field in ("rank_pattern", "alpha_pattern"):
         if stored.get(field):
             raise JloraError(
-                f"{path}: {field}: expected none beside target_parameters, for which PEFT compares it with names that"
-                f" end in .weight, found {reprlib.repr(stored[field])}; name the modules in target_modules, and in"
-                f" {field} those with another number"
+                f"{path}: {field}: expected none together with target_parameters, where PEFT matches it against names"
+                f" that end in .weight, found {reprlib.repr(stored[field])}. Name the modules in target_modules"
+                f" instead of target_parameters, and in {field} those whose value differs"
             )
     ends = [name.removesuffix(".weight") for name in names]
     if isinstance(modules, str):
@@ -229,7 +232,7 @@ def _initialization(path: Path, found: Any) -> bool | str:
         return True if name == "mica" else str(name)
     raise JloraError(
         f"{path}: init_lora_weights: expected true, false or one of {', '.join((*_HARMLESS, *RECOMPUTED))}, found"
-        f" {found!r}, which changed the base's weights by what is not in the file: the adapter is for that other base."
-        " Give that base and write true here; or have PEFT write the adapter for the plain base, by"
-        " save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        f" {found!r}. That initialization changed the base's weights in a way that the file does not record, so the"
+        " adapter fits the changed base alone. Load the changed base and write true here; or let PEFT convert the"
+        " adapter for the original base: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
     )

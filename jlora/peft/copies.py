@@ -21,13 +21,13 @@ _SAME = 1e-2
 """Relative L2 difference up to which two weights are one that was rounded (bfloat16 keeps 3 digits)."""
 _ROUNDED = (np.float32, ml_dtypes.bfloat16, np.float16)
 _ADVICE = (
-    "Is this the base that the adapter was made for? A weight that was trained, or an embedding that was resized,"
-    " belongs into modules_to_save of adapter_config.json"
+    "Check that this is the base that the adapter was made for. If the weight was trained, or the embedding resized,"
+    " add its module to modules_to_save in adapter_config.json"
 )
 
 
 def tied_head(tensors: Mapping[str, np.ndarray], adapter: Adapter) -> dict[str, np.ndarray]:
-    """What PEFT writes of an output head that is tied to an adapted embedding.
+    """Returns the tensors that PEFT writes for an output head that is tied to an adapted embedding.
 
     The head's A is the embedding's B transposed, and its B the embedding's A.
     """
@@ -52,7 +52,7 @@ _OF_THE_HEAD = (
 def without_copies(
     tensors: Mapping[str, np.ndarray], template: Adapter, leaves: Mapping[str, Any], where: str
 ) -> dict[str, np.ndarray]:
-    """The tensors without those that only repeat others or the base.
+    """Removes the tensors that only repeat other tensors or the base.
 
     PEFT writes the base's own `embed_tokens.base_layer.weight` for an adapted embedding, its `embed_tokens.weight` and
     `lm_head.weight` with `save_embedding_layers`, the head's tensors for a tied embedding, and, with bias "all",
@@ -73,7 +73,7 @@ def without_copies(
         name = re.sub(r"\.(base_layer|original_module)\.", ".", key)
         slot = whole.get(name)
         if slot is not None:
-            near = slot.key != key  # what has the base's own key PEFT loads, however near it is
+            near = slot.key != key  # PEFT loads a tensor with the base's own key, so it must be equal
             _require_bases(f"{where}: {key}", tensors[key], slot, leaves[slot.path], near=near)
             others.remove(key)
         elif name == f"{PREFIX}{HEAD}.weight" and _is_twice(key, tensors):
@@ -82,13 +82,13 @@ def without_copies(
 
 
 def _is_twice(key: str, tensors: Mapping[str, np.ndarray]) -> bool:
-    """Whether another tensor of the file has the same numbers."""
+    """Tells whether another tensor of the file has the same numbers."""
     alike = (other for name, other in tensors.items() if name != key and other.shape == tensors[key].shape)
     return any(np.array_equal(tensors[key], other) for other in alike)
 
 
 def _require_bases(what: str, tensor: np.ndarray, slot: Slot, leaf: Any, *, near: bool) -> None:
-    """Raises JloraError where the tensor is not the base's own: the same but for rounding, or `near` it."""
+    """Raises JloraError unless the tensor equals the base's up to rounding, or is close to it if `near`."""
     if tensor.shape != slot.shape:
         raise JloraError(
             f"{what}: expected the base's own weight of shape {slot.shape}, found one of {tensor.shape}. {_ADVICE}"
@@ -105,6 +105,6 @@ def _require_bases(what: str, tensor: np.ndarray, slot: Slot, leaf: Any, *, near
 
 
 def _is_rounded(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether they are the same numbers in a dtype in which one of them may have been stored."""
+    """Tells whether both are equal after rounding to a dtype in which one of them may have been stored."""
     with np.errstate(over="ignore"):
         return any(np.array_equal(first.astype(dtype), second.astype(dtype)) for dtype in _ROUNDED)

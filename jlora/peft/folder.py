@@ -46,10 +46,10 @@ def save_adapter(
     vllm: bool = False,
     names: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes the adapter so that PEFT opens it, float32, with a configuration that is true of it.
+    """Writes the adapter so that PEFT opens it, in float32, with a configuration that matches it.
 
-    Ranks, scales and modules that are not the configuration's any more are written as they are. With
-    `ensure_weight_tying` the tensors of a tied embedding stand under `lm_head` too, as PEFT has them.
+    Writes the adapter's actual ranks, scales and modules, even if `config` has others. With `ensure_weight_tying` it
+    also writes the tensors of a tied embedding under `lm_head`, as PEFT does.
 
     Args:
       folder: made where it is not there; its two adapter files are replaced.
@@ -57,13 +57,12 @@ def save_adapter(
       config: what the adapter was made with.
       base_model: name or folder of the base, recorded for those who load it.
       vllm: write what vLLM serves: the scale folded into B, all ranks padded to one r, lora_alpha = r.
-      names: {path: torch's name of the parameter} of a tree whose paths are not those of the torch model:
+      names: {path: PyTorch's name of the parameter}, for a tree whose paths differ from the PyTorch model's:
         {"blocks/q/kernel": "model.layers.{}.self_attn.q_proj.weight"}, with {} for the number of the layer in a
-        stack. It must hold every path of the adapter.
+        stack. It must have every path of the adapter.
 
     Raises:
-      JloraError: an entry for which PEFT's files, or vLLM with `vllm`, have no form; a path that gives no name under
-        which PEFT could find it.
+      JloraError: an entry that PEFT's files, or vLLM with `vllm`, cannot hold; a path whose name PEFT would not find.
     """
     adapter = in_torch_paths(adapter, names)
     folder, adapted = Path(folder), adapted_names(adapter)
@@ -92,16 +91,16 @@ def load_adapter(
 ) -> tuple[dict[str, Entry], LoraConfig]:
     """Reads an adapter made here, by PEFT or by mlx-lm.
 
-    The configuration and the tensors must agree. Names in it that the model does not have are ignored, as PEFT does;
-    an adapter of PiSSA or OLoRA becomes one of twice the rank, for the base as it is.
+    The configuration and the tensors must agree. Names that the model does not have are ignored, as in PEFT. A PiSSA or
+    OLoRA adapter becomes one of twice the rank for the original base.
 
     Args:
       folder: holds `adapter_config.json` and `adapter_model.safetensors` (mlx-lm's `adapters.safetensors`).
       base: the base that it was made for; leaves may be ShapeDtypeStructs where the adapter is not DoRA's.
       fn, args, kwargs: as for `init`: the function that will be adapted, traced abstractly.
-      base_model: name or folder of `base`, compared with the one that `adapter_config.json` names; None: neither is.
-      allow_materialize: as for `init`; without it, the adapter of a weight that it adapted by this is refused.
-      names: as for `save_adapter`; the configuration that is returned means modules by torch's names.
+      base_model: name or folder of `base`, compared with the one that `adapter_config.json` names; None: not compared.
+      allow_materialize: as for `init`; needed if the adapter was made with it.
+      names: as for `save_adapter`; the returned configuration then uses PyTorch's names.
 
     Returns:
       (adapter, config).
@@ -129,7 +128,7 @@ def load_adapter(
     for key, tensor in tensors.items():  # which have the expected shapes by now, and no more numbers than these
         require_finite(tensor, f"{where}: {key}")
     adapter = _with_norms(adapter, leaves)
-    if config.init_lora_weights in RECOMPUTED:  # as PEFT, which takes the start out of the base when it opens the file
+    if config.init_lora_weights in RECOMPUTED:  # PEFT too subtracts the start from the base when it opens the file
         adapter = of_plain_base(adapter, config, base)
         named = {torch_path(path, names): entry for path, entry in adapter.items()}
         config = fitted_config(dataclasses.replace(config, init_lora_weights=True), named)
@@ -137,10 +136,10 @@ def load_adapter(
 
 
 def stored_config(folder: str | os.PathLike) -> LoraConfig:
-    """The configuration of an adapter's folder, with `ensure_weight_tying` where PEFT ties something by it.
+    """Reads the configuration of an adapter's folder, with `ensure_weight_tying` only if PEFT ties something by it.
 
     Raises:
-      JloraError: as for `load_adapter`; the base and the values of the tensors are not looked at.
+      JloraError: as for `load_adapter`; the base and the values of the tensors are not checked.
     """
     return _with_tying(read_config(Path(folder)), Path(folder))
 
@@ -173,12 +172,12 @@ def _with_norms(adapter: dict[str, Entry], leaves: Mapping[str, Any]) -> dict[st
 
 
 def _require_no_conv1d(template: Adapter, file: Path) -> None:
-    """PEFT's A and B of a parameter are those of its last and first axis, which are the other way round in Conv1D."""
+    """Refuses Conv1D: PEFT's A and B of a parameter belong to its last and first axis, which Conv1D has swapped."""
     for path, entry in template.items():
         if is_conv1d(path, entry):
             raise JloraError(
                 f"{file}: target_parameters: expected weights of linear layers, found {path}, which is stored"
-                " transposed; name its module in target_modules"
+                " transposed. Name its module in target_modules instead"
             )
 
 
@@ -186,7 +185,7 @@ def _require_base(named: str | None, base_model: str | None, file: Path) -> None
     if base_model is not None and named is not None and not _same_base(named, base_model):
         raise JloraError(
             f"{file}: base_model_name_or_path: expected {base_model}, found {named}. Load the"
-            " base that the adapter was made for; or, if this is the same one under another name, give no base_model"
+            " base that the adapter was made for; or, if both names mean the same base, leave out base_model"
         )
 
 

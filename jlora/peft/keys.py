@@ -203,8 +203,9 @@ def _full_slots(path: str, entry: Full, adapted: set[str]) -> Iterator[Slot]:
     layer = shape[1:] if stacked else shape
     if entry.torch_axes is not None and sum(map(len, entry.torch_axes)) != len(layer):
         raise JloraError(
-            f"{path}: expected one module a layer, found a leaf of shape {shape} that is {'no ' * stacked}a stack, for"
-            " which PEFT's files have no form"
+            f"{path}: expected one module per layer, found a leaf of shape {shape}, which PEFT's files cannot hold:"
+            f" its name says that it is {'' if stacked else 'not '}a stack of layers, but the function uses it"
+            " otherwise. Leave it out of modules_to_save, or correct its name in names"
         )
     groups = entry.torch_axes or tuple((axis,) for axis in _checkpoint_order(path, len(layer)))
     order = tuple(axis for group in groups for axis in group)
@@ -229,16 +230,17 @@ def _check_keys(tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple]
         if key not in tensors:
             raise JloraError(
                 f"{where}: {key}: expected a tensor of shape {shape}, found no such key{nearest(key, tensors)}."
-                " Is adapter_config.json, and the base, the one that the adapter was made with?"
+                " Check that adapter_config.json and the base are those that the adapter was trained with"
             )
         if tensors[key].shape != shape:
             raise JloraError(
                 f"{where}: {key}: expected the shape {shape} that the base and adapter_config.json give,"
-                f" found {tensors[key].shape}. Is this the base that the adapter was made for?"
+                f" found {tensors[key].shape}. Check that this is the base that the adapter was trained with"
             )
     for key in tensors:
         if key not in expected:
             raise JloraError(
                 f"{where}: {key}: found, but adapter_config.json names no such weight of this base"
-                f"{nearest(key, expected)}"
+                f"{nearest(key, expected)}. Check that adapter_config.json and the base are those that the adapter was"
+                " trained with"
             )

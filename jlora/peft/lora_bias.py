@@ -18,7 +18,7 @@ _BIAS = ".lora_B.bias"
 def fold_lora_bias(
     tensors: Mapping[str, np.ndarray], template: Adapter, leaves: Mapping[str, Any], where: str
 ) -> dict[str, np.ndarray]:
-    """The tensors with each `lora_B.bias` added to its module's own bias, as `bias: lora_only` has it in a file.
+    """Adds each `lora_B.bias` to its module's own bias, which a file with `bias: lora_only` would hold.
 
     Args:
       tensors: {PEFT's key: tensor}.
@@ -36,8 +36,8 @@ def fold_lora_bias(
         if own is None or product is None:
             if np.any(tensors[key]):
                 raise JloraError(
-                    f"{where}: {key}: expected none, or zeros, for a module that has no bias which it could be added"
-                    " to; found other numbers (lora_bias in adapter_config.json)"
+                    f"{where}: {key}: expected no such key, or zeros, because the base's module has no bias to add it"
+                    " to; found other numbers (lora_bias in adapter_config.json). jlora cannot load this adapter"
                 )
             continue
         start = folded[own.key] if own.key in folded else _bases_bias(own, template, leaves)
@@ -55,6 +55,9 @@ def _bases_bias(slot: Slot, template: Adapter, leaves: Mapping[str, Any]) -> np.
     leaf, entry = leaves[slot.path], template[slot.path]
     assert isinstance(entry, Full)
     if isinstance(leaf, jax.ShapeDtypeStruct):
-        raise JloraError(f"{slot.path}: expected the base's values, to which lora_bias is added; found a shape alone")
+        raise JloraError(
+            f"{slot.path}: expected an array, because lora_bias is added to the base's values; found a shape alone."
+            " Load the base with its weights"
+        )
     whole = np.asarray(leaf, np.float32)
     return slot.tensor(whole if entry.layers is None else whole[list(entry.layers)])

@@ -1,4 +1,4 @@
-"""Adapters of mlx-lm, in PEFT's words.
+"""Translates adapters of mlx-lm to PEFT's names and layouts.
 
 adapter_config.json   {"fine_tune_type": "lora", "lora_parameters": {"rank": 8, "scale": 20.0, "dropout": 0.0}, ...}
 adapters.safetensors  model.layers.0.self_attn.q_proj.lora_a  (in, r), PEFT's lora_A.weight transposed
@@ -23,12 +23,12 @@ _ENDS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnit
 
 
 def is_mlx(fields: Mapping[str, Any]) -> bool:
-    """Whether these are the fields of mlx-lm's `adapter_config.json`."""
+    """Tells whether these are the fields of mlx-lm's `adapter_config.json`."""
     return "peft_type" not in fields and ("lora_parameters" in fields or "fine_tune_type" in fields)
 
 
 def peft_fields(fields: Mapping[str, Any], keys: Iterable[str], file: Path) -> dict[str, Any]:
-    """PEFT's fields that give the adapter its function; the modules are those of the file's keys.
+    """Returns PEFT's fields for the same adapter; the modules come from the file's keys.
 
     Args:
       fields: of mlx-lm's `adapter_config.json`, which is `file`.
@@ -39,7 +39,10 @@ def peft_fields(fields: Mapping[str, Any], keys: Iterable[str], file: Path) -> d
     """
     kind, given = fields.get("fine_tune_type", "lora"), fields.get("lora_parameters")
     if kind not in ("lora", "dora"):
-        raise JloraError(f"{file}: fine_tune_type: expected lora or dora, found {kind!r} (an adapter of mlx-lm)")
+        raise JloraError(
+            f"{file}: fine_tune_type: expected lora or dora, found {kind!r} (an adapter of mlx-lm); other types are not"
+            " supported"
+        )
     rank, scale = (given.get(name) if isinstance(given, dict) else None for name in ("rank", "scale"))
     if type(rank) is not int or abs(rank) > _LARGEST or isinstance(scale, bool) or not isinstance(scale, int | float):
         raise JloraError(
@@ -47,9 +50,9 @@ def peft_fields(fields: Mapping[str, Any], keys: Iterable[str], file: Path) -> d
         )
     if isinstance(given, dict) and "alpha" in given:
         raise JloraError(
-            f"{file}: lora_parameters.alpha: expected none, found {given['alpha']!r}: early versions of mlx-lm multiply"
-            " the scale by alpha / rank, later ones ignore alpha; write the product of your version as scale, and"
-            " delete alpha"
+            f"{file}: lora_parameters.alpha: expected none, found {given['alpha']!r}. Early versions of mlx-lm multiply"
+            " scale by alpha / rank, later ones ignore alpha. If your version multiplies, write the product as scale;"
+            " then delete alpha"
         )
     return {
         "peft_type": "LORA",
@@ -62,7 +65,7 @@ def peft_fields(fields: Mapping[str, Any], keys: Iterable[str], file: Path) -> d
 
 
 def peft_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """{PEFT's key: tensor in PEFT's layout}; keys that are not of an adapter stay as they are."""
+    """Returns {PEFT's key: tensor in PEFT's layout}; keys that are not an adapter's stay unchanged."""
     renamed = {}
     for key, tensor in tensors.items():
         module, _, end = key.rpartition(".")

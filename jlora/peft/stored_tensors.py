@@ -1,7 +1,7 @@
-"""The tensors in an adapter's folder under PEFT's keys, whoever saved them.
+"""Reads the tensors in an adapter's folder under PEFT's keys, whichever program saved them.
 
-A state_dict that was saved by hand has more in its keys than PEFT's files: the adapter's name
-(`lora_A.default.weight`) and what training wrapped modules in (`_orig_mod`); or less, no `base_model.model.`.
+The keys of a state_dict that was saved by hand may have additional parts, the adapter's name
+(`lora_A.default.weight`) and wrappers of modules (`_orig_mod`), or lack the prefix `base_model.model.`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _WRAPPERS = re.compile(r"^module\.|\b(_orig_mod|_fsdp_wrapped_module|_checkpoint
 
 
 def weights_file(folder: Path) -> Path:
-    """The file with the adapter's tensors.
+    """Returns the file with the adapter's tensors.
 
     Raises:
-      JloraError: there is none that is read here.
+      JloraError: there is no such file in a supported format.
     """
     for name in (WEIGHTS, mlx.WEIGHTS):
         if (folder / name).is_file():
@@ -42,14 +42,14 @@ def weights_file(folder: Path) -> Path:
     if (folder / _PICKLE).exists():
         raise JloraError(
             f"{path}: expected the adapter's weights as safetensors, found {_PICKLE}, a pickle, which may run code and"
-            f" is never opened here. Where you trust it, convert it in its folder: {_CONVERT}"
+            f" is never opened here. If you trust it, convert it by running in its folder: {_CONVERT}"
         )
     others = sorted(file.name for file in folder.glob("*.safetensors"))[:5]
     raise JloraError(f"{path}: expected the adapter's weights as safetensors, found {', '.join(others) or 'none'}")
 
 
 def stored_tensors(folder: Path) -> dict[str, np.ndarray]:
-    """{PEFT's key: tensor} of the folder's file, which is not touched before the numbers are.
+    """Returns {PEFT's key: tensor} of the folder's file; values are read from the disk when they are used.
 
     Raises:
       JloraError: no such file, a dtype that is not floating point, tensors without numbers, or two adapters.
@@ -60,8 +60,8 @@ def stored_tensors(folder: Path) -> dict[str, np.ndarray]:
         tensor.require_float()
         if 0 in tensor.shape:
             raise JloraError(
-                f"{file}: {key}: expected weights, found a tensor of shape {tensor.shape}: DeepSpeed ZeRO-3 leaves such"
-                " where weights are saved without being gathered. Save again with"
+                f"{file}: {key}: expected weights, found an empty tensor of shape {tensor.shape}. DeepSpeed ZeRO-3"
+                " writes these if weights are saved without being gathered. Save again with"
                 " stage3_gather_16bit_weights_on_model_save, or run zero_to_fp32.py on the checkpoint"
             )
     found = {key: tensor.mapped() for key, tensor in tensors.items()}
@@ -69,7 +69,7 @@ def stored_tensors(folder: Path) -> dict[str, np.ndarray]:
 
 
 def peft_keys(tensors: Mapping[str, np.ndarray], file: Path) -> dict[str, np.ndarray]:
-    """The tensors under the keys that PEFT's `save_pretrained` gives them.
+    """Renames the tensors to the keys that PEFT's `save_pretrained` writes.
 
     Raises:
       JloraError: more than one adapter, or two tensors for one key.
@@ -79,7 +79,7 @@ def peft_keys(tensors: Mapping[str, np.ndarray], file: Path) -> dict[str, np.nda
     }
     if len(names) > 1:
         raise JloraError(
-            f"{file}: expected one adapter, found {', '.join(sorted(names))}; save the one that you want with"
+            f"{file}: expected one adapter, found {', '.join(sorted(names))}. Save the one that you want with"
             " save_pretrained(folder, selected_adapters=[name])"
         )
     name = re.escape(names.pop() if names else "default")
@@ -88,13 +88,16 @@ def peft_keys(tensors: Mapping[str, np.ndarray], file: Path) -> dict[str, np.nda
         plain = _without_name(_WRAPPERS.sub("", key), name)
         plain = plain if plain.startswith("base_model.") else PREFIX + plain
         if plain in renamed and not np.array_equal(renamed[plain], tensor):
-            raise JloraError(f"{file}: {key}: expected the values that the file has as {plain} too, found others")
+            raise JloraError(
+                f"{file}: {key}: expected the same values as in {plain}, which names the same weight, found others."
+                " Delete the one that was not trained, or save the adapter again"
+            )
         renamed[plain] = tensor
     return renamed
 
 
 def _without_name(key: str, name: str) -> str:
-    """The key without the adapter's name (an expression); `modules_to_save` holds what PEFT saves under its own key."""
+    """Removes from the key the adapter's name (an expression) and `modules_to_save`, as in PEFT's files."""
     key = re.sub(rf"\.{_NAMED}\.{name}(?=\.|$)", r".\1", key)
     key = re.sub(rf"\.modules_to_save\.({name}\.)?", ".", key)
     key = key.replace(".token_adapter.base_layer.", ".base_layer.")

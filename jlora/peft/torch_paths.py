@@ -1,4 +1,4 @@
-"""An adapter of any tree under paths that give the names of torch's modules, which PEFT looks for."""
+"""Renames the entries of an adapter of any tree to paths that give PyTorch's module names, which PEFT looks for."""
 
 from __future__ import annotations
 
@@ -10,26 +10,28 @@ from jlora.adapter import Adapter, Entry, Full, LowRank
 from jlora.errors import JloraError
 from jlora.names import is_stacked, module_names, parameter, torch_path
 
-_HELP = "; give torch's names: save_adapter(..., names={path: 'model.layers.{}.q_proj.weight'})"
+_HELP = ". Give PyTorch's names: save_adapter(..., names={path: 'model.layers.{}.q_proj.weight'})"
 
 
 def in_torch_paths(adapter: Adapter, names: Mapping[str, str] | None) -> dict[str, Entry]:
-    """The adapter with its entries under `jlora.names.torch_path`.
+    """Returns the adapter with its entries under `jlora.names.torch_path`.
 
     Raises:
-      JloraError: a path that `names` does not have, where it is given; a name that no module of torch can have; a
-        leaf trained whole of which neither its name nor its use says what it is.
+      JloraError: a path that is missing in a given `names`; a name that no PyTorch module can have; a leaf trained
+        whole whose axes follow neither from its name nor from its use.
     """
     for path, entry in adapter.items():
         if names is not None and path not in names:
-            raise JloraError(f"names: {path}: expected torch's name of each weight of the adapter, found none")
+            raise JloraError(
+                f"names: {path}: expected PyTorch's name for each weight of the adapter, found none. Add this path"
+            )
         _require_torch_name(path, torch_path(path, names), entry)
     renamed = {torch_path(path, names): entry for path, entry in adapter.items()}
     return {path: _with_layers(path, entry) for path, entry in renamed.items()}
 
 
 def _with_layers(path: str, entry: Entry) -> Entry:
-    """The entry with a rank for each layer, where it was made without a name that says which axis is the layers'."""
+    """Gives the entry a rank for each layer, if it was made without a name that marks the axis of the layers."""
     if not isinstance(entry, LowRank) or "{}" not in path or len(entry.ranks) > 1:
         return entry
     return dataclasses.replace(entry, ranks=entry.ranks * entry.scale.shape[0])
@@ -38,18 +40,21 @@ def _with_layers(path: str, entry: Entry) -> Entry:
 def _require_torch_name(path: str, named: str, entry: Entry) -> None:
     (module,) = module_names(named, None)
     if not re.fullmatch(r"[\w{}]+(\.[\w{}]+)*", module):
-        raise JloraError(f"{path}: expected the name of a module of torch for PEFT's file, found {module!r}{_HELP}")
+        raise JloraError(f"{path}: expected the name of a PyTorch module for PEFT's file, found {module!r}{_HELP}")
     if not isinstance(entry, Full):
         return
     if parameter(named) is None:
         raise JloraError(
-            f"{path}: expected a weight or a bias of a module, which PEFT trains whole, found a leaf by itself{_HELP}"
+            f"{path}: expected the weight or bias of a module, the only leaves that PEFT trains whole, found a leaf"
+            f" outside of a module{_HELP}"
         )
     if is_stacked(named) and entry.value.ndim < 2:
-        raise JloraError(f"{path}: expected a stack of layers by its name, found the shape {entry.value.shape}{_HELP}")
+        raise JloraError(
+            f"{path}: expected a stack of layers, as its name says, found the shape {entry.value.shape}{_HELP}"
+        )
     known = entry.torch_axes is not None or parameter(path) is not None or parameter(named) == "bias"
     if not known and entry.value.ndim > 1:
         raise JloraError(
-            f"{path}: expected a leaf of which it is known which axes are the outputs, found one that no product shows,"
-            " under a name that does not say it; call it kernel (in, out) or weight (out, in)"
+            f"{path}: expected a leaf whose output axes are known, found one that no product uses and whose name does"
+            " not give them. Call it kernel (in, out) or weight (out, in)"
         )

@@ -28,7 +28,7 @@ def true_config(config: LoraConfig, adapter: Adapter) -> LoraConfig:
 
 
 def _tied(config: LoraConfig, adapter: Adapter) -> LoraConfig:
-    """With `ensure_weight_tying` where the adapter has a tied embedding, and the head named where PEFT asks for it."""
+    """Sets `ensure_weight_tying` if the adapter has a tied embedding, and names the head if PEFT needs that."""
     tied = {path: entry for path, entry in adapter.items() if not isinstance(entry, Rows) and entry.tied}
     config = dataclasses.replace(config, ensure_weight_tying=bool(tied))
     for path, entry in tied.items():

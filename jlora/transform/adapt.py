@@ -63,7 +63,7 @@ def adapt(fn: Callable, *, allow_materialize: bool = False) -> Callable:
 
 
 def _updates(adapter: Adapter) -> dict[str, Entry]:
-    """The entries that do not stand in for their leaves in all uses."""
+    """Returns the entries that do not replace their leaves in all uses."""
     return {path: entry for path, entry in adapter.items() if not isinstance(entry, Full) or entry.only is not None}
 
 
@@ -85,7 +85,7 @@ def find_uses(fn: Callable, base: Any, *args: Any, **kwargs: Any) -> dict[str, t
 
 
 def uses_in(traced: Traced) -> dict[str, tuple[Use, ...]]:
-    """{path of a leaf that is an array: how the traced function uses it, in order}, as `find_uses` gives it."""
+    """Returns {path of an array leaf: how the traced function uses it, in order}, as `find_uses` does."""
     context = Context(None)
 
     def run(leaves: list) -> list:
@@ -110,7 +110,7 @@ def find_materialized(
 
 
 def materialized_in(traced: Traced, adapter: Adapter) -> dict[str, tuple[str, ...]]:
-    """What `find_materialized` gives, of a traced function and an adapter that fits it."""
+    """Returns what `find_materialized` does, for a traced function and an adapter that fits it."""
     context = Context(None, materialize=True)
     jax.eval_shape(
         lambda leaves, updates: results_of(context, traced, _values(traced, leaves, updates)),

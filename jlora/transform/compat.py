@@ -29,7 +29,7 @@ def scan_parts(params: dict[str, Any], values: list) -> tuple[list, list, list]:
 
 
 def context_of(eqn: Any) -> AbstractContextManager:
-    """The mesh under which an equation was traced, where it has one: `auto_axes` is a change of it and no equation."""
+    """Restores the mesh under which an equation was traced, if any: `auto_axes` changes it without an equation."""
     return nullcontext() if eqn.ctx.cur_abstract_mesh.empty else eqn.ctx.manager
 
 

@@ -55,9 +55,9 @@ def leaf_axes(weight: Update, dims: Sequence[int]) -> tuple[int, ...]:
 
 
 def stack_axes(weight: Update, used: set[int], batch: Sequence[int] = ()) -> tuple[int, ...]:
-    """The axes that scans, batches and single places went over; a vector is no matrix, and its places no layers.
+    """Returns the axes that scans, batches and single indices go over; the indices of a vector are not layers.
 
-    An axis of which a batch goes over a part (heads of a kernel that has them in its outputs) is no stack.
+    An axis of which a batch covers only a part (heads of a kernel that has them in its outputs) is not a stack.
     """
     picked = set(weight.picked) if len(weight.axes) > 1 else set()
     return tuple(sorted({*weight.stack, *({*batch, *picked} - used)}))
@@ -66,11 +66,11 @@ def stack_axes(weight: Update, used: set[int], batch: Sequence[int] = ()) -> tup
 def dot_update(
     update: Update, weight: jax.Array | Deferred, x: jax.Array, w_is_left: bool, params: dict, key: jax.Array | None
 ) -> jax.Array:
-    """(x a) b in the layout of the dot_general's result.
+    """Computes (x a) b in the layout of the dot_general's result.
 
     Args:
       update: of the factored operand; a, b (r, *dims).
-      weight: the base's, of which the shape and the sharding count.
+      weight: the base's, used for its shape and sharding only.
       x: the other operand.
       w_is_left: whether the weight is the first operand.
       params: of the dot_general.
@@ -149,7 +149,7 @@ def _general_update(
 def ragged_update(
     update: Update, shape: Sequence[int], x: jax.Array, multiply: Callable, key: jax.Array | None
 ) -> jax.Array | None:
-    """(x a) b (tokens, out) with the factors of each token's group; None where a varies over the outputs.
+    """Computes (x a) b (tokens, out) with the factors of each token's group; None if a varies over the outputs.
 
     Args:
       update: of the weights, whose dims (groups, in, out) have the sizes of `shape`.

@@ -90,6 +90,6 @@ def _fold(key: jax.Array, what: str | int) -> jax.Array:
 def _no_rule(path: str, where: str) -> JloraError:
     return JloraError(
         f"{path}: expected to be used in a matrix product, a convolution or a table lookup, found it in {where!r}, for"
-        " which there is no low-rank rule. Take the leaf out of target_modules, train it whole by modules_to_save, or"
-        " let weight plus update be formed there: adapt(fn, allow_materialize=True)."
+        " which there is no low-rank rule. Leave the leaf out of target_modules, train it whole with modules_to_save,"
+        " or allow W + BA to be computed there: adapt(fn, allow_materialize=True)."
     )

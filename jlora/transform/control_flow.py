@@ -37,7 +37,8 @@ def _refuse_shardings(params: dict, inputs: list) -> None:
         paths = [update.path for value in factored for update in value.updates]
         raise JloraError(
             f"{', '.join(paths) or 'a quantized weight'}: expected a jit without shardings inside of the adapted"
-            f" function, found {params['name']!r} with {given[0]}. Give the shardings to the jit around it."
+            f" function, found {params['name']!r} with {given[0]}. Give the shardings to the jit around the adapted"
+            " function."
         )
 
 

@@ -31,7 +31,7 @@ def conv_use(weight: Update, params: dict[str, Any]) -> Use:
 def conv_update(
     update: Update, shape: Sequence[int], x: jax.Array, params: dict[str, Any], key: jax.Array | None
 ) -> jax.Array | None:
-    """b conv(x, a) in the layout of the convolution's result; None where a and b do not come apart like this.
+    """Computes b conv(x, a) in the layout of the convolution's result; None if the update has no such form.
 
     With groups each group of inputs goes through the same a, and each group of outputs has its own part of b. Where a
     group has no more outputs than the rank (depthwise), b a is the smaller kernel: it is formed, and x goes through it.
@@ -58,9 +58,9 @@ def conv_update(
 
 
 def _through_each_group(x: jax.Array, kernel: jax.Array, params: dict[str, Any]) -> jax.Array:
-    """The convolution of each group of channels with the one kernel: the result's other dims, then (groups, r).
+    """Convolves each group of channels with the same kernel; returns the result's other dims, then (groups, r).
 
-    The groups are put in the batch: XLA:CPU takes ten times as long to compile a convolution in many groups.
+    The groups become part of the batch: XLA:CPU takes ten times as long to compile a convolution in many groups.
     """
     numbers, groups = params["dimension_numbers"], params["feature_group_count"]
     batch, features = numbers.lhs_spec[:2]

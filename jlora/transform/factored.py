@@ -1,4 +1,4 @@
-"""A weight with the low-rank updates in it, as the function sees it."""
+"""A weight together with the low-rank updates of the leaves in it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Update:
     """What one leaf adds to a weight: the sum over r of a[r] * b[r], which is never formed.
 
     Attributes:
-      a, b: (r, *dims), of size 1 on the axes over which they do not vary; the scale is in b. None where the leaf is
-        watched: only its use is of interest.
+      a, b: (r, *dims), of size 1 on the axes over which they do not vary; the scale is in b. None if the leaf is
+        watched: tracing only records how it is used.
       path: the leaf's path.
       axes: for each dim, the axes of the leaf that it came from.
       stack: the axes of the leaf that scans have sliced away.
-      picked: the axes of the leaf of which one place was taken (`w[i]`).
+      picked: the axes of the leaf on which a single index was taken (`w[i]`).
       dropout: rate for the input of a.
       only: the kind of use that sees the update; None is every use.
-      tapped: the gradient of a is to be the second moments of the input (`jlora.transform.tap`).
+      tapped: whether the gradient of a is replaced with the second moments of the input (`jlora.transform.tap`).
     """
 
     a: jax.Array | None
@@ -46,12 +46,12 @@ class Update:
 
     @property
     def watched(self) -> bool:
-        """Whether only the use of the leaf is of interest."""
+        """Whether only the use of the leaf is recorded."""
         return self.a is None
 
     @property
     def factors(self) -> tuple[jax.Array, jax.Array]:
-        """(a, b) of an update that is not only watched."""
+        """(a, b) of an update that is not just watched."""
         assert self.a is not None
         assert self.b is not None
         return self.a, self.b
@@ -75,12 +75,12 @@ class Factored:
 
     @property
     def watched(self) -> bool:
-        """Whether only the uses of the leaves are of interest."""
+        """Whether only the uses of the leaves are recorded."""
         return any(update.watched for update in self.updates)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The weight's."""
+        """The weight's shape."""
         return tuple(self.weight.shape)
 
 
@@ -95,10 +95,10 @@ def unadapted(path: str | None, leaf: Any) -> Any:
 
 
 def factored(path: str, weight: jax.Array | Quantized, entry: Entry) -> Factored:
-    """The leaf with its update: a and b spread over the leaf's axes, r in front.
+    """Returns the leaf with its update: a and b broadcast over the leaf's axes, r in front.
 
-    A row of `Rows` is a component of its own: a is 1 at the row's index, b what the row gains; in a kernel (dim, vocab)
-    it is the other way round. So it is of a column of a table that is trained whole for some uses alone.
+    Each row of `Rows` is one component: a is 1 at the row's index, b is the change of the row; in a kernel (dim, vocab)
+    a and b are swapped. A table that is trained whole for some uses only has one component for each column.
     """
     if isinstance(entry, Full):
         a = (entry.value - as_array(weight).astype(entry.value.dtype)).T[..., None]
@@ -115,7 +115,7 @@ def factored(path: str, weight: jax.Array | Quantized, entry: Entry) -> Factored
 
 
 def _of_rows(entry: Rows, weight: jax.Array | Quantized) -> tuple[jax.Array, jax.Array]:
-    """(a, b) of trained rows: in which places of their axis they are, and what they gain along the others."""
+    """Returns (a, b) of trained rows: their positions on their axis, and their changes along the others."""
     token = jax.nn.one_hot(jnp.asarray(entry.indices), weight.shape[entry.axis], dtype=entry.value.dtype)
     gained = entry.value - rows_of(as_array(weight), entry).astype(entry.value.dtype)
     others = [1 + axis for axis in range(weight.ndim) if axis != entry.axis]
@@ -140,7 +140,7 @@ def with_formed_weight(value: Factored) -> Factored:
 
 
 def dense(value: Factored) -> jax.Array:
-    """gain * (weight + the updates), formed: for uses that no rule covers."""
+    """Computes gain * (weight + the updates), for uses without a rule."""
     weight = formed(value.weight)
     for update in value.updates:
         if not update.watched:
@@ -149,7 +149,7 @@ def dense(value: Factored) -> jax.Array:
 
 
 def _formed(update: Update) -> jax.Array:
-    """The sum over r of a * b, of size 1 where neither varies."""
+    """Computes the sum over r of a * b, of size 1 on dims over which neither varies."""
     names = "abcdefghijklmnopq"[: update.factors[0].ndim - 1]
     (a_names, a), (b_names, b) = (varying(factor, names) for factor in update.factors)
     present = "".join(name for name in names if name in a_names or name in b_names)
@@ -179,7 +179,7 @@ def slice_leading(value: Factored) -> tuple[Factored, Factored]:
 
 
 def _leading(update: Update, size: int) -> Update:
-    """The update with its first dim before r, of this size."""
+    """Moves the update's first dim, of this size, before r."""
     spread = (jnp.broadcast_to(f, (f.shape[0], size, *f.shape[2:])) for f in update.factors)
     a, b = (jnp.moveaxis(factor, 1, 0) for factor in spread)
     return dataclasses.replace(update, a=a, b=b)

@@ -146,7 +146,7 @@ def _move(eqn: Any, inputs: list) -> list | None:
 
 
 def _map(context: Context, producers: Mapping[Any, Any], eqn: Any, inputs: list) -> list | None:
-    """A linear map; what is no matrix beside a weight (a gain that is a parameter) is as good as data."""
+    """Applies a linear map; beside a weight, a parameter that is not a matrix (such as a gain) counts as data."""
     name = eqn.primitive.name
     if not any(isinstance(value, Factored) and value.updates for value in inputs):
         return None
@@ -164,7 +164,7 @@ def _map(context: Context, producers: Mapping[Any, Any], eqn: Any, inputs: list)
 
 
 def _narrowed(producers: Mapping[Any, Any], var: Any, value: Any) -> jax.Array:
-    """The array with size 1 on the dims over which the function's own text says that it does not vary."""
+    """Reduces the array to size 1 on the dims over which, by the equations that made it, it does not vary."""
     value = jnp.asarray(value)
     for dim in _constant_dims(producers, var) if value.ndim else ():
         value = first_place(value, dim)

@@ -1,4 +1,4 @@
-"""Linear maps of weights with updates, which do the same to the factors: scales, masks, joins, padding, copies."""
+"""Linear maps of weights with updates (scales, masks, joins, padding, copies), applied to the factors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Run = Callable[..., list]
 
 
 def mapped(name: str, params: dict, inputs: list, narrow: list, run: Run) -> Factored | None:
-    """The result of a primitive that is linear in the weights among its operands; None where it has no rule.
+    """Applies a primitive that is linear in the weights among its operands; returns None if it has no rule.
 
     Args:
       name, params, inputs: of the primitive.
@@ -33,7 +33,7 @@ def mapped(name: str, params: dict, inputs: list, narrow: list, run: Run) -> Fac
 
 
 def is_matrix(value: Factored) -> bool:
-    """Whether leaves of two axes or more are in it; a scale or a bias, spread over what it is used with, is none."""
+    """Tells whether it contains leaves of two axes or more; a broadcast scale or bias does not count."""
     sizes = value.shape
     return any(
         sum(len(axes) for axes, size in zip(update.axes, sizes, strict=True) if size > 1) > 1
@@ -74,7 +74,7 @@ def _scaled_updates(value: Factored, scale: jax.Array, scaled_by: Callable) -> t
 
 
 def _may_scale(value: Factored, dims: list[int]) -> bool:
-    """Whether an array that varies over the dims can be a mask or a gain per axis, rather than the data."""
+    """Tells whether an array that varies over the dims can be a mask or a gain along one axis, rather than data."""
     own = {d for update in value.updates for d, axes in enumerate(update.axes) if axes and value.shape[d] > 1}
     return not dims or (is_matrix(value) and set(dims) < own)
 
@@ -99,7 +99,7 @@ def _with_factor(update: Update, name: str, change: Callable) -> Update:
 
 
 def _select(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Factored | None:
-    """A weight where the first operand picks it, numbers elsewhere; or one of several weights."""
+    """Selects between a weight and numbers, or between several weights, by the first operand."""
     which, cases = narrow[0], inputs[1:]
     if which is None or any(x is not None and x.size > 1 for x in narrow[1:]):
         return None
@@ -120,7 +120,7 @@ def _is_factored(value: Any) -> bool:
 
 
 def _under_gain(weight: jax.Array, gain: jax.Array, outside: jax.Array) -> jax.Array:
-    """The weight such that the gain, which will multiply all of it, gives back the numbers outside of the leaf."""
+    """Divides the numbers outside of the leaf by the gain, which will later multiply the whole weight."""
     outside = split_like(outside, weight)
     return jnp.where(outside, (weight / jnp.where(gain == 0, 1, gain)).astype(weight.dtype), weight)
 
@@ -153,7 +153,7 @@ def _with_factors(update: Update, change: Callable) -> Update:
 
 
 def _joined(weight: jax.Array, parts: list, narrow: list, dim: int) -> Factored | None:
-    """The parts one after the other on `dim`: each update padded with zeros where the other parts are."""
+    """Concatenates the parts on `dim`: each update is padded with zeros where the other parts are."""
     values = [part for part in parts if isinstance(part, Factored)]
     watched = any(value.watched for value in values)
     if (watched and not _may_join(values, narrow)) or _differ_under_a_gain(values):
@@ -171,7 +171,7 @@ def _joined(weight: jax.Array, parts: list, narrow: list, dim: int) -> Factored 
 
 
 def _may_join(values: list[Factored], narrow: list) -> bool:
-    """Whether weights are joined with each other or with constants, rather than with the data."""
+    """Tells whether weights are joined with each other or with constants, rather than with data."""
     ranks = [sum(map(len, update.axes)) for value in values for update in value.updates]
     return min(ranks) > 1 and all(x is None or x.size == 1 for x in narrow)
 
@@ -196,7 +196,7 @@ def _joined_gain(parts: list, dim: int) -> jax.Array | None:
 
 
 def _padded(update: Update, shape: Sequence[int], amounts: Sequence[tuple[int, int, int]]) -> Update:
-    """The update of a weight of this shape after `lax.pad` with these amounts."""
+    """Returns the update of a weight of this shape after `lax.pad` with these amounts."""
     if update.watched:
         return update
     for dim, amount in enumerate(amounts):

@@ -1,4 +1,4 @@
-"""Operations that only move, drop, add or cast axes of a weight with updates: they do the same to each A and B."""
+"""Operations that only move, drop, add or cast axes of a weight with updates: each A and B is changed alike."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def _reshape(shape: tuple[int, ...], params: dict, others: list) -> list[Plan] |
 
 
 def _spread_before_merging(value: Factored, new_sizes: tuple[int, ...]) -> Factored:
-    """The factors spread over dims of copies (`jnp.repeat`) that are to be merged with one over which they vary."""
+    """Broadcasts the factors over dims of copies (`jnp.repeat`) before these merge with a dim over which they vary."""
     if value.watched:
         return value
     factors = [factor[0] for update in value.updates for factor in update.factors]

@@ -50,14 +50,14 @@ def _products(jaxpr: Any) -> Iterator[dict]:
 
 
 def seen_by(kind: str, weight: Factored) -> tuple[list[Update], jax.Array | None]:
-    """(the updates that a use of this kind sees, the gain)."""
+    """Returns (the updates that a use of this kind sees, the gain)."""
     updates = [update for update in weight.updates if not update.watched and update.only in (None, kind)]
     updates = [update for update in updates if kind == "linear" or not update.tapped]
     return updates, weight.gain if updates else None
 
 
 def _as(update: jax.Array, result: jax.Array) -> jax.Array:
-    """The update with the dtype and the sharding of what it is added to."""
+    """Gives the update the dtype and the sharding of the result to which it is added."""
     return split_like(update.astype(result.dtype), result)
 
 
@@ -139,7 +139,7 @@ def _convolve(context: Context, params: dict, inputs: list) -> list | None:
 
 
 def _ragged_dot(context: Context, params: dict, inputs: list) -> list | None:
-    """x (tokens, in) in groups of rows, each multiplied by its own matrix of w (groups, in, out)."""
+    """Multiplies each group of rows of x (tokens, in) by its own matrix of w (groups, in, out)."""
     x, weight, sizes = inputs
     numbers = params["ragged_dot_dimension_numbers"]
     places = (numbers.dot_dimension_numbers, tuple(numbers.lhs_ragged_dimensions), tuple(numbers.rhs_group_dimensions))
@@ -167,7 +167,7 @@ def _multiply_groups(params: dict, sizes: jax.Array, x: jax.Array, w: jax.Array)
 
 
 def _gain_of_groups(gain: jax.Array, shape: tuple[int, ...], sizes: jax.Array, tokens: int) -> jax.Array:
-    """(tokens, out or 1): the gain (groups, 1, out) of the group that each token is in."""
+    """Returns the gain (groups, 1, out) of each token's group, as (tokens, out or 1)."""
     gains = jnp.broadcast_to(gain, (shape[0], 1, gain.shape[2]))[:, 0]
     return jnp.repeat(gains, sizes, axis=0, total_repeat_length=tokens)
 

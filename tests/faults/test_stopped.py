@@ -35,7 +35,7 @@ def test_a_signal_saves_and_leaves_with_its_code(trainer, number, code, tmp_path
     assert f"process {first.pid} on {os.uname().nodename} is training in it" in second_log.read_text()
     os.kill(first.pid, number)
     assert processes.finish(first) == code
-    assert f"{number.name}: this step ends, a checkpoint is written" in log.read_text()
+    assert f"{number.name}: finishing this step and writing a checkpoint" in log.read_text()
     step = runs.learned(folder)[-1]["step"]
     assert runs.newest(folder).name == str(step)
     assert runs.run(trainer, [*arguments, "--resume", f"train.max_steps={step}"], log) == 0, log.read_text()

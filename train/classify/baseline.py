@@ -1,4 +1,4 @@
-"""What a classifier scores that gives every row the same answer: one that is no better has learnt nothing."""
+"""The score of predicting the same for every row, with which a trained classifier is compared."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from train.classify import metrics
 from train.classify.labels import Labels, is_labelled
 
 _SURE = 20.0
-"""A logit that says yes."""
+"""The logit of a predicted class."""
 
 
 def constant_logits(problem_type: str, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Logits float32 (L,) of the same answer for every row: the most frequent class, the labels that most rows have,
-    or the mean.
+    """Returns logits float32 (L,) that predict the most frequent class, the labels that most rows have, or the mean.
 
     Args:
       labels: encoded labels of a split, (n,) or (n, L).
@@ -32,10 +31,10 @@ def constant_logits(problem_type: str, labels: np.ndarray, classes: int) -> np.n
 
 
 def no_better(labels: Labels, validation: np.ndarray, found: Mapping[str, float]) -> str:
-    """What to tell the user of a classifier that is no better on validation rows than their best constant; empty if it
-    is.
+    """Returns a warning if the classifier is no better on validation rows than a constant prediction; else "".
 
-    Of single labels, an accuracy within a standard error of the constant's and a correlation (MCC) within two of 0.
+    For single labels it is no better if its accuracy exceeds the constant's by at most one standard error and its
+    correlation (MCC) exceeds 0 by at most two.
 
     Args:
       validation: the encoded labels of the split. found: its metrics.
@@ -46,19 +45,18 @@ def no_better(labels: Labels, validation: np.ndarray, found: Mapping[str, float]
     constant = constant_logits(kind, known, len(labels))
     there = metrics.compute(kind, np.tile(constant, (len(known), 1)), known)
     if kind == "regression":
-        name, answer = "mse", "the mean of these rows for each"
+        name, answer = "mse", "the mean of these rows"
         is_better = found[name] < there[name]
     elif kind == "multi_label_classification":
-        name, answer = "f1_micro", "the labels that most of them have for each"
+        name, answer = "f1_micro", "the labels that most of these rows have"
         is_better = found[name] > there[name]
     else:
-        name, answer = "accuracy", f"the majority class {labels.names[int(constant.argmax())]!r} for each"
+        name, answer = "accuracy", f"the majority class {labels.names[int(constant.argmax())]!r}"
         noise = math.sqrt(there[name] * (1 - there[name]) / len(known))
         is_better = found[name] > there[name] + noise or found["mcc"] > 2 / math.sqrt(len(known))
     if is_better:
         return ""
     return (
-        f"validation: {name} {found[name]:.4f} is no better, on {len(known):,} rows, than {there[name]:.4f} of a model"
-        f" that says {answer}. Nothing was learnt that shows: try another train.learning_rate, more train.epochs, or"
-        " look at the data"
+        f"validation: {name} {found[name]:.4f} on {len(known):,} rows is no better than {there[name]:.4f}, the score"
+        f" of always predicting {answer}. Try another train.learning_rate or more train.epochs, or check the data"
     )

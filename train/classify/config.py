@@ -21,8 +21,8 @@ class DataConfig(DataSource):
     text_pair: Text | None = Field(default=None, description="column of the second text, for sentence pairs")
     label: Text | list[Text] = Field(
         default="label",
-        description="column of the label; a list of columns that hold 0 or 1: each is a class, of which a row may have "
-        "several",
+        description="column of the label; or a list of columns that hold 0 or 1, one for each class, for rows with "
+        "several labels",
     )
     label_names: list[Text] | dict[str | int | float | bool, Text] | None = Field(
         default=None,
@@ -77,7 +77,7 @@ class ClassifierTrain(TrainSection):
 
 
 class Config(RunConfig):
-    """A run, resolved: what `jlora classify` does, and what its run folder records."""
+    """The resolved configuration of a run of `jlora classify`, as its run folder records it."""
 
     learning_rates: ClassVar[dict[str, float]] = {"lora": 5e-4, "full": 5e-5, "head": 1e-3}
 
@@ -92,7 +92,7 @@ class Config(RunConfig):
         default=None, description="kind of head; null: seen from the labels"
     )
     new_head: bool = Field(
-        default=False, description="start a new head where the model's is for another number of classes"
+        default=False, description="replace the model's head with a new one if it is for another number of classes"
     )
     data: DataConfig
     train: ClassifierTrain = ClassifierTrain()

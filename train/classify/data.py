@@ -109,7 +109,7 @@ def configured_names(config: DataConfig) -> tuple[str, ...] | None:
 
 
 def rows_of(tables: Sequence[Table], config: DataConfig, split: str, labelled: bool = True) -> Split:
-    """As `read_split`, from tables that were read."""
+    """Makes the split that `read_split` does, from tables that were already read."""
     rows = _joined(tables, config, split, None, [], labelled)
     return _name_labels(rows, config, split, []) if labelled else rows
 
@@ -117,7 +117,7 @@ def rows_of(tables: Sequence[Table], config: DataConfig, split: str, labelled: b
 def _read(
     source: str | list[str], config: DataConfig, split: str, notes: list[str]
 ) -> tuple[Split, tuple[str, ...] | None]:
-    """(the rows of a split, the names of their classes where the source says them)."""
+    """Returns (the rows of a split, the names of their classes if the source gives them)."""
     tables = read_tables(source, split, config)
     if isinstance(config.label, list):
         return _joined(tables, config, split, config.skip_bad_rows, notes), tuple(config.label)
@@ -163,9 +163,9 @@ def _to_split(
 
 
 def _labels(table: Table, column: str | list[str]) -> Callable[[int], Any]:
-    """The function that gives the label in a row: a cell, or a list of 0 and 1 of several columns.
+    """Returns a function that gives a row's label: a cell, or a list of 0 and 1 from several columns.
 
-    -1 in all of several columns is -1, an unlabelled row.
+    If all of several columns hold -1, the label is -1, an unlabelled row.
     """
     if isinstance(column, str):
         values = table.column(column, "data.label")
@@ -179,15 +179,16 @@ def _labels(table: Table, column: str | list[str]) -> Callable[[int], Any]:
         for name, cell in cells.items():
             if is_yes(cell) is None:
                 place = f"{table.where(row)}, column {name!r} (data.label)"
-                raise JloraError(f"{place}: expected 0 or 1, as each of several columns is a class; found {cell!r}")
+                raise JloraError(f"{place}: expected 0 or 1, as data.label has a column for each class; found {cell!r}")
         return [int(bool(is_yes(cell))) for cell in cells.values()]
 
     return read
 
 
 def _name_labels(split: Split, config: DataConfig, name: str, notes: list[str]) -> Split:
-    """With a mapping in `data.label_names` labels become class names; others are left out, where the config says so, or
-    an error.
+    """Replaces labels by the class names of a mapping in `data.label_names`.
+
+    Rows with other labels are left out if the config says so; otherwise they are an error.
     """
     if not isinstance(config.label_names, dict):
         return split

@@ -111,7 +111,7 @@ def _export_merged(run: Run, adapter: Any, in_memory: np.ndarray, facts: card.Fa
         artifacts.write_merged(folder, run.adapted, adapter, run.tokenizer, dtype)
     write_card(run, facts, "merged")
     mesh = run.task.mesh
-    with working("reading merged/ back, the first validation rows are compared"):
+    with working("reading merged/ back and comparing the first validation rows"):
         model, base = artifacts.read_back(folder, jnp.dtype(run.config.train.dtype), mesh)
         found = _first_logits(run, None, base, make_eval_step(model.apply, mesh))
     difference = artifacts.largest_difference(in_memory, found)

@@ -1,4 +1,4 @@
-"""What the labels of a split are taken for, in words, before anything is trained."""
+"""Log lines that describe the labels of a split before training."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _SHOWN = 20
 
 
 def described(labels: Labels, encoded: np.ndarray, name: str) -> str:
-    """One line that says what the labels of a split are taken for: the task, the classes and how many rows each has."""
+    """Returns a line about the labels of a split: the task, the classes and how many rows each has."""
     known = encoded[is_labelled(encoded)]
     unlabelled = f"; {len(encoded) - len(known):,} without a label" * (len(known) < len(encoded))
-    seen = f", as {labels.reason} (task= decides otherwise)" if name == "train" and labels.reason else ""
+    seen = f", because {labels.reason} (task=... overrides this)" if name == "train" and labels.reason else ""
     head = f"{name}: {len(encoded):,} rows, {labels.problem_type}{seen}"
     if labels.problem_type == "regression":
         scores = f"{known.min():g} to {known.max():g}, mean {known.mean():.4g}" if len(known) else "none"
@@ -32,12 +32,12 @@ def described(labels: Labels, encoded: np.ndarray, name: str) -> str:
 
 
 def near_equal(labels: Labels) -> list[str]:
-    """A line for each group of classes whose names differ in case, spaces or Unicode form alone."""
+    """Returns a line for each group of classes whose names differ only in case, spaces or Unicode form."""
     groups: dict[str, list[str]] = {}
     for class_name in labels.names:
         groups.setdefault(spelling(class_name), []).append(class_name)
     return [
-        f"{', '.join(map(repr, group))} differ in case, spaces or Unicode form alone, and are classes of their own;"
+        f"{', '.join(map(repr, group))} differ only in case, spaces or Unicode form, but are separate classes."
         " data.label_names={value: name, ...} gives several values one name"
         for group in groups.values()
         if len(group) > 1

@@ -33,7 +33,7 @@ def label_kind(value: Any) -> LabelKind:
         return "whole number"
     if isinstance(value, float) or (isinstance(value, str) and _DECIMAL.fullmatch(value)):
         return "decimal number"
-    # Text with half a character in it can be written to no file.
+    # Text with an unpaired surrogate cannot be written to a file.
     return "text" if isinstance(value, str) and not _LONE_SURROGATE.search(value) else "something else"
 
 
@@ -46,7 +46,7 @@ def whole_number(value: Any) -> int | None:
 
 
 def number(value: Any) -> float:
-    """The label as a score, also with a decimal comma ("3,5"); NaN where it is no number."""
+    """Returns the label as a score, also with a decimal comma ("3,5"); NaN if it is not a number."""
     if has_decimal_comma(value):
         return float(value.replace(",", "."))
     try:
@@ -56,18 +56,18 @@ def number(value: Any) -> float:
 
 
 def has_decimal_comma(value: Any) -> bool:
-    """Whether the label is text such as "3,5"."""
+    """Tells whether the label is text such as "3,5"."""
     return isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value) is not None
 
 
 def are_class_ids(values: Sequence[Any]) -> bool:
-    """Whether all labels are whole numbers from 0 without a gap, two or more, however they are written (0.0, 1.0)."""
+    """Tells whether the labels are two or more whole numbers from 0 without a gap, also if written 0.0, 1.0."""
     ids = {whole_number(value) for value in values}
     return len(ids) > 1 and ids == set(range(len(ids)))
 
 
 def is_yes(value: Any) -> bool | None:
-    """What a cell of a column of one label says: 1, 1.0, "1", "true" is yes; None where it is neither 0 nor 1."""
+    """Reads a cell of a column for one class: True for 1, 1.0, "1", "true"; None if it is neither 0 nor 1."""
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     return {0: False, 1: True}.get(whole_number(value))  # type: ignore[arg-type]
@@ -84,11 +84,11 @@ def as_key(value: Any) -> str:
 
 
 def multi_hot_length(values: Sequence[Any]) -> int | None:
-    """How many classes the labels have where they are lists of 0 and 1 of one length, two or more: an entry for each
-    class; None where they are not.
+    """Returns the number of classes if the labels are lists of 0 and 1, one entry for each class; None otherwise.
 
-    As lists of ids they would name a class twice, or all of two classes in each row. Where most are such lists, and one
-    of these would name a class twice, the others are mistakes.
+    The lists must have one length, two or more. Lists of ids look different: these would repeat a class, or name both
+    of two classes in each row. If most labels are such lists, and one of them would repeat a class, the other labels
+    are mistakes.
     """
     lists = [value for value in values if isinstance(value, list) and all(is_yes(part) is not None for part in value)]
     [(length, count)] = Counter(map(len, lists)).most_common(1) or [(0, 0)]
@@ -98,8 +98,9 @@ def multi_hot_length(values: Sequence[Any]) -> int | None:
 
 
 def parsed_lists(values: Sequence[Any]) -> list[Any]:
-    """The labels, as lists where most that are neither empty nor -1 are the text of one: '[1, 0]', "['a', 'b']",
-    '[1 0]'. The others stay as they are.
+    """Parses labels that are the text of a list: '[1, 0]', "['a', 'b']", '[1 0]'.
+
+    It does so only if most labels that are neither empty nor -1 are such text; the others stay unchanged.
     """
     given = [value for value in values if label_kind(value) != "nothing" and whole_number(value) != -1]
     texts = {text for text in given if isinstance(text, str) and _LIST.fullmatch(text.strip())}
@@ -123,5 +124,5 @@ def _parsed(text: str) -> Any:
 
 
 def spelling(name: str) -> str:
-    """What names share that differ in case, spaces or Unicode form alone."""
+    """Returns a form of the name without differences in case, spaces or Unicode form."""
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())

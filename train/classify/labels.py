@@ -26,16 +26,16 @@ from train.classify.label_values import (
 )
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
-_ADVICE = "name the classes with data.label_names, or set task=regression where they are scores"
+_ADVICE = "name the classes with data.label_names, or set task=regression if they are scores"
 
 
 @dataclass(frozen=True)
 class Labels:
     """The task and its classes: class i is called `names[i]`; a regression has the one name LABEL_0.
 
-    `numbers_are_ids` is False where the names were collected from text labels: a number is an error there.
-    `multi_hot` says that the rows of a multi-label task have a 0 or 1 for each class. `reason` says what in the labels
-    decided the task; it is empty where the config did.
+    `numbers_are_ids` is False if the names were collected from text labels: a number is an error there. `multi_hot`
+    says that the rows of a multi-label task have a 0 or 1 for each class. `reason` says what in the labels decided the
+    task; it is empty if the config did.
     """
 
     problem_type: ProblemType
@@ -65,7 +65,7 @@ def labels_of_config(id2label: dict[Any, str], problem_type: str | None) -> Labe
 
 
 def infer_labels(train: Split, task: str | None = None, names: tuple[str, ...] | None = None) -> Labels:
-    """The task and class names of the training labels.
+    """Infers the task and the class names from the training labels.
 
     `task` is the config's; without one, lists and text such as `a;b` are multi-label, mostly decimal numbers a
     regression (unless they are ids from 0 that are written 0.0, 1.0), and everything else single-label. `names` come
@@ -82,7 +82,7 @@ def infer_labels(train: Split, task: str | None = None, names: tuple[str, ...] |
     count = multi_hot_length(train.label) if inferred == "multi_label_classification" else None
     if count and (names is None or len(names) == count):
         found = names or tuple(f"LABEL_{i}" for i in range(count))
-        return Labels(inferred, found, multi_hot=True, reason=reason and "they have a 0 or 1 for each class")
+        return Labels(inferred, found, multi_hot=True, reason=reason and "the labels have a 0 or 1 for each class")
     labels = Labels(inferred, names, reason=reason) if names else _collect_labels(train, inferred, reason)
     if inferred == "single_label_classification" and len(labels) < 2:
         raise JloraError(f"{train.source[0]}: expected two classes or more, found {labels.names[0]!r} alone")
@@ -90,7 +90,7 @@ def infer_labels(train: Split, task: str | None = None, names: tuple[str, ...] |
 
 
 def of_one_kind(train: Split) -> Split:
-    """The training rows whose labels are of the kind that most are of, for `data.skip_bad_rows`."""
+    """Keeps the training rows whose labels are of the most frequent kind, for `data.skip_bad_rows`."""
     kinds = [label_kind(value) for value in train.label]
     numbers = {"whole number", "decimal number"}
     general = ["number" if kind in numbers else kind for kind in kinds]
@@ -114,8 +114,10 @@ def encode(split: Split, labels: Labels, name: str) -> np.ndarray:
 
 
 def encode_rows(split: Split, labels: Labels, name: str, skip: bool | None) -> tuple[Split, np.ndarray, list[str]]:
-    """(the rows, their labels as `encode` gives them, errors): with `skip`, rows whose labels do not fit are left out,
-    and the errors say why; else the first one is raised. `skip` is as for `read_each`.
+    """Returns (the rows, their labels as `encode` gives them, errors).
+
+    With `skip`, as for `read_each`, rows whose labels do not fit are left out, and the errors say why; otherwise the
+    first error is raised.
     """
     unlabelled = [name == "test" and _is_minus_one(value) for value in split.label]
     if labels.problem_type == "regression" and not all(unlabelled):
@@ -147,14 +149,14 @@ def is_labelled(encoded: np.ndarray) -> np.ndarray:
 
 
 def _infer_task(train: Split, names: tuple[str, ...] | None) -> tuple[ProblemType, str]:
-    """(the task, what in the labels says so)."""
+    """Returns (the task, what in the labels decided it)."""
     kinds: list[str] = [label_kind(value) for value in train.label]
     if names is None and _are_numbers_with_commas(train.label):
         index = next(i for i, value in enumerate(train.label) if has_decimal_comma(value))
-        expected = "task=regression, which reads the comma as a decimal point, or task=single_label_classification"
-        _refuse(train.label[index], train, index, f"{expected}, which takes such labels as names")
+        expected = "a number with a decimal point. Set task=regression to read the comma as a decimal point"
+        _refuse(train.label[index], train, index, f"{expected}, or task=single_label_classification for class names")
     if any(_is_several(value, names) for value in train.label):
-        return "multi_label_classification", f"labels such as {_first_several(train.label, names)!r} are several"
+        return "multi_label_classification", f"{_first_several(train.label, names)!r} is several labels"
     if kinds.count("decimal number") > kinds.count("whole number"):
         kinds = ["decimal number" if kind == "whole number" else kind for kind in kinds]
     if names is None or "list" in kinds:
@@ -169,7 +171,7 @@ def _infer_task(train: Split, names: tuple[str, ...] | None) -> tuple[ProblemTyp
 
 
 def _are_numbers_with_commas(values: Sequence[Any]) -> bool:
-    """Whether all labels that are not empty are numbers, some with a decimal comma."""
+    """Tells whether all labels that are not empty are numbers, some with a decimal comma."""
     given = [value for value in values if label_kind(value) != "nothing"]
     return any(map(has_decimal_comma, given)) and all(
         has_decimal_comma(value) or label_kind(value).endswith("number") for value in given
@@ -177,7 +179,7 @@ def _are_numbers_with_commas(values: Sequence[Any]) -> bool:
 
 
 def _is_several(value: Any, names: Iterable[str] | None) -> bool:
-    """Whether the label is text such as `a;b`, and no class is called so."""
+    """Tells whether the label is text such as `a;b` and not the name of a class."""
     return isinstance(value, str) and len(_parts(value)) > 1 and value not in (names or ())
 
 
@@ -202,8 +204,8 @@ def _collect_labels(train: Split, problem_type: ProblemType, reason: str) -> Lab
     if ids and ids == list(range(ids[0], ids[0] + len(ids))) and ids[0] > 0:
         named = ", ".join(f"{index}: ..." for index in ids[:3]) + ", ..." * (len(ids) > 3)
         raise JloraError(
-            f"{train.source[0]}: expected class ids from 0; found {ids[0]} to {ids[-1]}. data.label_names={{{named}}}"
-            " names them, in the order of their ids; set task=regression where they are scores"
+            f"{train.source[0]}: expected class ids from 0; found {ids[0]} to {ids[-1]}. Name the classes in the order"
+            f" of their ids with data.label_names={{{named}}}, or set task=regression if they are scores"
         )
     for index, value in values:
         if whole_number(value) not in range(len(ids)):
@@ -234,7 +236,7 @@ def _class_id(value: Any, labels: Labels, ids: dict[str, int], split: Split, ind
         if list(labels.names) != [f"LABEL_{i}" for i in range(len(labels))]:
             expected.append(f"one of {_some(labels.names)}")
         near = [class_name for class_name in labels.names if spelling(class_name) == spelling(str(value))]
-        hint = f"; {near[0]!r} differs from it in case, spaces or Unicode form alone" if near else ""
+        hint = f"; {near[0]!r} differs from it only in case, spaces or Unicode form" if near else ""
         _refuse(value, split, index, " or ".join(expected) + hint)
     return found
 

@@ -48,7 +48,7 @@ class Prepared:
 def prepare_splits(
     config: Config, data: Data, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Labels, dict[str, Prepared]]:
-    """(labels, {split: Prepared}); labels come from the training rows. What they are taken for is logged."""
+    """Returns (labels, {split: Prepared}); the labels come from the training rows, and the log describes them."""
     skip, train = config.data.skip_bad_rows, data.splits["train"]
     labels = infer_labels(of_one_kind(train) if skip else train, config.task, data.label_names)
     # Labels first: they are cheap to check, and a wrong one is known before anything is tokenized.
@@ -120,14 +120,14 @@ def abstract_model(config: Config) -> Adapted:
 
 
 def _new_modules(config: Config, model: Any) -> list[str]:
-    """Names of the modules that the base does not have, where the adapter comes from elsewhere and may have them."""
+    """Returns the names of the modules that the base lacks, if a stored adapter may have them."""
     if config.lora.from_ is None:
         return []
     return [module_names(path, None)[0] for path in _heads(config, model)]
 
 
 def _heads(config: Config, model: Any) -> dict[str, list[str]]:
-    """The heads that start anew: {path of a leaf: its keys}."""
+    """Returns the heads that are newly initialised: {path of a leaf: its keys}."""
     return new_heads(model, model_folder(config.model), new_head=config.new_head)
 
 

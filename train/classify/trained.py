@@ -85,7 +85,7 @@ def load_adapted(folder: Path, base: str | None = None) -> Trained:
     name = base or base_of(folder)
     settle_hub(name)
     model = build(classifier_config(name, **_stored_labels(folder)))
-    # A head that the base does not have so comes with the adapter; the seed only fills the place until then.
+    # A head that the base lacks comes with the adapter, which replaces these random values.
     weights = load_weights(model, model_folder(name), key=jax.random.key(0), new_head=True)
     adapter, config = jlora.load_adapter(folder, weights, model.apply, example_batch(model.config))
     _require_heads(folder, name, new_heads(model, model_folder(name), new_head=True), adapter)
@@ -103,10 +103,10 @@ def _stored_labels(folder: Path) -> dict[str, Any]:
 
 
 def read_label_entries(file: Path) -> dict[str, Any]:
-    """id2label, label2id and problem_type as `labels.json` has them, whatever else stands there.
+    """Reads id2label, label2id and problem_type from `labels.json`, and nothing else.
 
     Raises:
-      JloraError: class names that are no texts, or ids that are not 0, 1, ...; no known problem_type.
+      JloraError: class names that are not text, ids other than 0, 1, ..., or an unknown problem_type.
     """
     stored = read_json(file)
     names, problem = stored.get("id2label"), stored.get("problem_type")
@@ -130,8 +130,9 @@ def _require_heads(folder: Path, name: str, heads: dict[str, list[str]], adapter
     lost = [key for path, keys in heads.items() if path not in adapter for key in keys]
     if lost:
         raise JloraError(
-            f"{folder}: expected {', '.join(lost)} in the base or the adapter; found them neither in {name} nor here:"
-            " the base that the adapter was trained on had them. Take the run's merged/, or that base by --base"
+            f"{folder}: expected {', '.join(lost)} in the base or the adapter; found them neither in {name} nor here."
+            " The adapter was trained on another base, which has them: give that one with --base, or use the run's"
+            " merged/"
         )
 
 

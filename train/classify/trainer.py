@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 def classify(config: Config, flags: Flags, is_offline: bool) -> None:
-    """What `jlora classify` does; `is_offline`: the config's `offline:` block is in it."""
+    """Runs `jlora classify`. `is_offline`: whether the config includes its `offline:` block."""
     if flags.dry_run:
         _dry_run(config, flags)
     else:

@@ -1,4 +1,4 @@
-"""Tokens that a run adds to the tokenizer (`data.add_tokens`), and what trains their rows of the tables."""
+"""Tokens that a run adds to the tokenizer (`data.add_tokens`), and the settings that train their rows."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _KEY = "data.add_tokens"
 
 
 def add_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], size: int) -> tuple[int, ...]:
-    """Adds those of the texts to the tokenizer that are no tokens of it; says which, and which it has.
+    """Adds the texts that are not tokens yet to the tokenizer, and logs which are added and which it has already.
 
-    They are plain tokens, as Axolotl's `tokens:` are: whole wherever they stand in a text, blanks around them kept, and
-    shown in what the model writes.
+    They are plain tokens, as with Axolotl's `tokens:`: recognized anywhere in a text, spaces around them kept, and
+    shown in generated text.
 
     Args:
-      size: the tokens that the model has.
+      size: the number of tokens that the model has.
 
     Returns:
-      The ids whose rows must be trained, rising: those of the added tokens, and any other from `size` on.
+      The ids whose rows must be trained, rising: those of the added tokens, and all others from `size` on.
     """
     texts, known = tuple(dict.fromkeys(texts)), tokenizer.get_vocab()
     if had := [text for text in texts if text in known]:
-        logger.info("%s: tokens already: %s", _KEY, ", ".join(f"{text!r} ({known[text]})" for text in had))
+        logger.info("%s: already tokens: %s", _KEY, ", ".join(f"{text!r} ({known[text]})" for text in had))
     new = [text for text in texts if text not in known]
     if not new:
         return ()
@@ -49,18 +49,18 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], size: i
 
 
 def vocabulary(stored: PreTrainedConfig, added: Sequence[int]) -> int:
-    """How many tokens the model has with those that are added."""
+    """Returns how many tokens the model has, the added ones included."""
     return max([stored.vocab_size, *(index + 1 for index in added)])
 
 
 def training_added(lora: LoraConfig, model: PreTrainedConfig, added: Sequence[int]) -> LoraConfig:
-    """The settings that train the rows of the added tokens too, if they do not train the tables whole.
+    """Returns the settings that also train the rows of the added tokens, unless they train the tables whole.
 
     Args:
       model: says whether the head is tied.
 
     Raises:
-      JloraError: an adapter on one of the tables, or one of the two whole: PEFT would not have the other's new rows.
+      JloraError: an adapter on a table, or only one of the two trained whole: PEFT's file would lack new rows.
     """
     if not added:
         return lora
@@ -71,15 +71,15 @@ def training_added(lora: LoraConfig, model: PreTrainedConfig, added: Sequence[in
     if any(whole) or means(lora, embedding) or means(lora, HEAD):
         end = embedding.rpartition(".")[2]
         raise JloraError(
-            f"{_KEY}: expected the embedding and the head in lora.modules_to_save, [{end},{HEAD}], or neither of them"
-            " there and in lora.target_modules; found one of them. The new rows of the other would be in no adapter"
+            f"{_KEY}: expected both the embedding and the head in lora.modules_to_save, [{end},{HEAD}], or neither of"
+            " them there or in lora.target_modules; found another combination, whose adapter would lack new rows"
         )
     tables = [embedding] if model.tie_word_embeddings else [embedding, HEAD]
     return dataclasses.replace(lora, trainable_token_indices=_with_rows(lora.trainable_token_indices, tables, added))
 
 
 def _with_rows(given: Any, tables: Sequence[str], added: Sequence[int]) -> Any:
-    """`trainable_token_indices` with the added ids: a list where it means the embedding alone."""
+    """Adds the ids to `trainable_token_indices`, which stays a list if it is for the embedding alone."""
     if len(tables) == 1 and not isinstance(given, Mapping):
         return list(dict.fromkeys([*(given or ()), *added]))
     if not isinstance(given, Mapping):
@@ -92,7 +92,7 @@ def _with_rows(given: Any, tables: Sequence[str], added: Sequence[int]) -> Any:
 
 
 def require_trained(lora: LoraConfig, model: PreTrainedConfig, added: Sequence[int], where: str) -> None:
-    """Raises JloraError where a stored adapter trains no rows of added tokens, or rows of tokens that are not there.
+    """Raises JloraError if a stored adapter lacks rows of added tokens, or trains rows of tokens that do not exist.
 
     Args:
       lora: the adapter's settings.
@@ -105,11 +105,11 @@ def require_trained(lora: LoraConfig, model: PreTrainedConfig, added: Sequence[i
         if missing := sorted(set(added) - ids) if not is_trained_whole(lora, table) else []:
             raise JloraError(
                 f"lora.from: {where}: expected an adapter that trains rows of {table} for the tokens of {_KEY}, ids"
-                f" {missing}; found none. Give {_KEY} of the run that made it, or merge it (jlora export) and give"
-                " model=FOLDER"
+                f" {missing}; found none. Give the same {_KEY} as the run that made it; or merge it (jlora export) and"
+                " give the merged model, model=FOLDER, instead of lora.from"
             )
         if beyond := sorted(index for index in ids if index >= model.vocab_size):
             raise JloraError(
                 f"lora.from: {where}: expected rows of the model's {model.vocab_size} tokens; found rows {beyond} of"
-                f" {table}. Give {_KEY} of the run that made it"
+                f" {table}. Give the same {_KEY} as the run that made it"
             )

@@ -56,8 +56,8 @@ class DataSection(DataSource):
     )
     add_tokens: list[Text] = Field(
         default=[],
-        description="texts that become tokens of the tokenizer, and are trained; those that are tokens already are "
-        "left as they are, and said",
+        description="texts to add to the tokenizer as tokens, whose rows are trained; texts that are tokens already "
+        "are left as they are and logged",
     )
     max_length: Annotated[int, Field(ge=4)] = Field(default=512, description="tokens a row at most")
     too_long: Literal["split", "cut", "drop", "error"] | None = Field(
@@ -149,7 +149,7 @@ class Export(ExportSection):
 
 
 class LMConfig(RunConfig):
-    """A run, resolved: what `jlora lm` does, and what its run folder records."""
+    """The resolved configuration of a run of `jlora lm`, as its run folder records it."""
 
     learning_rates: ClassVar[dict[str, float]] = {"lora": 2e-4, "full": 2e-5}
 

@@ -1,4 +1,4 @@
-"""A row as a chat: its turns, the tools it may call, and what else its template is told."""
+"""Reads a row as a chat: its turns, the tools that it may call, and more variables of its template."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from train.lm.config import DataSection
 
 _GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
-"""Variables of a template that the rows do not set by `chat_template_kwargs`."""
+"""Variables of a template that rows cannot set with `chat_template_kwargs`."""
 
 _Turns = tuple[list[Turn], int, str]
-"""The turns of a row, how many of them are a prompt, and how errors name them."""
+"""(turns of a row, how many of them are the prompt, their place for errors)."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Conversation:
 
     Attributes:
       turns: at least one.
-      prompt: how many turns are a given prompt, whose answers are not learnt.
-      unlearnt: places of the turns that the row says are not to be learnt.
+      prompt: how many turns are the prompt, whose answers are not learnt.
+      unlearnt: indices of the turns that the row excludes from learning.
       tools: JSON schemas of the functions that the assistant may call, or None.
-      variables: what else the template is told.
-      where: file, row and columns: how errors name the chat.
+      variables: more variables of the template.
+      where: file, row and columns, for errors.
     """
 
     turns: list[Turn]
@@ -43,13 +43,13 @@ class Conversation:
 
 
 def conversations(table: Table, form: Format, config: DataSection) -> Callable[[int], Conversation]:
-    """The function that reads a row (counted from 0) of a table of chats.
+    """Returns a function that reads a row (counted from 0) of a table of chats.
 
-    Beside the chat it reads the columns `system`, `tools` and `chat_template_kwargs`, where the table has them.
+    It also reads the columns `system`, `tools` and `chat_template_kwargs` if the table has them.
 
     Raises:
-      JloraError: no such column. The function itself: whatever `turns_of_messages` refuses; tools that are no list of
-        schemas; a system prompt that is no text, or another one than the chat has.
+      JloraError: no such column. The function itself: whatever `turns_of_messages` refuses; tools that are not a list
+        of schemas; a system prompt that is not text, or differs from the chat's own.
     """
     read_turns = _pairs(table, config) if form == "prompt_completion" else _chats(table, form, config)
 
@@ -80,7 +80,7 @@ def _chats(table: Table, form: Format, config: DataSection) -> Callable[[int], _
 
 
 def _pairs(table: Table, config: DataSection) -> Callable[[int], _Turns]:
-    """Prompts and completions that are lists of turns."""
+    """Reads prompts and completions that are lists of turns."""
     prompts = table.column(config.prompt, "data.prompt")
     completions = table.column(config.completion, "data.completion")
 
@@ -90,8 +90,8 @@ def _pairs(table: Table, config: DataSection) -> Callable[[int], _Turns]:
         for key, (column, turns) in parts.items():
             if not (isinstance(turns, list) and turns):
                 raise JloraError(
-                    f"{table.where(row)}, column {column!r} (data.{key}): expected a list of turns, as the first row"
-                    f" has; found {ascii(turns)[:60]}"
+                    f"{table.where(row)}, column {column!r} (data.{key}): expected a list of turns, as in the first"
+                    f" row; found {ascii(turns)[:60]}"
                 )
         return turns_of_messages([*prompts[row], *completions[row]], where), len(prompts[row]), where
 
@@ -103,12 +103,14 @@ def _with_system(turns: list[Turn], system: Any, place: str) -> list[Turn]:
     if turns[0]["role"] != "system":
         return [{"role": "system", "content": system}, *turns]
     if turns[0]["content"] != system:
-        raise JloraError(f"{place}: expected nothing, or the chat's own system prompt; found another: {system[:60]!r}")
+        raise JloraError(
+            f"{place}: expected no system prompt, or the same one as in the chat; found another: {system[:60]!r}"
+        )
     return turns
 
 
 def _tools(found: Any, where: str) -> list[dict[str, Any]] | None:
-    """The functions that a chat may call: a list of JSON schemas, or its JSON text."""
+    """Reads the functions that a chat may call: a list of JSON schemas, or its JSON text."""
     tools = _given(found, where)
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise JloraError(f"{where}: expected a list of JSON schemas; found {ascii(tools)[:60]}")
@@ -116,18 +118,18 @@ def _tools(found: Any, where: str) -> list[dict[str, Any]] | None:
 
 
 def _variables(found: Any, where: str) -> dict[str, Any]:
-    """More variables of the template: an object, or its JSON text."""
+    """Reads more variables of the template: an object, or its JSON text."""
     variables = _given(found, where) or {}
     if not isinstance(variables, dict):
         expected = 'expected an object such as {"enable_thinking": false}'
         raise JloraError(f"{where}: {expected}; found {ascii(found)[:60]}")
     if given := [name for name in variables if name in _GIVEN]:
-        raise JloraError(f"{where}: expected variables of the chat template's own; found {given[0]!r}")
+        raise JloraError(f"{where}: expected other variables than {', '.join(_GIVEN)}; found {given[0]!r}")
     return variables
 
 
 def _given(found: Any, where: str) -> Any:
-    """What a cell holds, or its JSON text says; None where that is nothing."""
+    """Returns the value of a cell, decoded if it is JSON text; None if it is empty."""
     if isinstance(found, str):
         found = from_json(found, where) if found.strip() else None
     return found or None

@@ -48,14 +48,14 @@ class Data:
 def load_examples(
     config: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int, day: datetime.date | None = None
 ) -> Data:
-    """Train and validation data, the same for the same `seed` and `day` (None: today) on every machine.
+    """Loads train and validation data, the same for the same `seed` and `day` (None: today) on every machine.
 
-    Where no validation data is given, `validation_fraction` of train is held out: rows, or the ends of plain texts that
+    If no validation data is given, `validation_fraction` of train is held out: rows, or the ends of plain texts that
     are few and long. Then `max_rows` takes a sample of each split.
 
     Raises:
-      JloraError: whatever cannot be read or is no text or chat, with its file and row; rows that are too long where
-        that is an error; a split in which nothing is left to learn.
+      JloraError: data that cannot be read or is not text or a chat, with its file and row; rows that are too long if
+        `data.too_long` makes that an error; a split in which nothing is left to learn.
     """
     tokenizer = with_template(tokenizer, config.chat_template)
     if config.max_length > tokenizer.model_max_length:
@@ -125,11 +125,11 @@ def _documents(
 
 
 def _of_rows(name: str, part: Documents) -> list[str]:
-    """What of the rows of a file is not used."""
+    """Returns notes about the unused parts of a file's rows."""
     notes = []
     if part.unread:
         keys = ", ".join(sorted(part.unread))
-        notes.append(f"{name}: {part.source}: keys that the chat template does not name, so they are not used: {keys}")
+        notes.append(f"{name}: {part.source}: not used, because the chat template does not name them: {keys}")
     return notes + left_out(name, part.left_out, len(part) + len(part.left_out))
 
 

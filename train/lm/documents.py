@@ -1,4 +1,4 @@
-"""What the tokenizer is given: the rows of a table as texts, with the characters that are to be learnt."""
+"""The rows of a table as texts for the tokenizer, with the spans of characters to learn."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Documents:
       source: the file or hub set, as the user gave it.
       form: the format of the rows.
       from_template: whether a chat template wrote the texts, which brings its own first and last tokens.
-      unread: keys of turns and of `chat_template_kwargs`, and `tools` of rows that have some, which the chat template
-        does not name.
-      left_out: why rows were left out, one message a row (`data.skip_bad_rows`).
+      unread: keys of turns and of `chat_template_kwargs`, and `tools`, that the rows have and the chat template does
+        not name.
+      left_out: the error of each row that was left out (`data.skip_bad_rows`).
     """
 
     texts: list[str]
@@ -72,13 +72,13 @@ def documents_of(
     tokenizer: PreTrainedTokenizerBase,
     day: datetime.date | None = None,
 ) -> Documents:
-    """The texts of the table's `rows` (counted from 0). `day` is what the clock of a chat template shows; None: today.
+    """Returns the texts of the table's `rows` (counted from 0). Chat templates see `day` (None: today) as today.
 
     With `data.skip_bad_rows`, rows that cannot be read are left out.
 
     Raises:
-      JloraError: a column that is not there; a row whose field is missing or no text; a chat that is none, or whose
-        roles are out of order; a tokenizer without a chat template, or one that the chat does not fit; no row is left.
+      JloraError: a missing column; a field that is missing or not text; a malformed chat, or one whose roles are out of
+        order; a tokenizer without a chat template, or with one that fails on the chat; no row is left.
     """
     unread: set[str] = set()
     read = _reader(table, form, config, tokenizer, day, unread)
@@ -111,7 +111,7 @@ def _reader(
     day: datetime.date | None,
     unread: set[str],
 ) -> Callable[[int], Document]:
-    """The function that reads one row, counted from 0; it adds to `unread` what no chat template names."""
+    """Returns a function that reads one row, counted from 0, and adds keys that the template ignores to `unread`."""
     only = answers_only(form, config)
     if form == "text":
         texts = table.texts_by_row(config.text, "data.text")

@@ -20,14 +20,14 @@ _TEXTS_AT_ONCE = 1024
 
 
 def encode(documents: Documents, tokenizer: PreTrainedTokenizerBase) -> Examples:
-    """The whole texts as examples, however long.
+    """Tokenizes the whole texts as examples, however long they are.
 
-    A token is learnt where one of its characters is. Plain texts and completions begin as the tokenizer begins them
-    (`bos_token`, but not twice where the text begins with it) and end in `eos_token`, which is learnt; chats begin and
-    end as their template has it.
+    A token is learnt if one of its characters is. Plain texts and completions begin as the tokenizer begins them
+    (with `bos_token`, but not twice if the text already begins with it) and end in `eos_token`, which is learnt; chats
+    begin and end as their template writes them.
 
     Raises:
-      JloraError: a slow tokenizer; one without an end token where texts need it.
+      JloraError: a slow tokenizer; one without an end token if texts need it.
     """
     end = None if documents.from_template else _end_token(tokenizer)
     ids, learn, prompts, straddling = [np.zeros(0, np.int32)], [np.zeros(0, bool)], [], 0

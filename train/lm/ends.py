@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 
 def are_few_long_texts(parts: Sequence[Rows], config: DataSection) -> bool:
-    """Whether the rows are plain texts that are split anyway: fewer than `validation_fraction` could take one of, and
-    with more characters on average than `max_length`. Rows that are no text do not count here.
+    """Tells whether the rows are plain texts so few and long that their ends are held out instead of whole rows.
+
+    They are too few for `validation_fraction` to be one row, and have more characters on average than `max_length`.
+    Rows that are not text do not count.
     """
     count = sum(map(len, parts))
     plain = all(part.form == "text" and too_long(part.form, config) == "split" for part in parts)

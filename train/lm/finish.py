@@ -94,13 +94,13 @@ def _samples(run: Run, adapter: dict[str, Any]) -> str:
 def _export_merged(run: Run, adapter: dict[str, Any], facts: card.Facts) -> dict[str, float]:
     """Writes merged/, reads it back, and returns its metrics on the validation split."""
     folder = run.folder / "merged"
-    # Beside the base in training, the accelerator may have no room for another one.
+    # The accelerator holds the base in training and may have no room for another one.
     with devices.on_cpu(), working("writing merged/"):
         whole, adapter = _unrounded(run, adapter)
         artifacts.write_merged(folder, whole, adapter, run.tokenizer, run.config.export.dtype)
     write_card(run, facts, "merged")
     mesh, dtype = run.task.mesh, jnp.dtype(run.config.train.dtype)
-    with working(f"reading merged/ back, {len(run.task.data.rows['validation']):,} validation rows are compared"):
+    with working(f"reading merged/ back and comparing {len(run.task.data.rows['validation']):,} validation rows"):
         model, base = artifacts.read_back(folder, dtype, mesh, param_dtype=dtype)
         task = dataclasses.replace(run.task, eval_step=make_eval_step(model, mesh))
         return evaluated(task, None, base, "validation")

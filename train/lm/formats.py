@@ -42,7 +42,7 @@ def seen_format(table: Table, config: DataSection) -> Format:
 
 
 def used_columns(table: Table, form: Format, config: DataSection) -> set[str]:
-    """The names of the columns that rows of this format are read from, whether the table has them or not."""
+    """Returns the names of all columns that this format reads, whether the table has them or not."""
     of_chats = {"system", "tools", "chat_template_kwargs"}
     if form == "text":
         return {config.text}
@@ -54,8 +54,9 @@ def used_columns(table: Table, form: Format, config: DataSection) -> set[str]:
 
 
 def has_chats(table: Table, form: Format, config: DataSection) -> bool:
-    """Whether the rows are chats, which a template writes: of prompts and completions, where the first prompt that is
-    there is a list.
+    """Tells whether the rows are chats, which a template writes.
+
+    Prompts and completions are chats if the first prompt that is not empty is a list.
     """
     if form == "prompt_completion":
         prompts = table.columns.get(config.prompt, [])
@@ -64,7 +65,7 @@ def has_chats(table: Table, form: Format, config: DataSection) -> bool:
 
 
 def chat_column(table: Table, form: Format, config: DataSection) -> str:
-    """`data.messages`; where it is null, `messages` or `conversations`: of both, the latter for ShareGPT's chats."""
+    """Returns `data.messages`, else `messages` or `conversations`; of both, the latter if it has ShareGPT's chats."""
     if config.messages:
         return config.messages
     names = ("conversations", "messages") if form == "sharegpt" else ("messages", "conversations")
@@ -90,7 +91,7 @@ def too_long(form: Format, config: DataSection) -> TooLong:
 
 
 def _says_from(chats: list[object]) -> bool:
-    """Whether the first turn of the first chat that has one says `from`, as ShareGPT's do."""
+    """Tells whether the first turn of the first chat with turns has the key `from`, as ShareGPT's do."""
     turns = (chat[0] for chat in chats if isinstance(chat, list) and chat)
     first = next(turns, None)
     return isinstance(first, dict) and "from" in first

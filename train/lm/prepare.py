@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 
 def causal_config(name: str, lora: jlora.LoraConfig | None = None) -> PreTrainedConfig:
-    """The config of a causal language model, as `load_config` gives it; its head is untied where `lora` asks for that.
+    """Loads the config of a causal language model, as `load_config` does; with an untied head if `lora` needs that.
 
     Raises:
-      JloraError: whatever `load_config` refuses; a model that classifies.
+      JloraError: whatever `load_config` refuses; a model that is not a causal language model.
     """
     config = with_stored_head(load_config(model_folder(name)), model_folder(name))
     if family(config.model_type).task != "CAUSAL_LM":
@@ -51,11 +51,12 @@ def causal_config(name: str, lora: jlora.LoraConfig | None = None) -> PreTrained
 
 
 def prepare_model(config: LMConfig, mesh: Mesh | None = None, added: Sequence[int] = ()) -> Adapted:
-    """Model, base weights and a fresh adapter (or the one of `lora.from`), or all weights with `method: full`; on the
-    mesh where there is one.
+    """Loads the model, the base's weights and a fresh adapter (or that of `lora.from`), on the mesh if there is one.
+
+    With `method: full` all weights are trained instead.
 
     Args:
-      added: what `add_tokens` gave: the ids of added tokens.
+      added: the ids of added tokens, from `add_tokens`.
     """
     fetch(model_folder(config.model), None, WEIGHT_PATTERNS)  # which say whether the head is tied
     model, key = build_model(config, added), jax.random.key(config.seed)
@@ -91,7 +92,7 @@ def abstract_on(config: LMConfig, model: Any, added: Sequence[int] = ()) -> Adap
 
 
 def build_model(config: LMConfig, added: Sequence[int] = ()) -> Any:
-    """The linen model in the config's dtype, with the added tokens and without weights."""
+    """Builds the linen model in the config's dtype, with the added tokens and without weights."""
     train, name = config.train, config.model
     lora = settings(config.lora, _lora(config, causal_config(name), added)) if config.method == "lora" else None
     options: dict[str, Any] = {"dtype": jnp.dtype(train.dtype), "remat": train.remat, "attention": train.attention}

@@ -32,11 +32,12 @@ class Rows:
 
 
 def read_rows(split: str, config: DataSection, notes: list[str]) -> list[Rows]:
-    """All rows of `data.{split}`, table by table. A format that was seen from the columns is said in the notes, and so
-    are the columns that are not used.
+    """Reads all rows of `data.{split}`, table by table.
+
+    Adds to the notes a format that was chosen by the columns, and the columns that are not used.
 
     Raises:
-      JloraError: whatever cannot be read; columns in no known format.
+      JloraError: data that cannot be read; columns that fit no format.
     """
     found, source, read_file = [], getattr(config, split), read_text_or_table(config)
     for table in read_tables(source, split, config, read_file):

@@ -1,7 +1,7 @@
-"""The Jinja that chat templates are written for: transformers' sandbox, under limits, on the day of the run.
+"""The Jinja environment of chat templates: transformers' sandbox with limits and a fixed day.
 
-Its filters and functions are those of `PreTrainedTokenizer.apply_chat_template`, apart from `strftime_now`, whose clock
-stands at midnight of the run's day: the same chat must be the same tokens when a run is resumed.
+Its filters and functions are those of `PreTrainedTokenizer.apply_chat_template`, except that `strftime_now` gives
+midnight of the run's day: the same chat must have the same tokens when a run is resumed.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from jinja2 import nodes
 from train.lm.template_limits import LimitedEnvironment
 
 Span = tuple[int, int]
-"""From the first character to the one after the last."""
+"""(first character, the one after the last)."""
 
 
 class Rendered(NamedTuple):
-    """What a template wrote, and the spans that it put between `{% generation %}` and `{% endgeneration %}`."""
+    """A rendered text, and the spans in it between `{% generation %}` and `{% endgeneration %}`."""
 
     text: str
     generated: tuple[Span, ...]
 
 
 class Compiled(NamedTuple):
-    """A template, and the names that stand in it: of variables, of attributes, and all its text constants."""
+    """A template, and the names in it: variables, attributes, keywords and text constants."""
 
     template: jinja2.Template
     names: frozenset[str]
@@ -38,7 +38,7 @@ class Compiled(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def compile_template(source: str) -> Compiled:
-    """Raises what Jinja and Python's compiler raise of source that is no template."""
+    """Compiles a template; raises what Jinja and Python's compiler raise if `source` is not one."""
     environment = _Environment()
     tree = environment.parse(source)
     names = {node.name for node in tree.find_all(nodes.Name)} | {node.attr for node in tree.find_all(nodes.Getattr)}
@@ -48,7 +48,7 @@ def compile_template(source: str) -> Compiled:
 
 
 def render(template: jinja2.Template, variables: Mapping[str, Any], day: datetime.date) -> Rendered:
-    """What the template writes. Raises whatever its expressions raise, of any type."""
+    """Renders the template; its expressions may raise exceptions of any type."""
     environment: Any = template.environment
     environment.begin(day)
     for piece in template.generate(**variables):
@@ -81,7 +81,7 @@ class _Environment(LimitedEnvironment):
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}`: what stands in it is the assistant's."""
+    """`{% generation %}`: marks the text of the assistant."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -109,7 +109,7 @@ class _Dict:
 class _Namespace(jinja2.utils.Namespace):
     """`namespace` without names that begin with an underscore."""
 
-    def __init__(*args: Any, **kwargs: Any) -> None:  # `namespace(self=...)` is a template's right
+    def __init__(*args: Any, **kwargs: Any) -> None:  # a template may call `namespace(self=...)`
         self, given = args[0], dict(*args[1:], **kwargs)
         for name in given:
             _require_plain(name)
@@ -122,7 +122,7 @@ class _Namespace(jinja2.utils.Namespace):
 
 def _require_plain(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
-        raise jinja2.exceptions.SecurityError(f"a namespace takes no name with a leading underscore, such as {name!r}")
+        raise jinja2.exceptions.SecurityError(f"a namespace has no names with a leading underscore, such as {name!r}")
 
 
 def _raise_exception(message: str) -> None:
@@ -132,5 +132,5 @@ def _raise_exception(message: str) -> None:
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """Jinja's own would escape what is special in HTML."""
+    """Writes JSON without the HTML escapes of Jinja's own filter."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -1,7 +1,7 @@
-"""Jinja's sandbox under a limit of steps and size: a chat template is a stranger's program.
+"""Jinja's sandbox with limits of steps and size, since a chat template is an untrusted program.
 
-A step is a turn of a loop, a call, a filter or an operator. Size counts the characters and entries of whatever a step
-makes, before it is made where it may be more than what went in: `"a" * 10**12` is refused, not tried.
+A step is an iteration of a loop, a call, a filter or an operator. The size counts the characters and entries of each
+step's result. It is checked in advance if the result may be larger than the input: `"a" * 10**12` is never computed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _MAKES_TEXT = {
     "safe", "string", "striptags", "title", "tojson", "trim", "truncate", "upper", "urlencode", "urlize", "wordcount",
     "wordwrap", "xmlattr",
 }  # fmt: skip
-"""Filters that look at the whole of a list or object, not at its entries one by one."""
+"""Filters that read a whole list or object at once, not entry by entry."""
 
 
 class LimitedEnvironment(ImmutableSandboxedEnvironment):
-    """Raises jinja2.TemplateError where a template takes more than the limits; `restart` before each rendering."""
+    """Raises jinja2.TemplateError if a template exceeds the limits; call `restart` before each rendering."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
@@ -38,7 +38,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(finalize=self.written, **options)
         self.restart()
         self.filters = {name: self._counted(name, function) for name, function in self.filters.items()}
-        self.globals.pop("lipsum")  # text at random, as much as is asked for
+        self.globals.pop("lipsum")  # makes random text of any length
 
     def restart(self) -> None:
         self.steps = self.size = 0
@@ -81,40 +81,40 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def concat(self, parts: Iterable[str]) -> str:
-        """What a macro or a block wrote."""
+        """Joins and counts the output of a macro or a block."""
         pieces = list(parts)
         self.spend(size=sum(map(len, pieces)))
         return "".join(pieces)
 
     def step(self) -> None:
-        """A turn of a loop, or a call of a macro."""
+        """Counts an iteration of a loop, or a call of a macro."""
         self.spend(1)
 
     def each(self, values: Any) -> Any:
-        """What a loop goes over, its length counted."""
+        """Returns the values of a loop, and counts their number."""
         if hasattr(values, "__len__"):
             self.spend(len(values))
             return values
         return self._one_by_one(values)
 
     def joined(self, *values: Any) -> str:
-        """`a ~ b`."""
+        """Computes and counts `a ~ b`."""
         self.spend(1, sum(map(_size, values)))
         return "".join(map(str, values))
 
     def sliced(self, value: Any, start: Any, stop: Any, step: Any) -> Any:
-        """`a[1:2]`."""
+        """Computes and counts `a[1:2]`."""
         part = value[start:stop:step]
         self.spend(1, _length(part))
         return part
 
     def built(self, value: Any) -> Any:
-        """A list or object that stands in the template."""
+        """Counts a list or object literal."""
         self.spend(1, _size(value))
         return value
 
     def written(self, value: Any) -> Any:
-        """What `{{ value }}` writes."""
+        """Counts the output of `{{ value }}`."""
         self.spend(1, _size(value))
         return value
 
@@ -144,7 +144,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
 
 
 class _Counting(NodeTransformer):
-    """Puts the environment's counting functions around what Jinja compiles to plain Python."""
+    """Wraps what Jinja compiles to plain Python in the environment's counting functions."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
@@ -195,7 +195,7 @@ def _require_few_bits(bits: int) -> None:
 
 
 def _growth(name: str, value: Any, args: list[Any]) -> int:
-    """At most how much more a filter or method makes than went into it."""
+    """Returns an upper bound of how much larger the result of a filter or method is than its input."""
     numbers = sum(abs(arg) for arg in args if isinstance(arg, int))
     words = [arg for arg in args if isinstance(arg, str | bytes)]
     if name in _PADS:
@@ -221,7 +221,7 @@ def _growth(name: str, value: Any, args: list[Any]) -> int:
 
 
 def _count(value: Any, part: Any) -> int:
-    """How often the part is in the text."""
+    """Counts how often the part is in the text."""
     if isinstance(value, bytes) and isinstance(part, str):
         part = part.encode()
     is_countable = isinstance(value, str | bytes) and isinstance(part, type(value))
@@ -233,7 +233,7 @@ def _length(value: Any) -> int:
 
 
 def _size(value: Any, known: dict[int, int] | None = None) -> int:
-    """About how many characters the value has when it is written out, each shared part as often as it is in it."""
+    """Estimates the characters of the written value; a shared part counts each time that it appears."""
     if isinstance(value, str | bytes):
         return len(value)
     if not isinstance(value, list | tuple | dict):

@@ -1,4 +1,4 @@
-"""Chats written out by a chat template, and where in the text the turns stand that are learnt."""
+"""Writes chats with a chat template, and finds the spans of the turns that are learnt."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Names of a turn's thoughts."""
+"""Names of a turn's reasoning."""
 _READ = _REASONING[:2]
-"""Those that templates read: a turn's thoughts are given to them by both."""
+"""The names that templates read: a turn's reasoning is given under both."""
 
 
 class Chat(NamedTuple):
     """A chat as text.
 
     learnt: the spans to learn; None: all of it.
-    prompt: characters before the first answer that may be learnt, the words that call for it included.
+    prompt: characters before the first answer that may be learnt, its generation prompt included.
     """
 
     text: str
@@ -47,8 +47,8 @@ class ChatTemplate:
 
     Attributes:
       tokenizer: has the template and the special tokens that it names.
-      day: what the template's clock shows.
-      source: where the template stands, for errors.
+      day: what the template sees as today.
+      source: where the template is from, for errors.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -56,15 +56,15 @@ class ChatTemplate:
     source: str
 
     def write(self, chat: Conversation, turns: list[Turn], *, call: bool = False) -> Rendered:
-        """The first turns of a chat; with `call`, and the words that call for the assistant's next one.
+        """Writes the first turns of a chat; with `call`, followed by the generation prompt.
 
         Raises:
-          JloraError: the template cannot be read, or refuses the chat: whatever it raised is said.
+          JloraError: the template cannot be compiled, or fails on the chat; its error is quoted.
         """
         try:
             written = self._rendered(chat, turns, call)
         except Exception as error:  # a template's expressions raise whatever Python's do
-            # Some, DeepSeek's among them, join arguments as text, which is what OpenAI's API sends.
+            # Some templates, such as DeepSeek's, concatenate arguments as text, as OpenAI's API sends them.
             if not (isinstance(error, TypeError) and any("tool_calls" in turn for turn in turns)):
                 raise self._refused(chat, error) from error
             try:
@@ -75,16 +75,14 @@ class ChatTemplate:
         return written
 
     def unread(self, chat: Conversation) -> set[str]:
-        """Keys of the chat's turns, its variables and `tools` that the template does not name, so that it has no use
-        for them.
-        """
+        """Returns the keys of the chat's turns, its variables and `tools` that the template does not name."""
         names, keys = self._compiled(chat).names, {key for turn in chat.turns for key in turn} - {"role", "content"}
         if names.intersection(_READ):
             keys -= set(_REASONING)
         return (keys | set(chat.variables) | ({"tools"} if chat.tools else set())) - names
 
     def is_tagged(self, chat: Conversation) -> bool:
-        """Whether the template marks the assistant's turns itself."""
+        """Tells whether the template marks the assistant's turns itself."""
         return _GENERATION_TAG.search(self.tokenizer.get_chat_template(tools=chat.tools)) is not None
 
     def _compiled(self, chat: Conversation) -> Compiled:
@@ -126,7 +124,7 @@ def with_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> PreTr
 def chat_template(
     tokenizer: PreTrainedTokenizerBase, file: str | None = None, day: datetime.date | None = None
 ) -> ChatTemplate:
-    """The tokenizer's chat template, which came from `file` where that is given; the day is today by default.
+    """Returns the tokenizer's chat template, which is from `file` if that is given; the day is today by default.
 
     Raises:
       JloraError: the tokenizer has no template.
@@ -134,20 +132,20 @@ def chat_template(
     source = file or tokenizer.name_or_path or "the model"
     if not tokenizer.chat_template:
         raise JloraError(
-            f"{source}: expected a tokenizer with a chat template, as the rows are chats; found none."
-            " data.chat_template=FILE gives one (a Jinja file)"
+            f"{source}: expected a tokenizer with a chat template, because the rows are chats; found none."
+            " Give a Jinja file: data.chat_template=FILE"
         )
     return ChatTemplate(tokenizer, day or datetime.datetime.now(datetime.UTC).date(), source)
 
 
 def write_chat(chat: Conversation, template: ChatTemplate, only: bool) -> Chat:
-    """The chat as the template writes it, and what of it is learnt: answers `only`, or all; but no turn of weight 0.
+    """Writes the chat with the template and finds what is learnt: answers (`only`) or all, without turns of weight 0.
 
-    Templates with `{% generation %}` mark the assistant's turns themselves. With others a turn is what the chat up to
-    it has more than the chat before it that ends in the generation prompt.
+    Templates with `{% generation %}` mark the assistant's turns themselves. With others, the text of a turn is the
+    difference between the chat up to it and the chat before it with the generation prompt.
 
     Raises:
-      JloraError: the template refuses the chat, or writes earlier turns otherwise once others follow.
+      JloraError: the template fails on the chat, or changes earlier turns when others follow.
     """
     turns = chat.turns
     text, generated = template.write(chat, turns)
@@ -177,7 +175,7 @@ def _with_arguments_as_text(turns: list[Turn]) -> list[Turn]:
 
 
 def _with_reasoning(turn: Turn) -> Turn:
-    """The turn, its thoughts under the names that templates read."""
+    """Returns the turn with its reasoning under the names that templates read."""
     thoughts = next((turn[name] for name in _REASONING if turn.get(name) is not None), None)
     return turn if thoughts is None else {"thinking": thoughts, **turn, "reasoning_content": thoughts}
 
@@ -185,21 +183,22 @@ def _with_reasoning(turn: Turn) -> Turn:
 def _tagged(
     chat: Conversation, places: list[int], text: str, generated: tuple[Span, ...], template: ChatTemplate
 ) -> tuple[Span, ...]:
-    """The spans of the turns at `places`, from the template's own marks of all the assistant's turns."""
+    """Returns the spans of the turns at `places`, from the template's marks of all the assistant's turns."""
     spoken = [place for place, turn in enumerate(chat.turns) if turn["role"] == "assistant"]
     if places == spoken:
         return generated
     if len(generated) != len(spoken):
         raise JloraError(
-            f"{chat.where}: expected {{% generation %}} around each of the assistant's {len(spoken)} turns, as not all"
-            f" of them are learnt; the chat template of {template.source} has it {len(generated)} times"
+            f"{chat.where}: expected {{% generation %}} around each of the assistant's {len(spoken)} turns, because not"
+            f" all of them are learnt; found it {len(generated)} times in the chat template of {template.source}. Give"
+            " another template: data.chat_template=FILE"
         )
     marked = dict(zip(spoken, generated, strict=True))
     return tuple(marked.get(place) or _span(chat, place, text, template) for place in places)
 
 
 def _span(chat: Conversation, place: int, text: str, template: ChatTemplate) -> Span:
-    """Where in the text of the chat one turn stands: of the assistant's, after the words that call for it."""
+    """Finds the span of one turn in the text of the chat; an assistant's turn starts after its generation prompt."""
     turn = chat.turns[place]
     is_answer = turn["role"] == "assistant"
     before = template.write(chat, chat.turns[:place], call=is_answer).text if place else ""
@@ -211,15 +210,15 @@ def _span(chat: Conversation, place: int, text: str, template: ChatTemplate) -> 
         written = said + written.rpartition(said)[2] if said else written
     if not (text.startswith(before) and until.startswith(before) and text.startswith(written, start)):
         raise JloraError(
-            f"{chat.where}, turn {place + 1}: expected a chat template that goes on from its generation prompt and "
-            "leaves earlier turns as they are; found one that writes them anew. Give one with {% generation %} around "
+            f"{chat.where}, turn {place + 1}: expected a chat template that continues from its generation prompt and "
+            "leaves earlier turns unchanged; found one that changes them. Give one with {% generation %} around "
             "the assistant's turns (data.chat_template), or learn the whole chats (data.completion_only_loss=false)"
         )
     return start, start + len(_up_to_the_end_token(written, template.tokenizer) if is_answer else written)
 
 
 def _others(spans: tuple[Span, ...], length: int) -> tuple[Span, ...]:
-    """What of a text of this length is outside the spans, which are in order."""
+    """Returns the spans of a text of this length that are outside the given ones, which are in order."""
     edges = [0, *(edge for span in spans for edge in span), length]
     return tuple((start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end)
 

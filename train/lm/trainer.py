@@ -61,7 +61,7 @@ PREVIEWED = 3
 
 
 def train_lm(config: LMConfig, flags: Flags, is_offline: bool) -> None:
-    """What `jlora lm` does; `is_offline`: the config's `offline:` block is in it."""
+    """Runs `jlora lm`. `is_offline`: whether the config includes its `offline:` block."""
     if flags.mesh:
         _plan(config, flags.mesh, flags.chip)
     elif flags.dry_run:
@@ -95,13 +95,13 @@ def _plan(config: LMConfig, mesh: str, chip: str | None) -> None:
 
 
 def _planned_tokens(config: LMConfig) -> tuple[int, ...]:
-    """The ids of added tokens, for which alone a plan needs the tokenizer."""
+    """Returns the ids of added tokens; without any, a plan does not need the tokenizer."""
     return _tokenizer(config)[1] if config.data.add_tokens else ()
 
 
 def _say_what_was_read(config: LMConfig) -> None:
     files = "config.json and tokenizer" if config.data.add_tokens else "config.json"
-    logger.info("dry run: nothing was read but the model's %s, nothing was written", files)
+    logger.info("dry run: only the model's %s was read, and nothing was written", files)
 
 
 def _preview(config: LMConfig) -> None:
@@ -115,7 +115,7 @@ def _train(config: LMConfig, flags: Flags, is_offline: bool) -> None:
         return
     distributed.require_same(to_yaml(config), "configuration")
     mesh = devices.mesh_of(config)
-    causal_config(config.model)  # a wrong model is said before any data are read
+    causal_config(config.model)  # raises for a wrong model before any data are read
     tokenizer, added = _tokenizer(config)
     attention = attention_of(config, build_model(config, added), batch_names(config), mesh)
     day = run_day(Path(config.output_dir), resume=flags.resume)
@@ -147,7 +147,7 @@ def _train(config: LMConfig, flags: Flags, is_offline: bool) -> None:
 
 
 def _tokenizer(config: LMConfig) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
-    """The model's tokenizer, and the ids of the tokens that were added to it."""
+    """Loads the model's tokenizer, and returns it with the ids of the tokens that were added."""
     tokenizer = with_template(load_tokenizer(config.model), config.data.chat_template)
     if not config.data.add_tokens:
         return tokenizer, ()
@@ -186,7 +186,7 @@ def _say_where(config: LMConfig, found: dict[str, float], seconds: float, chat: 
     logger.info("done in %s. In %s:", clock(seconds), config.output_dir)
     if config.method == "lora":
         more = ", adapter.gguf with llama.cpp" * config.export.gguf_lora
-        more += ", as its README.md says: the base gets the added tokens first" * bool(config.data.add_tokens)
+        more += ", after the tokens are added to the base: see its README.md" * bool(config.data.add_tokens)
         logger.info("  adapter/     opens with PEFT%s", more)
     if config.export.merged:
         logger.info("  merged/      opens with transformers: AutoModelForCausalLM.from_pretrained")

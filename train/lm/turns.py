@@ -1,4 +1,4 @@
-"""The turns of a chat in one form: known roles in order, content as text, calls of tools as objects."""
+"""Converts the turns of a chat to one form: known roles in order, content as text, tool calls as objects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NEXT = {
 }
 """{role: the roles that may follow it}; the empty role stands before the first turn."""
 _SAME_ROLES = {"developer": "system", "function": "tool"}
-"""OpenAI's other names of roles."""
+"""OpenAI's other names for roles."""
 _SHAREGPT_ROLES = {
     "system": "system",
     "human": "user",
@@ -35,14 +35,14 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def turns_of_messages(chat: Any, where: str) -> list[Turn]:
-    """The turns of a row such as [{"role": "user", "content": "..."}, ...]. `where` begins every error.
+    """Reads the turns of a row such as [{"role": "user", "content": "..."}, ...]. Errors begin with `where`.
 
-    Content that is a list of parts becomes their text, joined; JSON text in a call's `arguments` becomes the object;
+    Content that is a list of parts becomes their joined text; JSON text in a call's `arguments` becomes the object;
     `developer` becomes `system`, OpenAI's older `function_call` and `function` become `tool_calls` and `tool`.
 
     Raises:
-      JloraError: no list of turns, an empty one, a role that is unknown or out of order, content that is no text,
-        arguments that are no object.
+      JloraError: not a list of turns, an empty list, a role that is unknown or out of order, content that is not text,
+        arguments that are not an object.
     """
     turns: list[Turn] = []
     previous = ""
@@ -65,7 +65,7 @@ def turns_of_messages(chat: Any, where: str) -> list[Turn]:
 
 
 def turns_of_sharegpt(chat: Any, where: str) -> list[Turn]:
-    """The turns of a row such as [{"from": "human", "value": "..."}, ...]; errors as `turns_of_messages`.
+    """Reads the turns of a row such as [{"from": "human", "value": "..."}, ...]; errors as in `turns_of_messages`.
 
     The value of `function_call` is the JSON text of a call, {"name": ..., "arguments": {...}}, or of a list of them.
     """
@@ -83,7 +83,7 @@ def turns_of_sharegpt(chat: Any, where: str) -> list[Turn]:
 
 
 def take_weights(turns: list[Turn], where: str) -> tuple[list[Turn], frozenset[int]]:
-    """(the turns without their keys `weight` and `train`, the places of those that are not to be learnt).
+    """Returns (the turns without their keys `weight` and `train`, the indices of those that are not learnt).
 
     `weight` is 0 or 1, as OpenAI and Mistral write it, `train` true or false, as Axolotl does.
 
@@ -112,7 +112,7 @@ def require_answer(turns: list[Turn], where: str) -> None:
 
 
 def from_json(text: str, where: str) -> Any:
-    """What JSON text says; JloraError that begins with `where` if it is no JSON."""
+    """Decodes JSON text; raises JloraError that begins with `where` if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -132,18 +132,18 @@ def _in_one_form(turn: Turn, place: str) -> Turn:
 
 
 def _joined(parts: list[Any], where: str) -> str:
-    """The text of content that is a list of parts."""
+    """Joins the text of content that is a list of parts."""
     texts = []
     for part in parts:
         kind = part.get("type", "text") if isinstance(part, dict) else None
         if kind not in _TEXT_PARTS:
-            raise JloraError(f"{where}: expected parts of text alone; found {ascii(part)[:60]}")
+            raise JloraError(f"{where}: expected text parts alone; found {ascii(part)[:60]}")
         texts.append(require_text(part.get("text"), f"{where}, a part's 'text'"))
     return "".join(texts)
 
 
 def _calls(found: Any, where: str) -> list[Any]:
-    """The calls of tools, each with its arguments as an object: templates write them as JSON themselves."""
+    """Returns the tool calls with their arguments as objects, which templates write as JSON themselves."""
     calls = from_json(found, where) if isinstance(found, str) else found
     if not (isinstance(calls, list) and all(isinstance(call, dict) for call in calls)):
         raise JloraError(f"{where}: expected a list of calls; found {ascii(found)[:60]}")

@@ -96,7 +96,7 @@ def require_fit(adapted: Adapted, splits: dict[str, Prepared], longest: int) -> 
         if split.tokens.ids.max() >= words:
             raise JloraError(
                 f"{name}: expected token ids below the model's vocab_size {words}, found {split.tokens.ids.max()};"
-                " the tokenizer is that of another model"
+                " the tokenizer is another model's, or tokens were added to it and the model was not resized for them"
             )
     specs = example_batch(adapted.model.config).items()
     batch = {name: jax.ShapeDtypeStruct((1, longest), spec.dtype) for name, spec in specs}

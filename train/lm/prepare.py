@@ -110,8 +110,8 @@ def require_fit(config: LMConfig, rows: dict[str, Examples | Packed], longest: i
         if part.ids.max() >= model.config.vocab_size:
             raise JloraError(
                 f"{name}: expected token ids below the model's vocab_size {model.config.vocab_size},"
-                f" found {part.ids.max()}; the tokenizer is another model's, or tokens were added to it and the model was"
-                " not resized for them. With a tokenizer without them, data.add_tokens adds them to both"
+                f" found {part.ids.max()}; the tokenizer is another model's, or tokens were added to it and the model"
+                " was not resized for them. With a tokenizer without them, data.add_tokens adds them to both"
             )
     specs = example_batch(model.config).items()
     batch = {name: jax.ShapeDtypeStruct((1, longest), spec.dtype) for name, spec in specs}

@@ -185,7 +185,7 @@ def test_dry_run_and_preview_know_the_tokens(tmp_path, capsys):
     assert tiny.call(lm.main, [*given, "--dry-run"]) == 0
     shown = capsys.readouterr()
     assert "model.embed_tokens.token_adapter.trainable_tokens_delta" in shown.out
-    assert "nothing was read but the model's config.json and tokenizer" in shown.err
+    assert "only the model's config.json and tokenizer were read" in shown.err
     assert tiny.call(lm.main, [*given, "--preview"]) == 0
     shown = capsys.readouterr()
     assert "«<|im_start|>»the sea<|im_end|><end>" in shown.out

@@ -52,7 +52,7 @@ def classify(config: Config, flags: Flags, is_offline: bool) -> None:
 def _dry_run(config: Config, flags: Flags) -> None:
     adapted = abstract_model(config)
     show(summary(adapted.base, adapted.adapter, verbose=flags.verbose, steps=config.train.max_steps))
-    logger.info("dry run: nothing was read but the model's config.json, nothing was written")
+    logger.info("dry run: only the model's config.json was read, and nothing was written")
 
 
 def _train(config: Config, flags: Flags, is_offline: bool) -> None:

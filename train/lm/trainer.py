@@ -100,8 +100,8 @@ def _planned_tokens(config: LMConfig) -> tuple[int, ...]:
 
 
 def _say_what_was_read(config: LMConfig) -> None:
-    files = "config.json and tokenizer" if config.data.add_tokens else "config.json"
-    logger.info("dry run: only the model's %s was read, and nothing was written", files)
+    files = "config.json and tokenizer were" if config.data.add_tokens else "config.json was"
+    logger.info("dry run: only the model's %s read, and nothing was written", files)
 
 
 def _preview(config: LMConfig) -> None:

@@ -18,12 +18,45 @@ test: .venv/installed-test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The core on the newest JAX, which needs Python 3.12; the oracles are left out, and tests that need them skip.
-CORE := adapt adapter compat config consume context control_flow convolution deferred dora draws dropout eva extract \
-	factored fitted init jaxpr laws loftq matrices merge moments moves names paths peft_keys quantize quantize_int8 \
-	quantize_leaf quantize_nf4 reduce residual stack targets weighted
+CORE := jlora/algebra/test_extract \
+	jlora/algebra/test_merge \
+	jlora/algebra/test_reduce_rank \
+	jlora/algebra/test_stack \
+	jlora/algebra/test_weighted_sum \
+	jlora/initialization/test_eva \
+	jlora/initialization/test_init_adapter \
+	jlora/initialization/test_loftq \
+	jlora/initialization/test_random_matrices \
+	jlora/initialization/test_residual \
+	jlora/lora/test_config \
+	jlora/lora/test_dora \
+	jlora/lora/test_entries \
+	jlora/lora/test_matrices \
+	jlora/lora/test_targets \
+	jlora/ops/test_dropout \
+	jlora/peft/test_fitted_config \
+	jlora/peft/test_tensor_keys \
+	jlora/quantization/test_encode \
+	jlora/quantization/test_int8 \
+	jlora/quantization/test_nf4 \
+	jlora/quantization/test_quantize_base \
+	jlora/transform/rules/test_axis_ops \
+	jlora/transform/rules/test_control_flow \
+	jlora/transform/rules/test_convolution \
+	jlora/transform/rules/test_dot_and_gather \
+	jlora/transform/test_adapt \
+	jlora/transform/test_adapted_weight \
+	jlora/transform/test_context \
+	jlora/transform/test_input_moments \
+	jlora/transform/test_jax_versions \
+	jlora/transform/test_quantized_weight \
+	jlora/tree/test_leaf_paths \
+	jlora/tree/test_module_names \
+	laws/test_jaxpr \
+	laws/test_laws
 
 test-newest: .venv-newest/installed
-	.venv-newest/bin/python -m pytest --numprocesses 2 --dist loadfile $(CORE:%=tests/test_%.py)
+	.venv-newest/bin/python -m pytest --numprocesses 2 --dist loadfile $(CORE:%=tests/%.py)
 
 .venv-newest/installed: pyproject.toml
 	$(PYTHON312) -m venv .venv-newest

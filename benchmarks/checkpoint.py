@@ -20,18 +20,20 @@ import jax.numpy as jnp
 import numpy as np
 
 import jlora
-from benchmarks.timing import spread, take_turns
-from train import checkpoint, environment, offline
-from train.best import Best
-from train.checkpoint import Checkpoint
-from train.command_line import parse
-from train.compilation import use_compilation_cache
-from train.devices import to_host
+from benchmarks.common.timing import spread, take_turns
+from train.cli import offline
+from train.cli.parse import parse
+from train.devices.compilation import use_compilation_cache
+from train.devices.placement import to_host
+from train.devices.platform import settled
 from train.lm.config import COMMAND, LMConfig
-from train.lm.prepare import prepare_model
-from train.lm.training import arguments, training_of
-from train.platform import settled
-from train.step import State
+from train.lm.model import prepare_model
+from train.lm.step_arguments import arguments, training_of
+from train.loop.step import State
+from train.run import checkpoints as checkpoint
+from train.run import environment
+from train.run.best import Best
+from train.run.checkpoints import Checkpoint
 
 
 def main(argv: Sequence[str]) -> int:

@@ -24,11 +24,11 @@ import optax
 from transformers import BertConfig
 
 import jlora
-from benchmarks import by_hand
-from benchmarks.timing import ratio, spread, take_turns, timed
-from jlora.models import abstract_base, build
-from jlora.paths import leaves_by_path, replace_leaves
-from train import environment
+from benchmarks.common.timing import ratio, spread, take_turns, timed
+from benchmarks.sides import by_hand
+from jlora.models.registry import abstract_base, build
+from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
+from train.run import environment
 
 SIDES = ("adapted", "by hand")
 PHASES = ("trace", "compile", "total")

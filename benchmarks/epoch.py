@@ -1,7 +1,8 @@
 """An epoch of SST-2, from process start to the merged model: python -m benchmarks.epoch [--dropout] [--data FOLDER].
 
-`train.classify` with nothing cached is compared with a script as PEFT's users write it (benchmarks.peft_script): the
-same base, rows, recipe and outputs. A run of each takes minutes, so the default is a single round.
+`train.classify` with nothing cached is compared with a script as PEFT's users write it
+(benchmarks.classify.peft_script): the same
+base, rows, recipe and outputs. A run of each takes minutes, so the default is a single round.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.commands import timed_command
+from benchmarks.common.commands import timed_command
+from benchmarks.common.timing import take_turns
+from benchmarks.common.work import FOLDER, Work
 from benchmarks.steps import make_inputs
-from benchmarks.timing import take_turns
-from benchmarks.work import FOLDER, Work
 
 ROWS = {"train": 6920, "validation": 872}
 """The numbers of rows of SST-2, as in the Stanford release."""
@@ -65,9 +66,9 @@ def make_data() -> None:
     """Writes {"sentence", "label"} rows of the recipe's offline data to DATA, as many as SST-2 has."""
     if all(_data_file(DATA, split).exists() for split in ROWS):
         return
-    from benchmarks.setup import read_config  # loads PyTorch, needed only here
-    from train.classify.data import load_data
-    from train.shuffle import permutation
+    from benchmarks.classify.setup import read_config  # loads PyTorch, needed only here
+    from train.classify.data.splits import load_data
+    from train.data.random_streams import permutation
 
     config = read_config(None, None)
     source = config.data.model_copy(update={"validation": None, "max_rows": 8800, "test_fraction": None})
@@ -105,7 +106,7 @@ def script_command(folder: str, dropout: bool, data: Path = DATA) -> list[str]:
     """Python's arguments for the PEFT user's script, which writes to `folder`."""
     given = ["--model", str(_WORK.base), "--train", str(_data_file(data, "train"))]
     given += ["--validation", str(_data_file(data, "validation")), "--out", folder]
-    return ["-m", "benchmarks.peft_script", *given, *["--dropout"] * dropout]
+    return ["-m", "benchmarks.classify.peft_script", *given, *["--dropout"] * dropout]
 
 
 def _jlora(dropout: bool, dtype: str, data: Path) -> dict[str, Any]:

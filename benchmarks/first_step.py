@@ -1,7 +1,7 @@
 """Seconds from process start to the first training step: python -m benchmarks.first_step [--task T] [--rounds N].
 
 `train.classify` on SST-2 (MiniLM) or `train.lm` on SmolLM2, cold and with a compilation cache that an earlier run
-filled; beside SST-2 the script of benchmarks.peft_script. A run is ended after its first step.
+filled; beside SST-2 the script of benchmarks.classify.peft_script. A run is ended after its first step.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks import epoch
-from benchmarks.commands import timed_command
+from benchmarks.common.commands import timed_command
+from benchmarks.common.timing import take_turns
+from benchmarks.common.work import Work
 from benchmarks.steps import make_inputs
-from benchmarks.timing import take_turns
-from benchmarks.work import Work
 
 TASKS = ("classify", "lm")
 

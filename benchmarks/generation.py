@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import roofline
+from benchmarks.common.turns import alternate, serve
+from benchmarks.common.work import Work
 from benchmarks.steps import make_inputs
-from benchmarks.turns import alternate, serve
-from benchmarks.work import Work
 
 CACHES = ("dynamic", "static")
 SIDES = ("jlora", *CACHES)

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common.timing import timed
+from benchmarks.common.turns import alternate
+from benchmarks.common.work import Work
 from benchmarks.steps import command, make_inputs
-from benchmarks.timing import timed
-from benchmarks.turns import alternate
-from benchmarks.work import Work
 
 _LENGTHS = (1024, 2048, 4096, 8192)
 _LAYERS = (3, 6, 12, 24)
@@ -48,7 +48,7 @@ def temporaries(rounds: int, seconds: float) -> dict[str, Any]:
     """{"x": tokens, "bytes": temporaries of the compiled step, "compile_seconds"}; once, however long it takes."""
     import jax
 
-    from benchmarks.jax_side import batch_of, parts
+    from benchmarks.sides.jax_side import batch_of, parts
 
     jax.config.update("jax_enable_compilation_cache", False)
     found: dict[str, list[Any]] = {"x": list(_LENGTHS), "bytes": [], "compile_seconds": []}

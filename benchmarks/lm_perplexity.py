@@ -22,24 +22,24 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import jlora
-from benchmarks import lm_setup
-from benchmarks.lm_setup import Setup
+from benchmarks.lm import setup as lm_setup
+from benchmarks.lm.setup import Setup
 from jlora.errors import JloraError
-from train import offline
-from train.batches import plan_evaluation
-from train.command_line import parse
-from train.lm.batches import make_batch, row_lengths
+from train.cli import offline
+from train.cli.parse import parse
+from train.cli.progress import configure_logging
+from train.config.run_config import steps_of
+from train.data.bucketing import plan_evaluation
+from train.devices.platform import settled
 from train.lm.config import COMMAND, LMConfig
-from train.lm.data import load_examples
+from train.lm.data.batches import make_batch, row_lengths
+from train.lm.data.load import load_examples
 from train.lm.evaluate import Task, evaluated
-from train.lm.prepare import prepare_model
-from train.lm.step import make_eval_step
-from train.lm.training import training_of
-from train.model_files import load_tokenizer, pad_id
-from train.platform import settled
-from train.progress import configure_logging
-from train.run_config import steps_of
-from train.step import State
+from train.lm.model import prepare_model
+from train.lm.objective import make_eval_step
+from train.lm.step_arguments import training_of
+from train.loop.step import State
+from train.sources.model_files import load_tokenizer, pad_id
 
 
 def main(argv: Sequence[str]) -> int:

@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from benchmarks.commands import timed_command
+from benchmarks.common.commands import timed_command
+from benchmarks.common.timing import take_turns
+from benchmarks.common.work import Work
 from benchmarks.steps import make_inputs
-from benchmarks.timing import take_turns
-from benchmarks.work import Work
 
 _WORK = Work("llama-1b", 1, 8)
 

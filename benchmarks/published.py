@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.scaling import LLAMA, MODELS, line, planned_config
-from train.lm.plan import plan_step
+from train.lm.step_plan import plan_step
+from train.planning.chip_plan import Plan
 from train.planning.chips import CHIPS, USABLE_SHARE
-from train.planning.mesh import force_devices
-from train.planning.plan import Plan
 from train.planning.step_time import step_time
+from train.planning.virtual_mesh import force_devices
 
 CHIP = CHIPS["h100"]
 ROWS, LENGTH, MICROBATCH = 32, 4096, 2

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import plots, sections
-from benchmarks.losses import lost
-from benchmarks.pieces import PIECES
+from benchmarks.page import plots, sections
+from benchmarks.page.losses import lost
+from benchmarks.page.pieces import PIECES
 
 PAGE = Path("docs/benchmarks.md")
 RESULTS = Path("docs/benchmarks.json")

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from transformers import AutoConfig
 
-from benchmarks.work import Work
+from benchmarks.common.work import Work
 
 _SIZE = 2048
 _COPIED = 256 * 2**20

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import render
-from benchmarks.pieces import PIECES, Piece
-from train import environment
-from train.progress import clock
+from benchmarks.page.pieces import PIECES, Piece
+from train.cli.progress import clock
+from train.run import environment
 
 RESULTS = Path("docs/benchmarks.json")
 _PEERS = ("torch", "peft", "bitsandbytes", "qwix")

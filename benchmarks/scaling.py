@@ -16,16 +16,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from train.arguments import whole_number
-from train.command_line import parse
+from train.cli.arguments import whole_number
+from train.cli.parse import parse
+from train.cli.resolve import resolve
 from train.lm.config import COMMAND, LMConfig
-from train.lm.plan import abstract_step, plan_step
+from train.lm.step_plan import abstract_step, plan_step
+from train.planning.chip_plan import Plan
 from train.planning.chips import CHIPS, USABLE_SHARE, Chip, chip_named
 from train.planning.memory import held_bytes
-from train.planning.mesh import force_devices
-from train.planning.plan import Plan
 from train.planning.step_time import step_time
-from train.resolve import resolve
+from train.planning.virtual_mesh import force_devices
 
 LLAMA = {"model_type": "llama", "max_position_embeddings": 8192, "tie_word_embeddings": False, "rms_norm_eps": 1e-5}
 """What the shapes below have in common."""

@@ -1,7 +1,7 @@
 """The speed that CI requires of `adapt`: python -m benchmarks.short [--slowed | --spread N]. Exit code 1 if too slow.
 
 A training step of BERT with LoRA through `jlora.adapt` takes turns with the same step whose LoRA is written by hand in
-the model (benchmarks.by_hand). The result is the median of the rounds' ratios of the process's CPU time, which other
+the model (sides.by_hand). The result is the median of the rounds' ratios of the process's CPU time, which other
 processes hardly affect. With --slowed `adapt` does 20 % more work, which must be detected: the exit code is 1. --spread
 prints the medians of N attempts each, with `adapt` as it is and slowed.
 """
@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import optax
 
 import jlora
-from benchmarks import by_hand
+from benchmarks.common.timing import ratio, take_turns
 from benchmarks.compile import make_step, prepare
-from benchmarks.timing import ratio, take_turns
+from benchmarks.sides import by_hand
 
 LARGEST_RATIO = 1.05
 """Ten attempts each, on two quiet cores: 0.95 to 0.97, and 1.10 to 1.14 with --slowed. The step by hand keeps all that

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import roofline
-from benchmarks.turns import alternate
-from benchmarks.work import Work, add_flags
+from benchmarks.common.turns import alternate
+from benchmarks.common.work import Work, add_flags
 
 IN_JAX = ("lora", "full", "qwix", "dense", "by hand")
 IN_PYTORCH = {"peft": "peft", "compiled": "compiled", "torch full": "full"}
@@ -50,13 +50,13 @@ def command(work: Work, side: str) -> list[str]:
     name, _, dtype = side.partition(":")
     work = dataclasses.replace(work, dtype=dtype or work.dtype)
     module = "jax_side" if name in IN_JAX else "torch_side"
-    return ["-m", f"benchmarks.{module}", "--side", IN_PYTORCH.get(name, name), *work.flags()]
+    return ["-m", f"benchmarks.sides.{module}", "--side", IN_PYTORCH.get(name, name), *work.flags()]
 
 
 def make_inputs(work: Work) -> None:
     """Writes the base and the adapter of the work if they are missing, in a process of its own."""
     if not (work.base.exists() and work.adapter.exists()):
-        command = [sys.executable, "-m", "benchmarks.make_inputs", *work.flags()]
+        command = [sys.executable, "-m", "benchmarks.sides.make_inputs", *work.flags()]
         subprocess.run(command, check=True, stdout=sys.stderr)
 
 

@@ -11,29 +11,29 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jlora.adapter import Adapter, Entry, Full, LowRank, Rows, combine, count_parameters, labels, split
     from jlora.algebra.extract import extract
     from jlora.algebra.merge import merge, unmerge
-    from jlora.algebra.reduce import reduce_rank, singular_values
+    from jlora.algebra.reduce_rank import reduce_rank, singular_values
     from jlora.algebra.stack import stack, unstack
-    from jlora.algebra.weighted import add_weighted_adapter, scale
-    from jlora.base import load_base, save_base
-    from jlora.config import LoraConfig
+    from jlora.algebra.weighted_sum import add_weighted_adapter, scale
     from jlora.errors import JloraError
-    from jlora.eva import init_eva
-    from jlora.generation import generate, stream
-    from jlora.gguf_lora import save_gguf_lora
-    from jlora.init_adapter import init
-    from jlora.loftq import init_loftq
-    from jlora.mesh import make_mesh
-    from jlora.models import default_targets
-    from jlora.peft.fitted import fitted_config, fold_scale
+    from jlora.generation.generate import generate, stream
+    from jlora.gguf.adapter import save_gguf_lora
+    from jlora.initialization.eva import init_eva
+    from jlora.initialization.init_adapter import init
+    from jlora.initialization.loftq import init_loftq
+    from jlora.initialization.residual import init_lora_ga, init_residual, subtract_initial
+    from jlora.lora.config import LoraConfig
+    from jlora.lora.entries import Adapter, Entry, Full, LowRank, Rows, combine, count_parameters, labels, split
+    from jlora.models.registry import default_targets
+    from jlora.peft.fitted_config import fitted_config, fold_scale
     from jlora.peft.folder import load_adapter, save_adapter
-    from jlora.quantization.leaf import Quantized, quantize_leaf
-    from jlora.quantization.tree import dequantize, quantize
-    from jlora.residual import init_lora_ga, init_residual, subtract_initial
-    from jlora.sharding import adapter_shardings, base_shardings
+    from jlora.pretrained.load import load_base, save_base
+    from jlora.quantization.quantize_base import dequantize, quantize
+    from jlora.sharding.base import adapter_shardings, base_shardings
+    from jlora.sharding.mesh import make_mesh
     from jlora.transform.adapt import adapt, find_materialized
+    from jlora.tree.quantized import Quantized, quantize_leaf
 
 __version__ = "0.1.0"
 
@@ -86,29 +86,29 @@ __all__ = [
 ]
 
 _FILES: dict[str, tuple[str, ...]] = {
-    "adapter": ("Adapter", "Entry", "Full", "LowRank", "Rows", "combine", "count_parameters", "labels", "split"),
     "algebra.extract": ("extract",),
     "algebra.merge": ("merge", "unmerge"),
-    "algebra.reduce": ("reduce_rank", "singular_values"),
+    "algebra.reduce_rank": ("reduce_rank", "singular_values"),
     "algebra.stack": ("stack", "unstack"),
-    "algebra.weighted": ("add_weighted_adapter", "scale"),
-    "base": ("load_base", "save_base"),
-    "config": ("LoraConfig",),
+    "algebra.weighted_sum": ("add_weighted_adapter", "scale"),
     "errors": ("JloraError",),
-    "eva": ("init_eva",),
-    "generation": ("generate", "stream"),
-    "gguf_lora": ("save_gguf_lora",),
-    "init_adapter": ("init",),
-    "loftq": ("init_loftq",),
-    "mesh": ("make_mesh",),
-    "models": ("default_targets",),
-    "peft.fitted": ("fitted_config", "fold_scale"),
+    "generation.generate": ("generate", "stream"),
+    "gguf.adapter": ("save_gguf_lora",),
+    "initialization.eva": ("init_eva",),
+    "initialization.init_adapter": ("init",),
+    "initialization.loftq": ("init_loftq",),
+    "initialization.residual": ("init_lora_ga", "init_residual", "subtract_initial"),
+    "lora.config": ("LoraConfig",),
+    "lora.entries": ("Adapter", "Entry", "Full", "LowRank", "Rows", "combine", "count_parameters", "labels", "split"),
+    "models.registry": ("default_targets",),
+    "peft.fitted_config": ("fitted_config", "fold_scale"),
     "peft.folder": ("load_adapter", "save_adapter"),
-    "quantization.leaf": ("Quantized", "quantize_leaf"),
-    "quantization.tree": ("dequantize", "quantize"),
-    "residual": ("init_lora_ga", "init_residual", "subtract_initial"),
-    "sharding": ("adapter_shardings", "base_shardings"),
+    "pretrained.load": ("load_base", "save_base"),
+    "quantization.quantize_base": ("dequantize", "quantize"),
+    "sharding.base": ("adapter_shardings", "base_shardings"),
+    "sharding.mesh": ("make_mesh",),
     "transform.adapt": ("adapt", "find_materialized"),
+    "tree.quantized": ("Quantized", "quantize_leaf"),
 }
 """{file: the public names in it}, as the type checker reads them above."""
 

@@ -33,9 +33,9 @@ def main(argv: Sequence[str]) -> int:
         return 2
     if name in ("classify", "lm"):
         return importlib.import_module(f"train.{name}.__main__").main(argv[1:], alone=True)
-    from train.arguments import PARSERS
-    from train.entry import replace_unencodable
-    from train.without_torch import keep_torch_from_transformers
+    from train.cli.arguments import PARSERS
+    from train.cli.exit_codes import replace_unencodable
+    from train.cli.without_torch import keep_torch_from_transformers
 
     replace_unencodable()
     PARSERS[name]().parse_args(argv[1:])  # --help and mistakes end the program here

@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jlora
-from jlora.base import load_config
 from jlora.errors import JloraError
-from jlora.models import family
-from jlora.whole_folder import whole_folder
-from train import arguments
-from train.adapted import Adapted
-from train.artifacts import write_merged
-from train.classify.trained import load_adapted
-from train.entry import exit_code, require_new
-from train.lm.trained import load_language_model
-from train.model_files import base_of, model_folder
-from train.replaced import require_kept
-from train.signs_of_life import working
-from train.sources import settle_hub
-from train.without_torch import keep_torch_from_transformers
+from jlora.files.atomic_folder import whole_folder
+from jlora.models.registry import family
+from jlora.pretrained.load import load_config
+from train.artifacts.adapter_and_merged import write_merged
+from train.classify.classifier import load_adapted
+from train.cli import arguments
+from train.cli.exit_codes import exit_code, require_new
+from train.cli.signs_of_life import working
+from train.cli.without_torch import keep_torch_from_transformers
+from train.lm.language_model import load_language_model
+from train.sources.locate import settle_hub
+from train.sources.model_files import base_of, model_folder
+from train.sources.overwrite import require_kept
+from train.sources.starting_adapter import Adapted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

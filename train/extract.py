@@ -15,27 +15,28 @@ import jax
 
 import jlora
 from jlora.algebra.extract import extract, outside
-from jlora.base import abstract_base, build, example_batch, load_config, load_weights
-from jlora.config import HEAD_NAMES
 from jlora.errors import JloraError
-from jlora.matrices import layer_ranks
-from jlora.models import family
-from jlora.names import module_names
-from jlora.paths import leaves_by_path, replace_leaves
-from jlora.weights import new_heads
-from train import arguments, spectrum
-from train.adapted import Adapted
-from train.artifacts import write_adapter
-from train.classify.labels import labels_of_config
-from train.classify.prepare import classifier_config
-from train.entry import exit_code, require_new, show
-from train.lm.prepare import causal_config
-from train.model_files import load_tokenizer, model_folder
-from train.signs_of_life import working
-from train.sources import settle_hub
-from train.spectrum import Spectrum
-from train.summary import align
-from train.without_torch import keep_torch_from_transformers
+from jlora.lora.config import HEAD_NAMES
+from jlora.lora.matrices import layer_ranks
+from jlora.models.registry import family
+from jlora.pretrained.load import abstract_base, build, example_batch, load_config, load_weights
+from jlora.pretrained.weights import new_heads
+from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
+from jlora.tree.module_names import module_names
+from train.artifacts import spectrum
+from train.artifacts.adapter_and_merged import write_adapter
+from train.artifacts.spectrum import Spectrum
+from train.classify.data.labels import labels_of_config
+from train.classify.model import classifier_config
+from train.cli import arguments
+from train.cli.exit_codes import exit_code, require_new, show
+from train.cli.signs_of_life import working
+from train.cli.without_torch import keep_torch_from_transformers
+from train.lm.model import causal_config
+from train.planning.parameter_table import align
+from train.sources.locate import settle_hub
+from train.sources.model_files import load_tokenizer, model_folder
+from train.sources.starting_adapter import Adapted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 import jax
 
 from jlora.errors import JloraError
-from jlora.generation import context_length, stream
+from jlora.generation.detokenize import decoded, until
+from jlora.generation.generate import context_length, stream
 from jlora.printable import printable
-from train import arguments
-from train.compilation import use_compilation_cache
-from train.entry import exit_code
-from train.lm.conversations import Conversation
-from train.lm.templates import chat_template
-from train.lm.trained import LanguageModel, load_language_model
-from train.signs_of_life import working
-from train.text_stream import decoded, until
-from train.without_torch import keep_torch_from_transformers
+from train.cli import arguments
+from train.cli.exit_codes import exit_code
+from train.cli.signs_of_life import working
+from train.cli.without_torch import keep_torch_from_transformers
+from train.devices.compilation import use_compilation_cache
+from train.lm.language_model import LanguageModel, load_language_model
+from train.lm.text.chat_templates import chat_template
+from train.lm.text.conversations import Conversation
 
 
 def main(argv: Sequence[str]) -> int:

@@ -14,25 +14,26 @@ import numpy as np
 from pydantic import ValidationError
 
 from jlora.errors import JloraError
-from jlora.own_files import as_path
-from train import arguments, yaml_text
+from jlora.files.path_checks import as_path
 from train.classify import metrics
+from train.classify.classifier import load_trained
 from train.classify.config import Config, DataConfig
-from train.classify.data import Split, rows_of
+from train.classify.data.labels import Labels, encode
+from train.classify.data.splits import Split, rows_of
 from train.classify.evaluate import scores
 from train.classify.finish import predicted
-from train.classify.labels import Labels, encode
-from train.classify.trained import load_trained
-from train.compilation import use_compilation_cache
-from train.entry import exit_code, show
-from train.read import read_tables
-from train.replaced import require_kept
-from train.run_folder import is_run
-from train.signs_of_life import working
-from train.sources import settle_hub
-from train.tables import Table
-from train.validation import expected, flatten
-from train.without_torch import keep_torch_from_transformers
+from train.cli import arguments
+from train.cli.exit_codes import exit_code, show
+from train.cli.signs_of_life import working
+from train.cli.without_torch import keep_torch_from_transformers
+from train.config import yaml12 as yaml_text
+from train.config.validate import expected, flatten
+from train.data.read_tables import read_tables
+from train.data.table_files import Table
+from train.devices.compilation import use_compilation_cache
+from train.run.folder import is_run
+from train.sources.locate import settle_hub
+from train.sources.overwrite import require_kept
 
 logger = logging.getLogger(__name__)
 

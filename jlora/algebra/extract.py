@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora.abstract_adapter import abstract_adapter
-from jlora.adapter import Adapter, Entry, Full, LowRank, Rows, rows_of
-from jlora.algebra.reduce import from_svd, rank_for, with_fixed_signs
-from jlora.config import LoraConfig
+from jlora.algebra.reduce_rank import from_svd, rank_for, with_fixed_signs
 from jlora.errors import JloraError
-from jlora.matrices import Matrices, from_matrices, leaf_to_matrices
-from jlora.names import is_stacked, module_names
-from jlora.paths import array_leaves
+from jlora.initialization.abstract_adapter import abstract_adapter
+from jlora.lora.config import LoraConfig
+from jlora.lora.entries import Adapter, Entry, Full, LowRank, Rows, rows_of
+from jlora.lora.matrices import Matrices, from_matrices, leaf_to_matrices
+from jlora.tree.leaf_paths import array_leaves
+from jlora.tree.module_names import is_stacked, module_names
 
 
 def extract(

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jlora.adapter import Adapter, Entry, LowRank, Rows, replaced, require_fit, scaled_b
-from jlora.dora import gain, letters
 from jlora.errors import JloraError
-from jlora.paths import leaves_by_path, replace_leaves
-from jlora.quantization.leaf import Quantized, as_array
+from jlora.lora.dora import gain, letters
+from jlora.lora.entries import Adapter, Entry, LowRank, Rows, replaced, require_fit, scaled_b
+from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
+from jlora.tree.quantized import Quantized, as_array
 
 
 def update(low_rank: LowRank) -> jax.Array:

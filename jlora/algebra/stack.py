@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jlora.adapter import Adapter, Entry, LowRank, Rows
 from jlora.errors import JloraError
+from jlora.lora.entries import Adapter, Entry, LowRank, Rows
 
 
 def stack(adapters: Sequence[Adapter]) -> dict[str, Entry]:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jlora.config import TASK_HEADS, LoraConfig
 from jlora.errors import JloraError
-from jlora.json_file import read_json
+from jlora.files.bounded_json import read_json
+from jlora.files.safetensors_reader import open_safetensors
+from jlora.lora.config import TASK_HEADS, LoraConfig
 from jlora.peft import mlx
 from jlora.peft.stored_tensors import weights_file
-from jlora.safetensors_file import open_safetensors
 
 logger = logging.getLogger("jlora")
 

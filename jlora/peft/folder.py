@@ -13,26 +13,26 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from jlora.abstract_adapter import abstract_stored
-from jlora.adapter import Adapter, Entry, LowRank
-from jlora.config import HEAD_NAMES, LoraConfig
-from jlora.dora import squared_norm
 from jlora.errors import JloraError
-from jlora.finite import require_finite
-from jlora.names import torch_path
-from jlora.paths import array_leaves
+from jlora.files.atomic_folder import whole_folder
+from jlora.files.finite import require_finite
+from jlora.initialization.abstract_adapter import abstract_stored
+from jlora.initialization.residual import of_plain_base
+from jlora.lora.config import HEAD_NAMES, LoraConfig
+from jlora.lora.dora import squared_norm
+from jlora.lora.entries import Adapter, Entry, LowRank
+from jlora.lora.tied_embedding import is_tied_in_peft
 from jlora.peft.config_file import CONFIG, RECOMPUTED, base_name, read_config, read_fields, to_config, write_config
-from jlora.peft.copies import tied_head, without_copies
-from jlora.peft.fitted import fitted_config
-from jlora.peft.keys import PREFIX, adapted_names, from_peft, is_conv1d, to_peft
+from jlora.peft.fitted_config import fitted_config
 from jlora.peft.lora_bias import fold_lora_bias
+from jlora.peft.redundant_tensors import tied_head, without_copies
+from jlora.peft.saved_config import true_config
 from jlora.peft.stored_tensors import WEIGHTS, stored_tensors, weights_file
+from jlora.peft.tensor_keys import PREFIX, adapted_names, from_peft, is_conv1d, to_peft
 from jlora.peft.torch_paths import in_torch_paths
-from jlora.peft.true_config import true_config
 from jlora.peft.vllm import for_vllm
-from jlora.residual import of_plain_base
-from jlora.tying import is_tied_in_peft
-from jlora.whole_folder import whole_folder
+from jlora.tree.leaf_paths import array_leaves
+from jlora.tree.module_names import torch_path
 
 __all__ = ["from_peft", "head_rows", "load_adapter", "save_adapter", "stored_config", "to_peft"]
 

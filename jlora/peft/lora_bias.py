@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jlora.adapter import Adapter, Full, LowRank
 from jlora.errors import JloraError
-from jlora.peft.keys import Slot, slots
+from jlora.lora.entries import Adapter, Full, LowRank
+from jlora.peft.tensor_keys import Slot, slots
 
 _BIAS = ".lora_B.bias"
 

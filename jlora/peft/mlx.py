@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jlora.errors import JloraError
-from jlora.peft.keys import PREFIX
+from jlora.peft.tensor_keys import PREFIX
 
 WEIGHTS = "adapters.safetensors"
 _LARGEST = 2**31

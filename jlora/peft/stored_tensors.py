@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from jlora.errors import JloraError
+from jlora.files.safetensors_reader import open_safetensors
 from jlora.peft import mlx
-from jlora.peft.keys import PREFIX
-from jlora.safetensors_file import open_safetensors
+from jlora.peft.tensor_keys import PREFIX
 
 WEIGHTS = "adapter_model.safetensors"
 _PICKLE = "adapter_model.bin"

@@ -6,15 +6,15 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
-from jlora.adapter import Adapter, Entry, Full, LowRank
 from jlora.errors import JloraError
-from jlora.names import is_stacked, module_names, parameter, torch_path
+from jlora.lora.entries import Adapter, Entry, Full, LowRank
+from jlora.tree.module_names import is_stacked, module_names, parameter, torch_path
 
 _HELP = ". Give PyTorch's names: save_adapter(..., names={path: 'model.layers.{}.q_proj.weight'})"
 
 
 def in_torch_paths(adapter: Adapter, names: Mapping[str, str] | None) -> dict[str, Entry]:
-    """Returns the adapter with its entries under `jlora.names.torch_path`.
+    """Returns the adapter with its entries under `jlora.tree.module_names.torch_path`.
 
     Raises:
       JloraError: a path that is missing in a given `names`; a name that no PyTorch module can have; a leaf trained

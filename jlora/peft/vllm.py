@@ -7,9 +7,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jlora.adapter import Adapter, Entry, Full, LowRank, Rows, scaled_b
-from jlora.config import LoraConfig
 from jlora.errors import JloraError
+from jlora.lora.config import LoraConfig
+from jlora.lora.entries import Adapter, Entry, Full, LowRank, Rows, scaled_b
 
 _LARGEST_RANK = 512
 """The largest `max_lora_rank` that vLLM can be started with."""

@@ -8,13 +8,13 @@ from typing import Any
 
 import jax
 
-from jlora.adapter import Adapter, Entry, Full, replaced, require_fit
-from jlora.paths import leaves_by_path, replace_leaves
-from jlora.quantization.leaf import is_quantized
-from jlora.transform.consume import Use
+from jlora.lora.entries import Adapter, Entry, Full, replaced, require_fit
+from jlora.transform.adapted_weight import factored, unadapted, watch
 from jlora.transform.context import Context
-from jlora.transform.factored import factored, unadapted, watch
 from jlora.transform.interpreter import Traced, results_of, trace
+from jlora.transform.rules.dot_and_gather import Use
+from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
+from jlora.tree.quantized import is_quantized
 
 
 def adapt(fn: Callable, *, allow_materialize: bool = False) -> Callable:

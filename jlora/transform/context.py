@@ -10,9 +10,9 @@ from typing import Any
 import jax
 
 from jlora.errors import JloraError
-from jlora.transform import compat
-from jlora.transform.consume import Use
-from jlora.transform.factored import Factored, Update, dense
+from jlora.transform import jax_versions as compat
+from jlora.transform.adapted_weight import Factored, Update, dense
+from jlora.transform.rules.dot_and_gather import Use
 
 
 @dataclasses.dataclass

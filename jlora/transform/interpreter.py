@@ -14,16 +14,16 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from jlora.explicit_sharding import first_place
-from jlora.paths import is_array, leaves_by_path
-from jlora.quantization.leaf import Quantized, is_quantized
-from jlora.transform import compat
+from jlora.sharding.explicit_axes import first_place
+from jlora.transform import jax_versions as compat
+from jlora.transform.adapted_weight import Factored, dense
 from jlora.transform.context import Context
-from jlora.transform.control_flow import CONTROL_FLOW
-from jlora.transform.factored import Factored, dense
-from jlora.transform.linear_maps import LINEAR_MAPS, is_matrix, mapped
-from jlora.transform.moves import moved
-from jlora.transform.rules import CONSUMERS, primitive
+from jlora.transform.rules.axis_ops import moved
+from jlora.transform.rules.control_flow import CONTROL_FLOW
+from jlora.transform.rules.linear_maps import LINEAR_MAPS, is_matrix, mapped
+from jlora.transform.rules.table import CONSUMERS, primitive
+from jlora.tree.leaf_paths import is_array, leaves_by_path
+from jlora.tree.quantized import Quantized, is_quantized
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Sequence
 
 from train.classify.config import COMMAND, Config
-from train.command import Flags
-from train.run_command import run_command
-from train.signs_of_life import working
+from train.cli.run_command import run_command
+from train.cli.signs_of_life import working
+from train.config.command import Flags
 
 
 def main(argv: Sequence[str], *, alone: bool = False) -> int:

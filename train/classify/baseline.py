@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from train.classify import metrics
-from train.classify.labels import Labels, is_labelled
+from train.classify.data.labels import Labels, is_labelled
 
 _SURE = 20.0
 """The logit of a predicted class."""

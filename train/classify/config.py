@@ -6,9 +6,9 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from train.command import FLAGS, OPTIONS, Command
-from train.run_config import RunConfig
-from train.sections import Count, DataSource, Positive, Share, Text, TrainSection
+from train.config.command import FLAGS, OPTIONS, Command
+from train.config.run_config import RunConfig
+from train.config.sections import Count, DataSource, Positive, Share, Text, TrainSection
 
 Method = Literal["lora", "full", "head"]
 

@@ -13,17 +13,17 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jlora import adapt
-from train import devices
-from train.batches import PlannedBatch, first_of_each_length, plan_evaluation
 from train.classify import metrics
-from train.classify.batches import make_batch
-from train.classify.labels import Labels, is_labelled
+from train.classify.data.batches import make_batch
+from train.classify.data.labels import Labels, is_labelled
 from train.classify.loss import row_losses
-from train.classify.prepare import Prepared
-from train.compilation import jit
-from train.evaluation import never, results
-from train.programs import CompiledAhead
-from train.training import Evaluation
+from train.classify.model import Prepared
+from train.data.bucketing import PlannedBatch, first_of_each_length, plan_evaluation
+from train.devices import placement as devices
+from train.devices.compilation import jit
+from train.devices.programs import CompiledAhead
+from train.loop.assemble import Evaluation
+from train.loop.evaluation import never, results
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,18 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 
 import jlora
-from train import artifacts, card, curves, devices, shipping
+from train.artifacts import adapter_and_merged as artifacts
+from train.artifacts import model_card as card
 from train.classify import metrics
 from train.classify.baseline import no_better
 from train.classify.config import Config
+from train.classify.data.labels import Labels
 from train.classify.evaluate import Task, evaluated, logits_of, make_eval_step
-from train.classify.labels import Labels
-from train.classify.prepare import Prepared
-from train.distributed import is_first
-from train.out_of_memory import explain_out_of_memory, how_to_end
-from train.record import Recorder
-from train.shipping import Results, base_name, conclude, drop_older, write_card
-from train.signs_of_life import working
+from train.classify.model import Prepared
+from train.cli.signs_of_life import working
+from train.devices import placement as devices
+from train.devices.processes import is_first
+from train.planning.memory_advice import explain_out_of_memory, how_to_end
+from train.run import curves
+from train.run.recorder import Recorder
+from train.task import report as shipping
+from train.task.report import Results, base_name, conclude, drop_older, write_card
 
 logger = logging.getLogger(__name__)
 

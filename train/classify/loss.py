@@ -11,12 +11,12 @@ import optax
 from jax.typing import ArrayLike
 
 from jlora import adapt, combine
-from train.classify.batches import Batch
-from train.step import TotalLoss
+from train.classify.data.batches import Batch
+from train.loop.step import TotalLoss
 
 
 def classification_loss(apply: Callable, problem_type: str, *, model_dropout: bool) -> TotalLoss:
-    """The sum of the losses of a batch's rows, times their weights, for `train.step`.
+    """The sum of the losses of a batch's rows, times their weights, for `train.loop.step`.
 
     Args:
       apply: `model.apply(base, inputs, rngs=...)`, logits float32 (B, L).

@@ -9,34 +9,36 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jlora.base import example_batch
-from train import devices, distributed, session
-from train.adapted import Adapted
-from train.batches import PlannedBatch, plan_epoch
-from train.best import Best
+from jlora.pretrained.load import example_batch
 from train.classify import metrics
-from train.classify.batches import Batch, make_batch
 from train.classify.config import Config
-from train.classify.data import load_data
+from train.classify.data.batches import Batch, make_batch
+from train.classify.data.splits import load_data
 from train.classify.evaluate import Task, make_eval_step, validation
 from train.classify.finish import Run, finish
 from train.classify.loss import classification_loss
-from train.classify.prepare import abstract_model, prepare_model, prepare_splits, require_fit, unlabelled_model
-from train.command import Flags
-from train.entry import show
-from train.lengths import lengths_of_run
-from train.loop import Loop
-from train.model_files import load_tokenizer
-from train.out_of_memory import advice, explain_out_of_memory
-from train.platform import attention_of
-from train.programs import CompiledAhead, Compiler
-from train.progress import clock
-from train.record import Recorder
-from train.run_config import rows_of_a_step, steps_of, to_yaml
-from train.signs_of_life import working
-from train.step import State
-from train.summary import summary
-from train.training import Evaluation, Rows, make_loop, training_of
+from train.classify.model import abstract_model, prepare_model, prepare_splits, require_fit, unlabelled_model
+from train.cli.exit_codes import show
+from train.cli.progress import clock
+from train.cli.signs_of_life import working
+from train.config.command import Flags
+from train.config.run_config import rows_of_a_step, steps_of, to_yaml
+from train.data.bucketing import PlannedBatch, plan_epoch
+from train.devices import placement as devices
+from train.devices import processes as distributed
+from train.devices.platform import attention_of
+from train.devices.programs import CompiledAhead, Compiler
+from train.loop.assemble import Evaluation, Rows, make_loop, training_of
+from train.loop.loop import Loop
+from train.loop.step import State
+from train.planning.memory_advice import advice, explain_out_of_memory
+from train.planning.parameter_table import summary
+from train.run.best import Best
+from train.run.lengths import lengths_of_run
+from train.run.recorder import Recorder
+from train.sources.model_files import load_tokenizer
+from train.sources.starting_adapter import Adapted
+from train.task import session
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from train.command import Flags
+from train.cli.run_command import run_command
+from train.cli.signs_of_life import working
+from train.config.command import Flags
 from train.lm.config import COMMAND, LMConfig
-from train.run_command import run_command
-from train.signs_of_life import working
 
 
 def main(argv: Sequence[str], *, alone: bool = False) -> int:

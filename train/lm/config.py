@@ -6,9 +6,9 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from train.command import FLAGS, OPTIONS, Command, Option
-from train.run_config import RunConfig
-from train.sections import (
+from train.config.command import FLAGS, OPTIONS, Command, Option
+from train.config.run_config import RunConfig
+from train.config.sections import (
     BelowOne,
     Count,
     DataSource,

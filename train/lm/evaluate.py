@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from train import devices
-from train.batches import PlannedBatch, first_of_each_length, plan_evaluation
-from train.evaluation import never, results
-from train.lm.batches import Batch, make_batch
-from train.lm.data import Data
+from train.data.bucketing import PlannedBatch, first_of_each_length, plan_evaluation
+from train.devices import placement as devices
+from train.devices.programs import CompiledAhead
+from train.lm.data.batches import Batch, make_batch
+from train.lm.data.load import Data
 from train.lm.loss import Sums
-from train.programs import CompiledAhead
-from train.training import Evaluation
+from train.loop.assemble import Evaluation
+from train.loop.evaluation import never, results
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Task:
 
     Attributes:
       data: the splits. lengths: the padded lengths of batches. pad_id: what fills rows up.
-      eval_step: as `train.lm.step.make_eval_step` gives it. batch_size: rows a batch in evaluation.
+      eval_step: as `train.lm.objective.make_eval_step` gives it. batch_size: rows a batch in evaluation.
       mesh: what the weights lie on; None is one device.
     """
 

@@ -10,22 +10,26 @@ import jax
 import jax.numpy as jnp
 
 import jlora
-from jlora.base import example_batch
 from jlora.errors import JloraError
-from train import artifacts, card, curves, devices, shipping
-from train.adapted import Adapted
-from train.distributed import first_alone, is_first
-from train.entry import show
-from train.grown_tables import load_grown
+from jlora.pretrained.load import example_batch
+from train.artifacts import adapter_and_merged as artifacts
+from train.artifacts import model_card as card
+from train.cli.exit_codes import show
+from train.cli.signs_of_life import working
+from train.devices import placement as devices
+from train.devices.processes import first_alone, is_first
 from train.lm.config import LMConfig
-from train.lm.data import prompts
+from train.lm.data.load import prompts
 from train.lm.evaluate import Task, evaluated
+from train.lm.objective import make_eval_step
 from train.lm.samples import write_samples
-from train.lm.step import make_eval_step
-from train.out_of_memory import explain_out_of_memory, how_to_end
-from train.record import Recorder
-from train.shipping import Results, base_name, conclude, drop_older, write_card
-from train.signs_of_life import working
+from train.lm.vocabulary.grown_tables import load_grown
+from train.planning.memory_advice import explain_out_of_memory, how_to_end
+from train.run import curves
+from train.run.recorder import Recorder
+from train.sources.starting_adapter import Adapted
+from train.task import report as shipping
+from train.task.report import Results, base_name, conclude, drop_older, write_card
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jlora.mesh import current_mesh
-from train.devices import row_parts
+from jlora.sharding.mesh import current_mesh
+from train.devices.placement import row_parts
 
 LOGITS_AT_A_TIME = 256
 """Tokens whose logits a device forms together: enough for a fast product, 50 MB for 49,152 words in float32."""

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from jlora.generation import context_length, generate
-from train.adapted import Adapted
-from train.devices import to_host
-from train.distributed import is_first
+from jlora.generation.detokenize import decoded
+from jlora.generation.generate import context_length, generate
+from train.devices.placement import to_host
+from train.devices.processes import is_first
 from train.lm.config import SamplesSection
-from train.lm.trained import end_ids
-from train.model_files import pad_id
-from train.text_stream import decoded
+from train.lm.language_model import end_ids
+from train.sources.model_files import pad_id
+from train.sources.starting_adapter import Adapted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,44 +12,46 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jlora.errors import JloraError
-from jlora.mesh import AXES
-from train import devices, distributed, session
-from train.adapted import Adapted
-from train.batches import PlannedBatch, plan_epoch
-from train.best import Best
-from train.command import Flags
-from train.entry import show
-from train.lm.added_tokens import add_tokens
-from train.lm.batches import Batch, longest_batch, make_batch, row_lengths
+from jlora.sharding.mesh import AXES
+from train.cli.exit_codes import show
+from train.cli.progress import clock
+from train.cli.signs_of_life import working
+from train.config.command import Flags
+from train.config.run_config import rows_of_a_step, steps_of, to_yaml
+from train.data.bucketing import PlannedBatch, plan_epoch
+from train.devices import placement as devices
+from train.devices import processes as distributed
+from train.devices.platform import attention_of
+from train.devices.programs import CompiledAhead, Compiler
 from train.lm.config import LMConfig
-from train.lm.data import Data, load_examples
+from train.lm.data.batches import Batch, longest_batch, make_batch, row_lengths
+from train.lm.data.load import Data, load_examples
+from train.lm.data.preview import preview
 from train.lm.evaluate import Task, validation
 from train.lm.finish import Run, finish
-from train.lm.memory_help import offers, training_help
-from train.lm.plan import plan_step
-from train.lm.prepare import abstract_model, build_model, causal_config, prepare_model, require_fit
-from train.lm.preview import preview
-from train.lm.step import make_eval_step
-from train.lm.templates import with_template
-from train.lm.training import arguments, batch_names, training_of
-from train.loop import Loop
-from train.manifest import run_day
-from train.model_files import load_tokenizer, pad_id
-from train.out_of_memory import explain_out_of_memory
+from train.lm.memory_advice import offers, training_help
+from train.lm.model import abstract_model, build_model, causal_config, prepare_model, require_fit
+from train.lm.objective import make_eval_step
+from train.lm.step_arguments import arguments, batch_names, training_of
+from train.lm.step_plan import plan_step
+from train.lm.text.chat_templates import with_template
+from train.lm.vocabulary.added_tokens import add_tokens
+from train.loop.assemble import Evaluation, Rows, Training, make_loop
+from train.loop.loop import Loop
+from train.loop.step import State
 from train.planning.chips import chip_named
 from train.planning.dry_run import describe
 from train.planning.flops import matrix_rate
-from train.planning.mesh import force_devices, mesh_sizes
-from train.planning.plan_text import plan_text
-from train.platform import attention_of
-from train.programs import CompiledAhead, Compiler
-from train.progress import clock
-from train.record import Recorder
-from train.run_config import rows_of_a_step, steps_of, to_yaml
-from train.signs_of_life import working
-from train.step import State
-from train.summary import parameters, summary
-from train.training import Evaluation, Rows, Training, make_loop
+from train.planning.memory_advice import explain_out_of_memory
+from train.planning.parameter_table import parameters, summary
+from train.planning.plan_report import plan_text
+from train.planning.virtual_mesh import force_devices, mesh_sizes
+from train.run.best import Best
+from train.run.manifest import run_day
+from train.run.recorder import Recorder
+from train.sources.model_files import load_tokenizer, pad_id
+from train.sources.starting_adapter import Adapted
+from train.task import session
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,17 +6,17 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from train.cli.progress import clock
 from train.planning.flops import matrix_flops
 from train.planning.memory import memory_table, step_memory
-from train.progress import clock
-from train.summary import facts_table
+from train.planning.parameter_table import facts_table
 
 
 def describe(step: Any, arguments: Sequence[Any], *, vocab_size: int, steps: int | None, rate: float) -> str:
     """Memory, steps, tokens, work and time of a run, as text.
 
     Args:
-      step: a jitted train step, as `train.step.make_train_step` gives it.
+      step: a jitted train step, as `train.loop.step.make_train_step` gives it.
       arguments: its (state, frozen, base, batch, key), ShapeDtypeStructs, the longest batch.
       vocab_size: the size of the logits' last axis.
       steps: optimizer steps of the run; None where no data were read and the config does not say.

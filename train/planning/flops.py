@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jlora.models.blockwise import BLOCKS
+from jlora.models.attention.blockwise import BLOCKS
 from train.planning.hlo import Instruction, executed
 
 _LARGEST = 8192

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from train.planning.flops import equations
-from train.summary import align
+from train.planning.parameter_table import align
 
 _MIB = 2**20
 
@@ -35,7 +35,7 @@ def step_memory(step: Any, arguments: Sequence[Any], vocab_size: int) -> Memory:
     """Compiles the step and asks XLA what it takes; nothing is computed and no weights are needed.
 
     Args:
-      step: a jitted train step, as `train.step.make_train_step` gives it.
+      step: a jitted train step, as `train.loop.step.make_train_step` gives it.
       arguments: its (state, frozen, base, batch, key), arrays or ShapeDtypeStructs.
       vocab_size: the size of the logits' last axis.
     """

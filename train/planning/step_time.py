@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from train.planning.chip_plan import Plan
 from train.planning.chips import Chip, collective_seconds, product_seconds
-from train.planning.plan import Plan
 
 
 class StepTime(NamedTuple):

@@ -1,0 +1,1 @@
+"""jlora beside PEFT on PyTorch: python -m benchmarks.classify."""

@@ -1,0 +1,1 @@
+"""Timing, turns and processes that all measurements share."""

@@ -1,0 +1,1 @@
+"""Damaged and invented files for every loader: python -m benchmarks.fuzz."""

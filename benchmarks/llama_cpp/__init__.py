@@ -1,0 +1,1 @@
+"""Adapters in llama.cpp itself: python -m benchmarks.llama_cpp."""

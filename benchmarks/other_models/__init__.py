@@ -1,0 +1,1 @@
+"""LoRA on models of others: python -m benchmarks.other_models."""

@@ -1,0 +1,1 @@
+"""docs/benchmarks.md: its pieces, sections, tables and plots."""

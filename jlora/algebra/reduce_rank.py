@@ -1,0 +1,106 @@
+"""Adapters of a smaller rank, by the SVD of small factors: the full update is never formed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jlora.errors import JloraError
+from jlora.lora.entries import Adapter, Entry, LowRank
+from jlora.lora.matrices import Matrices, from_matrices, to_matrices
+
+_HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def reduce_rank(adapter: Adapter, rank: int | None = None, *, energy: float | None = None) -> dict[str, Entry]:
+    """The best adapter of a smaller rank: the largest singular components of each update (Eckart and Young 1936).
+
+    Every layer of a stack is cut for itself. With DoRA it is the low-rank update inside the direction that is cut;
+    the magnitude stays. Leaves and rows that are trained whole stay as they are.
+
+    Args:
+      adapter: of any ranks and scales.
+      rank: each layer keeps at most so many components.
+      energy: in place of `rank`: each layer keeps the fewest components (one at least) whose squared singular values
+        make up this share of all, in (0, 1]. It looks at values, so it cannot run inside `jax.jit`.
+
+    Returns:
+      An adapter with scale 1 (lora_alpha equal to r) in the dtypes of the given one: A has orthonormal rows, the
+      singular values are in B. `jlora.fitted_config` gives its configuration.
+
+    Raises:
+      JloraError: not exactly one of rank and energy, a rank below 1, or an energy outside (0, 1].
+    """
+    if (rank is None) == (energy is None):
+        raise JloraError(f"reduce_rank: expected one of rank and energy, found rank {rank!r} and energy {energy!r}")
+    if rank is not None and not (isinstance(rank, int) and rank >= 1):
+        raise JloraError(f"reduce_rank: rank: expected an integer of at least 1, found {rank!r}")
+    if energy is not None and not 0 < energy <= 1:
+        raise JloraError(f"reduce_rank: energy: expected a share in (0, 1], found {energy!r}")
+    return {
+        path: _reduced(entry, rank, energy) if isinstance(entry, LowRank) else entry for path, entry in adapter.items()
+    }
+
+
+def singular_values(low_rank: LowRank) -> list[jax.Array]:
+    """The singular values of each layer's update, float32, the largest first, as many as its rank (and sides) allow.
+
+    Layers are in the order of the stack, one where there is no stack; a layer of rank 0 has none.
+    """
+    return [svd(layer)[1] for layer in to_matrices(low_rank)]
+
+
+@jax.jit
+def svd(layer: Matrices) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """u (out, k), s (k,), vh (k, in) of the update (b * scale) @ a, float32; k is the smallest of rank, out and in.
+
+    A QR of each factor leaves a rank x rank matrix to decompose. Signs are those of `with_fixed_signs`.
+    """
+    a, b, scale = layer.in_float32()
+    q_a, r_a = jnp.linalg.qr(a.T)  # (in, i), (i, rank)
+    q_b, r_b = jnp.linalg.qr(b * scale[None, :])  # (out, o), (o, rank)
+    u, s, vh = jnp.linalg.svd(jnp.matmul(r_b, r_a.T, precision=_HIGHEST), full_matrices=False)
+    u, vh = jnp.matmul(q_b, u, precision=_HIGHEST), jnp.matmul(vh, q_a.T, precision=_HIGHEST)
+    return with_fixed_signs(u, s, vh)
+
+
+def with_fixed_signs(u: jax.Array, s: jax.Array, vh: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The same decomposition with the largest entry of each row of vh positive: no two machines' signs differ."""
+    if not s.shape[0]:
+        return u, s, vh
+    largest = jnp.take_along_axis(vh, jnp.argmax(jnp.abs(vh), axis=1, keepdims=True), axis=1)  # (k, 1)
+    signs = jnp.where(largest < 0, -1.0, 1.0)
+    return u * signs.T, s, vh * signs
+
+
+def from_svd(u: jax.Array, s: jax.Array, vh: jax.Array, rank: int) -> Matrices:
+    """The first `rank` components as a layer of scale 1, split as PEFT splits them: a is vh, b is u s."""
+    return Matrices(vh[:rank], u[:, :rank] * s[None, :rank], jnp.ones_like(s[:rank]))
+
+
+def _reduced(entry: LowRank, rank: int | None, energy: float | None) -> LowRank:
+    parts = [svd(layer) for layer in to_matrices(entry)]
+    if rank is None:
+        ranks = _shared([rank_for(np.asarray(s), energy or 1.0) for _, s, _ in parts], len(entry.ranks))
+    else:
+        ranks = [min(rank, s.shape[0]) for _, s, _ in parts]
+    reduced = from_matrices(entry, [from_svd(u, s, vh, kept) for (u, s, vh), kept in zip(parts, ranks, strict=True)])
+    return dataclasses.replace(reduced, a=reduced.a.astype(entry.a.dtype), b=reduced.b.astype(entry.b.dtype))
+
+
+def rank_for(singular_values: np.ndarray, energy: float) -> int:
+    """The smallest rank that keeps this share of the squared singular values (falling): at least 1, 0 of none."""
+    if not singular_values.size:
+        return 0
+    kept = np.cumsum(np.square(singular_values, dtype=np.float64))
+    return min(int(np.searchsorted(kept, energy * kept[-1])), len(kept) - 1) + 1
+
+
+def _shared(ranks: Sequence[int], count: int) -> list[int]:
+    """Layers behind one entry of `LowRank.ranks` have one rank: the largest that any of them needs."""
+    copies = len(ranks) // count
+    return [max(ranks[i - i % copies :][:copies]) for i in range(len(ranks))]

@@ -1,0 +1,1 @@
+"""Files on disk, bounded and atomic: nothing here knows of models."""

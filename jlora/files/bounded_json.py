@@ -1,0 +1,51 @@
+"""Untrusted JSON: bounded in size and depth, without duplicate keys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jlora.errors import JloraError
+from jlora.files.path_checks import require_own
+
+LARGEST = 2**24
+"""Bytes of the largest JSON that is read. Published indexes of many shards have 10 MB; as objects they take more."""
+
+
+def read_json(file: Path, largest: int = LARGEST) -> dict[str, Any]:
+    """Reads the object in a JSON file of at most `largest` bytes.
+
+    Raises:
+      JloraError: the file is missing, larger, a link out of its folder or not JSON, has a duplicate key, or holds
+        something other than an object.
+    """
+    if not file.is_file():
+        raise JloraError(f"{file}: expected a JSON file; found none")
+    require_own(file)
+    with file.open("rb") as stream:
+        text = stream.read(largest + 1)
+    if len(text) > largest:
+        raise JloraError(f"{file}: expected JSON of at most {largest} bytes; found {file.stat().st_size}")
+    return parse_json(text, file)
+
+
+def parse_json(text: bytes, file: Path) -> dict[str, Any]:
+    """The object that `text`, which is in `file`, says; raises JloraError as `read_json` does."""
+    try:
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=_said_once)
+    except (ValueError, RecursionError) as error:
+        raise JloraError(f"{file}: expected JSON; found: {error}") from error
+    if not isinstance(value, dict):
+        raise JloraError(f"{file}: expected a JSON object; found {type(value).__name__}")
+    return value
+
+
+def _said_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a key that is there twice, some readers take the first value, others the last."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} twice")
+        found[key] = value
+    return found

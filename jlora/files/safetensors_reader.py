@@ -1,0 +1,148 @@
+"""One safetensors file: a header that is checked against the file, and tensors that are read later.
+
+The file is 8 bytes, the length of the header; the header, {key: {"dtype", "shape", "data_offsets": [start, end]}} as
+JSON; and the tensors, one behind the other.
+"""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from jlora.errors import JloraError
+from jlora.files.bounded_json import LARGEST, parse_json
+from jlora.files.finite import require_finite
+from jlora.files.path_checks import require_own
+
+READABLE = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+"""{dtype in a file: numpy's}, of the tensors that are read."""
+_BITS = {
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "BOOL": 8, "I8": 8, "U8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
+    "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32,
+    "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+"""{dtype in a file: bits of a number}."""
+_MOST_AXES = 32
+_MOST_NUMBERS = 2**48
+"""More than any disk holds, so that no product of a tensor's axes overflows: not even where one of them is 0."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a safetensors file that has not been read yet: its dtype, first byte and size there."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    start: int
+    bytes: int
+
+    def read(self, dtype: Any, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """The tensor, or its part at `index`, in `dtype`: the file's own is mapped, and takes no memory until copied.
+
+        Raises:
+          JloraError: a number that is not finite, or that `dtype` cannot hold.
+        """
+        with np.errstate(over="ignore"):
+            value = self.mapped()[index].astype(dtype, copy=False)
+        require_finite(value, f"{self.file}: {self.key}")
+        return value
+
+    def mapped(self) -> np.ndarray:
+        """The tensor as it is in the file, which is not touched before the numbers are."""
+        if 0 in self.shape:
+            return np.zeros(self.shape, READABLE[self.dtype])
+        return np.asarray(np.memmap(self.file, READABLE[self.dtype], "r", self.start, self.shape))
+
+    def require_float(self) -> None:
+        """Raises JloraError where the tensor is not a plain floating point one (quantized weights)."""
+        if self.dtype not in READABLE:
+            raise JloraError(f"{self.file}: {self.key}: expected dtype {', '.join(READABLE)}; found {self.dtype}")
+
+
+def open_safetensors(file: Path) -> dict[str, StoredTensor]:
+    """Returns {key: tensor} of a file, from its header alone.
+
+    Raises:
+      JloraError: a link out of the file's folder; a header that is incomplete or too large, has a duplicate key, or
+        whose tensors do not fill the file without gaps.
+    """
+    require_own(file)
+    entries, begin = _header(file)
+    tensors = {key: _tensor(file, key, entry, begin) for key, entry in entries.items()}
+    end = begin
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.bytes)):
+        if tensor.start != end:
+            raise JloraError(
+                f"{file}: {tensor.key}: data_offsets: expected a start at {end - begin}, where the tensor before it"
+                f" ends; found {tensor.start - begin}"
+            )
+        end += tensor.bytes
+    if end != file.stat().st_size:
+        raise _not_whole(file, f" of {end} bytes")
+    return tensors
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int]:
+    """(the header without the file's metadata, the byte where the tensors begin)."""
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > file.stat().st_size - 8:
+            raise _not_whole(file, "")
+        if length > LARGEST:
+            raise JloraError(f"{file}: expected a header of at most {LARGEST} bytes; found one of {length}")
+        entries = parse_json(stream.read(length), file)
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise JloraError(f"{file}: __metadata__: expected an object of texts; found {reprlib.repr(metadata)}")
+    return entries, 8 + length
+
+
+def _not_whole(file: Path, size: str) -> JloraError:
+    return JloraError(
+        f"{file}: expected a whole safetensors file{size}; found {file.stat().st_size} bytes; download or copy it again"
+    )
+
+
+def _tensor(file: Path, key: str, entry: Any, begin: int) -> StoredTensor:
+    """What the header says of a tensor, where that can be true."""
+
+    def refusal(field: str, expected: str, found: Any) -> JloraError:
+        return JloraError(f"{file}: {key}{field}: expected {expected}; found {reprlib.repr(found)}")
+
+    if not key.isprintable():  # what it says might reach a terminal, and act there
+        raise JloraError(f"{file}: expected keys that can be printed; found {reprlib.repr(key)}")
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise refusal("", "dtype, shape and data_offsets", entry)
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _BITS:
+        raise refusal(": dtype", f"one of {', '.join(_BITS)}", dtype)
+    if not _is_shape(shape):
+        raise refusal(": shape", f"the sizes of at most {_MOST_AXES} axes, {_MOST_NUMBERS} numbers in all", shape)
+    size, rest = divmod(math.prod(shape) * _BITS[dtype], 8)
+    if rest or not _are_sizes(offsets) or len(offsets) != 2 or offsets[1] - offsets[0] != size:
+        raise refusal(": data_offsets", f"a start and an end, {size} bytes apart as dtype and shape say", offsets)
+    return StoredTensor(file, key, tuple(shape), dtype, begin + offsets[0], size)
+
+
+def _is_shape(found: Any) -> bool:
+    return _are_sizes(found) and len(found) <= _MOST_AXES and math.prod(n or 1 for n in found) <= _MOST_NUMBERS
+
+
+def _are_sizes(found: Any) -> bool:
+    return isinstance(found, list) and all(type(n) is int and n >= 0 for n in found)

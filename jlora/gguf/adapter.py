@@ -1,0 +1,137 @@
+"""Adapters as llama.cpp loads them: one GGUF file beside the base's (`llama-cli --lora FILE`)."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import gguf
+import numpy as np
+
+from jlora.errors import JloraError
+from jlora.files.atomic_folder import whole_folder
+from jlora.lora.entries import Adapter, Entry, LowRank
+from jlora.lora.matrices import Matrices, to_matrices
+from jlora.peft.tensor_keys import layer_names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+class _Architecture(NamedTuple):
+    """What llama.cpp makes of a family: its name for it, and whether it reorders the rows of q and k."""
+
+    name: gguf.MODEL_ARCH
+    permuted: bool = False
+
+
+_ARCHITECTURES = {
+    "gemma": _Architecture(gguf.MODEL_ARCH.GEMMA),
+    "gemma2": _Architecture(gguf.MODEL_ARCH.GEMMA2),
+    "gemma3_text": _Architecture(gguf.MODEL_ARCH.GEMMA3),
+    "gpt2": _Architecture(gguf.MODEL_ARCH.GPT2),
+    "llama": _Architecture(gguf.MODEL_ARCH.LLAMA, permuted=True),
+    "mistral": _Architecture(gguf.MODEL_ARCH.LLAMA, permuted=True),
+    "phi3": _Architecture(gguf.MODEL_ARCH.PHI3),
+    "qwen2": _Architecture(gguf.MODEL_ARCH.QWEN2),
+    "qwen3": _Architecture(gguf.MODEL_ARCH.QWEN3),
+}
+"""{Hugging Face's model_type: llama.cpp's}, of families whose linear weights it takes as they are, or reordered."""
+
+
+def save_gguf_lora(
+    file: str | os.PathLike,
+    adapter: Adapter,
+    config: PreTrainedConfig,
+    *,
+    dtype: Literal["float32", "float16"] = "float32",
+) -> None:
+    """Writes A and B of each layer, `blk.3.attn_q.weight.lora_a` (r, in) and `.lora_b` (out, r), and one lora_alpha.
+
+    llama.cpp scales each update by lora_alpha / r, with r from the tensors, and by 1 if lora_alpha is 0. The file gets
+    the largest lora_alpha of all layers; a layer with a smaller one (alpha_pattern, rsLoRA, mixtures) has the ratio
+    multiplied into B.
+
+    Args:
+      file: to write.
+      adapter: {path: LowRank} of linear weights.
+      config: of the base model.
+      dtype: of the tensors.
+
+    Raises:
+      JloraError: a family or an entry that llama.cpp's adapters have no form for.
+    """
+    architecture = _architecture(config)
+    layers = _layers(adapter, gguf.get_tensor_name_map(architecture.name, config.num_hidden_layers))
+    alpha = max((float(np.abs(scale).max()) * len(scale) for _, _, scale in layers.values()), default=0.0) or 1.0
+    tensors: dict[str, np.ndarray] = {}
+    for name, (a, b, scale) in layers.items():
+        folded = np.asarray(b) * (np.asarray(scale) * len(scale) / alpha)
+        tensors[f"{name}.weight.lora_a"] = np.asarray(a)
+        tensors[f"{name}.weight.lora_b"] = _in_their_order(folded, name, architecture, config)
+    _write(Path(file), architecture, tensors, alpha, np.dtype(dtype))
+
+
+def _architecture(config: PreTrainedConfig) -> _Architecture:
+    if config.model_type not in _ARCHITECTURES:
+        raise JloraError(
+            f"model_type: expected one whose adapters llama.cpp takes from here ({', '.join(_ARCHITECTURES)}); found"
+            f" {config.model_type!r}; merge the adapter, and convert the merged model with llama.cpp"
+        )
+    return _ARCHITECTURES[config.model_type]
+
+
+def _layers(adapter: Adapter, names: Any) -> dict[str, Matrices]:
+    """{GGUF's name of the weight, without `.weight`: its A, B and scale} of all adapted layers."""
+    layers = {}
+    for path, entry in adapter.items():
+        low_rank = _supported(path, entry)
+        for module, matrices in zip(layer_names(path, low_rank), to_matrices(low_rank), strict=True):
+            name = names.get_name(module)
+            if name is None:
+                raise JloraError(
+                    f"{path}: expected a weight that llama.cpp has; found {module}, for which it has no name"
+                )
+            if len(matrices.scale):
+                layers[name] = matrices
+    return layers
+
+
+def _supported(path: str, entry: Entry) -> LowRank:
+    merge = "merge the adapter, and convert the merged model with llama.cpp"
+    if not isinstance(entry, LowRank):
+        raise JloraError(f"{path}: expected A and B alone for llama.cpp, found what is trained whole; {merge}")
+    if entry.magnitude is not None:
+        raise JloraError(f"{path}: expected plain LoRA for llama.cpp, found DoRA's magnitude; {merge}")
+    if entry.kind != "linear":
+        found = "an embedding" if entry.kind == "lookup" else "a convolution"
+        raise JloraError(f"{path}: expected a linear weight for llama.cpp, found {found}; {merge}")
+    return entry
+
+
+def _in_their_order(b: np.ndarray, name: str, architecture: _Architecture, config: Any) -> np.ndarray:
+    """B (out, r) with the rows of q and k as llama.cpp has them: features that are turned together side by side."""
+    heads = {"attn_q": config.num_attention_heads, "attn_k": getattr(config, "num_key_value_heads", None)}
+    count = heads.get(name.rpartition(".")[2]) if architecture.permuted else None
+    if count is None:
+        return b
+    return b.reshape(count, 2, -1, b.shape[1]).swapaxes(1, 2).reshape(b.shape)
+
+
+def _write(
+    file: Path, architecture: _Architecture, tensors: dict[str, np.ndarray], alpha: float, dtype: np.dtype
+) -> None:
+    with (
+        whole_folder(file.parent, name=f".{file.name}.partial") as partial,
+        closing(gguf.GGUFWriter(partial / file.name, gguf.MODEL_ARCH_NAMES[architecture.name])) as writer,
+    ):
+        writer.add_type(gguf.GGUFType.ADAPTER)
+        writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+        writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(alpha))
+        for name, tensor in tensors.items():
+            writer.add_tensor(name, np.ascontiguousarray(tensor, dtype))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()

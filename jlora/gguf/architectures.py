@@ -1,0 +1,257 @@
+"""What GGUF's metadata and tensor names are in Hugging Face's words, architecture by architecture."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jlora.errors import JloraError, nearest
+from jlora.pretrained.config_checks import LARGEST_SIZE, MOST_LAYERS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from jlora.gguf.reader import Gguf, StoredBlocks
+
+
+class Architecture(NamedTuple):
+    """A value of `general.architecture`.
+
+    Attributes:
+      model_type: Hugging Face's name.
+      permuted: whether the rows of q and k are in llama.cpp's order: rotary pairs side by side.
+      biases: {key of the config: the tensor that is there where it is true}.
+    """
+
+    model_type: str
+    permuted: bool
+    biases: Mapping[str, str]
+
+
+_ATTENTION, _MLP = {"attention_bias": "blk.0.attn_q.bias"}, {"mlp_bias": "blk.0.ffn_gate.bias"}
+ARCHITECTURES = {
+    "llama": Architecture("llama", permuted=True, biases=_ATTENTION | _MLP),
+    "qwen2": Architecture("qwen2", permuted=False, biases={}),
+    "qwen3": Architecture("qwen3", permuted=False, biases=_ATTENTION),
+}
+"""Mistral's files say llama."""
+
+_KEYS = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+"""{GGUF's name: Hugging Face's}; `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`."""
+
+ROPE_FACTORS = "rope_freqs.weight"
+"""What each rotary frequency is divided by: part of the config."""
+
+_COUNTS = {
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "block_count": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+    "attention.head_count": "num_attention_heads",
+}
+"""{key behind the architecture's name: Hugging Face's}, sizes that must be there."""
+
+_READ_TOO = (
+    "attention.layer_norm_rms_epsilon",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scale_linear",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+)
+_SAID_TWICE = ("vocab_size", "tensor_data_layout", "rope.scaling.original_context_length", "rope.scaling.finetuned")
+"""Keys that change nothing beside the others."""
+
+
+def architecture_of(content: Gguf) -> tuple[str, Architecture]:
+    """(the value of `general.architecture`, what it stands for).
+
+    Raises:
+      JloraError: one that is not in the table.
+    """
+    name = content.fields.get("general.architecture")
+    if not isinstance(name, str) or name not in ARCHITECTURES:
+        known, found = ", ".join(ARCHITECTURES), reprlib.repr(name)
+        raise JloraError(f"{content.file}: general.architecture: expected one of {known}; found {found}")
+    return name, ARCHITECTURES[name]
+
+
+def key_of(content: Gguf, name: str) -> str:
+    """Hugging Face's key of the tensor that the file calls `name`.
+
+    Raises:
+      JloraError: a tensor that the architecture does not have.
+    """
+    *block, module, parameter = name.split(".") if "." in name else ("", name)
+    if module not in _KEYS or (block and (len(block) != 2 or block[0] != "blk")):
+        architecture, _ = architecture_of(content)
+        raise JloraError(
+            f"{content.file}: {name}: expected a tensor of {architecture}; found one that it does not have"
+        )
+    layer = f"model.layers.{block[1]}." if block else ""
+    return f"{layer}{_KEYS[module]}.{parameter}"
+
+
+def heads_of(content: Gguf, stored: StoredBlocks) -> int | None:
+    """The number of heads in whose order the rows of q and k are; None of any other tensor.
+
+    Raises:
+      JloraError: no number, or one that does not divide the rows.
+    """
+    prefix, _ = architecture_of(content)
+    key = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(stored.name.split(".")[-2])
+    if key is None:
+        return None
+    queries = _count(content, f"{prefix}.attention.head_count")
+    heads = queries if key == "head_count" else _count(content, f"{prefix}.attention.{key}", queries)
+    if stored.shape[0] % (2 * heads):
+        rows = stored.shape[0]
+        raise JloraError(
+            f"{content.file}: {stored.name}: expected rows of {prefix}.attention.{key} = {heads} heads; found {rows}"
+        )
+    return heads
+
+
+def config_of(content: Gguf) -> PreTrainedConfig:
+    """The config that the metadata and the tensors say.
+
+    Raises:
+      JloraError: another architecture than ARCHITECTURES has, a key that is missing, one that is not known and not
+        zero, scaled positions of another kind than linear and Llama 3's.
+    """
+    from transformers import CONFIG_MAPPING  # half a second, and where PyTorch is installed seconds more
+
+    prefix, architecture = architecture_of(content)
+    fields, tensors = content.fields, content.tensors
+    _require_known(content, prefix)
+    values: dict[str, Any] = {theirs: _count(content, f"{prefix}.{key}") for key, theirs in _COUNTS.items()}
+    if values["num_hidden_layers"] > MOST_LAYERS:
+        found = values["num_hidden_layers"]
+        raise JloraError(f"{content.file}: {prefix}.block_count: expected at most {MOST_LAYERS}; found {found}")
+    heads = values["num_attention_heads"]
+    width = _count(content, f"{prefix}.attention.key_length", values["hidden_size"] // heads)
+    for key in ("attention.value_length", "rope.dimension_count"):
+        found = fields.get(f"{prefix}.{key}", width)
+        if found != width:
+            raise JloraError(
+                f"{content.file}: {prefix}.{key}: expected the heads' width, {width}; found {found},"
+                " which is not supported"
+            )
+    if "token_embd.weight" not in tensors:
+        raise JloraError(f"{content.file}: expected token_embd.weight; found no such tensor")
+    values |= {
+        "vocab_size": tensors["token_embd.weight"].shape[0],
+        "num_key_value_heads": _count(content, f"{prefix}.attention.head_count_kv", heads),
+        "head_dim": width,
+        "rms_norm_eps": float(np.float32(_number(content, f"{prefix}.attention.layer_norm_rms_epsilon"))),
+        "rope_parameters": _rope_parameters(content, prefix, width),
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "bos_token_id": fields.get("tokenizer.ggml.bos_token_id"),
+        "pad_token_id": fields.get("tokenizer.ggml.padding_token_id"),
+    }
+    values |= {key: tensor in tensors for key, tensor in architecture.biases.items()}
+    try:
+        return CONFIG_MAPPING[architecture.model_type](**values, eos_token_id=_stops(fields))
+    except Exception as error:  # whatever transformers' class makes of a value that it does not take
+        raise JloraError(f"{content.file}: {error}") from error
+
+
+def _stops(fields: dict[str, Any]) -> int | list[int] | None:
+    """The tokens that end a text, and a turn where that is another one."""
+    ids = [fields.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
+    found = list(dict.fromkeys(i for i in ids if i is not None))
+    return found if len(found) > 1 else (found[0] if found else None)
+
+
+def _count(content: Gguf, key: str, default: int | None = None) -> int:
+    """A size; `default` where the file does not say."""
+    found = content.fields.get(key, default)
+    if found is not None and not (type(found) is int and 1 <= found <= LARGEST_SIZE):
+        said = reprlib.repr(found)
+        raise JloraError(f"{content.file}: {key}: expected an integer from 1 to {LARGEST_SIZE}; found {said}")
+    return int(_number(content, key, found))
+
+
+def _number(content: Gguf, key: str, default: float | None = None) -> float:
+    """A positive number; `default` where the file does not say."""
+    found = content.fields.get(key, default)
+    if not (isinstance(found, int | float) and 0 < found < math.inf):
+        said = "no such key" + nearest(key, content.fields) if found is None else reprlib.repr(found)
+        raise JloraError(f"{content.file}: {key}: expected a number above 0; found {said}")
+    return found
+
+
+def _require_known(content: Gguf, prefix: str) -> None:
+    """A key that is not read may change what the model computes, unless it says zero."""
+    known = {f"{prefix}.{key}" for key in (*_COUNTS, *_READ_TOO, *_SAID_TWICE)}
+    for key, value in content.fields.items():
+        if key.startswith(f"{prefix}.") and key not in known and value:
+            raise JloraError(
+                f"{content.file}: {key}: expected no such key; found {reprlib.repr(value)}, which is not supported"
+            )
+
+
+def _rope_parameters(content: Gguf, prefix: str, width: int) -> dict[str, Any]:
+    """Hugging Face's `rope_parameters`."""
+    base = {"rope_theta": float(_number(content, f"{prefix}.rope.freq_base", 10000.0))}
+    kind = content.fields.get(f"{prefix}.rope.scaling.type", "none")
+    old = _number(content, f"{prefix}.rope.scale_linear", 1.0)
+    expected = ("none",) if ROPE_FACTORS in content.tensors else ("none", "linear")
+    if kind not in expected:
+        raise JloraError(
+            f"{content.file}: {prefix}.rope.scaling.type: expected {' or '.join(expected)}; found {reprlib.repr(kind)},"
+            " which is not supported"
+        )
+    factor = float(_number(content, f"{prefix}.rope.scaling.factor") if kind == "linear" else old)
+    if ROPE_FACTORS in content.tensors:
+        return base | _llama3(content, base["rope_theta"], width)
+    return base | ({"rope_type": "default"} if factor == 1 else {"rope_type": "linear", "factor": factor})
+
+
+def _llama3(content: Gguf, theta: float, width: int) -> dict[str, Any]:
+    """The parameters of Llama 3.1's scaling that give the file's factors.
+
+    The file has only the factors. Of the four numbers behind them all published models share three.
+    """
+    stored = content.tensors[ROPE_FACTORS]
+    stored.require_readable()
+    factors = stored.read(np.float32) if stored.shape == (width // 2,) else np.zeros(1, np.float32)
+    low, high, length, factor = 1.0, 4.0, 8192, float(factors.max())
+    turns = length * theta ** -(np.arange(0, width, 2) / width) / (2 * np.pi)
+    share = np.clip((turns - low) / (high - low), 0, 1)
+    if not (factor > 0 and np.allclose(factors, 1 / ((1 - share) / factor + share), rtol=1e-4)):
+        raise JloraError(
+            f"{content.file}: {ROPE_FACTORS}: expected Llama 3.1's factors for {width // 2} frequencies;"
+            " found others, which are not supported"
+        )
+    if factor == 1:
+        return {"rope_type": "default"}
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": length,
+    }

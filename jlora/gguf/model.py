@@ -1,0 +1,91 @@
+"""GGUF files, as llama.cpp reads them: a model's config, weights and tokenizer in one file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jlora.gguf.architectures import ROPE_FACTORS, architecture_of, config_of, heads_of, key_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+
+    from jlora.gguf.reader import StoredBlocks
+
+
+def is_gguf(name: str | Path) -> bool:
+    """Whether the name is that of a GGUF file."""
+    return str(name).endswith(".gguf")
+
+
+def gguf_config(file: Path) -> PreTrainedConfig:
+    """The config of the model in the file.
+
+    Raises:
+      JloraError: no such file, no whole GGUF file, whatever `config_of` refuses.
+    """
+    from jlora.gguf.reader import read_gguf
+
+    return config_of(read_gguf(file))
+
+
+def gguf_tokenizer(file: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of the model in the file, with its chat templates.
+
+    Raises:
+      JloraError: no such file, no whole GGUF file, a kind of tokenizer that is not supported.
+    """
+    from jlora.gguf.reader import read_gguf
+    from jlora.gguf.tokenizer import tokenizer_of  # which loads transformers
+
+    return tokenizer_of(read_gguf(file))
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """A tensor in a GGUF file that has not been read yet, under Hugging Face's key."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    stored: StoredBlocks
+    heads: int | None  # of q and k, whose rows are to be put back
+
+    def read(self, dtype: Any, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """The tensor, or its part at `index`, in `dtype`; raises JloraError where a number is not finite."""
+        value = self.stored.read(dtype)
+        if self.heads is not None:
+            half = self.shape[0] // self.heads // 2
+            value = value.reshape(self.heads, half, 2, -1).swapaxes(1, 2).reshape(self.shape)
+        return value[index]
+
+    def mapped(self) -> np.ndarray:
+        """Reads the whole tensor in float32."""
+        return self.read(np.float32)
+
+    def require_float(self) -> None:
+        """Raises JloraError where the tensor's quantization is one that cannot be read."""
+        self.stored.require_readable()
+
+
+def gguf_tensors(file: Path) -> dict[str, GgufTensor]:
+    """{Hugging Face's key: tensor} of the file.
+
+    Raises:
+      JloraError: no such file, no whole GGUF file, an architecture that is not supported, or a tensor that it does
+        not have.
+    """
+    from jlora.gguf.reader import read_gguf
+
+    content = read_gguf(file)
+    _, architecture = architecture_of(content)
+    tensors = {}
+    for stored in content.tensors.values():
+        if stored.name != ROPE_FACTORS:
+            key = key_of(content, stored.name)
+            heads = heads_of(content, stored) if architecture.permuted else None
+            tensors[key] = GgufTensor(content.file, key, stored.shape, stored, heads)
+    return tensors

@@ -1,0 +1,209 @@
+"""The container of GGUF files: metadata, and tensors that are mapped and dequantized some rows at a time.
+
+The `gguf` package dequantizes. Its own reader of metadata takes seconds and some hundred bytes for each token of a
+vocabulary, and is not used.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import reprlib
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gguf
+import numpy as np
+
+from jlora.errors import JloraError
+from jlora.files.finite import require_finite
+
+_VERSIONS = (2, 3)
+_STRING, _ARRAY = 8, 9
+_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+"""{type of a value: struct's letter for it}."""
+_AT_ONCE = 2**22
+"""How many numbers are dequantized at a time."""
+_LARGEST = 2**25
+"""Bytes of the largest metadata that is read. A vocabulary of 250 000 tokens has 10 MB; as objects they take more."""
+_MOST_FIELDS, _MOST_AXES, _MOST_NUMBERS = 2**16, 4, 2**48
+"""Of a file; of a tensor, as in llama.cpp; of a tensor, and more than any disk holds."""
+
+
+@dataclass(frozen=True)
+class StoredBlocks:
+    """A tensor in a GGUF file that has not been read yet: ggml's number of its type, and the byte where it starts."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    start: int
+
+    def read(self, dtype: Any) -> np.ndarray:
+        """The tensor in `dtype`; what it is dequantized from stays in the file.
+
+        Raises:
+          JloraError: a number that is not finite, or that `dtype` cannot hold.
+        """
+        stored = np.memmap(self.file, np.uint8, "r", self.start, self._stored_shape())
+        out = np.empty((stored.shape[0], self.shape[-1]), dtype)
+        step = max(1, _AT_ONCE // self.shape[-1])
+        for row in range(0, len(out), step):
+            part = out[row : row + step]
+            with np.errstate(over="ignore"):
+                part[...] = gguf.dequantize(np.asarray(stored[row : row + step]), self._kind())
+            require_finite(part, f"{self.file}: {self.name}")
+        return out.reshape(self.shape)
+
+    def require_readable(self) -> None:
+        """Raises JloraError where the tensor's type is one that `gguf` does not dequantize, or the file ends in it."""
+        try:
+            gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[self._kind()][1]), np.uint8), self._kind())
+        except (NotImplementedError, ValueError):
+            known = self.type in list(gguf.GGMLQuantizationType)
+            raise JloraError(
+                f"{self.file}: {self.name}: expected a type that gguf dequantizes;"
+                f" found {self._kind().name if known else f'type {self.type}'}"
+            ) from None
+        numbers, _ = gguf.GGML_QUANT_SIZES[self._kind()]
+        if self.shape[-1] % numbers:
+            raise JloraError(
+                f"{self.file}: {self.name}: expected rows of a multiple of {numbers} numbers, a block of"
+                f" {self._kind().name}; found {self.shape[-1]}"
+            )
+        size = self.file.stat().st_size
+        if self.end > size:
+            raise JloraError(
+                f"{self.file}: {self.name}: expected a whole GGUF file, of {self.end} bytes at least; found {size};"
+                " download or copy it again"
+            )
+
+    @property
+    def end(self) -> int:
+        """The byte behind the tensor; where it starts, of a type that nobody knows."""
+        known = self.type in list(gguf.GGMLQuantizationType)
+        return self.start + (math.prod(self._stored_shape()) if known else 0)
+
+    def _kind(self) -> gguf.GGMLQuantizationType:
+        return gguf.GGMLQuantizationType(self.type)
+
+    def _stored_shape(self) -> tuple[int, int]:
+        """(rows, bytes of a row)."""
+        numbers, width = gguf.GGML_QUANT_SIZES[self._kind()]
+        return math.prod(self.shape[:-1]), self.shape[-1] // numbers * width
+
+
+class Gguf(NamedTuple):
+    """{key: value} of a file's metadata, and {name: tensor}."""
+
+    file: Path
+    fields: dict[str, Any]
+    tensors: dict[str, StoredBlocks]
+
+
+def read_gguf(file: Path) -> Gguf:
+    """What a GGUF file holds; no tensor is read.
+
+    Raises:
+      JloraError: no such file, no GGUF file, a version that is not known, a file that ends in the metadata, one part
+        of several, a name twice, more metadata than a model has.
+    """
+    if not Path(file).is_file():
+        raise JloraError(f"{file}: expected a GGUF file; found no such file")
+    try:
+        with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _parsed(Path(file), _Cursor(data))
+    except (ValueError, struct.error) as error:
+        raise JloraError(f"{file}: expected a whole GGUF file; found: {error}") from None
+
+
+def _parsed(file: Path, cursor: _Cursor) -> Gguf:
+    if cursor.bytes(4) != b"GGUF":
+        raise ValueError("no GGUF at its start")
+    (version,) = cursor.numbers("I", 1)
+    if version not in _VERSIONS:
+        raise ValueError(f"version {version}, where {_VERSIONS[0]} and {_VERSIONS[1]} are known")
+    tensors, fields = cursor.numbers("Q", 2)
+    if max(tensors, fields) > _MOST_FIELDS:
+        raise ValueError(f"{fields} fields and {tensors} tensors, where {_MOST_FIELDS} are the most")
+    metadata = _said_once((cursor.text(), cursor.value()) for _ in range(fields))
+    parts = metadata.get("split.count", 1)
+    if parts != 1:
+        raise ValueError(f"one of {reprlib.repr(parts)} parts; join them with llama-gguf-split --merge")
+    infos = _said_once((info.name, info) for info in (cursor.info() for _ in range(tensors)))
+    alignment = metadata.get("general.alignment", 32)
+    if not (type(alignment) is int and 1 <= alignment <= mmap.PAGESIZE):
+        raise ValueError(f"general.alignment {reprlib.repr(alignment)}, where 1 to {mmap.PAGESIZE} are known")
+    begin = -(-cursor.place // alignment) * alignment
+    stored = {i.name: StoredBlocks(file, i.name, i.shape, i.type, begin + i.offset) for i in infos.values()}
+    for first, second in pairwise(sorted(stored.values(), key=lambda tensor: tensor.start)):
+        if first.end > second.start:
+            raise ValueError(f"{first.name} and {second.name} in the same bytes")
+    return Gguf(file, metadata, stored)
+
+
+def _said_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Of a name that is there twice, some readers take the first value, others the last."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found or not name.isprintable():
+            raise ValueError(f"the name {reprlib.repr(name)}, twice or with what cannot be printed")
+        found[name] = value
+    return found
+
+
+class _Info(NamedTuple):
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    offset: int
+
+
+class _Cursor:
+    """Reads one value behind the other."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data, self.place = data, 0
+
+    def bytes(self, count: int) -> bytes:
+        start, end = self.place, self.place + count
+        if end > len(self.data):
+            raise ValueError(f"its end after {len(self.data)} bytes")
+        if end > _LARGEST:
+            raise ValueError(f"metadata of more than {_LARGEST} bytes")
+        self.place = end
+        return self.data[start:end]
+
+    def numbers(self, letter: str, count: int) -> tuple[Any, ...]:
+        return struct.unpack(f"<{count}{letter}", self.bytes(count * struct.calcsize(f"<{letter}")))
+
+    def text(self) -> str:
+        return self.bytes(self.numbers("Q", 1)[0]).decode("utf-8")
+
+    def value(self) -> Any:
+        (kind,) = self.numbers("I", 1)
+        if kind == _ARRAY:
+            return self.values(self.numbers("I", 1)[0], self.numbers("Q", 1)[0])
+        return self.values(kind, 1)[0]
+
+    def values(self, kind: int, count: int) -> list[Any]:
+        if kind in _NUMBERS:
+            return list(self.numbers(_NUMBERS[kind], count))
+        if kind == _STRING:
+            return [self.text() for _ in range(count)]
+        raise ValueError("an array of arrays" if kind == _ARRAY else f"a value of type {kind}")
+
+    def info(self) -> _Info:
+        name = self.text()
+        (axes,) = self.numbers("I", 1)
+        if not 1 <= axes <= _MOST_AXES:
+            raise ValueError(f"{name} of {axes} axes, where 1 to {_MOST_AXES} are known")
+        shape = self.numbers("Q", axes)
+        if not 1 <= math.prod(shape) <= _MOST_NUMBERS:
+            raise ValueError(f"{name} of the shape {shape}")
+        return _Info(name, shape[::-1], self.numbers("I", 1)[0], self.numbers("Q", 1)[0])

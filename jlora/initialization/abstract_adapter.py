@@ -1,0 +1,251 @@
+"""Which leaves a LoraConfig adapts and with what shapes: from how the function uses its weights, computing nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jlora.errors import JloraError
+from jlora.initialization.base_uses import BaseUses, TorchAxes, base_uses, shaping_use, without_rule
+from jlora.initialization.token_rows import token_rows
+from jlora.lora.config import LoraConfig
+from jlora.lora.entries import Entry, Full, Kind, LowRank
+from jlora.lora.targets import (
+    check_other_modules,
+    check_targets,
+    is_all_linear,
+    is_target,
+    is_trained_whole,
+    pattern_value,
+    require_quick_patterns,
+)
+from jlora.lora.tied_embedding import HEAD, means, with_embedding_for_head
+from jlora.transform.rules.dot_and_gather import Use
+
+
+def abstract_adapter(
+    config: LoraConfig,
+    base: Any,
+    fn: Callable,
+    *args: Any,
+    allow_materialize: bool = False,
+    names: Mapping[str, str] | None = None,
+    **kwargs: Any,
+) -> dict[str, Entry]:
+    """The adapter that `init` makes with ShapeDtypeStructs for arrays; the scales are true numbers.
+
+    Nothing is computed, and `base` may be abstract itself. Arguments and errors are those of `init`.
+    """
+    seen = base_uses(fn, base, args, kwargs, names)
+    config = _naming_embeddings(config, seen)
+    _require_used(config, seen)
+    shaping = _shaping_uses(config, seen)
+    low_ranks = _low_ranks(config, seen, shaping)
+    stopped = {} if allow_materialize else without_rule(seen, low_ranks)
+    _check(config, seen, [path for path in shaping if path not in stopped], stopped)
+    _warn_of_stopped(stopped)
+    return _planned(config, seen, {path: entry for path, entry in low_ranks.items() if path not in stopped})
+
+
+def abstract_stored(
+    where: str,
+    config: LoraConfig,
+    base: Any,
+    fn: Callable,
+    *args: Any,
+    allow_materialize: bool = False,
+    names: Mapping[str, str] | None = None,
+    **kwargs: Any,
+) -> dict[str, Entry]:
+    """Plans, as `abstract_adapter` does, for the configuration in the file `where`.
+
+    It may name modules that the model does not have: PEFT ignores such names, and the tensors of the file show whether
+    they matter.
+
+    Raises:
+      JloraError: as `abstract_adapter` does, names that match nothing apart; regular expressions that take too long.
+    """
+    seen = base_uses(fn, base, args, kwargs, names)
+    require_quick_patterns(config, [name for modules in seen.modules.values() for name in modules], where)
+    config = _naming_embeddings(config, seen)
+    low_ranks = _low_ranks(config, seen, _shaping_uses(config, seen))
+    stopped = {} if allow_materialize else without_rule(seen, low_ranks)
+    _warn_of_stopped(stopped)
+    return _planned(config, seen, {path: entry for path, entry in low_ranks.items() if path not in stopped})
+
+
+def _planned(config: LoraConfig, seen: BaseUses, low_ranks: Mapping[str, LowRank]) -> dict[str, Entry]:
+    """Returns {path: entry} of all leaves that the configuration trains, those of `low_ranks` included."""
+    plan: dict[str, Entry] = dict(low_ranks)
+    for path, layers in _trained_whole(config, low_ranks, seen).items():
+        plan[path] = _full(seen.leaves[path], layers, len(seen.modules[path]), seen.torch_axes[path])
+    for path in seen.tied.keys() & plan.keys():
+        plan[path] = _of_tied_table(plan[path], config.ensure_weight_tying)
+    for path, rows in token_rows(config, seen).items():
+        if path in plan:
+            raise JloraError(
+                f"{path}: expected an embedding of which either rows are trained (trainable_token_indices) or the"
+                " whole is adapted (target_modules, modules_to_save), found both"
+            )
+        plan[path] = rows
+    return {path: plan[path] for path in seen.leaves if path in plan}
+
+
+def _naming_embeddings(config: LoraConfig, seen: BaseUses) -> LoraConfig:
+    """Replaces the name of a tied head in the configuration with that of its embedding, to adapt both as one.
+
+    Raises:
+      JloraError: the configuration has an adapter for the head alone, but the head is tied.
+    """
+    has_head = any(name.rpartition(".")[2] == HEAD for names in seen.modules.values() for name in names)
+    if seen.tied and not has_head and not config.ensure_weight_tying and means(config, HEAD):
+        raise JloraError(
+            f"LoraConfig: {HEAD}: expected a head with its own table, found one tied to {next(iter(seen.tied))}. Load"
+            " the base with tie_word_embeddings=False, or set ensure_weight_tying=True to adapt both uses together"
+        )
+    for names in seen.tied.values():
+        config = with_embedding_for_head(config, names[0])
+    return config
+
+
+def _of_tied_table(entry: Entry, both: bool) -> Entry:
+    """Makes the entry of a tied table one for both of its uses, or for the lookups alone."""
+    changes: dict[str, Any] = {"tied": both, "only": None if both else "lookup"}
+    return dataclasses.replace(entry, **changes)
+
+
+def _require_used(config: LoraConfig, seen: BaseUses) -> None:
+    """A matrix that target_modules names must be used; one that only its regular expression matches is a warning."""
+    unused = [
+        path
+        for path, leaf in seen.leaves.items()
+        if not seen.uses[path] and np.ndim(leaf) > 1 and jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    meant = [path for path in unused if any(is_target(config, name) for name in seen.modules[path])]
+    if not meant or is_all_linear(config):
+        return
+    if not isinstance(config.target_modules, str):
+        raise JloraError(
+            f"{meant[0]}: matches target_modules, but the function never uses it; exclude_modules leaves it out"
+        )
+    warnings.warn(f"not adapted, because the function never uses it: {', '.join(meant)}", stacklevel=4)
+
+
+def _check(config: LoraConfig, seen: BaseUses, adaptable: list[str], stopped: Mapping[str, str]) -> None:
+    """Raises JloraError for an entry of the configuration that matches nothing."""
+    heads = [HEAD] if seen.tied else []
+    refused = {name: operation for path, operation in stopped.items() for name in seen.modules[path]}
+    check_targets(config, [*(name for path in adaptable for name in seen.modules[path]), *heads], refused)
+    check_other_modules(config, [*(name for names in seen.modules.values() for name in names), *heads])
+
+
+def _warn_of_stopped(stopped: Mapping[str, str]) -> None:
+    if stopped:
+        listed = ", ".join(f"{path} ({operation})" for path, operation in stopped.items())
+        warnings.warn(
+            f"not adapted, because an operation has no low-rank rule: {listed}. init(..., allow_materialize=True)"
+            " adapts them; exclude_modules leaves them out without this warning",
+            stacklevel=4,
+        )
+
+
+def _shaping_uses(config: LoraConfig, seen: BaseUses) -> dict[str, Use]:
+    """Returns {path: the use that gives A and B their shapes} of the leaves that target_modules may match."""
+    only_linear = is_all_linear(config)
+    found = {path: shaping_use(path, x, seen.uses[path], only_linear=only_linear) for path, x in seen.leaves.items()}
+    return {path: use for path, use in found.items() if use is not None}
+
+
+def _low_ranks(config: LoraConfig, seen: BaseUses, shaping: Mapping[str, Use]) -> dict[str, LowRank]:
+    found: dict[str, LowRank] = {}
+    for path, use in shaping.items():
+        if _is_adapted(config, seen.modules[path]):
+            found[path] = _low_rank(config, path, seen.leaves[path].shape, use, seen.modules[path])
+    return found
+
+
+def _is_adapted(config: LoraConfig, names: list[str]) -> bool:
+    whole = any(is_trained_whole(config, name) for name in names)
+    return not whole and any(is_target(config, name) for name in names)
+
+
+def _low_rank(config: LoraConfig, path: str, shape: tuple[int, ...], use: Use, names: list[str]) -> LowRank:
+    """The entry of one leaf: shapes, scale (*stack, r), spec and ranks; a stack is as wide as its largest rank."""
+    ranks = tuple(pattern_value(config.rank_pattern, n, config.r) if is_target(config, n) else 0 for n in names)
+    stack, inputs, outputs = (tuple(shape[axis] for axis in axes) for axes in (use.stack, use.inputs, use.outputs))
+    _warn_of_rank(path, max(ranks), math.prod(inputs), math.prod(outputs))
+    norms = _abstract((*stack, *outputs), jnp.float32) if config.use_dora else None
+    return LowRank(
+        a=_abstract((*stack, max(ranks), *inputs), jnp.float32),
+        b=_abstract((*stack, max(ranks), *outputs), jnp.float32),
+        scale=jnp.asarray(_scale(config, names, ranks, stack)),
+        spec=_spec(use, len(shape)),
+        ranks=ranks,
+        dropout=config.lora_dropout,
+        kind=cast(Kind, use.kind),
+        magnitude=norms,
+        squared_norm=norms,
+    )
+
+
+def _scale(config: LoraConfig, names: list[str], ranks: tuple[int, ...], stack: tuple[int, ...]) -> np.ndarray:
+    scale = np.zeros((len(names), max(ranks)), np.float32)
+    for layer, (name, rank) in enumerate(zip(names, ranks, strict=True)):
+        alpha = pattern_value(config.alpha_pattern, name, config.lora_alpha)
+        scale[layer, :rank] = alpha / max(1, math.sqrt(rank) if config.use_rslora else rank)
+    inner_stack = range(1, len(stack))  # axes that a batched product adds to that of the layers
+    scale = np.expand_dims(scale, tuple(inner_stack)) if len(names) > 1 else scale[0]
+    return np.broadcast_to(scale, (*stack, max(ranks)))
+
+
+def _spec(use: Use, ndim: int) -> str:
+    letters = "abcdefghijklmnopq"[:ndim]
+    stack, inputs, outputs = ("".join(letters[axis] for axis in axes) for axes in (use.stack, use.inputs, use.outputs))
+    return f"{stack}r{inputs},{stack}r{outputs}->{letters}"
+
+
+def _abstract(shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """A stand-in of this shape and dtype, where an entry's array will be."""
+    return cast(jax.Array, jax.ShapeDtypeStruct(shape, dtype))
+
+
+def _warn_of_rank(path: str, rank: int, inputs: int, outputs: int) -> None:
+    if rank > min(inputs, outputs):
+        message = f"{path}: rank {rank} is above the smaller side of a {inputs} x {outputs} weight: more parameters"
+        warnings.warn(f"{message}, but no larger updates than rank {min(inputs, outputs)}", stacklevel=6)
+
+
+def _whole_layers(config: LoraConfig, names: list[str]) -> tuple[int, ...]:
+    return tuple(layer for layer, name in enumerate(names) if is_trained_whole(config, name))
+
+
+def _trained_whole(config: LoraConfig, low_ranks: Mapping[str, LowRank], seen: BaseUses) -> dict[str, tuple[int, ...]]:
+    """{path: layers} of the leaves of `modules_to_save` and of the biases that are trained."""
+    adapted = {
+        name
+        for path, entry in low_ranks.items()
+        for name, rank in zip(seen.modules[path], entry.ranks, strict=True)
+        if rank
+    }
+    found: dict[str, tuple[int, ...]] = {}
+    for path, names in seen.modules.items():
+        layers = _whole_layers(config, names)
+        if config.bias != "none" and path in seen.biases:
+            trained = set(names) if config.bias == "all" else adapted
+            layers = tuple(layer for layer, name in enumerate(names) if layer in layers or name in trained)
+        if layers:
+            found[path] = layers
+    return found
+
+
+def _full(leaf: Any, layers: tuple[int, ...], count: int, axes: TorchAxes | None) -> Full:
+    if len(layers) == count:
+        return Full(_abstract(leaf.shape, leaf.dtype), torch_axes=axes)
+    return Full(_abstract((len(layers), *leaf.shape[1:]), leaf.dtype), layers, torch_axes=axes)

@@ -1,0 +1,117 @@
+"""How a function uses the leaves of its base, and the names of these leaves, found by tracing alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, get_args
+
+from jlora.lora.entries import Kind, LowRank
+from jlora.transform.adapt import materialized_in, uses_in
+from jlora.transform.interpreter import Traced, trace
+from jlora.transform.rules.dot_and_gather import Use
+from jlora.tree.leaf_paths import array_leaves
+from jlora.tree.module_names import has_outputs_first, is_bias, is_stacked, module_names, torch_path
+
+TorchAxes = tuple[tuple[int, ...], ...]
+
+_KINDS = frozenset(get_args(Kind))
+
+
+class BaseUses(NamedTuple):
+    """A traced function and its base.
+
+    Attributes:
+      leaves: {path: leaf that is an array}.
+      uses: {path: how the function uses the leaf}.
+      modules: {path: dotted names of the modules in the leaf, one for each layer of a stack}; PyTorch's where given.
+      biases: paths of the leaves that are biases by name and use.
+      torch_axes: {path: `Full.torch_axes`}. None for a leaf called `weight`, which is already PyTorch's tensor (also
+        GPT-2's Conv1D, (in, out)), unless `names` gives it another name.
+      tied: {path: its modules} of the embeddings that are also the output head: used in lookups and in products.
+    """
+
+    traced: Traced
+    leaves: dict[str, Any]
+    uses: dict[str, tuple[Use, ...]]
+    modules: dict[str, list[str]]
+    biases: list[str]
+    torch_axes: dict[str, TorchAxes | None]
+    tied: dict[str, list[str]]
+
+
+def base_uses(fn: Callable, base: Any, args: tuple, kwargs: dict, names: Mapping[str, str] | None) -> BaseUses:
+    """Traces `fn(base, *args, **kwargs)`. `names`: {path: PyTorch's name}, as for `save_adapter`."""
+    leaves, traced = array_leaves(base), trace(fn, base, args, kwargs)
+    uses = {path: _of_one_layer(torch_path(path, names), leaves[path], uses) for path, uses in uses_in(traced).items()}
+    modules = {path: _module_names(torch_path(path, names), leaf, uses[path]) for path, leaf in leaves.items()}
+    biases = [path for path in leaves if is_bias(torch_path(path, names)) and not _has_rule(uses[path])]
+    by_use = [path for path in leaves if path in (names or {}) or not has_outputs_first(path)]
+    axes = dict.fromkeys(leaves) | {path: _torch_axes(leaves[path].ndim, uses[path]) for path in by_use}
+    tied = {path: modules[path] for path in leaves if {"lookup", "linear"} <= {use.kind for use in uses[path]}}
+    return BaseUses(traced, leaves, uses, modules, biases, axes, tied)
+
+
+def _module_names(path: str, leaf: Any, uses: tuple[Use, ...]) -> list[str]:
+    """Returns the dotted name of each layer in the leaf, or of its one module if it is not a stack of layers."""
+    stacked = is_stacked(path) and any(0 in use.stack for use in uses)
+    return module_names(path, leaf.shape[0] if stacked else None)
+
+
+def _of_one_layer(path: str, leaf: Any, uses: tuple[Use, ...]) -> tuple[Use, ...]:
+    """Adds axis 0 to the stack of each use of a stack of one layer, where `w[0]` looks like no slice at all."""
+    if not is_stacked(path) or leaf.ndim < 2 or leaf.shape[0] > 1 or any(0 in (*u.stack, *u.inputs) for u in uses):
+        return uses
+    found = (dataclasses.replace(use, stack=(0, *use.stack)) for use in uses)
+    return tuple(dataclasses.replace(use, outputs=tuple(axis for axis in use.outputs if axis)) for use in found)
+
+
+def without_rule(seen: BaseUses, low_ranks: Mapping[str, LowRank]) -> dict[str, str]:
+    """Returns {path: its first operation without a low-rank rule} for the entries that `adapt` would refuse."""
+    without = {path: next((use.kind for use in seen.uses[path] if use.kind not in _KINDS), None) for path in low_ranks}
+    stopped = {path: operation for path, operation in without.items() if operation is not None}
+    others = {path: entry for path, entry in low_ranks.items() if path not in stopped}
+    return stopped | {path: places[0] for path, places in materialized_in(seen.traced, others).items()}
+
+
+def shaping_use(path: str, leaf: Any, uses: tuple[Use, ...], *, only_linear: bool) -> Use | None:
+    """Returns the use that gives A and B their shapes; None for a leaf that cannot have a low-rank update.
+
+    Prefers a use within layers, then a lookup. Axes of size 1 that the function drops count as outputs. If no use has
+    a low-rank rule, the axes are those of a kernel (in, out), or of PyTorch's weight (out, in).
+
+    Args:
+      only_linear: accept only leaves that are used in matrix products and nowhere else.
+    """
+    kinds = {use.kind for use in uses}
+    if not uses or (only_linear and (kinds & _KINDS) - {"linear"}):
+        return None
+    known = [use for use in uses if use.kind in _KINDS]
+    if known:
+        use = max(known, key=lambda use: (len(use.stack), use.kind == "lookup"))
+        inputs = use.inputs
+    else:
+        use = Use("linear", max((use.stack for use in uses), key=len))
+        free = [axis for axis in range(leaf.ndim) if axis not in use.stack]
+        if sum(leaf.shape[axis] > 1 for axis in free) < 2 or is_bias(path):
+            return None
+        inputs = tuple(free[1:] if has_outputs_first(path) else free[:-1])
+    outputs = tuple(axis for axis in range(leaf.ndim) if axis not in {*use.stack, *inputs})
+    return dataclasses.replace(use, inputs=inputs, outputs=outputs) if inputs and outputs else None
+
+
+def _has_rule(uses: tuple[Use, ...]) -> bool:
+    return any(use.kind in _KINDS for use in uses)
+
+
+def _torch_axes(ndim: int, uses: tuple[Use, ...]) -> TorchAxes | None:
+    """Returns PyTorch's (out, in), (out, in, *window) or (rows, features) as axes of one layer; None if unknown."""
+    known = [use for use in uses if use.kind in _KINDS]
+    if not known:
+        return None
+    use = next((use for use in known if use.kind == "lookup"), known[0])
+    if use.stack not in ((), (0,)) or {*use.stack, *use.inputs, *use.outputs} != set(range(ndim)):
+        return None
+    columns = [(axis,) for axis in use.inputs] if use.kind == "conv" else [use.inputs]
+    groups = [use.inputs, use.outputs] if use.kind == "lookup" else [use.outputs, *columns]
+    return tuple(tuple(axis - len(use.stack) for axis in group) for group in groups if group)

@@ -1,0 +1,95 @@
+"""`init`: a fresh adapter for any function, its shapes taken from how the function uses its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jlora.errors import JloraError
+from jlora.initialization.abstract_adapter import abstract_adapter
+from jlora.initialization.random_matrices import drawn
+from jlora.lora.config import LoraConfig
+from jlora.lora.dora import with_magnitude
+from jlora.lora.entries import Entry, Full, LowRank, Rows, rows_of
+from jlora.tree.leaf_paths import leaves_by_path
+from jlora.tree.quantized import Quantized, as_array
+
+_OTHERS = {
+    "pissa": "init_residual",
+    "olora": "init_residual",
+    "lora_ga": "init_lora_ga",
+    "eva": "init_eva",
+    "loftq": "init_loftq",
+}
+
+
+def init(
+    key: jax.Array,
+    config: LoraConfig,
+    base: Any,
+    fn: Callable,
+    *args: Any,
+    allow_materialize: bool = False,
+    names: Mapping[str, str] | None = None,
+    **kwargs: Any,
+) -> dict[str, Entry]:
+    """Makes a fresh adapter: with PEFT's default initialization the adapted function equals the base's bit for bit.
+
+    (On XLA:CPU from a width of 64 on: it may fuse smaller products with the sum, which rounds differently.)
+
+    Args:
+      key: draws A (and an embedding's B).
+      config: which modules, and how.
+      base: what `fn` takes first, any pytree; leaves that are not arrays stay as they are.
+      fn, args, kwargs: the function, traced abstractly (ShapeDtypeStructs will do for args; nothing is computed)
+        to see over which axes each weight is contracted, looked up or convolved.
+      allow_materialize: also adapt weights that go through an operation without a low-rank rule, for
+        `adapt(fn, allow_materialize=True)`. Without it a warning lists such weights that the configuration matches.
+      names: {path: PyTorch's name}, as for `jlora.save_adapter`, if the configuration uses those names.
+
+    Returns:
+      {path: LowRank(a, b, scale) for each adapted leaf, float32; Full(value) for each leaf of `modules_to_save` and
+      each trained bias; Rows(value) for an embedding of which some rows are trained}.
+
+    Raises:
+      JloraError: an entry of the configuration matches no module that could be adapted, or only modules that go
+        through an operation without a low-rank rule (it is named); a matching weight that `fn` never uses; an
+        initialization that has its own function.
+    """
+    leaves = leaves_by_path(base)
+    if isinstance(config.init_lora_weights, str):
+        _require_draw(config.init_lora_weights)
+    planned = abstract_adapter(config, base, fn, *args, allow_materialize=allow_materialize, names=names, **kwargs)
+    return {
+        path: _filled(jax.random.fold_in(key, zlib.crc32(path.encode())), config, entry, leaves[path])
+        for path, entry in planned.items()
+    }
+
+
+def _filled(key: jax.Array, config: LoraConfig, entry: Entry, leaf: jax.Array | Quantized) -> Entry:
+    if isinstance(entry, Full):
+        whole = as_array(leaf)
+        taken = whole if entry.layers is None else whole[jnp.asarray(entry.layers)]
+        return dataclasses.replace(entry, value=jnp.array(taken, copy=True))
+    if isinstance(entry, Rows):
+        return dataclasses.replace(entry, value=rows_of(as_array(leaf), entry))
+    return started(drawn(key, entry, config.init_lora_weights), leaf)
+
+
+def started(entry: LowRank, leaf: jax.Array | Quantized) -> LowRank:
+    """The entry with DoRA's magnitude of leaf and update, where the plan has one."""
+    return entry if entry.magnitude is None else with_magnitude(entry, leaf)
+
+
+def _require_draw(name: str) -> None:
+    other = next((function for start, function in _OTHERS.items() if name.startswith(start)), None)
+    if other is not None:
+        raise JloraError(
+            f"LoraConfig.init_lora_weights: expected an initialization that needs no look at the weights, found"
+            f" {name!r}, which is jlora.{other}'s"
+        )

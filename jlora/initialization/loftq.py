@@ -1,0 +1,85 @@
+"""LoftQ (Li et al. 2023): adapters that begin with what quantization took from the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jlora.errors import JloraError
+from jlora.initialization.init_adapter import init, started
+from jlora.initialization.residual import as_wide_as_its_rank, largest_components, require_positive_alpha
+from jlora.lora.config import LoraConfig
+from jlora.lora.entries import Entry, LowRank
+from jlora.lora.matrices import from_matrices, leaf_from_matrices, leaf_to_matrices, to_matrices
+from jlora.quantization.quantize_base import quantize
+from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
+from jlora.tree.quantized import Kind, Quantized, as_array, is_quantized, quantize_like
+
+
+def init_loftq(
+    key: jax.Array,
+    config: LoraConfig,
+    base: Any,
+    fn: Callable,
+    *args: Any,
+    kind: Kind = "nf4",
+    iterations: int = 1,
+    **kwargs: Any,
+) -> tuple[Any, dict[str, Entry]]:
+    """(quantized base, adapter) that are together nearer to the base than its quantized weights alone.
+
+    For a weight W: Q = quantize(W - s B A), then B A = the r largest singular components of (W - Q) / s, and again,
+    `iterations` times from B A = 0; s = lora_alpha / r, which PEFT leaves out. Of the weights that `quantize` takes,
+    those without an adapter are just quantized; adapted ones that it does not take begin as in `init`.
+
+    Args:
+      key, config, fn, args, kwargs: as for `init`; `init_lora_weights` "loftq" or its default.
+      base: dense, and left as it is.
+      kind: as for `quantize`.
+      iterations: how often the two steps are done.
+
+    Raises:
+      JloraError: as for `init` and `quantize`; another `init_lora_weights`; an alpha that is not above 0; no
+        iterations; a quantized base.
+    """
+    _require(config, base, iterations)
+    plain = dataclasses.replace(config, init_lora_weights=True)
+    adapter = init(key, plain, base, fn, *args, **kwargs)
+    quantized = quantize(base, kind, fn, *args, **kwargs)
+    leaves, codes = leaves_by_path(base), leaves_by_path(quantized)
+    for path, entry in adapter.items():
+        if isinstance(entry, LowRank) and is_quantized(codes[path]):
+            codes[path], adapter[path] = _alternated(entry, leaves[path], codes[path], iterations)
+    return replace_leaves(base, codes), adapter
+
+
+def _require(config: LoraConfig, base: Any, iterations: int) -> None:
+    if config.init_lora_weights not in (True, "loftq"):
+        raise JloraError(
+            f"LoraConfig.init_lora_weights: expected 'loftq' or true, found {config.init_lora_weights!r}; jlora.init"
+            " and init_residual are for the others"
+        )
+    require_positive_alpha(config, "LoftQ")
+    if iterations < 1:
+        raise JloraError(f"init_loftq: expected one iteration or more, found {iterations}")
+    found = next((path for path, leaf in leaves_by_path(base).items() if is_quantized(leaf)), None)
+    if found is not None:
+        raise JloraError(f"{found}: expected a dense weight to quantize, found a quantized one")
+
+
+def _alternated(entry: LowRank, leaf: jax.Array, codes: Quantized, iterations: int) -> tuple[Quantized, LowRank]:
+    """(the codes, the entry) of one leaf; `codes` are those of the leaf itself."""
+    weights = rest = leaf_to_matrices(entry, leaf.astype(jnp.float32))
+    for _ in range(iterations):
+        codes = quantize_like(codes, leaf_from_matrices(entry, rest))
+        errors = weights - leaf_to_matrices(entry, as_array(codes, jnp.float32))
+        layers = [
+            as_wide_as_its_rank(largest_components(layer, error))
+            for layer, error in zip(to_matrices(entry), errors, strict=True)
+        ]
+        rest = weights - jnp.stack([layer.update for layer in layers])
+    return codes, started(from_matrices(entry, layers), codes)

@@ -1,0 +1,1 @@
+"""What an adapter is: its configuration, the modules that it means, its entries and their matrices."""

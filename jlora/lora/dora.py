@@ -1,0 +1,86 @@
+"""DoRA's norm and gain (Liu et al. 2024): a weight V = W + s B A becomes magnitude * V / |V|, the norm detached."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jlora.lora.entries import LowRank, scaled_b
+from jlora.sharding.explicit_axes import axis_names, split_einsum, split_like
+from jlora.tree.quantized import Quantized, as_array
+
+_EXACT = jax.lax.Precision.HIGHEST
+
+
+def squared_norm(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
+    """|leaf|^2 over the input axes: (*stack, *out), float32."""
+    stack, _, outputs, out = letters(low_rank)
+
+    def squares(leaf: jax.Array, stack: str, out: str) -> jax.Array:
+        return jnp.einsum(f"{out}->{stack}{outputs}", leaf * leaf)
+
+    return _by_layer(squares, stack, out, leaf)
+
+
+def with_magnitude(low_rank: LowRank, leaf: jax.Array | Quantized) -> LowRank:
+    """The entry as DoRA: the magnitude is the norm of leaf + update, so that nothing changes yet."""
+    norms = squared_norm(low_rank, leaf)
+    entry = dataclasses.replace(low_rank, squared_norm=norms, magnitude=jnp.ones_like(norms))
+    moved = _moved(entry, leaf)
+    return dataclasses.replace(entry, magnitude=jnp.sqrt(split_like(norms, moved) + moved))
+
+
+def gain(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
+    """magnitude / |leaf + update|: (*stack, *out), float32; 1 where a layer is not adapted, or an output's norm is 0.
+
+    The norm comes from |W|^2 + 2 <W, U> + |U|^2, without forming the update U, and has no gradient.
+    """
+    assert low_rank.magnitude is not None
+    assert low_rank.squared_norm is not None
+    # Behind a barrier: XLA would multiply with a reciprocal root, and a fresh gain not be 1 to the last bit.
+    moved = _moved(low_rank, leaf)
+    squares = jnp.maximum(split_like(low_rank.squared_norm, moved) + moved, 0.0)  # a sum near 0 may be rounded below it
+    norms = jax.lax.stop_gradient(jax.lax.optimization_barrier(jnp.sqrt(squares)))
+    adapted = jnp.any(low_rank.scale != 0, axis=-1)
+    adapted = jnp.expand_dims(adapted, tuple(range(adapted.ndim, norms.ndim)))
+    used = adapted & (norms > 0)
+    return jnp.where(used, split_like(low_rank.magnitude, norms) / jnp.where(used, norms, 1.0), jnp.ones_like(norms))
+
+
+def _moved(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
+    """2 <W, U> + |U|^2 over the input axes: (*stack, *out)."""
+    stack, inputs, outputs, out = letters(low_rank)
+    a, b = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (low_rank.a, scaled_b(low_rank)))
+
+    def on_weight(w: jax.Array, stack: str, out: str, a: jax.Array) -> jax.Array:
+        names = dict(zip(out, axis_names(w), strict=True))
+        return split_einsum(f"{out},{stack}r{inputs}->{stack}r{outputs}", (w, a), names, precision=_EXACT)
+
+    wa = _by_layer(on_weight, stack, out, leaf, a)
+    gram = jnp.einsum(f"{stack}r{inputs},{stack}z{inputs}->{stack}rz", a, a, precision=_EXACT)
+    ab = jnp.einsum(f"{stack}rz,{stack}z{outputs}->{stack}r{outputs}", gram, b, precision=_EXACT)
+    ab, b = (split_like(x, wa) for x in (ab, b))
+    return jnp.einsum(f"{stack}r{outputs},{stack}r{outputs}->{stack}{outputs}", 2 * wa + ab, b, precision=_EXACT)
+
+
+def _by_layer(fn: Callable, stack: str, out: str, leaf: jax.Array | Quantized, *others: jax.Array) -> jax.Array:
+    """fn(leaf as float32, stack, out, *others); of a stack one layer is formed, and on a mesh gathered, at a time.
+
+    Args:
+      stack, out: the letters of the stack's axes and of the leaf's, of which `fn` gets those that are left.
+      others: arrays on whose leading axes the stack is too.
+    """
+    if stack and out[0] == stack[0] and (not isinstance(leaf, Quantized) or leaf.stack):
+        return jax.lax.map(lambda layer: _by_layer(fn, stack[1:], out[1:], *layer), (leaf, *others))
+    return fn(jax.lax.stop_gradient(as_array(leaf).astype(jnp.float32)), stack, out, *others)
+
+
+def letters(low_rank: LowRank) -> tuple[str, str, str, str]:
+    """The letters of the spec's axes: (stack, inputs, outputs, leaf)."""
+    factors, out = low_rank.spec.split("->")
+    a, b = factors.split(",")
+    stack, inputs = a.split("r")
+    return stack, inputs, b.split("r")[1], out

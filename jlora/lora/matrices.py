@@ -1,0 +1,99 @@
+"""The layers of an entry as plain matrices, as PEFT's modules hold them: what SVDs and files work on."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jlora.lora.entries import LowRank
+
+
+class Matrices(NamedTuple):
+    """One layer of a LowRank entry without its padding; the update is (b * scale) @ a, (out, in).
+
+    Attributes:
+      a: (rank, in). b: (out, rank). scale: (rank,).
+    """
+
+    a: jax.Array
+    b: jax.Array
+    scale: jax.Array
+
+    @property
+    def update(self) -> jax.Array:
+        """(out, in), float32."""
+        a, b, scale = self.in_float32()
+        return jnp.matmul(b * scale[None, :], a, precision=jax.lax.Precision.HIGHEST)
+
+    def in_float32(self) -> Matrices:
+        """The same numbers in float32, in which decompositions and mixtures are computed."""
+        return Matrices(*(x.astype(jnp.float32) for x in self))
+
+
+def to_matrices(entry: LowRank) -> list[Matrices]:
+    """The layers of the entry's stack in row-major order, one where there is no stack; a rank may be 0."""
+    stack, width = entry.scale.shape[:-1], entry.scale.shape[-1]
+    a, b, scale = (x.reshape(math.prod(stack), width, -1) for x in (entry.a, entry.b, entry.scale))
+    ranks = layer_ranks(entry)
+    return [Matrices(a[i, :rank], b[i, :rank].T, scale[i, :rank, 0]) for i, rank in enumerate(ranks)]
+
+
+def layer_ranks(entry: LowRank) -> list[int]:
+    """The true rank of each layer of the flattened stack: axes behind that of the layers share its ranks."""
+    copies = math.prod(entry.scale.shape[:-1]) // len(entry.ranks)
+    return [rank for rank in entry.ranks for _ in range(copies)]
+
+
+def from_matrices(like: LowRank, layers: Sequence[Matrices]) -> LowRank:
+    """The entry of these layers, padded to the largest of their ranks; the inverse of `to_matrices`.
+
+    Args:
+      like: gives spec, dropout, kind and the axes of a and b; a magnitude is kept as it is.
+      layers: as many as `to_matrices(like)` gives; layers that share an entry of `ranks` have one rank.
+    """
+    stack = like.scale.shape[:-1]
+    ranks = [layer.scale.shape[0] for layer in layers]
+    width = max(1, *ranks)
+    a = jnp.stack([_padded(layer.a, width) for layer in layers])
+    b = jnp.stack([_padded(layer.b.T, width) for layer in layers])
+    scale = jnp.stack([_padded(layer.scale, width) for layer in layers])
+    return dataclasses.replace(
+        like,
+        a=a.reshape(*stack, width, *like.a.shape[len(stack) + 1 :]),
+        b=b.reshape(*stack, width, *like.b.shape[len(stack) + 1 :]),
+        scale=scale.reshape(*stack, width),
+        ranks=tuple(ranks[:: len(layers) // len(like.ranks)]),
+    )
+
+
+def _padded(x: jax.Array, rank: int) -> jax.Array:
+    return jnp.pad(x, [(0, rank - x.shape[0]), *[(0, 0)] * (x.ndim - 1)])
+
+
+def leaf_to_matrices(like: LowRank, leaf: jax.Array) -> jax.Array:
+    """A leaf, or anything of its shape, as (layers, out, in): the layout of torch's Linear."""
+    stack, inputs, outputs, out = _letters(like)
+    sizes = dict(zip(out, leaf.shape, strict=True))
+    layers, rows, columns = (math.prod(sizes[letter] for letter in letters) for letters in (stack, outputs, inputs))
+    return jnp.einsum(f"{out}->{stack}{outputs}{inputs}", leaf).reshape(layers, rows, columns)
+
+
+def leaf_from_matrices(like: LowRank, layers: jax.Array) -> jax.Array:
+    """The inverse of `leaf_to_matrices`: (layers, out, in) in the leaf's shape."""
+    stack, inputs, outputs, out = _letters(like)
+    sizes = dict(zip(out, like.shape, strict=True))
+    unfolded = layers.reshape([sizes[letter] for letter in (*stack, *outputs, *inputs)])
+    return jnp.einsum(f"{stack}{outputs}{inputs}->{out}", unfolded)
+
+
+def _letters(like: LowRank) -> tuple[str, str, str, str]:
+    """Letters of the spec: (stack, inputs, outputs, leaf)."""
+    factors, out = like.spec.split("->")
+    a, b = factors.split(",")
+    stack, inputs = a.split("r")
+    return stack, inputs, b.split("r")[1], out

@@ -1,0 +1,157 @@
+"""Which modules a LoraConfig means, by PEFT's matching rules on dotted module names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import TypeVar
+
+from jlora.errors import JloraError, nearest
+from jlora.lora.config import HEAD_NAMES, OUTPUT_EMBEDDINGS, LoraConfig
+from jlora.lora.name_patterns import is_end, is_whole, layer_number, require_quick
+
+Value = TypeVar("Value")
+
+_ALL_LINEAR = "all-linear"
+
+
+def is_target(config: LoraConfig, name: str) -> bool:
+    """Whether the module `name` is to be adapted; "all-linear" matches every name but those of output heads."""
+    if config.exclude_modules and matches(config.exclude_modules, name):
+        return False
+    if is_all_linear(config) and name.rpartition(".")[2] in OUTPUT_EMBEDDINGS:
+        return False
+    if is_trained_whole(config, name) or config.target_modules is None:
+        return False
+    if is_all_linear(config) or (not isinstance(config.target_modules, str) and name in config.target_modules):
+        return True  # a whole name goes before layers_to_transform, as in PEFT
+    return matches(config.target_modules, name) and _in_layers(config, name)
+
+
+def is_all_linear(config: LoraConfig) -> bool:
+    """Whether every weight of a matrix product is meant."""
+    return isinstance(config.target_modules, str) and config.target_modules.lower() == _ALL_LINEAR
+
+
+def is_trained_whole(config: LoraConfig, name: str) -> bool:
+    """Whether the module `name` lies in one of `modules_to_save`: PEFT compares the end of a name, dots or not.
+
+    So `classifier` also means DistilBERT's `pre_classifier` and everything in RoBERTa's `classifier`.
+    """
+    return any(is_in_module(entry, name) for entry in config.trained_whole)
+
+
+def is_in_module(end: str, name: str) -> bool:
+    """Whether `name` is that of a module, or lies in a module, whose name ends so."""
+    parts = name.split(".")
+    return any(".".join(parts[:count]).endswith(end) for count in range(1, len(parts) + 1))
+
+
+def matches(patterns: str | Sequence[str], name: str) -> bool:
+    """A string is a regular expression for the whole name; a list holds whole names or their last components."""
+    if isinstance(patterns, str):
+        return is_whole(patterns, name)
+    return any(name == entry or name.endswith(f".{entry}") for entry in patterns)
+
+
+def pattern_value(patterns: Mapping[str, Value], name: str, default: Value) -> Value:
+    """The value of the first pattern that matches the end of `name`, as `rank_pattern` has it."""
+    for pattern, value in patterns.items():
+        if is_end(pattern, name):
+            return value
+    return default
+
+
+def _in_layers(config: LoraConfig, name: str) -> bool:
+    layers = config.layers_to_transform
+    if layers is None or (not isinstance(layers, int) and not layers):
+        return True
+    return layer_number(config.layer_lists, name) in ((layers,) if isinstance(layers, int) else tuple(layers))
+
+
+def require_quick_patterns(config: LoraConfig, names: Sequence[str], where: str) -> None:
+    """Raises JloraError if the regular expressions of the file `where` take too long on the names."""
+    whole = [entry for entry in (config.target_modules, config.exclude_modules) if isinstance(entry, str)]
+    if is_all_linear(config):
+        whole.remove(str(config.target_modules))
+    require_quick(whole, [*config.rank_pattern, *config.alpha_pattern], config.layer_lists, names, where)
+
+
+def check_targets(config: LoraConfig, names: Sequence[str], stopped: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Requires each entry of the configuration to match one of the adaptable modules `names`.
+
+    Args:
+      stopped: {module: the operation without a low-rank rule that prevents its adaptation}.
+
+    Raises:
+      JloraError: target_modules not given, or an entry that matches nothing, with the nearest names and a list
+        of what there is.
+    """
+    found = config.target_modules
+    if found is None:
+        expected = (
+            'names of modules, a regular expression or "all-linear" (jlora.default_targets(model_type) are PEFT\'s)'
+        )
+        raise _no_match("target_modules", expected, "", names)
+    for entry in [found] if isinstance(found, str) else found:
+        pattern = entry if isinstance(found, str) else [entry]
+        if not is_all_linear(config) and not any(matches(pattern, name) for name in names):
+            _refuse_stopped(entry, {name: stopped[name] for name in stopped if matches(pattern, name)})
+            raise _no_match("target_modules", "an entry that matches a module", entry, names, isinstance(found, str))
+    targets = [name for name in names if is_target(config, name)]
+    if not targets:
+        _refuse_stopped(str(found), stopped)
+        if is_all_linear(config) and not names:
+            raise JloraError(
+                "LoraConfig.target_modules: 'all-linear': expected a function that multiplies by a matrix of the base,"
+                " found none; target_modules can name convolutions and tables of embeddings"
+            )
+        raise _no_match("target_modules", "a module that is not left out by another field", str(found), names)
+    for field in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(config, field):
+            if not any(pattern_value({pattern: True}, name, False) for name in targets):
+                raise _no_match(field, "a pattern that matches an adapted module", pattern, targets)
+
+
+def _refuse_stopped(entry: str, stopped: Mapping[str, str]) -> None:
+    if stopped:
+        found = ", ".join(f"{name} in {operation!r}" for name, operation in stopped.items())
+        raise JloraError(
+            f"LoraConfig.target_modules: {entry!r}: expected a weight that is used in matrix products, convolutions or"
+            f" table lookups alone, found {found}, for which there is no low-rank rule. Train it whole with"
+            " modules_to_save, or allow W + BA to be computed there: init(..., allow_materialize=True) and"
+            " adapt(fn, allow_materialize=True)."
+        )
+
+
+def check_other_modules(config: LoraConfig, names: Sequence[str]) -> None:
+    """Each entry of exclude_modules and modules_to_save must hit one of all the modules `names`.
+
+    The heads that PEFT lists for every sequence classifier need not be there.
+
+    Raises:
+      JloraError: an entry that matches nothing, with the nearest names and a list of what there is.
+    """
+    excluded = config.exclude_modules or ()
+    for entry in [excluded] if isinstance(excluded, str) else excluded:
+        pattern = entry if isinstance(excluded, str) else [entry]
+        if not any(matches(pattern, name) for name in names):
+            expected = "an entry that matches a module"
+            raise _no_match("exclude_modules", expected, entry, names, isinstance(excluded, str))
+    for entry in config.trained_whole:
+        if entry not in HEAD_NAMES and not any(is_in_module(entry, name) for name in names):
+            raise _no_match("modules_to_save", "an entry that ends a module's name", entry, names)
+
+
+def _no_match(field: str, expected: str, found: str, names: Sequence[str], is_regex: bool = False) -> JloraError:
+    ends = sorted({_behind_layer_number(name) for name in names})
+    hint = nearest(found, [*ends, *(end.split(".")[-1] for end in ends)])
+    if is_regex and any(re.search(found, name) for name in names):
+        hint = f'; a string must match the whole name: ".*({found}).*" matches any part of it, [{found}] the end'
+    return JloraError(f"LoraConfig.{field}: expected {expected}, found {found!r}{hint}\nThere are: {', '.join(ends)}")
+
+
+def _behind_layer_number(name: str) -> str:
+    """What tells modules apart and is the same in each layer: `attention.self.query`."""
+    return re.sub(r"^.*\.\d+\.", "", name)

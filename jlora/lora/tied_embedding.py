@@ -1,0 +1,69 @@
+"""Tied embeddings: which of the two uses a configuration adapts, and how PEFT's files express it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+
+from jlora.lora.config import LoraConfig
+from jlora.lora.name_patterns import is_whole
+from jlora.lora.targets import is_all_linear, is_target, is_trained_whole
+
+HEAD = "lm_head"
+"""The name of a language model's output head in transformers and PEFT."""
+_NAMED_SO = ("embed_tokens", HEAD)
+"""PEFT ties the adapters of embedding and head only if the configuration names a module called so."""
+
+
+def needs_own_head(config: LoraConfig, embedding: str) -> bool:
+    """Tells whether this configuration needs a separate table for a head that is tied to the module `embedding`.
+
+    It does if either of the two is adapted or trained whole without `ensure_weight_tying`. Rows of
+    `trainable_token_indices` stay tied, as in PEFT.
+    """
+    return not config.ensure_weight_tying and (means(config, embedding) or means(config, HEAD))
+
+
+def means(config: LoraConfig, module: str) -> bool:
+    """Tells whether the configuration adapts the embedding or head of this name, or trains it whole."""
+    return is_trained_whole(config, module) or (not is_all_linear(config) and is_target(config, module))
+
+
+def with_embedding_for_head(config: LoraConfig, embedding: str) -> LoraConfig:
+    """Replaces the head's name in a configuration with `ensure_weight_tying` with that of the embedding."""
+    if not config.ensure_weight_tying:
+        return config
+    if is_trained_whole(config, HEAD):
+        return dataclasses.replace(config, modules_to_save=[*config.trained_whole, embedding])
+    return _with_target(config, embedding) if means(config, HEAD) else config
+
+
+def is_tied_in_peft(config: LoraConfig, keys: Iterable[str]) -> bool:
+    """Tells whether PEFT ties the head to the trained embedding of a file with this configuration.
+
+    Args:
+      keys: of the file's tensors. PEFT's saved configuration does not name the head, but its tensors are in the file.
+    """
+    if not config.ensure_weight_tying:
+        return False
+    found = config.target_modules
+    targets = [name for name in _NAMED_SO if is_whole(found, name)] if isinstance(found, str) else found or ()
+    named = any(name.rpartition(".")[2] in _NAMED_SO for name in (*targets, *config.trained_whole))
+    return named or any(f".{HEAD}." in key for key in keys)
+
+
+def naming_head(config: LoraConfig, embedding: str, *, whole: bool) -> LoraConfig:
+    """Names the head together with the embedding if PEFT would not tie the two otherwise."""
+    if is_tied_in_peft(config, ()):
+        return config
+    if whole:
+        return dataclasses.replace(config, modules_to_save=[*config.trained_whole, HEAD])
+    return _with_target(config, HEAD)
+
+
+def _with_target(config: LoraConfig, name: str) -> LoraConfig:
+    found = config.target_modules
+    if isinstance(found, str):
+        return dataclasses.replace(config, target_modules=f"(?:{found})|{re.escape(name)}")
+    return dataclasses.replace(config, target_modules=[*(found or ()), name])

@@ -1,0 +1,1 @@
+"""Attention: who sees whom, and the kernels that compute it."""

@@ -1,0 +1,46 @@
+"""Attention of the one token that a decoding step adds: one row of scores per head, in the cache's own layouts."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jlora.models.attention.blockwise import Options
+from jlora.models.attention.visibility import Visibility, sees
+
+
+def one_token_attention(
+    options: Options,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    key_bias: jax.Array | None,
+    visibility: Visibility,
+) -> jax.Array:
+    """As `blockwise_attention`, for queries (B, 1, H, D) and without dropout.
+
+    The products read keys as (B, K, D, S) and values as (B, K, S, D). If the arguments are views of a cache in these
+    layouts, they are not copied.
+    """
+    (batch, _, heads, width), (slots, key_heads) = query.shape, key.shape[1:3]
+    grouped = query.reshape(batch, key_heads, -1, width)
+    scores = _dot(grouped, key.transpose(0, 2, 3, 1)) * jnp.float32(options.scale)
+    if options.softcap is not None:
+        scores = options.softcap * jnp.tanh(scores / options.softcap)
+    if key_bias is not None:
+        scores = scores + key_bias.reshape(scores.shape)
+    seen = sees(visibility, jnp.arange(1), jnp.arange(slots))
+    if seen is None:
+        probabilities = jax.nn.softmax(scores, axis=-1)
+    else:
+        seen = seen[:, None, None, :, 0]
+        scores = jnp.where(seen, scores, jnp.finfo(jnp.float32).min)
+        probabilities = jnp.where(seen, jax.nn.softmax(scores, axis=-1), 0)
+    mixed = _dot(probabilities.astype(value.dtype), value.transpose(0, 2, 1, 3))
+    return mixed.reshape(batch, 1, heads, width).astype(query.dtype)
+
+
+def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
+    """float32 matrix products of arrays (B, K, ., .)."""
+    contract = (((3,), (2,)), ((0, 1), (0, 1)))
+    return jax.lax.dot_general(left, right, contract, preferred_element_type=jnp.float32)

@@ -1,0 +1,17 @@
+"""Gemma: Llama with scaled embeddings and norms whose scales are stored around 0."""
+
+from __future__ import annotations
+
+from jlora.models.families.llama_like import CausalLM, Kind
+from jlora.models.family import decoder_family
+
+
+class GemmaForCausalLM(CausalLM):
+    """`CausalLM` with embeddings times the root of the hidden size, and norms times 1 + scale."""
+
+    def kind(self) -> Kind:
+        bias = self.config.attention_bias
+        return Kind(qkv_bias=bias, output_bias=bias, scaled_embedding=True, norm_offset=1.0)
+
+
+FAMILY = decoder_family(GemmaForCausalLM, use_bidirectional_attention=(None, False))

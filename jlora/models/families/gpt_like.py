@@ -1,0 +1,196 @@
+"""What GPT-2 and its relatives are built from: attention, the MLP, ALiBi."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from jlora.models.attention.attention import attention
+from jlora.models.attention.visibility import Visibility
+from jlora.models.blocks.layers import Embed, activation, dense, normal, require_length
+from jlora.models.blocks.rotary import longest_row, rotary_frequencies, rotary_scale, rotate, rotate_pairs, rotation
+from jlora.models.kv_cache import Cache, Slots, closed, row_lengths, token_positions, written
+from jlora.models.layers_apart import run_apart, weights_apart
+
+
+class Shared(NamedTuple):
+    """What all layers of a call share.
+
+    Attributes:
+      visibility: which keys each token sees.
+      start: the first slot that is written, int32 (); None without a cache.
+      rotation: (cos, sin) of the tokens' positions, as `rope.rotation` gives them; None without rotary positions.
+      alibi: what is added to the scores, as `alibi` gives it; None without.
+    """
+
+    visibility: Visibility
+    start: jax.Array | None
+    rotation: tuple[jax.Array, jax.Array] | None = None
+    alibi: jax.Array | None = None
+
+
+def embed(config: Any, rows: int, features: int, dtype: Any) -> Embed:
+    """A lookup table, float32 (rows, features), that gives `dtype`, initialised as Hugging Face does."""
+    return Embed(rows, features, dtype=dtype, embedding_init=normal(config))
+
+
+def run_layers(
+    layers: Any, x: Any, shared: Shared, batch: dict[str, jax.Array], cache: Cache | None
+) -> tuple[Any, Cache | None]:
+    """(what the scanned `layers` carry, after them all: x (B, T, hidden); the opened `cache` with the tokens in it)."""
+    if cache is None:
+        return layers(x, shared, None)[0], None
+    slots = Slots(cache.keys, cache.values)
+    if apart := weights_apart(layers):
+        single = layers.layer(layers.config, layers.dtype, parent=None)
+        x, slots = run_apart([(single, weights) for weights in apart], x, shared, slots)
+    else:
+        x, slots = layers(x, shared, slots)
+    return x, closed(cache, slots, batch)
+
+
+def attend(
+    module: nn.Module,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    shared: Shared,
+    slots: Slots | None,
+    dropout_rate: float,
+    scale: Any = None,
+) -> tuple[jax.Array, Slots | None]:
+    """(the values that the tokens attend to (B, T, H * D), the layer's slots with the new keys and values in them).
+
+    Args:
+      module: whose "dropout" key, if any, drops probabilities at `dropout_rate`.
+      query: (B, T, H, D). key, value: (B, T, K, D).
+      scale: of the scores; None is 1 / sqrt(D).
+    """
+    key, value, slots = written(slots, key, value, shared.start)
+    dropout_key = module.make_rng("dropout") if dropout_rate and module.has_rng("dropout") else None
+    mixed = attention(
+        query,
+        key,
+        value,
+        shared.visibility,
+        scale=scale,
+        key_bias=shared.alibi,
+        dropout_key=dropout_key,
+        dropout_rate=dropout_rate,
+    )
+    return mixed.reshape(*mixed.shape[:2], -1), slots
+
+
+class SelfAttention(nn.Module):
+    """Attention of q_proj, k_proj and v_proj: (x (B, T, hidden), shared, its slots or None) -> (x, its slots).
+
+    Rotary positions turn neighbouring features, as in GPT-J.
+    """
+
+    config: Any
+    dtype: Any
+    dropout_rate: float
+    qkv_bias: bool = False
+    output_bias: bool = False
+    scale: float | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, shared: Shared, slots: Slots | None) -> tuple[jax.Array, Slots | None]:
+        def heads(name: str) -> jax.Array:
+            projected = dense(self.config, x.shape[-1], self.dtype, name, use_bias=self.qkv_bias)(x)
+            return projected.reshape(*x.shape[:-1], self.config.num_attention_heads, -1)
+
+        query, key, value = heads("q_proj"), heads("k_proj"), heads("v_proj")
+        if shared.rotation is not None:
+            query, key = rotate_pairs(query, *shared.rotation), rotate_pairs(key, *shared.rotation)
+        mixed, slots = attend(self, query, key, value, shared, slots, self.dropout_rate, self.scale)
+        return dense(self.config, x.shape[-1], self.dtype, "out_proj", use_bias=self.output_bias)(mixed), slots
+
+
+class FusedAttention(nn.Module):
+    """As `SelfAttention`, of one product query_key_value: each key head's queries, then its key, then its value.
+
+    Rotary positions turn the halves of a head against each other, as in Llama.
+    """
+
+    config: Any
+    dtype: Any
+    dropout_rate: float
+    key_heads: int
+    use_bias: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, shared: Shared, slots: Slots | None) -> tuple[jax.Array, Slots | None]:
+        hidden, heads = x.shape[-1], self.config.num_attention_heads
+        width, parts = hidden // heads, heads + 2 * self.key_heads
+        fused = dense(self.config, parts * width, self.dtype, "query_key_value", use_bias=self.use_bias)(x)
+        fused = fused.reshape(*x.shape[:-1], self.key_heads, -1, width)
+        query, key, value = (
+            fused[..., :-2, :].reshape(*x.shape[:-1], heads, width),
+            fused[..., -2, :],
+            fused[..., -1, :],
+        )
+        if shared.rotation is not None:
+            query, key = rotate(query, *shared.rotation), rotate(key, *shared.rotation)
+        mixed, slots = attend(self, query, key, value, shared, slots, self.dropout_rate)
+        return dense(self.config, hidden, self.dtype, "dense", use_bias=self.use_bias)(mixed), slots
+
+
+class MLP(nn.Module):
+    """down(act(up(x))), (B, T, hidden), `inner` wide between, the two layers having the given `names`."""
+
+    config: Any
+    dtype: Any
+    inner: int
+    act: str
+    names: tuple[str, str]
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        up, down = (
+            dense(self.config, features, self.dtype, name, use_bias=self.use_bias)
+            for features, name in zip((self.inner, x.shape[-1]), self.names, strict=True)
+        )
+        return down(activation(self.act)(up(x)))
+
+
+def rotary(config: Any, width: int, batch: dict[str, jax.Array], cache: Cache | None, dtype: Any) -> Any:
+    """(cos, sin) of the tokens' positions, as `rope.rotation` gives them, for the first `width` features of a head.
+
+    Args:
+      cache: an opened one.
+
+    Raises:
+      JloraError: rows that are longer than the config's positions reach.
+    """
+    require_length(batch["input_ids"].shape[1], longest_row(config))
+    frequencies = rotary_frequencies(config, width, row_lengths(batch, cache))
+    return rotation(token_positions(batch, cache), frequencies, dtype, rotary_scale(config))
+
+
+def alibi(batch: dict[str, jax.Array], cache: Cache | None, heads: int, dtype: Any = jnp.float32) -> jax.Array:
+    """float32 (B, heads, S): the position of each key times its head's slope, rounded to `dtype`.
+
+    Args:
+      cache: an opened one; S is the number of its slots then, else that of the batch's tokens.
+    """
+    if cache is None:
+        positions = token_positions(batch)
+    else:
+        positions = jnp.maximum(jnp.cumsum(cache.valid, axis=1, dtype=jnp.int32) - 1, 0)
+    slopes = jnp.asarray(_slopes(heads), dtype)
+    return (slopes[None, :, None] * positions.astype(dtype)[:, None, :]).astype(jnp.float32)
+
+
+def _slopes(heads: int) -> np.ndarray:
+    """(heads,) float32: 2^(-8 i / n) for i = 1 .. n, the largest power of two in `heads`, then those between."""
+    power = 2 ** int(math.log2(heads))
+    whole = 8 * np.arange(1, power + 1, dtype=np.float32) / power
+    between = 4 * np.arange(1, 2 * (heads - power), 2, dtype=np.float32) / power
+    return np.exp2(-np.concatenate([whole, between]))

@@ -1,0 +1,120 @@
+"""GPT-Neo: GPT-2 with unscaled scores and, in every other layer, a window of tokens that are seen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from jlora.errors import JloraError
+from jlora.models.blocks.layer_pattern import apply_layers
+from jlora.models.blocks.layers import LayerNorm, dense, drop, require_length
+from jlora.models.causal_lm import LanguageModel
+from jlora.models.families.gpt_like import MLP, SelfAttention, Shared, embed
+from jlora.models.family import Family
+from jlora.models.kv_cache import Cache, Slots, closed, opened, token_positions, visible
+
+
+class GPTNeoForCausalLM(LanguageModel):
+    """`LanguageModel` of two stacks of layers where global and local attention alternate, `h_0_of_2` and `h_1_of_2`.
+
+    Parameters:
+
+        transformer/{wte,wpe}/embedding, ln_f/{scale,bias}
+        transformer/h_0_of_2/attn/attention/{q_proj,k_proj,v_proj}/kernel, attn/attention/out_proj/{kernel,bias}
+        transformer/h_0_of_2/mlp/{c_fc,c_proj}/{kernel,bias}, {ln_1,ln_2}/{scale,bias}
+        lm_head/kernel (absent where the config ties it to the embedding)
+    """
+
+    def setup(self) -> None:
+        self.transformer = Transformer(self.config, self.dtype, self.remat, self.attention)
+        if not self.config.tie_word_embeddings:
+            self.lm_head = dense(self.config, self.config.vocab_size, self.dtype, use_bias=False)
+
+
+class Transformer(nn.Module):
+    """(The normalized last hidden states (B, T, hidden) of a batch, the cache with its tokens in it)."""
+
+    config: Any
+    dtype: Any
+    remat: bool
+    attention: str
+
+    def setup(self) -> None:
+        config = self.config
+        self.wte = embed(config, config.vocab_size, config.hidden_size, self.dtype)
+        self.wpe = embed(config, config.max_position_embeddings, config.hidden_size, self.dtype)
+        self.ln_f = LayerNorm(config.layer_norm_epsilon, self.dtype)
+
+    @nn.compact
+    def __call__(self, batch: dict[str, jax.Array], cache: Cache | None = None) -> tuple[jax.Array, Any]:
+        config = self.config
+        require_length(batch["input_ids"].shape[1], config.max_position_embeddings)
+        cache = cache and opened(cache, batch)
+        shared = {
+            layer_type: Shared(visible(batch, window, cache, self.attention), cache and cache.length)
+            for layer_type, window in (("global", None), ("local", config.window_size))
+        }
+        x = self.wte(batch["input_ids"]) + self.wpe(token_positions(batch, cache))
+        x = drop(self, x, config.embed_dropout)
+        types, slots = layer_types(config), cache and Slots(cache.keys, cache.values)
+        x, slots = apply_layers(Block, (config, self.dtype), types, "h", x, shared, slots, remat=self.remat)
+        return self.ln_f(x), cache and closed(cache, slots, batch)
+
+
+class Block(nn.Module):
+    """One layer: (x (B, T, hidden), {type: what its layers share}, its slots or None) -> (x, its slots)."""
+
+    config: Any
+    dtype: Any
+    layer_type: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, shared: dict[str, Shared], slots: Slots | None) -> tuple[jax.Array, Slots | None]:
+        config, rate = self.config, self.config.resid_dropout
+        inner, names = config.intermediate_size or 4 * config.hidden_size, ("c_fc", "c_proj")
+        normed = LayerNorm(config.layer_norm_epsilon, self.dtype, name="ln_1")(x)
+        mixed, slots = Attention(config, self.dtype, name="attn")(normed, shared[self.layer_type], slots)
+        x = x + drop(self, mixed, rate)
+        normed = LayerNorm(config.layer_norm_epsilon, self.dtype, name="ln_2")(x)
+        fed = MLP(config, self.dtype, inner, config.activation_function, names, name="mlp")(normed)
+        return x + drop(self, fed, rate), slots
+
+
+class Attention(nn.Module):
+    """Holds the attention, as GPT-Neo's checkpoints do."""
+
+    config: Any
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: jax.Array, shared: Shared, slots: Slots | None) -> tuple[jax.Array, Slots | None]:
+        rate = self.config.attention_dropout
+        attention = SelfAttention(self.config, self.dtype, rate, output_bias=True, scale=1.0, name="attention")
+        return attention(x, shared, slots)
+
+
+def layer_types(config: Any) -> list[str]:
+    """ "global" or "local" of each layer.
+
+    Raises:
+      JloraError: another type.
+    """
+    for layer, found in enumerate(config.attention_layers):
+        if found not in ("global", "local"):
+            raise JloraError(
+                f"config.json: attention_types: expected global or local; found {found!r} of layer {layer}"
+            )
+    return config.attention_layers
+
+
+FAMILY = Family(
+    GPTNeoForCausalLM,
+    task="CAUSAL_LM",
+    prefix="transformer",
+    targets=("q_proj", "v_proj"),
+    embedding="transformer.wte",
+    buffers=(".attention.bias", ".attention.masked_bias"),
+    honoured={"quantization_config": (None,)},
+)

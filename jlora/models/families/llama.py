@@ -1,0 +1,19 @@
+"""Llama (SmolLM too): the causal language model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jlora.models.families.llama_like import CausalLM, Kind
+from jlora.models.family import decoder_family
+
+
+class LlamaForCausalLM(CausalLM):
+    """`CausalLM` with biases where the config has them."""
+
+    def kind(self) -> Kind:
+        config: Any = self.config
+        return Kind(config.attention_bias, config.attention_bias, config.mlp_bias)
+
+
+FAMILY = decoder_family(LlamaForCausalLM)

@@ -1,0 +1,271 @@
+"""What Llama and its relatives are built from: RMS norm, rotary grouped-query attention, a gated MLP, a tied head."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jlora.errors import JloraError
+from jlora.models.attention.attention import attention
+from jlora.models.attention.visibility import Visibility
+from jlora.models.blocks.layer_pattern import apply_layers
+from jlora.models.blocks.layers import Embed, activation, dense, drop, require_length
+from jlora.models.blocks.rotary import longest_row, rotary_frequencies, rotary_scale, rotate, rotation
+from jlora.models.causal_lm import LanguageModel
+from jlora.models.kv_cache import Cache, Slots, closed, opened, row_lengths, token_positions, visible, written
+from jlora.models.mesh_ops import by_heads
+
+LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """In what the families of this file differ.
+
+    Attributes:
+      qkv_bias, output_bias, mlp_bias: which dense layers have a bias.
+      qk_norm: whether queries and keys are normalized, head by head.
+      fused: whether query, key and value are one product, `qkv_proj`, and gate and up another, `gate_up_proj`.
+      output_norms: whether what attention and MLP give is normalized too.
+      norm_offset: added to the scales of all norms, which are stored around 0 where it is 1.
+      scaled_embedding: whether the embeddings are multiplied by the root of the hidden size.
+      activation: the MLP's; None is the config's `hidden_act`.
+      rotary_share: the share of a head's features that the positions turn.
+      layer_types: of each layer "full_attention", or "sliding_attention" for those that see `sliding_window` tokens
+        back; None is full attention in all.
+      attention_scale: of the scores; None is 1 / sqrt(head width).
+      attention_softcap, logit_softcap: the scores and the logits become cap * tanh(x / cap).
+      residual_dropout: the rate of dropout on what attention and MLP give.
+    """
+
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    fused: bool = False
+    output_norms: bool = False
+    norm_offset: float = 0.0
+    scaled_embedding: bool = False
+    activation: str | None = None
+    rotary_share: float = 1.0
+    layer_types: tuple[str, ...] | None = None
+    attention_scale: float | None = None
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    residual_dropout: float = 0.0
+
+
+class Shared(NamedTuple):
+    """What all layers of a type share in a call.
+
+    Attributes:
+      rotation: (cos, sin) of the tokens' positions, as `rope.rotation` gives them.
+      visibility: which keys each token sees.
+      start: the first slot that is written, int32 (); None without a cache.
+    """
+
+    rotation: tuple[jax.Array, jax.Array]
+    visibility: Visibility
+    start: jax.Array | None
+
+
+class CausalLM(LanguageModel):
+    """`LanguageModel` of the parameters
+
+        model/embed_tokens/embedding
+        model/layers/self_attn/{q_proj,k_proj,v_proj,o_proj}/kernel, {input,post_attention}_layernorm/scale
+        model/layers/mlp/{gate_proj,up_proj,down_proj}/kernel
+        model/norm/scale, lm_head/kernel (absent where the config ties it to the embedding)
+
+    Where types of layers alternate, `layers` are several stacks: see `pattern.apply_layers`.
+    """
+
+    def kind(self) -> Kind:
+        """In what this family differs from the others."""
+        return Kind()
+
+    def setup(self) -> None:
+        self.model = Decoder(self.config, self.dtype, self.remat, self.attention, self.kind())
+        if not self.config.tie_word_embeddings:
+            self.lm_head = dense(self.config, self.config.vocab_size, self.dtype, use_bias=False)
+
+    def decoder(self) -> Any:
+        return self.model
+
+    def embedding(self) -> Any:
+        return self.model.embed_tokens
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        logits, cap = super().logits(hidden), self.kind().logit_softcap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+    @nn.nowrap
+    def key_heads(self) -> int:
+        return self.config.num_key_value_heads
+
+    @nn.nowrap
+    def head_width(self) -> int:
+        return head_width(self.config)
+
+
+class Decoder(nn.Module):
+    """(The normalized last hidden states (B, T, hidden) of a batch, the cache with its tokens in it)."""
+
+    config: Any
+    dtype: Any
+    remat: bool
+    attention: str
+    kind: Kind
+
+    def setup(self) -> None:
+        config = self.config
+        normal = nn.initializers.normal(config.initializer_range)
+        self.embed_tokens = Embed(config.vocab_size, config.hidden_size, dtype=self.dtype, embedding_init=normal)
+        self.norm = RMSNorm(config.rms_norm_eps, self.dtype, self.kind.norm_offset)
+
+    @nn.compact
+    def __call__(self, batch: dict[str, jax.Array], cache: Cache | None = None) -> tuple[jax.Array, Any]:
+        ids, types = batch["input_ids"], layer_types(self.config, self.kind)
+        require_length(ids.shape[1], longest_row(self.config))
+        cache = cache and opened(cache, batch)
+        hidden = self.embed_tokens(ids)
+        if self.kind.scaled_embedding:
+            hidden = hidden * jnp.asarray(self.config.hidden_size**0.5, hidden.dtype)
+        shared = {layer_type: self.shared(batch, cache, layer_type) for layer_type in sorted(set(types))}
+        slots = cache and Slots(cache.keys, cache.values)
+        fields = (self.config, self.dtype, self.kind)
+        hidden, slots = apply_layers(DecoderLayer, fields, types, "layers", hidden, shared, slots, remat=self.remat)
+        return self.norm(hidden), cache and closed(cache, slots, batch)
+
+    def shared(self, batch: dict[str, jax.Array], cache: Cache | None, layer_type: str) -> Shared:
+        """What the layers of a type share in this call."""
+        config, width = self.config, int(head_width(self.config) * self.kind.rotary_share)
+        frequencies = rotary_frequencies(config, width, row_lengths(batch, cache), layer_type)
+        scale = rotary_scale(config, layer_type)
+        window = config.sliding_window if layer_type == "sliding_attention" else None
+        return Shared(
+            rotation(token_positions(batch, cache), frequencies, self.dtype, scale),
+            visible(batch, window, cache, self.attention),
+            cache and cache.length,
+        )
+
+
+class DecoderLayer(nn.Module):
+    """One layer: (x (B, T, hidden), {type: what its layers share}, its slots or None) -> (x, its slots)."""
+
+    config: Any
+    dtype: Any
+    kind: Kind
+    layer_type: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, shared: dict[str, Shared], slots: Slots | None) -> tuple[jax.Array, Slots | None]:
+        kind, own = self.kind, shared[self.layer_type]
+
+        def norm(name: str, x: jax.Array) -> jax.Array:
+            return RMSNorm(self.config.rms_norm_eps, self.dtype, kind.norm_offset, name=name)(x)
+
+        normed = norm("input_layernorm", x)
+        mixed, slots = SelfAttention(self.config, self.dtype, kind, name="self_attn")(normed, own, slots)
+        if kind.output_norms:
+            mixed = norm("post_attention_layernorm", mixed)
+        x = x + drop(self, mixed, kind.residual_dropout)
+        normed = norm("pre_feedforward_layernorm" if kind.output_norms else "post_attention_layernorm", x)
+        found = GatedMLP(self.config, self.dtype, kind, name="mlp")(normed)
+        if kind.output_norms:
+            found = norm("post_feedforward_layernorm", found)
+        return x + drop(self, found, kind.residual_dropout), slots
+
+
+class SelfAttention(nn.Module):
+    """Rotary attention in which several query heads share a key and value head."""
+
+    config: Any
+    dtype: Any
+    kind: Kind
+
+    @nn.compact
+    def __call__(self, x: jax.Array, shared: Shared, slots: Slots | None) -> tuple[jax.Array, Slots | None]:
+        kind, width = self.kind, head_width(self.config)
+        counts = [self.config.num_attention_heads, *[self.config.num_key_value_heads] * 2]
+        names = ["qkv_proj"] if kind.fused else ["q_proj", "k_proj", "v_proj"]
+        parts = projected(self, x, names, [count * width for count in counts], use_bias=kind.qkv_bias)
+        query, key, value = (by_heads(part.reshape(*x.shape[:-1], -1, width)) for part in parts)
+        if kind.qk_norm:
+            norm = partial(RMSNorm, self.config.rms_norm_eps, self.dtype, kind.norm_offset)
+            query, key = norm(name="q_norm")(query), norm(name="k_norm")(key)
+        query, key = rotate(query, *shared.rotation), rotate(key, *shared.rotation)
+        key, value, slots = written(slots, key, value, shared.start)
+        mixed = attention(
+            query, key, value, shared.visibility, scale=kind.attention_scale, softcap=kind.attention_softcap
+        ).reshape(*x.shape[:-1], -1)
+        out = dense(self.config, self.config.hidden_size, self.dtype, "o_proj", use_bias=kind.output_bias)
+        return out(mixed), slots
+
+
+class GatedMLP(nn.Module):
+    """down(act(gate(x)) * up(x)), (B, T, hidden)."""
+
+    config: Any
+    dtype: Any
+    kind: Kind
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kind = self.kind
+        names = ["gate_up_proj"] if kind.fused else ["gate_proj", "up_proj"]
+        gate, up = projected(self, x, names, [self.config.intermediate_size] * 2, use_bias=kind.mlp_bias)
+        down = dense(self.config, self.config.hidden_size, self.dtype, "down_proj", use_bias=kind.mlp_bias)
+        return down(activation(kind.activation or self.config.hidden_act)(gate) * up)
+
+
+def projected(module: Any, x: jax.Array, names: list[str], widths: list[int], *, use_bias: bool) -> list[jax.Array]:
+    """Products of x (B, T, hidden), (B, T, width) each: of dense layers with these names, or parts of that of one."""
+
+    def product(name: str, width: int) -> jax.Array:
+        return dense(module.config, width, module.dtype, name, use_bias=use_bias)(x)
+
+    if len(names) == 1:
+        return jnp.split(product(names[0], sum(widths)), list(itertools.accumulate(widths[:-1])), axis=-1)
+    return [product(name, width) for name, width in zip(names, widths, strict=True)]
+
+
+class RMSNorm(nn.Module):
+    """x over the root of its mean square along the last axis, in float32, times `scale` + offset; in `dtype`."""
+
+    epsilon: float
+    dtype: Any
+    offset: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        start = nn.initializers.constant(1.0 - self.offset)
+        scale = self.param("scale", start, (x.shape[-1],), jnp.float32).astype(jnp.float32) + self.offset
+        x = x.astype(jnp.float32)
+        x = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.epsilon)
+        return (x * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(self.dtype)
+
+
+def layer_types(config: Any, kind: Kind) -> tuple[str, ...]:
+    """The type of each layer.
+
+    Raises:
+      JloraError: a type other than those of `Kind`.
+    """
+    types = kind.layer_types or (LAYER_TYPES[0],) * config.num_hidden_layers
+    for layer, found in enumerate(types):
+        if found not in LAYER_TYPES:
+            expected = " or ".join(LAYER_TYPES)
+            raise JloraError(f"config.json: layer_types: expected {expected}; found {found!r} of layer {layer}")
+    return types
+
+
+def head_width(config: Any) -> int:
+    """Features of an attention head: `head_dim`, or the hidden size over the number of heads."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

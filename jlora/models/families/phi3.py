@@ -1,0 +1,24 @@
+"""Phi-3, Phi-3.5 and Phi-4: Llama with fused products, and positions for long rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jlora.models.families.llama_like import CausalLM, Kind
+from jlora.models.family import decoder_family
+
+
+class Phi3ForCausalLM(CausalLM):
+    """`CausalLM` with `qkv_proj` and `gate_up_proj`, a part of each head turned, and dropout on the residuals."""
+
+    def kind(self) -> Kind:
+        config: Any = self.config
+        return Kind(
+            fused=True,
+            rotary_share=config.rope_parameters["partial_rotary_factor"],
+            layer_types=("sliding_attention",) * config.num_hidden_layers,
+            residual_dropout=config.resid_pdrop,
+        )
+
+
+FAMILY = decoder_family(Phi3ForCausalLM, targets=("qkv_proj",))

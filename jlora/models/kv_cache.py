@@ -1,0 +1,135 @@
+"""What a decoder keeps of the tokens before: their keys and values, in slots of a fixed number."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jlora.errors import JloraError
+from jlora.models.attention.visibility import Visibility, causal_visibility
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens that went through a decoder so far.
+
+    All rows write to the same slots, so prompts of different lengths are padded on the left.
+
+    Attributes:
+      keys: (layers, B, key heads, width, slots), values: (layers, B, key heads, slots, width), in the order of the
+        layers; or tuples of the layers' own: see `jlora.models.layers_apart`.
+      valid: bool (B, slots), false for padding and for slots that are empty.
+      length: int32 (), how many slots are written.
+      reach: int32 (B,), how many tokens each row will have in the end. A position encoding that goes by the length of
+        the row goes by it from the first token on: keys that were turned otherwise would not match later queries.
+    """
+
+    keys: Any
+    values: Any
+    valid: jax.Array
+    length: jax.Array
+    reach: jax.Array
+
+
+class Slots(NamedTuple):
+    """One layer's part of a cache: keys (B, key heads, width, slots), values (B, key heads, slots, width).
+
+    So the products of one token with all slots run over rows.
+    """
+
+    keys: Any
+    values: Any
+
+
+def empty_cache(layers: int, batch_size: int, size: int, heads: int, width: int, dtype: Any) -> Cache:
+    """A cache of `size` slots a row, none of them written, for rows of `size` tokens."""
+    keys = jnp.zeros((layers, batch_size, heads, width, size), dtype)
+    valid = jnp.zeros((batch_size, size), bool)
+    values = jnp.zeros_like(keys, shape=(layers, batch_size, heads, size, width))
+    return Cache(keys, values, valid, jnp.int32(0), jnp.full(batch_size, size, jnp.int32))
+
+
+def with_room(cache: Cache, size: int) -> Cache:
+    """The cache with empty slots added behind, `size` in all."""
+    more = size - cache.valid.shape[1]
+    keys = jnp.pad(cache.keys, [(0, 0)] * 4 + [(0, more)])
+    values = jnp.pad(cache.values, [(0, 0)] * 3 + [(0, more), (0, 0)])
+    return cache._replace(keys=keys, values=values, valid=jnp.pad(cache.valid, [(0, 0), (0, more)]))
+
+
+def opened(cache: Cache, batch: dict[str, jax.Array]) -> Cache:
+    """The cache with the batch's tokens marked as valid; its keys and values are still to be written."""
+    new = batch["attention_mask"].astype(bool)
+    valid = lax.dynamic_update_slice(cache.valid, new, (jnp.int32(0), cache.length))
+    return cache._replace(valid=valid)
+
+
+def closed(cache: Cache, slots: Slots, batch: dict[str, jax.Array]) -> Cache:
+    """The cache after all layers have written: `slots` are theirs, stacked."""
+    length = cache.length + batch["input_ids"].shape[1]
+    return cache._replace(keys=slots.keys, values=slots.values, length=length)
+
+
+def written(slots: Slots | None, key: jax.Array, value: jax.Array, start: Any) -> tuple[Any, Any, Any]:
+    """(all keys, all values, the slots with the new ones in them).
+
+    Args:
+      slots: of this layer; None without a cache, where the new keys and values are all there are.
+      key, value: (B, T, key heads, width), written to the slots from `start` on. Tokens that are as many as the
+        slots are all there are.
+      start: int32 ().
+    """
+    if slots is None:
+        return key, value, None
+    new = Slots(key.transpose(0, 2, 3, 1), value.swapaxes(1, 2))
+    if new.keys.shape == slots.keys.shape:
+        return key, value, Slots(*(part.astype(old.dtype) for part, old in zip(new, slots, strict=True)))
+    zero = jnp.int32(0)
+    places = Slots((zero, zero, zero, start), (zero, zero, start, zero))
+    keys, values = (
+        lax.dynamic_update_slice(old, part.astype(old.dtype), place)
+        for old, part, place in zip(slots, new, places, strict=True)
+    )
+    all_keys, all_values = keys.transpose(0, 3, 1, 2), values.swapaxes(1, 2)
+    return all_keys.astype(key.dtype), all_values.astype(value.dtype), Slots(keys, values)
+
+
+def token_positions(batch: dict[str, jax.Array], cache: Cache | None = None) -> jax.Array:
+    """int32 (B, T): the batch's own `position_ids`, or else places in the row, or valid tokens before in the cache.
+
+    Args:
+      cache: an opened one.
+    """
+    if "position_ids" in batch:
+        return batch["position_ids"]
+    ids = batch["input_ids"]
+    if cache is None:
+        return jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32)[None], ids.shape)
+    counted = jnp.cumsum(cache.valid, axis=1, dtype=jnp.int32) - 1
+    found = lax.dynamic_slice(counted, (jnp.int32(0), cache.length), ids.shape)
+    return jnp.maximum(found, 0)
+
+
+def row_lengths(batch: dict[str, jax.Array], cache: Cache | None = None) -> int | jax.Array:
+    """How far a row's positions reach: int32 (B,) of the cache or of `position_ids`, or else the batch's tokens."""
+    if cache is not None:
+        return cache.reach
+    return batch["position_ids"].max(axis=1) + 1 if "position_ids" in batch else batch["input_ids"].shape[1]
+
+
+def visible(batch: dict[str, jax.Array], window: int | None, cache: Cache | None, kernel: str) -> Visibility:
+    """Which tokens (or slots of the opened `cache`) each token of the batch sees: as `causal_visibility` says.
+
+    Raises:
+      JloraError: a window of less than 1 token.
+    """
+    if window is not None and window < 1:
+        raise JloraError(
+            f"config.json: sliding_window or window_size: expected 1 token or more, or null for none; found {window}"
+        )
+    if cache is None or cache.valid.shape == batch["input_ids"].shape:  # nothing can stand before
+        return causal_visibility(batch, window, cache and cache.valid, None, kernel)
+    valid, start = cache.valid, cache.length
+    return causal_visibility(batch, window, valid, start, kernel)

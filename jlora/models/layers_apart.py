@@ -1,0 +1,68 @@
+"""Layers set apart: each layer's weights are arrays of their own, instead of slices that a scan takes from a stack.
+
+On a CPU XLA copies a layer's weights out of the stack before it multiplies by them. Compared with the products of a
+whole batch the copy is cheap, but it takes as long as the products of a single token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from flax import linen as nn
+
+from jlora.models.kv_cache import Cache, Slots
+from jlora.tree.module_names import is_stack
+
+
+def set_apart(base: Any, dtype: Any) -> Any:
+    """The base with each stack of layers as {"0": the first layer's weights, "1": ...}, for `extend` with a cache.
+
+    Args:
+      base: {"params": ...} of a causal language model, without quantized leaves.
+      dtype: of the model. Kernels and embeddings are cast to it once, instead of in every product.
+    """
+    return {"params": _set_apart(base["params"], dtype)}
+
+
+def _set_apart(tree: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, part in tree.items():
+        if not isinstance(part, Mapping):
+            found[name] = part.astype(dtype) if name in ("kernel", "weight", "embedding") else part
+        elif is_stack(name):
+            found[name] = _layers(_set_apart(part, dtype))
+        else:
+            found[name] = _set_apart(part, dtype)
+    return found
+
+
+def _layers(stack: Any) -> dict[str, Any]:
+    count = len(jax.tree.leaves(stack)[0])
+    return {str(number): jax.tree.map(lambda leaf, number=number: leaf[number], stack) for number in range(count)}
+
+
+def cache_set_apart(cache: Cache) -> Cache:
+    """The cache with keys and values as tuples of one array per layer, for `extend` with weights that are set apart."""
+    return cache._replace(keys=tuple(cache.keys), values=tuple(cache.values))
+
+
+def weights_apart(stack: nn.Module) -> list[Any]:
+    """The weights of each layer of this stack, as `set_apart` gives them; an empty list if they are stacked."""
+    weights = stack.variables.get("params", {})
+    return [weights[str(number)] for number in range(len(weights))] if "0" in weights else []
+
+
+def run_apart(layers: Sequence[tuple[nn.Module, Any]], x: Any, shared: Any, slots: Slots) -> tuple[Any, Slots]:
+    """(x after all layers, the slots that they wrote, as tuples of one array per layer).
+
+    Args:
+      layers: (unbound module, its weights) for each layer. Calling a module with (x, shared, slots) gives (x, slots).
+      slots: of all layers, arrays (layers, ...) or tuples.
+    """
+    written = []
+    for (layer, weights), *own in zip(layers, *slots, strict=True):
+        x, found = layer.apply({"params": weights}, x, shared, Slots(*own))
+        written.append(found)
+    return x, Slots(*zip(*written, strict=True))

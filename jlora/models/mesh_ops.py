@@ -1,0 +1,151 @@
+"""Which axes of a mesh split a model's weights and the arrays that its layers pass on.
+
+Weights are split over fsdp and gathered where they are used, one layer at a time. Over tensor they stay split: of two
+consecutive linear layers the first has its outputs split (column-parallel), the second its inputs (row-parallel).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import Mesh
+
+from jlora.ops.products import dot_general
+from jlora.sharding.mesh import BATCH, current_mesh, fitting
+from jlora.tree.quantized import is_quantized, stored_shardings
+
+ROW_PARALLEL = (
+    "o_proj", "down_proj",  # Llama and its relatives
+    "out_proj", "c_proj", "fc_out", "fc2", "attention/dense", "dense_4h_to_h",  # GPT-2 and its relatives
+    "output/dense", "out_lin", "lin2",  # encoders
+)  # fmt: skip
+"""Path endings of the linear layers whose inputs are split; all others have their outputs split."""
+
+TABLE = ("tensor", "fsdp")
+"""The axes that split an embedding (rows, features)."""
+
+Names = tuple[Any, ...]
+"""For each axis of an array: the mesh axis that splits it, a tuple of several, or None."""
+
+
+def leaf_shardings(path: str, leaf: Any, mesh: Mesh) -> Any:
+    """The NamedSharding of the array (or ShapeDtypeStruct) at `path`; for a `Quantized` leaf, of each of its arrays."""
+    names = leaf_names(path, leaf.ndim)
+    if not is_quantized(leaf):
+        return fitting(mesh, names, leaf.shape)
+    if names[-1] == "tensor":
+        names = (*names[:-2], None, ("tensor", "fsdp"))  # inputs are grouped in blocks, perhaps too few to split
+    return dataclasses.replace(leaf, stored=stored_shardings(leaf, mesh, names))
+
+
+def leaf_names(path: str, ndim: int) -> Names:
+    """The mesh axes of a leaf's axes: kernels and embeddings are split, norms and biases are not.
+
+    Args:
+      path: of the leaf, as `leaves_by_path` gives it. A leading axis of layers is not split.
+    """
+    module, _, parameter = path.rpartition("/")
+    names: Names = ()
+    if parameter == "embedding":
+        names = TABLE
+    elif parameter in ("kernel", "weight") and ndim > 1:
+        names = kernel_names(module)
+    return (*[None] * (ndim - len(names)), *names)
+
+
+def kernel_names(module: str) -> Names:
+    """The mesh axes that split the kernel (in, out) of the linear layer at this path."""
+    return ("tensor", "fsdp") if module.endswith(ROW_PARALLEL) else ("fsdp", "tensor")
+
+
+def by_rows(x: jax.Array, last: str | None = None) -> jax.Array:
+    """Hidden states (B, ..., features) with their rows split, and their features too if `last` names a mesh axis."""
+    return _constrained(x, (*BATCH, *[None] * (x.ndim - 2), last))
+
+
+def by_heads(x: jax.Array) -> jax.Array:
+    """Attention's inputs (B, T, heads, width) with their heads split over tensor; too few to split stay whole."""
+    return _constrained(x, (*BATCH, None, "tensor", None))
+
+
+_IN_REMAT = ContextVar("_IN_REMAT", default=False)
+"""Whether the layer that is being traced is rematerialized as a whole."""
+
+
+def gathered(weight: jax.Array, names: Names) -> jax.Array:
+    """A weight whose axes are split by `names`, gathered over fsdp."""
+    mesh = current_mesh()
+    if mesh is not None and mesh.shape["fsdp"] > 1:
+        # Without it XLA gathers a layer's slice in another layout, and copies the whole stack of layers for that.
+        weight = lax.optimization_barrier(weight)
+    return _constrained(weight, tuple(None if name == "fsdp" else name for name in names))
+
+
+def gathered_table(*arrays: jax.Array, **options: Any) -> tuple[jax.Array, ...]:
+    """Flax's `promote_dtype` of an embedding's other arrays and of its table, the last one, which is gathered."""
+    return promote_dtype(*arrays[:-1], gathered(arrays[-1], TABLE), **options)
+
+
+def product(x: jax.Array, kernel: jax.Array, module: str, dtype: Any) -> jax.Array:
+    """x (..., in) times the kernel (in, out) of the linear layer at path `module`, computed in `dtype`.
+
+    On a mesh the kernel is gathered for the product, and once more for its derivative.
+    """
+    names = kernel_names(module)
+
+    def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        kernel = gathered(kernel, names).astype(dtype)
+        return dot_general(x.astype(dtype), kernel, (((x.ndim - 1,), (0,)), ((), ())))
+
+    if current_mesh() is None:
+        return multiply(x, kernel)
+    if not _IN_REMAT.get():  # a rematerialized layer gathers again anyway
+        multiply = jax.checkpoint(multiply, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
+    result = multiply(x, kernel)
+    return by_rows(result, "tensor" if names[1] == "tensor" else None)
+
+
+KEPT = "kept"
+"""The checkpoint name of what a layer keeps for its backward pass; everything else is recomputed."""
+
+
+def keep(x: jax.Array) -> jax.Array:
+    """Marks an array to keep for the backward pass: a product's result, or that of attention computed by blocks."""
+    return checkpoint_name(x, KEPT)
+
+
+def remat_layer(layer: Any, *, remat: bool, prevent_cse: bool) -> Any:
+    """Flax's `nn.remat` of a layer's class, whose products need no checkpoint of their own.
+
+    With `remat` nothing inside the layer is kept for the backward pass, otherwise only what `keep` has marked.
+    """
+
+    class Rematerialized(layer):
+        def __call__(self, *arguments: Any) -> Any:
+            token = _IN_REMAT.set(True)
+            try:
+                return super().__call__(*arguments)
+            finally:
+                _IN_REMAT.reset(token)
+
+    Rematerialized.__name__ = Rematerialized.__qualname__ = layer.__name__  # linen names parameters after it
+    policy = None if remat else jax.checkpoint_policies.save_only_these_names(KEPT)
+    return nn.remat(Rematerialized, prevent_cse=prevent_cse, policy=policy)
+
+
+def are_heads_split() -> bool:
+    """Whether attention's heads are on different devices."""
+    mesh = current_mesh()
+    return mesh is not None and mesh.shape["tensor"] > 1
+
+
+def _constrained(x: jax.Array, names: Names) -> jax.Array:
+    mesh = current_mesh()
+    return x if mesh is None else lax.with_sharding_constraint(x, fitting(mesh, names, x.shape))

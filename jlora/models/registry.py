@@ -1,0 +1,132 @@
+"""The models that jlora reads and writes, by Hugging Face's `model_type`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jlora.errors import JloraError, nearest
+from jlora.models.families import (
+    bert,
+    bloom,
+    distilbert,
+    falcon,
+    gemma,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt_neo,
+    gpt_neox,
+    gptj,
+    llama,
+    mistral,
+    opt,
+    phi3,
+    qwen2,
+    qwen3,
+    roberta,
+)
+from jlora.models.family import Family
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+FAMILIES: dict[str, Family] = {
+    "bert": bert.FAMILY,
+    "bloom": bloom.FAMILY,
+    "distilbert": distilbert.FAMILY,
+    "falcon": falcon.FAMILY,
+    "gemma": gemma.FAMILY,
+    "gemma2": gemma2.FAMILY,
+    "gemma3_text": gemma3.FAMILY,
+    "gpt2": gpt2.FAMILY,
+    "gpt_neo": gpt_neo.FAMILY,
+    "gpt_neox": gpt_neox.FAMILY,
+    "gptj": gptj.FAMILY,
+    "llama": llama.FAMILY,
+    "mistral": mistral.FAMILY,
+    "opt": opt.FAMILY,
+    "phi3": phi3.FAMILY,
+    "qwen2": qwen2.FAMILY,
+    "qwen3": qwen3.FAMILY,
+    "roberta": roberta.FAMILY,
+}
+
+
+def family(model_type: Any) -> Family:
+    """The family of models that Hugging Face calls `model_type`.
+
+    Raises:
+      JloraError: no such family.
+    """
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise JloraError(
+            f"config.json: model_type: expected one of {', '.join(FAMILIES)}; found {model_type!r}"
+            f"{nearest(str(model_type), FAMILIES)}"
+        )
+    return FAMILIES[model_type]
+
+
+def default_targets(model_type: str) -> tuple[str, ...]:
+    """What PEFT adapts in a model of this type where `target_modules` is not given: ("query", "value") for "bert".
+
+    Raises:
+      JloraError: no such family.
+    """
+    return family(model_type).targets
+
+
+def build(
+    config: PreTrainedConfig, *, dtype: Any = jnp.float32, remat: bool = False, attention: str = "auto"
+) -> nn.Module:
+    """The linen model of `config`, without weights: a sequence classifier or a causal language model.
+
+    Args:
+      config: of one of FAMILIES.
+      dtype: the dtype to compute in; parameters and logits are float32.
+      remat: compute a layer's values again in the backward pass instead of keeping them.
+      attention: what computes attention: auto, blockwise, cudnn, splash or full; see `jlora.models.attention`.
+
+    Raises:
+      JloraError: a family or a config value that is not supported, with its key.
+    """
+    kind = family(config.model_type)
+    for key, honoured in kind.honoured.items():
+        found = getattr(config, key, None)
+        if found not in honoured:
+            raise JloraError(f"config.json: {key}: expected {honoured[-1]!r}; found {found!r}, which is not supported")
+    if config.hidden_size % config.num_attention_heads and getattr(config, "head_dim", None) is None:
+        raise JloraError(
+            f"config.json: hidden size: expected a multiple of the {config.num_attention_heads} attention "
+            f"heads; found {config.hidden_size}"
+        )
+    return kind.model(config, dtype=dtype, remat=remat, attention=attention)
+
+
+def example_batch(config: PreTrainedConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of a batch of one row, each int32 (1, 8).
+
+    `input_ids` and `attention_mask`, and `token_type_ids` where the family has them.
+    """
+    names = ["input_ids", "attention_mask"] + ["token_type_ids"] * family(config.model_type).token_types
+    return {name: jax.ShapeDtypeStruct((1, 8), jnp.int32) for name in names}
+
+
+def abstract_base(model: Any) -> Any:
+    """The tree that `model.init` gives, {"params": ...}, of ShapeDtypeStructs: no weights, no FLOPs.
+
+    Raises:
+      JloraError: the config's values make no model.
+    """
+    try:
+        return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), example_batch(model.config))
+    except JloraError:
+        raise
+    except Exception as error:  # whatever a layer makes of a value that it does not take
+        kind = type(model).__name__
+        raise JloraError(
+            f"config.json: expected values of a {kind}; found one that it does not take: {error}"
+        ) from error

@@ -1,0 +1,147 @@
+"""The configuration that says what an adapter is now: its ranks and scales, however it came by them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+
+from jlora.errors import JloraError
+from jlora.lora.config import LoraConfig
+from jlora.lora.entries import Adapter, Entry, LowRank
+from jlora.lora.matrices import Matrices, from_matrices, layer_ranks, to_matrices
+from jlora.lora.targets import is_target, matches, pattern_value
+from jlora.peft.tensor_keys import layer_names
+
+Value = TypeVar("Value", int, float)
+
+
+def fitted_config(config: LoraConfig, adapter: Adapter) -> LoraConfig:
+    """The configuration with which PEFT gives this adapter's tensors its ranks and scales.
+
+    After `reduce_rank`, `add_weighted_adapter`, `scale` or `unstack` an adapter is not what its configuration says
+    any more. The result has the most common rank and lora_alpha as `r` and `lora_alpha`, each module that differs
+    in rank_pattern and alpha_pattern by its whole name, and use_rslora off. Where target_modules means other modules
+    than those that are adapted, it becomes the list of their names.
+
+    Args:
+      config: what the adapter was made with.
+      adapter: {path: entry}, of arrays.
+
+    Returns:
+      `config` itself where it describes the adapter already.
+
+    Raises:
+      JloraError: a layer whose components differ in scale (`jlora.fold_scale` puts that into B), or a stack inside
+        a module, for which PEFT's files have no form.
+    """
+    layers = _layers(adapter)
+    adapted = {name: layer for name, layer in layers.items() if layer.rank}
+    if not adapted or _describes(config, layers):
+        return config
+    ranks = {name: layer.rank for name, layer in adapted.items()}
+    alphas = {name: _alpha(layer) for name, layer in adapted.items()}
+    rank, alpha = _most_common(ranks), _most_common(alphas)
+    fitted = dataclasses.replace(
+        config,
+        r=rank,
+        lora_alpha=alpha,
+        rank_pattern=_patterns(ranks, rank),
+        alpha_pattern=_patterns(alphas, alpha),
+        use_rslora=False,
+    )
+    if _means(config, layers):
+        return fitted
+    everywhere: dict[str, Any] = {"exclude_modules": None, "layers_to_transform": None, "layers_pattern": None}
+    return dataclasses.replace(fitted, target_modules=list(adapted), **everywhere)
+
+
+def fold_scale(adapter: Adapter) -> dict[str, Entry]:
+    """The same function, bit for bit, with every scale 1 (lora_alpha equal to r): B takes what it was multiplied by.
+
+    For servers that know one lora_alpha / r for all modules. Leaves and rows trained whole stay as they are.
+    """
+    return {path: _folded(entry) if isinstance(entry, LowRank) else entry for path, entry in adapter.items()}
+
+
+def _folded(entry: LowRank) -> LowRank:
+    layers = [
+        Matrices(a, b * scale[None, :].astype(b.dtype), jnp.ones_like(scale)) for a, b, scale in to_matrices(entry)
+    ]
+    return from_matrices(entry, layers)
+
+
+class _Layer(NamedTuple):
+    """What PEFT's configuration says of one module: a rank of 0 is not adapted."""
+
+    rank: int
+    scale: np.float32
+
+
+def _layers(adapter: Adapter) -> dict[str, _Layer]:
+    """{name of the module: its rank and scale} of all layers of all low-rank entries."""
+    layers: dict[str, _Layer] = {}
+    for path, entry in adapter.items():
+        if isinstance(entry, LowRank):
+            scales = np.asarray(entry.scale, np.float32).reshape(-1, entry.scale.shape[-1])
+            parts = zip(layer_names(path, entry), layer_ranks(entry), scales, strict=True)
+            layers |= {name: _layer(name, scale[:rank]) for name, rank, scale in parts}
+    return layers
+
+
+def _layer(name: str, scale: np.ndarray) -> _Layer:
+    if not scale.size:
+        return _Layer(0, np.float32(0))
+    if (scale != scale[0]).any():
+        raise JloraError(
+            f"{name}: expected one scale for all {scale.size} components, which lora_alpha / r can say,"
+            f" found {scale.min()} to {scale.max()}; jlora.fold_scale puts the scales into B"
+        )
+    return _Layer(scale.size, scale[0])
+
+
+def _describes(config: LoraConfig, layers: Mapping[str, _Layer]) -> bool:
+    """Whether `init` would give each of the layers its rank and scale."""
+    return _means(config, layers) and all(
+        _layer_of(config, name) == (layer.rank, layer.scale) for name, layer in layers.items() if layer.rank
+    )
+
+
+def _layer_of(config: LoraConfig, name: str) -> _Layer:
+    rank = pattern_value(config.rank_pattern, name, config.r)
+    alpha = pattern_value(config.alpha_pattern, name, config.lora_alpha)
+    return _Layer(rank, np.float32(alpha / (math.sqrt(rank) if config.use_rslora else rank)))
+
+
+def _means(config: LoraConfig, layers: Mapping[str, _Layer]) -> bool:
+    """Whether the configuration adapts these layers and not those of rank 0, and lists no name that is not there."""
+    if any(is_target(config, name) != bool(layer.rank) for name, layer in layers.items()):
+        return False
+    if config.target_modules is None or isinstance(config.target_modules, str):
+        return True
+    adapted = [name for name, layer in layers.items() if layer.rank]
+    return all(any(matches([entry], name) for name in adapted) for entry in config.target_modules)
+
+
+def _alpha(layer: _Layer) -> float:
+    """The shortest lora_alpha that gives this scale to the last bit."""
+    exact = float(layer.scale) * layer.rank
+    for digits in range(10):
+        if np.float32(round(exact, digits) / layer.rank) == layer.scale:
+            return round(exact, digits) if digits else round(exact)
+    return exact
+
+
+def _most_common(values: Mapping[str, Value]) -> Value:
+    return Counter(values.values()).most_common(1)[0][0]
+
+
+def _patterns(values: Mapping[str, Value], default: Value) -> dict[str, Value]:
+    """{regular expression for the whole name: value} of what differs from the default."""
+    return {f"^{re.escape(name)}": value for name, value in values.items() if value != default}

@@ -1,0 +1,214 @@
+"""Folders of safetensors files: where they are, what they hold, how they are written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import re
+import reprlib
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jlora.errors import HubError, JloraError
+from jlora.files.atomic_folder import whole_folder
+from jlora.files.bounded_json import read_json
+from jlora.files.path_checks import as_path
+from jlora.files.safetensors_reader import READABLE, StoredTensor, open_safetensors
+from jlora.gguf.model import GgufTensor, gguf_tensors, is_gguf
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+GENERATION_FILE = "generation_config.json"
+WEIGHT_PATTERNS = (SINGLE_FILE, INDEX_FILE, "model-*.safetensors")
+DTYPES = {"float32": READABLE["F32"], "bfloat16": READABLE["BF16"], "float16": READABLE["F16"]}
+
+_FILE_NAME = re.compile(r"\w[\w.-]{0,254}", re.ASCII)
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack")
+
+
+class Planned(NamedTuple):
+    """A tensor to be written: its shape, and a function that gives its values in a floating point dtype."""
+
+    shape: tuple[int, ...]
+    value: Callable[[], np.ndarray]
+
+
+def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """Returns the folder or GGUF file `name`, or downloads the files of the hub's model that match `patterns`.
+
+    Raises:
+      JloraError: there is no such folder, and no such model on the hub or the hub cannot be reached; the name cannot be
+        a path.
+    """
+    folder = as_path(name)
+    if folder.is_dir() or (folder.is_file() and is_gguf(folder)):
+        return folder
+    if name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists():
+        raise JloraError(f"{name}: expected the folder of a model (config.json, {SINGLE_FILE}); found no such folder")
+    from huggingface_hub import snapshot_download  # and the HTTP client with it
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+    except (OSError, HFValidationError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise HubError(
+            f"{name}: expected a folder or a model on the Hugging Face hub; found no such folder, "
+            f"and the hub says: {reason}\nCheck the name and the connection, or give the folder of a model"
+        ) from error
+
+
+def downloaded(name: str, revision: str | None, patterns: Sequence[str]) -> Path | None:
+    """Returns what `fetch` would without a download; None if no such files are on this disk."""
+    folder = as_path(name)
+    if folder.is_file():
+        return folder
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        except (OSError, HFValidationError):
+            return None
+    return folder if any(file for pattern in patterns for file in folder.glob(pattern)) else None
+
+
+def open_tensors(folder: Path) -> Mapping[str, StoredTensor | GgufTensor]:
+    """Opens a GGUF file, `model.safetensors`, or the shards in `model.safetensors.index.json`, as {key: tensor}.
+
+    Raises:
+      JloraError: no such files (pickles are named and never opened), whatever `open_safetensors` and `gguf_tensors`
+        refuse, a missing shard or key that the index names, a shard in another folder, a key that is in two shards or
+        not in the index.
+    """
+    if is_gguf(folder):
+        return gguf_tensors(folder)
+    if (folder / SINGLE_FILE).is_file():
+        return open_safetensors(folder / SINGLE_FILE)
+    if not (folder / INDEX_FILE).is_file():
+        raise JloraError(_no_weights(folder))
+    where = _weight_map(folder / INDEX_FILE)
+    shards = {file: _open_shard(folder / file) for file in sorted(set(where.values()))}
+    for key, file in where.items():
+        if key not in shards[file]:
+            raise JloraError(
+                f"{folder / file}: {key}: expected by {INDEX_FILE}; found no such key in the file; download or copy"
+                " the folder again"
+            )
+    _require_all_named(folder, shards, where)
+    return {key: shards[file][key] for key, file in where.items()}
+
+
+def _require_all_named(
+    folder: Path, shards: Mapping[str, Mapping[str, StoredTensor]], where: Mapping[str, str]
+) -> None:
+    """Requires the index to name all tensors: some programs read by the index, others everything in the shards."""
+    for file, tensors in shards.items():
+        for key in tensors:
+            if where.get(key) != file:
+                found = f"that it names {where[key]}" if key in where else "no such key in it"
+                raise JloraError(
+                    f"{folder / file}: {key}: expected {INDEX_FILE} to name this file for the key; found {found}."
+                    " Other programs would load another model: delete the tensor from the file or correct the index"
+                )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """{key: the file that has it}, files beside the index alone."""
+    where = read_json(index).get("weight_map")
+    if not isinstance(where, dict):
+        raise JloraError(f"{index}: weight_map: expected an object of key: file name; found {reprlib.repr(where)}")
+    for key, file in where.items():
+        if not isinstance(file, str) or not _FILE_NAME.fullmatch(file):
+            found = reprlib.repr(file)
+            raise JloraError(f"{index}: weight_map: {key}: expected the name of a file beside it; found {found}")
+    return where
+
+
+def _open_shard(file: Path) -> dict[str, StoredTensor]:
+    if not file.is_file():
+        raise JloraError(f"{file}: expected by {INDEX_FILE}; found no such file; download or copy the folder again")
+    return open_safetensors(file)
+
+
+def _no_weights(folder: Path) -> str:
+    expected = f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}"
+    pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
+    if not pickles:
+        return f"{expected}; found neither"
+    return (
+        f"{expected}; found {', '.join(pickles)}, which may run code and is never opened here; if you "
+        "trust it, convert it with PyTorch: AutoModel.from_pretrained(folder).save_pretrained(folder)"
+    )
+
+
+def write_model(
+    folder: Path, tensors: Mapping[str, Planned], configs: Sequence[Any], dtype: str, max_shard_bytes: int
+) -> None:
+    """Writes the weights, rounded once to `dtype`, and `configs` by their `save_pretrained`; replaces weights there.
+
+    All is written beside its place first, one tensor in memory at a time. The file that makes a folder a model comes
+    into place last, so that a crash leaves the folder without weights rather than with half of them.
+
+    Raises:
+      JloraError: a dtype that is not in DTYPES; a finite value that `dtype` cannot hold.
+    """
+    if dtype not in DTYPES:
+        raise JloraError(f"dtype: expected one of {', '.join(DTYPES)}; found {dtype!r}")
+    with whole_model(folder) as partial:
+        _write_shards(partial, tensors, DTYPES[dtype], max_shard_bytes)
+        for config in configs:
+            config.save_pretrained(partial)
+
+
+def whole_model(folder: Path) -> AbstractContextManager[Path]:
+    """A `whole_folder` whose weights replace all weights that are there."""
+    return whole_folder(folder, last=(SINGLE_FILE, INDEX_FILE), stale=WEIGHT_PATTERNS)
+
+
+def _write_shards(folder: Path, tensors: Mapping[str, Planned], dtype: np.dtype, max_shard_bytes: int) -> None:
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    split = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: int(np.prod(tensor.shape)) * dtype.itemsize,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes,
+    )
+    for file, keys in split.filename_to_tensors.items():
+        _write_file(folder / file, {key: tensors[key] for key in sorted(keys)}, dtype)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_file(file: Path, tensors: Mapping[str, Planned], dtype: np.dtype) -> None:
+    """A safetensors file: the header's length, the header, the tensors one behind the other."""
+    code = next(name for name, known in READABLE.items() if known == dtype)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for key, tensor in tensors.items():
+        start, end = end, end + int(np.prod(tensor.shape)) * dtype.itemsize
+        header[key] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for key, tensor in tensors.items():
+            stream.write(_rounded(key, tensor, dtype).reshape(-1).view(np.uint8).data)
+
+
+def _rounded(key: str, tensor: Planned, dtype: np.dtype) -> np.ndarray:
+    value = tensor.value()
+    with np.errstate(over="ignore"):
+        rounded = np.ascontiguousarray(value.astype(dtype, copy=False))
+    if dtype == DTYPES["float16"] and bool((np.isinf(rounded) & np.isfinite(value)).any()):
+        raise JloraError(
+            f"{key}: expected values that float16 can hold (at most 65504); found {np.abs(value).max()}; "
+            "choose bfloat16 or float32"
+        )
+    return rounded

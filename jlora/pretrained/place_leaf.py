@@ -1,0 +1,72 @@
+"""One leaf of a model from the tensors of its file: cast, quantized, and put on the device or the mesh."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jlora.models.mesh_ops import leaf_shardings
+from jlora.sharding.mesh import on_devices
+from jlora.tree.module_names import is_stacked, is_transposed
+from jlora.tree.output_heads import is_linear_weight
+from jlora.tree.quantized import Kind, quantize_leaf
+
+
+def load_leaf(path: str, tensors: list[Any], dtype: Any, quantize: Kind | None, mesh: Mesh | None) -> Any:
+    """One leaf: its single tensor, or the tensors of all layers stacked on axis 0, each quantized as it comes."""
+    if not is_stacked(path):
+        return _quantized(path, tensors[0], dtype, quantize, mesh)
+    stack = None
+    for layer, tensor in enumerate(tensors):
+        value = _quantized(path, tensor, dtype, quantize, mesh)
+        if stack is None:
+            stack = jax.tree.map(partial(_zeros, len(tensors)), value)
+        stack = jax.block_until_ready(_with_layer(stack, value, layer))
+    return stack
+
+
+def _zeros(count: int, layer: jax.Array) -> jax.Array:
+    """(count, *layer), whose layers lie as this one does."""
+    lies = layer.sharding
+    stacked = NamedSharding(lies.mesh, PartitionSpec(None, *lies.spec)) if isinstance(lies, NamedSharding) else None
+    return jnp.zeros((count, *layer.shape), layer.dtype, device=stacked)
+
+
+def _quantized(path: str, tensor: Any, dtype: Any, kind: Kind | None, mesh: Mesh | None) -> Any:
+    """A tensor where the leaf at `path` is to lie, quantized where it is to be: whole, so that no scale is another."""
+    if kind is None or not is_linear_weight(path):
+        return _put(path, tensor, dtype, mesh)
+    return spread(path, quantize_leaf(_put(path, tensor, dtype, None), kind), mesh)
+
+
+def _put(path: str, tensor: Any, dtype: Any, mesh: Mesh | None) -> jax.Array:
+    """A tensor of a file on the device or the mesh, in memory of its own and in the order of the leaf at `path`."""
+    turned = is_transposed(path)
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        value = tensor.read(dtype, index[::-1] if turned else index)
+        return value.T if turned else value
+
+    if mesh is None:
+        return jax.device_put(part(()), may_alias=False).block_until_ready()
+    layer = jax.ShapeDtypeStruct(tensor.shape[::-1] if turned else tensor.shape, dtype)
+    return on_devices(layer.shape, leaf_shardings(path, layer, mesh), part).block_until_ready()
+
+
+def spread(path: str, leaf: Any, mesh: Mesh | None) -> Any:
+    """A leaf, or a layer of one, that lies on this process's first device, on the mesh."""
+    if mesh is None:
+        return leaf
+    shardings = leaf_shardings(path, leaf, mesh)
+    return jax.tree.map(lambda x, sharding: on_devices(x.shape, sharding, lambda index: x[index]), leaf, shardings)
+
+
+@partial(jax.jit, donate_argnums=0)
+def _with_layer(stack: Any, value: Any, layer: int) -> Any:
+    """`stack`, whose arrays are (layers, ...), updated in place."""
+    return jax.tree.map(lambda xs, x: jax.lax.dynamic_update_index_in_dim(xs, x, layer, 0), stack, value)

@@ -1,0 +1,276 @@
+"""A model's weights from and to safetensors files: the same map from leaves to keys, walked both ways."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jlora.errors import JloraError, nearest
+from jlora.models.family import HEAD_KEY
+from jlora.models.registry import abstract_base, example_batch, family
+from jlora.pretrained.folder import WEIGHT_PATTERNS, Planned, fetch, open_tensors, write_model
+from jlora.pretrained.place_leaf import load_leaf, spread
+from jlora.pretrained.stored_head import with_both_tables
+from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
+from jlora.tree.module_names import hf_keys, is_stacked, is_transposed
+from jlora.tree.quantized import Kind, as_array, is_quantized
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+logger = logging.getLogger("jlora")
+
+
+def load_weights(
+    model: Any,
+    name: str,
+    *,
+    param_dtype: Any = jnp.float32,
+    quantize: Kind | None = None,
+    key: jax.Array | None = None,
+    new_head: bool = False,
+    revision: str | None = None,
+    mesh: Mesh | None = None,
+) -> Any:
+    """Loads the weights of `model` tensor by tensor: each is cast and put on the device before the next is read.
+
+    Args:
+      model: as `build` gives it.
+      name: a folder with safetensors files, a GGUF file, or a hub id.
+      param_dtype: of the leaves, float32 or bfloat16.
+      quantize: "nf4" or "int8" gives `Quantized` leaves in place of the weights of linear layers, heads apart. Each
+        layer's is quantized as it is read, so that the dense model never exists.
+      key: initialises a head that the files do not have; the log names it.
+      new_head: replaces a head for another number of classes with a newly initialised one.
+      revision: the hub's branch, tag or commit.
+      mesh: puts the leaves on its devices, as `jlora.base_shardings` has them. A process reads what its own devices
+        hold; a tensor that is quantized, or in a GGUF file, is read whole for a moment.
+
+    Returns:
+      {"params": ...} with the shapes of `abstract_base(model)`.
+
+    Raises:
+      JloraError: no safetensors files (pickles are never opened), a file that is not whole, a missing, an
+        unexpected or a wrongly shaped key, a dtype that is not floating point, a new head without `key`, another
+        `param_dtype` or `quantize`.
+    """
+    _require_options(param_dtype, quantize)
+    folder, abstract = fetch(name, revision, WEIGHT_PATTERNS), abstract_base(model)
+    leaves = leaves_by_path(abstract)
+    wanted, tensors, new, dropped, replaced = _matched(model, folder, leaves, new_head)
+    if dropped:
+        logger.info("%s: not used: %s", folder, ", ".join(dropped))
+    if new and key is None:
+        raise JloraError(
+            f"{folder}: expected {_some(_names(new, wanted))}; found no such head; to initialise it, give a key: "
+            "load_base(..., key=jax.random.key(0))"
+        )
+    sources = {path: [tensors[name] for name in names] for path, names in wanted.items() if path not in new}
+    for path, stored in sources.items():
+        _require_shapes(path, leaves[path].shape, stored, family(model.config.model_type).new_heads)
+    # The largest first: what is held twice for a moment is so beside little else.
+    order = sorted(sources, key=lambda path: leaves[path].size, reverse=True)
+    loaded = {path: load_leaf(path, sources[path], param_dtype, quantize, mesh) for path in order}
+    if new and key is not None:
+        instead = "".join(f"; this replaces {name} of shape {shape}" for name, shape in replaced.items())
+        logger.warning("%s: newly initialised: %s%s", folder, ", ".join(_names(new, wanted)), instead)
+        made = {path: leaf.astype(param_dtype) for path, leaf in _initialised(model, key, new).items()}
+        loaded |= {path: spread(path, leaf, mesh) for path, leaf in made.items()}
+    return replace_leaves(abstract, loaded)
+
+
+def _require_options(param_dtype: Any, quantize: Any) -> None:
+    if param_dtype not in (jnp.float32, jnp.bfloat16):
+        raise JloraError(f"param_dtype: expected float32 or bfloat16; found {param_dtype!r}")
+    if quantize not in (None, *get_args(Kind)):
+        raise JloraError(f"quantize: expected one of {', '.join(get_args(Kind))}; found {quantize!r}")
+
+
+def new_heads(model: Any, name: str, *, new_head: bool = False, revision: str | None = None) -> dict[str, list[str]]:
+    """The heads that the files do not have, so that `load_weights` initialises them: {path of a leaf: keys}.
+
+    Arguments and errors are those of `load_weights`; no tensor is read.
+    """
+    match = _matched(model, fetch(name, revision, WEIGHT_PATTERNS), leaves_by_path(abstract_base(model)), new_head)
+    return {path: match.wanted[path] for path in sorted(match.new)}
+
+
+def save_base(
+    folder: str | Path, model: Any, base: Any, *, dtype: str = "float32", max_shard_bytes: int = 5_000_000_000
+) -> None:
+    """Writes `base` as a checkpoint of the Hugging Face class that has the name of `model`'s.
+
+    Leaves model.safetensors (shards and an index above `max_shard_bytes`), config.json and, of a causal language model,
+    generation_config.json in `folder`; other files there stay, older weights are replaced. A crash leaves no half
+    model. One layer's tensor at a time is copied.
+
+    Args:
+      folder: is made where it does not exist.
+      model, base: as `load_base` gives them; `base` may be any tree of the same paths and shapes. Quantized weights
+        are written as the numbers that they stand for.
+      dtype: "float32", "bfloat16" or "float16"; values are rounded to it once.
+      max_shard_bytes: size in bytes above which a file is split.
+
+    Raises:
+      JloraError: `base` is no tree of this model, an unknown dtype, a value too large for it.
+    """
+    expected = {path: leaf.shape for path, leaf in leaves_by_path(abstract_base(model)).items()}
+    leaves = leaves_by_path(base)
+    found = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+    for path in sorted(expected.keys() | found.keys()):
+        if expected.get(path) != found.get(path):
+            wanted, given = (shapes.get(path, "no such leaf") for shapes in (expected, found))
+            raise JloraError(f"{path}: expected shape {wanted}; found {given}")
+    tensors, stored_names = {}, family(model.config.model_type).stored_names
+    for path, leaf in leaves.items():
+        for layer, name in enumerate(_keys(path, leaf.shape)):
+            tensors[stored_names.get(name, name)] = Planned(
+                _stored_shape(path, leaf.shape), partial(_tensor, path, leaf, layer)
+            )
+    config = copy.deepcopy(model.config)
+    config.architectures, config.dtype = [type(model).__name__], dtype
+    configs = [config] + ([_generation(config)] if family(config.model_type).task == "CAUSAL_LM" else [])
+    write_model(Path(folder), tensors, configs, dtype, max_shard_bytes)
+
+
+def _generation(config: Any) -> GenerationConfig:
+    """Where generation starts, stops and is padded; Hugging Face reads that from a file of its own."""
+    from transformers import GenerationConfig
+
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return GenerationConfig(**{name: getattr(config, name, None) for name in ids})
+
+
+def _keys(path: str, shape: tuple[int, ...]) -> list[str]:
+    return hf_keys(path, shape[0] if is_stacked(path) else None)
+
+
+def _stored_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of one layer's tensor in a checkpoint."""
+    shape = shape[1:] if is_stacked(path) else shape
+    return shape[::-1] if is_transposed(path) else shape
+
+
+class _Match(NamedTuple):
+    """The comparison of a folder's keys with a model's.
+
+    Attributes:
+      wanted: {path: its keys}. tensors: {key: tensor}.
+      new: paths of new heads.
+      dropped: keys that are not read.
+      replaced: {key: its shape in the files} of heads that are replaced because their size differs.
+    """
+
+    wanted: dict[str, list[str]]
+    tensors: dict[str, Any]
+    new: set[str]
+    dropped: list[str]
+    replaced: dict[str, tuple[int, ...]]
+
+
+def _matched(model: Any, folder: Path, leaves: Mapping[str, Any], new_head: bool) -> _Match:
+    module = family(model.config.model_type)
+    wanted = {path: _keys(path, leaf.shape) for path, leaf in leaves.items()}
+    names = {name for names in wanted.values() for name in names}
+    head = {HEAD_KEY} if module.task == "CAUSAL_LM" else set()
+    tensors, dropped = _known_tensors(module, open_tensors(folder), names | head)
+    tensors = with_both_tables(model, folder, tensors) if head else tensors
+    others = _of_another_size(module, tensors, wanted, leaves) if new_head else {}
+    kept = {name: tensor for name, tensor in tensors.items() if name not in others}
+    return _Match(wanted, kept, _new_heads(module, folder, kept, wanted, tuple(others)), dropped, others)
+
+
+def _of_another_size(
+    module: Any, tensors: Mapping[str, Any], wanted: Mapping[str, list[str]], leaves: Mapping[str, Any]
+) -> dict[str, tuple[int, ...]]:
+    """Returns {key: its shape in the files} of the heads' tensors that the model has in another shape."""
+    expected = {name: _stored_shape(path, leaves[path].shape) for path, names in wanted.items() for name in names}
+    shapes = {name: tensor.shape for name, tensor in tensors.items() if name.startswith(module.new_heads)}
+    return {name: shape for name, shape in shapes.items() if shape != expected.get(name, shape)}
+
+
+def _known_tensors(module: Any, stored: Mapping[str, Any], wanted: set[str]) -> tuple[dict[str, Any], list[str]]:
+    """(the stored tensors under today's full keys, the keys that the family's tables leave out)."""
+    known: dict[str, Any] = {}
+    dropped = []
+    for key, tensor in stored.items():
+        name = _todays_name(module, key, wanted)
+        if name in known:
+            raise JloraError(f"{tensor.file}: {key}: expected once; found also as {known[name].key}")
+        elif name in wanted:
+            known[name] = tensor
+        elif name.startswith(module.dropped):
+            dropped.append(key)
+        elif not name.endswith(module.buffers):
+            raise JloraError(
+                f"{tensor.file}: {key}: expected a key of {module.model.__name__}; "
+                f"found one that it does not have{nearest(name, wanted)}"
+            )
+    return known, dropped
+
+
+def _todays_name(module: Any, key: str, wanted: set[str]) -> str:
+    for old, new in module.old_suffixes.items():
+        if key.endswith(old):
+            key = key.removesuffix(old) + new
+    if key in wanted:
+        return key
+    full = f"{module.prefix}.{key}"
+    return full if full in wanted or full.endswith(module.buffers) or full.startswith(module.dropped) else key
+
+
+def _new_heads(
+    module: Any, folder: Path, tensors: Mapping[str, Any], wanted: Mapping[str, list[str]], replaced: tuple[str, ...]
+) -> set[str]:
+    """Returns the paths of the heads that are missing as a whole or `replaced`; raises for any other missing key."""
+    absent = replaced + tuple(head for head in module.new_heads if not any(name.startswith(head) for name in tensors))
+    missing = [name for names in wanted.values() for name in names if name not in tensors]
+    required = [name for name in missing if not name.startswith(absent)]
+    if required:
+        raise JloraError(f"{folder}: expected {_some(required)}; found no such keys; the weights are not all there")
+    return {path for path, names in wanted.items() if names[0] in missing}
+
+
+def _names(paths: Iterable[str], wanted: Mapping[str, list[str]]) -> list[str]:
+    return sorted(name for path in paths for name in wanted[path])
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _require_shapes(path: str, shape: tuple[int, ...], tensors: Iterable[Any], heads: tuple[str, ...]) -> None:
+    expected = _stored_shape(path, shape)
+    for tensor in tensors:
+        tensor.require_float()
+        if tensor.shape != expected:
+            is_head = hf_keys(path, None)[0].startswith(heads)
+            hint = ": the head is for another number of classes; new_head=true replaces it" if is_head else ""
+            raise JloraError(f"{tensor.file}: {tensor.key}: expected shape {expected}; found {tensor.shape}{hint}")
+
+
+def _tensor(path: str, leaf: Any, layer: int) -> np.ndarray:
+    """The checkpoint's tensor of one layer of a leaf."""
+    value = jax.tree.map(lambda x: x[layer], leaf) if is_stacked(path) else leaf
+    value = np.asarray(as_array(value, jnp.float32) if is_quantized(value) else value)
+    return value.T if is_transposed(path) else value
+
+
+def _initialised(model: Any, key: jax.Array, paths: set[str]) -> dict[str, jax.Array]:
+    """The leaves at `paths` of `model.init(key, ...)`; under jit nothing else is computed."""
+    batch = {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in example_batch(model.config).items()}
+
+    @jax.jit
+    def init(key: jax.Array) -> dict[str, jax.Array]:
+        return {path: leaf for path, leaf in leaves_by_path(model.init(key, batch)).items() if path in paths}
+
+    return init(key)

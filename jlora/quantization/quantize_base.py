@@ -1,0 +1,81 @@
+"""`quantize` and `dequantize`: the weights of a whole tree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from jlora.errors import JloraError
+from jlora.lora.config import LoraConfig
+from jlora.lora.targets import check_targets, is_all_linear, is_target
+from jlora.transform.adapt import find_uses
+from jlora.transform.rules.dot_and_gather import Use
+from jlora.tree.leaf_paths import array_leaves, replace_leaves
+from jlora.tree.module_names import is_stacked, module_names
+from jlora.tree.output_heads import is_in_head
+from jlora.tree.quantized import Kind, Quantized, as_array, is_quantized, quantize_leaf
+
+
+def quantize(
+    base: Any, kind: Kind, fn: Callable, *args: Any, target_modules: str | Sequence[str] = "all-linear", **kwargs: Any
+) -> Any:
+    """The base with weights in 4 or 8 bits: the same tree with `Quantized` leaves, which `adapt` takes.
+
+    The layout is bitsandbytes': a weight goes by its rows (outputs, inputs), those of a stack layer by layer. Which
+    axes these are comes from how `fn` uses the weight. The given base is left as it is.
+
+    Args:
+      base: what `fn` takes first, any pytree of arrays.
+      kind: "nf4", 4 bits with double quantization (QLoRA), 0.516 bytes a number; or "int8", 8 bits with a scale for
+        each output.
+      fn, args, kwargs: the function, traced abstractly (ShapeDtypeStructs will do for args).
+      target_modules: as LoraConfig's. "all-linear" is every weight of matrix products alone that is in no output head:
+        embeddings, tied or not, and heads stay as they are.
+
+    Raises:
+      JloraError: an entry matches nothing that could be quantized, or some layers of a stack and not others; a weight
+        that has no two axes or is not finite.
+    """
+    leaves, uses = array_leaves(base), find_uses(fn, base, *args, **kwargs)
+    config = LoraConfig(target_modules=target_modules)
+    names = {path: _names(path, leaf, uses[path]) for path, leaf in leaves.items() if _quantizable(leaf, uses[path])}
+    check_targets(config, [name for found in names.values() for name in found])
+    chosen = [path for path in names if _is_chosen(config, path, names[path], uses[path])]
+    return replace_leaves(base, {path: _quantized(path, leaves[path], kind, uses[path]) for path in chosen})
+
+
+def dequantize(tree: Any, dtype: Any = None) -> Any:
+    """The tree with an array for each `Quantized` leaf, of `dtype` or of the weight's own; other leaves as they are."""
+    return jax.tree.map(lambda x: as_array(x, dtype) if is_quantized(x) else x, tree, is_leaf=is_quantized)
+
+
+def _names(path: str, leaf: Any, uses: tuple[Use, ...]) -> list[str]:
+    return module_names(path, leaf.shape[0] if is_stacked(path) and any(use.stack for use in uses) else None)
+
+
+def _quantizable(leaf: Any, uses: tuple[Use, ...]) -> bool:
+    return not is_quantized(leaf) and any(use.inputs and use.outputs for use in uses)
+
+
+def _is_chosen(config: LoraConfig, path: str, names: list[str], uses: tuple[Use, ...]) -> bool:
+    if is_all_linear(config):
+        return {use.kind for use in uses} == {"linear"} and not is_in_head(path)
+    hits = sum(is_target(config, name) for name in names)
+    if 0 < hits < len(names):
+        raise JloraError(
+            f"{path}: expected target_modules that match all {len(names)} layers of the stack or none, found {hits}"
+        )
+    return hits > 0
+
+
+def _quantized(path: str, leaf: Any, kind: Kind, uses: tuple[Use, ...]) -> Quantized:
+    """The leaf with its rows as torch has them: a Linear's are its outputs, an embedding's what is looked up."""
+    use = next(use for use in uses if use.inputs and use.outputs)
+    stack = len(use.stack) if use.stack == tuple(range(len(use.stack))) else 0
+    columns = use.outputs if use.kind == "lookup" else use.inputs
+    try:
+        return quantize_leaf(leaf, kind, inputs=tuple(axis - stack for axis in columns), stack=stack)
+    except JloraError as error:
+        raise JloraError(f"{path}: {error}") from error

@@ -1,0 +1,1 @@
+"""Which axis of which leaf is on which devices."""

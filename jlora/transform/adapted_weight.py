@@ -1,0 +1,192 @@
+"""A weight together with the low-rank updates of the leaves in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jlora.lora import dora
+from jlora.lora.entries import Entry, Full, Rows, rows_of, scaled_b
+from jlora.ops.products import einsum
+from jlora.transform.quantized_weight import Deferred, deferred, formed
+from jlora.tree.quantized import Quantized, as_array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """What one leaf adds to a weight: the sum over r of a[r] * b[r], which is never formed.
+
+    Attributes:
+      a, b: (r, *dims), of size 1 on the axes over which they do not vary; the scale is in b. None if the leaf is
+        watched: tracing only records how it is used.
+      path: the leaf's path.
+      axes: for each dim, the axes of the leaf that it came from.
+      stack: the axes of the leaf that scans have sliced away.
+      picked: the axes of the leaf on which a single index was taken (`w[i]`).
+      dropout: rate for the input of a.
+      only: the kind of use that sees the update; None is every use.
+      tapped: whether the gradient of a is replaced with the second moments of the input (`jlora.transform.moment_probe`).
+    """
+
+    a: jax.Array | None
+    b: jax.Array | None
+    path: str = dataclasses.field(metadata={"static": True})
+    axes: tuple[tuple[int, ...], ...] = dataclasses.field(metadata={"static": True})
+    stack: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
+    picked: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
+    dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
+    only: str | None = dataclasses.field(default=None, metadata={"static": True})
+    tapped: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    @property
+    def watched(self) -> bool:
+        """Whether only the use of the leaf is recorded."""
+        return self.a is None
+
+    @property
+    def factors(self) -> tuple[jax.Array, jax.Array]:
+        """(a, b) of an update that is not just watched."""
+        assert self.a is not None
+        assert self.b is not None
+        return self.a, self.b
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Factored:
+    """Stands for gain * (weight + the sum of the updates).
+
+    Attributes:
+      weight: the base's weight, seen through whatever was done to it so far: (*dims). Deferred where it is quantized.
+      updates: those of the leaves in it: one, or several where weights are joined; none where the weight is only
+        quantized.
+      gain: DoRA's, (*dims) with size 1 where it does not vary; None is 1.
+    """
+
+    weight: jax.Array | Deferred
+    updates: tuple[Update, ...]
+    gain: jax.Array | None = None
+
+    @property
+    def watched(self) -> bool:
+        """Whether only the uses of the leaves are recorded."""
+        return any(update.watched for update in self.updates)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape."""
+        return tuple(self.weight.shape)
+
+
+def watch(path: str, weight: jax.Array | Quantized) -> Factored:
+    """The leaf without an update, to see how it is used."""
+    return Factored(deferred(weight), (Update(None, None, path, _own_axes(weight)),))
+
+
+def unadapted(path: str | None, leaf: Any) -> Any:
+    """A leaf or an argument without an update: a quantized leaf as Factored, anything else as it is."""
+    return leaf if path is None or not isinstance(leaf, Quantized) else Factored(deferred(leaf), ())
+
+
+def factored(path: str, weight: jax.Array | Quantized, entry: Entry) -> Factored:
+    """Returns the leaf with its update: a and b broadcast over the leaf's axes, r in front.
+
+    Each row of `Rows` is one component: a is 1 at the row's index, b is the change of the row; in a kernel (dim, vocab)
+    a and b are swapped. A table that is trained whole for some uses only has one component for each column.
+    """
+    if isinstance(entry, Full):
+        a = (entry.value - as_array(weight).astype(entry.value.dtype)).T[..., None]
+        b = jnp.eye(len(a), dtype=a.dtype)[:, None]
+        return Factored(deferred(weight), (Update(a, b, path, _own_axes(weight), only=entry.only),))
+    if isinstance(entry, Rows):
+        return Factored(deferred(weight), (Update(*_of_rows(entry, weight), path, _own_axes(weight)),))
+    stack, inputs, outputs, out = dora.letters(entry)
+    a = _spread(entry.a, f"{stack}r{inputs}", f"r{out}")
+    b = _spread(scaled_b(entry), f"{stack}r{outputs}", f"r{out}")
+    gain = None if entry.magnitude is None else _spread(dora.gain(entry, weight), stack + outputs, out)
+    update = Update(a, b, path, _own_axes(weight), dropout=entry.dropout, only=entry.only)
+    return Factored(deferred(weight), (update,), gain)
+
+
+def _of_rows(entry: Rows, weight: jax.Array | Quantized) -> tuple[jax.Array, jax.Array]:
+    """Returns (a, b) of trained rows: their positions on their axis, and their changes along the others."""
+    token = jax.nn.one_hot(jnp.asarray(entry.indices), weight.shape[entry.axis], dtype=entry.value.dtype)
+    gained = entry.value - rows_of(as_array(weight), entry).astype(entry.value.dtype)
+    others = [1 + axis for axis in range(weight.ndim) if axis != entry.axis]
+    token, gained = jnp.expand_dims(token, others), jnp.expand_dims(gained, 1 + entry.axis)
+    return (gained, token) if entry.axis else (token, gained)
+
+
+def _own_axes(weight: jax.Array | Quantized) -> tuple[tuple[int, ...], ...]:
+    return tuple((axis,) for axis in range(len(weight.shape)))
+
+
+def _spread(factor: jax.Array, letters: str, out: str) -> jax.Array:
+    """The factor's axes in the order of `out`, with size 1 where it does not vary."""
+    order = [letters.index(letter) for letter in out if letter in letters]
+    missing = [axis for axis, letter in enumerate(out) if letter not in letters]
+    return jnp.expand_dims(jnp.transpose(factor, order), missing)
+
+
+def with_formed_weight(value: Factored) -> Factored:
+    """The same with its weight as an array."""
+    return dataclasses.replace(value, weight=formed(value.weight))
+
+
+def dense(value: Factored) -> jax.Array:
+    """Computes gain * (weight + the updates), for uses without a rule."""
+    weight = formed(value.weight)
+    for update in value.updates:
+        if not update.watched:
+            weight = weight + _formed(update).astype(weight.dtype)
+    return weight if value.gain is None else (weight.astype(value.gain.dtype) * value.gain).astype(weight.dtype)
+
+
+def _formed(update: Update) -> jax.Array:
+    """Computes the sum over r of a * b, of size 1 on dims over which neither varies."""
+    names = "abcdefghijklmnopq"[: update.factors[0].ndim - 1]
+    (a_names, a), (b_names, b) = (varying(factor, names) for factor in update.factors)
+    present = "".join(name for name in names if name in a_names or name in b_names)
+    product = einsum(f"{a_names},{b_names}->{present}", a, b)
+    return jnp.expand_dims(product, [axis for axis, name in enumerate(names) if name not in present])
+
+
+def varying(factor: jax.Array, letters: Sequence[str]) -> tuple[str, jax.Array]:
+    """(r and the letters of the dims over which the factor varies, the factor with no others)."""
+    still = tuple(dim for dim in range(1, factor.ndim) if factor.shape[dim] == 1)
+    names = "r" + "".join(letters[dim - 1] for dim in range(1, factor.ndim) if dim not in still)
+    return names, lax.squeeze(factor, still)
+
+
+def slice_leading(value: Factored) -> tuple[Factored, Factored]:
+    """(what a scan goes over, what its body sees): leading axes first, and the metadata of one slice."""
+    if isinstance(value.weight, Deferred) and not value.weight.leaf.stack:
+        value = with_formed_weight(value)  # the slices are no layers, but rows of one
+    size, gain = value.weight.shape[0], value.gain
+    outer = Factored(
+        value.weight,
+        tuple(update if update.watched else _leading(update, size) for update in value.updates),
+        None if gain is None else jnp.broadcast_to(gain, (size, *gain.shape[1:])),
+    )
+    inner = (dataclasses.replace(u, axes=u.axes[1:], stack=(*u.stack, *u.axes[0])) for u in value.updates)
+    return outer, dataclasses.replace(value, updates=tuple(inner))
+
+
+def _leading(update: Update, size: int) -> Update:
+    """Moves the update's first dim, of this size, before r."""
+    spread = (jnp.broadcast_to(f, (f.shape[0], size, *f.shape[2:])) for f in update.factors)
+    a, b = (jnp.moveaxis(factor, 1, 0) for factor in spread)
+    return dataclasses.replace(update, a=a, b=b)
+
+
+def with_arrays(like: Factored, arrays: Factored) -> Factored:
+    """The arrays of the one with the metadata of the other."""
+    pairs = zip(like.updates, arrays.updates, strict=True)
+    updates = tuple(dataclasses.replace(update, a=found.a, b=found.b) for update, found in pairs)
+    return Factored(arrays.weight, updates, arrays.gain)

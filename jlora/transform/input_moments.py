@@ -1,0 +1,65 @@
+"""Second moments of what a function multiplies its weights with: what EVA takes A from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jlora.lora.entries import Adapter, LowRank
+from jlora.transform.adapted_weight import Factored, factored, unadapted
+from jlora.transform.context import Context
+from jlora.transform.interpreter import results_of, trace
+from jlora.tree.quantized import Quantized
+
+
+def second_moments(fn: Callable, base: Any, adapter: Adapter, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
+    """The sums over all tokens of x x^T of the inputs x that the adapted weights are multiplied with.
+
+    Args:
+      fn, base, args, kwargs: as for `init`; the function must have derivatives.
+      adapter: says which weights; its LowRank entries of matrix products count, arrays in them do not.
+
+    Returns:
+      {path: (*stack, in, in), float32}, the inputs in the order of the leaf's axes, all uses of a weight together.
+
+    Raises:
+      JloraError: a weight that is used in batches, or in parts.
+    """
+    products = {path: e for path, e in adapter.items() if isinstance(e, LowRank) and e.kind == "linear"}
+    taps = {path: _moments_of_nothing(entry) for path, entry in products.items()}
+    traced = trace(fn, base, args, kwargs)
+
+    def outputs(taps: dict[str, jax.Array]) -> jax.Array:
+        values = [
+            unadapted(path, leaf)
+            if path is None or path not in taps
+            else _tapped(path, leaf, products[path], taps[path])
+            for path, leaf in zip(traced.paths, traced.leaves, strict=True)
+        ]
+        results = [x for x in results_of(Context(None), traced, values) if jnp.issubdtype(x.dtype, jnp.floating)]
+        return jnp.sum(jnp.stack([jnp.sum(result.astype(jnp.float32)) for result in results]))
+
+    return jax.grad(outputs)(taps)
+
+
+def _moments_of_nothing(entry: LowRank) -> jax.Array:
+    """Zeros (*stack, in, in)."""
+    stack = len(entry.scale.shape) - 1
+    width = math.prod(entry.a.shape[stack + 1 :])
+    return jnp.zeros((*entry.a.shape[:stack], width, width), jnp.float32)
+
+
+def _tapped(path: str, leaf: jax.Array | Quantized, entry: LowRank, tap: jax.Array) -> Factored:
+    """The leaf with the place for its moments where A would be; nothing is added to it."""
+    stack = len(entry.scale.shape) - 1
+    a = tap.reshape(*tap.shape[: stack + 1], *entry.a.shape[stack + 1 :])
+    b = jnp.zeros((*tap.shape[: stack + 1], *entry.b.shape[stack + 1 :]), jnp.float32)
+    scale = jnp.ones(tap.shape[: stack + 1], jnp.float32)
+    plain = LowRank(a, b, scale, entry.spec, entry.ranks)
+    value = factored(path, leaf, plain)
+    return dataclasses.replace(value, updates=tuple(dataclasses.replace(u, tapped=True) for u in value.updates))

@@ -1,0 +1,1 @@
+"""What each kind of primitive does with a weight that has an update."""

@@ -1,0 +1,267 @@
+"""Operations that only move, drop, add or cast axes of a weight with updates: each A and B is changed alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jlora.transform.adapted_weight import Factored, Update
+from jlora.transform.quantized_weight import Deferred, formed, moved_later
+
+
+def moved(value: Factored, run: Callable, name: str, params: dict, others: list) -> list[Factored] | None:
+    """The results of a primitive that only moves, drops, adds or casts axes; None where it has no rule.
+
+    Args:
+      run: the primitive, of an array in the weight's place.
+      name, params, others: of the primitive, and its other operands.
+    """
+    rule = _RULES.get(name)
+    plans = rule(value.shape, params, others) if rule else None
+    if plans is None:
+        return None
+    later = moved_later(value.weight, name, params, others) if isinstance(value.weight, Deferred) else None
+    weights = run(formed(value.weight)) if later is None else later
+    if name == "reshape":
+        value = _spread_before_merging(value, params["new_sizes"])
+    results = [_moved(value, weight, name, *plan) for weight, plan in zip(weights, plans, strict=True)]
+    known = [result for result in results if result is not None]
+    return known if len(known) == len(results) else None
+
+
+_CUTS = ("slice", "dynamic_slice", "split")
+
+
+def _moved(
+    value: Factored, weight: jax.Array | Deferred, name: str, sources: tuple, apply: Callable
+) -> Factored | None:
+    kept = {dim for dims in sources for dim in dims}
+    cut = [dim for dim, size in enumerate(value.shape) if size > 1 and dim not in kept]
+    if name in _CUTS:
+        cut = [dim for dim, size in enumerate(weight.shape) if size == 1 < value.shape[dim]]
+    updates = [_moved_update(update, sources, cut, apply) for update in value.updates]
+    gain = None if value.gain is None else apply(value.gain)
+    known = [update for update in updates if update is not None]
+    if len(known) < len(updates) or (gain is None) != (value.gain is None):
+        return None
+    if value.gain is not None and gain is not None:
+        gain = gain.astype(value.gain.dtype)  # a gain in half precision would cost the result its own
+    return Factored(weight, tuple(known), gain)
+
+
+def _moved_update(update: Update, sources: tuple, cut: list[int], apply: Callable) -> Update | None:
+    a, b = (None if factor is None else jax.vmap(apply)(factor) for factor in (update.a, update.b))
+    if not update.watched and (a is None or b is None):
+        return None
+    axes = tuple(tuple(axis for dim in dims for axis in update.axes[dim]) for dims in sources)
+    picked = tuple(sorted({*update.picked, *(axis for dim in cut for axis in update.axes[dim])}))
+    return dataclasses.replace(update, a=a, b=b, axes=axes, picked=picked)
+
+
+# A rule gives, for each result, the sources of its dims among the old ones, and what to do to a factor: an array
+# of the old dims, some of them of size 1.
+Plan = tuple[tuple[tuple[int, ...], ...], Callable]
+
+
+def _same(shape: tuple[int, ...], apply: Callable) -> list[Plan]:
+    return [(tuple((dim,) for dim in range(len(shape))), apply)]
+
+
+def _unchanged(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+    return _same(shape, lambda x: x)
+
+
+def _stop_gradient(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+    return _same(shape, lax.stop_gradient)
+
+
+def _constrain(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+    sharding = params["sharding"]
+    if not isinstance(sharding, NamedSharding):
+        return _same(shape, lambda x: x)
+    names = (*sharding.spec, *[None] * (len(shape) - len(sharding.spec)))
+
+    def apply(x: jax.Array) -> jax.Array:
+        varying = (None if size == 1 else name for name, size in zip(names, x.shape, strict=True))
+        return lax.with_sharding_constraint(x, NamedSharding(sharding.mesh, PartitionSpec(*varying)))
+
+    return _same(shape, apply)
+
+
+def _reshard(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+    sharding = params["dst_sharding"]
+    names = (*sharding.spec, *[None] * (len(shape) - len(sharding.spec)))
+
+    def apply(x: jax.Array) -> jax.Array:
+        varying = (None if size == 1 else name for name, size in zip(names, x.shape, strict=True))
+        return jax.sharding.reshard(x, NamedSharding(sharding.mesh, PartitionSpec(*varying)))
+
+    return _same(shape, apply)
+
+
+def _cast(shape: tuple[int, ...], params: dict, others: list) -> list[Plan] | None:
+    if not jnp.issubdtype(params["new_dtype"], jnp.floating):
+        return None
+    return _same(shape, lambda x: lax.convert_element_type(x, params["new_dtype"]))
+
+
+def _transpose(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+    permutation = params["permutation"]
+    return [(tuple((dim,) for dim in permutation), lambda x: lax.transpose(x, permutation))]
+
+
+def _rev(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+    return _same(shape, lambda x: lax.rev(x, params["dimensions"]))
+
+
+def _squeeze(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+    dropped = {dim % len(shape) for dim in params["dimensions"]}
+    kept = tuple((dim,) for dim in range(len(shape)) if dim not in dropped)
+    return [(kept, lambda x: lax.squeeze(x, tuple(dropped)))]
+
+
+def _slice(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+    starts, limits = params["start_indices"], params["limit_indices"]
+    strides = params["strides"] or (1,) * len(shape)
+
+    def apply(x: jax.Array) -> jax.Array:
+        spread = [x.shape[dim] == 1 for dim in range(len(shape))]  # nothing to cut where a factor does not vary
+        return lax.slice(
+            x,
+            [0 if one else start for one, start in zip(spread, starts, strict=True)],
+            [1 if one else limit for one, limit in zip(spread, limits, strict=True)],
+            [1 if one else stride for one, stride in zip(spread, strides, strict=True)],
+        )
+
+    return _same(shape, apply)
+
+
+def _dynamic_slice(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+    def apply(x: jax.Array) -> jax.Array:
+        one = [x.shape[dim] == 1 for dim in range(len(shape))]
+        starts = [jnp.zeros_like(i) if still else i for still, i in zip(one, others, strict=True)]
+        sizes = [1 if still else size for still, size in zip(one, params["slice_sizes"], strict=True)]
+        return lax.dynamic_slice(x, starts, sizes)
+
+    return _same(shape, apply)
+
+
+def _split(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+    axis, plans, start = params["axis"], [], 0
+    for size in params["sizes"]:
+        begin, end = [0] * len(shape), list(shape)
+        begin[axis], end[axis] = start, start + size
+        plans += _slice(shape, {"start_indices": begin, "limit_indices": end, "strides": None}, [])
+        start += size
+    return plans
+
+
+def _unstack(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+    axis = params["axis"]
+    kept = tuple((dim,) for dim in range(len(shape)) if dim != axis)
+    return [(kept, partial(_place, axis=axis, place=place)) for place in range(shape[axis])]
+
+
+def _place(x: jax.Array, axis: int, place: int) -> jax.Array:
+    return lax.index_in_dim(x, 0 if x.shape[axis] == 1 else place, axis, keepdims=False)
+
+
+def _broadcast(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+    target, dims = params["shape"], params["broadcast_dimensions"]
+
+    def apply(x: jax.Array) -> jax.Array:
+        sizes = [1] * len(target)  # a new axis, or one that is spread, is left at 1 in a factor
+        for source, dim in enumerate(dims):
+            sizes[dim] = x.shape[source]
+        return lax.broadcast_in_dim(x, sizes, dims)
+
+    return [(tuple((dims.index(dim),) if dim in dims else () for dim in range(len(target))), apply)]
+
+
+def _reshape(shape: tuple[int, ...], params: dict, others: list) -> list[Plan] | None:
+    if params.get("dimensions") is not None:
+        return None
+    groups = _matching_groups(shape, params["new_sizes"])
+
+    def apply(x: jax.Array) -> jax.Array | None:
+        sizes: list[int] = []
+        for old, new in groups:
+            varies = {x.shape[dim] != 1 for dim in old if shape[dim] != 1}
+            if len(varies) > 1:
+                return None  # a factor that varies over a part of merged axes would have to be spread out
+            sizes += new if True in varies or not varies else [1] * len(new)
+        return lax.reshape(x, sizes)
+
+    sources: list[tuple[int, ...]] = [tuple(old) for old, new in groups for _ in new]
+    return [(tuple(sources), apply)]
+
+
+def _spread_before_merging(value: Factored, new_sizes: tuple[int, ...]) -> Factored:
+    """Broadcasts the factors over dims of copies (`jnp.repeat`) before these merge with a dim over which they vary."""
+    if value.watched:
+        return value
+    factors = [factor[0] for update in value.updates for factor in update.factors]
+    factors += [] if value.gain is None else [value.gain]
+    copies = {dim for dim in range(len(value.shape)) if all(factor.shape[dim] == 1 for factor in factors)}
+    groups = [old for old, _ in _matching_groups(value.shape, new_sizes)]
+
+    def spread(x: jax.Array) -> jax.Array:
+        taken = {dim for old in groups if any(x.shape[dim] > 1 for dim in old) for dim in old}
+        return jnp.broadcast_to(x, [value.shape[d] if d in taken & copies else x.shape[d] for d in range(x.ndim)])
+
+    pairs = [(update, [jax.vmap(spread)(factor) for factor in update.factors]) for update in value.updates]
+    updates = (dataclasses.replace(update, a=a, b=b) for update, (a, b) in pairs)
+    return Factored(value.weight, tuple(updates), None if value.gain is None else spread(value.gain))
+
+
+def _matching_groups(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
+    """Splits a reshape into the smallest runs of equal size: [(dims of old, sizes of new)]."""
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        dims: list[int] = []
+        sizes: list[int] = []
+        while not (dims or sizes) or math.prod(old[dim] for dim in dims) != math.prod(sizes):
+            behind = math.prod(old[dim] for dim in dims) <= math.prod(sizes)
+            if i < len(old) and (behind or j == len(new)):
+                dims.append(i)
+                i += 1
+            else:
+                sizes.append(new[j])
+                j += 1
+        groups.append((dims, sizes))
+    return groups
+
+
+def _unchanged_alone(shape: tuple[int, ...], params: dict, others: list) -> list[Plan] | None:
+    return None if others else _unchanged(shape, params, others)
+
+
+_RULES: dict[str, Callable[[tuple[int, ...], dict, list], list[Plan] | None]] = {
+    "broadcast_in_dim": _broadcast,
+    "convert_element_type": _cast,
+    "copy": _unchanged,
+    "dynamic_slice": _dynamic_slice,
+    "name": _unchanged,  # checkpoint_name: a policy sees the weight, which is no residual
+    "optimization_barrier": _unchanged_alone,
+    "pcast": _unchanged,  # inside shard_map JAX spreads the factors where they meet the data
+    "pvary": _unchanged,
+    "reduce_precision": _unchanged,
+    "reshape": _reshape,
+    "reshard": _reshard,
+    "rev": _rev,
+    "sharding_constraint": _constrain,
+    "slice": _slice,
+    "split": _split,
+    "squeeze": _squeeze,
+    "stop_gradient": _stop_gradient,
+    "transpose": _transpose,
+    "unstack": _unstack,  # JAX 0.11: `for layer in stack`
+}

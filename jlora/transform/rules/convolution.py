@@ -1,0 +1,93 @@
+"""Where a factored kernel meets the data in a convolution, in PEFT's form.
+
+conv_general_dilated   conv(x, W)  ->  gain * (conv(x, W) + b conv(x, a)),  a a kernel to r channels, b 1 x 1
+depthwise              conv(x, W)  ->  gain * (conv(x, W) + conv(x, b a))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jlora.ops.dropout import dropout
+from jlora.transform.adapted_weight import Update
+from jlora.transform.rules.dot_and_gather import Use, leaf_axes, stack_axes
+
+
+def conv_use(weight: Update, params: dict[str, Any]) -> Use:
+    """The use of a weight as the kernel of a convolution; inputs are its channels, then its window."""
+    out, *inputs = params["dimension_numbers"].rhs_spec
+    axes = [axis for dim in inputs for axis in weight.axes[dim]]
+    outputs = leaf_axes(weight, [out])
+    if params["batch_group_count"] != 1 or set(axes) & set(outputs) or len(set(axes)) != len(axes):
+        return Use("conv_general_dilated over a part of an axis or in groups of the batch")
+    return Use("conv", stack_axes(weight, {*axes, *outputs}), tuple(axes), outputs)
+
+
+def conv_update(
+    update: Update, shape: Sequence[int], x: jax.Array, params: dict[str, Any], key: jax.Array | None
+) -> jax.Array | None:
+    """Computes b conv(x, a) in the layout of the convolution's result; None if the update has no such form.
+
+    With groups each group of inputs goes through the same a, and each group of outputs has its own part of b. Where a
+    group has no more outputs than the rank (depthwise), b a is the smaller kernel: it is formed, and x goes through it.
+
+    Args:
+      update: of the kernel, whose dims have the sizes of `shape`.
+    """
+    (a, b), numbers = update.factors, params["dimension_numbers"]
+    out_dim, *in_dims = numbers.rhs_spec
+    if a.shape[1 + out_dim] != 1 or any(b.shape[1 + dim] != 1 for dim in in_dims):
+        return None
+    if key is not None:
+        x = dropout(key, x, update.dropout)
+    groups, rank, out = params["feature_group_count"], a.shape[0], b.shape[1 + out_dim]
+    if groups > 1 and rank >= out // groups:
+        kernel = jnp.broadcast_to(jnp.einsum("r...,r...->...", a, b), shape).astype(x.dtype)
+        return lax.conv_general_dilated(x, kernel, **(conv_arguments(params) | {"preferred_element_type": x.dtype}))
+    a = jnp.swapaxes(a, 0, 1 + out_dim)[0].astype(x.dtype)  # (*dims), r where the output channels were
+    a = jnp.broadcast_to(a, [shape[d] if d in in_dims else rank for d in range(a.ndim)])
+    low = _through_each_group(x, a, params)
+    b = b.reshape(rank, groups, out // groups).astype(x.dtype)
+    update_of_result = jnp.einsum("...gr,rgo->...go", low, b, precision=params["precision"])
+    return jnp.moveaxis(update_of_result.reshape(*low.shape[:-2], out), -1, numbers.out_spec[1])
+
+
+def _through_each_group(x: jax.Array, kernel: jax.Array, params: dict[str, Any]) -> jax.Array:
+    """Convolves each group of channels with the same kernel; returns the result's other dims, then (groups, r).
+
+    The groups become part of the batch: XLA:CPU takes ten times as long to compile a convolution in many groups.
+    """
+    numbers, groups = params["dimension_numbers"], params["feature_group_count"]
+    batch, features = numbers.lhs_spec[:2]
+    width = x.shape[features] // groups
+    x = x.reshape(*x.shape[:features], groups, width, *x.shape[features + 1 :])
+    x = jnp.moveaxis(x, features, batch)
+    x = x.reshape(*x.shape[:batch], groups * x.shape[batch + 1], *x.shape[batch + 2 :])
+    options = {"feature_group_count": 1, "preferred_element_type": x.dtype}
+    low = lax.conv_general_dilated(x, kernel, **(conv_arguments(params) | options))
+    batch, channel = numbers.out_spec[:2]
+    low = low.reshape(*low.shape[:batch], groups, low.shape[batch] // groups, *low.shape[batch + 1 :])
+    return jnp.moveaxis(low, (batch, channel + (channel > batch)), (-2, -1))
+
+
+def conv_gain(gain: jax.Array, params: dict[str, Any]) -> jax.Array | None:
+    """DoRA's gain, one for each output channel, in the layout of the result; None where it varies over more."""
+    if gain.size != gain.shape[params["dimension_numbers"].rhs_spec[0]]:
+        return None
+    shape = [1] * gain.ndim
+    shape[params["dimension_numbers"].out_spec[1]] = gain.size
+    return gain.reshape(shape)
+
+
+def conv_arguments(params: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `lax.conv_general_dilated` among the primitive's parameters."""
+    names = (
+        "window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers", "feature_group_count",
+        "batch_group_count", "precision", "preferred_element_type",
+    )  # fmt: skip
+    return {name: params[name] for name in names}

@@ -1,0 +1,276 @@
+"""Where a factored weight meets the data: matrix products and table lookups.
+
+dot_general   x W   ->  gain * (x W + (x a) b)
+gather        W[i]  ->  gain * (W[i] + a[i] b)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jlora.ops.dropout import dropout
+from jlora.ops.products import dot_general, einsum
+from jlora.sharding.explicit_axes import axis_names, explicit_mesh, split_einsum
+from jlora.transform.adapted_weight import Update, varying
+from jlora.transform.quantized_weight import Deferred
+
+
+@dataclasses.dataclass(frozen=True)
+class Use:
+    """How a function uses one leaf, in axes of the leaf.
+
+    Attributes:
+      kind: "linear", "lookup", "conv", or the name of a primitive that has no rule.
+      stack: axes over which scans or batches go, or of which one place at a time is taken; the update has them
+        in both factors.
+      inputs: axes that are contracted or looked up, those of A.
+      outputs: the rest, those of B.
+    """
+
+    kind: str
+    stack: tuple[int, ...] = ()
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+
+
+def dot_use(weight: Update, contracted: Sequence[int], batch: Sequence[int]) -> Use:
+    """The use of a weight in a dot_general that contracts and batches over the given dims."""
+    inputs, stack = leaf_axes(weight, contracted), leaf_axes(weight, batch)
+    outputs = leaf_axes(weight, [d for d in range(len(weight.axes)) if d not in {*contracted, *batch}])
+    if set(inputs) & set(outputs):
+        return Use("dot_general over a part of an axis")
+    return Use("linear", stack_axes(weight, {*inputs, *outputs}, stack), inputs, outputs)
+
+
+def leaf_axes(weight: Update, dims: Sequence[int]) -> tuple[int, ...]:
+    """The leaf's axes in the given dims, in rising order."""
+    return tuple(sorted({axis for dim in dims for axis in weight.axes[dim]}))
+
+
+def stack_axes(weight: Update, used: set[int], batch: Sequence[int] = ()) -> tuple[int, ...]:
+    """Returns the axes that scans, batches and single indices go over; the indices of a vector are not layers.
+
+    An axis of which a batch covers only a part (heads of a kernel that has them in its outputs) is not a stack.
+    """
+    picked = set(weight.picked) if len(weight.axes) > 1 else set()
+    return tuple(sorted({*weight.stack, *({*batch, *picked} - used)}))
+
+
+def dot_update(
+    update: Update, weight: jax.Array | Deferred, x: jax.Array, w_is_left: bool, params: dict, key: jax.Array | None
+) -> jax.Array:
+    """Computes (x a) b in the layout of the dot_general's result.
+
+    Args:
+      update: of the factored operand; a, b (r, *dims).
+      weight: the base's, used for its shape and sharding only.
+      x: the other operand.
+      w_is_left: whether the weight is the first operand.
+      params: of the dot_general.
+      key: drops elements of x where given.
+    """
+    if key is not None:
+        x = dropout(key, x, update.dropout)
+    a, b = (factor.astype(x.dtype) for factor in update.factors)
+    (w_contract, x_contract), (w_batch, _) = _sides(params, w_is_left)
+    if not w_batch and _plain(a, b, weight.shape, w_contract) and explicit_mesh(x) is None:
+        return _flat_update(x, a, b, (w_contract, x_contract), w_is_left, params["precision"])
+    return _general_update(weight, x, a, b, w_is_left, params)
+
+
+def _sides(params: dict, w_is_left: bool) -> tuple[tuple, tuple]:
+    """((contracted dims of w, of x), (batch dims of w, of x)) of a dot_general."""
+    contract, batch = params["dimension_numbers"]
+    return (contract, batch) if w_is_left else (contract[::-1], batch[::-1])
+
+
+def _plain(a: jax.Array, b: jax.Array, shape: Sequence[int], contracted: Sequence[int]) -> bool:
+    """Whether a varies over all contracted dims of the weight and no others, and b over all the free ones."""
+    a_sizes = tuple(size if dim in contracted else 1 for dim, size in enumerate(shape))
+    b_sizes = tuple(1 if dim in contracted else size for dim, size in enumerate(shape))
+    return a.shape[1:] == a_sizes and b.shape[1:] == b_sizes
+
+
+def _flat_update(
+    x: jax.Array, a: jax.Array, b: jax.Array, contract: tuple, w_is_left: bool, precision: Any
+) -> jax.Array:
+    """Two products of matrices: (tokens, in) (r, in)^T (r, out). XLA:CPU is up to 3 times faster so."""
+    w_contract, x_contract = contract
+    free = [dim for dim in range(x.ndim) if dim not in x_contract]
+    width = math.prod(x.shape[dim] for dim in x_contract)
+    tokens = lax.reshape(lax.transpose(x, (*free, *x_contract)), (x.size // width, width))
+    rank = a.shape[0]
+    kept = [dim for dim in range(b.ndim - 1) if dim not in w_contract]
+    order = [0, *(1 + dim for dim in w_contract), *(1 + dim for dim in kept)]
+    a = lax.reshape(lax.transpose(a, order), (rank, width))
+    out_shape = tuple(b.shape[1 + dim] for dim in kept)
+    b = lax.reshape(b, (rank, math.prod(out_shape)))
+    low = dot_general(tokens, a, (((1,), (1,)), ((), ())), precision)
+    update = dot_general(low, b, (((1,), (0,)), ((), ())), precision)
+    update = lax.reshape(update, (*(x.shape[dim] for dim in free), *out_shape))
+    return jnp.moveaxis(update, range(len(free)), range(len(out_shape), update.ndim)) if w_is_left else update
+
+
+def _general_update(
+    weight: jax.Array | Deferred, x: jax.Array, a: jax.Array, b: jax.Array, w_is_left: bool, params: dict
+) -> jax.Array:
+    """Any other product, as an einsum of x, a and b, the factor that holds the contracted axes first."""
+    contract, batch = _sides(params, w_is_left)
+    letters = iter("abcdefghijklmnopqstuvwxyzABCDEFGHIJKLMNOPQSTUVWXYZ")
+    w_letters = [next(letters) for _ in range(a.ndim - 1)]
+    x_letters = [next(letters) for _ in range(x.ndim)]
+    for w_dim, x_dim in zip((*contract[0], *batch[0]), (*contract[1], *batch[1]), strict=True):
+        x_letters[x_dim] = w_letters[w_dim]
+    w_free = [w_letters[d] for d in range(a.ndim - 1) if d not in {*contract[0], *batch[0]}]
+    x_free = [x_letters[d] for d in range(x.ndim) if d not in {*contract[1], *batch[1]}]
+    out = [w_letters[d] for d in batch[0]] + (w_free + x_free if w_is_left else x_free + w_free)
+    factors = [varying(factor, w_letters) for factor in (a, b)]
+    absent = [letter for letter in w_free if not any(letter in names for names, _ in factors)]
+    if not any(w_letters[d] in factors[0][0] for d in contract[0]):
+        factors.reverse()
+    present = [letter for letter in out if letter not in absent]
+    (first, low), (second, high) = factors
+    needed = {*second, *present}
+    kept = "".join(dict.fromkeys(letter for letter in (*x_letters, *first) if letter in needed))
+    names = _split_letters(dict(zip(x_letters, axis_names(x), strict=True)), w_letters, weight, out, params)
+    low = split_einsum(f"{''.join(x_letters)},{first}->{kept}", (x, low), names, precision=params["precision"])
+    update = split_einsum(f"{kept},{second}->{''.join(present)}", (low, high), names, precision=params["precision"])
+    # A free axis over which neither factor varies is left at size 1: adding to the base's product spreads it.
+    return jnp.expand_dims(update, [out.index(letter) for letter in absent])
+
+
+def ragged_update(
+    update: Update, shape: Sequence[int], x: jax.Array, multiply: Callable, key: jax.Array | None
+) -> jax.Array | None:
+    """Computes (x a) b (tokens, out) with the factors of each token's group; None if a varies over the outputs.
+
+    Args:
+      update: of the weights, whose dims (groups, in, out) have the sizes of `shape`.
+      multiply: (x, w) -> the product of each group of tokens with its matrix of w.
+    """
+    a, b = update.factors
+    if a.shape[3] != 1 or b.shape[2] != 1:
+        return None
+    if key is not None:
+        x = dropout(key, x, update.dropout)
+    groups, inputs, outputs = shape
+    a = jnp.moveaxis(jnp.broadcast_to(a, (len(a), groups, inputs, 1))[..., 0], 0, 2).astype(x.dtype)
+    b = jnp.moveaxis(jnp.broadcast_to(b, (len(b), groups, 1, outputs))[:, :, 0], 0, 1).astype(x.dtype)
+    return multiply(multiply(x, a).astype(x.dtype), b)
+
+
+def _split_letters(
+    names: dict[str, Any], w_letters: list[str], weight: jax.Array | Deferred, out: list[str], params: dict
+) -> dict[str, Any]:
+    """{letter: axes of the mesh}: as x has them, else as the weight has, and in the result as the function asks."""
+    of_weight = {} if isinstance(weight, Deferred) else dict(zip(w_letters, axis_names(weight), strict=True))
+    asked = params.get("out_sharding")
+    of_result = {} if asked is None else dict(zip(out, (*asked.spec, *[None] * len(out)), strict=False))
+    return of_weight | {letter: name for letter, name in names.items() if name is not None} | of_result
+
+
+def gain_places(
+    gain: jax.Array, x_ndim: int, w_is_left: bool, params: dict
+) -> tuple[jax.Array | None, jax.Array | None] | None:
+    """DoRA's gain as (factor of x, factor of the product), one of them None, shaped to broadcast.
+
+    It goes before the product where it varies over contracted axes (an embedding used as the output head), after
+    it otherwise. None where it varies over contracted and free axes.
+    """
+    (w_contract, x_contract), (w_batch, x_batch) = _sides(params, w_is_left)
+    w_free = [dim for dim in range(gain.ndim) if dim not in {*w_contract, *w_batch}]
+    before, after = (any(gain.shape[dim] > 1 for dim in dims) for dims in (w_contract, w_free))
+    if before and after:
+        return None
+    if before:
+        return _aligned(gain, dict(zip((*w_contract, *w_batch), (*x_contract, *x_batch), strict=True)), x_ndim), None
+    ndim = x_ndim - len(x_contract) + len(w_free)
+    start = len(w_batch) if w_is_left else ndim - len(w_free)
+    places = {dim: i for i, dim in enumerate(w_batch)} | {dim: start + i for i, dim in enumerate(w_free)}
+    return None, _aligned(gain, places, ndim)
+
+
+def _aligned(factor: jax.Array, places: dict[int, int], ndim: int) -> jax.Array:
+    """The factor's dims put where `places` says, size 1 elsewhere; dims without a place have size 1."""
+    kept = sorted(places, key=lambda dim: places[dim])
+    still = tuple(dim for dim in range(factor.ndim) if dim not in places)
+    factor = lax.squeeze(factor, still)
+    order = [sorted(places).index(dim) for dim in kept]
+    taken = {places[dim] for dim in kept}
+    return jnp.expand_dims(jnp.transpose(factor, order), [axis for axis in range(ndim) if axis not in taken])
+
+
+def times(x: jax.Array, gain: jax.Array) -> jax.Array:
+    """x * gain, formed in the gain's dtype and rounded to that of x."""
+    return (x.astype(gain.dtype) * gain).astype(x.dtype)
+
+
+def lookup_axis(params: dict[str, Any], shape: tuple[int, ...]) -> int | None:
+    """The axis that a gather looks up whole slices of, or None where it does something else."""
+    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
+    # An index into an axis that is taken whole is clamped to 0.
+    clamped = "CLIP" in str(params["mode"]).upper()
+    axes = [axis for axis in numbers.start_index_map if not (clamped and sizes[axis] == shape[axis])]
+    if len(axes) != 1 or not set(numbers.collapsed_slice_dims) <= set(axes) or numbers.operand_batching_dims:
+        return None
+    whole = all(size == shape[dim] for dim, size in enumerate(sizes) if dim != axes[0])
+    return axes[0] if whole and sizes[axes[0]] == 1 else None
+
+
+def lookup_use(weight: Update, axis: int) -> Use:
+    """The use of a weight as a table indexed on `axis`."""
+    inputs = leaf_axes(weight, [axis])
+    outputs = leaf_axes(weight, [dim for dim in range(len(weight.axes)) if dim != axis])
+    if set(inputs) & set(outputs):
+        return Use("gather over a part of an axis")
+    return Use("lookup", stack_axes(weight, {*inputs, *outputs}), inputs, outputs)
+
+
+def lookup_update(table: Update, indices: jax.Array, params: dict[str, Any], axis: int) -> jax.Array:
+    """a[i] b in the layout of the gather's result: offset_dims hold the table's other axes."""
+    a, b = (_rows(factor, indices, params, axis) for factor in table.factors)
+    update = jnp.sum(a * b, axis=0) if a.shape[1:] == b.shape[1:] else _sum_of_products(a, b)
+    return _in_layout(update, indices, params, axis)
+
+
+def lookup_gain(gain: jax.Array, indices: jax.Array, params: dict[str, Any], axis: int) -> jax.Array:
+    """DoRA's gain (*dims) in the layout of the gather's result, size 1 where it does not vary."""
+    return _in_layout(_rows(gain[None], indices, params, axis)[0], indices, params, axis)
+
+
+def _in_layout(rows: jax.Array, indices: jax.Array, params: dict[str, Any], axis: int) -> jax.Array:
+    """(*lookups, *dims without the axis) as the gather's result has it."""
+    numbers, lookups = params["dimension_numbers"], indices.ndim - 1
+    if axis not in numbers.collapsed_slice_dims:
+        rows = jnp.expand_dims(rows, lookups + axis)
+    return jnp.moveaxis(rows, range(lookups, rows.ndim), numbers.offset_dims)
+
+
+def _sum_of_products(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Sum over the leading r of a[r] * b[r], one of them constant over the lookups: (lookups, r) (r, out)."""
+    names = "abcdefghijklmnopqstuvwxyz"[: a.ndim - 1]
+    (a_names, a_array), (b_names, b_array) = varying(a, names), varying(b, names)
+    present = [name for name in names if name in a_names or name in b_names]
+    update = einsum(f"{a_names},{b_names}->{''.join(present)}", a_array, b_array)
+    return jnp.expand_dims(update, [names.index(name) for name in names if name not in present])
+
+
+def _rows(factor: jax.Array, indices: jax.Array, params: dict[str, Any], axis: int) -> jax.Array:
+    """(r, *dims) -> (r, *lookups, *dims without the axis); size 1 for the lookups where the axis is 1."""
+    lookups = indices.shape[:-1]
+    if factor.shape[1 + axis] == 1:
+        return jnp.expand_dims(lax.squeeze(factor, (1 + axis,)), tuple(range(1, 1 + len(lookups))))
+    column = params["dimension_numbers"].start_index_map.index(axis)
+    place = (slice(None),) * (1 + axis) + (indices[..., column],)
+    # Beyond the table the base's own rows say what comes out: the update adds nothing to them.
+    options = {"mode": "clip"} if "CLIP" in str(params["mode"]).upper() else {"mode": "fill", "fill_value": 0}
+    rows = factor.at[place].get(wrap_negative_indices=False, **options)
+    # The indexing leaves the lookups where the axis was; they belong right behind r.
+    return jnp.moveaxis(rows, range(1 + axis, 1 + axis + len(lookups)), range(1, 1 + len(lookups)))

@@ -1,0 +1,251 @@
+"""Linear maps of weights with updates (scales, masks, joins, padding, copies), applied to the factors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jlora.sharding.explicit_axes import first_place, split_like
+from jlora.transform.adapted_weight import Factored, Update
+from jlora.transform.quantized_weight import formed
+
+Run = Callable[..., list]
+"""The primitive itself, of arrays in the places of its operands."""
+
+
+def mapped(name: str, params: dict, inputs: list, narrow: list, run: Run) -> Factored | None:
+    """Applies a primitive that is linear in the weights among its operands; returns None if it has no rule.
+
+    Args:
+      name, params, inputs: of the primitive.
+      narrow: the operands that are arrays, of size 1 on the dims over which they are known not to vary; None for the
+        others.
+      run: the primitive, of arrays.
+    """
+    weight = run(*[formed(x.weight) if isinstance(x, Factored) else x for x in inputs])[0]
+    return _RULES[name](weight, params, inputs, narrow)
+
+
+def is_matrix(value: Factored) -> bool:
+    """Tells whether it contains leaves of two axes or more; a broadcast scale or bias does not count."""
+    sizes = value.shape
+    return any(
+        sum(len(axes) for axes, size in zip(update.axes, sizes, strict=True) if size > 1) > 1
+        for update in value.updates
+    )
+
+
+def _negate(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Factored:
+    updates = tuple(_with_factor(update, "b", lambda b: -b) for update in inputs[0].updates)
+    return Factored(weight, updates, inputs[0].gain)
+
+
+def _multiply(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Factored | None:
+    value, scale = (inputs[0], narrow[1]) if narrow[0] is None else (inputs[1], narrow[0])
+    return _scaled(value, weight, scale, lax.mul)
+
+
+def _divide(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Factored | None:
+    return _scaled(inputs[0], weight, narrow[1], lax.div) if narrow[0] is None else None
+
+
+def _scaled(value: Factored, weight: jax.Array, scale: jax.Array | None, scaled_by: Callable) -> Factored | None:
+    if scale is None or weight.shape != value.shape:
+        return None
+    updates = _scaled_updates(value, scale, scaled_by)
+    return None if updates is None else Factored(weight, updates, value.gain)
+
+
+def _scaled_updates(value: Factored, scale: jax.Array, scaled_by: Callable) -> tuple[Update, ...] | None:
+    """Each update scaled in one of its factors; None where the scale varies over the axes of both."""
+    scale = jnp.asarray(scale).reshape(jnp.shape(scale) or (1,) * len(value.shape))
+    dims = [dim for dim, size in enumerate(scale.shape) if size > 1]
+    if value.watched:  # A and B are not known yet
+        return value.updates if _may_scale(value, dims) else None
+    updates = [_scaled_update(update, dims, scale, scaled_by) for update in value.updates]
+    known = [update for update in updates if update is not None]
+    return tuple(known) if len(known) == len(updates) else None
+
+
+def _may_scale(value: Factored, dims: list[int]) -> bool:
+    """Tells whether an array that varies over the dims can be a mask or a gain along one axis, rather than data."""
+    own = {d for update in value.updates for d, axes in enumerate(update.axes) if axes and value.shape[d] > 1}
+    return not dims or (is_matrix(value) and set(dims) < own)
+
+
+def _scaled_update(update: Update, dims: list[int], scale: jax.Array, scaled_by: Callable) -> Update | None:
+    a, b = update.factors
+    for name, factor, other in (("b", b, a), ("a", a, b)):
+        fits = all(factor.shape[1 + dim] > 1 or other.shape[1 + dim] == 1 for dim in dims)
+        if fits and not (name == "a" and update.tapped):
+            return _with_factor(update, name, lambda x: scaled_by(*_spread(x, scale[None].astype(x.dtype))))
+    return None
+
+
+def _spread(*arrays: jax.Array) -> list[jax.Array]:
+    shape = jnp.broadcast_shapes(*(x.shape for x in arrays))
+    return [jnp.broadcast_to(x, shape) for x in arrays]
+
+
+def _with_factor(update: Update, name: str, change: Callable) -> Update:
+    changed: dict[str, Any] = {} if update.watched else {name: change(getattr(update, name))}
+    return dataclasses.replace(update, **changed)
+
+
+def _select(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Factored | None:
+    """Selects between a weight and numbers, or between several weights, by the first operand."""
+    which, cases = narrow[0], inputs[1:]
+    if which is None or any(x is not None and x.size > 1 for x in narrow[1:]):
+        return None
+    picked = {i: which == (bool(i) if which.dtype == bool else i) for i, case in enumerate(cases) if _is_factored(case)}
+    parts = [_scaled_updates(cases[number], mask, lax.mul) for number, mask in picked.items()]
+    updates = [update for part in parts if part is not None for update in part]
+    gains = [cases[number].gain for number in picked]
+    if None in parts or (len(gains) > 1 and any(gain is not None for gain in gains)):
+        return None
+    if gains[0] is not None:
+        (mask,) = picked.values()
+        weight = _under_gain(weight, gains[0], ~jnp.broadcast_to(mask, weight.shape))
+    return Factored(weight, tuple(updates), gains[0])
+
+
+def _is_factored(value: Any) -> bool:
+    return isinstance(value, Factored)
+
+
+def _under_gain(weight: jax.Array, gain: jax.Array, outside: jax.Array) -> jax.Array:
+    """Divides the numbers outside of the leaf by the gain, which will later multiply the whole weight."""
+    outside = split_like(outside, weight)
+    return jnp.where(outside, (weight / jnp.where(gain == 0, 1, gain)).astype(weight.dtype), weight)
+
+
+def _concatenate(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Factored | None:
+    return _joined(weight, inputs, narrow, params["dimension"])
+
+
+def _stack(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Factored | None:
+    axis = params["axis"]
+    return _joined(weight, [_expanded(x, axis) for x in inputs], narrow, axis)
+
+
+def _expanded(value: Any, axis: int) -> Any:
+    if not isinstance(value, Factored):
+        return jnp.expand_dims(value, axis)
+    updates = [
+        update if update.watched else _with_factors(update, lambda x: jnp.expand_dims(x, 1 + axis))
+        for update in value.updates
+    ]
+    axes = [(*update.axes[:axis], (), *update.axes[axis:]) for update in updates]
+    updates = [dataclasses.replace(update, axes=named) for update, named in zip(updates, axes, strict=True)]
+    gain = None if value.gain is None else jnp.expand_dims(value.gain, axis)
+    return Factored(jnp.expand_dims(formed(value.weight), axis), tuple(updates), gain)
+
+
+def _with_factors(update: Update, change: Callable) -> Update:
+    a, b = (change(factor) for factor in update.factors)
+    return dataclasses.replace(update, a=a, b=b)
+
+
+def _joined(weight: jax.Array, parts: list, narrow: list, dim: int) -> Factored | None:
+    """Concatenates the parts on `dim`: each update is padded with zeros where the other parts are."""
+    values = [part for part in parts if isinstance(part, Factored)]
+    watched = any(value.watched for value in values)
+    if (watched and not _may_join(values, narrow)) or _differ_under_a_gain(values):
+        return None
+    updates: list[Update] = []
+    start = 0
+    for part in parts:
+        size = part.shape[dim]
+        if isinstance(part, Factored):
+            amounts = [(0, 0, 0)] * weight.ndim
+            amounts[dim] = (start, weight.shape[dim] - start - size, 0)
+            updates += [_padded(update, part.shape, amounts) for update in part.updates]
+        start += size
+    return Factored(weight, tuple(updates), _joined_gain(parts, dim))
+
+
+def _may_join(values: list[Factored], narrow: list) -> bool:
+    """Tells whether weights are joined with each other or with constants, rather than with data."""
+    ranks = [sum(map(len, update.axes)) for value in values for update in value.updates]
+    return min(ranks) > 1 and all(x is None or x.size == 1 for x in narrow)
+
+
+def _differ_under_a_gain(values: list[Factored]) -> bool:
+    seen = {update.only for value in values for update in value.updates}
+    return len(seen) > 1 and any(value.gain is not None for value in values)
+
+
+def _joined_gain(parts: list, dim: int) -> jax.Array | None:
+    gains = [part.gain if isinstance(part, Factored) else None for part in parts]
+    first = next((gain for gain in gains if gain is not None), None)
+    if first is None:
+        return None
+    one = jnp.ones((1,) * first.ndim, first.dtype)
+    spread = _spread(*(one if gain is None else first_place(gain, dim) for gain in gains))
+    sized = []
+    for gain, whole, part in zip(gains, spread, parts, strict=True):
+        shape = [part.shape[d] if d == dim else size for d, size in enumerate(whole.shape)]
+        sized.append(jnp.broadcast_to(jnp.ones((), first.dtype) if gain is None else gain, shape))
+    return jnp.concatenate(sized, dim)
+
+
+def _padded(update: Update, shape: Sequence[int], amounts: Sequence[tuple[int, int, int]]) -> Update:
+    """Returns the update of a weight of this shape after `lax.pad` with these amounts."""
+    if update.watched:
+        return update
+    for dim, amount in enumerate(amounts):
+        if any(amount):  # one factor at least has to say where the weight is
+            varying = [name for name in ("a", "b") if getattr(update, name).shape[1 + dim] > 1] or ["b"]
+            for name in varying:
+                update = _with_factor(update, name, partial(_pad, axis=1 + dim, size=shape[dim], amount=amount))
+    return update
+
+
+def _pad(x: jax.Array, axis: int, size: int, amount: tuple[int, int, int]) -> jax.Array:
+    x = jnp.broadcast_to(x, (*x.shape[:axis], size, *x.shape[axis + 1 :]))
+    return lax.pad(x, jnp.zeros((), x.dtype), [amount if d == axis else (0, 0, 0) for d in range(x.ndim)])
+
+
+def _pad_weight(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Factored | None:
+    value, number = inputs
+    if not isinstance(value, Factored) or isinstance(number, Factored):
+        return None
+    amounts, gain = [(int(low), int(high), int(inner)) for low, high, inner in params["padding_config"]], value.gain
+    updates = tuple(_padded(update, value.shape, amounts) for update in value.updates)
+    if gain is not None:
+        kept = [(0, 0, 0) if gain.shape[dim] == 1 else amount for dim, amount in enumerate(amounts)]
+        gain = lax.pad(gain, jnp.ones((), gain.dtype), kept)
+        if kept != amounts:
+            outside = lax.pad(jnp.zeros(value.shape, bool), jnp.asarray(True), amounts)
+            weight = _under_gain(weight, gain, outside)
+    return Factored(weight, updates, gain)
+
+
+def _tile(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Factored:
+    reps, value = params["reps"], inputs[0]
+
+    def tile(x: jax.Array) -> jax.Array:
+        return jnp.tile(x, [1 if size == 1 else times for size, times in zip(x.shape, reps, strict=True)])
+
+    updates = tuple(u if u.watched else _with_factors(u, jax.vmap(tile)) for u in value.updates)
+    return Factored(weight, updates, None if value.gain is None else tile(value.gain))
+
+
+_RULES: dict[str, Callable[[jax.Array, dict, list, list], Factored | None]] = {
+    "concatenate": _concatenate,
+    "div": _divide,
+    "mul": _multiply,
+    "neg": _negate,
+    "pad": _pad_weight,
+    "select_n": _select,
+    "stack": _stack,
+    "tile": _tile,
+}
+LINEAR_MAPS = frozenset(_RULES)
+"""The primitives' names."""

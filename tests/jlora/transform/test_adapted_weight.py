@@ -1,0 +1,50 @@
+"""A leaf with its update: factors spread over the leaf's axes, sliced by scans, formed where it must be."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jlora.algebra.merge import update
+from jlora.lora.dora import with_magnitude
+from jlora.lora.entries import Rows
+from jlora.transform.adapted_weight import Factored, dense, factored, slice_leading
+from tests.support.adapters.lora_cases import low_rank, normal
+from tests.support.models.encoder_cases import difference
+
+
+def _dense(value):
+    return dense(value) - value.weight
+
+
+def test_stack_axes_may_stand_anywhere():
+    entry = low_rank("bra,brc->abc", (4, 3, 5))
+    assert difference(_dense(factored("w", normal(3, 4, 3, 5), entry)), update(entry)) < 1e-6
+
+
+def test_a_scan_goes_over_the_leading_axis_of_weight_and_factors():
+    entry = low_rank("arb,arc->abc", (3, 4, 5))
+    outer, inner = slice_leading(factored("w", normal(3, 3, 4, 5), entry))
+    assert inner.updates[0].stack == (0,)
+    assert inner.updates[0].axes == ((1,), (2,))
+    for layer in range(3):
+        one = jax.tree.map(lambda leaf, layer=layer: leaf[layer], outer)
+        assert isinstance(one, Factored)
+        assert difference(_dense(one), update(entry)[layer]) < 1e-6
+
+
+def test_rows_are_components_of_their_own():
+    weight, value = normal(3, 6, 4), normal(4, 2, 4)
+    rows = factored("w", weight, Rows(value, (4, 1)))
+    assert difference(dense(rows), weight.at[jnp.array([4, 1])].set(value)) < 1e-6
+    same = factored("w", weight, Rows(weight[jnp.array([4, 1])], (4, 1)))
+    assert (dense(same) == weight).all()
+
+
+def test_a_gain_stands_on_the_outputs():
+    entry = with_magnitude(low_rank("arb,arc->abc", (3, 4, 5)), normal(3, 3, 4, 5))
+    value = factored("w", normal(3, 3, 4, 5), dataclasses.replace(entry, magnitude=2 * entry.magnitude))
+    assert value.gain.shape == (3, 1, 5)
+    assert difference(value.gain, 2 * jnp.ones((3, 1, 5))) < 1e-6

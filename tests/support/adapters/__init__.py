@@ -1,0 +1,1 @@
+"""Adapters with known contents."""

@@ -1,0 +1,1 @@
+"""Functions of every make that the laws are held on."""

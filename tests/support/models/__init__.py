@@ -1,0 +1,1 @@
+"""Tiny models with the same random weights in PyTorch and here."""

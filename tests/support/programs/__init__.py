@@ -1,0 +1,1 @@
+"""What tests run in a process of its own."""

@@ -1,0 +1,1 @@
+"""Configs, data, models and folders of tiny runs."""

@@ -1,0 +1,29 @@
+"""--help: every key with its type, default and meaning."""
+
+import pytest
+
+import train.classify.config
+import train.lm.config
+from train.cli.parse import parse
+from train.config import dotted_keys as keys
+
+
+@pytest.mark.parametrize("command", [train.classify.config.COMMAND, train.lm.config.COMMAND], ids=lambda c: c.program)
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_help_lists_every_key_with_type_default_and_meaning(capsys, monkeypatch, columns, command):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit) as ended:
+        parse(["--help"], command)
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    table, _, examples = printed.partition("examples:")
+    assert all(len(line) <= max(70, min(110, columns)) for line in printed.splitlines())
+    words = " ".join(table.split())
+    for key, field in keys.fields(command.schema).items():
+        meaning = f"{key} {field.description} ({keys.describe(field)};"
+        assert meaning in words
+        assert f"{meaning} required)" in words or f"{meaning} default " in words
+    assert "(whole number >= 1 and <= 65536; default 8)" in words
+    assert f"{command.program} --config {command.config}" in examples
+    assert all(f"  --{name.replace('_', '-')} " in table for name in command.flags)
+    assert all(f"  --{name} {option.metavar}" in table for name, option in command.options.items())

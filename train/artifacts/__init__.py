@@ -1,0 +1,1 @@
+"""What a run hands out: adapter, merged model, model card, upload."""

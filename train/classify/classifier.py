@@ -1,0 +1,140 @@
+"""A trained classifier from what a run left: a run folder, a merged folder, or an adapter folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import reprlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast, get_args
+
+import jax
+import numpy as np
+
+import jlora
+from jlora.errors import JloraError
+from jlora.files.bounded_json import read_json
+from jlora.files.path_checks import as_path
+from jlora.peft.folder import head_rows
+from jlora.pretrained.load import build, example_batch, load_weights
+from jlora.pretrained.weights import new_heads
+from train.classify.data.labels import Labels, ProblemType, labels_of_config
+from train.classify.data.splits import Split
+from train.classify.data.tokens import tokenize
+from train.classify.evaluate import logits_of, make_eval_step
+from train.classify.model import Prepared, classifier_config
+from train.data.bucketing import bucket_lengths
+from train.sources.locate import settle_hub
+from train.sources.model_files import base_of, load_tokenizer, model_folder, pad_id
+from train.sources.starting_adapter import Adapted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A classifier that labels text: base and adapter (None where they are merged), tokenizer and labels."""
+
+    adapted: Adapted
+    tokenizer: PreTrainedTokenizerBase
+    labels: Labels
+
+    def logits(self, rows: Split, max_length: int, batch_size: int = 64, bucket_count: int = 6) -> np.ndarray:
+        """Logits float32 (n, L) of the rows' texts, at most `batch_size` of them at once."""
+        tokens = tokenize(rows, self.tokenizer, max_length)
+        if tokens.cut:
+            logger.warning("%d of %d rows cut at %d tokens", tokens.cut, len(tokens), max_length)
+        prepared = Prepared(rows, tokens, np.zeros(len(rows), np.int32), pad_id(self.tokenizer))
+        buckets = bucket_lengths(tokens.lengths, bucket_count, limit=max_length)
+        eval_step: Callable = make_eval_step(self.adapted.model.apply)
+        size = min(batch_size, len(rows))
+        return logits_of(eval_step, self.adapted.adapter or None, self.adapted.base, prepared, buckets, size)
+
+
+def load_trained(folder: str | Path, base: str | None = None) -> Trained:
+    """Opens a run folder (its merged/, or else its adapter/), a merged folder or an adapter folder.
+
+    Args:
+      folder: made by `train.classify` or `train.export`; an adapter folder may be PEFT's.
+      base: an adapter's base model; None takes the one that its configuration names.
+
+    Raises:
+      JloraError: nothing of the kind there, or an adapter that does not fit its base.
+    """
+    path = as_path(str(folder))
+    places = [path, path / "merged", path / "adapter"]
+    for place in places:
+        if (place / "adapter_config.json").is_file():
+            return load_adapted(place, base)
+        if (place / "config.json").is_file():
+            model = build(classifier_config(str(place)))
+            adapted = Adapted(model, load_weights(model, str(place)), {}, None)
+            return Trained(adapted, load_tokenizer(str(place)), _labels(model))
+    raise JloraError(
+        f"{path}: expected a run folder (merged/, adapter/), a model (config.json) or an adapter"
+        f" (adapter_config.json), found {'none of them' if path.is_dir() else 'no such folder'}"
+    )
+
+
+def load_adapted(folder: Path, base: str | None = None) -> Trained:
+    """An adapter folder on its base; class names are those of the folder's `labels.json`, if it has one."""
+    name = base or base_of(folder)
+    settle_hub(name)
+    model = build(classifier_config(name, **_stored_labels(folder)))
+    # A head that the base lacks comes with the adapter, which replaces these random values.
+    weights = load_weights(model, model_folder(name), key=jax.random.key(0), new_head=True)
+    adapter, config = jlora.load_adapter(folder, weights, model.apply, example_batch(model.config))
+    _require_heads(folder, name, new_heads(model, model_folder(name), new_head=True), adapter)
+    place = str(folder) if (folder / "tokenizer_config.json").is_file() else name
+    return Trained(Adapted(model, weights, adapter, config), load_tokenizer(place), _labels(model))
+
+
+def _stored_labels(folder: Path) -> dict[str, Any]:
+    """Label entries of the model's config: from `labels.json`, or else as many as the adapter's head has rows."""
+    file = folder / "labels.json"
+    if file.is_file():
+        return read_label_entries(file)
+    rows = head_rows(folder)
+    return {} if rows is None else {"num_labels": rows}
+
+
+def read_label_entries(file: Path) -> dict[str, Any]:
+    """Reads id2label, label2id and problem_type from `labels.json`, and nothing else.
+
+    Raises:
+      JloraError: class names that are not text, ids other than 0, 1, ..., or an unknown problem_type.
+    """
+    stored = read_json(file)
+    names, problem = stored.get("id2label"), stored.get("problem_type")
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise JloraError(f"{file}: id2label: expected an object of id: class name; found {reprlib.repr(names)}")
+    ids = [str(index) for index in range(len(names))]
+    if not ids or set(names) != set(ids):
+        raise JloraError(f"{file}: id2label: expected the ids 0, 1, ... of the classes; found {reprlib.repr([*names])}")
+    if problem not in get_args(ProblemType):
+        expected = ", ".join(get_args(ProblemType))
+        raise JloraError(f"{file}: problem_type: expected one of {expected}; found {reprlib.repr(problem)}")
+    if problem == "regression" and len(ids) > 1:
+        raise JloraError(f"{file}: id2label: expected one output, as problem_type is {problem}; found {len(ids)}")
+    if problem == "single_label_classification" and len(ids) < 2:
+        raise JloraError(f"{file}: id2label: expected two classes or more, as problem_type is {problem}; found one")
+    return Labels(cast(ProblemType, problem), tuple(names[index] for index in ids)).config_entries()
+
+
+def _require_heads(folder: Path, name: str, heads: dict[str, list[str]], adapter: dict[str, Any]) -> None:
+    """Raises JloraError where neither the base nor the adapter has a head: it was random, and is lost."""
+    lost = [key for path, keys in heads.items() if path not in adapter for key in keys]
+    if lost:
+        raise JloraError(
+            f"{folder}: expected {', '.join(lost)} in the base or the adapter; found them neither in {name} nor here."
+            " The adapter was trained on another base, which has them: give that one with --base, or use the run's"
+            " merged/"
+        )
+
+
+def _labels(model: Any) -> Labels:
+    return labels_of_config(model.config.id2label, model.config.problem_type)

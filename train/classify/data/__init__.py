@@ -1,0 +1,1 @@
+"""Rows and labels of a classifier, from tables to batches."""

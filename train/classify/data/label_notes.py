@@ -1,0 +1,44 @@
+"""Log lines that describe the labels of a split before training."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from train.classify.data.label_values import spelling
+from train.classify.data.labels import Labels, is_labelled
+
+_SHOWN = 20
+"""Classes that are named in the log."""
+
+
+def described(labels: Labels, encoded: np.ndarray, name: str) -> str:
+    """Returns a line about the labels of a split: the task, the classes and how many rows each has."""
+    known = encoded[is_labelled(encoded)]
+    unlabelled = f"; {len(encoded) - len(known):,} without a label" * (len(known) < len(encoded))
+    seen = f", because {labels.reason} (task=... overrides this)" if name == "train" and labels.reason else ""
+    head = f"{name}: {len(encoded):,} rows, {labels.problem_type}{seen}"
+    if labels.problem_type == "regression":
+        scores = f"{known.min():g} to {known.max():g}, mean {known.mean():.4g}" if len(known) else "none"
+        return f"{head}, scores: {scores}{unlabelled}"
+    if labels.problem_type == "single_label_classification":
+        counts = np.bincount(known, minlength=len(labels))
+    else:
+        counts = known.sum(axis=0).astype(int)
+        unlabelled += f"; {(known.sum(axis=1) == 0).sum():,} with none of them"
+    counted = [f"{class_name} {count:,}" for class_name, count in zip(labels.names, counts, strict=True)]
+    shown = ", ".join(counted[:_SHOWN])
+    more = f" and {len(labels) - _SHOWN:,} more" * (len(labels) > _SHOWN)
+    return f"{head}, {len(labels)} classes: {shown}{more}{unlabelled}"
+
+
+def near_equal(labels: Labels) -> list[str]:
+    """Returns a line for each group of classes whose names differ only in case, spaces or Unicode form."""
+    groups: dict[str, list[str]] = {}
+    for class_name in labels.names:
+        groups.setdefault(spelling(class_name), []).append(class_name)
+    return [
+        f"{', '.join(map(repr, group))} differ only in case, spaces or Unicode form, but are separate classes."
+        " data.label_names={value: name, ...} gives several values one name"
+        for group in groups.values()
+        if len(group) > 1
+    ]

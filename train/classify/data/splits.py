@@ -1,0 +1,281 @@
+"""The splits of a data set, from files or the hub: read, named, split off and sampled."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jlora.errors import JloraError
+from train.classify.data.label_values import are_class_ids, as_key, is_yes, label_kind, parsed_lists, whole_number
+from train.data.bad_rows import left_out, read_each
+from train.data.random_streams import permutation
+from train.data.read_tables import read_tables
+from train.data.table_files import Table
+
+if TYPE_CHECKING:
+    from train.classify.config import DataConfig
+
+_SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The rows of one split; lists of equal length.
+
+    `label` holds the raw values, or the class names where `data.label_names` is a mapping. `source` is the
+    file or hub set of a row, and `row` counts the data rows in it from 1: the header and blank lines are
+    not counted.
+    """
+
+    text: list[str]
+    text_pair: list[str] | None
+    label: list[Any]
+    row: list[int]
+    source: list[str]
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> Split:
+        """The rows at `indices`, in that order."""
+        columns = {name: values and [values[i] for i in indices] for name, values in vars(self).items()}
+        return Split(**columns)
+
+    def where(self, index: int) -> str:
+        """`file, data row 7`: how an error names the row at `index`."""
+        return f"{self.source[index]}, data row {self.row[index]}"
+
+
+@dataclass(frozen=True)
+class Data:
+    """What `load_data` found: the splits that there are (train, validation, test), the class names where
+    the config or the data set gives them, and notes for the user: rows left out, sampled, split off,
+    without text.
+    """
+
+    splits: dict[str, Split]
+    label_names: tuple[str, ...] | None
+    notes: tuple[str, ...]
+
+
+def load_data(config: DataConfig, seed: int, task: str | None = None) -> Data:
+    """All configured splits, the same ones for the same `seed` on every machine.
+
+    Where no validation data is given, `validation_fraction` of train is split off, stratified by label, and so is
+    `test_fraction` where it is set and no test data is given; then `max_rows` takes a class-balanced sample of each
+    split. The labels of a regression, and lists of
+    labels, are neither stratified nor balanced. Rows stay in the order of the file. Raises JloraError.
+    """
+    notes: list[str] = []
+    splits, found_names = {}, None
+    for name in _SPLITS:
+        if (source := getattr(config, name)) is not None:
+            split, names = _read(source, config, name, notes)
+            found_names = found_names or names
+            splits[name] = _name_labels(split, config, name, notes)
+    if "validation" not in splits:
+        splits = _split_off(splits, "validation", config.validation_fraction, seed, task, notes)
+    if "test" not in splits and config.test_fraction is not None:
+        splits = _split_off(splits, "test", config.test_fraction, seed, task, notes)
+    for name, split in splits.items():
+        splits[name] = _sample(split, config.max_rows, seed, task, name, notes)
+        empty = sum(not text.strip() for text in splits[name].text)
+        if empty:
+            notes.append(f"{name}: {empty} rows have an empty text")
+    return Data(splits, configured_names(config) or found_names, tuple(notes))
+
+
+def read_split(source: str | list[str], config: DataConfig, split: str, labelled: bool = True) -> Split:
+    """One split from a file, a hub set, or a list of them. A hub set is `repo`, or `repo:name` where its
+    split is not called `split`. With `labelled=False` no label column is needed and every label is -1.
+    Raises JloraError.
+    """
+    return rows_of(read_tables(source, split, config), config, split, labelled)
+
+
+def configured_names(config: DataConfig) -> tuple[str, ...] | None:
+    """The class names of `data.label_names` in the order of their ids, or None where it is not given."""
+    if isinstance(config.label_names, dict):
+        return tuple(dict.fromkeys(config.label_names.values()))
+    if config.label_names is None:
+        return None
+    if len(set(config.label_names)) < len(config.label_names):
+        raise JloraError(f"data.label_names: expected different names, found {', '.join(config.label_names)}")
+    return tuple(config.label_names)
+
+
+def rows_of(tables: Sequence[Table], config: DataConfig, split: str, labelled: bool = True) -> Split:
+    """Makes the split that `read_split` does, from tables that were already read."""
+    rows = _joined(tables, config, split, None, [], labelled)
+    return _name_labels(rows, config, split, []) if labelled else rows
+
+
+def _read(
+    source: str | list[str], config: DataConfig, split: str, notes: list[str]
+) -> tuple[Split, tuple[str, ...] | None]:
+    """Returns (the rows of a split, the names of their classes if the source gives them)."""
+    tables = read_tables(source, split, config)
+    if isinstance(config.label, list):
+        return _joined(tables, config, split, config.skip_bad_rows, notes), tuple(config.label)
+    names = {table.class_names.get(config.label) for table in tables}
+    if len(names) > 1:
+        raise JloraError(f"data.{split}: the parts name their classes differently: {names}")
+    return _joined(tables, config, split, config.skip_bad_rows, notes), names.pop()
+
+
+def _joined(
+    tables: Sequence[Table],
+    config: DataConfig,
+    split: str,
+    skip: bool | None,
+    notes: list[str],
+    labelled: bool = True,
+) -> Split:
+    parts = [_to_split(table, config, split, skip, notes, labelled) for table in tables]
+    return Split(
+        text=[text for part in parts for text in part.text],
+        text_pair=[text for part in parts for text in part.text_pair or []] if config.text_pair else None,
+        label=parsed_lists([label for part in parts for label in part.label]),
+        row=[row for part in parts for row in part.row],
+        source=[name for part in parts for name in part.source],
+    )
+
+
+def _to_split(
+    table: Table, config: DataConfig, split: str, skip: bool | None, notes: list[str], labelled: bool
+) -> Split:
+    text = table.texts_by_row(config.text, "data.text")
+    pair = table.texts_by_row(config.text_pair, "data.text_pair") if config.text_pair else None
+    label = _labels(table, config.label) if labelled else lambda row: -1
+    count = len(table.columns[config.text])
+
+    def read(row: int) -> tuple[str, str | None, Any]:
+        return text(row), pair(row) if pair else None, label(row)
+
+    found, errors = read_each(range(count), read, skip)
+    notes += left_out(split, errors, count)
+    texts, pairs, labels = (list(column) for column in zip(*found.values(), strict=True))
+    return Split(texts, pairs if pair else None, labels, [row + 1 for row in found], [table.name] * len(found))
+
+
+def _labels(table: Table, column: str | list[str]) -> Callable[[int], Any]:
+    """Returns a function that gives a row's label: a cell, or a list of 0 and 1 from several columns.
+
+    If all of several columns hold -1, the label is -1, an unlabelled row.
+    """
+    if isinstance(column, str):
+        values = table.column(column, "data.label")
+        return lambda row: values[row]
+    columns = {name: table.column(name, "data.label") for name in column}
+
+    def read(row: int) -> Any:
+        cells = {name: values[row] for name, values in columns.items()}
+        if all(whole_number(cell) == -1 for cell in cells.values()):
+            return -1
+        for name, cell in cells.items():
+            if is_yes(cell) is None:
+                place = f"{table.where(row)}, column {name!r} (data.label)"
+                raise JloraError(f"{place}: expected 0 or 1, as data.label has a column for each class; found {cell!r}")
+        return [int(bool(is_yes(cell))) for cell in cells.values()]
+
+    return read
+
+
+def _name_labels(split: Split, config: DataConfig, name: str, notes: list[str]) -> Split:
+    """Replaces labels by the class names of a mapping in `data.label_names`.
+
+    Rows with other labels are left out if the config says so; otherwise they are an error.
+    """
+    if not isinstance(config.label_names, dict):
+        return split
+    names = _by_key(config.label_names)
+    if name == "test":
+        names.setdefault("-1", "-1")
+    keys = [as_key(value) for value in split.label]
+    known = [index for index, key in enumerate(keys) if key in names]
+    others = Counter(str(value) for value, key in zip(split.label, keys, strict=True) if key not in names)
+    if others and not (config.drop_other_labels or config.skip_bad_rows):
+        index = next(i for i, key in enumerate(keys) if key not in names)
+        raise JloraError(
+            f"{split.where(index)}: the label {split.label[index]!r} is not in data.label_names "
+            f"({', '.join(names)}); data.drop_other_labels=true leaves such rows out"
+        )
+    if not known:
+        there = ", ".join(names)
+        raise JloraError(f"{split.source[0]}: no row has a label of data.label_names ({there})")
+    if others:
+        kinds = ", ".join(f"{value} {count}" for value, count in others.most_common(5))
+        share = f"{others.total()} of {len(split)} rows"
+        notes.append(f"{name}: {share} left out, their labels are not in data.label_names: {kinds}")
+    return replace(split.take(known), label=[names[keys[index]] for index in known])
+
+
+def _by_key(names: Mapping[Any, str]) -> dict[str, str]:
+    """`data.label_names` with its keys as labels are compared with them.
+
+    Raises:
+      JloraError: two keys are one value (1 and "1.0") and have different names.
+    """
+    found: dict[str, str] = {}
+    for value, name in names.items():
+        if found.setdefault(as_key(value), name) != name:
+            raise JloraError(
+                f"data.label_names: {value!r}: expected one name for a value however it is written, found"
+                f" {found[as_key(value)]!r} and {name!r}"
+            )
+    return found
+
+
+def _split_off(
+    splits: dict[str, Split], name: str, fraction: float, seed: int, task: str | None, notes: list[str]
+) -> dict[str, Split]:
+    """Takes a stratified share of train as the split `name` that was not given."""
+    train = splits["train"]
+    count = max(1, round(fraction * len(train)))
+    if count >= len(train):
+        raise JloraError(
+            f"{train.source[0]}: {len(train)} rows are too few to split off {name} data; "
+            f"data.{name}_fraction={fraction}"
+        )
+    ranks, sizes = _ranks_within_class(_classes(train, task), seed, {"validation": 0, "test": 5}[name])
+    by_share = np.argsort((ranks + 0.5) / sizes, kind="stable")
+    notes.append(
+        f"no {name} data: {count} of the {len(train)} training rows split off "
+        f"(data.{name}_fraction={fraction}, seed {seed})"
+    )
+    rest, held_out = train.take(np.sort(by_share[count:])), train.take(np.sort(by_share[:count]))
+    return {**splits, "train": rest, name: held_out}
+
+
+def _sample(split: Split, max_rows: int | None, seed: int, task: str | None, name: str, notes: list[str]) -> Split:
+    if max_rows is None or len(split) <= max_rows:
+        return split
+    ranks, _ = _ranks_within_class(_classes(split, task), seed, 1 + _SPLITS.index(name))
+    balanced = np.lexsort((permutation(len(split), seed, 4), ranks))[:max_rows]
+    notes.append(f"{name}: a sample of {max_rows} of {len(split)} rows (data.max_rows, seed {seed})")
+    return split.take(np.sort(balanced))
+
+
+def _classes(split: Split, task: str | None) -> list[Hashable]:
+    """What the rows are balanced by: their labels, or nothing for regression and lists of labels."""
+    several_or_scores = {"list", "decimal number"} & {label_kind(value) for value in split.label}
+    if several_or_scores == {"decimal number"} and are_class_ids(split.label):
+        several_or_scores = set()
+    if task == "single_label_classification" or (task is None and not several_or_scores):
+        return [str(value) for value in split.label]
+    return [None] * len(split)
+
+
+def _ranks_within_class(classes: list[Hashable], *seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's place in the seeded shuffle of its class, and the size of its class; both int64 (n,)."""
+    sizes = Counter(classes)
+    seen: Counter[Hashable] = Counter()
+    ranks = np.zeros(len(classes), np.int64)
+    for index in permutation(len(classes), *seed):
+        ranks[index] = seen[classes[index]]
+        seen[classes[index]] += 1
+    return ranks, np.array([sizes[value] for value in classes])

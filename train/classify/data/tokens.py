@@ -1,0 +1,137 @@
+"""Texts to token ids, by the fast tokenizer on all cores, and cached."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import tempfile
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from jlora.errors import JloraError
+from train.classify.data.splits import Split
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_ROWS_AT_ONCE = 1024
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of n texts, special tokens included, laid end to end.
+
+    Row i is `ids[offsets[i]:offsets[i + 1]]`. `ids` int32 (total,), `offsets` int64 (n + 1,),
+    `token_type_ids` int32 (total,) or None where the tokenizer's model takes none. `cut` rows were longer
+    than the maximal length.
+    """
+
+    ids: np.ndarray
+    offsets: np.ndarray
+    token_type_ids: np.ndarray | None
+    cut: int
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 (n,): tokens of each row."""
+        return np.diff(self.offsets)
+
+
+def default_cache_dir() -> Path:
+    """`$XDG_CACHE_HOME/jlora/tokens`, or `~/.cache/jlora/tokens`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jlora" / "tokens"
+
+
+def tokenize(
+    split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, cache_dir: Path | None = None
+) -> Tokens:
+    """The tokens of a split, at most `max_length` a row; of a pair the longer text is cut first.
+
+    With a `cache_dir` the result is read from there where the same texts, tokenizer and length were seen
+    before, and is written there otherwise. Raises JloraError for a slow tokenizer and an impossible
+    `max_length`.
+    """
+    fast = _without_padding(tokenizer, max_length, pairs=split.text_pair is not None)
+    typed = "token_type_ids" in tokenizer.model_input_names
+    if cache_dir is None:
+        return _encode(split, fast, typed)
+    file = cache_dir / f"{_fingerprint(split, fast, typed)}.npz"
+    tokens = _read(file, typed)
+    if tokens is None:
+        tokens = _encode(split, fast, typed)
+        _write(tokens, file)
+    return tokens
+
+
+def _without_padding(tokenizer: PreTrainedTokenizerBase, max_length: int, pairs: bool) -> Tokenizer:
+    """A copy of the Rust tokenizer with this truncation; a tokenizer.json may bring its own, and padding
+    too.
+    """
+    if not tokenizer.is_fast:
+        raise JloraError(f"{tokenizer.name_or_path}: expected a fast tokenizer, found a slow one")
+    special = tokenizer.num_special_tokens_to_add(pair=pairs)
+    if not special < max_length <= tokenizer.model_max_length:
+        raise JloraError(
+            f"data.max_length={max_length}: expected more than the {special} special tokens of a row "
+            f"and at most the tokenizer's {tokenizer.model_max_length}"
+        )
+    fast: Tokenizer = copy.deepcopy(tokenizer.backend_tokenizer)
+    fast.no_padding()
+    fast.enable_truncation(max_length, strategy="longest_first", direction=tokenizer.truncation_side)
+    return fast
+
+
+def _encode(split: Split, fast: Tokenizer, typed: bool) -> Tokens:
+    rows = split.text if split.text_pair is None else list(zip(split.text, split.text_pair, strict=True))
+    ids: list[np.ndarray] = [np.zeros(0, np.int32)]
+    types: list[np.ndarray] = [np.zeros(0, np.int32)]
+    lengths, cut = [0], 0
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        for encoding in fast.encode_batch(rows[start : start + _ROWS_AT_ONCE]):
+            ids.append(np.array(encoding.ids, np.int32))
+            types.append(np.array(encoding.type_ids, np.int32))
+            lengths.append(len(encoding.ids))
+            cut += bool(encoding.overflowing)
+    return Tokens(np.concatenate(ids), np.cumsum(lengths), np.concatenate(types) if typed else None, cut)
+
+
+def _fingerprint(split: Split, fast: Tokenizer, typed: bool) -> str:
+    digest = hashlib.sha256(f"{fast.to_str()}\n{typed}\n{split.text_pair is None}".encode())
+    for text in [*split.text, *(split.text_pair or [])]:
+        encoded = text.encode()
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return digest.hexdigest()
+
+
+def _read(file: Path, typed: bool) -> Tokens | None:
+    try:
+        with np.load(file, allow_pickle=False) as saved:
+            types = saved["types"] if typed else None
+            return Tokens(saved["ids"], saved["offsets"], types, int(saved["cut"]))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        warnings.warn(f"{file}: the cached tokens cannot be read and are made again ({error})", stacklevel=3)
+        return None
+
+
+def _write(tokens: Tokens, file: Path) -> None:
+    """Written beside its place and moved there, so that a reader never finds half a file."""
+    types = np.zeros(0, np.int32) if tokens.token_type_ids is None else tokens.token_type_ids
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".partial", delete=False) as partial:
+            np.savez(partial, ids=tokens.ids, offsets=tokens.offsets, types=types, cut=tokens.cut)
+        os.replace(partial.name, file)
+    except OSError as error:
+        warnings.warn(f"{file.parent}: the tokens are not cached ({error})", stacklevel=3)

@@ -1,0 +1,183 @@
+"""From a config to what the loop needs: labels, tokens, model, base and adapter."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+import jlora
+from jlora.errors import JloraError
+from jlora.lora.targets import is_trained_whole
+from jlora.models.registry import FAMILIES, family
+from jlora.pretrained.load import abstract_base, build, example_batch, load_config, load_weights
+from jlora.pretrained.weights import new_heads
+from jlora.tree.leaf_paths import leaves_by_path
+from jlora.tree.module_names import module_names
+from train.classify.config import Config
+from train.classify.data.label_notes import described, near_equal
+from train.classify.data.labels import Labels, encode_rows, infer_labels, of_one_kind
+from train.classify.data.splits import Data, Split
+from train.classify.data.tokens import Tokens, default_cache_dir, tokenize
+from train.data.bad_rows import left_out
+from train.devices.placement import put_adapted
+from train.sources.model_files import model_folder, pad_id
+from train.sources.starting_adapter import Adapted, lora_config, with_abstract_adapter, with_adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A split ready for batches: rows, tokens, encoded labels, and the id that fills rows up."""
+
+    rows: Split
+    tokens: Tokens
+    labels: np.ndarray
+    pad_id: int
+
+
+def prepare_splits(
+    config: Config, data: Data, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Labels, dict[str, Prepared]]:
+    """Returns (labels, {split: Prepared}); the labels come from the training rows, and the log describes them."""
+    skip, train = config.data.skip_bad_rows, data.splits["train"]
+    labels = infer_labels(of_one_kind(train) if skip else train, config.task, data.label_names)
+    # Labels first: they are cheap to check, and a wrong one is known before anything is tokenized.
+    rows, encoded = {}, {}
+    for name, given in data.splits.items():
+        rows[name], encoded[name], errors = encode_rows(given, labels, name, skip)
+        for line in [*left_out(name, errors, len(given)), described(labels, encoded[name], name)]:
+            logger.info(line)
+    for line in near_equal(labels):
+        logger.warning("classes: %s", line)
+    splits = {
+        name: Prepared(
+            kept,
+            tokenize(kept, tokenizer, config.data.max_length, default_cache_dir()),
+            encoded[name],
+            pad_id(tokenizer),
+        )
+        for name, kept in rows.items()
+    }
+    for name, split in splits.items():
+        if split.tokens.cut:
+            share = f"{split.tokens.cut:,} of {len(split.tokens):,}"
+            logger.warning("%s: %s rows cut at data.max_length=%d tokens", name, share, config.data.max_length)
+    return labels, splits
+
+
+def prepare_model(config: Config, labels: Labels, mesh: Mesh | None = None) -> Adapted:
+    """Model, base weights and a fresh adapter (or the one of `lora.from`), on the mesh where there is one."""
+    head_key, adapter_key = jax.random.split(jax.random.key(config.seed))
+    model = _build(config, labels.config_entries())
+    base = load_weights(model, model_folder(config.model), key=head_key, new_head=config.new_head, mesh=mesh)
+    if config.method == "lora":
+        lora, new = _lora_config(config, model), _new_modules(config, model)
+        adapted = with_adapter(config.lora, lora, model, base, adapter_key, new)
+    else:
+        adapted = Adapted(model, base, whole_leaves(config, base), None)
+    _warn_of_frozen_heads(adapted, config)
+    return put_adapted(mesh, adapted, config)
+
+
+def require_fit(adapted: Adapted, splits: dict[str, Prepared], longest: int) -> None:
+    """Raises JloraError where the model does not take the tokens of a split, or rows of `longest` tokens."""
+    words = adapted.model.config.vocab_size
+    for name, split in splits.items():
+        if split.tokens.ids.max() >= words:
+            raise JloraError(
+                f"{name}: expected token ids below the model's vocab_size {words}, found {split.tokens.ids.max()};"
+                " the tokenizer is another model's, or tokens were added to it and the model was not resized for them"
+            )
+    specs = example_batch(adapted.model.config).items()
+    batch = {name: jax.ShapeDtypeStruct((1, longest), spec.dtype) for name, spec in specs}
+    jax.eval_shape(adapted.model.apply, adapted.base, batch)
+
+
+def abstract_model(config: Config) -> Adapted:
+    """The same without weights and data: every array is a ShapeDtypeStruct."""
+    columns = config.data.label if isinstance(config.data.label, list) else []  # each is a class
+    names = config.data.label_names or columns
+    distinct = dict.fromkeys(names.values() if isinstance(names, dict) else names)
+    overrides: dict[str, Any] = {"id2label": dict(enumerate(distinct))} if distinct else {}
+    if config.task == "regression":
+        overrides = {"num_labels": 1}
+    model = _build(config, overrides)
+    base = abstract_base(model)
+    if config.method != "lora":
+        return Adapted(model, base, jax.eval_shape(lambda base: whole_leaves(config, base), base), None)
+    lora, new = _lora_config(config, model), _new_modules(config, model)
+    return with_abstract_adapter(config.lora, lora, model, base, new)
+
+
+def _new_modules(config: Config, model: Any) -> list[str]:
+    """Returns the names of the modules that the base lacks, if a stored adapter may have them."""
+    if config.lora.from_ is None:
+        return []
+    return [module_names(path, None)[0] for path in _heads(config, model)]
+
+
+def _heads(config: Config, model: Any) -> dict[str, list[str]]:
+    """Returns the heads that are newly initialised: {path of a leaf: its keys}."""
+    return new_heads(model, model_folder(config.model), new_head=config.new_head)
+
+
+def _lora_config(config: Config, model: Any) -> jlora.LoraConfig:
+    return lora_config(config.lora, list(family(model.config.model_type).targets), "SEQ_CLS")
+
+
+def whole_leaves(config: Config, base: Any) -> dict[str, jlora.Full]:
+    """What `method: full` trains (every leaf) and `method: head` (the classification head)."""
+    head = jlora.LoraConfig(task_type="SEQ_CLS")
+    return {
+        path: jlora.Full(jnp.array(leaf, copy=True))
+        for path, leaf in leaves_by_path(base).items()
+        if config.method == "full" or is_trained_whole(head, module_names(path, None)[0])
+    }
+
+
+def classifier_config(name: str, **overrides: Any) -> PreTrainedConfig:
+    """The config of an encoder, as `load_config` gives it.
+
+    Raises:
+      JloraError: whatever `load_config` refuses; a model that does not classify.
+    """
+    config = load_config(model_folder(name), **overrides)
+    if family(config.model_type).task != "SEQ_CLS":
+        known = ", ".join(kind for kind, module in FAMILIES.items() if module.task == "SEQ_CLS")
+        raise JloraError(
+            f"{name}: config.json: model_type: expected a model that classifies ({known}), found {config.model_type!r}"
+        )
+    return config
+
+
+def unlabelled_model(config: Config) -> Any:
+    """The linen model with a head of the stored config's size, without weights: all but the labels is known of it."""
+    return _build(config, {})
+
+
+def _build(config: Config, overrides: dict[str, Any]) -> Any:
+    model_config = classifier_config(config.model, **overrides)
+    train = config.train
+    return build(model_config, dtype=jnp.dtype(train.dtype), remat=train.remat, attention=train.attention)
+
+
+def _warn_of_frozen_heads(adapted: Adapted, config: Config) -> None:
+    """A head that is random and not trained stays random, and an adapter's file does not hold it."""
+    name, heads = model_folder(config.model), _heads(config, adapted.model)
+    frozen = [key for path, keys in heads.items() if path not in adapted.adapter for key in keys]
+    if frozen:
+        lost = "; adapter/ does not hold them, only merged/ does" if adapted.lora else ""
+        logger.warning(
+            "%s: newly initialised, and frozen: %s%s. lora.modules_to_save trains what it names",
+            name, ", ".join(frozen), lost,
+        )  # fmt: skip

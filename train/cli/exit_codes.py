@@ -1,0 +1,78 @@
+"""What every command does around its work: the log, errors on one screen, exit codes."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from jlora.errors import JloraError
+from jlora.files.atomic_folder import DISK_FULL
+from jlora.printable import printable
+from train.cli.progress import configure_logging
+from train.cli.signals import Stopped
+
+
+def exit_code(work: Callable[[], None], *, verbose: bool = False, interrupted: str = "interrupted") -> int:
+    """Does the work and returns the exit code.
+
+    0 is success, 2 an error that the user can fix (said on stderr), 130 an interruption (SIGINT), 143 SIGTERM.
+    """
+    configure_logging(verbose)
+    replace_unencodable()
+    try:
+        work()
+    except JloraError as error:
+        return _said(f"error: {error}", 2)
+    except MemoryError as error:
+        return _said(f"error: out of memory: {error}. Ask for less at once, or use a larger machine", 2)
+    except BrokenPipeError:
+        _silence(sys.stdout)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            return _said(f"error: {error}: free disk space, or name a folder that can be written", 2)
+        if error.errno in (errno.EACCES, errno.EPERM):
+            return _said(f"error: {error}: allow it, or name another place", 2)
+        if error.filename is not None:  # a folder where a file was expected, a name that is too long, ...
+            return _said(f"error: {error}", 2)
+        raise
+    except (KeyboardInterrupt, Stopped) as stop:
+        return _said(interrupted, stop.code if isinstance(stop, Stopped) else 130)
+    return 0
+
+
+def replace_unencodable() -> None:
+    """Makes stdout print `?` for a character that its encoding lacks, instead of raising an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def show(text: str) -> None:
+    """Prints the text, escaped by `printable`, and ignores a closed pipe."""
+    try:
+        print(printable(text), flush=True)
+    except BrokenPipeError:
+        _silence(sys.stdout)
+
+
+def _said(text: str, code: int) -> int:
+    try:
+        print(printable(text), file=sys.stderr, flush=True)
+    except BrokenPipeError:  # `2>&1 | tee` ends with the Ctrl-C that ended us
+        _silence(sys.stderr)
+    return code
+
+
+def _silence(stream: TextIO) -> None:
+    """Who read it, such as `head`, has had enough; Python would end with code 120 where it cannot write the rest."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def require_new(folder: Path, overwrite: bool) -> None:
+    """Raises JloraError where `--out` holds something and `--overwrite` is not given."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
+        raise JloraError(f"--out: {folder}: expected a new or empty folder; --overwrite writes into this one")

@@ -1,0 +1,56 @@
+"""What `--help` prints: usage, flags, and every key of the schema."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from train.config import dotted_keys as keys
+from train.config import yaml12 as yaml_text
+from train.config.command import Command
+
+_INDENT = 31
+
+
+def help_text(command: Command) -> str:
+    """The help of a command: its flags and every key, wrapped to the terminal."""
+    width = max(70, min(110, shutil.get_terminal_size().columns))
+    lines = [
+        f"usage: {command.program} --config FILE [key=value ...] [flags]\n",
+        *textwrap.wrap(f"{command.purpose} Each key=value overrides a value of the file.", 70),
+        "",
+        "flags:",
+        _entry("--config FILE", "the config", width),
+        _entry("--help", "this text", width),
+    ]
+    lines += [_entry(f"--{name.replace('_', '-')}", meaning, width) for name, meaning in command.flags.items()]
+    lines += [_entry(f"--{name} {metavar}", meaning, width) for name, (metavar, meaning, _) in command.options.items()]
+    lines += ["", "keys: meaning (type; default)"]
+    sections, section = keys.sections(command.schema), ""
+    for key, field in keys.fields(command.schema).items():
+        if key.rpartition(".")[0] != section:
+            section = key.rpartition(".")[0]
+            lines += ["", f"{section}: {sections[section].__doc__}"]
+        lines.append(_entry(key, _meaning(field), width))
+    start = f"  {command.program} --config {command.config}"
+    examples = [f"{start} \\\n      {arguments}" if arguments else start for arguments in command.examples]
+    return "\n".join([*lines, "", "examples:", *examples, ""])
+
+
+def _meaning(field: FieldInfo) -> str:
+    default = "required" if field.is_required() else f"default {_shown(field.get_default(call_default_factory=True))}"
+    return f"{field.description} ({keys.describe(field)}; {default})"
+
+
+def _shown(value: Any) -> str:
+    return yaml_text.dump({"": value}).partition(": ")[2].strip()
+
+
+def _entry(name: str, meaning: str, width: int) -> str:
+    lines = textwrap.wrap(meaning, width - _INDENT, break_on_hyphens=False)
+    if len(name) > _INDENT - 4:
+        return "\n".join([f"  {name}", *(" " * _INDENT + line for line in lines)])
+    return textwrap.indent("\n".join(lines), " " * _INDENT).replace(" " * _INDENT, f"  {name}".ljust(_INDENT), 1)

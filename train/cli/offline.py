@@ -1,0 +1,55 @@
+"""Hub, cache or the config's `offline:` block: decided once, before anything is read."""
+
+from __future__ import annotations
+
+import logging
+
+from train.cli.parse import Request
+from train.cli.resolve import resolve
+from train.config.run_config import AnyConfig, RunConfig
+from train.sources.hub_names import data_hub_names, model_hub_names, needs_hub
+from train.sources.locate import forbid_network, hub_answers, is_cached
+
+logger = logging.getLogger(__name__)
+
+
+def choose(request: Request[AnyConfig]) -> tuple[AnyConfig, bool]:
+    """(the run's config, whether the `offline:` block is in it).
+
+    The hub is asked once, and only where something is to come from it (in a dry run: the model). Without an
+    answer the local cache serves, or else the `offline:` block; nothing asks the hub again.
+
+    Raises:
+      JloraError: whatever `resolve` finds wrong; no hub, no cache and no `offline:` block.
+    """
+    online = resolve(request, use_offline=False)
+    if request.flags.offline:
+        return _offline(request, online, "--offline is given")
+    dry = request.flags.dry_run
+    if not (model_hub_names(online) if dry else needs_hub(online)) or hub_answers():
+        return online, False
+    forbid_network()
+    if _all_cached(online, with_data=not dry):
+        logger.warning("the hub does not answer: using its local cache")
+        return online, False
+    return _offline(request, online, "the hub does not answer and its cache does not hold what is needed")
+
+
+def _offline(request: Request[AnyConfig], online: AnyConfig, reason: str) -> tuple[AnyConfig, bool]:
+    forbid_network()
+    config = resolve(request, use_offline=True)
+    if config == online:
+        return config, False
+    line = "!" * 100
+    logger.warning("%s\n! OFFLINE: %s.", line, reason)
+    for name, now, else_ in (("model", config.model, online.model), ("data ", config.data.train, online.data.train)):
+        if now != else_:
+            logger.warning("! %s %s instead of %s", name, now, else_)
+    logger.warning(line)
+    return config, True
+
+
+def _all_cached(config: RunConfig, with_data: bool) -> bool:
+    models = all(is_cached(name, "model") for name in model_hub_names(config))
+    data = not with_data or all(is_cached(name, "dataset", config.data.config) for name in data_hub_names(config))
+    return models and data

@@ -1,0 +1,114 @@
+"""The command line of a training command: a config file, `key=value` overrides and flags."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Generic, NoReturn, get_args
+
+from pydantic.fields import FieldInfo
+
+from jlora.errors import JloraError, nearest
+from train.cli.help import help_text
+from train.config import dotted_keys as keys
+from train.config import yaml12 as yaml_text
+from train.config.command import Command, Flags
+from train.config.run_config import AnyConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Request(Generic[AnyConfig]):
+    """What was asked for, not yet checked against the schema.
+
+    Attributes:
+      command: who was asked.
+      file: the config file, or None where everything is given on the command line.
+      values: the mapping in that file, as it is written.
+      overrides: {dotted key: value} of the command line, in its order; the last of two equal keys counts.
+      flags: what was given with two dashes.
+    """
+
+    command: Command[AnyConfig]
+    file: Path | None
+    values: dict[str, Any]
+    overrides: dict[str, Any]
+    flags: Flags
+
+
+def parse(argv: Sequence[str], command: Command[AnyConfig]) -> Request[AnyConfig]:
+    """Reads a command line (without the program's name) and the config file that it names.
+
+    A value is YAML, except that a key which takes text takes it as it stands, unless it is empty, null,
+    quoted or starts with a bracket. `a,b` is a list where the key takes one; commas inside brackets do not
+    count, so that a regular expression stays whole.
+    `--help` prints the help and ends the program.
+
+    Raises:
+      JloraError: an unknown flag or one that needs another, an argument that is not `key=value`, a value that is not
+        YAML, or what `yaml_text.read_file` raises. Unknown keys and wrong values are left to `resolve`: it lists all.
+    """
+    parser = _Parser(prog=command.program, add_help=False, allow_abbrev=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--config", metavar="FILE", type=Path)
+    for name in command.flags:
+        parser.add_argument(_written(name), action="store_true")
+    for name, option in command.options.items():
+        parser.add_argument(_written(name), metavar=option.metavar, type=option.takes)
+    known, rest = parser.parse_known_args(argv)
+    if known.help:
+        print(help_text(command), end="")
+        parser.exit()
+    overrides = dict(_override(argument, command) for argument in rest)
+    values = {} if known.config is None else yaml_text.read_file(known.config)
+    flags = Flags(**{name: getattr(known, name) for name in (*command.flags, *command.options)})
+    if flags.mesh and not flags.dry_run:
+        raise JloraError("command line: --mesh: expected with --dry-run; a run takes mesh.data=N mesh.fsdp=N")
+    if flags.chip and not flags.mesh:
+        raise JloraError("command line: --chip: expected with --mesh, such as --dry-run --mesh data=8")
+    return Request(command, known.config, values, overrides, flags)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise JloraError(f"command line: {message}; --help shows the usage")
+
+
+def _written(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _override(argument: str, command: Command) -> tuple[str, Any]:
+    key, equals, text = argument.partition("=")
+    if argument.startswith("-"):
+        flags = ["--config", "--help", *map(_written, (*command.flags, *command.options))]
+        hint = f"; did you mean {argument.lstrip('-')}, without dashes?" if equals else nearest(key, flags)
+        raise JloraError(f"command line: unknown flag {argument}{hint}\n  flags: {', '.join(flags)}")
+    if not equals or not key:
+        raise JloraError(f"command line: expected key=value, such as lora.r=4, found {argument!r}")
+    field = keys.fields(command.schema).get(key.removeprefix("offline."))
+    return key, _value(field, text.strip(), f"command line, {argument}")
+
+
+def _value(field: FieldInfo | None, text: str, source: str) -> Any:
+    takes = keys.kinds(field.annotation) if field else set()
+    if text[:1] in ("[", "{", "'", '"') or text in ("", "~", "null"):
+        return yaml_text.parse(text, source)
+    if field and list in takes and (len(items := _split(text)) > 1 or takes <= {list, dict, type(None)}):
+        return [item if _lists_text(field) else yaml_text.parse(item, source) for item in items]
+    if str in takes and bool not in takes:
+        return text
+    return yaml_text.parse(text, source)
+
+
+def _split(text: str) -> list[str]:
+    """The parts between commas that stand outside (), [] and {}."""
+    parts = re.findall(r"(?:\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}|[^,])+", text)
+    return [part.strip() for part in parts]
+
+
+def _lists_text(field: FieldInfo) -> bool:
+    lists = [part for part in (field.annotation, *get_args(field.annotation)) if keys.kinds(part) == {list}]
+    return all(str in keys.kinds(get_args(part)[0]) for part in lists)

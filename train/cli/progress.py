@@ -1,0 +1,276 @@
+"""What a run says while it trains: a bar on a terminal, plain lines anywhere else."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import NamedTuple, Self, SupportsFloat, TextIO
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from jlora.printable import printable
+from train.cli.signs_of_life import working
+
+logger = logging.getLogger(__name__)
+
+_OURS = ("jlora", "train", "__main__")
+_REDRAW_SECONDS = 0.2
+_TICK_SECONDS = 1.0
+_MEMORY = 0.9
+"""The weight of all earlier steps in examples/s is multiplied by this for each new window of steps."""
+
+
+class Left(NamedTuple):
+    """What a run has still to do: work of its steps (in the unit of `Progress.update`), evaluations, checkpoints."""
+
+    work: float
+    evaluations: int = 0
+    checkpoints: int = 0
+
+
+@dataclasses.dataclass
+class _Sums:
+    """What got done, in how many seconds; the longer ago, the less it weighs."""
+
+    count: float = 0.0
+    work: float = 0.0
+    seconds: float = 0.0
+
+    def add(self, count: float, work: float, seconds: float) -> None:
+        self.count = _MEMORY * self.count + count
+        self.work = _MEMORY * self.work + work
+        self.seconds = _MEMORY * self.seconds + seconds
+
+
+class Progress:
+    """Loss, examples/s (or tokens/s) and time left of a training loop; a context manager.
+
+    total: steps of the whole run. start: steps already done (a resumed run). log_every: steps between plain lines, or
+    between updates of the numbers in the bar. stream: where the bar goes if it is a terminal; if it is not, lines go to
+    the log instead. unit: what a step's `count` counts, examples or tokens. evaluation: the work of an evaluation,
+    until one has been timed. is_compiling: whether something is being compiled while the run trains. per_epoch: how
+    many steps an epoch has.
+
+    Rate and time left exclude compilation: waits under `compiling` are not counted. Steps during which something was
+    compiled are not counted either, once there are others. The rate also excludes what happens under `paused`. The loss
+    is read only when it is shown or during a compilation: until then a step may still be running.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        start: int = 0,
+        log_every: int = 10,
+        stream: TextIO = sys.stderr,
+        *,
+        unit: str = "examples",
+        evaluation: float = 0.0,
+        is_compiling: Callable[[], bool] = lambda: False,
+        per_epoch: int = 1,
+    ) -> None:
+        self._per_epoch = per_epoch
+        self._begin = time.monotonic()
+        self._total, self._start, self._step, self._log_every = total, start, start, log_every
+        self._stream, self._unit, self._evaluation, self._is_compiling = stream, unit, evaluation, is_compiling
+        self._bar: tqdm[None] | None = None
+        self._exits = ExitStack()
+        self._compiled = 0.0
+        self._was_compiling = True  # the first step may compile when it is called
+        self._window_begin = self._count = self._work = 0.0
+        self._clean, self._disturbed = _Sums(), _Sums()
+        self._pauses: dict[str, list[float]] = {}
+        self._left = Left(0.0)
+        self._shown = ""
+
+    def update(self, loss: SupportsFloat, count: int, learning_rate: float, work: float, left: Left) -> None:
+        """Counts one step.
+
+        Args:
+          loss: its mean loss, a device array included.
+          count: how many of the unit (examples or tokens) it processed.
+          work: what it took, in any unit that is proportional to time, such as tokens with padding.
+          left: what is still to do after it.
+        """
+        self._step += 1
+        first, last = self._step == self._start + 1, self._step == self._total
+        compiling = self._is_compiling()
+        disturbed, self._was_compiling = compiling or self._was_compiling, compiling
+        self._count += count
+        self._work += work
+        self._left = left
+        if self._bar is not None:
+            self._bar.update()
+        shown = first or last or self._step % self._log_every == 0
+        if shown or disturbed:
+            value = float(loss)  # waits for the step
+            self._close_window(disturbed, first)
+            if shown:
+                self._show(value, learning_rate)
+
+    @property
+    def per_second(self) -> float:
+        """The smoothed rate of training; 0.0 before the second step has been shown."""
+        return self._sums.count / self._sums.seconds if self._sums.seconds else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Estimated from how long earlier steps took for their work, and the pauses; None before the second step."""
+        sums = self._sums
+        if not sums.work:
+            return None if self._left.work else 0.0
+        for_work = sums.seconds / sums.work
+        evaluation = self._mean_pause("evaluation", self._evaluation * for_work)
+        pauses = self._left.evaluations * evaluation + self._left.checkpoints * self._mean_pause("checkpoint", 0.0)
+        return for_work * self._left.work + pauses
+
+    @contextmanager
+    def paused(self, what: str) -> Iterator[None]:
+        """Excludes an evaluation or a checkpoint (`what`) from the rate, and expects later ones to take as long."""
+        begin = self._now()
+        yield
+        seconds = self._now() - begin
+        self._pauses.setdefault(what, []).append(seconds)
+        self._window_begin += seconds
+
+    @contextmanager
+    def compiling(self, what: str) -> Iterator[None]:
+        """Shows that the run waits for `what` to be compiled, and excludes that time."""
+        if self._bar is None:
+            logger.info("compiling: %s", what)
+        self._tell(f"compiling: {what}")
+        begin = time.monotonic()
+        yield
+        self._compiled += time.monotonic() - begin
+        self._tell(self._shown)
+
+    @contextmanager
+    def counting(self, what: str, total: int) -> Iterator[Callable[[], None]]:
+        """Shows the progress of some work: yields a function to call before each of its `total` parts."""
+        done = 0
+        last = -math.inf
+
+        def tick() -> None:
+            nonlocal done, last
+            if self._bar is not None and time.monotonic() - last >= _REDRAW_SECONDS:
+                last = time.monotonic()
+                self._tell(f"{what} {done}/{total}")
+            done += 1
+
+        batches = f"{total} batch{'es' * (total != 1)}"
+        with working(f"{what}: {batches}") if self._bar is None else nullcontext():
+            yield tick
+        self._tell(self._shown)
+
+    def __enter__(self) -> Self:
+        if self._stream.isatty() and _has_columns(self._stream):
+            form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps  {elapsed}  {desc}"
+            bar = tqdm(total=self._total, initial=self._start, file=self._stream, bar_format=form, dynamic_ncols=True)
+            self._bar = self._exits.enter_context(bar)
+            self._exits.enter_context(logging_redirect_tqdm())
+            self._exits.enter_context(_ticking(bar))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._exits.close()
+
+    @property
+    def _sums(self) -> _Sums:
+        return self._clean if self._clean.seconds else self._disturbed
+
+    def _now(self) -> float:
+        """A clock, in seconds, that stops during waits for compilation."""
+        return time.monotonic() - self._compiled
+
+    def _mean_pause(self, what: str, unknown: float) -> float:
+        """The mean seconds of this kind of pause, or `unknown` before the first one."""
+        timed = self._pauses.get(what)
+        return sum(timed) / len(timed) if timed else unknown
+
+    def _close_window(self, disturbed: bool, first: bool) -> None:
+        now = self._now()
+        if not first:
+            sums = self._disturbed if disturbed else self._clean
+            sums.add(self._count, self._work, now - self._window_begin)
+        self._window_begin, self._count, self._work = now, 0.0, 0.0
+
+    def _tell(self, text: str) -> None:
+        """Writes what the run is doing into the bar, if there is one."""
+        if self._bar is not None:
+            self._bar.set_description_str(text)
+
+    def _show(self, loss: float, learning_rate: float) -> None:
+        left = [] if self.seconds_left is None else [f"{clock(self.seconds_left)} left"]
+        parts = [f"loss {loss:.4f}", f"epoch {self._step / self._per_epoch:.2f}", f"lr {learning_rate:.2e}"]
+        if self._sums.seconds:
+            parts.append(f"{self.per_second:,.0f} {self._unit}/s")
+        if self._bar is not None:
+            self._shown = "  ".join([*left, *parts])  # a narrow terminal cuts the end
+            self._tell(self._shown)
+        else:
+            gone = f"{clock(time.monotonic() - self._begin)} gone"
+            logger.info("step %d/%d  %s", self._step, self._total, "  ".join([*parts, gone, *left]))
+
+
+def _has_columns(terminal: TextIO) -> bool:
+    """Whether there is room for a bar; some terminals of containers say that they have no columns."""
+    try:
+        return os.get_terminal_size(terminal.fileno()).columns > 0
+    except OSError:  # it stands for a terminal, and has no file
+        return True
+
+
+@contextmanager
+def _ticking(bar: tqdm[None]) -> Iterator[None]:
+    """Redraws the bar each second, so that its clock goes on while a program is compiled."""
+    is_done = threading.Event()
+
+    def redraw() -> None:
+        while not is_done.wait(_TICK_SECONDS):
+            bar.refresh()
+
+    thread = threading.Thread(target=redraw, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_done.set()
+        thread.join()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as `m:ss` or `h:mm:ss`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class _PrintableRecord(logging.LogRecord):
+    """A record whose message is escaped by `printable`, for every package and every handler."""
+
+    def getMessage(self) -> str:
+        return printable(super().getMessage())
+
+
+def configure_logging(verbose: bool = False) -> None:
+    """Sends log messages to stderr, with the time of day: all of jlora and train, of other packages from WARNING on.
+
+    `verbose` adds our own DEBUG messages. Call it before `transformers` is imported: it also silences that package's
+    advice that PyTorch is missing, which is expected here.
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    logging.setLogRecordFactory(_PrintableRecord)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    for name in ("absl", "asyncio"):  # orbax, and the event loops that it reads and writes in, also log what it raises
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    for name in _OURS:
+        logging.getLogger(name).setLevel(logging.DEBUG if verbose else logging.INFO)

@@ -1,0 +1,61 @@
+"""A training command from its command line to its exit code. JAX is imported once the command line has been read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+
+from jlora.errors import HubError, JloraError
+from train.cli.exit_codes import exit_code
+from train.cli.parse import Request, parse
+from train.cli.signals import leave_when_time_is_up
+from train.config.command import Command, Flags
+from train.config.run_config import AnyConfig
+
+
+def run_command(
+    argv: Sequence[str], command: Command[AnyConfig], work: Callable[[AnyConfig, Flags, bool], None], *, alone: bool
+) -> int:
+    """Runs a training command and returns its exit code.
+
+    0 is success, 2 an error that the user can fix, 75 the end of the run's time, 130 SIGINT, 143 SIGTERM.
+
+    Args:
+      work: work(config, flags, whether the config's `offline:` block is in it).
+      alone: nothing else runs in this process, so that PyTorch is kept from it.
+    """
+    interrupted = "interrupted; --resume goes on from the newest checkpoint"
+    run = partial(exit_code, verbose="--verbose" in argv, interrupted=interrupted)
+    requests: list[Request[AnyConfig]] = []
+    code = run(lambda: requests.append(parse(argv, command)))  # --help ends the program here
+    if code:
+        return code
+    from train.cli.without_torch import keep_torch_from_transformers
+    from train.devices.processes import leave_together
+
+    if alone:
+        leave_when_time_is_up()
+        keep_torch_from_transformers()
+    return leave_together(partial(run, partial(_work, requests[0], work)))
+
+
+def _work(request: Request[AnyConfig], work: Callable[[AnyConfig, Flags, bool], None]) -> None:
+    from train.cli.offline import choose
+    from train.devices.platform import settled, with_dtype
+    from train.devices.processes import joined
+
+    single = request.flags.dry_run or request.flags.preview
+    with nullcontext() if single else joined(request.flags):
+        config, is_offline = choose(request)
+        # A plan of other chips may not ask what this machine has: that would fix the number of its devices.
+        if not request.flags.mesh:
+            config = settled(config)
+        elif config.train.dtype == "auto":
+            config = with_dtype(config, "bfloat16")
+        try:
+            work(config, request.flags, is_offline)
+        except HubError as error:
+            raise JloraError(
+                f"{error}\nWith --offline the run uses the hub's local cache or the config's offline: block instead"
+            ) from error

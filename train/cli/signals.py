@@ -1,0 +1,176 @@
+"""Ends a run early, with a checkpoint, on a signal or at the end of its time.
+
+SIGTERM, SIGINT and SIGHUP end it with exit codes 143, 130 and 129; a second signal ends the process. SIGUSR1 and
+SIGXCPU, which schedulers send shortly before the time limit, and `train.max_hours` end it with 75.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+logger = logging.getLogger(__name__)
+
+TIME_IS_UP = 75
+"""The exit code of a run that was saved and should be resumed later: EX_TEMPFAIL of sysexits.h."""
+
+_OUT_OF_TIME: tuple[int, ...] = (signal.SIGUSR1, signal.SIGXCPU)
+_HEARD: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *_OUT_OF_TIME)
+
+_SECOND_AFTER = 1.0
+"""Seconds from a first signal to one that counts as a second: `timeout` and shells send theirs twice at once."""
+
+
+class Stopped(Exception):
+    """The run was saved and ended by a signal or the end of its time.
+
+    `code` is the exit code: TIME_IS_UP, or 128 and the signal's number.
+    """
+
+    def __init__(self, number: int | None) -> None:
+        """Takes the signal's number, or None if the time is up."""
+        super().__init__("time is up" if number is None else signal.Signals(number).name)
+        self.code = TIME_IS_UP if number is None else _code(number)
+
+
+class Cut(Exception):
+    """A signal ends what can be done again."""
+
+
+class Stop:
+    """Whether a signal has come, or the time is up: `deadline`, by time.monotonic()."""
+
+    def __init__(self, deadline: float = math.inf) -> None:
+        self.number: int | None = None
+        self.is_late = False
+        self._deadline = deadline
+        self._asked = 0
+
+    def requested(self) -> bool:
+        """Whether to save and leave. Several processes must all ask, at the same places of their work, and agree."""
+        import jax  # of which a command knows nothing yet that only says what it can do
+        from jax.experimental import multihost_utils
+
+        self._asked += 1
+        alone = jax.process_count() == 1
+        if not self.is_late and time.monotonic() >= self._deadline:
+            self.is_late = True
+            logger.warning("train.max_hours is over: finishing this step and writing a checkpoint")
+            if not alone:
+                os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the other processes
+        if not alone and self.number is None and multihost_utils.reached_preemption_sync_point(self._asked):
+            self.number = signal.SIGTERM
+        return self.number is not None or (self.is_late and alone)
+
+    def check(self) -> None:
+        """Raises Cut where `requested`."""
+        if self.requested():
+            raise Cut
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Python's handler, called in the main thread between two of its instructions."""
+        self.number = number
+
+    def note_for_all(self, number: int, frame: FrameType | None) -> None:
+        """Handles a signal that tells one of several processes that the time is up."""
+        self.is_late = True
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextmanager
+def listening(deadline: float = math.inf) -> Iterator[Stop]:
+    """Handles the signals inside the block; with several processes JAX handles SIGTERM and tells all of them.
+
+    After the block a signal ends the process at once.
+
+    Args:
+      deadline: when the run must save and end, by time.monotonic().
+
+    Raises:
+      Stopped: at the end of the block, if a signal came or the time is up.
+    """
+    import jax
+
+    stop = Stop(deadline)
+    if jax.process_count() > 1:
+        before = {number: signal.signal(number, stop.note_for_all) for number in _OUT_OF_TIME}
+        yield stop
+        stop.requested()  # of one that came while the last checkpoint was written
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nobody asks any more
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    else:
+        with _handled(stop):
+            yield stop
+    if stop.number is not None or stop.is_late:
+        raise Stopped(_why(stop))
+
+
+def _why(stop: Stop) -> int | None:
+    """Returns the signal that ended the run, None if its time was up; all processes call it and agree."""
+    import jax
+
+    from train.devices.processes import all_agree
+
+    if jax.process_count() == 1:
+        return stop.number
+    return stop.number if all_agree(not stop.is_late) else None
+
+
+def leave_when_time_is_up() -> None:
+    """Makes SIGUSR1 and SIGXCPU end the process with TIME_IS_UP; inside `listening` they save the run first."""
+    for number in _OUT_OF_TIME:
+        signal.signal(number, _leave)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    logger.warning("%s: there is nothing to save now; continue with --resume", signal.Signals(number).name)
+    os._exit(TIME_IS_UP)  # the running code might catch an exception
+
+
+def _code(number: int) -> int:
+    return TIME_IS_UP if number in _OUT_OF_TIME else 128 + number
+
+
+@contextmanager
+def _handled(stop: Stop) -> Iterator[None]:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    before_fd = signal.set_wakeup_fd(writer)
+    heard = [
+        number for number in _HEARD if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+    ]  # nohup
+    before = {number: signal.signal(number, stop.note) for number in heard}
+    watch = threading.Thread(target=_watch, args=[reader, heard], daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(before_fd)
+        os.close(writer)
+        watch.join()
+        os.close(reader)
+
+
+def _watch(reader: int, heard: Sequence[int]) -> None:
+    """Reads the numbers of signals as they come, also while the main thread is deep in a compilation."""
+    first = math.inf
+    while number := os.read(reader, 1):
+        if number[0] not in heard:
+            continue
+        if time.monotonic() - first > _SECOND_AFTER:
+            os._exit(_code(number[0]))
+        if first < math.inf:
+            continue
+        first = time.monotonic()
+        name = signal.Signals(number[0]).name
+        logger.warning("%s: finishing this step and writing a checkpoint; a second signal ends the run at once", name)

@@ -1,0 +1,94 @@
+"""A training run as a config describes it, whatever is trained."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any, ClassVar, Literal, Self, TypeVar
+
+from pydantic import Field, field_validator, model_validator
+
+from train.config import yaml12 as yaml_text
+from train.config.sections import (
+    DataSource,
+    ExportSection,
+    HubSection,
+    LoraSection,
+    MeshSection,
+    Section,
+    Seed,
+    Text,
+    TrainSection,
+)
+
+
+class RunConfig(Section):
+    """The keys that every training command has; a command's own schema narrows them and adds its own."""
+
+    learning_rates: ClassVar[dict[str, float]]
+    """{method: the peak learning rate where the config gives none}."""
+
+    model: Text = Field(description="model to start from")
+    method: str
+    output_dir: Text = Field(description="the run folder itself")
+    seed: Seed = Field(default=0, description="seed of initialization, dropout, order and sampling")
+    tracker: Literal["none", "wandb", "trackio"] = Field(
+        default="none", description="where metrics go besides the run folder"
+    )
+    project: Text = Field(default="jlora", description="the tracker's project that the run goes to")
+    data: DataSource
+    lora: LoraSection = LoraSection()
+    train: TrainSection = TrainSection()
+    mesh: MeshSection = MeshSection()
+    export: ExportSection = ExportSection()
+    hub: HubSection = HubSection()
+    offline: dict[str, Any] | None = Field(
+        default=None,
+        exclude=True,  # `train.cli.resolve` has laid it over the file, or left it out: a run has none
+        description="any of these keys, laid over the file with --offline or where the hub cannot be reached",
+    )
+
+    @field_validator("output_dir")
+    @classmethod
+    def _home_is_the_users(cls, folder: str) -> str:
+        return os.path.expanduser(folder)
+
+    @model_validator(mode="after")
+    def _parts_fit_the_method(self) -> Self:
+        rates = self.train.learning_rate
+        if isinstance(rates, dict) and self.method not in rates:
+            given = ", ".join(rates) or "no method"
+            raise ValueError(f"train.learning_rate.{self.method}: missing; the mapping has {given}")
+        if self.method != "lora" and not self.export.merged:
+            raise ValueError(f"export.merged: expected true with method: {self.method}, which leaves nothing else")
+        if self.method != "lora" and self.lora.from_ is not None:
+            raise ValueError(f"lora.from: expected null with method: {self.method}, found {self.lora.from_!r}")
+        return self
+
+
+AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
+"""The config class of one command."""
+
+
+def learning_rate_of(config: RunConfig) -> float:
+    """The peak learning rate of the config's method."""
+    rates = config.train.learning_rate
+    if isinstance(rates, float):
+        return rates
+    return (config.learning_rates if rates is None else rates)[config.method]
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Every key and value of a config; read again as a config file it gives an equal config."""
+    return yaml_text.dump(config.model_dump(by_alias=True))
+
+
+def rows_of_a_step(config: RunConfig) -> int:
+    """Rows that one optimizer step takes, all its batches together."""
+    return config.train.batch_size * config.train.gradient_accumulation_steps
+
+
+def steps_of(config: RunConfig, rows: int) -> tuple[int, int]:
+    """(optimizer steps of an epoch, optimizer steps of the run) for so many training rows."""
+    per_epoch = math.ceil(rows / rows_of_a_step(config))
+    return per_epoch, config.train.max_steps or max(1, round(config.train.epochs * per_epoch))

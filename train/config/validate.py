@@ -1,0 +1,98 @@
+"""From dotted keys and values to the config of a run, or to a list of all that is wrong with them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from jlora.errors import JloraError, nearest
+from train.config import dotted_keys as keys
+from train.config.run_config import AnyConfig, RunConfig
+
+
+def flatten(values: dict[Any, Any], schema: type[RunConfig]) -> dict[str, Any]:
+    """{"lora": {"r": 8}} to {"lora.r": 8}; sections only, a mapping that is a key's value stays whole.
+
+    An empty section (`lora:` with nothing below it) gives no keys.
+
+    Raises:
+      JloraError: a key that is given twice, nested and dotted.
+    """
+    pairs: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if name not in keys.sections(schema):
+            pairs.append((str(name), value))
+        elif isinstance(value, dict):
+            pairs += [(f"{name}.{inner}", v) for inner, v in value.items()]
+        elif value is not None:
+            pairs.append((name, value))
+    flat = dict(pairs)
+    if twice := [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]:
+        raise JloraError(f"{twice[0]}: given twice, once nested and once as a dotted key")
+    return flat
+
+
+def validate(flat: dict[str, Any], schema: type[AnyConfig]) -> tuple[AnyConfig | None, dict[str, str]]:
+    """The config that the dotted keys spell, or None and {key: what was expected, what was found}."""
+    known = keys.fields(schema)
+    problems = {key: _unknown(key, value, schema) for key, value in flat.items() if key not in known}
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        if key not in problems:
+            section, _, name = key.rpartition(".")
+            (nested.setdefault(section, {}) if section else nested)[name] = value
+    nested.setdefault("data", {})
+    try:
+        config = schema.model_validate(nested)
+    except ValidationError as error:
+        return None, problems | _translate(error, flat, known)
+    return (None if problems else config), problems
+
+
+def _unknown(key: str, value: Any, schema: type[RunConfig]) -> str:
+    if key in keys.sections(schema):
+        first = next(name for name in keys.fields(schema) if name.startswith(f"{key}."))
+        return f"expected a mapping of keys such as {first}; found {_found(value)}"
+    return keys.unknown(key, schema)
+
+
+def _translate(error: ValidationError, flat: dict[str, Any], known: dict[str, FieldInfo]) -> dict[str, str]:
+    problems: dict[str, str] = {}
+    for detail in error.errors():
+        key = next((k for k in (".".join(map(str, detail["loc"][:n])) for n in (1, 2)) if k in known), "")
+        if not key:  # a check across keys, whose message starts with the key
+            key, _, message = str(detail["ctx"]["error"]).partition(": ")
+            problems[key] = message
+        elif detail["type"] == "missing":
+            problems[key] = f"missing; expected {keys.describe(known[key])}: {_in_short(known[key].description)}"
+        else:
+            problems[key] = expected(known[key], flat[key])
+    return problems
+
+
+def expected(field: FieldInfo, value: Any) -> str:
+    """Describes what a key accepts and what was given: `expected whole number >= 1; found the text 'one'`."""
+    return f"expected {keys.describe(field)}; found {_found(value)}{_meant(field, value)}"
+
+
+def _in_short(description: str | None) -> str:
+    return (description or "").split(":")[0].split(";")[0]
+
+
+def _found(value: Any) -> str:
+    """A value as an error shows it: its type in words, and what it is, cut at 60 characters."""
+    words: dict[type, str] = {str: "the text ", list: "the list ", dict: "the mapping "}
+    shown = (
+        {True: "true", False: "false", None: "null"}[value] if value is None or isinstance(value, bool) else repr(value)
+    )
+    if value == "":
+        return "empty text"
+    return words.get(type(value), "") + (shown if len(shown) <= 60 else shown[:57] + "...")
+
+
+def _meant(field: FieldInfo, value: Any) -> str:
+    words = keys.describe(field).replace(" or ", ", ").split(", ")
+    return nearest(value, words) if isinstance(value, str) else ""

@@ -1,0 +1,150 @@
+"""Batches of few fixed shapes: rows of like length share a batch, so that padding costs next to nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from train.data.random_streams import permutation
+
+
+class PlannedBatch(NamedTuple):
+    """The rows of one batch, int64 (up to batch_size,), and the length in tokens that they are padded to."""
+
+    length: int
+    rows: np.ndarray
+
+
+def bucket_lengths(
+    lengths: np.ndarray,
+    count: int,
+    multiple: int = 8,
+    limit: int | None = None,
+    *,
+    weights: np.ndarray | None = None,
+    price: float = 0.0,
+) -> tuple[int, ...]:
+    """The at most `count` padded lengths, ascending, that pad `lengths` (n,) with the fewest tokens.
+
+    Each is a multiple of `multiple`, save that none is above `limit` (the longest input the model takes).
+    Found exactly, by dynamic programming over the histogram of lengths.
+
+    Args:
+      weights: float (n,), how often each row is computed; once by default.
+      price: how many tokens a length must save to be one of them. The fewest lengths are taken at 0.
+    """
+    rounded = -(-np.asarray(lengths) // multiple) * multiple
+    sizes, places = np.unique(rounded if limit is None else np.minimum(rounded, limit), return_inverse=True)
+    rows_up_to = np.concatenate([[0], np.cumsum(np.bincount(places, weights, len(sizes)))])
+    # cost[j]: the fewest padded tokens of the j shortest sizes, the last bucket ending at sizes[j - 1].
+    cost = np.concatenate([[0.0], np.full(len(sizes), np.inf)])
+    splits: list[np.ndarray] = []
+    totals: list[float] = []
+    for number in range(1, 1 + min(count, len(sizes))):
+        candidates = cost[:, None] + (rows_up_to[None, 1:] - rows_up_to[:, None]) * sizes[None, :]
+        candidates = np.where(np.tri(len(sizes) + 1, len(sizes), -1, bool), np.inf, candidates)
+        splits.append(candidates.argmin(axis=0))
+        cost = np.concatenate([[np.inf], candidates.min(axis=0)])
+        totals.append(cost[-1] + number * price)
+    ends, end = [], len(sizes)
+    for previous in reversed(splits[: 1 + int(np.argmin(totals))] if totals else []):
+        ends.append(int(sizes[end - 1]))
+        end = int(previous[end - 1])
+    return tuple(reversed(ends))
+
+
+def plan_epoch(
+    lengths: np.ndarray, buckets: tuple[int, ...], batch_size: int, seed: int, epoch: int
+) -> list[PlannedBatch]:
+    """A shuffled epoch, a pure function of its arguments: ceil(n / batch_size) batches hold every row once.
+
+    Every batch is full but the last one. The rows left over in a bucket move on to the next longer bucket.
+    Raises ValueError where a row is longer than the longest bucket.
+    """
+    order = permutation(len(lengths), seed, epoch, 0)
+    bucket_of = _bucket_of(lengths, buckets)[order]
+    full: list[PlannedBatch] = []
+    left = order[:0]
+    for bucket, length in enumerate(buckets):
+        waiting = np.concatenate([left, order[bucket_of == bucket]])
+        whole = len(waiting) - len(waiting) % batch_size
+        full += [PlannedBatch(length, rows) for rows in waiting[:whole].reshape(-1, batch_size)]
+        left = waiting[whole:]
+    shuffled = [full[index] for index in permutation(len(full), seed, epoch, 1)]
+    return shuffled + _cut_into_batches(left, lengths, buckets, batch_size)
+
+
+def plan_evaluation(lengths: np.ndarray, buckets: tuple[int, ...], batch_size: int) -> list[PlannedBatch]:
+    """Every row once, the shortest first; every batch is full but the last one. Raises as `plan_epoch`."""
+    return _cut_into_batches(np.argsort(lengths, kind="stable"), lengths, buckets, batch_size)
+
+
+class Layout(NamedTuple):
+    """Where the tokens of a batch of B rows, T long, come from.
+
+    rows: int64 (B,), each row's index in its split; copies of the first row fill the batch up.
+    mask: bool (B, T), where a row has a token.
+    flat: int64 (B, T), the token's index among those of all rows, 0 where there is none.
+    real: bool (B,), false for a filler row.
+    """
+
+    rows: np.ndarray
+    mask: np.ndarray
+    flat: np.ndarray
+    real: np.ndarray
+
+
+def lay_out(
+    planned: PlannedBatch,
+    lengths: np.ndarray,
+    offsets: np.ndarray,
+    batch_size: int,
+    places: np.ndarray | slice = slice(None),
+) -> Layout:
+    """The layout of a planned batch, always (batch_size, planned.length), or of those of its rows at `places`.
+
+    Args:
+      lengths, offsets: of all rows of the split in tokens, and where their tokens begin.
+
+    Raises:
+      ValueError: a row is longer than the batch, or there are more rows than batch_size.
+    """
+    count, longest = len(planned.rows), lengths[planned.rows]
+    if not 0 < count <= batch_size or longest.max() > planned.length:
+        raise ValueError(f"{count} rows of {longest} tokens do not fit ({batch_size}, {planned.length})")
+    rows = np.concatenate([planned.rows, np.repeat(planned.rows[:1], batch_size - count)])[places]
+    columns = np.arange(planned.length)
+    mask = columns < lengths[rows][:, None]
+    flat = np.where(mask, offsets[rows][:, None] + columns, 0)
+    return Layout(rows, mask, flat, np.arange(batch_size)[places] < count)
+
+
+def first_of_each_length(plan: Iterable[PlannedBatch]) -> list[PlannedBatch]:
+    """The first batch of each length, in the order of the plan."""
+    found: dict[int, PlannedBatch] = {}
+    for planned in plan:
+        found.setdefault(planned.length, planned)
+    return list(found.values())
+
+
+def padding_share(plan: list[PlannedBatch], lengths: np.ndarray, batch_size: int) -> float:
+    """The share of all computed token places, filler rows included, that hold no token: 0 is perfect."""
+    computed = sum(batch.length for batch in plan) * batch_size
+    return 1 - float(np.sum(lengths)) / computed if computed else 0.0
+
+
+def _cut_into_batches(
+    rows: np.ndarray, lengths: np.ndarray, buckets: tuple[int, ...], batch_size: int
+) -> list[PlannedBatch]:
+    bucket_of = _bucket_of(lengths, buckets)
+    parts = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    return [PlannedBatch(buckets[bucket_of[part].max()], part) for part in parts]
+
+
+def _bucket_of(lengths: np.ndarray, buckets: tuple[int, ...]) -> np.ndarray:
+    """int64 (n,): the index of the shortest bucket that holds each row."""
+    if len(lengths) and (not buckets or np.max(lengths) > buckets[-1]):
+        raise ValueError(f"a row of {np.max(lengths)} tokens is longer than every bucket of {buckets}")
+    return np.searchsorted(buckets, lengths)

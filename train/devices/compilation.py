@@ -1,0 +1,33 @@
+"""How a run's programs are compiled: for the machine's units, and kept on disk for a quick second start."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs under `$XDG_CACHE_HOME/jlora/xla`, or where JAX_COMPILATION_CACHE_DIR says.
+
+    Call it before the first array is made.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jlora" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def jit(fn: Callable, **options: Any) -> Any:
+    """`jax.jit` for a whole program of a run, not for a part of one; takes the same options.
+
+    By default XLA on a CPU computes all bfloat16 operations but products in float32. It then converts the stacks of all
+    layers, weights and kept values, whenever one layer is read or written: at 4 x 256 tokens of SmolLM2 a step took
+    4.2 s and 3.4 GB with that, 2.7 s and 2.3 GB without. So this switches it off. Only products with a bfloat16 result
+    need it, and `jlora.ops.products` has none.
+    """
+    on_cpu = {"xla_disable_hlo_passes": "float-normalization-bf16"} if jax.default_backend() == "cpu" else None
+    return jax.jit(fn, compiler_options=on_cpu, **options)

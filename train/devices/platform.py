@@ -1,0 +1,99 @@
+"""What a run takes from its platform: the dtype of its computation, and the kernel of its attention."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jlora.errors import JloraError
+from jlora.models.attention.attention import FUSED, recorded_obstacles
+from jlora.pretrained.load import abstract_base
+from train.config.run_config import AnyConfig, RunConfig
+from train.devices.placement import set_mesh
+
+logger = logging.getLogger(__name__)
+
+_CPU_INFO = Path("/proc/cpuinfo")
+_BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
+_BACKENDS = {"cuda": "gpu", "tpu": "tpu"}
+"""{platform of a kernel: JAX's name for its backend}."""
+
+
+def settled(config: AnyConfig) -> AnyConfig:
+    """The config with `train.dtype: auto` replaced by the dtype that this machine multiplies fast.
+
+    That is bfloat16 on GPUs, TPUs and CPUs with units for it, float32 elsewhere. A run keeps its first dtype.
+
+    Raises:
+      JloraError: `train.attention` names a kernel of another platform.
+    """
+    backend = jax.default_backend()
+    kernel = FUSED.get(config.train.attention)
+    if kernel is not None and _BACKENDS[kernel.platform] != backend:
+        raise JloraError(
+            f"train.attention: expected a kernel for this machine's {backend}, found {config.train.attention}, which"
+            f" runs on {'an NVIDIA GPU' if kernel.platform == 'cuda' else 'a TPU'}. auto takes the fastest that can."
+        )
+    if config.train.dtype != "auto":
+        return config
+    dtype = "bfloat16" if backend != "cpu" or bfloat16_units() else "float32"
+    units = f" with {bfloat16_units() or 'no bfloat16 units'}" if backend == "cpu" else ""
+    logger.info("train.dtype: auto is %s on this %s%s", dtype, backend, units)
+    return with_dtype(config, dtype)
+
+
+def with_dtype(config: AnyConfig, dtype: str) -> AnyConfig:
+    """The config with `train.dtype` set to `dtype`."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"dtype": dtype})})
+
+
+def bfloat16_units() -> str:
+    """The name of this CPU's units for bfloat16 matrices, from /proc/cpuinfo; empty if it has none."""
+    if platform.machine() not in ("x86_64", "AMD64") or not _CPU_INFO.exists():
+        return ""
+    flags = _CPU_INFO.read_text().partition("flags")[2].partition("\n")[0].split()
+    return next((name for name in _BFLOAT16_UNITS if name in flags), "")
+
+
+def attention_of(config: RunConfig, model: Any, names: list[str], mesh: Mesh | None) -> dict[str, str]:
+    """{"kernel": what computes the run's attention, "reason": why not a faster one}, before anything is loaded.
+
+    Args:
+      model: the linen model, without weights. names: of the arrays in its batches. mesh: of the run; None for none.
+
+    Raises:
+      JloraError: the model has no positions for rows of `data.max_length` tokens, or `train.attention` names a kernel
+        that cannot compute the model's attention.
+    """
+    base, rows = abstract_base(model), config.train.batch_size
+    batch = dict.fromkeys(names, jax.ShapeDtypeStruct((rows, config.data.max_length), np.int32))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    rngs = {"dropout": key} if config.train.dropout else None
+    with recorded_obstacles() as obstacles, set_mesh(mesh):
+        try:
+            jax.eval_shape(lambda base, batch, rngs: model.apply(base, batch, rngs=rngs), base, batch, rngs)
+        except JloraError as error:
+            if str(error).startswith("batch:"):
+                raise JloraError(
+                    f"data.max_length={config.data.max_length}{str(error).removeprefix('batch')}"
+                ) from error
+            raise
+    found = _kernel_and_reason(config.train.attention, obstacles)
+    logger.info("attention: %s (%s)", *found)
+    return dict(zip(("kernel", "reason"), found, strict=True))
+
+
+def _kernel_and_reason(asked: str, obstacles: dict[str, str | None]) -> tuple[str, str]:
+    if asked != "auto":
+        return asked, "train.attention"
+    fused = {_BACKENDS[kernel.platform]: name for name, kernel in FUSED.items()}.get(jax.default_backend())
+    if fused is None:
+        return "blockwise", "there is no other for this platform"
+    reason = obstacles.get(fused)
+    return ("blockwise", f"{fused}: {reason}") if reason else (fused, "the fastest")

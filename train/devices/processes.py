@@ -1,0 +1,175 @@
+"""Several processes that train together: how they find each other, and how all of them end where one does."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import re
+import socket
+import sys
+import traceback
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jlora.errors import JloraError
+from train.config.command import Flags
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 30
+"""A process that was silent for so long is taken for dead, and all others end."""
+
+_PATIENCE_SECONDS = 24 * 3600
+"""How long a process that is done waits for the others: process 0 may have a large model to write."""
+
+_AGREED_CODES = (0, 75, 143)
+"""Exit codes with which all processes end together."""
+
+_LOST = re.compile("gloo|nccl|coordination service|socket closed|heartbeat", re.IGNORECASE)
+
+
+@contextmanager
+def joined(flags: Flags) -> Iterator[None]:
+    """The block is work of one of several processes, where the flags or the launcher say so.
+
+    JAX must have no devices yet. Only the first process shows messages that are no warnings.
+
+    Raises:
+      JloraError: some of --coordinator, --process and --processes without the others; a launcher that JAX does not
+        know; a port that is taken; the connection to another process is lost.
+    """
+    _join(flags)
+    try:
+        yield
+    except (ValueError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, JloraError) or not jax.distributed.is_initialized() or not _LOST.search(str(error)):
+            raise
+        raise JloraError(
+            f"process {jax.process_index()} lost another process, see its output. All end now; start them again"
+            f" with --resume\n  {str(error).strip().splitlines()[0][:200]}"
+        ) from error
+
+
+def _join(flags: Flags) -> None:
+    given = (flags.coordinator, flags.process, flags.processes)
+    if flags.processes == 1 or (given == (None, None, None) and not is_launched(os.environ)):
+        return
+    if given == (None, None, None):
+        _initialize()
+    else:
+        _require_whole(flags)
+        logger.info("process %s of %s, coordinator %s", flags.process, flags.processes, flags.coordinator)
+        _initialize(
+            coordinator_address=flags.coordinator,
+            process_id=flags.process,
+            num_processes=flags.processes,
+            cluster_detection_method="deactivate",
+        )
+    if not is_first():
+        logging.disable(logging.INFO)
+
+
+def is_launched(environment: Mapping[str, str]) -> bool:
+    """Whether Slurm, Open MPI or a TPU pod has started this process with others, as far as its environment says."""
+    sizes = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+    if any(int(environment.get(name, "1")) > 1 for name in sizes):
+        return True
+    # JAX, imported where there are no TPU chips, sets TPU_SKIP_MDS_QUERY.
+    return "TPU_SKIP_MDS_QUERY" not in environment and importlib.util.find_spec("libtpu") is not None
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes logs, records and exports."""
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
+
+
+def wait_for_all(place: str) -> None:
+    """Returns when all processes have come to this place."""
+    if jax.distributed.is_initialized():
+        multihost_utils.sync_global_devices(place)
+
+
+def all_agree(here: bool) -> bool:
+    """Whether it holds in all processes."""
+    return here if not jax.distributed.is_initialized() else bool(multihost_utils.process_allgather(here).all())
+
+
+def require_same(text: str, what: str) -> None:
+    """Raises JloraError where the processes do not all have the same text."""
+    if not jax.distributed.is_initialized():
+        return
+    sums = multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode())))
+    others = np.flatnonzero(sums != sums[0])
+    if len(others):
+        raise JloraError(f"{what}: expected the same in all processes, found another one in process {others[0]}")
+
+
+@contextmanager
+def first_alone(place: str) -> Iterator[bool]:
+    """True in the process that writes, False in the others, which then wait for it."""
+    yield is_first()
+    wait_for_all(place)
+
+
+def leave_together(work: Callable[[], int]) -> int:
+    """The exit code of `work`. Of several processes, those that agree wait for each other before they end.
+
+    One that fails ends at once, so that the others see it.
+    """
+    try:
+        code = work()
+    except BaseException:
+        if not jax.distributed.is_initialized():
+            raise
+        traceback.print_exc()
+        code = 1
+    if not jax.distributed.is_initialized():
+        return code
+    if code in _AGREED_CODES:
+        jax.distributed.shutdown()  # while the first process serves: at its end all would lose the connection
+    else:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # an orderly end would wait for the others, who wait for this process
+    return code
+
+
+def _initialize(**given: Any) -> None:
+    try:
+        jax.distributed.initialize(
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS, shutdown_timeout_seconds=_PATIENCE_SECONDS, **given
+        )
+    except (ValueError, RuntimeError) as error:
+        raise JloraError(
+            f"several processes: {error}\nName the coordinator and number the processes: --coordinator HOST:PORT"
+            " --process I --processes N; --processes 1 trains alone"
+        ) from error
+
+
+def _require_whole(flags: Flags) -> None:
+    """Raises JloraError for flags that name no place in a group of processes, before JAX would wait for it."""
+    address, process, processes = flags.coordinator, flags.process, flags.processes
+    if address is None or process is None or processes is None:
+        raise JloraError("command line: expected all of --coordinator HOST:PORT, --process I and --processes N")
+    if not re.fullmatch(r".+:\d+", address):
+        raise JloraError(f"--coordinator: expected HOST:PORT, found {address!r}")
+    if not 0 <= process < processes:
+        raise JloraError(f"--process: expected a number from 0 to {processes - 1}, found {process}")
+    if process == 0:
+        _require_free(int(address.rpartition(":")[2]))
+
+
+def _require_free(port: int) -> None:
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        raise JloraError(f"--coordinator: port {port}: expected a free one, found {error}") from error

@@ -1,0 +1,1 @@
+"""Examples and batches of tokens, from the rows of a data set."""

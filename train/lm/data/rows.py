@@ -1,0 +1,87 @@
+"""The rows that are used of each table: read, sampled, and some held out for validation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jlora.errors import JloraError
+from train.data.random_streams import permutation
+from train.data.read_tables import read_tables
+from train.data.table_files import Table
+from train.lm.text.formats import Format, seen_format, used_columns
+from train.lm.text.text_files import read_text_or_table
+
+if TYPE_CHECKING:
+    from train.lm.config import DataSection
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table, the format it is in, and those of its rows (int64, counted from 0, ascending) that are used."""
+
+    table: Table
+    form: Format
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def read_rows(split: str, config: DataSection, notes: list[str]) -> list[Rows]:
+    """Reads all rows of `data.{split}`, table by table.
+
+    Adds to the notes a format that was chosen by the columns, and the columns that are not used.
+
+    Raises:
+      JloraError: data that cannot be read; columns that fit no format.
+    """
+    found, source, read_file = [], getattr(config, split), read_text_or_table(config)
+    for table in read_tables(source, split, config, read_file):
+        form = config.format or seen_format(table, config)
+        if config.format is None:
+            notes.append(f"{split}: {table.name} is read as data.format={form} (columns: {', '.join(table.columns)})")
+        used = used_columns(table, form, config)
+        if unused := [column for column in table.columns if column not in used]:
+            notes.append(f"{split}: {table.name}: columns that are not used: {', '.join(unused)}")
+        found.append(Rows(table, form, np.arange(len(next(iter(table.columns.values()))))))
+    return found
+
+
+def take_rows(parts: Sequence[Rows], indices: np.ndarray) -> list[Rows]:
+    """Those at `indices` (int64, ascending) of all rows of the parts, counted through; no part is left empty."""
+    ends = np.cumsum([len(part) for part in parts])
+    places = np.split(indices, np.searchsorted(indices, ends[:-1]))
+    taken = [
+        replace(part, rows=part.rows[place - (end - len(part))])
+        for part, place, end in zip(parts, places, ends, strict=True)
+    ]
+    return [part for part in taken if len(part)]
+
+
+def sample_rows(parts: Sequence[Rows], max_rows: int | None, *seed: int) -> list[Rows]:
+    """All rows, or a sample of `max_rows` that depends on `seed` alone; in the order of the files."""
+    count = sum(map(len, parts))
+    if max_rows is None or count <= max_rows:
+        return list(parts)
+    return take_rows(parts, np.sort(permutation(count, *seed)[:max_rows]))
+
+
+def hold_out_rows(parts: Sequence[Rows], fraction: float, *seed: int) -> tuple[list[Rows], list[Rows]]:
+    """(the rest, a seeded share of the rows), both in the order of the files.
+
+    Raises:
+      JloraError: too few rows.
+    """
+    count = sum(map(len, parts))
+    held_out = max(1, round(fraction * count))
+    if held_out >= count:
+        raise JloraError(
+            f"{parts[0].table.name}: expected rows enough to hold out validation data "
+            f"(data.validation_fraction={fraction}); found {count}"
+        )
+    shuffled = permutation(count, *seed)
+    return take_rows(parts, np.sort(shuffled[held_out:])), take_rows(parts, np.sort(shuffled[:held_out]))

@@ -1,0 +1,104 @@
+"""A causal language model that writes: from a run, a folder, a GGUF file or the hub, with an adapter or without."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import jax.numpy as jnp
+
+import jlora
+from jlora.errors import JloraError
+from jlora.files.path_checks import as_path
+from jlora.peft.folder import stored_config
+from jlora.pretrained.folder import WEIGHT_PATTERNS, fetch
+from jlora.pretrained.load import build, example_batch, load_weights, stop_ids
+from train.lm.model import causal_config
+from train.lm.vocabulary.stored_vocabulary import with_stored_vocabulary
+from train.sources.locate import settle_hub
+from train.sources.model_files import base_of, load_tokenizer, model_folder
+from train.sources.starting_adapter import Adapted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """Base and adapter (empty where there is none), tokenizer, and the ids of the tokens that end a text."""
+
+    adapted: Adapted
+    tokenizer: PreTrainedTokenizerBase
+    stop_ids: tuple[int, ...]
+
+
+def load_language_model(
+    name: str,
+    *,
+    adapter: str | None = None,
+    base: str | None = None,
+    use_adapter: bool = True,
+    dtype: Any = jnp.float32,
+    quantize: Literal["int8", "nf4"] | None = None,
+) -> LanguageModel:
+    """Opens a run folder (its merged/, or else its adapter/), an adapter folder, or a model.
+
+    Args:
+      name: a folder, a GGUF file, a hub model, or package:PACKAGE/PATH; an adapter folder may be PEFT's.
+      adapter: the folder of an adapter to put on the model `name`.
+      base: the base model of the adapter that `name` is; None takes the one that its configuration names.
+      use_adapter: False opens the base alone.
+      dtype: of the computation and the weights.
+      quantize: how the base is kept.
+
+    Raises:
+      JloraError: nothing of the kind there, a model that classifies, or an adapter that does not fit its base.
+    """
+    name, folder = _parts(name, adapter, base, use_adapter)
+    settle_hub(name)
+    fetch(model_folder(name), None, WEIGHT_PATTERNS)
+    lora = stored_config(folder) if folder is not None and use_adapter else None
+    model = build(causal_config(name, lora), dtype=jnp.dtype(dtype))
+    weights = load_weights(model, model_folder(name), param_dtype=jnp.dtype(dtype), quantize=quantize)
+    if folder is not None and use_adapter:
+        model, weights = with_stored_vocabulary(folder, model, weights)
+    adapted = Adapted(model, weights, {}, None)
+    if folder is not None and use_adapter:
+        entries, config = jlora.load_adapter(folder, weights, model.apply, example_batch(model.config))
+        adapted = dataclasses.replace(adapted, adapter=entries, lora=config)
+    tokenizer = load_tokenizer(_tokenizer_place(name, folder))
+    return LanguageModel(adapted, tokenizer, end_ids(model.config, tokenizer))
+
+
+def _parts(name: str, adapter: str | None, base: str | None, use_adapter: bool) -> tuple[str, Path | None]:
+    """(the base's name, the folder of its adapter or None)."""
+    if adapter is not None:
+        if base is not None:
+            raise JloraError(f"--base: expected none beside --adapter, whose base is --model; found {base!r}")
+        return name, as_path(adapter)
+    path = as_path(name)
+    merged, adapters = [path, path / "merged"], [path, path / "adapter"]
+    found = next((place for place in merged if (place / "config.json").is_file()), None)
+    if found is not None and (use_adapter or found == path):
+        return str(found), None
+    folder = next((place for place in adapters if (place / "adapter_config.json").is_file()), None)
+    if folder is not None:
+        return base or base_of(folder), folder
+    if path.is_dir():
+        raise JloraError(
+            f"{path}: expected a run folder (merged/, adapter/), a model (config.json) or an adapter"
+            " (adapter_config.json), found none of them"
+        )
+    return name, None
+
+
+def _tokenizer_place(name: str, folder: Path | None) -> str:
+    """The adapter's folder where it holds a tokenizer, else the base."""
+    return str(folder) if folder is not None and (folder / "tokenizer_config.json").is_file() else name
+
+
+def end_ids(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The ids of the tokens that end a text: the model's, and the tokenizer's, which may be another one."""
+    ids = (*stop_ids(config), tokenizer.eos_token_id)
+    return tuple(dict.fromkeys(index for index in ids if index is not None))

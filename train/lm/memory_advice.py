@@ -1,0 +1,35 @@
+"""What a run of a language model needs in memory, and what to turn down, where it does not fit."""
+
+from __future__ import annotations
+
+import contextlib
+
+import jax
+from jax.sharding import Mesh
+
+from train.lm.config import LMConfig
+from train.lm.step_arguments import arguments
+from train.loop.assemble import Training
+from train.planning.memory import memory_table, step_memory
+from train.planning.memory_advice import advice
+from train.sources.starting_adapter import Adapted
+
+
+def training_help(config: LMConfig, adapted: Adapted, training: Training, mesh: Mesh | None) -> str:
+    """The figures of a step, as far as they can be had, and arguments of the command line that lower them."""
+    lines = []
+    if mesh is None:
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # XLA may refuse to compile what cannot fit
+            inputs = arguments(config, adapted, training.tx)
+            table = memory_table(step_memory(training.step, inputs, adapted.model.config.vocab_size))
+            lines.append(f"A training step takes:\n{table}")
+    else:
+        sizes = ",".join(f"{axis}={size}" for axis, size in mesh.shape.items())
+        lines.append(f"What a step takes of each device: --dry-run --mesh {sizes}")
+    return "\n".join([*lines, offers(config, mesh)])
+
+
+def offers(config: LMConfig, mesh: Mesh | None) -> str:
+    """The arguments alone."""
+    may_quantize = config.method == "lora" and config.quantize != "nf4" and not config.lora.is_residual
+    return advice(config, None if mesh is None else mesh.shape, may_quantize=may_quantize)

@@ -1,0 +1,141 @@
+"""From a config to the model of `train.lm`: config, weights (quantized or not) and adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+import jlora
+from jlora.errors import JloraError
+from jlora.lora.tied_embedding import needs_own_head
+from jlora.models.registry import FAMILIES, family
+from jlora.pretrained.folder import WEIGHT_PATTERNS, fetch
+from jlora.pretrained.load import abstract_base, build, example_batch, load_config
+from jlora.pretrained.stored_head import with_stored_head
+from jlora.tree.leaf_paths import leaves_by_path
+from train.devices.placement import put_adapted
+from train.lm.config import LMConfig
+from train.lm.data.examples import Examples
+from train.lm.data.packing import Packed
+from train.lm.default_targets import trainer_targets
+from train.lm.vocabulary.added_tokens import require_trained, training_added, vocabulary
+from train.lm.vocabulary.grown_tables import load_grown
+from train.sources.model_files import model_folder
+from train.sources.starting_adapter import Adapted, lora_config, settings, with_abstract_adapter, with_adapter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+def causal_config(name: str, lora: jlora.LoraConfig | None = None) -> PreTrainedConfig:
+    """Loads the config of a causal language model, as `load_config` does; with an untied head if `lora` needs that.
+
+    Raises:
+      JloraError: whatever `load_config` refuses; a model that is not a causal language model.
+    """
+    config = with_stored_head(load_config(model_folder(name)), model_folder(name))
+    if family(config.model_type).task != "CAUSAL_LM":
+        known = ", ".join(kind for kind, found in FAMILIES.items() if found.task == "CAUSAL_LM")
+        raise JloraError(
+            f"{name}: config.json: model_type: expected a causal language model ({known}),"
+            f" found {config.model_type!r}; jlora classify trains classifiers"
+        )
+    if lora is not None and needs_own_head(lora, family(config.model_type).embedding):
+        config.tie_word_embeddings = False
+    return config
+
+
+def prepare_model(config: LMConfig, mesh: Mesh | None = None, added: Sequence[int] = ()) -> Adapted:
+    """Loads the model, the base's weights and a fresh adapter (or that of `lora.from`), on the mesh if there is one.
+
+    With `method: full` all weights are trained instead.
+
+    Args:
+      added: the ids of added tokens, from `add_tokens`.
+    """
+    fetch(model_folder(config.model), None, WEIGHT_PATTERNS)  # which say whether the head is tied
+    model, key = build_model(config, added), jax.random.key(config.seed)
+    return put_adapted(mesh, _adapted(config, model, key, mesh, added), config)
+
+
+def _adapted(config: LMConfig, model: Any, key: jax.Array, mesh: Mesh | None, added: Sequence[int]) -> Adapted:
+    load = partial(load_grown, model, config.model, mesh=mesh)
+    if config.method == "full":
+        base = load()
+        return Adapted(model, base, _whole_leaves(base), None)
+    lora = _lora(config, model.config, added)
+    dtype = _base_dtype(config)
+    if config.quantize is not None and config.lora.init_lora_weights == "loftq":
+        dense, example = load(param_dtype=dtype), example_batch(model.config)
+        return Adapted(model, *jlora.init_loftq(key, lora, dense, model.apply, example, kind=config.quantize), lora)
+    base = load(param_dtype=dtype, quantize=config.quantize)
+    return with_adapter(config.lora, lora, model, base, key)
+
+
+def abstract_model(config: LMConfig, added: Sequence[int] = ()) -> Adapted:
+    """The same without weights: every array is a ShapeDtypeStruct."""
+    return abstract_on(config, build_model(config, added), added)
+
+
+def abstract_on(config: LMConfig, model: Any, added: Sequence[int] = ()) -> Adapted:
+    """As `abstract_model`, on a linen model that may be another than the config's."""
+    base = abstract_base(model)
+    if config.method == "full":
+        return Adapted(model, base, jax.eval_shape(_whole_leaves, base), None)
+    base = jax.eval_shape(lambda base: _stored(config, model, base), base)
+    return with_abstract_adapter(config.lora, _lora(config, model.config, added), model, base)
+
+
+def build_model(config: LMConfig, added: Sequence[int] = ()) -> Any:
+    """Builds the linen model in the config's dtype, with the added tokens and without weights."""
+    train, name = config.train, config.model
+    lora = settings(config.lora, _lora(config, causal_config(name), added)) if config.method == "lora" else None
+    options: dict[str, Any] = {"dtype": jnp.dtype(train.dtype), "remat": train.remat, "attention": train.attention}
+    stored = causal_config(name, lora)
+    stored.vocab_size = vocabulary(stored, added)
+    if lora is not None and config.lora.from_ is not None:
+        require_trained(lora, stored, added, config.lora.from_)
+    return build(stored, **options)
+
+
+def require_fit(config: LMConfig, rows: dict[str, Examples | Packed], longest: int, added: Sequence[int] = ()) -> None:
+    """Raises JloraError where the model does not take the tokens of a split, or rows of `longest` tokens."""
+    model = build_model(config, added)
+    for name, part in rows.items():
+        if part.ids.max() >= model.config.vocab_size:
+            raise JloraError(
+                f"{name}: expected token ids below the model's vocab_size {model.config.vocab_size},"
+                f" found {part.ids.max()}; the tokenizer is another model's, or tokens were added to it and the model"
+                " was not resized for them. With a tokenizer without them, data.add_tokens adds them to both"
+            )
+    specs = example_batch(model.config).items()
+    batch = {name: jax.ShapeDtypeStruct((1, longest), spec.dtype) for name, spec in specs}
+    jax.eval_shape(model.apply, abstract_base(model), batch)
+
+
+def _lora(config: LMConfig, stored: PreTrainedConfig, added: Sequence[int]) -> jlora.LoraConfig:
+    lora = lora_config(config.lora, trainer_targets(stored.model_type), "CAUSAL_LM")
+    return training_added(lora, stored, added)
+
+
+def _base_dtype(config: LMConfig) -> Any:
+    """What PiSSA and OLoRA leave of the base is exact, and LoftQ starts from all that quantization takes of it."""
+    exact = config.lora.is_residual or config.lora.init_lora_weights == "loftq"
+    return jnp.dtype(jnp.float32 if exact else config.train.dtype)
+
+
+def _stored(config: LMConfig, model: Any, base: Any) -> Any:
+    """The base as it is kept in memory."""
+    base = jax.tree.map(lambda x: x.astype(_base_dtype(config)), base)
+    if config.quantize is None:
+        return base
+    return jlora.quantize(base, config.quantize, model.apply, example_batch(model.config))
+
+
+def _whole_leaves(base: Any) -> dict[str, jlora.Full]:
+    return {path: jlora.Full(jnp.array(leaf, copy=True)) for path, leaf in leaves_by_path(base).items()}

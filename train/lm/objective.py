@@ -1,0 +1,78 @@
+"""What `train.loop.step` minimizes for a causal language model, and the step of its evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jlora import adapt, combine
+from jlora.models.mesh_ops import gathered, leaf_names
+from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
+from jlora.tree.output_heads import is_in_head
+from train.devices import placement as devices
+from train.devices.compilation import jit
+from train.lm.data.batches import Batch
+from train.lm.loss import Sums, next_token_sums
+from train.loop.step import TotalLoss
+
+
+def causal_loss(model: Any, *, model_dropout: bool) -> TotalLoss:
+    """The sum of the losses of a batch's tokens, times their weights.
+
+    Args:
+      model: of a family that is a causal language model.
+      model_dropout: whether the model's own dropout is on; the adapter's has a rate of its own.
+    """
+    sums = _sums(model)
+
+    def total_loss(trainable: Any, frozen: Any, base: Any, batch: Batch, key: jax.Array) -> jax.Array:
+        adapter_key, model_key = jax.random.split(key)
+        rngs = {"dropout": model_key} if model_dropout else None
+        return sums(trainable, frozen, base, batch, adapter_key, rngs).loss
+
+    return total_loss
+
+
+def make_eval_step(model: Any, mesh: Mesh | None = None) -> Callable[[Any, Any, Batch], Sums]:
+    """eval_step(adapter, base, batch) -> Sums over the batch's tokens; no dropout. `adapter` may be None."""
+    sums = _sums(model)
+
+    @jit
+    def eval_step(adapter: Any, base: Any, batch: Batch) -> Sums:
+        return sums(None, adapter, base, batch, None, None)
+
+    return devices.eval_step_on(mesh, eval_step)
+
+
+def _sums(model: Any) -> Callable[..., Sums]:
+    hidden = adapt(lambda base, inputs, rngs: model.apply(base, inputs, rngs=rngs, method="hidden"))
+    logits = adapt(lambda base, states: model.apply(base, states, method="logits"))
+
+    def logits_of(trainable: Any, frozen: Any, states: jax.Array, chunk: jax.Array) -> jax.Array:
+        kept, base, key = frozen
+        key = None if key is None else jax.random.fold_in(key, chunk)
+        return logits(base, _whole(trainable, kept), states, dropout_key=key)
+
+    def sums(trainable: Any, frozen: Any, base: Any, batch: Batch, key: jax.Array | None, rngs: Any) -> Sums:
+        keys = (None, None) if key is None else tuple(jax.random.split(key))
+        states = hidden(base, _whole(trainable, frozen), batch.inputs, rngs, dropout_key=keys[0])
+        rest = (frozen, _with_whole_tables(base), keys[1])
+        return next_token_sums(logits_of, trainable, rest, states, batch.targets, batch.weights)
+
+    return sums
+
+
+def _with_whole_tables(base: Any) -> Any:
+    """The base whose embeddings and output head are gathered, once and not again for each chunk of logits."""
+    leaves = {
+        path: leaf for path, leaf in leaves_by_path(base).items() if path.endswith("embedding") or is_in_head(path)
+    }
+    return replace_leaves(base, {path: gathered(leaf, leaf_names(path, leaf.ndim)) for path, leaf in leaves.items()})
+
+
+def _whole(trainable: Any, frozen: Any) -> Any:
+    """The adapter whose trained leaves are apart, or all of it in `frozen`."""
+    return frozen if trainable is None else combine(trainable, frozen)

@@ -1,0 +1,128 @@
+"""A training step on chips that need not be here: compiled for their mesh, without weights, on this machine's CPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import jlora
+from jlora.models.mesh_ops import leaf_names
+from jlora.sharding.base import adapter_shardings, base_shardings
+from jlora.sharding.mesh import BATCH
+from jlora.tree.leaf_paths import leaves_by_path
+from train.config.run_config import rows_of_a_step
+from train.config.sections import MeshSection
+from train.devices.placement import mesh_of
+from train.lm.config import LMConfig
+from train.lm.model import abstract_model
+from train.lm.step_arguments import arguments, training_of
+from train.loop.step import State
+from train.planning.chip_plan import Plan
+from train.planning.collectives import collectives
+from train.planning.flops import compiled_products
+from train.planning.memory import compiled_memory
+from train.sources.starting_adapter import Adapted
+
+_COMPILER_OPTIONS: dict[str, str | bool] = {
+    "xla_backend_optimization_level": "0",  # nothing of it will run
+    # These make float32 copies of weights, outside of loops, for a CPU's lack of 16-bit products.
+    "xla_disable_hlo_passes": "while-loop-invariant-code-motion,dot-library-rewriter",
+}
+
+
+def plan_step(config: LMConfig, sizes: dict[str, int], added: Sequence[int] = ()) -> Plan:
+    """The step of a config on a mesh of these sizes; needs as many devices, see `force_devices`.
+
+    Where the config says bfloat16 the step is compiled in float16, which takes the same bytes: the CPU's compiler
+    would make float32 of bfloat16.
+
+    Raises:
+      JloraError: a batch that the mesh cannot share evenly, and whatever `abstract_model` refuses.
+    """
+    step, mesh, inputs = abstract_step(config, sizes, added)
+    compiled = _lowered(step, mesh, inputs).compile(_COMPILER_OPTIONS)
+    text = compiled.as_text()
+    return Plan(
+        mesh=sizes,
+        tokens=rows_of_a_step(config) * config.data.max_length,
+        width=jnp.dtype(config.train.dtype).itemsize,
+        memory=compiled_memory(compiled, inputs),
+        products=compiled_products(text),
+        collectives=collectives(text, sizes),
+        undivided=_undivided(inputs[2], sizes),
+    )
+
+
+def _undivided(base: Any, sizes: dict[str, int]) -> dict[str, list[str]]:
+    """{axis: last names of the modules with a matrix that the axis should split and does not divide}."""
+    found: dict[str, list[str]] = {}
+    for path, leaf in leaves_by_path(base).items():
+        for named, size in zip(leaf_names(path, leaf.ndim), leaf.shape, strict=True):
+            axes = [axis for axis in (named if isinstance(named, tuple) else (named,)) if axis is not None]
+            if leaf.ndim > 1 and size % math.prod(sizes[axis] for axis in axes):
+                for axis in axes:
+                    found.setdefault(axis, []).append(path.split("/")[-2])
+    return {axis: list(dict.fromkeys(names)) for axis, names in found.items() if sizes[axis] > 1}
+
+
+def abstract_step(config: LMConfig, sizes: dict[str, int], added: Sequence[int] = ()) -> tuple[Any, Mesh | None, tuple]:
+    """(The jitted step, its mesh, its arguments as ShapeDtypeStructs that lie as a run's do); nothing is compiled."""
+    planned = _for_a_cpus_compiler(config, sizes)
+    mesh = mesh_of(planned, jax.devices()[: math.prod(sizes.values())])
+    adapted = abstract_model(planned, added)
+    training = training_of(planned, adapted.model, config.train.max_steps or 1)
+    inputs = arguments(planned, adapted, training.tx)
+    if mesh is not None:
+        inputs = _on_mesh(planned, mesh, adapted, training.tx, inputs)
+    return training.step, mesh, inputs
+
+
+def _for_a_cpus_compiler(config: LMConfig, sizes: dict[str, int]) -> LMConfig:
+    """The config on that mesh, in 16 bits that stay 16 bits, with attention that a CPU can compile."""
+    mesh = MeshSection(**sizes, adapters=config.mesh.adapters)
+    dtype = {"bfloat16": "float16"}.get(config.train.dtype, config.train.dtype)
+    train = config.train.model_copy(update={"dtype": dtype, "attention": "auto"})
+    return config.model_copy(update={"mesh": mesh, "train": train})
+
+
+def _lowered(step: Any, mesh: Mesh | None, inputs: tuple) -> Any:
+    """As `placement.train_step_on` compiles it: the state stays where it lies, the values are whole everywhere."""
+    if mesh is None:
+        return step.lower(*inputs)
+    kept = jax.tree.map(lambda leaf: leaf.sharding, inputs[0])
+    with jax.set_mesh(mesh):
+        shardings = (kept, NamedSharding(mesh, PartitionSpec()))
+        return jax.jit(step.__wrapped__, donate_argnums=0, out_shardings=shardings).lower(*inputs)
+
+
+def _on_mesh(config: LMConfig, mesh: Mesh, adapted: Adapted, tx: optax.GradientTransformation, inputs: tuple) -> tuple:
+    """The step's (state, frozen, base, batch, key) with the shardings that a run gives them."""
+    state, _, base, batch, key = inputs
+    mode = config.mesh.adapters if config.method == "lora" else "inherit"
+    adapter = _placed(adapted.adapter, adapter_shardings(adapted.adapter, mesh, mode))
+    trainable, frozen = jlora.split(adapter)
+    whole = NamedSharding(mesh, PartitionSpec())
+    moments = optax.tree.map_params(
+        tx,
+        lambda leaf, like: _struct(leaf, like.sharding),
+        state.optimizer,
+        trainable,
+        transform_non_params=lambda leaf: _struct(leaf, whole),
+    )
+    rows = jax.tree.map(lambda leaf: _struct(leaf, NamedSharding(mesh, BATCH)), batch)
+    placed_base = _placed(base, base_shardings(base, mesh))
+    return State(trainable, moments, _struct(state.step, whole)), frozen, placed_base, rows, _struct(key, whole)
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(_struct, tree, shardings)
+
+
+def _struct(leaf: Any, sharding: NamedSharding) -> Any:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

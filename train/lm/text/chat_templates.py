@@ -1,0 +1,237 @@
+"""Writes chats with a chat template, and finds the spans of the turns that are learnt."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jinja2
+
+from jlora.errors import JloraError
+from train.data.table_files import require_text
+from train.lm.text.conversations import Conversation
+from train.lm.text.sandbox import Compiled, Rendered, Span, compile_template, render
+from train.lm.text.turns import Turn
+from train.sources.locate import local_path
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names of a turn's reasoning."""
+_READ = _REASONING[:2]
+"""The names that templates read: a turn's reasoning is given under both."""
+
+
+class Chat(NamedTuple):
+    """A chat as text.
+
+    learnt: the spans to learn; None: all of it.
+    prompt: characters before the first answer that may be learnt, its generation prompt included.
+    """
+
+    text: str
+    learnt: tuple[Span, ...] | None
+    prompt: int
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """The chat template of a tokenizer as a run uses it.
+
+    Attributes:
+      tokenizer: has the template and the special tokens that it names.
+      day: what the template sees as today.
+      source: where the template is from, for errors.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    day: datetime.date
+    source: str
+
+    def write(self, chat: Conversation, turns: list[Turn], *, call: bool = False) -> Rendered:
+        """Writes the first turns of a chat; with `call`, followed by the generation prompt.
+
+        Raises:
+          JloraError: the template cannot be compiled, or fails on the chat; its error is quoted.
+        """
+        try:
+            written = self._rendered(chat, turns, call)
+        except Exception as error:  # a template's expressions raise whatever Python's do
+            # Some templates, such as DeepSeek's, concatenate arguments as text, as OpenAI's API sends them.
+            if not (isinstance(error, TypeError) and any("tool_calls" in turn for turn in turns)):
+                raise self._refused(chat, error) from error
+            try:
+                written = self._rendered(chat, _with_arguments_as_text(turns), call)
+            except Exception as error:
+                raise self._refused(chat, error) from error
+        require_text(written.text, f"{chat.where}: what the chat template of {self.source} writes")
+        return written
+
+    def unread(self, chat: Conversation) -> set[str]:
+        """Returns the keys of the chat's turns, its variables and `tools` that the template does not name."""
+        names, keys = self._compiled(chat).names, {key for turn in chat.turns for key in turn} - {"role", "content"}
+        if names.intersection(_READ):
+            keys -= set(_REASONING)
+        return (keys | set(chat.variables) | ({"tools"} if chat.tools else set())) - names
+
+    def is_tagged(self, chat: Conversation) -> bool:
+        """Tells whether the template marks the assistant's turns itself."""
+        return _GENERATION_TAG.search(self.tokenizer.get_chat_template(tools=chat.tools)) is not None
+
+    def _compiled(self, chat: Conversation) -> Compiled:
+        return compile_template(self.tokenizer.get_chat_template(tools=chat.tools))
+
+    def _rendered(self, chat: Conversation, turns: list[Turn], call: bool) -> Rendered:
+        variables = {
+            **self.tokenizer.special_tokens_map,
+            **chat.variables,
+            "messages": [_with_reasoning(turn) for turn in turns],
+            "tools": chat.tools,
+            "add_generation_prompt": call,
+        }
+        return render(self._compiled(chat).template, {"documents": None} | variables, self.day)
+
+    def _refused(self, chat: Conversation, error: Exception) -> JloraError:
+        said = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+        return JloraError(f"{chat.where}: the chat template of {self.source} refuses this chat: {said}")
+
+
+def with_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer, or a copy of it that has the chat template in `file` (`data.chat_template`).
+
+    Raises:
+      JloraError: no such file, or one that is no text.
+    """
+    if file is None:
+        return tokenizer
+    path = local_path(file) or Path(file)
+    try:
+        template = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise JloraError(f"data.chat_template={file}: expected a Jinja file; found {error}") from error
+    copied = copy.deepcopy(tokenizer)
+    copied.chat_template = template
+    return copied
+
+
+def chat_template(
+    tokenizer: PreTrainedTokenizerBase, file: str | None = None, day: datetime.date | None = None
+) -> ChatTemplate:
+    """Returns the tokenizer's chat template, which is from `file` if that is given; the day is today by default.
+
+    Raises:
+      JloraError: the tokenizer has no template.
+    """
+    source = file or tokenizer.name_or_path or "the model"
+    if not tokenizer.chat_template:
+        raise JloraError(
+            f"{source}: expected a tokenizer with a chat template, because the rows are chats; found none."
+            " Give a Jinja file: data.chat_template=FILE"
+        )
+    return ChatTemplate(tokenizer, day or datetime.datetime.now(datetime.UTC).date(), source)
+
+
+def write_chat(chat: Conversation, template: ChatTemplate, only: bool) -> Chat:
+    """Writes the chat with the template and finds what is learnt: answers (`only`) or all, without turns of weight 0.
+
+    Templates with `{% generation %}` mark the assistant's turns themselves. With others, the text of a turn is the
+    difference between the chat up to it and the chat before it with the generation prompt.
+
+    Raises:
+      JloraError: the template fails on the chat, or changes earlier turns when others follow.
+    """
+    turns = chat.turns
+    text, generated = template.write(chat, turns)
+    answers = [place for place in range(chat.prompt, len(turns)) if turns[place]["role"] == "assistant"]
+    called = template.write(chat, turns[: answers[0]], call=True).text if answers else text
+    prompt = _common(text, called)
+    places = [i for i in answers if i not in chat.unlearnt] if only else sorted(chat.unlearnt)
+    if not only and not places:
+        return Chat(text, None, prompt)
+    if places and template.is_tagged(chat):
+        spans = _tagged(chat, places, text, generated, template)
+    else:
+        spans = tuple(_span(chat, place, text, template) for place in places)
+    return Chat(text, spans if only else _others(spans, len(text)), prompt)
+
+
+def _with_arguments_as_text(turns: list[Turn]) -> list[Turn]:
+    def as_text(call: dict[str, Any]) -> dict[str, Any]:
+        if "function" in call:
+            return {**call, "function": as_text(call["function"])}
+        return {**call, "arguments": json.dumps(call.get("arguments", {}), ensure_ascii=False)}
+
+    return [
+        {**turn, "tool_calls": [as_text(call) for call in turn["tool_calls"]]} if "tool_calls" in turn else turn
+        for turn in turns
+    ]
+
+
+def _with_reasoning(turn: Turn) -> Turn:
+    """Returns the turn with its reasoning under the names that templates read."""
+    thoughts = next((turn[name] for name in _REASONING if turn.get(name) is not None), None)
+    return turn if thoughts is None else {"thinking": thoughts, **turn, "reasoning_content": thoughts}
+
+
+def _tagged(
+    chat: Conversation, places: list[int], text: str, generated: tuple[Span, ...], template: ChatTemplate
+) -> tuple[Span, ...]:
+    """Returns the spans of the turns at `places`, from the template's marks of all the assistant's turns."""
+    spoken = [place for place, turn in enumerate(chat.turns) if turn["role"] == "assistant"]
+    if places == spoken:
+        return generated
+    if len(generated) != len(spoken):
+        raise JloraError(
+            f"{chat.where}: expected {{% generation %}} around each of the assistant's {len(spoken)} turns, because not"
+            f" all of them are learnt; found it {len(generated)} times in the chat template of {template.source}. Give"
+            " another template: data.chat_template=FILE"
+        )
+    marked = dict(zip(spoken, generated, strict=True))
+    return tuple(marked.get(place) or _span(chat, place, text, template) for place in places)
+
+
+def _span(chat: Conversation, place: int, text: str, template: ChatTemplate) -> Span:
+    """Finds the span of one turn in the text of the chat; an assistant's turn starts after its generation prompt."""
+    turn = chat.turns[place]
+    is_answer = turn["role"] == "assistant"
+    before = template.write(chat, chat.turns[:place], call=is_answer).text if place else ""
+    until = text if place + 1 == len(chat.turns) else template.write(chat, chat.turns[: place + 1]).text
+    written, start = until[len(before) :], len(before)
+    if not text.startswith(written, start):
+        # Some templates leave the empty thoughts out of all turns but the last.
+        said = turn.get("content", "").strip()
+        written = said + written.rpartition(said)[2] if said else written
+    if not (text.startswith(before) and until.startswith(before) and text.startswith(written, start)):
+        raise JloraError(
+            f"{chat.where}, turn {place + 1}: expected a chat template that continues from its generation prompt and "
+            "leaves earlier turns unchanged; found one that changes them. Give one with {% generation %} around "
+            "the assistant's turns (data.chat_template), or learn the whole chats (data.completion_only_loss=false)"
+        )
+    return start, start + len(_up_to_the_end_token(written, template.tokenizer) if is_answer else written)
+
+
+def _others(spans: tuple[Span, ...], length: int) -> tuple[Span, ...]:
+    """Returns the spans of a text of this length that are outside the given ones, which are in order."""
+    edges = [0, *(edge for span in spans for edge in span), length]
+    return tuple((start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end)
+
+
+def _up_to_the_end_token(written: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Without the white space after the turn's end token: what follows that is never generated."""
+    stripped = written.rstrip()
+    ends = tuple(str(token) for token in tokenizer.added_tokens_decoder.values())
+    return stripped if stripped.endswith(ends) else written
+
+
+def _common(text: str, other: str) -> int:
+    """How many characters both begin with."""
+    if text.startswith(other):
+        return len(other)
+    return next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))

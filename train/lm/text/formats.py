@@ -1,0 +1,97 @@
+"""Which format the rows of a table are in, and what follows from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from jlora.errors import JloraError
+from train.data.table_files import Table
+
+if TYPE_CHECKING:
+    from train.lm.config import DataSection
+
+Format = Literal["text", "prompt_completion", "alpaca", "sharegpt", "messages"]
+TooLong = Literal["split", "cut", "drop", "error"]
+
+
+def seen_format(table: Table, config: DataSection) -> Format:
+    """The format that the table's columns are in; of several the one that says most: chats, then pairs, then text.
+
+    Raises:
+      JloraError: the columns are in none of them.
+    """
+    if config.messages or {"messages", "conversations"} & set(table.columns):
+        return (
+            "sharegpt"
+            if _says_from(table.column(chat_column(table, "messages", config), "data.messages"))
+            else "messages"
+        )
+    known: dict[Format, tuple[str, ...]] = {
+        "prompt_completion": (config.prompt, config.completion),
+        "alpaca": ("instruction", "output"),
+        "text": (config.text,),
+    }
+    for form, columns in known.items():
+        if set(columns) <= set(table.columns):
+            return form
+    expected = "; ".join(f"{', '.join(columns)} ({form})" for form, columns in known.items())
+    raise JloraError(
+        f"{table.name}: expected the columns of a format: messages; conversations (sharegpt); {expected}; found "
+        f"{', '.join(table.columns)}. data.messages, data.prompt, data.completion and data.text name them"
+    )
+
+
+def used_columns(table: Table, form: Format, config: DataSection) -> set[str]:
+    """Returns the names of all columns that this format reads, whether the table has them or not."""
+    of_chats = {"system", "tools", "chat_template_kwargs"}
+    if form == "text":
+        return {config.text}
+    if form == "alpaca":
+        return {"instruction", "input", "output", "system", "history"}
+    if form == "prompt_completion":
+        return {config.prompt, config.completion} | (of_chats if has_chats(table, form, config) else set())
+    return {chat_column(table, form, config)} | of_chats
+
+
+def has_chats(table: Table, form: Format, config: DataSection) -> bool:
+    """Tells whether the rows are chats, which a template writes.
+
+    Prompts and completions are chats if the first prompt that is not empty is a list.
+    """
+    if form == "prompt_completion":
+        prompts = table.columns.get(config.prompt, [])
+        return isinstance(next((prompt for prompt in prompts if prompt is not None), None), list)
+    return form in ("sharegpt", "messages")
+
+
+def chat_column(table: Table, form: Format, config: DataSection) -> str:
+    """Returns `data.messages`, else `messages` or `conversations`; of both, the latter if it has ShareGPT's chats."""
+    if config.messages:
+        return config.messages
+    names = ("conversations", "messages") if form == "sharegpt" else ("messages", "conversations")
+    return next((name for name in names if name in table.columns), names[0])
+
+
+def answers_only(form: Format, config: DataSection) -> bool:
+    """`data.completion_only_loss`; where it is null, whether the format is one of prompts and completions.
+
+    Raises:
+      JloraError: it is true of plain text, which has no completion.
+    """
+    if config.completion_only_loss is None:
+        return form in ("prompt_completion", "alpaca")
+    if config.completion_only_loss and form == "text":
+        raise JloraError("data.completion_only_loss=true: expected prompts and completions, or chats; found plain text")
+    return config.completion_only_loss
+
+
+def too_long(form: Format, config: DataSection) -> TooLong:
+    """`data.too_long`; where it is null, plain text is split and everything else is cut."""
+    return config.too_long or ("split" if form == "text" else "cut")
+
+
+def _says_from(chats: list[object]) -> bool:
+    """Tells whether the first turn of the first chat with turns has the key `from`, as ShareGPT's do."""
+    turns = (chat[0] for chat in chats if isinstance(chat, list) and chat)
+    first = next(turns, None)
+    return isinstance(first, dict) and "from" in first

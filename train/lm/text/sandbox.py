@@ -1,0 +1,136 @@
+"""The Jinja environment of chat templates: transformers' sandbox with limits and a fixed day.
+
+Its filters and functions are those of `PreTrainedTokenizer.apply_chat_template`, except that `strftime_now` gives
+midnight of the run's day: the same chat must have the same tokens when a run is resumed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jinja2
+import jinja2.ext
+from jinja2 import nodes
+
+from train.lm.text.template_limits import LimitedEnvironment
+
+Span = tuple[int, int]
+"""(first character, the one after the last)."""
+
+
+class Rendered(NamedTuple):
+    """A rendered text, and the spans in it between `{% generation %}` and `{% endgeneration %}`."""
+
+    text: str
+    generated: tuple[Span, ...]
+
+
+class Compiled(NamedTuple):
+    """A template, and the names in it: variables, attributes, keywords and text constants."""
+
+    template: jinja2.Template
+    names: frozenset[str]
+
+
+@functools.lru_cache(maxsize=8)
+def compile_template(source: str) -> Compiled:
+    """Compiles a template; raises what Jinja and Python's compiler raise if `source` is not one."""
+    environment = _Environment()
+    tree = environment.parse(source)
+    names = {node.name for node in tree.find_all(nodes.Name)} | {node.attr for node in tree.find_all(nodes.Getattr)}
+    names |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
+    names |= {node.key for node in tree.find_all(nodes.Keyword)}
+    return Compiled(environment.from_string(source), frozenset(names))
+
+
+def render(template: jinja2.Template, variables: Mapping[str, Any], day: datetime.date) -> Rendered:
+    """Renders the template; its expressions may raise exceptions of any type."""
+    environment: Any = template.environment
+    environment.begin(day)
+    for piece in template.generate(**variables):
+        environment.pieces.append(piece)
+        environment.length += len(piece)
+        environment.spend(size=len(piece))
+    return Rendered("".join(environment.pieces), tuple(environment.generated))
+
+
+class _Environment(LimitedEnvironment):
+    """One for each template; `begin` starts a rendering."""
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
+        self.filters["tojson"] = self._counted("tojson", _tojson)
+        self.globals |= {
+            "raise_exception": _raise_exception,
+            "strftime_now": lambda form: datetime.datetime.combine(self.day, datetime.time()).strftime(form),
+            "dict": _Dict(),
+            "namespace": _Namespace,
+        }
+        self.begin(datetime.date.min)
+
+    def begin(self, day: datetime.date) -> None:
+        self.restart()
+        self.day = day
+        self.pieces: list[str] = []
+        self.length = 0
+        self.generated: list[Span] = []
+
+
+class _Generation(jinja2.ext.Extension):
+    """`{% generation %}`: marks the text of the assistant."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: jinja2.parser.Parser) -> nodes.CallBlock:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_mark"), [], [], body, lineno=line)
+
+    def _mark(self, caller: Callable[[], str]) -> str:
+        text, environment = caller(), self.environment
+        environment.generated.append((environment.length, environment.length + len(text)))  # type: ignore[attr-defined]
+        return text
+
+
+class _Dict:
+    """`dict` without the attributes of the type."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+class _Namespace(jinja2.utils.Namespace):
+    """`namespace` without names that begin with an underscore."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:  # a template may call `namespace(self=...)`
+        self, given = args[0], dict(*args[1:], **kwargs)
+        for name in given:
+            _require_plain(name)
+        jinja2.utils.Namespace.__init__(self, given)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _require_plain(name)
+        super().__setitem__(name, value)
+
+
+def _require_plain(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace has no names with a leading underscore, such as {name!r}")
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
+    """Writes JSON without the HTML escapes of Jinja's own filter."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)

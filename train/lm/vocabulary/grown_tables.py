@@ -1,0 +1,86 @@
+"""Resizes a language model to more tokens than its files have: the embedding, and an untied head, get new rows.
+
+Each new row is the mean of the table's rows, as in transformers' `resize_token_embeddings` (which draws it around the
+mean with a variance of a billionth). The mean is summed in float64 in the host's memory in a fixed order, so it has
+the same bits on every mesh, in every process and when a run is resumed.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jlora.lora.tied_embedding import HEAD
+from jlora.models.registry import family
+from jlora.pretrained.load import load_config, load_weights
+from jlora.pretrained.place_leaf import spread
+from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
+from jlora.tree.module_names import hf_keys, is_transposed
+from train.devices.placement import to_host
+from train.sources.model_files import model_folder
+
+_BLOCK = 4096
+"""Rows that are summed at a time."""
+
+
+def with_vocabulary(model: Any, size: int) -> Any:
+    """Returns the linen model with `size` tokens."""
+    if model.config.vocab_size == size:
+        return model
+    config = copy(model.config)
+    config.vocab_size = size
+    return model.clone(config=config)
+
+
+def table_paths(model: Any, base: Any) -> dict[str, str]:
+    """Returns {path: checkpoint's key} of the leaves with an axis of tokens, of the embedding and an untied head."""
+    keys = {path: hf_keys(path, None)[0] for path in leaves_by_path(base)}
+    modules = (family(model.config.model_type).embedding, HEAD)
+    return {path: key for path, key in keys.items() if key.rpartition(".")[0] in modules}
+
+
+def grown(model: Any, base: Any, size: int, mesh: Mesh | None = None) -> tuple[Any, Any]:
+    """Returns (model, base) with `size` tokens, at least as many as they have. All processes must call it.
+
+    Args:
+      mesh: where the base lies.
+    """
+    if size == model.config.vocab_size:
+        return model, base
+    leaves = leaves_by_path(base)
+    tables = {path: _grown(path, leaves[path], size, mesh) for path in table_paths(model, base)}
+    return with_vocabulary(model, size), replace_leaves(base, tables)
+
+
+def load_grown(model: Any, name: str, *, mesh: Mesh | None = None, **options: Any) -> Any:
+    """Loads the weights of the model `name`, as `load_weights` does, with as many tokens as `model` has.
+
+    Args:
+      model: with the tokens of the files, or more.
+      name: as a config names a model.
+      mesh, options: `load_weights`'s.
+    """
+    folder = model_folder(name)
+    stored = with_vocabulary(model, load_config(folder).vocab_size)
+    base = load_weights(stored, folder, mesh=mesh, **options)
+    return grown(stored, base, model.config.vocab_size, mesh)[1]
+
+
+def _grown(path: str, leaf: Any, size: int, mesh: Mesh | None) -> Any:
+    table = to_host(leaf)
+    rows = table.T if is_transposed(path) else table
+    new = np.broadcast_to(_mean(rows).astype(rows.dtype), (size - len(rows), *rows.shape[1:]))
+    value = np.concatenate([rows, new])
+    value = value.T if is_transposed(path) else value
+    return jnp.asarray(value) if mesh is None else spread(path, value, mesh)
+
+
+def _mean(rows: np.ndarray) -> np.ndarray:
+    """Returns the mean over the first axis, float64."""
+    starts = range(0, len(rows), _BLOCK)
+    total = sum(rows[start : start + _BLOCK].astype(np.float64).sum(axis=0) for start in starts)
+    return np.asarray(total / len(rows))

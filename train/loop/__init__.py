@@ -1,0 +1,1 @@
+"""The optimisation: one step, and the loop around it."""

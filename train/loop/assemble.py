@@ -1,0 +1,109 @@
+"""The train step of a config, its optimizer, and the loop around them, whatever is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+import jlora
+from train.config.run_config import RunConfig, learning_rate_of, rows_of_a_step, steps_of
+from train.data.bucketing import PlannedBatch, first_of_each_length
+from train.devices import placement as devices
+from train.devices.programs import CompiledAhead, Compiler
+from train.loop.loop import Loop
+from train.loop.optimizer import Schedule, optimizer, schedule
+from train.loop.step import State, TotalLoss, make_train_step
+from train.run.lengths import EVALUATION
+from train.sources.starting_adapter import Adapted
+
+
+class Training(NamedTuple):
+    """train_step(state, frozen, base, batch, key), the optimizer in it, and its learning rates."""
+
+    step: Callable
+    tx: optax.GradientTransformation
+    rate: Schedule
+
+
+def training_of(config: RunConfig, loss: TotalLoss, steps: int) -> Training:
+    """What the config trains with over so many optimizer steps."""
+    rate = schedule(config.train, learning_rate_of(config), steps)
+    tx = optimizer(config.train, rate)
+    return Training(make_train_step(loss, tx, config.train.gradient_accumulation_steps), tx, rate)
+
+
+class Rows(NamedTuple):
+    """The training rows, as `Loop` describes `plan`, `batch`, `count` and `unit`, and how many there are."""
+
+    number: int
+    plan: Callable[[int], Sequence[PlannedBatch]]
+    batch: Callable[[PlannedBatch], Any]
+    count: Callable[[PlannedBatch], int]
+    unit: str
+    lengths: tuple[int, ...]
+
+
+class Evaluation(NamedTuple):
+    """The validation split's evaluation, as `Loop` describes `run` (its `evaluate`) and `metric`.
+
+    prepare(adapter) queues its programs; places are those for tokens that it computes, padding too, in `batches`.
+    """
+
+    run: Callable[[Any, Callable[[], None]], dict[str, float]]
+    metric: str
+    prepare: Callable[[Any], None]
+    places: int
+    batches: int
+
+
+def make_loop(
+    config: RunConfig,
+    adapted: Adapted,
+    training: Training,
+    rows: Rows,
+    evaluation: Evaluation,
+    compiler: Compiler,
+    mesh: Mesh | None,
+) -> tuple[Loop, State]:
+    """The loop of a run, and the state before its first step; `mesh` is where `adapted` lies."""
+    per_epoch, steps = steps_of(config, rows.number)
+    trainable, frozen = jlora.split(adapted.adapter)
+    state = devices.put_rest(mesh, State(trainable, training.tx.init(trainable), jnp.int32(0)))
+    step = CompiledAhead(devices.train_step_on(mesh, training.step, state), compiler, batch=3)
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    size = rows_of_a_step(config)
+
+    def prepare(plan: Sequence[PlannedBatch], state: State) -> None:
+        for planned in first_of_each_length(plan):
+            name = f"training, {planned.length} tokens a row"
+            step.prepare(name, state, frozen, adapted.base, rows.batch(planned), key)
+
+    loop = Loop(
+        train=config.train,
+        steps=steps,
+        per_epoch=per_epoch,
+        base=adapted.base,
+        frozen=frozen,
+        plan=rows.plan,
+        batch=rows.batch,
+        count=rows.count,
+        unit=rows.unit,
+        work=lambda planned: planned.length * size,
+        lengths=rows.lengths,
+        train_step=step,
+        compiler=compiler,
+        prepare=prepare,
+        prepare_evaluation=lambda state: evaluation.prepare(jlora.combine(state.trainable, frozen)),
+        evaluate=evaluation.run,
+        evaluation=evaluation.places * EVALUATION,
+        evaluation_batches=evaluation.batches,
+        metric=evaluation.metric,
+        rate=training.rate,
+        key=key,
+    )
+    return loop, state

@@ -1,0 +1,269 @@
+"""The training loop: batches in, steps, evaluations, checkpoints and records out."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, SupportsFloat
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jlora import combine
+from jlora.errors import JloraError
+from train.cli.progress import Left, Progress
+from train.cli.signals import Cut, Stop
+from train.config.sections import TrainSection
+from train.devices.placement import kept, put_like
+from train.devices.programs import Compiler
+from train.loop.step import State
+from train.run import checkpoints as checkpoint
+from train.run.best import Best, is_better
+from train.run.checkpoints import Checkpoint, Rest
+from train.run.recorder import Recorder
+
+logger = logging.getLogger(__name__)
+
+_STEPS_ALONE = 12
+"""Steps before the programs of evaluations are compiled: time left is told from steps beside which nothing compiles."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """What stays the same from step to step.
+
+    Attributes:
+      train: the config's section. steps, per_epoch: optimizer steps of the run, and of an epoch.
+      base, frozen: the trees that are not trained.
+      plan: plan(epoch) gives what each of the epoch's steps trains on, a pure function of its argument.
+      batch: batch(planned) makes the arrays of one step, as `train_step` takes them.
+      count: count(planned) is how many of `unit` (examples, tokens) a step gets through.
+      work: work(planned) is what its seconds are proportional to: the places for tokens that it computes, padding too.
+      lengths: the padded lengths of batches.
+      train_step: a compiled function of `train.loop.step`.
+      compiler: compiles ahead. prepare: prepare(plan, state) queues the programs of a plan's steps.
+      prepare_evaluation: prepare_evaluation(state) queues those of evaluations.
+      evaluate: evaluate(adapter, check) gives {metric: value} of the validation split, the loss among them; it calls
+        check() before each batch, and ends where that raises.
+      evaluation, evaluation_batches: the work of an evaluation, in the unit of `work`, and how many batches it has.
+      metric: what chooses the best step. rate: the learning rate of a step. key: root of the dropout keys.
+    """
+
+    train: TrainSection
+    steps: int
+    per_epoch: int
+    base: Any
+    frozen: Any
+    plan: Callable[[int], Sequence[Any]]
+    batch: Callable[[Any], Any]
+    count: Callable[[Any], int]
+    unit: str
+    work: Callable[[Any], float]
+    lengths: tuple[int, ...]
+    train_step: Callable
+    compiler: Compiler
+    prepare: Callable[[Sequence[Any], State], None]
+    prepare_evaluation: Callable[[State], None]
+    evaluate: Callable[[Any, Callable[[], None]], dict[str, float]]
+    evaluation: float
+    evaluation_batches: int
+    metric: str
+    rate: Callable
+    key: jax.Array
+
+
+def run(
+    loop: Loop, begin: Checkpoint, manager: ocp.CheckpointManager, recorder: Recorder, stop: Stop
+) -> tuple[Best, float]:
+    """Trains from `begin` to the last step, or until nothing gets better or a signal stops it.
+
+    Returns:
+      (the best evaluation, examples or tokens per second while training); every checkpoint is whole by then.
+
+    Raises:
+      JloraError: the loss, its gradient or an evaluation is NaN or infinite, and the newest checkpoint is from before
+        it; a checkpoint cannot be written.
+    """
+    start = int(begin.state.step)
+    unread = deque[tuple[int, dict]]()  # values that were not looked at: one step may run while the next is made
+    evaluation_prepared = _evaluation_prepared(loop, start)
+    with _progress(loop, start) as progress, loop.compiler.saying(progress.compiling):
+        run = _Run(loop, manager, recorder, stop, progress, begin.state, begin.best, list(begin.rest.losses), start)
+        ended = (begin.rest.unevaluated and not run.evaluate(start)) or run.is_exhausted()
+        for step, (planned, left) in enumerate(planned_steps(loop, start, run.prepare), start + 1):
+            if ended:
+                break
+            run.state, values = loop.train_step(run.state, loop.frozen, loop.base, loop.batch(planned), loop.key)
+            unread.append((step, values))
+            stopped, (log, evaluate, save) = stop.requested(), _due(loop, step)
+            while len(unread) > (0 if log or evaluate or save or stopped else 1):
+                run.require_finite(*unread.popleft())
+            rate = float(loop.rate(step - 1))
+            progress.update(values["loss"], loop.count(planned), rate, loop.work(planned), _left(loop, step, left))
+            run.losses.append(values["loss"])
+            if step == evaluation_prepared:
+                loop.prepare_evaluation(run.state)
+            if log:
+                run.log(step, values, progress.per_second)
+            unevaluated = evaluate
+            if evaluate and not stopped:
+                unevaluated = not run.evaluate(step)
+            ended = stopped or unevaluated or run.is_exhausted()
+            if save or ended:
+                with progress.paused("checkpoint"):
+                    run.save(step, unevaluated)
+        checkpoint.wait(manager)
+        return run.best, progress.per_second
+
+
+def planned_steps(
+    loop: Loop, start: int, prepare: Callable[[Sequence[Any]], None] = lambda plan: None
+) -> Iterator[tuple[Any, float]]:
+    """What each step from `start` on trains on, and the work that is left after it.
+
+    The first is a pure function of the plan and the step, whatever came before. Epochs to come count as much work a
+    step as this one. `prepare` is called with the rest of each epoch, before its first step.
+    """
+    for epoch in range(start // loop.per_epoch, math.ceil(loop.steps / loop.per_epoch)):
+        begin, whole = epoch * loop.per_epoch, loop.plan(epoch)
+        plan = whole[max(0, start - begin) : loop.steps - begin]
+        later = max(0, loop.steps - begin - loop.per_epoch) * sum(map(loop.work, whole)) / loop.per_epoch
+        left = np.cumsum([later, *map(loop.work, reversed(plan))])[:-1]
+        prepare(plan)
+        yield from zip(plan, reversed(left.tolist()), strict=True)
+
+
+def _evaluation_prepared(loop: Loop, start: int) -> int:
+    """The step after which the programs of evaluations are queued: half way to the first evaluation at the latest."""
+    every = loop.train.eval_every or loop.per_epoch
+    first = min(loop.steps, (start // every + 1) * every)
+    return start + max(1, min(_STEPS_ALONE, (first - start) // 2))
+
+
+def _progress(loop: Loop, start: int) -> Progress:
+    return Progress(
+        loop.steps,
+        start,
+        loop.train.log_every,
+        unit=loop.unit,
+        evaluation=loop.evaluation,
+        per_epoch=loop.per_epoch,
+        is_compiling=lambda: loop.compiler.is_busy,
+    )
+
+
+def _left(loop: Loop, step: int, work: float) -> Left:
+    """What is to do after a step, whose evaluation and checkpoint are still to come."""
+    evaluate_every = loop.train.eval_every or loop.per_epoch
+    checkpoint_every = loop.train.checkpoint_every or evaluate_every
+    return Left(work, *(math.ceil(loop.steps / n) - (step - 1) // n for n in (evaluate_every, checkpoint_every)))
+
+
+def _due(loop: Loop, step: int) -> tuple[bool, bool, bool]:
+    """Whether the step is one of which there is a line, an evaluation, a checkpoint."""
+    train = loop.train
+    evaluate_every = train.eval_every or loop.per_epoch
+    log, evaluate, save = (
+        step % every == 0 or step == loop.steps
+        for every in (train.log_every, evaluate_every, train.checkpoint_every or evaluate_every)
+    )
+    return log, evaluate, save
+
+
+def _shown(found: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+
+
+@dataclasses.dataclass
+class _Run:
+    """What changes from step to step: `losses` that no line holds yet, the step of the newest checkpoint (`saved`)."""
+
+    loop: Loop
+    manager: ocp.CheckpointManager
+    recorder: Recorder
+    stop: Stop
+    progress: Progress
+    state: State
+    best: Best
+    losses: list[Any]
+    saved: int
+
+    def prepare(self, plan: Sequence[Any]) -> None:
+        self.loop.prepare(plan, self.state)
+
+    def is_exhausted(self) -> bool:
+        patience = self.loop.train.early_stopping_patience
+        if patience is None or self.best.stale < patience:
+            return False
+        logger.info("stopped early: %d evaluations without a better %s", self.best.stale, self.loop.metric)
+        return True
+
+    def require_finite(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
+        for name, value in values.items():
+            if not math.isfinite(float(value)):
+                kept = f"the checkpoint of step {self.saved} is kept" if self.saved else "no checkpoint was written yet"
+                raise JloraError(
+                    f"step {step}: expected a finite {name}, found {float(value)}; stopped, {kept}."
+                    " Try a smaller train.learning_rate, or look at the data."
+                )
+
+    def log(self, step: int, values: dict[str, Any], per_second: float) -> None:
+        checkpoint.check(self.manager)
+        numbers = {
+            "loss": np.mean([float(loss) for loss in self.losses]),
+            "grad_norm": values["grad_norm"],
+            "learning_rate": self.loop.rate(step - 1),
+            "epoch": step / self.loop.per_epoch,
+            f"{self.loop.unit}_per_second": per_second,
+        }
+        self.recorder.log(step, numbers, "train")
+        self.losses.clear()
+
+    def evaluate(self, step: int) -> bool:
+        """Evaluates; returns False if a signal cuts it short. The first call also evaluates the initial model."""
+        try:
+            # Not before the first step: the programs of evaluations are compiled while the first steps run.
+            is_first = self.best.value is None and self.loop.train.eval_on_start
+            start = self._evaluated_start() if is_first else None
+            with self.progress.paused("evaluation"):
+                found = self._evaluated(self.state.trainable)
+        except Cut:
+            return False
+        if start is not None:
+            self.recorder.log(step, start, "start")
+            logger.info("before training  validation: %s", _shown(start))
+        self.require_finite(step, {"validation loss": found["loss"]})
+        self.recorder.log(step, found, "validation")
+        metric, before = self.loop.metric, self.best
+        value, loss = found[metric], found["loss"]
+        better = is_better(metric, value, before.value, loss, before.metrics.get("loss"))
+        logger.info("step %d  validation: %s%s", step, _shown(found), "  (best so far)" if better else "")
+        stale = 0 if is_better(metric, value, before.value) else before.stale + 1
+        if better:
+            self.best = Best(kept(self.state.trainable), value, step, stale, found)
+        else:
+            self.best = dataclasses.replace(before, stale=stale)
+        return True
+
+    def _evaluated_start(self) -> dict[str, float]:
+        with self.progress.paused("start"):
+            return self._evaluated(put_like(self.state.trainable, self.best.trainable))
+
+    def _evaluated(self, trainable: Any) -> dict[str, float]:
+        """Computes metrics of the validation split; raises Cut if a signal comes."""
+        with self.progress.counting("evaluating", self.loop.evaluation_batches) as tick:
+
+            def check() -> None:
+                tick()
+                self.stop.check()
+
+            return self.loop.evaluate(combine(trainable, self.loop.frozen), check)
+
+    def save(self, step: int, unevaluated: bool) -> None:
+        rest = Rest(tuple(float(loss) for loss in self.losses), unevaluated, self.recorder.lines)
+        checkpoint.save(self.manager, Checkpoint(self.state, self.best, rest))
+        self.saved = step

@@ -1,0 +1,68 @@
+"""AdamW with clipping, warmup and decay, and the leaves that weight decay leaves alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jlora import labels
+from train.config.sections import TrainSection
+
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+def schedule(train: TrainSection, learning_rate: float, steps: int) -> Schedule:
+    """{step: learning rate}: linear warmup from 0, then linear or cosine decay to 0, or constant.
+
+    Args:
+      train: `schedule`, `warmup_steps` or else `warmup_ratio` of the steps, rounded up.
+      learning_rate: the peak.
+      steps: optimizer steps in all.
+    """
+    warmup = math.ceil(train.warmup_ratio * steps) if train.warmup_steps is None else train.warmup_steps
+    shapes: dict[str, Callable[[jax.Array], jax.Array]] = {
+        "constant": jnp.ones_like,
+        "linear": lambda left: left,
+        "cosine": lambda left: 0.5 * (1 - jnp.cos(jnp.float32(math.pi) * left)),
+    }
+
+    def rate(step: jax.Array) -> jax.Array:
+        count = jnp.asarray(step, jnp.float32)
+        rising = jnp.minimum(count / max(1, warmup), 1.0)
+        left = jnp.clip((steps - count) / max(1, steps - warmup), 0.0, 1.0)
+        return learning_rate * jnp.where(count < warmup, rising, shapes[train.schedule](left))
+
+    return rate
+
+
+def optimizer(train: TrainSection, rate: Schedule) -> optax.GradientTransformation:
+    """Clips by the norm over all trained leaves, then AdamW; the state holds trained leaves alone."""
+    adamw = optax.adamw(
+        rate,
+        b1=train.adam_beta1,
+        b2=train.adam_beta2,
+        eps=train.adam_epsilon,
+        weight_decay=train.weight_decay,
+        mask=decayed,
+    )
+    return optax.chain(optax.clip_by_global_norm(train.max_grad_norm), adamw) if train.max_grad_norm else adamw
+
+
+def decayed(trainable: dict[str, Any]) -> dict[str, Any]:
+    """True for the leaves that weight decay holds for: A, B, kernels and embeddings.
+
+    Biases and norms are left alone, DoRA's magnitudes with them: they are the norms of whole weights.
+    """
+    return {
+        path: jax.tree.map(lambda label, path=path: _is_decayed(path, label), entry)
+        for path, entry in labels(trainable).items()
+    }
+
+
+def _is_decayed(path: str, label: str) -> bool:
+    return label in ("a", "b", "rows") or (label == "head" and path.endswith(("/kernel", "/embedding")))

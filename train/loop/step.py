@@ -1,0 +1,65 @@
+"""One optimizer step: a pure function of its arguments, compiled once for each shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec
+
+from jlora.ops.hash_key import hash_key
+from jlora.sharding.mesh import BATCH, current_mesh
+from train.devices.compilation import jit
+
+
+class State(NamedTuple):
+    """What a step changes: the trained leaves, the optimizer's state, and the number of steps taken (int32)."""
+
+    trainable: Any
+    optimizer: Any
+    step: jax.Array
+
+
+TotalLoss = Callable[[Any, Any, Any, Any, jax.Array], jax.Array]
+"""total_loss(trainable, frozen, base, batch, key) -> float32 (): the losses of a batch times its weights, summed."""
+
+
+def make_train_step(total_loss: TotalLoss, tx: optax.GradientTransformation, accumulation: int) -> Callable:
+    """train_step(state, frozen, base, batch, key) -> (state, {"loss", "grad_norm"}); state is donated.
+
+    `batch` is a tree of arrays (B, ...) with an attribute `weights`. The loss is its weighted mean over the whole
+    batch, also where it is computed in `accumulation` equal parts: their sums are added and divided once.
+    """
+
+    def summed(trainable: Any, frozen: Any, base: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+        value_and_grad = jax.value_and_grad(total_loss)
+        if accumulation == 1:
+            return value_and_grad(trainable, frozen, base, batch, key)
+
+        def part(sums: tuple, numbered: tuple) -> tuple:
+            number, rows = numbered
+            result = value_and_grad(trainable, frozen, base, rows, jax.random.fold_in(key, number))
+            return jax.tree.map(jnp.add, sums, result), None
+
+        zero = (jnp.float32(0), jax.tree.map(jnp.zeros_like, trainable))
+        parts = jax.tree.map(lambda x: _rows_shared(x.reshape(accumulation, -1, *x.shape[1:])), batch)
+        return jax.lax.scan(part, zero, (jnp.arange(accumulation), parts))[0]
+
+    def train_step(state: State, frozen: Any, base: Any, batch: Any, key: jax.Array) -> tuple[State, dict]:
+        loss, grads = summed(state.trainable, frozen, base, batch, hash_key(jax.random.fold_in(key, state.step)))
+        count = jnp.maximum(jnp.sum(batch.weights), 1.0)
+        grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
+        updates, opt_state = tx.update(grads, state.optimizer, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        values = {"loss": loss / count, "grad_norm": optax.tree.norm(grads)}
+        return State(trainable, opt_state, state.step + 1), values
+
+    return jit(train_step, donate_argnums=0)
+
+
+def _rows_shared(parts: jax.Array) -> jax.Array:
+    """Parts of a batch (A, B, ...), the rows of each shared by the devices of the mesh, where one is set."""
+    return parts if current_mesh() is None else jax.lax.with_sharding_constraint(parts, PartitionSpec(None, *BATCH))

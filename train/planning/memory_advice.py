@@ -1,0 +1,94 @@
+"""What to turn down where a run needs more memory than there is."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import jax
+
+from jlora.errors import JloraError
+from train.config.run_config import RunConfig
+from train.planning.parameter_table import align
+
+_OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|out of memory", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(what_helps: Callable[[], str], when: str = "") -> Iterator[None]:
+    """Around what may need more memory than there is.
+
+    Args:
+      what_helps: the text that says so, asked for only then.
+      when: where in the run the block is, such as " after the last step".
+
+    Raises:
+      JloraError: the device or the host had no memory left inside the block.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as error:
+        if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+            raise
+        reason = str(error).strip().split("\n")[0]
+        raise JloraError(f"out of memory{when}: {reason}\n{what_helps()}") from error
+
+
+def advice(config: RunConfig, mesh: Mapping[str, int] | None = None, *, may_quantize: bool = False) -> str:
+    """What can be turned down in this config, the cheapest first, as arguments of the command line.
+
+    Args:
+      mesh: {axis: size} of several devices.
+      may_quantize: the base could be quantized, and is not.
+    """
+    train, length = config.train, config.data.max_length
+    sizes = mesh or {"data": 1, "fsdp": 1, "tensor": 1}
+    row_parts, shared = sizes["data"] * sizes["fsdp"], sizes["fsdp"] * sizes["tensor"]
+    half = math.ceil(train.batch_size / 2 / row_parts) * row_parts
+    parts = math.ceil(train.batch_size * train.gradient_accumulation_steps / half)
+    offers = [
+        (
+            half < train.batch_size,
+            f"train.batch_size={half} train.gradient_accumulation_steps={parts}",
+            "half the activations, as many rows a step or a few more",
+        ),
+        (not train.remat, "train.remat=true", "activations of a layer are computed again instead of kept"),
+        (may_quantize, "quantize=nf4", "the base in about 4 bits a weight"),
+        (train.dtype == "float32", "train.dtype=bfloat16", "activations in half the bytes"),
+        (
+            sizes["data"] > 1,
+            f"mesh.data=1 mesh.fsdp={sizes['data'] * sizes['fsdp']} mesh.tensor={sizes['tensor']}",
+            "the base split over the devices that now have it whole",
+        ),
+        (
+            shared > 1 and config.mesh.adapters == "replicated" and config.method == "lora",
+            "mesh.adapters=inherit",
+            "adapter and optimizer state split as the base is",
+        ),
+        (config.method == "full", "method=lora", "no optimizer state of the base"),
+        (length >= 8, f"data.max_length={length // 2}", f"shorter rows, now {length}"),
+        (
+            train.eval_batch_size > train.batch_size,
+            f"train.eval_batch_size={train.batch_size}",
+            f"where evaluation fails, now {train.eval_batch_size}",
+        ),
+    ]
+    lines = [(f"  {arguments}", saved) for possible, arguments, saved in offers if possible]
+    if not lines:
+        return "Nothing in this configuration can be turned down: take a smaller model, or more devices"
+    return f"Turn down one of these:\n{align(lines, right=[])}"
+
+
+def how_to_end(config: RunConfig, folder: Path) -> str:
+    """What is whole of a run whose merged model did not fit, and how to go on."""
+    if config.method != "lora":
+        return "The checkpoints are whole: --resume goes on from the last step, on more devices by mesh.fsdp"
+    adapter = folder / "adapter"
+    return (
+        f"{adapter} is complete. --resume export.merged=false ends the run without merged/; on a machine with more\n"
+        f"memory make it with\n"
+        f"  jlora export --adapter {adapter} --out MERGED"
+    )

@@ -1,0 +1,159 @@
+"""What a run prints before its first step: its parameters, which of them train, memory and steps."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from jlora.lora.entries import Adapter, Entry, Full, LowRank, Rows, trained_count
+from jlora.peft.tensor_keys import PREFIX, Slot, slots
+from jlora.tree.leaf_paths import leaves_by_path
+
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One parameter of one layer, by the name and shape it has in a checkpoint.
+
+    Attributes:
+      name: `bert.encoder.layer.0.attention.self.query.weight`; PEFT's for what is added, `….query.lora_A.weight`.
+      shape: torch's, (out, in) for a dense weight, (r, in) and (out, r) for the factors.
+      trainable: whether it is trained.
+      target: whether it is a weight that a low-rank update is added to.
+      elsewhere: how many of its numbers count in another row: an embedding's trained rows.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    trainable: bool
+    target: bool
+    elsewhere: int = 0
+
+    @property
+    def count(self) -> int:
+        """Number of parameters."""
+        return math.prod(self.shape) - self.elsewhere
+
+
+def rows(base: Any, adapter: Adapter | None = None) -> list[Row]:
+    """Every parameter of the base with the adapter on it, layer by layer; arrays or ShapeDtypeStructs.
+
+    The counts add up to what `jlora.count_parameters` returns.
+    """
+    entries = adapter or {}
+    leaves = {path: Full(leaf) for path, leaf in leaves_by_path(base).items()}
+    added = {path: entry for path, entry in entries.items() if not isinstance(entry, Full)}
+    found = [_leaf_row(slot, entries.get(slot.path)) for slot in slots(leaves)]
+    found += [Row(slot.key.removeprefix(PREFIX), slot.shape, True, False) for slot in slots(added)]
+    return sorted(found, key=lambda row: [part.zfill(6) if part.isdigit() else part for part in row.name.split(".")])
+
+
+def table(rows: Sequence[Row], verbose: bool = False) -> str:
+    """`name  trainable  count`, aligned.
+
+    Short: one line for the same parameter of all layers (`layer.*.`), and one line for all that is frozen.
+    Verbose: one line a parameter, with its shape and whether it is a target.
+    """
+    return align(_every_parameter(rows) if verbose else _trained_over_layers(rows), right=[2])
+
+
+def parameters(base: Any, adapter: Adapter | None, *, verbose: bool = False) -> str:
+    """The table, then total, trainable and percent."""
+    listed = rows(base, adapter)
+    total, trainable = _counts(listed)
+    facts = [
+        ("total", f"{total:,}"),
+        ("trainable", f"{trainable:,}"),
+        ("percent", f"{100 * trainable / total:.4f} %"),
+    ]
+    return table(listed, verbose) + "\n\n" + facts_table(facts)
+
+
+def summary(base: Any, adapter: Adapter | None, *, verbose: bool = False, steps: int | None = None) -> str:
+    """`parameters`, then estimated memory and the optimizer steps of the run, None where no data were read."""
+    _, trainable = _counts(rows(base, adapter))
+    facts = [
+        ("memory", _memory(weight_bytes(base, adapter), training_bytes(trainable))),
+        ("steps", "unknown, no data read" if steps is None else f"{steps:,}"),
+    ]
+    return parameters(base, adapter, verbose=verbose) + "\n" + facts_table(facts)
+
+
+def weight_bytes(base: Any, adapter: Adapter | None = None) -> int:
+    """Bytes of all arrays of base and adapter, each in its own dtype.
+
+    A leaf trained whole counts twice: the base is never changed and keeps its own.
+    """
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves((base, adapter)))
+
+
+def training_bytes(trainable: int) -> int:
+    """12 a trained parameter: its gradient and AdamW's two moments, each float32."""
+    return 12 * trainable
+
+
+def _every_parameter(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    lines = [(r.name, _yes(r.trainable), f"{r.count:,}", str(r.shape), _yes(r.target)) for r in rows]
+    return [("name", "trainable", "count", "shape", "target"), *lines]
+
+
+def _trained_over_layers(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    trained: dict[str, int] = {}
+    for row in rows:
+        if row.trainable:
+            name = re.sub(r"\.\d+\.", ".*.", row.name)
+            trained[name] = trained.get(name, 0) + row.count
+    lines: list[tuple[str, ...]] = [("name", "trainable", "count")]
+    lines += [(name, "yes", f"{count:,}") for name, count in trained.items()]
+    frozen = [row.count for row in rows if not row.trainable]
+    if frozen:
+        lines.append((f"({len(frozen)} frozen parameters; all with --verbose)", "no", f"{sum(frozen):,}"))
+    return lines
+
+
+def _counts(rows: Sequence[Row]) -> tuple[int, int]:
+    """(all parameters, those that train)."""
+    return sum(row.count for row in rows), sum(row.count for row in rows if row.trainable)
+
+
+def _memory(weights: int, training: int) -> str:
+    parts = f"weights {weights / _MIB:,.1f} + gradients and optimizer state {training / _MIB:,.1f}"
+    return f"{parts} = {(weights + training) / _MIB:,.1f} MiB, activations apart"
+
+
+def _leaf_row(slot: Slot, entry: Entry | None) -> Row:
+    """One layer of one leaf of the base; the slot is that of the leaf as a whole."""
+    layer = int(slot.index[0]) if slot.index else 0  # type: ignore[arg-type]
+    trained = isinstance(entry, Full) and (entry.layers is None or layer in entry.layers)
+    target = isinstance(entry, LowRank) and entry.ranks[layer] > 0
+    elsewhere = trained_count(entry) if isinstance(entry, Rows) else 0
+    return Row(slot.key.removeprefix(PREFIX), slot.shape, trained, target, elsewhere)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def facts_table(facts: Sequence[tuple[str, str]]) -> str:
+    """`name  value`, a line each, the names in ten columns."""
+    return "\n".join(f"{name:<10} {value}" for name, value in facts)
+
+
+def align(lines: Sequence[tuple[str, ...]], right: Container[int]) -> str:
+    """Columns two blanks apart; those with a number in `right` to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = [
+        "  ".join(
+            text.rjust(width) if column in right else text.ljust(width)
+            for column, (text, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in lines
+    ]
+    return "\n".join(line.rstrip() for line in padded)

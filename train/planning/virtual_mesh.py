@@ -1,0 +1,46 @@
+"""The mesh of `--dry-run --mesh`: its sizes, and devices for it that are not there."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import jax
+
+from jlora.errors import JloraError, nearest
+from jlora.sharding.mesh import AXES
+
+_MOST_CHIPS = 2**14
+"""More devices take a CPU's client minutes to make."""
+
+
+def mesh_sizes(text: str) -> dict[str, int]:
+    """{axis: size} of `data=16,fsdp=8,tensor=8`; axes that are left out have the size 1.
+
+    Raises:
+      JloraError: an axis of another name or given twice, a size that is no positive number, more than 16,384 chips.
+    """
+    sizes: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = (piece.strip() for piece in part.partition("="))
+        if name not in AXES or name in sizes:
+            raise JloraError(f"--mesh: expected {', '.join(AXES)}, each once; found {name!r}{nearest(name, AXES)}")
+        if not re.fullmatch("[1-9][0-9]*", size):
+            raise JloraError(f"--mesh: {name}: expected a number of chips such as {name}=8, found {part!r}")
+        sizes[name] = int(size)
+    if math.prod(sizes.values()) > _MOST_CHIPS:
+        raise JloraError(f"--mesh: expected at most {_MOST_CHIPS:,} chips, found {math.prod(sizes.values()):,}")
+    return {name: sizes.get(name, 1) for name in AXES}
+
+
+def force_devices(count: int) -> None:
+    """Makes this process see `count` devices, all of them its CPU; to be called before JAX makes its first array.
+
+    Raises:
+      JloraError: JAX has started.
+    """
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+        jax.config.update("jax_platforms", "cpu")
+    except RuntimeError as error:
+        raise JloraError(f"--mesh: {count} devices: expected a process in which JAX has not started yet") from error

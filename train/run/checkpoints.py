@@ -1,0 +1,298 @@
+"""Checkpoints of a run by orbax: one atomic folder a step, written while training goes on.
+
+runs/sst2/checkpoints/120/  trained leaves, optimizer state, step, the best leaves so far, and notes (JSON): what else
+a run goes on from, and the checksum of each array. A checkpoint that was found damaged is called 120.damaged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jlora.errors import JloraError
+from jlora.tree.leaf_paths import leaves_by_path
+from train.devices import processes as distributed
+from train.devices.placement import kept
+from train.loop.step import State
+from train.run.best import Best
+from train.run.checksum import checksums
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rest:
+    """What a step leaves to those after it, apart from the state.
+
+    Attributes:
+      losses: those of the steps that no line of the record holds yet.
+      unevaluated: the step's evaluation is due and was not made.
+      lines: how many lines the record had.
+    """
+
+    losses: tuple[float, ...] = ()
+    unevaluated: bool = False
+    lines: int = 0
+
+
+class Checkpoint(NamedTuple):
+    """All that a run goes on from."""
+
+    state: State
+    best: Best
+    rest: Rest = Rest()
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step: int) -> bool:
+        """Never: the processes agree on where to stop by `Stop`, whose numbers are not those of steps."""
+        return False
+
+
+@contextmanager
+def open_checkpoints(folder: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
+    """The run's checkpoints, of which the newest `keep` stay; leaving waits for what is still being written."""
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        enable_async_checkpointing=True,
+        cleanup_tmp_directories=True,  # what a killed run had begun to write
+        # Folders made in the background that cannot be made would keep a failed run waiting for minutes.
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
+    )
+    with _explained(folder):
+        manager = _Manager(folder.resolve(), options=options)
+    with _hushed():
+        try:
+            yield manager
+        except BaseException:
+            with suppress(Exception):  # of the same cause as the error that is on its way
+                manager.close()
+            raise
+        with _explained(folder):
+            manager.close()
+
+
+def save(manager: ocp.CheckpointManager, checkpoint: Checkpoint) -> None:
+    """Writes a checkpoint of the state's step in the background; the arrays are copied first.
+
+    Raises:
+      JloraError: it, or the one before, cannot be written.
+    """
+    state, best, rest = checkpoint
+    arrays = _named(state, best.trainable)
+    notes = {
+        "best": {name: value for name, value in vars(best).items() if name != "trainable"},
+        "rest": dataclasses.asdict(rest),
+        "checksums": checksums(arrays),
+    }
+    args = ocp.args.Composite(
+        arrays=ocp.args.StandardSave(kept(arrays)),
+        notes=ocp.args.JsonSave({"notes": notes, "sha256": _sha256(notes)}),
+    )
+    folder = Path(manager.directory)
+    if not folder.parent.is_dir():  # orbax would make it again
+        raise _moved(folder.parent)
+    with _explained(folder):
+        manager.save(int(state.step), args=args)
+
+
+def check(manager: ocp.CheckpointManager) -> None:
+    """Raises JloraError where a checkpoint, written in the background, could not be written."""
+    with _explained(Path(manager.directory)):
+        manager.check_for_errors()
+
+
+def wait(manager: ocp.CheckpointManager) -> None:
+    """Returns when the newest checkpoint is whole. Raises JloraError where it cannot be written."""
+    with _explained(Path(manager.directory)):
+        manager.wait_until_finished()
+
+
+def restore(manager: ocp.CheckpointManager, like: State) -> Checkpoint:
+    """The newest whole checkpoint, on the devices of `like`; `like` and empty ones where there is none yet.
+
+    A checkpoint that cannot be read, or whose contents are not those that were written, is said and set aside, and
+    the one before it is taken. The arrays of `like` give up their memory to those that are read.
+
+    Raises:
+      JloraError: there are checkpoints, and none is whole; or they are those of a run with other arrays.
+    """
+    steps = sorted(manager.all_steps(), reverse=True)
+    if not steps:
+        return Checkpoint(like, Best(kept(like.trainable)))
+    wanted = {name: _template(name, leaf) for name, leaf in _named(like, like.trainable).items()}
+    for leaf in jax.tree.leaves(like):
+        leaf.delete()
+    damaged: dict[int, str] = {}
+    for step in steps:
+        found = _read(manager, step, like, wanted)
+        if not isinstance(found, str):
+            _set_aside(manager, damaged, step)
+            return found
+        damaged[step] = found
+    lines = "\n".join(f"  step {step}: {reason}" for step, reason in damaged.items())
+    raise JloraError(
+        f"{manager.directory}: expected a whole checkpoint, found {len(damaged)} damaged\n{lines}\n"
+        "Put them back from a copy, or start anew with --overwrite"
+    )
+
+
+def _read(manager: ocp.CheckpointManager, step: int, like: State, wanted: dict[str, Any]) -> Checkpoint | str:
+    """The checkpoint, or what is wrong with it: of several processes all get one, or none does."""
+    notes = _agreed(lambda: _notes(manager, step, wanted))
+    if isinstance(notes, str):
+        return notes
+    arrays = _agreed(
+        lambda: manager.restore(step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted))).arrays
+    )
+    if isinstance(arrays, str):
+        return arrays
+    arrays = dict(arrays)
+    sums = checksums(arrays)
+    other = [name for name, value in notes["checksums"].items() if sums[name] != value]
+    if other:
+        return f"{len(other)} of {len(sums)} arrays are not those that were written: {', '.join(other[:3])}"
+    best, state = _filled(like.trainable, "best/", arrays), _filled(like, "state/", arrays)
+    rest = notes["rest"] | {"losses": tuple(notes["rest"]["losses"])}
+    return Checkpoint(state, Best(best, **notes["best"]), Rest(**rest))
+
+
+def _notes(manager: ocp.CheckpointManager, step: int, wanted: dict[str, Any]) -> dict[str, Any]:
+    found = manager.restore(step, args=ocp.args.Composite(notes=ocp.args.JsonRestore())).notes
+    if _sha256(found["notes"]) != found["sha256"]:
+        raise ValueError("the notes are not those that were written")
+    if other := sorted(found["notes"]["checksums"].keys() ^ wanted.keys()):
+        raise JloraError(
+            f"{manager.directory}/{step}: expected the arrays of this run, found others or not all:"
+            f" {', '.join(other[:3])}. Another version wrote it: go on with that one, or start anew with --overwrite"
+        )
+    return found["notes"]
+
+
+def _agreed(read: Callable[[], Any]) -> Any:
+    """What `read` gives; where that fails, in any process, what is wrong with the file.
+
+    A device without memory, a lost process or a file of somebody else say nothing of the checkpoint, and are raised.
+    """
+    reason, found = "", None
+    try:
+        found = read()
+    except (JloraError, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # orbax raises what its parts raise, of any kind
+        reason = _reason(error)
+    if distributed.all_agree(not reason):
+        return found
+    return reason or "another process cannot read it"
+
+
+def _named(state: State, best: Any) -> dict[str, Any]:
+    arrays = {f"state/{path}": leaf for path, leaf in leaves_by_path(state).items()}
+    return arrays | {f"best/{path}": leaf for path, leaf in leaves_by_path(best).items()}
+
+
+def _filled(like: Any, prefix: str, arrays: dict[str, Any]) -> Any:
+    """The tree of `like` with the arrays of these names, which are taken out of the dict."""
+    leaves = [_owned(leaf, arrays.pop(prefix + path)) for path, leaf in leaves_by_path(like).items()]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _owned(like: Any, array: Any) -> Any:
+    """The array in memory of its own: what is donated must not lie in a buffer of the reader.
+
+    It is bound to its device where `like` is: programs for the one are not those for the other.
+    """
+    if not isinstance(array, jax.Array) or not array.is_fully_addressable:
+        return array
+    if not like.committed:
+        return jnp.array(np.asarray(array))
+    return jax.device_put(jnp.copy(array), like.sharding)
+
+
+def _template(name: str, leaf: jax.Array) -> Any:
+    """What orbax is to make of an array: one that lies as `leaf` does, or as `kept` would have it."""
+    if name.startswith("state/"):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+    if leaf.is_fully_addressable:
+        return np.empty(leaf.shape, leaf.dtype)
+    host = leaf.sharding.with_memory_kind("pinned_host")
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host)
+
+
+def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, str], used: int) -> None:
+    if not damaged:
+        return
+    for step, reason in damaged.items():
+        place = Path(manager.directory) / str(step)
+        logger.warning("%s: damaged, set aside as %s.damaged, step %d is used: %s", place, step, used, reason)
+        if distributed.is_first():
+            place.rename(_free(place))
+    distributed.wait_for_all("set aside")
+    manager.reload()
+
+
+def _free(place: Path) -> Path:
+    """A name for a damaged checkpoint that no other has."""
+    names = [place.with_name(f"{place.name}.damaged{number}") for number in ("", *range(2, 1000))]
+    return next(name for name in names if not name.exists())
+
+
+def _sha256(notes: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(notes, sort_keys=True).encode()).hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    """Its first line, or its kind where it says nothing."""
+    return f"{error}\n".strip().partition("\n")[0][:300] or type(error).__name__
+
+
+def _moved(folder: Path) -> JloraError:
+    return JloraError(
+        f"{folder}: expected the run folder, found none. If it was moved, go on with --resume output_dir=FOLDER"
+    )
+
+
+@contextmanager
+def _hushed() -> Iterator[None]:
+    """After the first error of a write TensorStore reports the others to an event loop that orbax has closed: those
+    reports, each a traceback on stderr, say nothing that the error did not."""
+    shown = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if not (isinstance(found.exc_value, RuntimeError) and "Event loop is closed" in str(found.exc_value)):
+            shown(found)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = shown
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """Says what to do where a checkpoint cannot be written; orbax and its parts raise errors of many kinds."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:  # a process that is lost, a device without memory
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        parent = folder.parent
+        if parent.is_dir() and not (parent / "config.yaml").exists():  # it is another one, which orbax has made
+            raise _moved(parent) from error
+        raise JloraError(
+            f"{folder}: a checkpoint could not be written: {_reason(error)}\n"
+            "Those before it are whole. Free disk space or allow the folder to be written, then go on with --resume"
+        ) from error

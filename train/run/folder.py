@@ -1,0 +1,205 @@
+"""The run folder: who may write into it, and what a run leaves there before its first step.
+
+runs/sst2/  config.yaml  environment.json  manifest.json  metrics.jsonl  tensorboard/  checkpoints/  curves.png
+            report.json  predictions.csv  samples.jsonl  adapter/  adapter.gguf  merged/  .lock
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from jlora.errors import JloraError
+from jlora.files.bounded_json import read_json
+from train.config import dotted_keys as keys
+from train.config import yaml12 as yaml_text
+from train.config.command import Flags
+from train.config.run_config import RunConfig, to_yaml
+from train.config.validate import flatten
+from train.run import environment, lock, manifest
+from train.run.recorder import last_step
+from train.sources.overwrite import require_kept
+
+logger = logging.getLogger(__name__)
+
+OURS = (
+    "checkpoints", "environment.json", manifest.NAME, "metrics.jsonl", "tensorboard", "curves.png", "report.json",
+    "predictions.csv", "samples.jsonl", "adapter", "adapter.gguf", "merged", "wandb", "trackio", "config.yaml",
+)  # fmt: skip
+"""What a run leaves, which --overwrite deletes.
+
+config.yaml says that the folder holds a run: deleted last, written first, it does so whenever the run is killed."""
+
+_SOURCES = ("model", "lora.from", "data.train", "data.validation", "data.test", "data.chat_template")
+"""Keys that name what a run reads."""
+
+EXPORTED = ("adapter", "adapter.gguf", "merged", "predictions.csv", "samples.jsonl", "curves.png")
+"""What the end of a run writes before its report."""
+
+_MARKS = {lock.NAME, manifest.NAME, "environment.json"}
+"""Beside a config.yaml, any of these says that a run wrote it, and not a user."""
+
+_UNFINISHED = ".unfinished"
+"""The end of the names of files that are being written."""
+
+
+def check(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finished"]:
+    """Decides what a run does in the folder; writes nothing.
+
+    Raises:
+      JloraError: both flags are given, the folder holds a run and neither flag is given, it holds something other than
+        a run, the run to replace holds something that this one reads, or the run to resume was started with another
+        configuration (the differences are named).
+    """
+    if flags.resume and flags.overwrite:
+        raise JloraError("command line: expected --resume or --overwrite, found both")
+    folder = Path(config.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise JloraError(f"output_dir: {folder}: expected a folder, found a file")
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    found = sorted(name for name in names - {lock.NAME} if not name.endswith(_UNFINISHED))
+    if not found:
+        return "new"
+    if "config.yaml" not in found and {manifest.NAME, "environment.json"} & names:
+        raise JloraError(
+            f"output_dir: {folder}: holds a run whose config.yaml is missing, so it can be neither resumed nor"
+            " replaced. Put the file back, move the folder away, or name another one: output_dir=FOLDER"
+        )
+    if "config.yaml" not in found or not names & _MARKS:
+        raise JloraError(f"output_dir: {folder}: expected a new folder or one that holds a run; found {found[:5]}")
+    if flags.overwrite:
+        sources = {key: value for key, value in manifest.flat(config).items() if key in _SOURCES}
+        advice = "name another folder: output_dir=FOLDER"
+        require_kept(sources, [folder / name for name in OURS], advice, inside=True)
+        return "new"
+    if not flags.resume:
+        raise JloraError(
+            f"output_dir: {folder}: holds a run. Go on with --resume, replace it with --overwrite, or name"
+            " another folder: output_dir=FOLDER"
+        )
+    if _allowed_changes(folder / "config.yaml", config) or "report.json" not in found:
+        return "resumed"
+    if reason := _incomplete(folder, config):
+        logger.warning("%s: %s; exporting again", folder, reason)
+        return "resumed"
+    return "finished"
+
+
+def exported_files(folder: Path) -> list[str]:
+    """Returns the files that the end of a run wrote, as paths in its folder, without cards, which users may edit."""
+    found = [file for name in EXPORTED for file in (folder / name, *(folder / name).rglob("*")) if file.is_file()]
+    return sorted(file.relative_to(folder).as_posix() for file in found if file.name != "README.md")
+
+
+def _incomplete(folder: Path, config: RunConfig) -> str:
+    """Describes what a finished run lacks: files that its report lists, or its upload; "" if nothing is missing."""
+    try:
+        report = read_json(folder / "report.json")
+    except JloraError:
+        return "report.json cannot be read"
+    listed = report.get("files")
+    if not isinstance(listed, list):
+        return "report.json does not list what was exported"
+    missing = [name for name in listed if not (folder / str(name)).exists()]
+    if missing:
+        return f"{', '.join(map(str, missing[:3]))}{' and more' * (len(missing) > 3)} missing"
+    return "not uploaded yet" if config.hub.push and "pushed_to" not in report else ""
+
+
+def is_run(folder: Path) -> bool:
+    """Tells whether a run, and not a user, wrote the folder's config.yaml."""
+    return (folder / "config.yaml").is_file() and any((folder / name).exists() for name in _MARKS)
+
+
+def claim(config: RunConfig, flags: Flags, attention: dict[str, str]) -> None:
+    """Makes the run's folder out of the locked one: deletes the run in it where --overwrite says so, and writes
+    config and environment where there is no run to go on with. `attention` is what computes it, and why."""
+    folder = Path(config.output_dir)
+    if flags.overwrite:
+        delete(folder, OURS)
+    if not (folder / "config.yaml").exists():
+        _write_whole(folder / "config.yaml", to_yaml(config))
+        write_json(folder / "environment.json", environment.describe() | {"attention": attention})
+
+
+def require_checkpoints(folder: Path, per_epoch: int) -> None:
+    """Raises JloraError where a run that is to be resumed had checkpoints, and has none.
+
+    Args:
+      per_epoch: steps of an epoch, after which there is one where the run's config.yaml does not say.
+    """
+    if any(path.name.isdecimal() for path in (folder / "checkpoints").glob("*")):
+        return
+    before = yaml_text.read_file(folder / "config.yaml").get("train", {})
+    period = before.get("checkpoint_every") or before.get("eval_every") or per_epoch
+    step = last_step(folder / "metrics.jsonl")
+    # The second save waits until the first one's checkpoint is whole.
+    if step > 2 * period or (folder / "report.json").exists():
+        raise JloraError(
+            f"--resume: {folder / 'checkpoints'}: expected the checkpoints of this run, which has come to step {step};"
+            " found none. Put them back, or start anew with --overwrite"
+        )
+
+
+def take_over(config: RunConfig) -> None:
+    """Makes the run in the folder one of this configuration, whose differences may be.
+
+    A finished run is not finished any more; what it exported stays until this one does."""
+    folder = Path(config.output_dir)
+    _warn_of_other_cores(folder / "environment.json")
+    changed = _allowed_changes(folder / "config.yaml", config)
+    if changed:
+        logger.info("resumed with another configuration\n%s", changed)
+        (folder / "report.json").unlink(missing_ok=True)
+        _write_whole(folder / "config.yaml", to_yaml(config))
+
+
+def delete(folder: Path, names: Iterable[str]) -> None:
+    """Deletes these files and folders of the run folder, where they are; of a link the link alone."""
+    for path in (folder / name for name in names):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """The value as indented JSON, in place at once."""
+    _write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def _write_whole(path: Path, text: str) -> None:
+    unfinished = path.with_name(path.name + _UNFINISHED)
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    unfinished.replace(path)
+
+
+def _allowed_changes(file: Path, config: RunConfig) -> str:
+    """A line for each key that differs from the run's and may; JloraError where one may not."""
+    # Keys that are newer than the file had their defaults, whatever those did.
+    before = keys.defaults(type(config)) | flatten(yaml_text.read_file(file), type(config))
+    now = manifest.flat(config)
+    differ = [key for key in sorted({*before, *now} - {"output_dir"}) if before.get(key) != now.get(key)]
+    lines = {key: f"  {key}: the run has {before.get(key)!r}, now given {now.get(key)!r}" for key in differ}
+    refused = [line for key, line in lines.items() if not manifest.may_change(key)]
+    if refused:
+        raise JloraError(
+            f"--resume: expected the configuration of {file}, found {len(refused)} differences\n" + "\n".join(refused)
+        )
+    return "\n".join(lines.values())
+
+
+def _warn_of_other_cores(file: Path) -> None:
+    try:
+        cores = read_json(file).get("cpu_count") if file.is_file() else None
+    except JloraError as error:  # used only for the number of cores, which affects nothing but rounding
+        logger.warning("%s. It is not needed: the run goes on", error)
+        return
+    now = environment.describe()["cpu_count"]
+    if cores != now:
+        logger.warning("the run was started on %s cores, this is %s: results are equal to rounding only", cores, now)

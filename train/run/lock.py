@@ -1,0 +1,85 @@
+"""One run at a time in a run folder: a lock of the kernel, which ends with the process however that ends."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from jlora.errors import JloraError
+from jlora.files.bounded_json import parse_json
+
+logger = logging.getLogger(__name__)
+
+NAME = ".lock"
+"""The file in the run folder; it stays, and holds the host and the process id of who locked it last."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder, which is made where it is not there.
+
+    Raises:
+      JloraError: another process holds it, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise JloraError(f"output_dir: {folder}: expected a folder that can be made, found {error}") from None
+    # `run` is a number of this holder alone.
+    ours = {"host": socket.gethostname(), "pid": os.getpid(), "run": uuid.uuid4().hex}
+    with _acquired(folder):
+        (folder / NAME).write_text(json.dumps(ours), encoding="utf-8")
+        yield
+
+
+def require_free(folder: Path) -> None:
+    """Raises JloraError where a process holds the folder."""
+    if (folder / NAME).exists():
+        with _acquired(folder):
+            pass
+
+
+@contextmanager
+def _acquired(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder / NAME, fallback_to_soft=False)  # a soft one would outlive a killed process
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise JloraError(
+            f"output_dir: {folder}: {_named(folder)} is training in it. Wait for it, or name another folder:"
+            " output_dir=FOLDER"
+        ) from None
+    except OSError as error:
+        if error.errno == errno.ENOSYS:
+            logger.warning("%s: this file system has no locks: nothing keeps a second run out of the folder", folder)
+            yield
+            return
+        raise JloraError(f"output_dir: {folder}: expected a folder that can be written, found {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def holder(folder: Path) -> str:
+    """What the file of the lock says of who holds it, and nobody else; empty where there is none."""
+    with suppress(OSError):
+        return (folder / NAME).read_text(encoding="utf-8")
+    return ""
+
+
+def _named(folder: Path) -> str:
+    try:
+        found = parse_json(holder(folder).encode(), folder / NAME)
+        return f"process {found['pid']} on {found['host']}"
+    except (JloraError, KeyError):
+        return "another process"

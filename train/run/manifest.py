@@ -1,0 +1,176 @@
+"""manifest.json: what a run was started with. A run is resumed only with the same configuration, base and data.
+
+{"config": {"fixed": hash}, "base": {path: type, shape, checksum}, "adapter": {path: type, shape, checksum},
+"data": {split/array: type, shape, hash}, "batches": {"lengths": "16 24 64"}, "code": {package: version},
+"started": {"day": "2026-11-29"}}; chat templates see this day as today, also when the run is resumed later.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jlora.errors import JloraError
+from jlora.files.bounded_json import read_json
+from train.config import dotted_keys as keys
+from train.config import yaml12 as yaml_text
+from train.config.run_config import RunConfig, to_yaml
+from train.config.validate import flatten
+from train.run import environment
+from train.run.checksum import checksums
+
+logger = logging.getLogger(__name__)
+
+NAME = "manifest.json"
+
+MAY_CHANGE = (
+    "output_dir", "model", "data.train", "data.validation", "data.test", "data.config", "data.revision",
+    "train.epochs", "train.max_steps", "train.early_stopping_patience", "train.eval_every", "train.eval_batch_size",
+    "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "train.eval_on_start", "train.max_hours",
+    "train.remat", "tracker", "project",
+    "mesh", "export", "hub", "samples",
+)  # fmt: skip
+"""Keys and whole sections that may be others when a run is resumed. Of model and data only the names may be others:
+the contents are compared."""
+
+_SHOWN = 5
+
+_REPAIR = "Put it back from a copy, or remove it: base and data are then not compared with those of the checkpoints"
+
+
+def may_change(key: str) -> bool:
+    """Whether a dotted key may have another value when the run is resumed."""
+    return key in MAY_CHANGE or key.partition(".")[0] in MAY_CHANGE
+
+
+def flat(config: RunConfig) -> dict[str, Any]:
+    """{dotted key: value}, as config.yaml has them."""
+    return flatten(yaml_text.parse(to_yaml(config), "the configuration"), type(config))
+
+
+def manifest(
+    config: RunConfig,
+    base: Any,
+    frozen: Any,
+    data: Mapping[str, Mapping[str, Any]],
+    lengths: Sequence[int],
+    day: datetime.date | None = None,
+) -> dict[str, dict[str, str]]:
+    """Returns the content of manifest.json.
+
+    Args:
+      base: the base's tree of arrays; their checksums are computed on their devices.
+      frozen: the adapter's arrays that are not trained. Only scales count: norms are sums, which a mesh rounds
+        differently.
+      data: {split: {name: what the split holds}}; only numpy arrays count.
+      lengths: the padded lengths of batches.
+      day: from `run_day`; None if nothing depends on it.
+    """
+    # Left out: a key that comes with a later version changes no hash. The default of train.dtype was float32 once.
+    defaults = keys.defaults(type(config)) | {"train.dtype": "float32"}
+    fixed = {k: value for k, value in flat(config).items() if not may_change(k) and defaults.get(k, ...) != value}
+    found = environment.describe()
+    git = found["git"] or {}
+    commit = {"commit": git["commit"] + " and changes" * git["dirty"]} if git else {}
+    return {
+        "config": {"fixed": _digest(json.dumps(fixed, sort_keys=True).encode())},
+        "base": _of_tree(base),
+        "adapter": {path: text for path, text in _of_tree(frozen).items() if path.endswith("scale")},
+        "data": {
+            f"{split}/{name}": _described(array, _digest(np.ascontiguousarray(array)))
+            for split, parts in data.items()
+            for name, array in parts.items()
+            if isinstance(array, np.ndarray)
+        },
+        "batches": {"lengths": " ".join(map(str, lengths))},
+        "code": found["versions"] | commit,
+    } | ({} if day is None else {"started": {"day": day.isoformat()}})
+
+
+def run_day(folder: Path, *, resume: bool) -> datetime.date:
+    """Returns the day on which the run in the folder was started; today (UTC) if none is resumed or it has no day.
+
+    Raises:
+      JloraError: the manifest is not JSON, or its day is not a date.
+    """
+    file = folder / NAME
+    part = read_json(file).get("started") if resume and file.exists() else None
+    if part is None:
+        return datetime.datetime.now(datetime.UTC).date()
+    try:
+        return datetime.date.fromisoformat(part["day"])
+    except (TypeError, KeyError, ValueError):
+        raise JloraError(
+            f"{file}: started: expected a day, such as 2026-11-29; found {repr(part)[:80]}. {_REPAIR}"
+        ) from None
+
+
+def batch_lengths(folder: Path) -> tuple[int, ...]:
+    """Returns the padded lengths of the batches of the run in a folder; empty if no manifest has them.
+
+    Raises:
+      JloraError: the manifest is not JSON, or has something else in their place.
+    """
+    file = folder / NAME
+    part = read_json(file).get("batches") if file.exists() else None
+    if part is None:
+        return ()
+    text = part.get("lengths") if isinstance(part, dict) else None
+    is_list = isinstance(text, str) and re.fullmatch(r"[1-9]\d{0,8}( [1-9]\d{0,8})*", text)
+    lengths = [int(word) for word in str(text).split()] if is_list else []
+    if not lengths or lengths != sorted(set(lengths)):
+        found = repr(part)[:80]
+        raise JloraError(f"{file}: batches: expected ascending lengths, such as '16 64'; found {found}. {_REPAIR}")
+    return tuple(lengths)
+
+
+def require_same(file: Path, now: dict[str, dict[str, str]]) -> None:
+    """Raises JloraError with the differences to the manifest in `file`; of other code it only warns."""
+    before = read_json(file)
+    if missing := [part for part in now if part not in before and part != "started"]:
+        logger.warning("%s: an older version wrote it; not compared: %s", file, ", ".join(missing))
+    wrong = [part for part in now if not isinstance(before.setdefault(part, now[part]), dict)]
+    if wrong or not before.keys() <= now.keys():
+        raise JloraError(f"{file}: expected mappings {', '.join(now)}; found another file. {_REPAIR}")
+    if lines := _differences(before["code"], now["code"]):
+        logger.warning("the run was started by other code; results may differ from those of one run\n%s", lines)
+    what = {
+        "config": "config.yaml as the run wrote it (was it edited? Put it back, or --overwrite)",
+        "base": "the base that the run was started with",
+        "adapter": "the scales of the adapter that the run was started with",
+        "data": "the data that the run was started with",
+        "batches": "the batch lengths that the run was started with",
+    }
+    for part, expected in what.items():
+        if lines := _differences(before[part], now[part]):
+            raise JloraError(f"--resume: {file}: expected {expected}, found another\n{lines}")
+
+
+def _of_tree(tree: Any) -> dict[str, str]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    named = {jax.tree_util.keystr(keys, simple=True, separator="/"): leaf for keys, leaf in leaves}
+    sums = checksums(named)
+    return {name: _described(leaf, sums[name]) for name, leaf in named.items()}
+
+
+def _described(array: Any, contents: str) -> str:
+    return f"{array.dtype} {tuple(array.shape)} {contents}"
+
+
+def _digest(contents: Any) -> str:
+    return hashlib.sha256(contents).hexdigest()[:16]
+
+
+def _differences(before: dict[str, str], now: dict[str, str]) -> str:
+    differ = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
+    lines = [f"  {key}: the run has {before.get(key, 'none')}, now {now.get(key, 'none')}" for key in differ[:_SHOWN]]
+    return "\n".join(lines + [f"  and {len(differ) - _SHOWN} more"] * (len(differ) > _SHOWN))

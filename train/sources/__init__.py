@@ -1,0 +1,1 @@
+"""Where model, tokenizer, data and the starting adapter come from."""

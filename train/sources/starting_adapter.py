@@ -1,0 +1,170 @@
+"""A model with what is trained on it: a fresh adapter, a stored one, or one that took its start out of the base."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import jlora
+from jlora.initialization.abstract_adapter import abstract_adapter, abstract_stored
+from jlora.initialization.residual import init_residual
+from jlora.lora.targets import check_other_modules, is_in_module
+from jlora.lora.tied_embedding import HEAD
+from jlora.peft.config_file import RECOMPUTED
+from jlora.peft.folder import stored_config
+from jlora.pretrained.load import example_batch
+from jlora.tree.leaf_paths import leaves_by_path
+from jlora.tree.module_names import is_stacked, module_names
+from train.config.sections import LoraSection
+
+logger = logging.getLogger(__name__)
+
+_OF_THE_FILE = (
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias",
+    "trainable_token_indices",
+)  # fmt: skip
+"""Settings that a stored adapter brings with it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """The model with what is trained on it.
+
+    Attributes:
+      model: linen module. base: its frozen tree.
+      adapter: {path: LowRank | Full | Rows}: everything that is trained, with every method.
+      lora: the adapter's settings; None with other methods.
+      initial: where `base` gave up what the adapter started with (PiSSA, OLoRA), that start; else None.
+    """
+
+    model: Any
+    base: Any
+    adapter: dict[str, Any]
+    lora: jlora.LoraConfig | None
+    initial: dict[str, Any] | None = None
+
+
+def lora_config(section: LoraSection, targets: str | list[str], task: str) -> jlora.LoraConfig:
+    """The section as the library's LoraConfig.
+
+    Args:
+      targets: target_modules where the section gives none.
+      task: PEFT's task_type.
+    """
+    fields = section.model_dump(exclude={"from_"})
+    if fields["target_modules"] is None:
+        fields["target_modules"] = targets
+    return jlora.LoraConfig(**fields, task_type=task)
+
+
+def with_adapter(
+    section: LoraSection, lora: jlora.LoraConfig, model: Any, base: Any, key: jax.Array, new: Sequence[str] = ()
+) -> Adapted:
+    """Makes a fresh adapter (and the base without its start), or loads that of `lora.from`.
+
+    Args:
+      new: names of the modules that the checkpoint does not have, as for `settings`.
+    """
+    if section.from_ is not None:
+        return _stored(section, lora, model, base, new)
+    example = example_batch(model.config)
+    if not section.is_residual:
+        return Adapted(model, base, jlora.init(key, lora, base, model.apply, example), lora)
+    residual, adapter = init_residual(key, lora, base, model.apply, example)
+    initial = jax.tree.map(lambda x: jnp.array(x, copy=True), adapter)  # the trainer donates the adapter's arrays
+    return Adapted(model, residual, adapter, lora, initial)
+
+
+def with_abstract_adapter(
+    section: LoraSection, lora: jlora.LoraConfig, model: Any, base: Any, new: Sequence[str] = ()
+) -> Adapted:
+    """Returns what `with_adapter` does in ShapeDtypeStructs, reading only the configuration of `lora.from`."""
+    if section.from_ is None:
+        return Adapted(model, base, abstract_adapter(lora, base, model.apply, example_batch(model.config)), lora)
+    stored = settings(section, lora, new)
+    if stored.init_lora_weights in RECOMPUTED:  # the start is added to such an adapter when it is loaded
+        ranks = {pattern: 2 * rank for pattern, rank in stored.rank_pattern.items()}
+        stored = dataclasses.replace(stored, r=2 * stored.r, rank_pattern=ranks)
+    return Adapted(model, base, _planned(section, lora, stored, model, base), stored)
+
+
+def settings(section: LoraSection, lora: jlora.LoraConfig, new: Sequence[str] = ()) -> jlora.LoraConfig:
+    """Returns the settings of the run's adapter: those of `lora.from` if it is given, with the run's own dropout.
+
+    The modules in the section's modules_to_save are also trained whole. If it is null, so is the task's head, unless
+    the base or the stored adapter has one.
+
+    Args:
+      new: names of the modules that the checkpoint does not have.
+    """
+    return lora if section.from_ is None else _with_whole(section, lora, stored_config(section.from_), new)
+
+
+def _with_whole(
+    section: LoraSection, lora: jlora.LoraConfig, stored: jlora.LoraConfig, new: Sequence[str]
+) -> jlora.LoraConfig:
+    stored = dataclasses.replace(stored, lora_dropout=lora.lora_dropout)
+    more = [end for end in lora.trained_whole if not any(is_in_module(known, end) for known in stored.trained_whole)]
+    if section.modules_to_save is None:
+        more = [end for end in more if any(is_in_module(end, name) for name in new)]
+    if not more:
+        return stored
+    return dataclasses.replace(
+        stored, modules_to_save=[*stored.trained_whole, *more], task_type=stored.task_type or lora.task_type
+    )
+
+
+def _stored(section: LoraSection, given: jlora.LoraConfig, model: Any, base: Any, new: Sequence[str]) -> Adapted:
+    """Loads the adapter of `lora.from` with its own settings, and adds what the run also trains whole."""
+    adapter, stored = jlora.load_adapter(str(section.from_), base, model.apply, example_batch(model.config))
+    for name in (*_OF_THE_FILE, *_chosen(section)):
+        ours, theirs = getattr(given, name), getattr(stored, name)
+        if _plain(ours) != _plain(theirs):
+            logger.info("lora.from: the stored adapter's %s=%s is used; the config's %s is ignored", name, theirs, ours)
+    lora = _with_whole(section, given, stored, new)
+    plan, leaves = _planned(section, given, lora, model, base), leaves_by_path(base)
+    if more := [path for path in plan if path not in adapter]:
+        logger.info("lora.from: not in the stored adapter, so trained whole: %s", ", ".join(more))
+    whole = {path: dataclasses.replace(plan[path], value=jnp.array(leaves[path], copy=True)) for path in more}
+    entries = _with_dropout({path: (adapter | whole)[path] for path in plan}, lora.lora_dropout)
+    return Adapted(model, base, entries, lora)
+
+
+def _chosen(section: LoraSection) -> list[str]:
+    """The settings of which modules are adapted that the section gives; null is the stored adapter's own."""
+    names = ("target_modules", "exclude_modules", "layers_to_transform")
+    return [name for name in names if getattr(section, name) is not None]
+
+
+def _plain(setting: Any) -> Any:
+    """The setting, names of modules in one order."""
+    return sorted(setting, key=str) if isinstance(setting, (list, tuple)) else setting
+
+
+def _planned(
+    section: LoraSection, given: jlora.LoraConfig, lora: jlora.LoraConfig, model: Any, base: Any
+) -> dict[str, Any]:
+    """Plans the abstract adapter of `lora.from` with what is also trained whole.
+
+    Raises:
+      JloraError: the run's own modules_to_save matches no module; names in the stored configuration may be missing.
+    """
+    names = [
+        name
+        for path, leaf in leaves_by_path(base).items()
+        for name in module_names(path, leaf.shape[0] if is_stacked(path) else None)
+    ]
+    check_other_modules(dataclasses.replace(given, exclude_modules=None), [*names, HEAD])  # a tied head has no leaf
+    return abstract_stored(str(section.from_), lora, base, model.apply, example_batch(model.config))
+
+
+def _with_dropout(adapter: dict[str, Any], rate: float) -> dict[str, Any]:
+    return {
+        path: dataclasses.replace(entry, dropout=rate) if isinstance(entry, jlora.LowRank) else entry
+        for path, entry in adapter.items()
+    }

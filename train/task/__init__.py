@@ -1,0 +1,1 @@
+"""What all trainers do around their loop: begin, resume, end and report a run."""

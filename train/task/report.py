@@ -1,0 +1,138 @@
+"""The end of every run: its card, its report, what its folders are called elsewhere, and the upload."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import jlora
+from train.artifacts.hub_upload import push
+from train.artifacts.model_card import Facts, Kind, model_card
+from train.cli.signs_of_life import working
+from train.config.run_config import AnyConfig, RunConfig
+from train.devices.processes import is_first
+from train.loop.loop import Loop
+from train.run import environment
+from train.run.best import Best
+from train.run.folder import delete, exported_files, write_json
+from train.sources.hub_names import data_hub_names, model_hub_names
+from train.sources.model_files import model_folder
+from train.sources.starting_adapter import Adapted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Task = TypeVar("Task")
+"""What a command's model learns, and how it is looked at."""
+
+
+Results = Mapping[str, Mapping[str, float]]
+"""{split, or what else was evaluated: {metric: value}}."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Generic[AnyConfig, Task]):
+    """A run after its last step: all that the folder's files are made of."""
+
+    config: AnyConfig
+    folder: Path
+    loop: Loop
+    adapted: Adapted
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    best: Best
+    times: dict[str, float]
+    offline: bool
+
+
+def drop_older(folder: Path, exported: Mapping[str, bool]) -> None:
+    """Deletes what an earlier end of the run has exported and this one does not, so that no loader takes it for new.
+
+    Args:
+      exported: {name in the run folder: whether it is written this time}.
+    """
+    delete(folder, [name for name, is_written in exported.items() if not is_written])
+
+
+def facts(run: Run, results: Results, **of_the_task: Any) -> Facts:
+    """What the cards of a run say; `of_the_task` are the fields that depend on the command."""
+    config, lora = run.config, run.adapted.lora
+    models, data = model_hub_names(config), data_hub_names(config)
+    return Facts(
+        name=run.folder.name,
+        where=str(run.folder),
+        method=config.method,
+        base_model=base_name(config),
+        dataset=", ".join([config.data.train] if isinstance(config.data.train, str) else config.data.train),
+        results=results,
+        command=environment.command(),
+        base_model_id=models[0] if models else None,
+        dataset_id=data[0] if data else None,
+        lora={} if lora is None else {k: v for k, v in dataclasses.asdict(lora).items() if v not in (None, {}, ())},
+        versions=environment.versions(),
+        **of_the_task,
+    )
+
+
+def write_card(run: Run, facts: Facts, kind: Kind) -> None:
+    """README.md of the run's adapter/ or merged/."""
+    if not is_first():
+        return
+    text = model_card(dataclasses.replace(facts, where=place(run.config, run.folder, kind)), kind)
+    (run.folder / kind / "README.md").write_text(text, encoding="utf-8")
+
+
+def report(run: Run, results: Results, **of_the_task: Any) -> dict[str, Any]:
+    """What report.json holds; `of_the_task` are the entries that depend on the command."""
+    total, trainable = jlora.count_parameters(run.adapted.base, run.adapted.adapter)
+    return {
+        "metrics": results,
+        "best": {"step": run.best.step, "metric": run.loop.metric, "value": run.best.value},
+        "parameters": {"total": total, "trainable": trainable, "percent": round(100 * trainable / total, 4)},
+        "sources": {"model": run.config.model, "data": run.config.data.train, "offline": run.offline},
+        "times": {name: round(seconds, 3) for name, seconds in run.times.items()},
+        "seed": run.config.seed,
+        "method": run.config.method,
+        **of_the_task,
+    }
+
+
+def base_name(config: RunConfig) -> str:
+    """Returns the base's name for adapter_config.json and the card: the hub's name, or the path of a local base.
+
+    If the adapter is uploaded, only the last part of a local path: it exists nowhere else and may show a user's name.
+    """
+    if model_hub_names(config):
+        return config.model
+    path = Path(model_folder(config.model)).resolve()
+    return path.name if config.hub.push and shipped(config) == "adapter" else str(path)
+
+
+def shipped(config: RunConfig) -> Kind:
+    """The folder that is uploaded."""
+    return "merged" if config.export.merged else "adapter"
+
+
+def place(config: RunConfig, folder: Path, kind: Kind) -> str:
+    """What a reader loads a folder of the run by: the hub's name where it is uploaded, else its path."""
+    pushed = config.hub.repo if config.hub.push and kind == shipped(config) else None
+    return pushed or str(folder / kind)
+
+
+def conclude(config: RunConfig, folder: Path, report: dict[str, Any]) -> dict[str, Any]:
+    """Writes report.json and, where the config says so, uploads and notes where to; returns the report.
+
+    Of several processes the first one does.
+    """
+    if not is_first():
+        return report
+    report = report | {"files": exported_files(folder)}
+    # Written before the upload too: a hub that fails must not cost the numbers.
+    write_json(folder / "report.json", report)
+    if config.hub.push and config.hub.repo:
+        with working(f"uploading {shipped(config)}/ to {config.hub.repo}"):
+            report = report | {"pushed_to": push(folder / shipped(config), config.hub.repo, config.hub.private)}
+        write_json(folder / "report.json", report)
+    return report

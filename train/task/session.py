@@ -1,0 +1,151 @@
+"""What every training command does around its loop: checks before, the run folder, resume, records, the end."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from train.artifacts.hub_upload import check_push
+from train.cli.signals import listening
+from train.cli.signs_of_life import working
+from train.config.command import Flags
+from train.config.run_config import RunConfig
+from train.devices import processes as distributed
+from train.devices.compilation import use_compilation_cache
+from train.loop.loop import Loop, run
+from train.loop.step import State
+from train.run import checkpoints as checkpoint
+from train.run import folder as run_folder
+from train.run import lock, manifest
+from train.run.best import Best
+from train.run.checkpoints import Checkpoint
+from train.run.lock import locked, require_free
+from train.run.recorder import NoRecorder, Recorder, import_tracker
+
+logger = logging.getLogger(__name__)
+
+Finish = Callable[[Path, Best, dict[str, float], Recorder], dict[str, Any]]
+"""finish(run folder, best evaluation, times in seconds, recorder) -> report."""
+
+
+def is_to_run(config: RunConfig, flags: Flags) -> bool:
+    """Whether there is something to do: false, and said, where the run folder holds the finished run.
+
+    Raises:
+      JloraError: the folder (which another run may be using), the tracker or the hub will refuse this run, before
+        anything is read or made.
+    """
+    use_compilation_cache()
+    if distributed.is_first():
+        require_free(Path(config.output_dir))
+    if run_folder.check(config, flags) == "finished":
+        logger.info(
+            "%s: this run is finished, nothing to do. A larger train.epochs trains it longer, a changed export.*"
+            " exports it again, output_dir=FOLDER begins another run",
+            config.output_dir,
+        )
+        return False
+    import_tracker(config.tracker)
+    if config.hub.push and config.hub.repo:
+        check_push(config.hub.repo, config.hub.private)
+    return True
+
+
+def train(
+    config: RunConfig,
+    flags: Flags,
+    loop: Loop,
+    state: State,
+    finish: Finish,
+    begin: float,
+    data: Mapping[str, Mapping[str, Any]],
+    attention: dict[str, str],
+    day: datetime.date | None = None,
+) -> dict[str, Any]:
+    """Claims the run folder, trains from `state` or the newest checkpoint, and returns what `finish` reports.
+
+    Args:
+      begin: when the command began, by time.monotonic().
+      data: {split: {name: array}}, what the run learns from; a run is resumed only with the same.
+      attention: the implementation, for environment.json.
+      day: the run's day for the manifest, if the data depend on it.
+
+    Raises:
+      JloraError: the folder is in use or cannot be written, or this is not the run that it holds.
+      Stopped: a signal, or train.max_hours, ended the training; the newest checkpoint has all of it.
+    """
+    with working("computing checksums of base and data"):
+        made_of = manifest.manifest(config, loop.base, loop.frozen, data, loop.lengths, day)
+    for part in ("base", "adapter", "data", "batches"):
+        distributed.require_same(json.dumps(made_of[part], sort_keys=True), part)
+    with (
+        loop.compiler,
+        _claimed(config, flags, made_of, loop.per_epoch, attention) as folder,
+        checkpoint.open_checkpoints(folder / "checkpoints", config.train.keep_checkpoints) as manager,
+    ):
+        found = checkpoint.restore(manager, state)
+        start = int(found.state.step)
+        if flags.resume:
+            if distributed.is_first():
+                run_folder.take_over(config)
+            logger.info("resumed at step %d%s", start, "" if start else ": there is no checkpoint yet")
+        with _recorder(folder, config, flags, found) as recorder:
+            trained = time.monotonic()
+            hours = config.train.max_hours
+            with listening(math.inf if hours is None else begin + 3600 * hours) as stop:
+                best, rate = run(loop, found, manager, recorder, stop)
+            times = {
+                "prepare": trained - begin,
+                "train": time.monotonic() - trained,
+                "waited_for_programs": loop.compiler.waited,
+                f"{loop.unit}_per_second": rate,
+            }
+            return finish(folder, best, times, recorder)
+
+
+@contextmanager
+def _claimed(
+    config: RunConfig, flags: Flags, made_of: dict[str, dict[str, str]], per_epoch: int, attention: dict[str, str]
+) -> Iterator[Path]:
+    """The run folder, locked; of several processes, the first one locks and claims it for all."""
+    folder = Path(config.output_dir)
+    with ExitStack() as held:
+        with distributed.first_alone("claimed") as is_first:
+            if is_first:
+                held.enter_context(locked(folder))
+                if flags.resume and (folder / "config.yaml").exists():
+                    run_folder.require_checkpoints(folder, per_epoch)
+                    _require_same_run(folder, made_of)
+                run_folder.claim(config, flags, attention)
+                if not (folder / manifest.NAME).exists():
+                    run_folder.write_json(folder / manifest.NAME, made_of)
+        distributed.require_same(lock.holder(folder), f"output_dir: {folder.resolve()}: its {lock.NAME}")
+        yield folder
+
+
+def _require_same_run(folder: Path, made_of: dict[str, dict[str, str]]) -> None:
+    file = folder / manifest.NAME
+    if file.exists():
+        manifest.require_same(file, made_of)
+    elif any((folder / "checkpoints").glob("*")):
+        logger.warning("%s: missing, so that base and data are not compared with those of the checkpoints", file)
+
+
+def _recorder(folder: Path, config: RunConfig, flags: Flags, found: Checkpoint) -> Recorder:
+    if not distributed.is_first():
+        return NoRecorder()
+    return Recorder(
+        folder,
+        resume_step=int(found.state.step) if flags.resume else None,
+        resume_lines=found.rest.lines,
+        tracker=config.tracker,
+        project=config.project,
+        config=config.model_dump(by_alias=True),
+    )

@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from jlora.peft.fitted_config import fitted_config, fold_scale
     from jlora.peft.folder import load_adapter, save_adapter
     from jlora.pretrained.load import load_base, save_base
+    from jlora.quantization.encode import quantize_leaf
     from jlora.quantization.quantize_base import dequantize, quantize
     from jlora.sharding.base import adapter_shardings, base_shardings
     from jlora.sharding.mesh import make_mesh
     from jlora.transform.adapt import adapt, find_materialized
-    from jlora.tree.quantized import Quantized, quantize_leaf
+    from jlora.tree.quantized import Quantized
 
 __version__ = "0.1.0"
 
@@ -104,11 +105,12 @@ _FILES: dict[str, tuple[str, ...]] = {
     "peft.fitted_config": ("fitted_config", "fold_scale"),
     "peft.folder": ("load_adapter", "save_adapter"),
     "pretrained.load": ("load_base", "save_base"),
+    "quantization.encode": ("quantize_leaf",),
     "quantization.quantize_base": ("dequantize", "quantize"),
     "sharding.base": ("adapter_shardings", "base_shardings"),
     "sharding.mesh": ("make_mesh",),
     "transform.adapt": ("adapt", "find_materialized"),
-    "tree.quantized": ("Quantized", "quantize_leaf"),
+    "tree.quantized": ("Quantized",),
 }
 """{file: the public names in it}, as the type checker reads them above."""
 

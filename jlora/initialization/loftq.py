@@ -15,9 +15,10 @@ from jlora.initialization.residual import as_wide_as_its_rank, largest_component
 from jlora.lora.config import LoraConfig
 from jlora.lora.entries import Entry, LowRank
 from jlora.lora.matrices import from_matrices, leaf_from_matrices, leaf_to_matrices, to_matrices
+from jlora.quantization.encode import quantize_like
 from jlora.quantization.quantize_base import quantize
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
-from jlora.tree.quantized import Kind, Quantized, as_array, is_quantized, quantize_like
+from jlora.tree.quantized import Kind, Quantized, as_array, is_quantized
 
 
 def init_loftq(

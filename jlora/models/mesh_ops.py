@@ -19,7 +19,8 @@ from jax.sharding import Mesh
 
 from jlora.ops.products import dot_general
 from jlora.sharding.mesh import BATCH, current_mesh, fitting
-from jlora.tree.quantized import is_quantized, stored_shardings
+from jlora.sharding.stored import stored_shardings
+from jlora.tree.quantized import is_quantized
 
 ROW_PARALLEL = (
     "o_proj", "down_proj",  # Llama and its relatives

@@ -11,10 +11,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jlora.models.mesh_ops import leaf_shardings
+from jlora.quantization.encode import quantize_leaf
 from jlora.sharding.mesh import on_devices
 from jlora.tree.module_names import is_stacked, is_transposed
 from jlora.tree.output_heads import is_linear_weight
-from jlora.tree.quantized import Kind, quantize_leaf
+from jlora.tree.quantized import Kind
 
 
 def load_leaf(path: str, tensors: list[Any], dtype: Any, quantize: Kind | None, mesh: Mesh | None) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,19 @@ class Int8(NamedTuple):
 
     codes: jax.Array
     scales: jax.Array
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """The sizes of the leading axes."""
+        return self.scales.shape[:-1]
+
+    def numbers(self, rows: int, columns: int) -> jax.Array:
+        """(*stack, rows, columns), float32."""
+        return decode(self)
+
+    def shardings(self, fit: Callable[[Any, Any], Any], stack: tuple[Any, ...], row: Any, column: Any) -> Int8:
+        """`fit(names, shape)` of each array, for matrices that are split over these axes of a mesh."""
+        return Int8(fit((*stack, row, column), self.codes.shape), fit((*stack, row), self.scales.shape))
 
 
 def encode(matrix: jax.Array) -> Int8:

@@ -6,7 +6,8 @@ normal distribution. Those scales, less their mean, go in blocks of 256 in 8 bit
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,21 @@ class NF4(NamedTuple):
     scales: jax.Array
     steps: jax.Array
     mean: jax.Array
+
+    @property
+    def stack(self) -> tuple[int, ...]:
+        """The sizes of the leading axes."""
+        return self.mean.shape
+
+    def numbers(self, rows: int, columns: int) -> jax.Array:
+        """(*stack, rows, columns), or (*stack, rows * columns) where rows are no whole blocks, float32."""
+        return decode(self, rows * columns if columns % BLOCK else columns)
+
+    def shardings(self, fit: Callable[[Any, Any], Any], stack: tuple[Any, ...], row: Any, column: Any) -> NF4:
+        """`fit(names, shape)` of each array, for matrices that are split over these axes of a mesh."""
+        names = (row, column) if self.scales.ndim == len(stack) + 2 else (None,)
+        blocks = fit((*stack, *names), self.scales.shape)
+        return NF4(blocks, blocks, fit((*stack, None), self.steps.shape), fit(stack, self.mean.shape))
 
 
 def encode(numbers: jax.Array) -> NF4:

@@ -12,7 +12,8 @@ import jax
 from jax import lax
 from jax.sharding import NamedSharding
 
-from jlora.tree.quantized import Quantized, as_array, stored_shardings
+from jlora.sharding.stored import stored_shardings
+from jlora.tree.quantized import Quantized, as_array
 
 
 @jax.tree_util.register_dataclass

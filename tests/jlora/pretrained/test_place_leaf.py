@@ -17,7 +17,7 @@ import jlora
 from jlora.files.safetensors_reader import open_safetensors
 from jlora.pretrained import place_leaf as loading
 from jlora.pretrained.place_leaf import load_leaf
-from jlora.tree.quantized import quantize_leaf
+from jlora.quantization.encode import quantize_leaf
 from tests.support.adapters.lora_cases import normal
 
 UP, GPT2, ONE = (f"params/{rest}" for rest in ("layers/up_proj/kernel", "h/c_attn/weight", "layers_1/up_proj/kernel"))

@@ -9,7 +9,8 @@ import pytest
 
 import jlora
 from jlora.quantization import nf4
-from jlora.tree.quantized import as_array, quantize_leaf, quantize_like
+from jlora.quantization.encode import quantize_leaf, quantize_like
+from jlora.tree.quantized import as_array
 from tests.support.adapters.lora_cases import normal
 from tests.support.models.encoder_cases import difference
 

@@ -14,10 +14,11 @@ from transformers import GPT2Config, LlamaConfig
 import jlora
 from jlora.initialization.abstract_adapter import abstract_adapter
 from jlora.models.registry import abstract_base, build, example_batch
+from jlora.quantization.encode import quantize_leaf
 from jlora.transform.input_moments import second_moments
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.output_heads import is_linear_weight
-from jlora.tree.quantized import is_quantized, quantize_leaf
+from jlora.tree.quantized import is_quantized
 from tests.support.adapters import lora_cases
 from tests.support.adapters.lora_cases import normal
 from tests.support.functions.every_function import FUNCTIONS

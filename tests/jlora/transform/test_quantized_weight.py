@@ -8,8 +8,9 @@ import pytest
 from jax.extend import core
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
+from jlora.quantization.encode import quantize_leaf
 from jlora.transform.quantized_weight import Deferred, deferred, formed, moved_later, used
-from jlora.tree.quantized import as_array, quantize_leaf
+from jlora.tree.quantized import as_array
 from tests.support.adapters.lora_cases import normal
 from tests.support.models.encoder_cases import difference
 

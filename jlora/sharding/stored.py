@@ -1,0 +1,20 @@
+"""Where the codes and scales of a quantized weight are."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from jlora.sharding.mesh import fitting
+from jlora.tree.quantized import Codes, Quantized, stored_order
+
+
+def stored_shardings(leaf: Quantized, mesh: Any, names: Sequence[Any]) -> Codes:
+    """The shardings of the arrays of `leaf.stored` for a weight whose axes are split over these axes of the mesh.
+
+    Blocks stay whole, and so does what the axes do not divide; of several output (or input) axes the first counts.
+    """
+    count, order = len(leaf.stack), stored_order(leaf.layer, leaf.inputs)
+    stack, row, column = tuple(names[:count]), names[count + order[0]], names[count + leaf.inputs[0]]
+    return leaf.stored.shardings(functools.partial(fitting, mesh), stack, row, column)

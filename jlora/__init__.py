@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from jlora.initialization.residual import init_lora_ga, init_residual, subtract_initial
     from jlora.lora.config import LoraConfig
     from jlora.lora.entries import Adapter, Entry, Full, LowRank, Rows, combine, count_parameters, labels, split
+    from jlora.lora.shardings import adapter_shardings
     from jlora.models.registry import default_targets
     from jlora.peft.fitted_config import fitted_config, fold_scale
     from jlora.peft.folder import load_adapter, save_adapter
     from jlora.pretrained.load import load_base, save_base
     from jlora.quantization.encode import quantize_leaf
     from jlora.quantization.quantize_base import dequantize, quantize
-    from jlora.sharding.base import adapter_shardings, base_shardings
+    from jlora.sharding.base import base_shardings
     from jlora.sharding.mesh import make_mesh
     from jlora.transform.adapt import adapt, find_materialized
     from jlora.tree.quantized import Quantized
@@ -101,13 +102,14 @@ _FILES: dict[str, tuple[str, ...]] = {
     "initialization.residual": ("init_lora_ga", "init_residual", "subtract_initial"),
     "lora.config": ("LoraConfig",),
     "lora.entries": ("Adapter", "Entry", "Full", "LowRank", "Rows", "combine", "count_parameters", "labels", "split"),
+    "lora.shardings": ("adapter_shardings",),
     "models.registry": ("default_targets",),
     "peft.fitted_config": ("fitted_config", "fold_scale"),
     "peft.folder": ("load_adapter", "save_adapter"),
     "pretrained.load": ("load_base", "save_base"),
     "quantization.encode": ("quantize_leaf",),
     "quantization.quantize_base": ("dequantize", "quantize"),
-    "sharding.base": ("adapter_shardings", "base_shardings"),
+    "sharding.base": ("base_shardings",),
     "sharding.mesh": ("make_mesh",),
     "transform.adapt": ("adapt", "find_materialized"),
     "tree.quantized": ("Quantized",),

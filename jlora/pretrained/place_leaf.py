@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jlora.models.mesh_ops import leaf_shardings
 from jlora.quantization.encode import quantize_leaf
 from jlora.sharding.mesh import on_devices
+from jlora.sharding.rules import leaf_shardings
 from jlora.tree.module_names import is_stacked, is_transposed
 from jlora.tree.output_heads import is_linear_weight
 from jlora.tree.quantized import Kind

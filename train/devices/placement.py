@@ -18,7 +18,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jlora.errors import JloraError
-from jlora.sharding.base import adapter_shardings, base_shardings
+from jlora.lora.shardings import adapter_shardings
+from jlora.sharding.base import base_shardings
 from jlora.sharding.mesh import BATCH, make_mesh
 from train.config.run_config import RunConfig
 from train.devices.compilation import jit

@@ -9,7 +9,8 @@ import jax
 from jax.sharding import Mesh
 
 from jlora import adapt, combine
-from jlora.models.mesh_ops import gathered, leaf_names
+from jlora.models.mesh_ops import gathered
+from jlora.sharding.rules import leaf_names
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.output_heads import is_in_head
 from train.devices import placement as devices

@@ -12,9 +12,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jlora
-from jlora.models.mesh_ops import leaf_names
-from jlora.sharding.base import adapter_shardings, base_shardings
+from jlora.lora.shardings import adapter_shardings
+from jlora.sharding.base import base_shardings
 from jlora.sharding.mesh import BATCH
+from jlora.sharding.rules import leaf_names
 from jlora.tree.leaf_paths import leaves_by_path
 from train.config.run_config import rows_of_a_step
 from train.config.sections import MeshSection

@@ -12,9 +12,9 @@ from jax.extend import core
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from jlora.models.blocks.layers import Dense
-from jlora.models.mesh_ops import kernel_names
 from jlora.models.registry import FAMILIES, abstract_base, build
 from jlora.sharding.mesh import AXES
+from jlora.sharding.rules import kernel_names
 from jlora.tree.leaf_paths import leaves_by_path
 from jlora.tree.module_names import is_stacked
 from tests.support.adapters.lora_cases import normal

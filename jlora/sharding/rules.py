@@ -1,0 +1,59 @@
+"""Which axes of a mesh split a model's weights and the arrays that its layers pass on.
+
+Weights are split over fsdp and gathered where they are used, one layer at a time. Over tensor they stay split: of two
+consecutive linear layers the first has its outputs split (column-parallel), the second its inputs (row-parallel).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jax.sharding import Mesh
+
+from jlora.sharding.mesh import fitting
+from jlora.sharding.stored import stored_shardings
+from jlora.tree.quantized import is_quantized
+
+ROW_PARALLEL = (
+    "o_proj", "down_proj",  # Llama and its relatives
+    "out_proj", "c_proj", "fc_out", "fc2", "attention/dense", "dense_4h_to_h",  # GPT-2 and its relatives
+    "output/dense", "out_lin", "lin2",  # encoders
+)  # fmt: skip
+"""Path endings of the linear layers whose inputs are split; all others have their outputs split."""
+
+TABLE = ("tensor", "fsdp")
+"""The axes that split an embedding (rows, features)."""
+
+Names = tuple[Any, ...]
+"""For each axis of an array: the mesh axis that splits it, a tuple of several, or None."""
+
+
+def leaf_shardings(path: str, leaf: Any, mesh: Mesh) -> Any:
+    """The NamedSharding of the array (or ShapeDtypeStruct) at `path`; for a `Quantized` leaf, of each of its arrays."""
+    names = leaf_names(path, leaf.ndim)
+    if not is_quantized(leaf):
+        return fitting(mesh, names, leaf.shape)
+    if names[-1] == "tensor":
+        names = (*names[:-2], None, ("tensor", "fsdp"))  # inputs are grouped in blocks, perhaps too few to split
+    return dataclasses.replace(leaf, stored=stored_shardings(leaf, mesh, names))
+
+
+def leaf_names(path: str, ndim: int) -> Names:
+    """The mesh axes of a leaf's axes: kernels and embeddings are split, norms and biases are not.
+
+    Args:
+      path: of the leaf, as `leaves_by_path` gives it. A leading axis of layers is not split.
+    """
+    module, _, parameter = path.rpartition("/")
+    names: Names = ()
+    if parameter == "embedding":
+        names = TABLE
+    elif parameter in ("kernel", "weight") and ndim > 1:
+        names = kernel_names(module)
+    return (*[None] * (ndim - len(names)), *names)
+
+
+def kernel_names(module: str) -> Names:
+    """The mesh axes that split the kernel (in, out) of the linear layer at this path."""
+    return ("tensor", "fsdp") if module.endswith(ROW_PARALLEL) else ("fsdp", "tensor")

@@ -29,11 +29,11 @@ from train.devices.platform import settled
 from train.lm.config import COMMAND, LMConfig
 from train.lm.model import prepare_model
 from train.lm.step_arguments import arguments, training_of
-from train.loop.step import State
 from train.run import checkpoints as checkpoint
 from train.run import environment
 from train.run.best import Best
 from train.run.checkpoints import Checkpoint
+from train.run.state import State
 
 
 def main(argv: Sequence[str]) -> int:

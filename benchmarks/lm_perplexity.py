@@ -38,7 +38,7 @@ from train.lm.evaluate import Task, evaluated
 from train.lm.model import prepare_model
 from train.lm.objective import make_eval_step
 from train.lm.step_arguments import training_of
-from train.loop.step import State
+from train.run.state import State
 from train.sources.model_files import load_tokenizer, pad_id
 
 

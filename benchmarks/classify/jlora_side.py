@@ -17,7 +17,8 @@ from train.classify.data.labels import Labels
 from train.classify.loss import classification_loss
 from train.config.run_config import learning_rate_of
 from train.loop.optimizer import optimizer, schedule
-from train.loop.step import State, make_train_step
+from train.loop.step import make_train_step
+from train.run.state import State
 from train.sources.starting_adapter import Adapted
 
 

@@ -35,9 +35,9 @@ from train.devices.platform import settled
 from train.lm.config import COMMAND, LMConfig
 from train.lm.model import abstract_on, causal_config
 from train.lm.step_arguments import arguments, training_of
-from train.loop.step import State
 from train.planning.flops import matrix_flops, matrix_rate
 from train.run import environment
+from train.run.state import State
 
 _ROUNDS = 8
 _RATE = 1e-4

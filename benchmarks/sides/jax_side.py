@@ -35,7 +35,8 @@ from train.lm.model import prepare_model as prepare_language_model
 from train.lm.objective import causal_loss
 from train.loop import assemble as training
 from train.loop.optimizer import optimizer, schedule
-from train.loop.step import State, make_train_step
+from train.loop.step import make_train_step
+from train.run.state import State
 from train.sources.starting_adapter import Adapted
 
 SIDES = ("lora", "full", "qwix", "dense", "by hand")

@@ -27,7 +27,7 @@ from jlora.lora.targets import (
     require_quick_patterns,
 )
 from jlora.lora.tied_embedding import HEAD, means, with_embedding_for_head
-from jlora.transform.rules.dot_and_gather import Use
+from jlora.transform.uses import Use
 
 
 def abstract_adapter(

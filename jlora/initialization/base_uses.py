@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, get_args
 from jlora.lora.entries import Kind, LowRank
 from jlora.transform.adapt import materialized_in, uses_in
 from jlora.transform.interpreter import Traced, trace
-from jlora.transform.rules.dot_and_gather import Use
+from jlora.transform.uses import Use
 from jlora.tree.leaf_paths import array_leaves
 from jlora.tree.module_names import has_outputs_first, is_bias, is_stacked, module_names, torch_path
 

@@ -12,7 +12,7 @@ from jlora.lora.config import LoraConfig
 from jlora.lora.targets import check_targets, is_all_linear, is_target
 from jlora.quantization.encode import quantize_leaf
 from jlora.transform.adapt import find_uses
-from jlora.transform.rules.dot_and_gather import Use
+from jlora.transform.uses import Use
 from jlora.tree.leaf_paths import array_leaves, replace_leaves
 from jlora.tree.module_names import is_stacked, module_names
 from jlora.tree.output_heads import is_in_head

@@ -12,7 +12,7 @@ from jlora.lora.entries import Adapter, Entry, Full, replaced, require_fit
 from jlora.transform.adapted_weight import factored, unadapted, watch
 from jlora.transform.context import Context
 from jlora.transform.interpreter import Traced, results_of, trace
-from jlora.transform.rules.dot_and_gather import Use
+from jlora.transform.uses import Use
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.quantized import is_quantized
 

@@ -12,7 +12,7 @@ import jax
 from jlora.errors import JloraError
 from jlora.transform import jax_versions as compat
 from jlora.transform.adapted_weight import Factored, Update, dense
-from jlora.transform.rules.dot_and_gather import Use
+from jlora.transform.uses import Use
 
 
 @dataclasses.dataclass

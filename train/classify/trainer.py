@@ -30,12 +30,12 @@ from train.devices.platform import attention_of
 from train.devices.programs import CompiledAhead, Compiler
 from train.loop.assemble import Evaluation, Rows, make_loop, training_of
 from train.loop.loop import Loop
-from train.loop.step import State
 from train.planning.memory_advice import advice, explain_out_of_memory
 from train.planning.parameter_table import summary
 from train.run.best import Best
 from train.run.lengths import lengths_of_run
 from train.run.recorder import Recorder
+from train.run.state import State
 from train.sources.model_files import load_tokenizer
 from train.sources.starting_adapter import Adapted
 from train.task import session

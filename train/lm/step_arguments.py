@@ -16,7 +16,7 @@ from train.lm.data.batches import Batch
 from train.lm.objective import causal_loss
 from train.loop import assemble as training
 from train.loop.assemble import Training
-from train.loop.step import State
+from train.run.state import State
 from train.sources.starting_adapter import Adapted
 
 

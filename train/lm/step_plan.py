@@ -23,11 +23,11 @@ from train.devices.placement import mesh_of
 from train.lm.config import LMConfig
 from train.lm.model import abstract_model
 from train.lm.step_arguments import arguments, training_of
-from train.loop.step import State
 from train.planning.chip_plan import Plan
 from train.planning.collectives import collectives
 from train.planning.flops import compiled_products
 from train.planning.memory import compiled_memory
+from train.run.state import State
 from train.sources.starting_adapter import Adapted
 
 _COMPILER_OPTIONS: dict[str, str | bool] = {

@@ -38,7 +38,6 @@ from train.lm.text.chat_templates import with_template
 from train.lm.vocabulary.added_tokens import add_tokens
 from train.loop.assemble import Evaluation, Rows, Training, make_loop
 from train.loop.loop import Loop
-from train.loop.step import State
 from train.planning.chips import chip_named
 from train.planning.dry_run import describe
 from train.planning.flops import matrix_rate
@@ -49,6 +48,7 @@ from train.planning.virtual_mesh import force_devices, mesh_sizes
 from train.run.best import Best
 from train.run.manifest import run_day
 from train.run.recorder import Recorder
+from train.run.state import State
 from train.sources.model_files import load_tokenizer, pad_id
 from train.sources.starting_adapter import Adapted
 from train.task import session

@@ -17,8 +17,9 @@ from train.devices import placement as devices
 from train.devices.programs import CompiledAhead, Compiler
 from train.loop.loop import Loop
 from train.loop.optimizer import Schedule, optimizer, schedule
-from train.loop.step import State, TotalLoss, make_train_step
+from train.loop.step import TotalLoss, make_train_step
 from train.run.lengths import EVALUATION
+from train.run.state import State
 from train.sources.starting_adapter import Adapted
 
 

@@ -20,11 +20,11 @@ from train.cli.signals import Cut, Stop
 from train.config.sections import TrainSection
 from train.devices.placement import kept, put_like
 from train.devices.programs import Compiler
-from train.loop.step import State
 from train.run import checkpoints as checkpoint
 from train.run.best import Best, is_better
 from train.run.checkpoints import Checkpoint, Rest
 from train.run.recorder import Recorder
+from train.run.state import State
 
 logger = logging.getLogger(__name__)
 

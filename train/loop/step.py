@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,15 +13,7 @@ from jax.sharding import PartitionSpec
 from jlora.ops.hash_key import hash_key
 from jlora.sharding.mesh import BATCH, current_mesh
 from train.devices.compilation import jit
-
-
-class State(NamedTuple):
-    """What a step changes: the trained leaves, the optimizer's state, and the number of steps taken (int32)."""
-
-    trainable: Any
-    optimizer: Any
-    step: jax.Array
-
+from train.run.state import State
 
 TotalLoss = Callable[[Any, Any, Any, Any, jax.Array], jax.Array]
 """total_loss(trainable, frozen, base, batch, key) -> float32 (): the losses of a batch times its weights, summed."""

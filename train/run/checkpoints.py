@@ -25,9 +25,9 @@ from jlora.errors import JloraError
 from jlora.tree.leaf_paths import leaves_by_path
 from train.devices import processes as distributed
 from train.devices.placement import kept
-from train.loop.step import State
 from train.run.best import Best
 from train.run.checksum import checksums
+from train.run.state import State
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,6 @@ from train.config.run_config import RunConfig
 from train.devices import processes as distributed
 from train.devices.compilation import use_compilation_cache
 from train.loop.loop import Loop, run
-from train.loop.step import State
 from train.run import checkpoints as checkpoint
 from train.run import folder as run_folder
 from train.run import lock, manifest
@@ -28,6 +27,7 @@ from train.run.best import Best
 from train.run.checkpoints import Checkpoint
 from train.run.lock import locked, require_free
 from train.run.recorder import NoRecorder, Recorder, import_tracker
+from train.run.state import State
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from jax import lax
 
 from jlora.ops.dropout import dropout
 from jlora.transform.adapted_weight import Update
-from jlora.transform.rules.dot_and_gather import Use, leaf_axes, stack_axes
+from jlora.transform.uses import Use, leaf_axes, stack_axes
 
 
 def conv_use(weight: Update, params: dict[str, Any]) -> Use:

@@ -6,7 +6,6 @@ gather        W[i]  ->  gain * (W[i] + a[i] b)
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,24 +19,7 @@ from jlora.ops.products import dot_general, einsum
 from jlora.sharding.explicit_axes import axis_names, explicit_mesh, split_einsum
 from jlora.transform.adapted_weight import Update, varying
 from jlora.transform.quantized_weight import Deferred
-
-
-@dataclasses.dataclass(frozen=True)
-class Use:
-    """How a function uses one leaf, in axes of the leaf.
-
-    Attributes:
-      kind: "linear", "lookup", "conv", or the name of a primitive that has no rule.
-      stack: axes over which scans or batches go, or of which one place at a time is taken; the update has them
-        in both factors.
-      inputs: axes that are contracted or looked up, those of A.
-      outputs: the rest, those of B.
-    """
-
-    kind: str
-    stack: tuple[int, ...] = ()
-    inputs: tuple[int, ...] = ()
-    outputs: tuple[int, ...] = ()
+from jlora.transform.uses import Use, leaf_axes, stack_axes
 
 
 def dot_use(weight: Update, contracted: Sequence[int], batch: Sequence[int]) -> Use:
@@ -47,20 +29,6 @@ def dot_use(weight: Update, contracted: Sequence[int], batch: Sequence[int]) -> 
     if set(inputs) & set(outputs):
         return Use("dot_general over a part of an axis")
     return Use("linear", stack_axes(weight, {*inputs, *outputs}, stack), inputs, outputs)
-
-
-def leaf_axes(weight: Update, dims: Sequence[int]) -> tuple[int, ...]:
-    """The leaf's axes in the given dims, in rising order."""
-    return tuple(sorted({axis for dim in dims for axis in weight.axes[dim]}))
-
-
-def stack_axes(weight: Update, used: set[int], batch: Sequence[int] = ()) -> tuple[int, ...]:
-    """Returns the axes that scans, batches and single indices go over; the indices of a vector are not layers.
-
-    An axis of which a batch covers only a part (heads of a kernel that has them in its outputs) is not a stack.
-    """
-    picked = set(weight.picked) if len(weight.axes) > 1 else set()
-    return tuple(sorted({*weight.stack, *({*batch, *picked} - used)}))
 
 
 def dot_update(

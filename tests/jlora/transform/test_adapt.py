@@ -12,7 +12,7 @@ from jax import lax
 
 import jlora
 from jlora.transform.adapt import find_uses
-from jlora.transform.rules.dot_and_gather import Use
+from jlora.transform.uses import Use
 from jlora.tree.leaf_paths import leaves_by_path
 from tests.support.adapters.lora_cases import assert_adapted_is_merged, low_rank, normal, random_adapter, random_encoder
 from tests.support.models import encoder_cases

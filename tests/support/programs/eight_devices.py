@@ -24,8 +24,8 @@ from tests import conftest  # noqa: F401  what the suite runs under
 from tests.support.training import tiny, tiny_lm
 from train.devices import placement as devices
 from train.lm.config import LMConfig
-from train.loop.step import State
 from train.run import checkpoints as checkpoint
+from train.run.state import State
 from train.sources.starting_adapter import Adapted
 
 LM = [

@@ -19,7 +19,7 @@ from pathlib import Path
 from train.run.best import Best
 from train.run.checkpoints import Checkpoint, open_checkpoints, save, wait
 from train.cli.signals import Stopped, listening
-from train.loop.step import State
+from train.run.state import State
 
 try:
     with listening() as stop, open_checkpoints(Path(sys.argv[3]), 1) as manager:

@@ -17,7 +17,8 @@ from tests.support.models import decoder_cases as cases
 from tests.support.models.encoder_cases import difference
 from train.lm.data.batches import Batch
 from train.lm.objective import causal_loss, make_eval_step
-from train.loop.step import State, make_train_step
+from train.loop.step import make_train_step
+from train.run.state import State
 
 ROWS, LENGTH = 4, 10
 

@@ -16,10 +16,10 @@ from train.data.bucketing import plan_epoch
 from train.devices.programs import Compiler
 from train.loop import loop as loops
 from train.loop.loop import Loop, planned_steps, run
-from train.loop.step import State
 from train.run import checkpoints as checkpoint
 from train.run.best import Best
 from train.run.checkpoints import Checkpoint, Rest
+from train.run.state import State
 
 NOTHING = Rest()
 LENGTHS = np.random.default_rng(0).integers(2, 9, 10)

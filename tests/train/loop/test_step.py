@@ -12,7 +12,8 @@ from jlora.tree.leaf_paths import leaves_by_path
 from train.classify.data.batches import Batch
 from train.classify.evaluate import make_eval_step
 from train.classify.loss import classification_loss, row_losses
-from train.loop.step import State, make_train_step
+from train.loop.step import make_train_step
+from train.run.state import State
 
 _DRAW = np.random.default_rng(0)
 BASE = {

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from train.loop.step import State, make_train_step
+from train.loop.step import make_train_step
 from train.planning.dry_run import describe
 from train.planning.memory import memory_table, step_memory
+from train.run.state import State
 
 WORDS = 512
 

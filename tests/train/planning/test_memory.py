@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from train.loop.step import State, make_train_step
+from train.loop.step import make_train_step
 from train.planning.memory import Memory, memory_table, step_memory
+from train.run.state import State
 
 WORDS, WIDTH, ROWS, LENGTH = 4096, 64, 4, 32
 

@@ -10,9 +10,9 @@ import pytest
 import jlora
 from jlora.errors import JloraError
 from train.devices.placement import to_host
-from train.loop.step import State
 from train.run.best import Best
 from train.run.checkpoints import Checkpoint, Rest, open_checkpoints, restore, save, wait
+from train.run.state import State
 
 
 def _state(step, seed=0):

@@ -11,7 +11,7 @@ from jax import lax
 
 import jlora
 from jlora.transform.adapt import find_uses
-from jlora.transform.rules.dot_and_gather import Use
+from jlora.transform.uses import Use
 from tests.support.adapters.lora_cases import assert_adapted_is_merged, normal, random_adapter
 
 CONVOLUTIONS = {

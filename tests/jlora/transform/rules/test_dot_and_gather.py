@@ -11,7 +11,8 @@ import jlora
 from jlora.algebra.merge import update
 from jlora.transform.adapt import find_uses
 from jlora.transform.adapted_weight import factored
-from jlora.transform.rules.dot_and_gather import Use, dot_update, lookup_axis
+from jlora.transform.rules.dot_and_gather import dot_update, lookup_axis
+from jlora.transform.uses import Use
 from tests.support.adapters.lora_cases import assert_adapted_is_merged, low_rank, normal
 from tests.support.models.encoder_cases import difference
 

@@ -15,7 +15,7 @@ from jlora.transform.adapt import find_uses
 from jlora.transform.adapted_weight import Factored, dense, factored
 from jlora.transform.context import Context
 from jlora.transform.interpreter import evaluate
-from jlora.transform.rules.dot_and_gather import Use
+from jlora.transform.uses import Use
 from tests.support.adapters.lora_cases import assert_adapted_is_merged, low_rank, normal
 from tests.support.models.encoder_cases import difference
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jlora.errors import JloraError, nearest
-from jlora.pretrained.config_checks import LARGEST_SIZE, MOST_LAYERS
+from jlora.files.limits import LARGEST_SIZE, MOST_LAYERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -12,10 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jlora.errors import JloraError
+from jlora.files.limits import LARGEST_SIZE, MOST_LAYERS
 
-MOST_LAYERS = 1000
-LARGEST_SIZE = 2**24
-"""Of all that is counted in a model: words, positions, heads, numbers in a token's vector."""
 _MOST = {"num_hidden_layers": MOST_LAYERS, "num_labels": 1_000_000} | dict.fromkeys(
     ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
      "max_position_embeddings"),

@@ -68,6 +68,7 @@ lint: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Everything in docs/benchmarks.md, within an hour on two cores; a run that was killed goes on.
 bench: .venv/installed-bench

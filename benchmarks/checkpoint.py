@@ -29,8 +29,7 @@ from train.devices.platform import settled
 from train.lm.config import COMMAND, LMConfig
 from train.lm.model import prepare_model
 from train.lm.step_arguments import arguments, training_of
-from train.run import checkpoints as checkpoint
-from train.run import environment
+from train.run import checkpoints, environment
 from train.run.best import Best
 from train.run.checkpoints import Checkpoint
 from train.run.state import State
@@ -67,11 +66,11 @@ def run(config: LMConfig, steps: int, rounds: int) -> dict[str, Any]:
                 after_one(state)
         jax.block_until_ready(values)
 
-    with tempfile.TemporaryDirectory() as folder, checkpoint.open_checkpoints(Path(folder), 2) as manager:
+    with tempfile.TemporaryDirectory() as folder, checkpoints.open_checkpoints(Path(folder), 2) as manager:
 
         def on() -> None:
-            train(lambda state: checkpoint.save(manager, Checkpoint(state, best)))
-            checkpoint.wait(manager)
+            train(lambda state: checkpoints.save(manager, Checkpoint(state, best)))
+            checkpoints.wait(manager)
 
         def off() -> None:
             train(lambda state: None)

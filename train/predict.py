@@ -26,7 +26,7 @@ from train.cli import arguments
 from train.cli.exit_codes import exit_code, show
 from train.cli.signs_of_life import working
 from train.cli.without_torch import keep_torch_from_transformers
-from train.config import yaml12 as yaml_text
+from train.config import yaml12
 from train.config.validate import expected, flatten
 from train.data.read_tables import read_tables
 from train.data.table_files import Table
@@ -77,7 +77,7 @@ def _data_config(options: argparse.Namespace) -> DataConfig:
     folder = as_path(options.model)
     stored = next((place / "config.yaml" for place in (folder, folder.parent) if is_run(place)), None)
     if stored is not None:
-        written = flatten(yaml_text.read_file(stored), Config)
+        written = flatten(yaml12.read_file(stored), Config)
         ran = {name: written[f"data.{name}"] for name in _OF_THE_RUN if f"data.{name}" in written}
     flags = {name: name for name in ("text", "text_pair", "label", "max_length", "encoding", "separator")}
     flags["train"] = "input"

@@ -33,7 +33,7 @@ from train.lm.config import COMMAND as LM
 from train.lm.data import batches as lm_batches
 from train.lm.model import prepare_model as prepare_language_model
 from train.lm.objective import causal_loss
-from train.loop import assemble as training
+from train.loop import assemble
 from train.loop.optimizer import optimizer, schedule
 from train.loop.step import make_train_step
 from train.run.state import State
@@ -84,7 +84,7 @@ def parts(work: Work, side: str) -> tuple[Any, State, Any, Any]:
     else:
         loss, (trainable, frozen), base = loss_of(work, adapted, side), jlora.split(adapted.adapter), adapted.base
     if side in ("lora", "full"):
-        step, tx, _ = training.training_of(config, loss, _STEPS)
+        step, tx, _ = assemble.training_of(config, loss, _STEPS)
     else:
         tx = optimizer(config.train, schedule(config.train, learning_rate_of(config), _STEPS))
         step = make_train_step(loss, tx, 1)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from jlora.errors import JloraError
-from jlora.transform import jax_versions as compat
+from jlora.transform import jax_versions
 from jlora.transform.adapted_weight import Factored, Update, dense
 from jlora.transform.uses import Use
 
@@ -62,7 +62,7 @@ class Context:
             return None
         self.drawn[weight.path] += 1
         key = _fold(_fold(self.key, weight.path), self.drawn[weight.path])
-        for axis in compat.varying_axes(x):
+        for axis in jax_versions.varying_axes(x):
             key = jax.random.fold_in(key, jax.lax.axis_index(axis))
         return key
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from jlora.sharding.explicit_axes import first_place
-from jlora.transform import jax_versions as compat
+from jlora.transform import jax_versions
 from jlora.transform.adapted_weight import Factored, dense
 from jlora.transform.context import Context
 from jlora.transform.rules.axis_ops import moved
@@ -69,7 +69,7 @@ def results_of(context: Context, traced: Traced, values: list) -> list:
 
 def evaluate(context: Context, closed: Any, values: list) -> list:
     """The jaxpr's outputs for inputs of which some are Factored."""
-    jaxpr, consts = compat.closed(closed)
+    jaxpr, consts = jax_versions.closed(closed)
     env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *values), strict=True))
     last = {var: i for i, eqn in enumerate(jaxpr.eqns) for var in eqn.invars if not isinstance(var, core.Literal)}
     kept = {var for var in jaxpr.outvars if not isinstance(var, core.Literal)}
@@ -77,7 +77,7 @@ def evaluate(context: Context, closed: Any, values: list) -> list:
     for i, eqn in enumerate(jaxpr.eqns):
         inputs = [_read(env, var) for var in eqn.invars]
         if any(isinstance(value, Factored) for value in inputs):
-            with compat.context_of(eqn):
+            with jax_versions.context_of(eqn):
                 outputs = _apply_rule(context, producers, eqn, inputs)
         else:
             outputs = _apply_plain(jaxpr, eqn, inputs)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.other_models import one_model as other_model
+from benchmarks.other_models import one_model
 from benchmarks.other_models.__main__ import BEGIN, END, HEADER, MODELS, PAGE, between_marks, cells, notes
 from benchmarks.other_models.one_model import Built, Model, checked, require_versions
 
@@ -68,7 +68,7 @@ def test_layers_that_differ_by_a_number_are_one_note():
 
 
 def test_a_difference_from_merge_is_an_error(monkeypatch):
-    monkeypatch.setattr(other_model, "TOLERANCE", -1.0)
+    monkeypatch.setattr(one_model, "TOLERANCE", -1.0)
     with pytest.raises(RuntimeError, match="differ"):
         checked(Built(model, weights(), (jnp.ones((3, 6)),)))
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from train.config import dotted_keys as keys
-from train.config import yaml12 as yaml_text
+from train.config import dotted_keys, yaml12
 from train.lm.config import LMConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "coming-from-a-script.md"
@@ -35,19 +34,19 @@ def test_every_option_of_the_script_has_its_row():
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0].strip())
 def test_every_key_is_in_the_schema_with_that_default(row):
-    known, named = keys.fields(LMConfig), re.findall(r"`([\w.]+)` ([^,]+)", row[2])
+    known, named = dotted_keys.fields(LMConfig), re.findall(r"`([\w.]+)` ([^,]+)", row[2])
     assert named
     for key, shown in named:
         field = known[key]
         if shown.strip() == "required":
             assert field.is_required(), key
         else:
-            assert yaml_text.parse(shown.strip(), key) == field.default, key
+            assert yaml12.parse(shown.strip(), key) == field.default, key
 
 
 def test_where_the_defaults_differ_a_reason_is_given():
     for options, there, here, why in ROWS:
         shown = [value.strip() for _, value in re.findall(r"`([\w.]+)` ([^,]+)", here)]
-        same = [yaml_text.parse(a, "") for a in there.strip().split(", ")] == [yaml_text.parse(a, "") for a in shown]
+        same = [yaml12.parse(a, "") for a in there.strip().split(", ")] == [yaml12.parse(a, "") for a in shown]
         nothing = there.strip() in ("none", "false") and shown[0] in ("null", "none", "false")
         assert same or nothing or why.strip(), options

@@ -15,7 +15,7 @@ import pytest
 
 import jlora
 from jlora.initialization.abstract_adapter import abstract_adapter
-from jlora.lora import name_patterns as patterns
+from jlora.lora import name_patterns
 from tests.support.adapters import peft_cases as cases
 from tests.support.models import decoder_cases, encoder_cases
 from tests.support.models.encoder_cases import difference, torch_batch
@@ -140,7 +140,7 @@ def test_files_that_others_changed(name, label, tmp_path):
 @pytest.mark.parametrize("label", cases.REFUSED)
 def test_what_is_refused_is_said(label, tmp_path, monkeypatch):
     """Each with what was expected and found; docs/adapters.md lists them with the reason."""
-    monkeypatch.setattr(patterns, "LIMIT", 0.1)
+    monkeypatch.setattr(name_patterns, "LIMIT", 0.1)
     refused = cases.REFUSED[label]
     here = pair(refused.family)
     fields = {"target_modules": cases.FAMILIES[refused.family].attention, **refused.fields}

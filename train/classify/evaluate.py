@@ -19,7 +19,7 @@ from train.classify.data.labels import Labels, is_labelled
 from train.classify.loss import row_losses
 from train.classify.model import Prepared
 from train.data.bucketing import PlannedBatch, first_of_each_length, plan_evaluation
-from train.devices import placement as devices
+from train.devices import placement
 from train.devices.compilation import jit
 from train.devices.programs import CompiledAhead
 from train.loop.assemble import Evaluation
@@ -64,18 +64,18 @@ def make_eval_step(apply: Callable, mesh: Mesh | None = None) -> Callable:
     def eval_step(adapter: Any, base: Any, inputs: dict[str, Any]) -> jax.Array:
         return adapted(base, adapter, inputs)
 
-    return devices.eval_step_on(mesh, eval_step)
+    return placement.eval_step_on(mesh, eval_step)
 
 
 def validation(task: Task, eval_step: CompiledAhead, base: Any, metric: str) -> Evaluation:
     """The validation split's evaluation as the loop takes it; `eval_step` is the task's, `metric` chooses the best."""
-    rows, size = task.splits["validation"], devices.rounded_up(task.mesh, task.batch_size)
+    rows, size = task.splits["validation"], placement.rounded_up(task.mesh, task.batch_size)
     plan = plan_evaluation(rows.tokens.lengths, task.buckets, size)
 
     def prepare(adapter: Any) -> None:
         for planned in first_of_each_length(plan):
             make = partial(make_batch, rows.tokens, rows.labels, planned, size, rows.pad_id)
-            inputs = devices.put_batch(task.mesh, size, make).inputs
+            inputs = placement.put_batch(task.mesh, size, make).inputs
             eval_step.prepare(f"evaluation, {planned.length} tokens a row", adapter, base, inputs)
 
     return Evaluation(
@@ -103,12 +103,12 @@ def logits_of(
     Of several processes all get all of them. `check` is called before each batch. Only the split's `first` rows are
     evaluated, if given.
     """
-    size = devices.rounded_up(mesh, batch_size)
+    size = placement.rounded_up(mesh, batch_size)
     plan = plan_evaluation(split.tokens.lengths[:first], buckets, size)
 
     def step(planned: PlannedBatch) -> jax.Array:
         make = partial(make_batch, split.tokens, split.labels, planned, size, split.pad_id)
-        return eval_step(adapter, base, devices.put_batch(mesh, size, make).inputs)
+        return eval_step(adapter, base, placement.put_batch(mesh, size, make).inputs)
 
     found = results(step, plan, check)
     logits = np.concatenate([part[: len(planned.rows)] for planned, part in zip(plan, found, strict=True)])

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jlora
-from train.artifacts import adapter_and_merged as artifacts
-from train.artifacts import model_card as card
+from train.artifacts import adapter_and_merged, model_card
 from train.classify import metrics
 from train.classify.baseline import no_better
 from train.classify.config import Config
@@ -20,12 +19,12 @@ from train.classify.data.labels import Labels
 from train.classify.evaluate import Task, evaluated, logits_of, make_eval_step
 from train.classify.model import Prepared
 from train.cli.signs_of_life import working
-from train.devices import placement as devices
+from train.devices import placement
 from train.devices.processes import is_first
 from train.planning.memory_advice import explain_out_of_memory, how_to_end
 from train.run import curves
 from train.run.recorder import Recorder
-from train.task import report as shipping
+from train.task import report
 from train.task.report import Results, base_name, conclude, drop_older, write_card
 
 logger = logging.getLogger(__name__)
@@ -34,7 +33,7 @@ ROWS_SHOWN = 50
 """How many rows of the validation split are in predictions.csv, and are predicted again by merged/."""
 
 
-Run = shipping.Run[Config, Task]
+Run = report.Run[Config, Task]
 
 
 def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
@@ -44,7 +43,7 @@ def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
     """
     task = run.task
     logger.info("exporting the best step, %d", run.best.step)
-    adapter = devices.put_adapter(task.mesh, jlora.combine(run.best.trainable, run.loop.frozen), run.config)
+    adapter = placement.put_adapter(task.mesh, jlora.combine(run.best.trainable, run.loop.frozen), run.config)
     with working(f"evaluating the best step on {len(task.splits['validation'].rows):,} validation rows"):
         results = {"validation": run.best.metrics or evaluated(task, adapter, run.adapted.base, "validation")}
     if "test" in task.splits:
@@ -56,7 +55,7 @@ def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
     with working("predicting the first validation rows"):
         logits = _first_logits(run, adapter, run.adapted.base, task.eval_step)
     facts = _facts(run, results)
-    small = devices.to_host(adapter) if run.config.method == "lora" else {}
+    small = placement.to_host(adapter) if run.config.method == "lora" else {}
     if is_first():
         drop_older(run.folder, {"merged": run.config.export.merged})
         _write_small(run, small, logits, facts)
@@ -67,7 +66,7 @@ def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
     return conclude(run.config, run.folder, _report(run, results, difference))
 
 
-def _write_small(run: Run, adapter: dict[str, Any], logits: np.ndarray, facts: card.Facts) -> None:
+def _write_small(run: Run, adapter: dict[str, Any], logits: np.ndarray, facts: model_card.Facts) -> None:
     """predictions.csv, curves.png and adapter/."""
     labels = run.task.labels
     write_predictions(run.folder / "predictions.csv", run.task.splits["validation"], logits, labels)
@@ -75,7 +74,9 @@ def _write_small(run: Run, adapter: dict[str, Any], logits: np.ndarray, facts: c
     curves.plot(run.folder / "metrics.jsonl", run.folder / "curves.png", run.loop.metric, run.folder.name, rows)
     if run.config.method == "lora":
         folder, base_model = run.folder / "adapter", base_name(run.config)
-        artifacts.write_adapter(folder, run.adapted, adapter, run.tokenizer, labels.config_entries(), base_model)
+        adapter_and_merged.write_adapter(
+            folder, run.adapted, adapter, run.tokenizer, labels.config_entries(), base_model
+        )
         write_card(run, facts, "adapter")
 
 
@@ -108,33 +109,33 @@ def _first_logits(run: Run, adapter: Any, base: Any, eval_step: Any) -> np.ndarr
     return logits_of(eval_step, adapter, base, rows, longest, task.batch_size, task.mesh, first=ROWS_SHOWN)
 
 
-def _export_merged(run: Run, adapter: Any, in_memory: np.ndarray, facts: card.Facts) -> float:
+def _export_merged(run: Run, adapter: Any, in_memory: np.ndarray, facts: model_card.Facts) -> float:
     """Writes merged/, reads it back, and returns how far its logits of the first rows are from those in memory."""
     folder, dtype = run.folder / "merged", run.config.export.dtype
     with working("writing merged/"):
-        artifacts.write_merged(folder, run.adapted, adapter, run.tokenizer, dtype)
+        adapter_and_merged.write_merged(folder, run.adapted, adapter, run.tokenizer, dtype)
     write_card(run, facts, "merged")
     mesh = run.task.mesh
     with working("reading merged/ back and comparing the first validation rows"):
-        model, base = artifacts.read_back(folder, jnp.dtype(run.config.train.dtype), mesh)
+        model, base = adapter_and_merged.read_back(folder, jnp.dtype(run.config.train.dtype), mesh)
         found = _first_logits(run, None, base, make_eval_step(model.apply, mesh))
-    difference = artifacts.largest_difference(in_memory, found)
+    difference = adapter_and_merged.largest_difference(in_memory, found)
     if dtype == run.config.train.dtype == "float32":
-        artifacts.require_equal(difference, folder)
+        adapter_and_merged.require_equal(difference, folder)
     return difference
 
 
-def _facts(run: Run, results: Results) -> card.Facts:
+def _facts(run: Run, results: Results) -> model_card.Facts:
     labels = run.task.labels
     names = () if labels.problem_type == "regression" else labels.names
     data = run.config.data
     pair = None if data.text_pair is None else (data.text, data.text_pair)
-    return shipping.facts(run, results, problem_type=labels.problem_type, labels=names, pair=pair)
+    return report.facts(run, results, problem_type=labels.problem_type, labels=names, pair=pair)
 
 
 def _report(run: Run, results: Results, difference: float | None) -> dict[str, Any]:
     splits = run.task.splits
-    return shipping.report(
+    return report.report(
         run,
         results,
         rows={name: len(split.tokens) for name, split in splits.items()},

@@ -24,8 +24,7 @@ from train.cli.signs_of_life import working
 from train.config.command import Flags
 from train.config.run_config import rows_of_a_step, steps_of, to_yaml
 from train.data.bucketing import PlannedBatch, plan_epoch
-from train.devices import placement as devices
-from train.devices import processes as distributed
+from train.devices import placement, processes
 from train.devices.platform import attention_of
 from train.devices.programs import CompiledAhead, Compiler
 from train.loop.assemble import Evaluation, Rows, make_loop, training_of
@@ -61,8 +60,8 @@ def _train(config: Config, flags: Flags, is_offline: bool) -> None:
     begin = time.monotonic()
     if not session.is_to_run(config, flags):
         return
-    distributed.require_same(to_yaml(config), "configuration")
-    mesh = devices.mesh_of(config)
+    processes.require_same(to_yaml(config), "configuration")
+    mesh = placement.mesh_of(config)
     model = unlabelled_model(config)
     attention = attention_of(config, model, list(example_batch(model.config)), mesh)
     tokenizer = load_tokenizer(config.model)
@@ -103,7 +102,7 @@ def _train(config: Config, flags: Flags, is_offline: bool) -> None:
 
 def _print_summary(adapted: Adapted, config: Config, flags: Flags, rows: int) -> None:
     _, steps = steps_of(config, rows)
-    if distributed.is_first():
+    if processes.is_first():
         show(summary(adapted.base, adapted.adapter, verbose=flags.verbose, steps=steps))
 
 
@@ -115,7 +114,7 @@ def _loop(
     loss = classification_loss(adapted.model.apply, task.labels.problem_type, model_dropout=config.train.dropout)
 
     def batch(planned: PlannedBatch) -> Batch:
-        return devices.put_batch(
+        return placement.put_batch(
             mesh, size, partial(make_batch, split.tokens, split.labels, planned, size, split.pad_id)
         )
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from train.config import dotted_keys as keys
-from train.config import yaml12 as yaml_text
+from train.config import dotted_keys, yaml12
 from train.config.command import Command
 
 _INDENT = 31
@@ -29,8 +28,8 @@ def help_text(command: Command) -> str:
     lines += [_entry(f"--{name.replace('_', '-')}", meaning, width) for name, meaning in command.flags.items()]
     lines += [_entry(f"--{name} {metavar}", meaning, width) for name, (metavar, meaning, _) in command.options.items()]
     lines += ["", "keys: meaning (type; default)"]
-    sections, section = keys.sections(command.schema), ""
-    for key, field in keys.fields(command.schema).items():
+    sections, section = dotted_keys.sections(command.schema), ""
+    for key, field in dotted_keys.fields(command.schema).items():
         if key.rpartition(".")[0] != section:
             section = key.rpartition(".")[0]
             lines += ["", f"{section}: {sections[section].__doc__}"]
@@ -42,11 +41,11 @@ def help_text(command: Command) -> str:
 
 def _meaning(field: FieldInfo) -> str:
     default = "required" if field.is_required() else f"default {_shown(field.get_default(call_default_factory=True))}"
-    return f"{field.description} ({keys.describe(field)}; {default})"
+    return f"{field.description} ({dotted_keys.describe(field)}; {default})"
 
 
 def _shown(value: Any) -> str:
-    return yaml_text.dump({"": value}).partition(": ")[2].strip()
+    return yaml12.dump({"": value}).partition(": ")[2].strip()
 
 
 def _entry(name: str, meaning: str, width: int) -> str:

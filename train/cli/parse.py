@@ -13,8 +13,7 @@ from pydantic.fields import FieldInfo
 
 from jlora.errors import JloraError, nearest
 from train.cli.help import help_text
-from train.config import dotted_keys as keys
-from train.config import yaml12 as yaml_text
+from train.config import dotted_keys, yaml12
 from train.config.command import Command, Flags
 from train.config.run_config import AnyConfig
 
@@ -62,7 +61,7 @@ def parse(argv: Sequence[str], command: Command[AnyConfig]) -> Request[AnyConfig
         print(help_text(command), end="")
         parser.exit()
     overrides = dict(_override(argument, command) for argument in rest)
-    values = {} if known.config is None else yaml_text.read_file(known.config)
+    values = {} if known.config is None else yaml12.read_file(known.config)
     flags = Flags(**{name: getattr(known, name) for name in (*command.flags, *command.options)})
     if flags.mesh and not flags.dry_run:
         raise JloraError("command line: --mesh: expected with --dry-run; a run takes mesh.data=N mesh.fsdp=N")
@@ -88,19 +87,19 @@ def _override(argument: str, command: Command) -> tuple[str, Any]:
         raise JloraError(f"command line: unknown flag {argument}{hint}\n  flags: {', '.join(flags)}")
     if not equals or not key:
         raise JloraError(f"command line: expected key=value, such as lora.r=4, found {argument!r}")
-    field = keys.fields(command.schema).get(key.removeprefix("offline."))
+    field = dotted_keys.fields(command.schema).get(key.removeprefix("offline."))
     return key, _value(field, text.strip(), f"command line, {argument}")
 
 
 def _value(field: FieldInfo | None, text: str, source: str) -> Any:
-    takes = keys.kinds(field.annotation) if field else set()
+    takes = dotted_keys.kinds(field.annotation) if field else set()
     if text[:1] in ("[", "{", "'", '"') or text in ("", "~", "null"):
-        return yaml_text.parse(text, source)
+        return yaml12.parse(text, source)
     if field and list in takes and (len(items := _split(text)) > 1 or takes <= {list, dict, type(None)}):
-        return [item if _lists_text(field) else yaml_text.parse(item, source) for item in items]
+        return [item if _lists_text(field) else yaml12.parse(item, source) for item in items]
     if str in takes and bool not in takes:
         return text
-    return yaml_text.parse(text, source)
+    return yaml12.parse(text, source)
 
 
 def _split(text: str) -> list[str]:
@@ -110,5 +109,5 @@ def _split(text: str) -> list[str]:
 
 
 def _lists_text(field: FieldInfo) -> bool:
-    lists = [part for part in (field.annotation, *get_args(field.annotation)) if keys.kinds(part) == {list}]
-    return all(str in keys.kinds(get_args(part)[0]) for part in lists)
+    lists = [part for part in (field.annotation, *get_args(field.annotation)) if dotted_keys.kinds(part) == {list}]
+    return all(str in dotted_keys.kinds(get_args(part)[0]) for part in lists)

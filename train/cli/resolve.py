@@ -6,7 +6,7 @@ from typing import Any
 
 from jlora.errors import JloraError
 from train.cli.parse import Request
-from train.config import dotted_keys as keys
+from train.config import dotted_keys
 from train.config.run_config import AnyConfig, RunConfig
 from train.config.validate import flatten, validate
 from train.sources.hub_names import data_hub_names, model_hub_names
@@ -84,7 +84,9 @@ def _over(lower: dict[str, Any], upper: dict[str, Any], schema: type[RunConfig])
 
 
 def _mapping_of(key: str, schema: type[RunConfig]) -> str | None:
-    mappings = (name for name, field in keys.fields(schema).items() if dict in keys.kinds(field.annotation))
+    mappings = (
+        name for name, field in dotted_keys.fields(schema).items() if dict in dotted_keys.kinds(field.annotation)
+    )
     return next((name for name in mappings if key.startswith(f"{name}.")), None)
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from train.config import yaml12 as yaml_text
+from train.config import yaml12
 from train.config.sections import (
     DataSource,
     ExportSection,
@@ -80,7 +80,7 @@ def learning_rate_of(config: RunConfig) -> float:
 
 def to_yaml(config: RunConfig) -> str:
     """Every key and value of a config; read again as a config file it gives an equal config."""
-    return yaml_text.dump(config.model_dump(by_alias=True))
+    return yaml12.dump(config.model_dump(by_alias=True))
 
 
 def rows_of_a_step(config: RunConfig) -> int:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from jlora.errors import JloraError, nearest
-from train.config import dotted_keys as keys
+from train.config import dotted_keys
 from train.config.run_config import AnyConfig, RunConfig
 
 
@@ -23,7 +23,7 @@ def flatten(values: dict[Any, Any], schema: type[RunConfig]) -> dict[str, Any]:
     """
     pairs: list[tuple[str, Any]] = []
     for name, value in values.items():
-        if name not in keys.sections(schema):
+        if name not in dotted_keys.sections(schema):
             pairs.append((str(name), value))
         elif isinstance(value, dict):
             pairs += [(f"{name}.{inner}", v) for inner, v in value.items()]
@@ -37,7 +37,7 @@ def flatten(values: dict[Any, Any], schema: type[RunConfig]) -> dict[str, Any]:
 
 def validate(flat: dict[str, Any], schema: type[AnyConfig]) -> tuple[AnyConfig | None, dict[str, str]]:
     """The config that the dotted keys spell, or None and {key: what was expected, what was found}."""
-    known = keys.fields(schema)
+    known = dotted_keys.fields(schema)
     problems = {key: _unknown(key, value, schema) for key, value in flat.items() if key not in known}
     nested: dict[str, Any] = {}
     for key, value in flat.items():
@@ -53,10 +53,10 @@ def validate(flat: dict[str, Any], schema: type[AnyConfig]) -> tuple[AnyConfig |
 
 
 def _unknown(key: str, value: Any, schema: type[RunConfig]) -> str:
-    if key in keys.sections(schema):
-        first = next(name for name in keys.fields(schema) if name.startswith(f"{key}."))
+    if key in dotted_keys.sections(schema):
+        first = next(name for name in dotted_keys.fields(schema) if name.startswith(f"{key}."))
         return f"expected a mapping of keys such as {first}; found {_found(value)}"
-    return keys.unknown(key, schema)
+    return dotted_keys.unknown(key, schema)
 
 
 def _translate(error: ValidationError, flat: dict[str, Any], known: dict[str, FieldInfo]) -> dict[str, str]:
@@ -67,7 +67,7 @@ def _translate(error: ValidationError, flat: dict[str, Any], known: dict[str, Fi
             key, _, message = str(detail["ctx"]["error"]).partition(": ")
             problems[key] = message
         elif detail["type"] == "missing":
-            problems[key] = f"missing; expected {keys.describe(known[key])}: {_in_short(known[key].description)}"
+            problems[key] = f"missing; expected {dotted_keys.describe(known[key])}: {_in_short(known[key].description)}"
         else:
             problems[key] = expected(known[key], flat[key])
     return problems
@@ -75,7 +75,7 @@ def _translate(error: ValidationError, flat: dict[str, Any], known: dict[str, Fi
 
 def expected(field: FieldInfo, value: Any) -> str:
     """Describes what a key accepts and what was given: `expected whole number >= 1; found the text 'one'`."""
-    return f"expected {keys.describe(field)}; found {_found(value)}{_meant(field, value)}"
+    return f"expected {dotted_keys.describe(field)}; found {_found(value)}{_meant(field, value)}"
 
 
 def _in_short(description: str | None) -> str:
@@ -94,5 +94,5 @@ def _found(value: Any) -> str:
 
 
 def _meant(field: FieldInfo, value: Any) -> str:
-    words = keys.describe(field).replace(" or ", ", ").split(", ")
+    words = dotted_keys.describe(field).replace(" or ", ", ").split(", ")
     return nearest(value, words) if isinstance(value, str) else ""

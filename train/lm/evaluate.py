@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from train.data.bucketing import PlannedBatch, first_of_each_length, plan_evaluation
-from train.devices import placement as devices
+from train.devices import placement
 from train.devices.programs import CompiledAhead
 from train.lm.data.batches import Batch, make_batch
 from train.lm.data.load import Data
@@ -41,12 +41,12 @@ class Task:
 
 def validation(task: Task, eval_step: CompiledAhead, base: Any) -> Evaluation:
     """The validation split's evaluation as the loop takes it; `eval_step` is the task's."""
-    rows, size = task.data.rows["validation"], devices.rounded_up(task.mesh, task.batch_size)
+    rows, size = task.data.rows["validation"], placement.rounded_up(task.mesh, task.batch_size)
     plan = plan_evaluation(rows.lengths, task.lengths, size)
 
     def prepare(adapter: Any) -> None:
         for planned in first_of_each_length(plan):
-            batch = devices.put_batch(task.mesh, size, partial(make_batch, rows, planned, size, task.pad_id))
+            batch = placement.put_batch(task.mesh, size, partial(make_batch, rows, planned, size, task.pad_id))
             eval_step.prepare(f"evaluation, {planned.length} tokens a row", adapter, base, batch)
 
     return Evaluation(
@@ -62,10 +62,10 @@ def evaluated(task: Task, adapter: Any, base: Any, split: str, check: Callable[[
     """{"loss": mean over the split's learnt tokens, "perplexity": its exponential, "token_accuracy": the share of them
     that the model thinks the likeliest}. `check` is called before each batch; what it raises ends the evaluation.
     """
-    rows, size = task.data.rows[split], devices.rounded_up(task.mesh, task.batch_size)
+    rows, size = task.data.rows[split], placement.rounded_up(task.mesh, task.batch_size)
 
     def step(planned: PlannedBatch) -> Sums:
-        batch = devices.put_batch(task.mesh, size, partial(make_batch, rows, planned, size, task.pad_id))
+        batch = placement.put_batch(task.mesh, size, partial(make_batch, rows, planned, size, task.pad_id))
         return task.eval_step(adapter, base, batch)
 
     sums = list(results(step, plan_evaluation(rows.lengths, task.lengths, size), check))

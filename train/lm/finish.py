@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import jlora
 from jlora.errors import JloraError
 from jlora.pretrained.load import example_batch
-from train.artifacts import adapter_and_merged as artifacts
-from train.artifacts import model_card as card
+from train.artifacts import adapter_and_merged, model_card
 from train.cli.exit_codes import show
 from train.cli.signs_of_life import working
-from train.devices import placement as devices
+from train.devices import placement
 from train.devices.processes import first_alone, is_first
 from train.lm.config import LMConfig
 from train.lm.data.load import prompts
@@ -28,7 +27,7 @@ from train.planning.memory_advice import explain_out_of_memory, how_to_end
 from train.run import curves
 from train.run.recorder import Recorder
 from train.sources.starting_adapter import Adapted
-from train.task import report as shipping
+from train.task import report
 from train.task.report import Results, base_name, conclude, drop_older, write_card
 
 logger = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ TOLERANCE = 1e-4
 """The largest relative difference of the loss, merged read back against in memory, that float32 may show."""
 
 
-Run = shipping.Run[LMConfig, Task]
+Run = report.Run[LMConfig, Task]
 
 
 def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
@@ -47,12 +46,12 @@ def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
     """
     config = run.config
     logger.info("exporting the best step, %d", run.best.step)
-    adapter = devices.put_adapter(run.task.mesh, jlora.combine(run.best.trainable, run.loop.frozen), config)
+    adapter = placement.put_adapter(run.task.mesh, jlora.combine(run.best.trainable, run.loop.frozen), config)
     with working(f"evaluating the best step on {len(run.task.data.rows['validation']):,} validation rows"):
         results = {"validation": run.best.metrics or evaluated(run.task, adapter, run.adapted.base, "validation")}
     recorder.log(run.best.step, results["validation"], "best")
     facts = _facts(run, results)
-    small = devices.to_host(adapter) if config.method == "lora" else {}
+    small = placement.to_host(adapter) if config.method == "lora" else {}
     with first_alone("adapter") as writes:
         if writes:
             export = config.export
@@ -75,37 +74,37 @@ def finish(run: Run, recorder: Recorder) -> dict[str, Any]:
     return conclude(config, run.folder, _report(run, results))
 
 
-def _write_small(run: Run, adapter: dict[str, Any], facts: card.Facts) -> None:
+def _write_small(run: Run, adapter: dict[str, Any], facts: model_card.Facts) -> None:
     """curves.png, adapter/ and adapter.gguf."""
     rows = len(run.task.data.rows["validation"])
     curves.plot(run.folder / "metrics.jsonl", run.folder / "curves.png", "perplexity", run.folder.name, rows)
     if run.config.method == "lora":
         folder = run.folder / "adapter"
-        artifacts.write_adapter(folder, run.adapted, adapter, run.tokenizer, None, base_name(run.config))
+        adapter_and_merged.write_adapter(folder, run.adapted, adapter, run.tokenizer, None, base_name(run.config))
         write_card(run, facts, "adapter")
         if run.config.export.gguf_lora:
-            artifacts.write_gguf_lora(run.folder / "adapter.gguf", run.adapted, adapter)
+            adapter_and_merged.write_gguf_lora(run.folder / "adapter.gguf", run.adapted, adapter)
 
 
 def _samples(run: Run, adapter: dict[str, Any]) -> str:
     section, file = run.config.samples, run.folder / "samples.jsonl"
     wanted = prompts(run.task.data.splits["validation"], section.count, section.prompt_tokens)
     key = jax.random.fold_in(jax.random.key(run.config.seed), 2)
-    with devices.set_mesh(run.task.mesh):
+    with placement.set_mesh(run.task.mesh):
         return write_samples(file, wanted, run.adapted, adapter, run.tokenizer, section, key)
 
 
-def _export_merged(run: Run, adapter: dict[str, Any], facts: card.Facts) -> dict[str, float]:
+def _export_merged(run: Run, adapter: dict[str, Any], facts: model_card.Facts) -> dict[str, float]:
     """Writes merged/, reads it back, and returns its metrics on the validation split."""
     folder = run.folder / "merged"
     # The accelerator holds the base in training and may have no room for another one.
-    with devices.on_cpu(), working("writing merged/"):
+    with placement.on_cpu(), working("writing merged/"):
         whole, adapter = _unrounded(run, adapter)
-        artifacts.write_merged(folder, whole, adapter, run.tokenizer, run.config.export.dtype)
+        adapter_and_merged.write_merged(folder, whole, adapter, run.tokenizer, run.config.export.dtype)
     write_card(run, facts, "merged")
     mesh, dtype = run.task.mesh, jnp.dtype(run.config.train.dtype)
     with working(f"reading merged/ back and comparing {len(run.task.data.rows['validation']):,} validation rows"):
-        model, base = artifacts.read_back(folder, dtype, mesh, param_dtype=dtype)
+        model, base = adapter_and_merged.read_back(folder, dtype, mesh, param_dtype=dtype)
         task = dataclasses.replace(run.task, eval_step=make_eval_step(model, mesh))
         return evaluated(task, None, base, "validation")
 
@@ -151,14 +150,14 @@ def _require_same_loss(run: Run, results: Results) -> None:
     logger.info("merged/ read back: perplexity %.4f", results["merged"]["perplexity"])
 
 
-def _facts(run: Run, results: Results) -> card.Facts:
+def _facts(run: Run, results: Results) -> model_card.Facts:
     tokens = run.adapted.model.config.vocab_size if run.config.data.add_tokens else None
-    return shipping.facts(run, results, problem_type=None, labels=(), chat=run.task.data.chats, tokens=tokens)
+    return report.facts(run, results, problem_type=None, labels=(), chat=run.task.data.chats, tokens=tokens)
 
 
 def _report(run: Run, results: Results) -> dict[str, Any]:
     data = run.task.data
-    return shipping.report(
+    return report.report(
         run,
         results,
         rows={name: len(rows) for name, rows in data.rows.items()},

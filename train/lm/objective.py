@@ -13,7 +13,7 @@ from jlora.models.mesh_ops import gathered
 from jlora.sharding.rules import leaf_names
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.output_heads import is_in_head
-from train.devices import placement as devices
+from train.devices import placement
 from train.devices.compilation import jit
 from train.lm.data.batches import Batch
 from train.lm.loss import Sums, next_token_sums
@@ -45,7 +45,7 @@ def make_eval_step(model: Any, mesh: Mesh | None = None) -> Callable[[Any, Any, 
     def eval_step(adapter: Any, base: Any, batch: Batch) -> Sums:
         return sums(None, adapter, base, batch, None, None)
 
-    return devices.eval_step_on(mesh, eval_step)
+    return placement.eval_step_on(mesh, eval_step)
 
 
 def _sums(model: Any) -> Callable[..., Sums]:

@@ -14,7 +14,7 @@ from train.config.run_config import rows_of_a_step
 from train.lm.config import LMConfig
 from train.lm.data.batches import Batch
 from train.lm.objective import causal_loss
-from train.loop import assemble as training
+from train.loop import assemble
 from train.loop.assemble import Training
 from train.run.state import State
 from train.sources.starting_adapter import Adapted
@@ -22,7 +22,7 @@ from train.sources.starting_adapter import Adapted
 
 def training_of(config: LMConfig, model: Any, steps: int) -> Training:
     """What the config trains a model with over so many optimizer steps."""
-    return training.training_of(config, causal_loss(model, model_dropout=config.train.dropout), steps)
+    return assemble.training_of(config, causal_loss(model, model_dropout=config.train.dropout), steps)
 
 
 def batch_names(config: LMConfig) -> list[str]:

@@ -19,8 +19,7 @@ from train.cli.signs_of_life import working
 from train.config.command import Flags
 from train.config.run_config import rows_of_a_step, steps_of, to_yaml
 from train.data.bucketing import PlannedBatch, plan_epoch
-from train.devices import placement as devices
-from train.devices import processes as distributed
+from train.devices import placement, processes
 from train.devices.platform import attention_of
 from train.devices.programs import CompiledAhead, Compiler
 from train.lm.config import LMConfig
@@ -90,7 +89,7 @@ def _dry_run(config: LMConfig, *, verbose: bool) -> None:
 def _plan(config: LMConfig, mesh: str, chip: str | None) -> None:
     known = None if chip is None else chip_named(chip)
     sizes = mesh_sizes(mesh)
-    devices.require_shared(config.train.batch_size, sizes)
+    placement.require_shared(config.train.batch_size, sizes)
     force_devices(math.prod(sizes.values()))
     show(plan_text(plan_step(config, sizes, _planned_tokens(config)), known))
     _say_what_was_read(config)
@@ -115,8 +114,8 @@ def _train(config: LMConfig, flags: Flags, is_offline: bool) -> None:
     begin = time.monotonic()
     if not session.is_to_run(config, flags):
         return
-    distributed.require_same(to_yaml(config), "configuration")
-    mesh = devices.mesh_of(config)
+    processes.require_same(to_yaml(config), "configuration")
+    mesh = placement.mesh_of(config)
     causal_config(config.model)  # raises for a wrong model before any data are read
     tokenizer, added = _tokenizer(config)
     attention = attention_of(config, build_model(config, added), batch_names(config), mesh)
@@ -129,7 +128,7 @@ def _train(config: LMConfig, flags: Flags, is_offline: bool) -> None:
     ):
         adapted = prepare_model(config, mesh, added)
     _, steps = steps_of(config, len(data.rows["train"]))
-    if distributed.is_first():
+    if processes.is_first():
         show(summary(adapted.base, adapted.adapter, verbose=flags.verbose, steps=steps))
     lengths = row_lengths(config, data.rows, adapted.base, resume=flags.resume)
     compiler = Compiler()
@@ -170,7 +169,7 @@ def _loop(
     examples, size, mesh = task.data.rows["train"], rows_of_a_step(config), task.mesh
 
     def batch(planned: PlannedBatch) -> Batch:
-        return devices.put_batch(mesh, size, partial(make_batch, examples, planned, size, task.pad_id))
+        return placement.put_batch(mesh, size, partial(make_batch, examples, planned, size, task.pad_id))
 
     rows = Rows(
         len(examples),

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 import jlora
 from train.config.run_config import RunConfig, learning_rate_of, rows_of_a_step, steps_of
 from train.data.bucketing import PlannedBatch, first_of_each_length
-from train.devices import placement as devices
+from train.devices import placement
 from train.devices.programs import CompiledAhead, Compiler
 from train.loop.loop import Loop
 from train.loop.optimizer import Schedule, optimizer, schedule
@@ -74,8 +74,8 @@ def make_loop(
     """The loop of a run, and the state before its first step; `mesh` is where `adapted` lies."""
     per_epoch, steps = steps_of(config, rows.number)
     trainable, frozen = jlora.split(adapted.adapter)
-    state = devices.put_rest(mesh, State(trainable, training.tx.init(trainable), jnp.int32(0)))
-    step = CompiledAhead(devices.train_step_on(mesh, training.step, state), compiler, batch=3)
+    state = placement.put_rest(mesh, State(trainable, training.tx.init(trainable), jnp.int32(0)))
+    step = CompiledAhead(placement.train_step_on(mesh, training.step, state), compiler, batch=3)
     key = jax.random.fold_in(jax.random.key(config.seed), 1)
     size = rows_of_a_step(config)
 

@@ -20,7 +20,7 @@ from train.cli.signals import Cut, Stop
 from train.config.sections import TrainSection
 from train.devices.placement import kept, put_like
 from train.devices.programs import Compiler
-from train.run import checkpoints as checkpoint
+from train.run import checkpoints
 from train.run.best import Best, is_better
 from train.run.checkpoints import Checkpoint, Rest
 from train.run.recorder import Recorder
@@ -116,7 +116,7 @@ def run(
             if save or ended:
                 with progress.paused("checkpoint"):
                     run.save(step, unevaluated)
-        checkpoint.wait(manager)
+        checkpoints.wait(manager)
         return run.best, progress.per_second
 
 
@@ -212,7 +212,7 @@ class _Run:
                 )
 
     def log(self, step: int, values: dict[str, Any], per_second: float) -> None:
-        checkpoint.check(self.manager)
+        checkpoints.check(self.manager)
         numbers = {
             "loss": np.mean([float(loss) for loss in self.losses]),
             "grad_norm": values["grad_norm"],
@@ -265,5 +265,5 @@ class _Run:
 
     def save(self, step: int, unevaluated: bool) -> None:
         rest = Rest(tuple(float(loss) for loss in self.losses), unevaluated, self.recorder.lines)
-        checkpoint.save(self.manager, Checkpoint(self.state, self.best, rest))
+        checkpoints.save(self.manager, Checkpoint(self.state, self.best, rest))
         self.saved = step

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 
 from jlora.errors import JloraError
 from jlora.tree.leaf_paths import leaves_by_path
-from train.devices import processes as distributed
+from train.devices import processes
 from train.devices.placement import kept
 from train.run.best import Best
 from train.run.checksum import checksums
@@ -193,7 +193,7 @@ def _agreed(read: Callable[[], Any]) -> Any:
         raise
     except Exception as error:  # orbax raises what its parts raise, of any kind
         reason = _reason(error)
-    if distributed.all_agree(not reason):
+    if processes.all_agree(not reason):
         return found
     return reason or "another process cannot read it"
 
@@ -237,9 +237,9 @@ def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, str], used: in
     for step, reason in damaged.items():
         place = Path(manager.directory) / str(step)
         logger.warning("%s: damaged, set aside as %s.damaged, step %d is used: %s", place, step, used, reason)
-        if distributed.is_first():
+        if processes.is_first():
             place.rename(_free(place))
-    distributed.wait_for_all("set aside")
+    processes.wait_for_all("set aside")
     manager.reload()
 
 

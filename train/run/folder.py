@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 from jlora.errors import JloraError
 from jlora.files.bounded_json import read_json
-from train.config import dotted_keys as keys
-from train.config import yaml12 as yaml_text
+from train.config import dotted_keys, yaml12
 from train.config.command import Flags
 from train.config.run_config import RunConfig, to_yaml
 from train.config.validate import flatten
@@ -134,7 +133,7 @@ def require_checkpoints(folder: Path, per_epoch: int) -> None:
     """
     if any(path.name.isdecimal() for path in (folder / "checkpoints").glob("*")):
         return
-    before = yaml_text.read_file(folder / "config.yaml").get("train", {})
+    before = yaml12.read_file(folder / "config.yaml").get("train", {})
     period = before.get("checkpoint_every") or before.get("eval_every") or per_epoch
     step = last_step(folder / "metrics.jsonl")
     # The second save waits until the first one's checkpoint is whole.
@@ -182,7 +181,7 @@ def _write_whole(path: Path, text: str) -> None:
 def _allowed_changes(file: Path, config: RunConfig) -> str:
     """A line for each key that differs from the run's and may; JloraError where one may not."""
     # Keys that are newer than the file had their defaults, whatever those did.
-    before = keys.defaults(type(config)) | flatten(yaml_text.read_file(file), type(config))
+    before = dotted_keys.defaults(type(config)) | flatten(yaml12.read_file(file), type(config))
     now = manifest.flat(config)
     differ = [key for key in sorted({*before, *now} - {"output_dir"}) if before.get(key) != now.get(key)]
     lines = {key: f"  {key}: the run has {before.get(key)!r}, now given {now.get(key)!r}" for key in differ}

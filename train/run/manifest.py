@@ -22,7 +22,7 @@ import numpy as np
 from jlora.errors import JloraError
 from jlora.files.bounded_json import read_json
 from train.config import dotted_keys as keys
-from train.config import yaml12 as yaml_text
+from train.config import yaml12
 from train.config.run_config import RunConfig, to_yaml
 from train.config.validate import flatten
 from train.run import environment
@@ -54,7 +54,7 @@ def may_change(key: str) -> bool:
 
 def flat(config: RunConfig) -> dict[str, Any]:
     """{dotted key: value}, as config.yaml has them."""
-    return flatten(yaml_text.parse(to_yaml(config), "the configuration"), type(config))
+    return flatten(yaml12.parse(to_yaml(config), "the configuration"), type(config))
 
 
 def manifest(

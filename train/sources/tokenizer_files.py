@@ -21,7 +21,7 @@ from jlora.errors import JloraError
 from jlora.files.bounded_json import LARGEST, parse_json
 from jlora.files.path_checks import require_own
 from jlora.models.registry import family
-from train.config import dotted_keys as keys
+from train.config import dotted_keys
 
 logger = logging.getLogger(__name__)
 
@@ -181,5 +181,5 @@ def _of_kind(file: Path, key: str, value: Any, kind: Any) -> Any:
     try:
         return TypeAdapter(kind | None, config=_STRICT).validate_python(value)
     except ValidationError:
-        expected = keys.describe(FieldInfo.from_annotation(kind | None))
+        expected = dotted_keys.describe(FieldInfo.from_annotation(kind | None))
         raise JloraError(f"{file}: {key}: expected {expected}; found {reprlib.repr(value)}") from None

@@ -17,12 +17,11 @@ from train.cli.signals import listening
 from train.cli.signs_of_life import working
 from train.config.command import Flags
 from train.config.run_config import RunConfig
-from train.devices import processes as distributed
+from train.devices import processes
 from train.devices.compilation import use_compilation_cache
 from train.loop.loop import Loop, run
-from train.run import checkpoints as checkpoint
+from train.run import checkpoints, lock, manifest
 from train.run import folder as run_folder
-from train.run import lock, manifest
 from train.run.best import Best
 from train.run.checkpoints import Checkpoint
 from train.run.lock import locked, require_free
@@ -43,7 +42,7 @@ def is_to_run(config: RunConfig, flags: Flags) -> bool:
         anything is read or made.
     """
     use_compilation_cache()
-    if distributed.is_first():
+    if processes.is_first():
         require_free(Path(config.output_dir))
     if run_folder.check(config, flags) == "finished":
         logger.info(
@@ -84,16 +83,16 @@ def train(
     with working("computing checksums of base and data"):
         made_of = manifest.manifest(config, loop.base, loop.frozen, data, loop.lengths, day)
     for part in ("base", "adapter", "data", "batches"):
-        distributed.require_same(json.dumps(made_of[part], sort_keys=True), part)
+        processes.require_same(json.dumps(made_of[part], sort_keys=True), part)
     with (
         loop.compiler,
         _claimed(config, flags, made_of, loop.per_epoch, attention) as folder,
-        checkpoint.open_checkpoints(folder / "checkpoints", config.train.keep_checkpoints) as manager,
+        checkpoints.open_checkpoints(folder / "checkpoints", config.train.keep_checkpoints) as manager,
     ):
-        found = checkpoint.restore(manager, state)
+        found = checkpoints.restore(manager, state)
         start = int(found.state.step)
         if flags.resume:
-            if distributed.is_first():
+            if processes.is_first():
                 run_folder.take_over(config)
             logger.info("resumed at step %d%s", start, "" if start else ": there is no checkpoint yet")
         with _recorder(folder, config, flags, found) as recorder:
@@ -117,7 +116,7 @@ def _claimed(
     """The run folder, locked; of several processes, the first one locks and claims it for all."""
     folder = Path(config.output_dir)
     with ExitStack() as held:
-        with distributed.first_alone("claimed") as is_first:
+        with processes.first_alone("claimed") as is_first:
             if is_first:
                 held.enter_context(locked(folder))
                 if flags.resume and (folder / "config.yaml").exists():
@@ -126,7 +125,7 @@ def _claimed(
                 run_folder.claim(config, flags, attention)
                 if not (folder / manifest.NAME).exists():
                     run_folder.write_json(folder / manifest.NAME, made_of)
-        distributed.require_same(lock.holder(folder), f"output_dir: {folder.resolve()}: its {lock.NAME}")
+        processes.require_same(lock.holder(folder), f"output_dir: {folder.resolve()}: its {lock.NAME}")
         yield folder
 
 
@@ -139,7 +138,7 @@ def _require_same_run(folder: Path, made_of: dict[str, dict[str, str]]) -> None:
 
 
 def _recorder(folder: Path, config: RunConfig, flags: Flags, found: Checkpoint) -> Recorder:
-    if not distributed.is_first():
+    if not processes.is_first():
         return NoRecorder()
     return Recorder(
         folder,

@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from jlora.errors import JloraError
-from jlora.transform import jax_versions as compat
+from jlora.transform import jax_versions
 from jlora.transform.adapted_weight import Factored, Update, slice_leading, with_arrays, with_formed_weight
 from jlora.transform.context import Context
 
@@ -61,7 +61,7 @@ def _running_once(evaluate: Evaluate, context: Context, jaxpr: Any) -> Callable[
 
 
 def _scan(evaluate: Evaluate, context: Context, params: dict, inputs: list) -> list:
-    consts, start, over = compat.scan_parts(params, inputs)
+    consts, start, over = jax_versions.scan_parts(params, inputs)
     inner = context.enter()
     sliced = [slice_leading(value) if isinstance(value, Factored) else (value, None) for value in over]
 
@@ -152,8 +152,8 @@ def _specs(value: Any, spec: PartitionSpec) -> Any:
 
 
 CONTROL_FLOW: dict[str, Callable[[Evaluate, Context, dict, list], list]] = {
-    **dict.fromkeys(compat.JIT, _jit),
-    **dict.fromkeys(compat.CHECKPOINT, _checkpoint),
+    **dict.fromkeys(jax_versions.JIT, _jit),
+    **dict.fromkeys(jax_versions.CHECKPOINT, _checkpoint),
     "scan": _scan,
     "while": _while,
     "cond": _cond,

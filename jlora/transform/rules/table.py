@@ -12,7 +12,7 @@ from jax import lax
 
 from jlora.ops.products import ROUNDED, dot_general
 from jlora.sharding.explicit_axes import explicit_mesh, split_like
-from jlora.transform import jax_versions as compat
+from jlora.transform import jax_versions
 from jlora.transform.adapted_weight import Factored, Update
 from jlora.transform.context import Context
 from jlora.transform.moment_probe import tap
@@ -34,14 +34,14 @@ from jlora.transform.rules.dot_and_gather import (
 def primitive(eqn: Any) -> tuple[str, dict]:
     """(name, parameters) of the primitive that an equation is; a product of `jlora.ops.products` is a dot_general."""
     name, params = eqn.primitive.name, eqn.params
-    if name in compat.JIT and params["name"] == ROUNDED:
+    if name in jax_versions.JIT and params["name"] == ROUNDED:
         return "dot_general", next(_products(params["jaxpr"]))
     return name, params
 
 
 def _products(jaxpr: Any) -> Iterator[dict]:
     """The parameters of the dot_generals in it, of other platforms than a CPU first."""
-    for eqn in compat.closed(jaxpr)[0].eqns:
+    for eqn in jax_versions.closed(jaxpr)[0].eqns:
         if eqn.primitive.name == "dot_general":
             yield eqn.params
         inner = [eqn.params.get("call_jaxpr"), *reversed(eqn.params.get("branches", ()))]

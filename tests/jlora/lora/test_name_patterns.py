@@ -8,7 +8,7 @@ import time
 import pytest
 
 from jlora.errors import JloraError
-from jlora.lora import name_patterns as patterns
+from jlora.lora import name_patterns
 from jlora.lora.config import LoraConfig
 from jlora.lora.name_patterns import is_end, is_expression, is_whole, layer_number, require_quick
 from jlora.lora.targets import require_quick_patterns
@@ -58,7 +58,7 @@ def test_what_re_does_not_read_is_no_expression(text):
     "field", ["target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_pattern"]
 )
 def test_one_that_takes_forever_is_refused(field, monkeypatch):
-    monkeypatch.setattr(patterns, "LIMIT", 0.1)
+    monkeypatch.setattr(name_patterns, "LIMIT", 0.1)
     bomb = r"(([a-z_.\d]|[a-z])+)+\s\s"
     given = {field: {bomb: 1} if field.endswith("k_pattern") or field == "alpha_pattern" else bomb}
     config = LoraConfig(**{"layers_to_transform": [0]} if field == "layers_pattern" else {}, **given)

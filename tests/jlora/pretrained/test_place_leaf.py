@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 import jlora
 from jlora.files.safetensors_reader import open_safetensors
-from jlora.pretrained import place_leaf as loading
+from jlora.pretrained import place_leaf
 from jlora.pretrained.place_leaf import load_leaf
 from jlora.quantization.encode import quantize_leaf
 from tests.support.adapters.lora_cases import normal
@@ -106,7 +106,7 @@ def test_a_part_of_a_leaf_is_read_as_that_part_of_its_tensor(path, monkeypatch):
         rows, columns = (_slices(size, count) for size, count in zip(shape, (4, 2), strict=True))
         return jnp.block([[part((row, column)) for column in columns] for row in rows])
 
-    monkeypatch.setattr(loading, "on_devices", on_eight)
+    monkeypatch.setattr(place_leaf, "on_devices", on_eight)
     tensors = [_Noted(value) for value in _values(path)]
     found = load_leaf(path, tensors, jnp.float32, None, jlora.make_mesh(devices=jax.devices()[:1]))
     _assert_same(found, _expected(path, _values(path), jnp.float32))

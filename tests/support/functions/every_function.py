@@ -6,10 +6,12 @@ their framework calls them.
 
 from __future__ import annotations
 
-from tests.support.functions import flax_modules as functions_flax  # noqa: F401  # enters its functions into the table
-from tests.support.functions import linear_maps as functions_linear  # noqa: F401
-from tests.support.functions import other_modules as functions_others  # noqa: F401
-from tests.support.functions import plain as functions_plain  # noqa: F401
+from tests.support.functions import (
+    flax_modules,  # noqa: F401  # enters its functions into the table
+    linear_maps,  # noqa: F401
+    other_modules,  # noqa: F401
+    plain,  # noqa: F401
+)
 from tests.support.functions.cases import FUNCTIONS, Case, is_weight, normal
 
 __all__ = ["FUNCTIONS", "Case", "is_weight", "normal"]

@@ -22,9 +22,9 @@ import jlora
 from jlora.errors import JloraError
 from tests import conftest  # noqa: F401  what the suite runs under
 from tests.support.training import tiny, tiny_lm
-from train.devices import placement as devices
+from train.devices import placement
 from train.lm.config import LMConfig
-from train.run import checkpoints as checkpoint
+from train.run import checkpoints
 from train.run.state import State
 from train.sources.starting_adapter import Adapted
 
@@ -64,17 +64,17 @@ def laid_out() -> dict[str, Any]:
     found = {}
     for mode in ("replicated", "inherit"):
         asked = config(data=2, fsdp=2, tensor=2, adapters=mode)
-        mesh = devices.mesh_of(asked)
+        mesh = placement.mesh_of(asked)
         assert mesh is not None
-        put = devices.put_adapted(mesh, Adapted(None, base, {"model/layers/q_proj/kernel": entry}, None), asked)
+        put = placement.put_adapted(mesh, Adapted(None, base, {"model/layers/q_proj/kernel": entry}, None), asked)
         leaves = [*jax.tree.leaves(put.base), *jax.tree.leaves(put.adapter)]
         found[mode] = [leaf.sharding.shard_shape(leaf.shape) for leaf in leaves]
-        for back in (devices.to_host((put.base, put.adapter)), devices.to_first((put.base, put.adapter))):
+        for back in (placement.to_host((put.base, put.adapter)), placement.to_first((put.base, put.adapter))):
             assert jax.tree.all(jax.tree.map(np.array_equal, back, (base, {"model/layers/q_proj/kernel": entry})))
-    rows = devices.put_batch(mesh, 8, lambda places: {"ids": np.stack([places, places + 8], 1)})["ids"]
+    rows = placement.put_batch(mesh, 8, lambda places: {"ids": np.stack([places, places + 8], 1)})["ids"]
     assert np.array_equal(rows, np.stack([np.arange(8), np.arange(8, 16)], 1))
     assert rows.sharding.spec == PartitionSpec(("data", "fsdp"))
-    step = devices.put_rest(mesh, {"rows": rows, "step": np.int32(3)})
+    step = placement.put_rest(mesh, {"rows": rows, "step": np.int32(3)})
     return found | {"rows": rows.sharding.shard_shape(rows.shape), "kept": step["rows"] is rows}
 
 
@@ -83,18 +83,18 @@ def restored(folder: Path) -> dict[str, Any]:
     numbers = np.arange(64.0, dtype=np.float32).reshape(8, 8)
 
     def state(fsdp: int) -> State:
-        mesh = devices.mesh_of(config(data=8 // fsdp, fsdp=fsdp))
+        mesh = placement.mesh_of(config(data=8 // fsdp, fsdp=fsdp))
         kernel = jax.device_put(numbers, NamedSharding(mesh, PartitionSpec("fsdp")))
-        return devices.put_rest(mesh, State({"kernel": kernel}, (), jnp.int32(3)))
+        return placement.put_rest(mesh, State({"kernel": kernel}, (), jnp.int32(3)))
 
-    with checkpoint.open_checkpoints(folder, 1) as manager:
-        checkpoint.save(
-            manager, checkpoint.Checkpoint(saved := state(4), checkpoint.Best(devices.kept(saved.trainable)))
+    with checkpoints.open_checkpoints(folder, 1) as manager:
+        checkpoints.save(
+            manager, checkpoints.Checkpoint(saved := state(4), checkpoints.Best(placement.kept(saved.trainable)))
         )
-        checkpoint.wait(manager)
+        checkpoints.wait(manager)
         like = state(8)
         wanted = jax.tree.map(lambda leaf: leaf.sharding, like)
-        found = checkpoint.restore(manager, like)
+        found = checkpoints.restore(manager, like)
     return {
         "equal": all(np.array_equal(tree["kernel"], numbers) for tree in (found.state.trainable, found.best.trainable)),
         "as_asked": jax.tree.map(lambda leaf: leaf.sharding, found.state) == wanted,
@@ -108,11 +108,11 @@ def messages() -> list[str]:
     said = []
     for mesh in ({"data": 3}, {"fsdp": -1}, {"data": 0}):
         try:
-            devices.mesh_of(config(**mesh))
+            placement.mesh_of(config(**mesh))
         except JloraError as error:
             said.append(str(error))
     try:
-        devices.mesh_of(config().model_copy(update={"train": config().train.model_copy(update={"batch_size": 6})}))
+        placement.mesh_of(config().model_copy(update={"train": config().train.model_copy(update={"batch_size": 6})}))
     except JloraError as error:
         said.append(str(error))
     return said

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from tests.support.training.config_cases import assert_checked, config
 from train.classify.config import Config
-from train.config import dotted_keys as keys
+from train.config import dotted_keys
 
 
 @pytest.mark.parametrize(
@@ -43,4 +43,4 @@ def test_keys_that_do_not_fit_together_are_refused(sections, key):
 
 
 def test_every_key_has_a_meaning():
-    assert all(field.description for field in keys.fields(Config).values())
+    assert all(field.description for field in dotted_keys.fields(Config).values())

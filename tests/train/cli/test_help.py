@@ -5,7 +5,7 @@ import pytest
 import train.classify.config
 import train.lm.config
 from train.cli.parse import parse
-from train.config import dotted_keys as keys
+from train.config import dotted_keys
 
 
 @pytest.mark.parametrize("command", [train.classify.config.COMMAND, train.lm.config.COMMAND], ids=lambda c: c.program)
@@ -19,8 +19,8 @@ def test_help_lists_every_key_with_type_default_and_meaning(capsys, monkeypatch,
     table, _, examples = printed.partition("examples:")
     assert all(len(line) <= max(70, min(110, columns)) for line in printed.splitlines())
     words = " ".join(table.split())
-    for key, field in keys.fields(command.schema).items():
-        meaning = f"{key} {field.description} ({keys.describe(field)};"
+    for key, field in dotted_keys.fields(command.schema).items():
+        meaning = f"{key} {field.description} ({dotted_keys.describe(field)};"
         assert meaning in words
         assert f"{meaning} required)" in words or f"{meaning} default " in words
     assert "(whole number >= 1 and <= 65536; default 8)" in words

@@ -3,7 +3,7 @@
 import pytest
 
 from train.classify.config import Config
-from train.config import dotted_keys as keys
+from train.config import dotted_keys
 from train.lm.config import LMConfig
 
 
@@ -16,9 +16,9 @@ def test_keys_use_the_names_of_the_file():
         "train.learning_rate",
         "hub.push",
         "offline",
-    } <= set(keys.fields(Config))
-    assert "lora.from_" not in keys.fields(Config)
-    assert not set(keys.sections(Config)) & set(keys.fields(Config))
+    } <= set(dotted_keys.fields(Config))
+    assert "lora.from_" not in dotted_keys.fields(Config)
+    assert not set(dotted_keys.sections(Config)) & set(dotted_keys.fields(Config))
 
 
 @pytest.mark.parametrize(
@@ -35,20 +35,20 @@ def test_keys_use_the_names_of_the_file():
     ],
 )
 def test_types_in_words(key, words):
-    assert keys.describe(keys.fields(Config)[key]) == words
+    assert dotted_keys.describe(dotted_keys.fields(Config)[key]) == words
 
 
 KEYS = [
     pytest.param(schema, key, id=f"{schema.__name__}-{key}")
     for schema in (Config, LMConfig)
-    for key in keys.fields(schema)
+    for key in dotted_keys.fields(schema)
     if len(key.rpartition(".")[2]) > 3 and not key[-1].isdigit()
 ]
 
 
 @pytest.mark.parametrize(("schema", "key"), KEYS)
 def test_a_key_with_one_letter_missing_is_found_again(schema, key):
-    suggested = keys.unknown(key[:-1], schema).partition("did you mean ")[2].rstrip("?")
+    suggested = dotted_keys.unknown(key[:-1], schema).partition("did you mean ")[2].rstrip("?")
     assert suggested == key
 
 
@@ -67,17 +67,17 @@ def test_a_key_with_one_letter_missing_is_found_again(schema, key):
     ],
 )
 def test_a_key_in_the_wrong_section_is_found(key, suggested):
-    assert keys.unknown(key, Config) == f"unknown key; did you mean {suggested}?"
+    assert dotted_keys.unknown(key, Config) == f"unknown key; did you mean {suggested}?"
 
 
 def test_where_nothing_is_near_the_keys_of_the_section_are_listed():
-    assert keys.unknown("hub.train", Config).startswith("unknown key; did you mean data.train?")
-    assert keys.unknown("hub.trian", Config).startswith("unknown key; known: hub.push")
-    assert keys.unknown("hub.zzzzzz", Config) == "unknown key; known: hub.push, hub.repo, hub.private"
-    assert "model, method" in keys.unknown("zzzzzz", Config)
+    assert dotted_keys.unknown("hub.train", Config).startswith("unknown key; did you mean data.train?")
+    assert dotted_keys.unknown("hub.trian", Config).startswith("unknown key; known: hub.push")
+    assert dotted_keys.unknown("hub.zzzzzz", Config) == "unknown key; known: hub.push, hub.repo, hub.private"
+    assert "model, method" in dotted_keys.unknown("zzzzzz", Config)
 
 
 def test_keys_of_the_other_command_are_unknown():
-    assert "quantize" in keys.fields(LMConfig)
-    assert keys.unknown("quantize", Config).startswith("unknown key; known: model, method, output_dir")
-    assert keys.unknown("data.label_names", LMConfig).startswith("unknown key; ")
+    assert "quantize" in dotted_keys.fields(LMConfig)
+    assert dotted_keys.unknown("quantize", Config).startswith("unknown key; known: model, method, output_dir")
+    assert dotted_keys.unknown("data.label_names", LMConfig).startswith("unknown key; ")

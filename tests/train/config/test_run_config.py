@@ -6,8 +6,7 @@ from pydantic import ValidationError
 
 from tests.support.training.config_cases import assert_checked, config
 from train.classify.config import Config
-from train.config import dotted_keys as keys
-from train.config import yaml12 as yaml_text
+from train.config import dotted_keys, yaml12
 from train.config.run_config import learning_rate_of, steps_of, to_yaml
 from train.lm.config import LMConfig
 
@@ -18,15 +17,15 @@ def test_a_written_config_is_read_back_equal():
         lora={"from": "runs/a/adapter", "rank_pattern": {"layer.0": 4}, "alpha_pattern": {"query": 0.5}},
         train={"learning_rate": {"lora": 1e-3, "full": 5e-5}, "adam_epsilon": 1e-12},
     )
-    assert Config.model_validate(yaml_text.parse(to_yaml(odd), "test")) == odd
+    assert Config.model_validate(yaml12.parse(to_yaml(odd), "test")) == odd
 
 
 @pytest.mark.parametrize("schema", [Config, LMConfig])
 def test_a_written_config_holds_every_key(schema):
     written = yaml.safe_load(to_yaml(config(schema)))
-    sections = keys.sections(schema)
+    sections = dotted_keys.sections(schema)
     names = {f"{section}.{name}" for section in sections for name in written[section]}
-    assert names | (set(written) - set(sections)) == set(keys.fields(schema)) - {"offline"}
+    assert names | (set(written) - set(sections)) == set(dotted_keys.fields(schema)) - {"offline"}
 
 
 @pytest.mark.parametrize("schema", [Config, LMConfig])

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jlora.errors import JloraError
-from train.config import yaml12 as yaml_text
+from train.config import yaml12
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8"))
 values = st.recursive(
@@ -15,7 +15,7 @@ values = st.recursive(
 
 @given(values)
 def test_what_is_dumped_is_parsed_back(value):
-    parsed = yaml_text.parse(yaml_text.dump({"key": value}), "test")
+    parsed = yaml12.parse(yaml12.dump({"key": value}), "test")
     assert parsed == {"key": value}
     assert type(parsed["key"]) is type(value)
 
@@ -30,7 +30,7 @@ def test_what_is_dumped_is_parsed_back(value):
     ],
 )  # fmt: skip
 def test_scalars(text, value):
-    parsed = yaml_text.parse(text, "test")
+    parsed = yaml12.parse(text, "test")
     assert parsed == value
     assert type(parsed) is type(value)
 
@@ -51,7 +51,7 @@ def test_what_is_wrong_is_located(tmp_path, text, where, what):
     path = tmp_path / "my.yaml"
     path.write_text(text)
     with pytest.raises(JloraError) as caught:
-        yaml_text.read_file(path)
+        yaml12.read_file(path)
     assert str(caught.value).startswith(str(path))
     assert where in str(caught.value)
     assert what in str(caught.value)
@@ -59,17 +59,17 @@ def test_what_is_wrong_is_located(tmp_path, text, where, what):
 
 def test_an_empty_file_is_an_empty_mapping(tmp_path):
     (tmp_path / "a.yaml").write_text("# nothing\n")
-    assert yaml_text.read_file(tmp_path / "a.yaml") == {}
+    assert yaml12.read_file(tmp_path / "a.yaml") == {}
 
 
 def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "sst2.yaml").write_bytes(b"model: caf\xe9\n")
     with pytest.raises(JloraError, match=r"nearest: sst2\.yaml in "):
-        yaml_text.read_file(tmp_path / "sst.yaml")
+        yaml12.read_file(tmp_path / "sst.yaml")
     with pytest.raises(JloraError, match=r"there is no folder .*none"):
-        yaml_text.read_file(tmp_path / "none" / "sst.yaml")
+        yaml12.read_file(tmp_path / "none" / "sst.yaml")
     with pytest.raises(JloraError, match="expected UTF-8, found byte 0xe9 at 10"):
-        yaml_text.read_file(tmp_path / "sst2.yaml")
+        yaml12.read_file(tmp_path / "sst2.yaml")
 
 
 _NINE = ", ".join(["*a{}"] * 9)
@@ -95,18 +95,18 @@ LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{_NINE.replace('{}', str(i - 1
 )  # fmt: skip
 def test_whatever_pyyaml_makes_of_a_text_is_one_message(text, where, what):
     with pytest.raises(JloraError) as caught:
-        yaml_text.parse(text, "a.yaml")
+        yaml12.parse(text, "a.yaml")
     assert str(caught.value).startswith("a.yaml")
     assert where in str(caught.value)
     assert what in str(caught.value)
 
 
 def test_aliases_are_taken_where_they_are_few():
-    assert yaml_text.parse("a: &a [1]\nb: *a\nc: [*a, *a]", "test") == {"a": [1], "b": [1], "c": [[1], [1]]}
+    assert yaml12.parse("a: &a [1]\nb: *a\nc: [*a, *a]", "test") == {"a": [1], "b": [1], "c": [[1], [1]]}
 
 
 def test_a_file_larger_than_any_config_is_not_parsed(tmp_path):
     with (tmp_path / "a.yaml").open("wb") as file:
         file.truncate(2**40)
     with pytest.raises(JloraError, match=r"a\.yaml: expected at most 1048576 bytes of YAML; found 1099511627776"):
-        yaml_text.read_file(tmp_path / "a.yaml")
+        yaml12.read_file(tmp_path / "a.yaml")

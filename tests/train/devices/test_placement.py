@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.programs import eight_devices
 from tests.support.training import tiny, tiny_lm
-from train.devices import placement as devices
+from train.devices import placement
 
 
 @pytest.fixture(scope="module")
@@ -95,13 +95,13 @@ def test_a_mesh_that_does_not_fit_is_refused(eight):
 def test_on_one_device_nothing_is_touched():
     config = eight_devices.config()
     assert jax.device_count() == 1
-    assert devices.mesh_of(config) is None
+    assert placement.mesh_of(config) is None
     given = {"rows": np.arange(3)}
-    assert devices.put_rest(None, given) is given
-    assert devices.put_adapted(None, given, config) is given
-    assert devices.to_first(given) == given
-    assert devices.rounded_up(None, 3) == 3
+    assert placement.put_rest(None, given) is given
+    assert placement.put_adapted(None, given, config) is given
+    assert placement.to_first(given) == given
+    assert placement.rounded_up(None, 3) == 3
     step = object()
-    assert devices.train_step_on(None, step, given) is step
-    assert devices.eval_step_on(None, step) is step
-    assert devices.put_batch(None, 3, lambda places: places).tolist() == [0, 1, 2]
+    assert placement.train_step_on(None, step, given) is step
+    assert placement.eval_step_on(None, step) is step
+    assert placement.put_batch(None, 3, lambda places: places).tolist() == [0, 1, 2]

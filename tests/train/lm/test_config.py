@@ -7,8 +7,7 @@ from pydantic import ValidationError
 
 from tests.support.training import config_cases
 from train.classify.config import Config
-from train.config import dotted_keys as keys
-from train.config import validate as validation
+from train.config import dotted_keys, validate
 from train.config.run_config import learning_rate_of
 from train.lm.config import COMMAND, LMConfig
 
@@ -16,12 +15,12 @@ config = partial(config_cases.config, LMConfig)
 
 
 def test_every_key_has_a_meaning():
-    assert all(field.description for field in keys.fields(LMConfig).values())
+    assert all(field.description for field in dotted_keys.fields(LMConfig).values())
     assert COMMAND.flags.keys() == {"offline", "resume", "overwrite", "dry_run", "verbose", "preview"}
 
 
 def test_keys_of_both_commands_take_the_same_and_what_is_only_of_classifiers_is_not_there():
-    ours, theirs = keys.fields(LMConfig), keys.fields(Config)
+    ours, theirs = dotted_keys.fields(LMConfig), dotted_keys.fields(Config)
     of_classifiers = {
         "task", "data.test", "data.text_pair", "data.label", "data.label_names", "data.drop_other_labels",
         "data.test_fraction", "train.metric", "new_head",
@@ -29,7 +28,7 @@ def test_keys_of_both_commands_take_the_same_and_what_is_only_of_classifiers_is_
     assert set(theirs) - set(ours) == of_classifiers
     narrower = {"method", "train.learning_rate"}
     for key in (set(ours) & set(theirs)) - narrower:
-        assert keys.describe(ours[key]) == keys.describe(theirs[key]), key
+        assert dotted_keys.describe(ours[key]) == dotted_keys.describe(theirs[key]), key
 
 
 def test_the_learning_rate_is_the_methods():
@@ -114,7 +113,7 @@ def test_keys_that_fit_together_are_taken(sections):
 
 @pytest.mark.parametrize("written", [None, {}, {"count": 0}])
 def test_no_samples_unless_they_are_counted(written):
-    flat = validation.flatten({"model": "m", "output_dir": "o", "data.train": "t", "samples": written}, LMConfig)
-    found, problems = validation.validate(flat, LMConfig)
+    flat = validate.flatten({"model": "m", "output_dir": "o", "data.train": "t", "samples": written}, LMConfig)
+    found, problems = validate.validate(flat, LMConfig)
     assert problems == {}
     assert found.samples.count == 0

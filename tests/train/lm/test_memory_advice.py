@@ -5,7 +5,7 @@ import pytest
 
 from jlora.sharding.mesh import make_mesh
 from tests.support.training import tiny_lm
-from train.lm import memory_advice as memory_help
+from train.lm import memory_advice
 from train.lm.config import LMConfig
 from train.lm.memory_advice import offers, training_help
 from train.lm.model import abstract_model
@@ -34,7 +34,7 @@ def test_figures_that_cannot_be_had_leave_the_advice(monkeypatch):
     def fails(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: in the compiler")
 
-    monkeypatch.setattr(memory_help, "step_memory", fails)
+    monkeypatch.setattr(memory_advice, "step_memory", fails)
     assert _help(_config()) == offers(_config(), None)
 
 

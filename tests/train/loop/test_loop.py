@@ -16,7 +16,7 @@ from train.data.bucketing import plan_epoch
 from train.devices.programs import Compiler
 from train.loop import loop as loops
 from train.loop.loop import Loop, planned_steps, run
-from train.run import checkpoints as checkpoint
+from train.run import checkpoints
 from train.run.best import Best
 from train.run.checkpoints import Checkpoint, Rest
 from train.run.state import State
@@ -97,7 +97,7 @@ class _Manager:
 def saved(monkeypatch):
     """The checkpoints that were saved."""
     found = []
-    monkeypatch.setattr(checkpoint, "save", lambda manager, begun: found.append(begun))
+    monkeypatch.setattr(checkpoints, "save", lambda manager, begun: found.append(begun))
     return found
 
 

@@ -8,7 +8,7 @@ import pytest
 import jlora
 from jlora.errors import JloraError
 from train.classify.config import Config
-from train.config import dotted_keys as keys
+from train.config import dotted_keys
 from train.lm.config import LMConfig
 from train.run import manifest as module
 from train.run.manifest import MAY_CHANGE, manifest, may_change, require_same, run_day
@@ -104,7 +104,9 @@ def test_other_code_is_said_and_no_more(file, caplog):
 
 
 def test_what_may_change_exists():
-    known = {name for schema in (Config, LMConfig) for name in [*keys.fields(schema), *keys.sections(schema)]}
+    known = {
+        name for schema in (Config, LMConfig) for name in [*dotted_keys.fields(schema), *dotted_keys.sections(schema)]
+    }
     assert set(MAY_CHANGE) <= known
 
 
@@ -135,9 +137,9 @@ def test_what_an_older_version_did_not_write_down_is_said_and_not_compared(file,
 
 def test_a_key_that_comes_with_a_default_changes_no_hash(monkeypatch):
     before = _made()
-    newer = keys.defaults(Config) | {"train.new": 3}
+    newer = dotted_keys.defaults(Config) | {"train.new": 3}
     flat = module.flat(_config()) | {"train.new": 3}
-    monkeypatch.setattr(keys, "defaults", lambda schema: newer)
+    monkeypatch.setattr(dotted_keys, "defaults", lambda schema: newer)
     monkeypatch.setattr(module, "flat", lambda config: flat)
     assert _made()["config"] == before["config"]
     flat["train.new"] = 4

@@ -10,7 +10,7 @@ from huggingface_hub import constants
 from jlora.errors import JloraError
 from jlora.pretrained.folder import fetch
 from tests.support.training.hub_stand_in import serve_hub
-from train.sources import locate as sources
+from train.sources import locate
 from train.sources.locate import hub_answers, is_cached, local_path
 
 
@@ -93,7 +93,7 @@ def test_what_counts_as_an_answer(status, answers, monkeypatch):
         def head(self, url, timeout):
             return type("Response", (), {"status_code": status})
 
-    monkeypatch.setattr(sources, "get_session", Session)
+    monkeypatch.setattr(locate, "get_session", Session)
     assert hub_answers() is answers
 
 
@@ -113,7 +113,7 @@ def test_a_hub_that_hangs_is_given_up_in_time(monkeypatch):
 
 
 def test_a_name_lookup_that_hangs_is_given_up_in_time(monkeypatch):
-    monkeypatch.setattr(sources, "get_session", lambda: time.sleep(30))
+    monkeypatch.setattr(locate, "get_session", lambda: time.sleep(30))
     start = time.monotonic()
     assert not hub_answers(timeout=0.3)
     assert time.monotonic() - start < 2

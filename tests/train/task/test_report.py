@@ -4,8 +4,7 @@ import pytest
 
 from jlora.errors import JloraError
 from tests.support.training import tiny, tiny_lm
-from train.task import report as shipping
-from train.task import session
+from train.task import report, session
 
 PUSHED = ["hub.push=true", "hub.repo=me/mine"]
 
@@ -30,7 +29,7 @@ def test_what_is_pushed_names_the_repository_and_no_place_of_this_machine(
         places.append({place for file in folder.rglob("*") for place in _PLACES if place.encode() in file.read_bytes()})
         return "https://example.org/commit"
 
-    monkeypatch.setattr(shipping, "push", push)
+    monkeypatch.setattr(report, "push", push)
     run = trainer.train(tmp_path / "run", *PUSHED, f"export.merged={str(shipped == 'merged').lower()}")
     ((name, repo, private, card),) = pushed
     assert (name, repo, private) == (shipped, "me/mine", True)
@@ -53,7 +52,7 @@ def test_a_hub_that_fails_at_the_end_costs_no_number(tmp_path, monkeypatch, caps
     def fails(folder, repo, private):
         raise JloraError(f"hub.push: upload to {repo} failed")
 
-    monkeypatch.setattr(shipping, "push", fails)
+    monkeypatch.setattr(report, "push", fails)
     assert tiny.call(tiny.classify.main, tiny.arguments(tmp_path / "run", *PUSHED)) == 2
     assert "upload to me/mine failed" in capsys.readouterr().err
     assert "accuracy" in tiny.report(tmp_path / "run")["metrics"]["validation"]

@@ -11,7 +11,7 @@ from transformers import BertConfig, LlamaConfig
 import jlora
 from jlora.errors import JloraError
 from jlora.initialization.abstract_adapter import abstract_adapter
-from jlora.models.attention import cudnn as cudnn_attention
+from jlora.models.attention import cudnn
 from jlora.models.attention.attention import attention, recorded_obstacles
 from jlora.models.attention.visibility import Visibility, mask_visibility
 from jlora.models.registry import abstract_base, build
@@ -107,8 +107,8 @@ def _bert() -> tuple:
 @pytest.fixture
 def hopper(monkeypatch):
     """As on an H100 with cuDNN 9.10; the programs are lowered, and not run."""
-    monkeypatch.setattr(cudnn_attention.cudnn, "check_cudnn_version", lambda: 91000)
-    monkeypatch.setattr(cudnn_attention.cudnn, "check_compute_capability", lambda capability: True)
+    monkeypatch.setattr(cudnn.cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn.cudnn, "check_compute_capability", lambda capability: True)
 
 
 @pytest.mark.parametrize(("platform", "kernel"), [("cuda", "__cudnn$fmha"), ("tpu", "tpu_custom_call"), ("cpu", None)])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jlora.errors import JloraError
-from jlora.models.attention import cudnn as cudnn_attention
+from jlora.models.attention import cudnn
 from jlora.models.attention.attention import attention
 from jlora.models.attention.blockwise import Options
 from jlora.models.attention.cudnn import _prefixes, _texts, cudnn_obstacle
@@ -20,8 +20,8 @@ NOTHING = {"biased": False, "dropped": False}
 @pytest.fixture
 def hopper(monkeypatch):
     """As on an H100 with cuDNN 9.10; the programs are lowered, and not run."""
-    monkeypatch.setattr(cudnn_attention.cudnn, "check_cudnn_version", lambda: 91000)
-    monkeypatch.setattr(cudnn_attention.cudnn, "check_compute_capability", lambda capability: True)
+    monkeypatch.setattr(cudnn.cudnn, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(cudnn.cudnn, "check_compute_capability", lambda capability: True)
 
 
 def _lowered(visibility, platform, dtype=jnp.bfloat16, length=256, **options):
@@ -84,7 +84,7 @@ def test_without_cudnn_it_is_said_that_there_is_none(monkeypatch):
     def none() -> int:
         raise RuntimeError("cuDNN is not detected.")
 
-    monkeypatch.setattr(cudnn_attention.cudnn, "check_cudnn_version", none)
+    monkeypatch.setattr(cudnn.cudnn, "check_cudnn_version", none)
     query = jnp.zeros((1, 8, 2, 64), jnp.bfloat16)
     with pytest.raises(JloraError, match=r"train\.attention: .* found cudnn: it was not found"):
         attention(query, query, query, Visibility(kernel="cudnn"))
@@ -101,7 +101,7 @@ def test_padding_at_the_end_is_told_by_lengths(numbers, lengths, fits):
 
 
 def test_texts_are_told_by_lengths_and_starts(monkeypatch):
-    monkeypatch.setattr(cudnn_attention, "_SHORTEST_TEXT", 2)
+    monkeypatch.setattr(cudnn, "_SHORTEST_TEXT", 2)
     queries = jnp.array([[1, 1, 2, 2, 2, 0], [4, 4, 4, 4, 4, 4]])
     keys = jnp.array([[1, 1, 2, 2, 2, -1], [4, 4, 4, 4, 4, 4]])
     lengths, starts, fits = _texts(queries, keys)
@@ -114,5 +114,5 @@ def test_texts_are_told_by_lengths_and_starts(monkeypatch):
     "numbers", [[[1, 2, 3, 4, 5, 6]], [[1, 1, 2, 2, 1, 1]], [[-1, 1, 1, 1, 1, 1]]], ids=["many", "again", "left"]
 )
 def test_texts_that_lengths_do_not_tell_go_by_blocks(numbers, monkeypatch):
-    monkeypatch.setattr(cudnn_attention, "_SHORTEST_TEXT", 2)
+    monkeypatch.setattr(cudnn, "_SHORTEST_TEXT", 2)
     assert not _texts(jnp.array(numbers), jnp.array(numbers))[2]

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 import jlora
 from jlora.lora.dora import with_magnitude
-from jlora.transform import jax_versions as compat
+from jlora.transform import jax_versions
 from tests.support.adapters.lora_cases import assert_adapted_is_merged, low_rank, normal, random_adapter
 from tests.support.models.encoder_cases import difference
 
@@ -118,12 +118,12 @@ def test_settings_are_kept():
 
     low = {"kernel": low_rank("ra,rb->ab", (5, 5))}
     apply = jlora.adapt(lambda base, x: named(base["kernel"], x))
-    call = _equation(apply, MATRIX, low, *compat.JIT)
+    call = _equation(apply, MATRIX, low, *jax_versions.JIT)
     assert call.params["name"] == "named"
 
     policy = jax.checkpoint_policies.everything_saveable
     apply = jlora.adapt(lambda base, x: jax.checkpoint(named, prevent_cse=False, policy=policy)(base["kernel"], x))
-    call = _equation(apply, MATRIX, low, *compat.CHECKPOINT)
+    call = _equation(apply, MATRIX, low, *jax_versions.CHECKPOINT)
     assert call.params["policy"] is policy
     assert call.params["prevent_cse"] is False
 

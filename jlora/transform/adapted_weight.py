@@ -31,7 +31,8 @@ class Update:
       picked: the axes of the leaf on which a single index was taken (`w[i]`).
       dropout: rate for the input of a.
       only: the kind of use that sees the update; None is every use.
-      tapped: whether the gradient of a is replaced with the second moments of the input (`jlora.transform.moment_probe`).
+      tapped: whether the gradient of a is replaced with the second moments of the input
+        (`jlora.transform.moment_probe`).
     """
 
     a: jax.Array | None

@@ -83,9 +83,9 @@ def advice(config: RunConfig, mesh: Mapping[str, int] | None = None, *, may_quan
 
 
 def how_to_end(config: RunConfig, folder: Path) -> str:
-    """What is whole of a run whose merged model did not fit, and how to go on."""
+    """Says what is complete of a run whose merged model did not fit, and how to go on."""
     if config.method != "lora":
-        return "The checkpoints are whole: --resume goes on from the last step, on more devices by mesh.fsdp"
+        return "The checkpoints are complete: --resume goes on from the last step, on more devices by mesh.fsdp"
     adapter = folder / "adapter"
     return (
         f"{adapter} is complete. --resume export.merged=false ends the run without merged/; on a machine with more\n"

@@ -194,7 +194,7 @@ def test_the_offline_block_is_checked_even_where_it_is_not_used():
     found = problems("offline.lora.r=0", values=values)
     assert "  offline.train.epoch: unknown key; did you mean train.epochs?" in found
     assert "  offline.train.batch_size: expected whole number >= 1; found 0" in found
-    assert "  offline.seed: expected whole number >= 0; found the text 'x'" in found
+    assert "  offline.seed: expected whole number >= 0 and < 4294967296; found the text 'x'" in found
     assert "  offline.lora.r (command line): expected whole number >= 1 and <= 65536; found 0" in found
     assert "offline: expected a mapping" in problems(values={**FILE, "offline": "model"})
 

@@ -88,7 +88,7 @@ def test_other_errors_pass():
 
 
 @pytest.mark.parametrize(("method", "words"), [("lora", "--resume export.merged=false"), ("full", "mesh.fsdp")])
-def test_at_the_end_it_says_what_is_whole_and_how_to_go_on(method, words, tmp_path):
+def test_at_the_end_it_says_what_is_complete_and_how_to_go_on(method, words, tmp_path):
     said = how_to_end(_config(method=method), tmp_path)
-    assert "whole" in said
+    assert "complete" in said
     assert words in said

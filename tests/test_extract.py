@@ -198,7 +198,9 @@ def test_a_tied_table_changes_for_both_of_its_uses(fields):
     base = {"embed": {"embedding": normal(1, 9, 6)}, "q": {"kernel": normal(2, 6, 6)}}
     tuned = jax.tree.map(lambda leaf: leaf + normal(3, len(leaf), 2) @ normal(4, 2, 6), base)
     config, ids = _config(**{"target_modules": ["q"], **fields}), jnp.arange(5)
-    with pytest.raises(jlora.JloraError, match=r"^embed/embedding: .*found one for the lookup alone.*ensure_weight_tying=True"):
+    with pytest.raises(
+        jlora.JloraError, match=r"^embed/embedding: .*found one for the lookup alone.*ensure_weight_tying=True"
+    ):
         extract(tuned, base, config, fn, ids)
     adapter, _ = extract(tuned, base, dataclasses.replace(config, ensure_weight_tying=True), fn, ids)
     _assert_trees_are_near(jlora.merge(base, adapter), tuned)

@@ -21,7 +21,7 @@ from train.lock import locked, require_free
 from train.loop import Loop, run
 from train.push import check_push
 from train.record import NoRecorder, Recorder, import_tracker
-from train.run_config import RunConfig
+from train.run_config import RunConfig, length_key
 from train.signals import listening
 from train.signs_of_life import working
 from train.step import State
@@ -44,9 +44,10 @@ def is_to_run(config: RunConfig, flags: Flags) -> bool:
         require_free(Path(config.output_dir))
     if run_folder.check(config, flags) == "finished":
         logger.info(
-            "%s: this run is finished, nothing to do. A larger train.epochs trains it longer, a changed export.*"
-            " exports it again, output_dir=FOLDER begins another run",
+            "%s: this run is finished, nothing to do. A larger %s trains it longer, a changed export.* exports it"
+            " again, output_dir=FOLDER begins another run",
             config.output_dir,
+            length_key(config),
         )
         return False
     import_tracker(config.tracker)

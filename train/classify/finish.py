@@ -21,6 +21,7 @@ from train.classify.prepare import Prepared
 from train.distributed import is_first
 from train.out_of_memory import explain_out_of_memory, how_to_end
 from train.record import Recorder
+from train.run_config import length_key
 from train.shipping import Results, base_name, conclude, drop_older, write_card
 from train.signs_of_life import working
 
@@ -136,6 +137,6 @@ def _report(run: Run, results: Results, difference: float | None) -> dict[str, A
         rows={name: len(split.tokens) for name, split in splits.items()},
         rows_cut={name: split.tokens.cut for name, split in splits.items()},
         batch_lengths=list(run.task.buckets),
-        note=no_better(run.task.labels, splits["validation"].labels, results["validation"]),
+        note=no_better(run.task.labels, splits["validation"].labels, results["validation"], length_key(run.config)),
         merged_largest_logit_difference=difference,
     )

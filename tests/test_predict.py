@@ -71,13 +71,13 @@ def test_evaluate_gives_the_runs_own_numbers(task, tmp_path, capsys):
 
 def test_the_columns_of_the_input_are_kept_as_they_are(tmp_path):
     rows = [[f"id{row}", text, row, "mine"] for row, (text, _) in enumerate(tiny.texts(5, seed=3))]
-    names = ["id", "text", "LABEL_0", "predicted"]
+    names = ["id", "text", "LABEL_0", "predicted LABEL_0"]
     file = _write(tmp_path / "in.csv", names, rows)
     assert _call("--model", tiny.finished_run(), "--input", file, "--output", tmp_path / "out.csv") == 0
     found = _labelled(tmp_path / "out.csv")
-    assert list(found[0]) == [*names, "predicted predicted", "predicted LABEL_0", "LABEL_1"]
+    assert list(found[0]) == [*names, "predicted", "predicted predicted LABEL_0", "LABEL_1"]
     assert [[row[name] for name in names] for row in found] == [[str(cell) for cell in row] for row in rows]
-    assert all(row["predicted predicted"].startswith("LABEL_") for row in found)
+    assert all(row["predicted"].startswith("LABEL_") for row in found)
 
 
 def test_lists_and_objects_of_the_input_are_written_as_json(tmp_path):
@@ -89,7 +89,7 @@ def test_lists_and_objects_of_the_input_are_written_as_json(tmp_path):
 
 
 def test_errors_name_the_flags_of_this_command(tmp_path, capsys):
-    file = tmp_path / "in.csv"
+    file = tmp_path / "data.test.csv"
     given = ["--model", tiny.finished_run(), "--output", tmp_path / "out.csv", "--input"]
     for text, message in (
         ("id;text\n1;good\n", "--separator ';'"),
@@ -99,6 +99,7 @@ def test_errors_name_the_flags_of_this_command(tmp_path, capsys):
         assert _call(*given, file) == 2
         shown = capsys.readouterr().err
         assert message in shown
+        assert str(file) in shown
         assert "data." not in shown.replace(str(file), "")
 
 

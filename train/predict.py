@@ -43,6 +43,8 @@ _OF_THE_RUN = ("text", "text_pair", "label", "label_names", "drop_other_labels",
 _FLAGS = {name: name for name in ("text", "text_pair", "label", "max_length", "encoding", "separator")}
 _FLAGS |= {"train": "input", "test": "input"}
 """{key of `data`: name of the flag that gives it}."""
+_KEY = re.compile(rf"(?<![\w./\\-])data\.({'|'.join(_FLAGS)})(?![\w/-]|\.\w)(=?)")
+"""A key in a message, and not the name of a file such as `data.test.csv`."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -105,9 +107,8 @@ def _keys_as_flags() -> Iterator[None]:
     try:
         yield
     except JloraError as error:
-        keys = "|".join(_FLAGS)
-        text = re.sub(rf"\bdata\.({keys})=", lambda found: f"{_flag(found[1])} ", str(error))
-        raise JloraError(re.sub(rf"\bdata\.({keys})\b", lambda found: _flag(found[1]), text)) from error
+        text = _KEY.sub(lambda found: _flag(found[1]) + " " * bool(found[2]), str(error))
+        raise JloraError(text) from error
 
 
 def _flag(key: str) -> str:
@@ -124,12 +125,13 @@ def _as_cell(value: Any) -> Any:
 
 
 def _write(path: Path, columns: dict[str, list[Any]], logits: np.ndarray, labels: Labels) -> None:
-    """Writes the CSV: the input's columns, then the predictions. A name that the input has too begins with `predicted `
-    there.
-    """
+    """Writes the CSV: the input's columns, then the predictions. `predicted ` is put before a name that is taken."""
     shown = metrics.probabilities(labels.problem_type, logits)
-    names = ["predicted", *([] if labels.problem_type == "regression" else labels.names)]
-    ours = [f"predicted {name}" if name in columns else name for name in names]
+    ours: list[str] = []
+    for name in ["predicted", *([] if labels.problem_type == "regression" else labels.names)]:
+        while name in columns or name in ours:
+            name = f"predicted {name}"
+        ours.append(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)

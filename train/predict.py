@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import logging
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,12 @@ from train.sources.overwrite import require_kept
 
 logger = logging.getLogger(__name__)
 
-_OF_THE_RUN = ("text", "text_pair", "label", "label_names", "drop_other_labels", "max_length")
+_OF_THE_RUN = ("text", "text_pair", "label", "label_names", "drop_other_labels", "max_length", "separator")
+_FLAGS = {name: name for name in ("text", "text_pair", "label", "max_length", "encoding", "separator")}
+_FLAGS |= {"train": "input", "test": "input"}
+"""{key of `data`: name of the flag that gives it}."""
+_KEY = re.compile(rf"(?<![\w./\\-])data\.({'|'.join(_FLAGS)})(?![\w/-]|\.\w)(=?)")
+"""A key in a message, and not the name of a file such as `data.test.csv`."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,15 +60,16 @@ def _predict(options: argparse.Namespace) -> None:
     require_kept({"--input": options.input}, [options.output], "give another --output")
     config = _data_config(options)
     settle_hub(options.input)
-    tables = read_tables(options.input, "test", config)
-    rows = rows_of(tables, config, "test", labelled=options.evaluate)
     with working(f"reading {options.model}"):
         trained = load_trained(options.model, options.base)
+    with _keys_as_flags():
+        tables = read_tables(options.input, "test", config)
+        rows = rows_of(tables, config, "test", labelled=options.evaluate)
     # Raises for wrong labels before anything is computed.
     encoded = encode(rows, trained.labels, "test") if options.evaluate else None
     with working(f"labelling {len(rows):,} rows"):
         logits = trained.logits(rows, config.max_length, options.batch_size)
-    _write(options.output, rows, logits, trained.labels, _others(tables[0], rows, config))
+    _write(options.output, _columns(tables[0], rows), logits, trained.labels)
     logger.info("%d rows labelled: %s", len(rows), options.output)
     if encoded is not None:
         found = scores(trained.labels.problem_type, logits, encoded)
@@ -79,8 +88,7 @@ def _data_config(options: argparse.Namespace) -> DataConfig:
     if stored is not None:
         written = flatten(yaml12.read_file(stored), Config)
         ran = {name: written[f"data.{name}"] for name in _OF_THE_RUN if f"data.{name}" in written}
-    flags = {name: name for name in ("text", "text_pair", "label", "max_length", "encoding", "separator")}
-    flags["train"] = "input"
+    flags = {name: flag for name, flag in _FLAGS.items() if name != "test"}
     given = {name: value for name, flag in flags.items() if (value := getattr(options, flag)) is not None}
     values = ran | given
     try:
@@ -90,32 +98,48 @@ def _data_config(options: argparse.Namespace) -> DataConfig:
         if not detail["loc"]:  # a check across keys, whose message starts with the key
             raise JloraError(f"{stored}: {detail['ctx']['error']}") from None
         name = str(detail["loc"][0])
-        place = f"--{flags[name].replace('_', '-')}" if name in given else f"{stored}: data.{name}"
+        place = _flag(name) if name in given else f"{stored}: data.{name}"
         raise JloraError(f"{place}: {expected(DataConfig.model_fields[name], values[name])}") from None
 
 
-def _others(table: Table, rows: Split, config: DataConfig) -> dict[str, list[Any]]:
-    """Returns the input's other columns, such as an id: {name: values}."""
-    names = [name for name in table.columns if name not in (config.text, config.text_pair)]
-    return {name: [table.columns[name][row - 1] for row in rows.row] for name in names}
+@contextmanager
+def _keys_as_flags() -> Iterator[None]:
+    """Names this command's flags in errors that name the keys of a configuration."""
+    try:
+        yield
+    except JloraError as error:
+        text = _KEY.sub(lambda found: _flag(found[1]) + " " * bool(found[2]), str(error))
+        raise JloraError(text) from error
 
 
-def _write(path: Path, rows: Split, logits: np.ndarray, labels: Labels, others: dict[str, list[Any]]) -> None:
-    """Writes the CSV: the input's other columns, the texts, the predictions. Columns with a taken name are logged."""
+def _flag(key: str) -> str:
+    return f"--{_FLAGS[key].replace('_', '-')}"
+
+
+def _columns(table: Table, rows: Split) -> dict[str, list[Any]]:
+    """Returns the input's columns, at the rows that are labelled: {name: values}; lists and objects as JSON text."""
+    return {name: [_as_cell(values[row - 1]) for row in rows.row] for name, values in table.columns.items()}
+
+
+def _as_cell(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+
+
+def _write(path: Path, columns: dict[str, list[Any]], logits: np.ndarray, labels: Labels) -> None:
+    """Writes the CSV: the input's columns, then the predictions. `predicted ` is put before a name that is taken."""
     shown = metrics.probabilities(labels.problem_type, logits)
-    pairs = [] if rows.text_pair is None else ["text_pair"]
-    ours = ["text", *pairs, "predicted", *([] if labels.problem_type == "regression" else labels.names)]
-    if taken := [name for name in others if name in ours]:
-        logger.warning("input columns that the output replaces with its own: %s", ", ".join(taken))
-    kept = [values for name, values in others.items() if name not in ours]
+    ours: list[str] = []
+    for name in ["predicted", *([] if labels.problem_type == "regression" else labels.names)]:
+        while name in columns or name in ours:
+            name = f"predicted {name}"
+        ours.append(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
-        writer.writerow([*(name for name in others if name not in ours), *ours])
+        writer.writerow([*columns, *ours])
         for row, values in enumerate(shown):
-            texts = [rows.text[row]] + ([rows.text_pair[row]] if rows.text_pair is not None else [])
             numbers = [] if labels.problem_type == "regression" else [f"{value:.6f}" for value in values]
-            writer.writerow([*(column[row] for column in kept), *texts, predicted(labels, values), *numbers])
+            writer.writerow([*(column[row] for column in columns.values()), predicted(labels, values), *numbers])
 
 
 if __name__ == "__main__":

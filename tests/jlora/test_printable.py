@@ -1,6 +1,7 @@
 """What a stranger's file says reaches a terminal, a log and a card as text alone."""
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -44,12 +45,14 @@ def test_each_border_escapes(sign, capsys):
         assert printable(card) == card
 
 
-def test_logs_of_all_packages_escape():
+@pytest.mark.parametrize("ci", ["true", ""])
+def test_logs_of_all_packages_escape_and_appear_once(ci):
     script = (
         "import logging; from train.cli.progress import configure_logging\n"
         "configure_logging(); import transformers\n"
         r"for name in ('train.x', 'transformers.y', 'httpx'): logging.getLogger(name).warning('%s', '\x1b[2J\ud800')"
     )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    environment = {**os.environ, "CI": ci}
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
     shown = [re.sub(r"^(\[transformers\]|\d\d:\d\d:\d\d) ", "", line) for line in result.stderr.splitlines()]
     assert shown == ["\\x1b[2J\\ud800"] * 3

@@ -47,7 +47,7 @@ BAD_DATA = {
     "an unlabelled row in train": (_ROWS + "it was bad,-1\n", ["data row 4", "-1", "test split only"]),
     "one class": ("text,label\na good film,0\nfine,0\n", ["two classes or more"]),
     "no UTF-8": (_ROWS.encode() + b"caf\xe9,1\n", ["data row 4", "0xe9", "data.encoding=latin-1"]),
-    "a row with too many fields": (_ROWS + "one, two,1\n", ["data row 4", "3 fields, expected 2"]),
+    "a row with too many fields": (_ROWS + "one, two,1\n", ["data row 4", "expected 2 fields (text, label), found 3"]),
 }
 
 

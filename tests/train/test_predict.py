@@ -69,20 +69,44 @@ def test_evaluate_gives_the_runs_own_numbers(task, tmp_path, capsys):
         assert all(-50 < float(row["predicted"]) < 50 for row in _labelled(output))
 
 
-def test_other_columns_of_the_input_are_kept(tmp_path, capsys):
+def test_the_columns_of_the_input_are_kept_as_they_are(tmp_path):
     rows = [[f"id{row}", text, row, "mine"] for row, (text, _) in enumerate(tiny.texts(5, seed=3))]
-    file = _write(tmp_path / "in.csv", ["id", "text", "lot", "predicted"], rows)
+    names = ["id", "text", "LABEL_0", "predicted LABEL_0"]
+    file = _write(tmp_path / "in.csv", names, rows)
     assert _call("--model", tiny.finished_run(), "--input", file, "--output", tmp_path / "out.csv") == 0
     found = _labelled(tmp_path / "out.csv")
-    assert list(found[0]) == ["id", "lot", "text", "predicted", "LABEL_0", "LABEL_1"]
-    assert [(row["id"], row["lot"], row["text"]) for row in found] == [(row[0], str(row[2]), row[1]) for row in rows]
+    assert list(found[0]) == [*names, "predicted", "predicted predicted LABEL_0", "LABEL_1"]
+    assert [[row[name] for name in names] for row in found] == [[str(cell) for cell in row] for row in rows]
     assert all(row["predicted"].startswith("LABEL_") for row in found)
-    assert "input columns that the output replaces with its own: predicted" in capsys.readouterr().err
+
+
+def test_lists_and_objects_of_the_input_are_written_as_json(tmp_path):
+    cell = {"a": [1, "é"]}
+    (tmp_path / "in.jsonl").write_text(json.dumps({"text": "good", "more": cell}) + "\n")
+    argv = ["--model", tiny.finished_run(), "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.csv"]
+    assert _call(*argv) == 0
+    assert json.loads(_labelled(tmp_path / "out.csv")[0]["more"]) == cell
+
+
+def test_errors_name_the_flags_of_this_command(tmp_path, capsys):
+    file = tmp_path / "data.test.csv"
+    given = ["--model", tiny.finished_run(), "--output", tmp_path / "out.csv", "--input"]
+    for text, message in (
+        ("id;text\n1;good\n", "--separator ';'"),
+        ("id\n1\n", "no column 'text' (--text)"),
+    ):
+        file.write_text(text)
+        assert _call(*given, file) == 2
+        shown = capsys.readouterr().err
+        assert message in shown
+        assert str(file) in shown
+        assert "data." not in shown.replace(str(file), "")
 
 
 def test_pairs_columns_and_names_are_those_of_the_run(tmp_path, capsys):
     rows = [[text, text[::-1], ("neg", "pos")[label], "x"] for text, label in tiny.texts(24)]
-    file = _write(tmp_path / "data.csv", ["first", "second", "mark", "text"], rows)
+    columns_of_the_input = ["first", "second", "mark", "text"]
+    file = _write(tmp_path / "data.csv", columns_of_the_input, rows)
     columns = ["data.text=first", "data.text_pair=second", "data.label=mark", "data.max_length=20"]
     names = "data.label_names={neg: bad news, pos: good news}"
     run = tiny.train(tmp_path / "run", f"data.train={file}", f"data.validation={file}", *columns, names)
@@ -90,12 +114,13 @@ def test_pairs_columns_and_names_are_those_of_the_run(tmp_path, capsys):
     assert _call("--model", run, "--input", file, "--output", tmp_path / "out.csv", "--evaluate") == 0
     assert f"accuracy {tiny.report(run)['metrics']['validation']['accuracy']:.4f}" in capsys.readouterr().out
     found = _labelled(tmp_path / "out.csv")
-    assert list(found[0]) == ["mark", "text", "text_pair", "predicted", "bad news", "good news"]
-    assert [row["text_pair"] for row in found] == [row[1] for row in rows]
+    assert list(found[0]) == [*columns_of_the_input, "predicted", "bad news", "good news"]
+    assert [row["second"] for row in found] == [row[1] for row in rows]
     # The command line beats the run.
     argv = ["--model", run, "--input", file, "--output", tmp_path / "b.csv", "--text", "second", "--text-pair", "text"]
     assert _call(*argv) == 0
-    assert _labelled(tmp_path / "b.csv")[0]["text"] == rows[0][1]
+    other = _labelled(tmp_path / "b.csv")[0]
+    assert other["good news"] != found[0]["good news"]
 
 
 def test_an_adapter_made_by_peft(tmp_path):

@@ -30,14 +30,14 @@ def constant_logits(problem_type: str, labels: np.ndarray, classes: int) -> np.n
     )
 
 
-def no_better(labels: Labels, validation: np.ndarray, found: Mapping[str, float]) -> str:
+def no_better(labels: Labels, validation: np.ndarray, found: Mapping[str, float], length: str) -> str:
     """Returns a warning if the classifier is no better on validation rows than a constant prediction; else "".
 
     For single labels it is no better if its accuracy exceeds the constant's by at most one standard error and its
     correlation (MCC) exceeds 0 by at most two.
 
     Args:
-      validation: the encoded labels of the split. found: its metrics.
+      validation: the encoded labels of the split. found: its metrics. length: the key that says how long to train.
     """
     kind, known = labels.problem_type, validation[is_labelled(validation)]
     if not len(known):
@@ -58,5 +58,5 @@ def no_better(labels: Labels, validation: np.ndarray, found: Mapping[str, float]
         return ""
     return (
         f"validation: {name} {found[name]:.4f} on {len(known):,} rows is no better than {there[name]:.4f}, the score"
-        f" of always predicting {answer}. Try another train.learning_rate or more train.epochs, or check the data"
+        f" of always predicting {answer}. Try another train.learning_rate or a larger {length}, or check the data"
     )

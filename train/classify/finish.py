@@ -19,6 +19,7 @@ from train.classify.data.labels import Labels
 from train.classify.evaluate import Task, evaluated, logits_of, make_eval_step
 from train.classify.model import Prepared
 from train.cli.signs_of_life import working
+from train.config.run_config import length_key
 from train.devices import placement
 from train.devices.processes import is_first
 from train.planning.memory_advice import explain_out_of_memory, how_to_end
@@ -141,6 +142,6 @@ def _report(run: Run, results: Results, difference: float | None) -> dict[str, A
         rows={name: len(split.tokens) for name, split in splits.items()},
         rows_cut={name: split.tokens.cut for name, split in splits.items()},
         batch_lengths=list(run.task.buckets),
-        note=no_better(run.task.labels, splits["validation"].labels, results["validation"]),
+        note=no_better(run.task.labels, splits["validation"].labels, results["validation"], length_key(run.config)),
         merged_largest_logit_difference=difference,
     )

@@ -41,7 +41,8 @@ def _offline(request: Request[AnyConfig], online: AnyConfig, reason: str) -> tup
     if config == online:
         return config, False
     line = "!" * 100
-    logger.warning("%s\n! OFFLINE: %s.", line, reason)
+    logger.warning(line)
+    logger.warning("! OFFLINE: %s.", reason)
     for name, now, else_ in (("model", config.model, online.model), ("data ", config.data.train, online.data.train)):
         if now != else_:
             logger.warning("! %s %s instead of %s", name, now, else_)

@@ -269,6 +269,8 @@ def configure_logging(verbose: bool = False) -> None:
     logging.setLogRecordFactory(_PrintableRecord)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    # transformers prints its own messages; where the environment has CI=true it passes them on to this handler as well
+    handler.addFilter(lambda record: not record.name.startswith("transformers"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in ("absl", "asyncio"):  # orbax, and the event loops that it reads and writes in, also log what it raises
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -25,7 +25,7 @@ def run_command(
       work: work(config, flags, whether the config's `offline:` block is in it).
       alone: nothing else runs in this process, so that PyTorch is kept from it.
     """
-    interrupted = "interrupted; --resume goes on from the newest checkpoint"
+    interrupted = "stopped: the same command with --resume goes on from the newest checkpoint"
     run = partial(exit_code, verbose="--verbose" in argv, interrupted=interrupted)
     requests: list[Request[AnyConfig]] = []
     code = run(lambda: requests.append(parse(argv, command)))  # --help ends the program here

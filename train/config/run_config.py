@@ -88,6 +88,11 @@ def rows_of_a_step(config: RunConfig) -> int:
     return config.train.batch_size * config.train.gradient_accumulation_steps
 
 
+def length_key(config: RunConfig) -> str:
+    """Names the key that says how long the run trains."""
+    return "train.epochs" if config.train.max_steps is None else "train.max_steps"
+
+
 def steps_of(config: RunConfig, rows: int) -> tuple[int, int]:
     """(optimizer steps of an epoch, optimizer steps of the run) for so many training rows."""
     per_epoch = math.ceil(rows / rows_of_a_step(config))

@@ -227,7 +227,11 @@ def _from_records(records: Iterator[tuple[int, list[str]]], name: str) -> Table:
     for row, (line, fields) in enumerate(records, 1):
         if len(fields) != len(header):
             where, there = f"{name}, data row {row} (line {line})", ", ".join(header)
-            raise JloraError(f"{where}: {len(fields)} fields, expected {len(header)} ({there})")
+            raise JloraError(
+                f"{where}: expected {len(header)} fields ({there}), found {len(fields)}. Put a field that holds the"
+                " separator or a line break in double quotes; data.skip_bad_rows does not leave out such a row, because"
+                " those after it may be read wrongly"
+            )
         rows.append(fields)
     return Table(name, {column: [fields[i] for fields in rows] for i, column in enumerate(header)})
 

@@ -33,7 +33,8 @@ def local_path(name: str) -> Path | None:
     path = as_path(name)
     if path.exists():
         return path
-    if _HUB_NAME.fullmatch(name) and not name.startswith(".") and path.suffix.lower() not in _FILE_SUFFIXES:
+    is_file_name = path.suffix.lower() in _FILE_SUFFIXES or (path.suffix and "/" not in name)
+    if _HUB_NAME.fullmatch(name) and not name.startswith(".") and not is_file_name:
         return None
     raise JloraError(f"{name}: no such file or folder{nearest_file(path)}")
 

@@ -16,7 +16,7 @@ from train.artifacts.hub_upload import check_push
 from train.cli.signals import listening
 from train.cli.signs_of_life import working
 from train.config.command import Flags
-from train.config.run_config import RunConfig
+from train.config.run_config import RunConfig, length_key
 from train.devices import processes
 from train.devices.compilation import use_compilation_cache
 from train.loop.loop import Loop, run
@@ -46,9 +46,10 @@ def is_to_run(config: RunConfig, flags: Flags) -> bool:
         require_free(Path(config.output_dir))
     if run_folder.check(config, flags) == "finished":
         logger.info(
-            "%s: this run is finished, nothing to do. A larger train.epochs trains it longer, a changed export.*"
-            " exports it again, output_dir=FOLDER begins another run",
+            "%s: this run is finished, nothing to do. A larger %s trains it longer, a changed export.* exports it"
+            " again, output_dir=FOLDER begins another run",
             config.output_dir,
+            length_key(config),
         )
         return False
     import_tracker(config.tracker)

@@ -31,7 +31,9 @@ def test_anything_else_is_a_hub_name(name, tmp_path, monkeypatch):
     assert local_path(name) is None
 
 
-@pytest.mark.parametrize("name", ["trian.csv", "./model", "/nowhere/model", "a/b/c", "data/x.JSONL", "../up"])
+@pytest.mark.parametrize(
+    "name", ["trian.csv", "trian.cvs", "./model", "/nowhere/model", "a/b/c", "data/x.JSONL", "../up"]
+)
 def test_what_can_only_be_a_path_has_to_be_there(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(JloraError, match="no such file or folder"):

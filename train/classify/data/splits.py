@@ -85,7 +85,8 @@ def load_data(config: DataConfig, seed: int, task: str | None = None) -> Data:
         splits[name] = _sample(split, config.max_rows, seed, task, name, notes)
         empty = sum(not text.strip() for text in splits[name].text)
         if empty:
-            notes.append(f"{name}: {empty} rows have an empty text")
+            rows = "1 row has" if empty == 1 else f"{empty:,} rows have"
+            notes.append(f"{name}: {rows} an empty text; data.skip_bad_rows=true leaves such rows out")
     return Data(splits, configured_names(config) or found_names, tuple(notes))
 
 
@@ -154,7 +155,10 @@ def _to_split(
     count = len(table.columns[config.text])
 
     def read(row: int) -> tuple[str, str | None, Any]:
-        return text(row), pair(row) if pair else None, label(row)
+        found = text(row)
+        if skip and not found.strip():
+            raise JloraError(f"{table.where(row)}, column {config.text!r} (data.text): the text is empty")
+        return found, pair(row) if pair else None, label(row)
 
     found, errors = read_each(range(count), read, skip)
     notes += left_out(split, errors, count)

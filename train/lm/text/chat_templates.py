@@ -147,6 +147,7 @@ def write_chat(chat: Conversation, template: ChatTemplate, only: bool) -> Chat:
     Raises:
       JloraError: the template fails on the chat, or changes earlier turns when others follow.
     """
+    _require_written_calls(chat, template)
     turns = chat.turns
     text, generated = template.write(chat, turns)
     answers = [place for place in range(chat.prompt, len(turns)) if turns[place]["role"] == "assistant"]
@@ -160,6 +161,19 @@ def write_chat(chat: Conversation, template: ChatTemplate, only: bool) -> Chat:
     else:
         spans = tuple(_span(chat, place, text, template) for place in places)
     return Chat(text, spans if only else _others(spans, len(text)), prompt)
+
+
+def _require_written_calls(chat: Conversation, template: ChatTemplate) -> None:
+    """Raises JloraError for a turn that is tool calls alone, where the template leaves tool calls out."""
+    if "tool_calls" not in template.unread(chat):
+        return
+    for number, turn in enumerate(chat.turns, 1):
+        if "tool_calls" in turn and not turn.get("content", "").strip():
+            raise JloraError(
+                f"{chat.where}, turn {number}: expected a chat template that writes tool_calls, because the turn has no"
+                f" other content; found that of {template.source}, which leaves them out: the model would learn to"
+                " answer nothing. Give another template: data.chat_template=FILE"
+            )
 
 
 def _with_arguments_as_text(turns: list[Turn]) -> list[Turn]:

@@ -154,7 +154,11 @@ def test_configured_names():
 def test_empty_texts_are_counted(tmp_path):
     (tmp_path / "a.csv").write_text("text,label\n,0\n  ,1\nx,1\n")
     file = str(tmp_path / "a.csv")
-    assert "validation: 2 rows have an empty text" in load_data(DataConfig(train=file, validation=file), 0).notes
+    notes = load_data(DataConfig(train=file, validation=file), 0).notes
+    assert "validation: 2 rows have an empty text; data.skip_bad_rows=true leaves such rows out" in notes
+    left = load_data(DataConfig(train=file, validation=file, skip_bad_rows=True), 0)
+    assert (left.splits["train"].text, left.splits["train"].row) == (["x"], [3])
+    assert "data row 1, column 'text' (data.text): the text is empty" in left.notes[0]
 
 
 def test_a_column_for_each_label(tmp_path):

@@ -145,6 +145,17 @@ def test_arguments_are_an_object_or_text_as_the_template_takes_them(arguments):
     assert spoken(write_chat([CHAT[0], call], tokenizer)) == ['{"city": "Zürich"}<end>']
 
 
+@pytest.mark.parametrize("content", [{}, {"content": ""}, {"content": "  "}], ids=["null", "empty", "spaces"])
+def test_calls_that_the_template_leaves_out_are_no_empty_answer(content):
+    call = {"role": "assistant", **content, "tool_calls": [{"name": "get", "arguments": {}}]}
+    with pytest.raises(
+        JloraError, match=r"turn 2: expected a chat template that writes tool_calls.*data\.chat_template"
+    ):
+        write_chat([CHAT[0], call], byte_tokenizer(template=TEMPLATE))
+    said = {**call, "content": "let me look"}
+    assert spoken(write_chat([CHAT[0], said], byte_tokenizer(template=TEMPLATE))) == ["let me look<end>"]
+
+
 def test_a_file_gives_a_template_to_a_copy(tmp_path):
     bare = byte_tokenizer(template=None)
     (tmp_path / "chat.jinja").write_text(TAGGED)

@@ -49,10 +49,11 @@ def test_each_border_escapes(sign, capsys):
 def test_logs_of_all_packages_escape_and_appear_once(ci):
     script = (
         "import logging; from train.cli.progress import configure_logging\n"
-        "configure_logging(); import transformers\n"
-        r"for name in ('train.x', 'transformers.y', 'httpx'): logging.getLogger(name).warning('%s', '\x1b[2J\ud800')"
+        "configure_logging(); import huggingface_hub, transformers\n"
+        "for name in ('train.x', 'transformers.y', 'huggingface_hub.z', 'httpx'):\n"
+        r"  logging.getLogger(name).warning('%s', '\x1b[2J\ud800')"
     )
     environment = {**os.environ, "CI": ci}
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
     shown = [re.sub(r"^(\[transformers\]|\d\d:\d\d:\d\d) ", "", line) for line in result.stderr.splitlines()]
-    assert shown == ["\\x1b[2J\\ud800"] * 3
+    assert shown == ["\\x1b[2J\\ud800"] * 4

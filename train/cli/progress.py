@@ -269,8 +269,8 @@ def configure_logging(verbose: bool = False) -> None:
     logging.setLogRecordFactory(_PrintableRecord)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    # transformers prints its own messages; where the environment has CI=true it passes them on to this handler as well
-    handler.addFilter(lambda record: not record.name.startswith("transformers"))
+    # A package with a handler of its own, such as huggingface_hub, has already printed the message that it passes on.
+    handler.addFilter(lambda record: not logging.getLogger(record.name.partition(".")[0]).handlers)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in ("absl", "asyncio"):  # orbax, and the event loops that it reads and writes in, also log what it raises
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -28,7 +28,9 @@ from train.devices.placement import to_host
 from train.devices.platform import settled
 from train.lm.config import COMMAND, LMConfig
 from train.lm.model import prepare_model
-from train.lm.step_arguments import arguments, training_of
+from train.lm.objective import causal_loss
+from train.lm.step_arguments import arguments
+from train.loop.assemble import training_of
 from train.run import checkpoints, environment
 from train.run.best import Best
 from train.run.checkpoints import Checkpoint
@@ -52,7 +54,8 @@ def main(argv: Sequence[str]) -> int:
 def run(config: LMConfig, steps: int, rounds: int) -> dict[str, Any]:
     """{"steps": of a block, "bytes": of a checkpoint's arrays, "seconds": {"off", "on": [one a round]}}."""
     adapted = prepare_model(config)
-    training = training_of(config, adapted.model, steps)
+    loss = causal_loss(adapted.model, model_dropout=config.train.dropout)
+    training = training_of(config, loss, steps)
     trainable, frozen = jlora.split(adapted.adapter)
     batch, key = _batch(config, adapted, training.tx), jax.random.key(0)
     state = State(trainable, training.tx.init(trainable), jnp.int32(0))
@@ -103,7 +106,7 @@ def table(results: dict[str, Any], every: int) -> str:
 
 def _batch(config: LMConfig, adapted: Any, tx: Any) -> Any:
     """A batch of random tokens, every row as long as it may be."""
-    shapes = arguments(config, adapted, tx)[3]
+    shapes = arguments(config, adapted, tx).batch
     words = min(1000, adapted.model.config.vocab_size)
     draw = np.random.default_rng(config.seed)
     ids = draw.integers(0, words, shapes.targets.shape).astype(np.int32)

@@ -24,7 +24,7 @@ from train.classify.config import Config, DataConfig
 from train.classify.data.labels import Labels, encode
 from train.classify.data.splits import Split, rows_of
 from train.classify.evaluate import scores
-from train.classify.finish import predicted
+from train.classify.predictions import predicted
 from train.cli import arguments
 from train.cli.exit_codes import exit_code, show
 from train.cli.signs_of_life import working

@@ -34,7 +34,9 @@ from train.cli.progress import configure_logging
 from train.devices.platform import settled
 from train.lm.config import COMMAND, LMConfig
 from train.lm.model import abstract_on, causal_config
-from train.lm.step_arguments import arguments, training_of
+from train.lm.objective import causal_loss
+from train.lm.step_arguments import arguments
+from train.loop.assemble import training_of
 from train.planning.flops import matrix_flops, matrix_rate
 from train.run import environment
 from train.run.state import State
@@ -99,7 +101,7 @@ def compile_seconds(config: LMConfig) -> dict[str, float]:
         deeper = copy.deepcopy(stored)
         deeper.num_hidden_layers = factor * stored.num_hidden_layers
         model = build(deeper, dtype=jnp.dtype(config.train.dtype), remat=config.train.remat)
-        training = training_of(config, model, 1000)
+        training = training_of(config, causal_loss(model, model_dropout=config.train.dropout), 1000)
         inputs = arguments(config, abstract_on(config, model), training.tx)
         seconds, _ = timed(lambda training=training, inputs=inputs: training.step.lower(*inputs).compile())
         found[f"{deeper.num_hidden_layers} layers"] = seconds
@@ -140,7 +142,8 @@ def _alone(given: Sequence[str]) -> dict[str, int]:
 def _jlora_step(setup: Setup) -> tuple[Callable[[], float], int]:
     """(one step a call, FLOPs of its matrix products)"""
     config, base = setup.config, setup.adapted.base
-    training = training_of(config, setup.adapted.model, 1000)
+    loss = causal_loss(setup.adapted.model, model_dropout=config.train.dropout)
+    training = training_of(config, loss, 1000)
     trainable, frozen = jlora.split(jax.tree.map(lambda x: jnp.array(x, copy=True), setup.adapted.adapter))
     state = State(trainable, training.tx.init(trainable), jnp.int32(0))
     batch = jax.tree.map(jnp.asarray, lm_setup.random_batch(config, setup.adapted.model.config.vocab_size))

@@ -14,13 +14,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from jlora.pretrained.load import save_base
-from train.config.run_config import steps_of
+from train.config.run_config import rows_of_a_step, steps_of
 from train.data.bucketing import plan_epoch
 from train.lm.config import LMConfig
 from train.lm.data.batches import Batch, make_batch
-from train.lm.evaluate import Task
+from train.lm.data.examples import Examples
+from train.lm.data.packing import Packed
 from train.lm.model import prepare_model
-from train.lm.step_arguments import rows_of_a_step
 from train.sources.starting_adapter import Adapted
 
 
@@ -32,6 +32,15 @@ class Setup:
     adapted: Adapted
     base: Path
     adapter: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """The rows of each split, the padded lengths of batches, and what fills rows up."""
+
+    rows: dict[str, Examples | Packed]
+    lengths: tuple[int, ...]
+    pad_id: int
 
 
 def prepare(config: LMConfig, folder: Path) -> Setup:
@@ -81,14 +90,14 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def training_batches(config: LMConfig, task: Task) -> Iterator[Batch]:
+def training_batches(config: LMConfig, texts: Texts) -> Iterator[Batch]:
     """What the trainer trains on, step by step."""
-    rows, size = task.data.rows["train"], rows_of_a_step(config)
+    rows, size = texts.rows["train"], rows_of_a_step(config)
     per_epoch, steps = steps_of(config, len(rows))
     for step in range(steps):
         epoch, place = divmod(step, per_epoch)
-        plan = plan_epoch(rows.lengths, task.lengths, size, config.seed, epoch)
-        yield make_batch(rows, plan[place], size, task.pad_id)
+        plan = plan_epoch(rows.lengths, texts.lengths, size, config.seed, epoch)
+        yield make_batch(rows, plan[place], size, texts.pad_id)
 
 
 def random_batch(config: LMConfig, words: int) -> Batch:

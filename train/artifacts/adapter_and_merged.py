@@ -35,7 +35,7 @@ def write_adapter(
     folder: Path,
     adapted: Adapted,
     adapter: dict[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     label_entries: dict[str, Any] | None,
     base_model: str,
 ) -> None:
@@ -53,7 +53,8 @@ def write_adapter(
         if label_entries is not None:
             text = json.dumps(label_entries, indent=2) + "\n"
             (partial / "labels.json").write_text(text, encoding="utf-8")
-        tokenizer.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
 
 
 def write_gguf_lora(file: Path, adapted: Adapted, adapter: dict[str, Any]) -> None:
@@ -66,7 +67,7 @@ def _for_the_original(adapted: Adapted, adapter: dict[str, Any]) -> dict[str, An
 
 
 def write_merged(
-    folder: Path, adapted: Adapted, adapter: dict[str, Any], tokenizer: PreTrainedTokenizerBase, dtype: str
+    folder: Path, adapted: Adapted, adapter: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None, dtype: str
 ) -> None:
     """Base and adapter as one checkpoint that transformers opens, with the tokenizer beside it.
 
@@ -79,7 +80,8 @@ def write_merged(
         if writes:
             with whole_model(folder) as partial:
                 save_base(partial, adapted.model, merged, dtype=dtype)
-                tokenizer.save_pretrained(partial)
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(partial)
 
 
 def _in_host(leaf: Any) -> Any:

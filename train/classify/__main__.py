@@ -1,27 +1,11 @@
 """Fine-tune a text classifier: jlora classify --config configs/sst2.yaml [key=value ...]."""
 
-from __future__ import annotations
-
 import sys
-from collections.abc import Sequence
+from functools import partial
 
-from train.classify.config import COMMAND, Config
-from train.cli.run_command import run_command
-from train.cli.signs_of_life import working
-from train.config.command import Flags
+from train.task.command_line import main as main_of
 
-
-def main(argv: Sequence[str], *, alone: bool = False) -> int:
-    """Runs the command and returns its exit code, as `run_command` does."""
-    return run_command(argv, COMMAND, _classify, alone=alone)
-
-
-def _classify(config: Config, flags: Flags, is_offline: bool) -> None:
-    with working("importing JAX, Flax and transformers"):  # not for --help
-        from train.classify.trainer import classify
-
-    classify(config, flags, is_offline)
-
+main = partial(main_of, "train.classify")
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:], alone=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import reprlib
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -22,9 +22,10 @@ from jlora.pretrained.weights import new_heads
 from train.classify.data.labels import Labels, ProblemType, labels_of_config
 from train.classify.data.splits import Split
 from train.classify.data.tokens import tokenize
-from train.classify.evaluate import logits_of, make_eval_step
+from train.classify.evaluate import logits_forward, logits_of
 from train.classify.model import Prepared, classifier_config
 from train.data.bucketing import bucket_lengths
+from train.loop.evaluation import make_eval_step
 from train.sources.locate import settle_hub
 from train.sources.model_files import base_of, load_tokenizer, model_folder, pad_id
 from train.sources.starting_adapter import Adapted
@@ -50,9 +51,9 @@ class Trained:
             logger.warning("%d of %d rows cut at %d tokens", tokens.cut, len(tokens), max_length)
         prepared = Prepared(rows, tokens, np.zeros(len(rows), np.int32), pad_id(self.tokenizer))
         buckets = bucket_lengths(tokens.lengths, bucket_count, limit=max_length)
-        eval_step: Callable = make_eval_step(self.adapted.model.apply)
-        size = min(batch_size, len(rows))
-        return logits_of(eval_step, self.adapted.adapter or None, self.adapted.base, prepared, buckets, size)
+        eval_step = make_eval_step(logits_forward(self.adapted.model.apply))
+        step = partial(eval_step, self.adapted.adapter or None, self.adapted.base)
+        return logits_of(step, prepared, buckets, min(batch_size, len(rows)))
 
 
 def load_trained(folder: str | Path, base: str | None = None) -> Trained:

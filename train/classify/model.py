@@ -15,7 +15,7 @@ import jlora
 from jlora.errors import JloraError
 from jlora.lora.targets import is_trained_whole
 from jlora.models.registry import FAMILIES, family
-from jlora.pretrained.load import abstract_base, build, example_batch, load_config, load_weights
+from jlora.pretrained.load import abstract_base, build, load_config, load_weights
 from jlora.pretrained.weights import new_heads
 from jlora.tree.leaf_paths import leaves_by_path
 from jlora.tree.module_names import module_names
@@ -43,6 +43,14 @@ class Prepared:
     tokens: Tokens
     labels: np.ndarray
     pad_id: int
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row, int (n,)."""
+        return self.tokens.lengths
+
+    def __len__(self) -> int:
+        return len(self.tokens)
 
 
 def prepare_splits(
@@ -78,7 +86,7 @@ def prepare_splits(
 def prepare_model(config: Config, labels: Labels, mesh: Mesh | None = None) -> Adapted:
     """Model, base weights and a fresh adapter (or the one of `lora.from`), on the mesh where there is one."""
     head_key, adapter_key = jax.random.split(jax.random.key(config.seed))
-    model = _build(config, labels.config_entries())
+    model = labelled_model(config, labels)
     base = load_weights(model, model_folder(config.model), key=head_key, new_head=config.new_head, mesh=mesh)
     if config.method == "lora":
         lora, new = _lora_config(config, model), _new_modules(config, model)
@@ -87,20 +95,6 @@ def prepare_model(config: Config, labels: Labels, mesh: Mesh | None = None) -> A
         adapted = Adapted(model, base, whole_leaves(config, base), None)
     _warn_of_frozen_heads(adapted, config)
     return put_adapted(mesh, adapted, config)
-
-
-def require_fit(adapted: Adapted, splits: dict[str, Prepared], longest: int) -> None:
-    """Raises JloraError where the model does not take the tokens of a split, or rows of `longest` tokens."""
-    words = adapted.model.config.vocab_size
-    for name, split in splits.items():
-        if split.tokens.ids.max() >= words:
-            raise JloraError(
-                f"{name}: expected token ids below the model's vocab_size {words}, found {split.tokens.ids.max()};"
-                " the tokenizer is another model's, or tokens were added to it and the model was not resized for them"
-            )
-    specs = example_batch(adapted.model.config).items()
-    batch = {name: jax.ShapeDtypeStruct((1, longest), spec.dtype) for name, spec in specs}
-    jax.eval_shape(adapted.model.apply, adapted.base, batch)
 
 
 def abstract_model(config: Config) -> Adapted:
@@ -163,6 +157,11 @@ def classifier_config(name: str, **overrides: Any) -> PreTrainedConfig:
 def unlabelled_model(config: Config) -> Any:
     """The linen model with a head of the stored config's size, without weights: all but the labels is known of it."""
     return _build(config, {})
+
+
+def labelled_model(config: Config, labels: Labels) -> Any:
+    """The linen model that the run trains, without weights."""
+    return _build(config, labels.config_entries())
 
 
 def _build(config: Config, overrides: dict[str, Any]) -> Any:

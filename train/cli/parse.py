@@ -24,17 +24,19 @@ class Request(Generic[AnyConfig]):
 
     Attributes:
       command: who was asked.
-      file: the config file, or None where everything is given on the command line.
+      file: the config file, or what errors call it; None where everything is given on the command line.
       values: the mapping in that file, as it is written.
       overrides: {dotted key: value} of the command line, in its order; the last of two equal keys counts.
       flags: what was given with two dashes.
+      given_by: where the overrides come from, as errors say it.
     """
 
     command: Command[AnyConfig]
-    file: Path | None
+    file: Path | str | None
     values: dict[str, Any]
     overrides: dict[str, Any]
     flags: Flags
+    given_by: str = "command line"
 
 
 def parse(argv: Sequence[str], command: Command[AnyConfig]) -> Request[AnyConfig]:

@@ -95,8 +95,8 @@ def _gives(layer: dict[str, Any], key: str) -> bool:
 
 
 def _line(key: str, text: str, request: Request) -> str:
-    from_command_line = request.file is not None and _gives(request.overrides, key)
-    return f"  {key}{' (command line)' if from_command_line else ''}: {text}"
+    is_override = request.file is not None and _gives(request.overrides, key)
+    return f"  {key}{f' ({request.given_by})' if is_override else ''}: {text}"
 
 
 def _report(lines: list[str], request: Request) -> str:

@@ -9,6 +9,11 @@ import numpy as np
 
 from train.data.random_streams import permutation
 
+Places = np.ndarray | slice
+"""Which rows of a batch: their places in it, int64 (n,)."""
+
+ALL = slice(None)
+
 
 class PlannedBatch(NamedTuple):
     """The rows of one batch, int64 (up to batch_size,), and the length in tokens that they are padded to."""
@@ -101,7 +106,7 @@ def lay_out(
     lengths: np.ndarray,
     offsets: np.ndarray,
     batch_size: int,
-    places: np.ndarray | slice = slice(None),
+    places: Places = ALL,
 ) -> Layout:
     """The layout of a planned batch, always (batch_size, planned.length), or of those of its rows at `places`.
 

@@ -20,8 +20,6 @@ from jlora.pretrained.stored_head import with_stored_head
 from jlora.tree.leaf_paths import leaves_by_path
 from train.devices.placement import put_adapted
 from train.lm.config import LMConfig
-from train.lm.data.examples import Examples
-from train.lm.data.packing import Packed
 from train.lm.default_targets import trainer_targets
 from train.lm.vocabulary.added_tokens import require_trained, training_added, vocabulary
 from train.lm.vocabulary.grown_tables import load_grown
@@ -101,21 +99,6 @@ def build_model(config: LMConfig, added: Sequence[int] = ()) -> Any:
     if lora is not None and config.lora.from_ is not None:
         require_trained(lora, stored, added, config.lora.from_)
     return build(stored, **options)
-
-
-def require_fit(config: LMConfig, rows: dict[str, Examples | Packed], longest: int, added: Sequence[int] = ()) -> None:
-    """Raises JloraError where the model does not take the tokens of a split, or rows of `longest` tokens."""
-    model = build_model(config, added)
-    for name, part in rows.items():
-        if part.ids.max() >= model.config.vocab_size:
-            raise JloraError(
-                f"{name}: expected token ids below the model's vocab_size {model.config.vocab_size},"
-                f" found {part.ids.max()}; the tokenizer is another model's, or tokens were added to it and the model"
-                " was not resized for them. With a tokenizer without them, data.add_tokens adds them to both"
-            )
-    specs = example_batch(model.config).items()
-    batch = {name: jax.ShapeDtypeStruct((1, longest), spec.dtype) for name, spec in specs}
-    jax.eval_shape(model.apply, abstract_base(model), batch)
 
 
 def _lora(config: LMConfig, stored: PreTrainedConfig, added: Sequence[int]) -> jlora.LoraConfig:

@@ -1,20 +1,19 @@
-"""What `train.loop.step` minimizes for a causal language model, and the step of its evaluation."""
+"""What `train.loop.step` minimizes for a causal language model, and what its evaluation counts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+import numpy as np
 
 from jlora import adapt, combine
 from jlora.models.mesh_ops import gathered
 from jlora.sharding.rules import leaf_names
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.output_heads import is_in_head
-from train.devices import placement
-from train.devices.compilation import jit
 from train.lm.data.batches import Batch
 from train.lm.loss import Sums, next_token_sums
 from train.loop.step import TotalLoss
@@ -37,15 +36,26 @@ def causal_loss(model: Any, *, model_dropout: bool) -> TotalLoss:
     return total_loss
 
 
-def make_eval_step(model: Any, mesh: Mesh | None = None) -> Callable[[Any, Any, Batch], Sums]:
-    """eval_step(adapter, base, batch) -> Sums over the batch's tokens; no dropout. `adapter` may be None."""
+def loss_and_hits(model: Any) -> Callable[[Any, Any, Batch], Sums]:
+    """forward(adapter, base, batch) -> Sums over the batch's tokens; no dropout. `adapter` may be None."""
     sums = _sums(model)
+    return lambda adapter, base, batch: sums(None, adapter, base, batch, None, None)
 
-    @jit
-    def eval_step(adapter: Any, base: Any, batch: Batch) -> Sums:
-        return sums(None, adapter, base, batch, None, None)
 
-    return placement.eval_step_on(mesh, eval_step)
+def split_metrics(sums: Sequence[Sums], tokens: int) -> dict[str, float]:
+    """{"loss": mean over the split's learnt tokens, "perplexity": its exponential, "token_accuracy": the share of them
+    that the model thinks the likeliest}.
+
+    Args:
+      sums: of each of the split's batches. tokens: how many are learnt.
+    """
+    losses, right = np.array(sums, np.float64).sum(0)
+    loss = float(losses / tokens)
+    return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),  # a float holds no more
+        "token_accuracy": float(right / tokens),
+    }
 
 
 def _sums(model: Any) -> Callable[..., Sums]:

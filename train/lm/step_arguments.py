@@ -1,8 +1,6 @@
-"""The train step of a language model and what goes into it, with weights or without."""
+"""What the train step of a language model is called with, without weights."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +11,9 @@ import jlora
 from train.config.run_config import rows_of_a_step
 from train.lm.config import LMConfig
 from train.lm.data.batches import Batch
-from train.lm.objective import causal_loss
-from train.loop import assemble
-from train.loop.assemble import Training
+from train.loop.step import StepArguments
 from train.run.state import State
 from train.sources.starting_adapter import Adapted
-
-
-def training_of(config: LMConfig, model: Any, steps: int) -> Training:
-    """What the config trains a model with over so many optimizer steps."""
-    return assemble.training_of(config, causal_loss(model, model_dropout=config.train.dropout), steps)
 
 
 def batch_names(config: LMConfig) -> list[str]:
@@ -30,13 +21,13 @@ def batch_names(config: LMConfig) -> list[str]:
     return ["input_ids", "attention_mask"] + ["segment_ids", "position_ids"] * config.data.packing
 
 
-def arguments(config: LMConfig, adapted: Adapted, tx: optax.GradientTransformation) -> tuple:
-    """The step's (state, frozen, base, batch, key) for its longest batch, all ShapeDtypeStructs."""
+def arguments(config: LMConfig, adapted: Adapted, tx: optax.GradientTransformation) -> StepArguments:
+    """What the step is called with for its longest batch, all ShapeDtypeStructs."""
     trainable, frozen = jlora.split(adapted.adapter)
     ids = np.zeros((rows_of_a_step(config), config.data.max_length), np.int32)
     batch = Batch(dict.fromkeys(batch_names(config), ids), ids, np.zeros(ids.shape, np.float32))
     return jax.eval_shape(
-        lambda *trees: trees,
+        StepArguments,
         State(trainable, jax.eval_shape(tx.init, trainable), jnp.int32(0)),
         frozen,
         adapted.base,

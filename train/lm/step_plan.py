@@ -22,7 +22,10 @@ from train.config.sections import MeshSection
 from train.devices.placement import mesh_of
 from train.lm.config import LMConfig
 from train.lm.model import abstract_model
-from train.lm.step_arguments import arguments, training_of
+from train.lm.objective import causal_loss
+from train.lm.step_arguments import arguments
+from train.loop.assemble import training_of
+from train.loop.step import StepArguments
 from train.planning.chip_plan import Plan
 from train.planning.collectives import collectives
 from train.planning.flops import compiled_products
@@ -56,7 +59,7 @@ def plan_step(config: LMConfig, sizes: dict[str, int], added: Sequence[int] = ()
         memory=compiled_memory(compiled, inputs),
         products=compiled_products(text),
         collectives=collectives(text, sizes),
-        undivided=_undivided(inputs[2], sizes),
+        undivided=_undivided(inputs.base, sizes),
     )
 
 
@@ -72,12 +75,15 @@ def _undivided(base: Any, sizes: dict[str, int]) -> dict[str, list[str]]:
     return {axis: list(dict.fromkeys(names)) for axis, names in found.items() if sizes[axis] > 1}
 
 
-def abstract_step(config: LMConfig, sizes: dict[str, int], added: Sequence[int] = ()) -> tuple[Any, Mesh | None, tuple]:
+def abstract_step(
+    config: LMConfig, sizes: dict[str, int], added: Sequence[int] = ()
+) -> tuple[Any, Mesh | None, StepArguments]:
     """(The jitted step, its mesh, its arguments as ShapeDtypeStructs that lie as a run's do); nothing is compiled."""
     planned = _for_a_cpus_compiler(config, sizes)
     mesh = mesh_of(planned, jax.devices()[: math.prod(sizes.values())])
     adapted = abstract_model(planned, added)
-    training = training_of(planned, adapted.model, config.train.max_steps or 1)
+    loss = causal_loss(adapted.model, model_dropout=planned.train.dropout)
+    training = training_of(planned, loss, config.train.max_steps or 1)
     inputs = arguments(planned, adapted, training.tx)
     if mesh is not None:
         inputs = _on_mesh(planned, mesh, adapted, training.tx, inputs)
@@ -92,19 +98,21 @@ def _for_a_cpus_compiler(config: LMConfig, sizes: dict[str, int]) -> LMConfig:
     return config.model_copy(update={"mesh": mesh, "train": train})
 
 
-def _lowered(step: Any, mesh: Mesh | None, inputs: tuple) -> Any:
+def _lowered(step: Any, mesh: Mesh | None, inputs: StepArguments) -> Any:
     """As `placement.train_step_on` compiles it: the state stays where it lies, the values are whole everywhere."""
     if mesh is None:
         return step.lower(*inputs)
-    kept = jax.tree.map(lambda leaf: leaf.sharding, inputs[0])
+    kept = jax.tree.map(lambda leaf: leaf.sharding, inputs.state)
     with jax.set_mesh(mesh):
         shardings = (kept, NamedSharding(mesh, PartitionSpec()))
         return jax.jit(step.__wrapped__, donate_argnums=0, out_shardings=shardings).lower(*inputs)
 
 
-def _on_mesh(config: LMConfig, mesh: Mesh, adapted: Adapted, tx: optax.GradientTransformation, inputs: tuple) -> tuple:
-    """The step's (state, frozen, base, batch, key) with the shardings that a run gives them."""
-    state, _, base, batch, key = inputs
+def _on_mesh(
+    config: LMConfig, mesh: Mesh, adapted: Adapted, tx: optax.GradientTransformation, inputs: StepArguments
+) -> StepArguments:
+    """The step's arguments with the shardings that a run gives them."""
+    state, base = inputs.state, inputs.base
     mode = config.mesh.adapters if config.method == "lora" else "inherit"
     adapter = _placed(adapted.adapter, adapter_shardings(adapted.adapter, mesh, mode))
     trainable, frozen = jlora.split(adapter)
@@ -116,9 +124,10 @@ def _on_mesh(config: LMConfig, mesh: Mesh, adapted: Adapted, tx: optax.GradientT
         trainable,
         transform_non_params=lambda leaf: _struct(leaf, whole),
     )
-    rows = jax.tree.map(lambda leaf: _struct(leaf, NamedSharding(mesh, BATCH)), batch)
+    rows = jax.tree.map(lambda leaf: _struct(leaf, NamedSharding(mesh, BATCH)), inputs.batch)
     placed_base = _placed(base, base_shardings(base, mesh))
-    return State(trainable, moments, _struct(state.step, whole)), frozen, placed_base, rows, _struct(key, whole)
+    state = State(trainable, moments, _struct(state.step, whole))
+    return StepArguments(state, frozen, placed_base, rows, _struct(inputs.key, whole))
 
 
 def _placed(tree: Any, shardings: Any) -> Any:

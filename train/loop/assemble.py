@@ -38,7 +38,7 @@ def training_of(config: RunConfig, loss: TotalLoss, steps: int) -> Training:
     return Training(make_train_step(loss, tx, config.train.gradient_accumulation_steps), tx, rate)
 
 
-class Rows(NamedTuple):
+class TrainingRows(NamedTuple):
     """The training rows, as `Loop` describes `plan`, `batch`, `count` and `unit`, and how many there are."""
 
     number: int
@@ -66,7 +66,7 @@ def make_loop(
     config: RunConfig,
     adapted: Adapted,
     training: Training,
-    rows: Rows,
+    rows: TrainingRows,
     evaluation: Evaluation,
     compiler: Compiler,
     mesh: Mesh | None,

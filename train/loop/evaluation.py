@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
-from train.data.bucketing import PlannedBatch
+from train.data.bucketing import PlannedBatch, plan_evaluation
+from train.devices import placement
+from train.devices.compilation import jit
 
 
 def never() -> None:
@@ -31,3 +36,38 @@ def results(
         if len(running) > 1:
             yield jax.device_get(running.popleft())
     yield from map(jax.device_get, running)
+
+
+def make_eval_step(forward: Callable[[Any, Any, Any], Any], mesh: Mesh | None = None) -> Callable[[Any, Any, Any], Any]:
+    """`forward(adapter, base, batch)` compiled, what it gives whole on each device of the mesh."""
+
+    @jit
+    def eval_step(adapter: Any, base: Any, batch: Any) -> Any:
+        return forward(adapter, base, batch)
+
+    return placement.eval_step_on(mesh, eval_step)
+
+
+def run_through(
+    step: Callable[[Any], Any],
+    lengths: np.ndarray,
+    buckets: tuple[int, ...],
+    batch_size: int,
+    make: Callable[..., Any],
+    mesh: Mesh | None = None,
+    check: Callable[[], None] = never,
+) -> list[tuple[PlannedBatch, Any]]:
+    """Every batch of a split with what `step` gives for it, as numpy arrays; the shortest rows first.
+
+    Args:
+      step: step(batch), a compiled function. lengths: the rows' tokens. buckets: the padded lengths of batches.
+      make: make(planned, size, places) makes the rows of a planned batch that stand at these places.
+      check: called before each batch; what it raises ends the evaluation.
+    """
+    size = placement.rounded_up(mesh, batch_size)
+    plan = plan_evaluation(lengths, buckets, size)
+
+    def step_of(planned: PlannedBatch) -> Any:
+        return step(placement.put_batch(mesh, size, partial(make, planned, size)))
+
+    return list(zip(plan, results(step_of, plan, check), strict=True))

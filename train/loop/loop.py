@@ -28,6 +28,11 @@ from train.run.state import State
 
 logger = logging.getLogger(__name__)
 
+
+def nothing(step: int, values: Mapping[str, float]) -> None:
+    """The `on_step` of a run that nobody looks at."""
+
+
 _STEPS_ALONE = 12
 """Steps before the programs of evaluations are compiled: time left is told from steps beside which nothing compiles."""
 
@@ -51,6 +56,7 @@ class Loop:
         check() before each batch, and ends where that raises.
       evaluation, evaluation_batches: the work of an evaluation, in the unit of `work`, and how many batches it has.
       metric: what chooses the best step. rate: the learning rate of a step. key: root of the dropout keys.
+      on_step: on_step(step, {"loss", "grad_norm"}), called once for each step, in their order.
     """
 
     train: TrainSection
@@ -74,6 +80,7 @@ class Loop:
     metric: str
     rate: Callable
     key: jax.Array
+    on_step: Callable[[int, Mapping[str, float]], None] = nothing
 
 
 def run(
@@ -101,7 +108,7 @@ def run(
             unread.append((step, values))
             stopped, (log, evaluate, save) = stop.requested(), _due(loop, step)
             while len(unread) > (0 if log or evaluate or save or stopped else 1):
-                run.require_finite(*unread.popleft())
+                run.read(*unread.popleft())
             rate = float(loop.rate(step - 1))
             progress.update(values["loss"], loop.count(planned), rate, loop.work(planned), _left(loop, step, left))
             run.losses.append(values["loss"])
@@ -201,6 +208,10 @@ class _Run:
             return False
         logger.info("stopped early: %d evaluations without a better %s", self.best.stale, self.loop.metric)
         return True
+
+    def read(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
+        self.require_finite(step, values)
+        self.loop.on_step(step, {name: float(value) for name, value in values.items()})
 
     def require_finite(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         for name, value in values.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,16 @@ from train.run.state import State
 
 TotalLoss = Callable[[Any, Any, Any, Any, jax.Array], jax.Array]
 """total_loss(trainable, frozen, base, batch, key) -> float32 (): the losses of a batch times its weights, summed."""
+
+
+class StepArguments(NamedTuple):
+    """What a train step is called with: arrays, or ShapeDtypeStructs where it is only planned."""
+
+    state: State
+    frozen: Any
+    base: Any
+    batch: Any
+    key: jax.Array
 
 
 def make_train_step(total_loss: TotalLoss, tx: optax.GradientTransformation, accumulation: int) -> Callable:

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from train.cli.progress import clock
+from train.loop.step import StepArguments
 from train.planning.flops import matrix_flops
 from train.planning.memory import memory_table, step_memory
 from train.planning.parameter_table import facts_table
 
 
-def describe(step: Any, arguments: Sequence[Any], *, vocab_size: int, steps: int | None, rate: float) -> str:
+def describe(step: Any, arguments: StepArguments, *, vocab_size: int, steps: int | None, rate: float) -> str:
     """Memory, steps, tokens, work and time of a run, as text.
 
     Args:
       step: a jitted train step, as `train.loop.step.make_train_step` gives it.
-      arguments: its (state, frozen, base, batch, key), ShapeDtypeStructs, the longest batch.
+      arguments: ShapeDtypeStructs, the longest batch.
       vocab_size: the size of the logits' last axis.
       steps: optimizer steps of the run; None where no data were read and the config does not say.
       rate: FLOP/s of a matrix product here, as `train.planning.flops.matrix_rate` measures it.
     """
     flops = matrix_flops(step.trace(*arguments).jaxpr)
-    of_a_step = math.prod(arguments[3].weights.shape)
+    of_a_step = math.prod(arguments.batch.weights.shape)
     facts = [
         ("steps", "unknown, no data read" if steps is None else f"{steps:,}"),
         ("tokens", f"{of_a_step:,} a step at most"),

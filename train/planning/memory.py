@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 
+from train.loop.step import StepArguments
 from train.planning.flops import equations
 from train.planning.parameter_table import align
 
@@ -31,27 +31,27 @@ class Memory(NamedTuple):
     in_all: int
 
 
-def step_memory(step: Any, arguments: Sequence[Any], vocab_size: int) -> Memory:
+def step_memory(step: Any, arguments: StepArguments, vocab_size: int) -> Memory:
     """Compiles the step and asks XLA what it takes; nothing is computed and no weights are needed.
 
     Args:
       step: a jitted train step, as `train.loop.step.make_train_step` gives it.
-      arguments: its (state, frozen, base, batch, key), arrays or ShapeDtypeStructs.
+      arguments: arrays or ShapeDtypeStructs.
       vocab_size: the size of the logits' last axis.
     """
     traced = step.trace(*arguments)
     return compiled_memory(traced.lower().compile(), arguments, _largest_logits(traced.jaxpr, vocab_size))
 
 
-def compiled_memory(compiled: Any, arguments: Sequence[Any], logits: int | None = None) -> Memory:
+def compiled_memory(compiled: Any, arguments: StepArguments, logits: int | None = None) -> Memory:
     """What a compiled step takes of one device; of a mesh, whose devices each hold their part of the arguments."""
     plan = compiled.memory_analysis()
-    state, frozen, base, *_ = arguments
+    state = arguments.state
     # Its own sum of arguments lacks those that it does not use: with `method: full` the base, which the run holds.
     in_all = held_bytes(arguments) + plan.output_size_in_bytes - plan.alias_size_in_bytes
     return Memory(
-        base=held_bytes(base),
-        adapter=held_bytes((state.trainable, frozen)),
+        base=held_bytes(arguments.base),
+        adapter=held_bytes((state.trainable, arguments.frozen)),
         optimizer=held_bytes(state.optimizer),
         activations=plan.temp_size_in_bytes,
         logits=logits,

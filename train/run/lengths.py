@@ -53,13 +53,23 @@ def choose_lengths(config: RunConfig, rows: Mapping[str, np.ndarray], base: Any)
 
 
 def lengths_of_run(
-    config: RunConfig, rows: Mapping[str, np.ndarray], base: Any, *, resume: bool = False
+    config: RunConfig,
+    rows: Mapping[str, np.ndarray],
+    base: Any,
+    *,
+    resume: bool = False,
+    width: int | None = None,
 ) -> tuple[int, ...]:
     """As `choose_lengths`; a resumed run keeps its recorded lengths, even if its epochs or the platform have changed.
+
+    Args:
+      width: what all rows are padded to; None: a few lengths are chosen.
 
     Raises:
       JloraError: the manifest of the run to resume is damaged.
     """
+    if width is not None:
+        return (width,)
     recorded = manifest.batch_lengths(Path(config.output_dir)) if resume else ()
     longest = bucket_lengths(np.concatenate(list(rows.values())), 1, limit=config.data.max_length)
     if recorded and longest and recorded[-1] >= longest[-1]:

@@ -49,12 +49,12 @@ class Adapted:
     initial: dict[str, Any] | None = None
 
 
-def lora_config(section: LoraSection, targets: str | list[str], task: str) -> jlora.LoraConfig:
+def lora_config(section: LoraSection, targets: str | list[str], task: str | None) -> jlora.LoraConfig:
     """The section as the library's LoraConfig.
 
     Args:
       targets: target_modules where the section gives none.
-      task: PEFT's task_type.
+      task: PEFT's task_type; None: none of them.
     """
     fields = section.model_dump(exclude={"from_"})
     if fields["target_modules"] is None:

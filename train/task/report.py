@@ -5,46 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any
 
 import jlora
 from train.artifacts.hub_upload import push
 from train.artifacts.model_card import Facts, Kind, model_card
 from train.cli.signs_of_life import working
-from train.config.run_config import AnyConfig, RunConfig
+from train.config.run_config import RunConfig
 from train.devices.processes import is_first
-from train.loop.loop import Loop
 from train.run import environment
-from train.run.best import Best
 from train.run.folder import delete, exported_files, write_json
 from train.sources.hub_names import data_hub_names, model_hub_names
 from train.sources.model_files import model_folder
-from train.sources.starting_adapter import Adapted
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-Task = TypeVar("Task")
-"""What a command's model learns, and how it is looked at."""
-
-
-Results = Mapping[str, Mapping[str, float]]
-"""{split, or what else was evaluated: {metric: value}}."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Run(Generic[AnyConfig, Task]):
-    """A run after its last step: all that the folder's files are made of."""
-
-    config: AnyConfig
-    folder: Path
-    loop: Loop
-    adapted: Adapted
-    task: Task
-    tokenizer: PreTrainedTokenizerBase
-    best: Best
-    times: dict[str, float]
-    offline: bool
+from train.task.protocol import EndedRun, Results
 
 
 def drop_older(folder: Path, exported: Mapping[str, bool]) -> None:
@@ -56,7 +29,7 @@ def drop_older(folder: Path, exported: Mapping[str, bool]) -> None:
     delete(folder, [name for name, is_written in exported.items() if not is_written])
 
 
-def facts(run: Run, results: Results, **of_the_task: Any) -> Facts:
+def facts(run: EndedRun, results: Results, **of_the_task: Any) -> Facts:
     """What the cards of a run say; `of_the_task` are the fields that depend on the command."""
     config, lora = run.config, run.adapted.lora
     models, data = model_hub_names(config), data_hub_names(config)
@@ -76,20 +49,20 @@ def facts(run: Run, results: Results, **of_the_task: Any) -> Facts:
     )
 
 
-def write_card(run: Run, facts: Facts, kind: Kind) -> None:
-    """README.md of the run's adapter/ or merged/."""
-    if not is_first():
+def write_card(run: EndedRun, facts: Facts | None, kind: Kind) -> None:
+    """README.md of the run's adapter/ or merged/, where there are facts to write."""
+    if facts is None or not is_first():
         return
     text = model_card(dataclasses.replace(facts, where=place(run.config, run.folder, kind)), kind)
     (run.folder / kind / "README.md").write_text(text, encoding="utf-8")
 
 
-def report(run: Run, results: Results, **of_the_task: Any) -> dict[str, Any]:
+def report(run: EndedRun, results: Results, **of_the_task: Any) -> dict[str, Any]:
     """What report.json holds; `of_the_task` are the entries that depend on the command."""
     total, trainable = jlora.count_parameters(run.adapted.base, run.adapted.adapter)
     return {
         "metrics": results,
-        "best": {"step": run.best.step, "metric": run.loop.metric, "value": run.best.value},
+        "best": {"step": run.best.step, "metric": run.opened.metric, "value": run.best.value},
         "parameters": {"total": total, "trainable": trainable, "percent": round(100 * trainable / total, 4)},
         "sources": {"model": run.config.model, "data": run.config.data.train, "offline": run.offline},
         "times": {name: round(seconds, 3) for name, seconds in run.times.items()},

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from train.artifacts.hub_upload import check_push
 from train.cli.signals import listening
@@ -19,7 +18,8 @@ from train.config.command import Flags
 from train.config.run_config import RunConfig, length_key
 from train.devices import processes
 from train.devices.compilation import use_compilation_cache
-from train.loop.loop import Loop, run
+from train.loop.loop import Loop
+from train.loop.loop import run as train_steps
 from train.run import checkpoints, lock, manifest
 from train.run import folder as run_folder
 from train.run.best import Best
@@ -27,11 +27,15 @@ from train.run.checkpoints import Checkpoint
 from train.run.lock import locked, require_free
 from train.run.recorder import NoRecorder, Recorder, import_tracker
 from train.run.state import State
+from train.task.protocol import Opened
 
 logger = logging.getLogger(__name__)
 
-Finish = Callable[[Path, Best, dict[str, float], Recorder], dict[str, Any]]
-"""finish(run folder, best evaluation, times in seconds, recorder) -> report."""
+Result = TypeVar("Result")
+"""What the end of a run gives."""
+
+Finish = Callable[[Path, Best, dict[str, float], Recorder], Result]
+"""finish(run folder, best evaluation, times in seconds, recorder)."""
 
 
 def is_to_run(config: RunConfig, flags: Flags) -> bool:
@@ -63,31 +67,27 @@ def train(
     flags: Flags,
     loop: Loop,
     state: State,
-    finish: Finish,
+    finish: Finish[Result],
     begin: float,
-    data: Mapping[str, Mapping[str, Any]],
-    attention: dict[str, str],
-    day: datetime.date | None = None,
-) -> dict[str, Any]:
-    """Claims the run folder, trains from `state` or the newest checkpoint, and returns what `finish` reports.
+    opened: Opened,
+) -> Result:
+    """Claims the run folder, trains from `state` or the newest checkpoint, and returns what `finish` gives.
 
     Args:
       begin: when the command began, by time.monotonic().
-      data: {split: {name: array}}, what the run learns from; a run is resumed only with the same.
-      attention: the implementation, for environment.json.
-      day: the run's day for the manifest, if the data depend on it.
+      opened: what the run learns from, which the manifest describes; a run is resumed only with the same.
 
     Raises:
       JloraError: the folder is in use or cannot be written, or this is not the run that it holds.
       Stopped: a signal, or train.max_hours, ended the training; the newest checkpoint has all of it.
     """
     with working("computing checksums of base and data"):
-        made_of = manifest.manifest(config, loop.base, loop.frozen, data, loop.lengths, day)
+        made_of = manifest.manifest(config, loop.base, loop.frozen, opened.contents, loop.lengths, opened.day)
     for part in ("base", "adapter", "data", "batches"):
         processes.require_same(json.dumps(made_of[part], sort_keys=True), part)
     with (
         loop.compiler,
-        _claimed(config, flags, made_of, loop.per_epoch, attention) as folder,
+        _claimed(config, flags, made_of, loop.per_epoch, opened.attention) as folder,
         checkpoints.open_checkpoints(folder / "checkpoints", config.train.keep_checkpoints) as manager,
     ):
         found = checkpoints.restore(manager, state)
@@ -100,7 +100,7 @@ def train(
             trained = time.monotonic()
             hours = config.train.max_hours
             with listening(math.inf if hours is None else begin + 3600 * hours) as stop:
-                best, rate = run(loop, found, manager, recorder, stop)
+                best, rate = train_steps(loop, found, manager, recorder, stop)
             times = {
                 "prepare": trained - begin,
                 "train": time.monotonic() - trained,

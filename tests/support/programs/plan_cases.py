@@ -68,8 +68,9 @@ def case(folder: str, sizes: str, *more: str) -> dict[str, Any]:
 
 def held_on(folder: str, sizes: str, *more: str) -> list[int]:
     """Bytes of base, adapter and optimizer on each chip."""
-    _, _, (state, frozen, base, *_) = abstract_step(config_of(folder, "train.batch_size=8", *more), mesh_sizes(sizes))
-    return [held_bytes(tree) for tree in (base, (state.trainable, frozen), state.optimizer)]
+    _, _, inputs = abstract_step(config_of(folder, "train.batch_size=8", *more), mesh_sizes(sizes))
+    state = inputs.state
+    return [held_bytes(tree) for tree in (inputs.base, (state.trainable, inputs.frozen), state.optimizer)]
 
 
 def config_of(folder: str, *more: str) -> LMConfig:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["train.classify.trainer", "train.lm.trainer"])
+_SERVER.set_forkserver_preload(["train.task.runner", "train.classify.task", "train.lm.task"])
 
 LONGEST = 240
 """Seconds after which a run is taken for stuck."""

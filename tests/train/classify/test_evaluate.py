@@ -16,16 +16,16 @@ def _split():
     return Prepared(rows, Tokens(ids, np.concatenate([[0], _LENGTHS.cumsum()]), None, 0), np.zeros(7, np.int32), 0)
 
 
-def _sums(adapter, base, inputs):
+def _sums(batch):
     """Logits that tell which tokens the mask lets through."""
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
     return np.stack([(ids * mask).sum(1), mask.sum(1)], axis=1).astype(np.float32)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 16])
 def test_logits_stand_in_the_order_of_the_rows(batch_size):
     split = _split()
-    found = logits_of(_sums, None, None, split, (4, 8, 16), batch_size)
+    found = logits_of(_sums, split, (4, 8, 16), batch_size)
     sums = [split.tokens.ids[a:b].sum() for a, b in zip(split.tokens.offsets, split.tokens.offsets[1:], strict=False)]
     assert found.tolist() == [[float(total), float(length)] for total, length in zip(sums, _LENGTHS, strict=True)]
 
@@ -33,11 +33,11 @@ def test_logits_stand_in_the_order_of_the_rows(batch_size):
 def test_batches_have_few_shapes():
     shapes = []
 
-    def eval_step(adapter, base, inputs):
-        shapes.append(inputs["input_ids"].shape)
-        return _sums(adapter, base, inputs)
+    def step(batch):
+        shapes.append(batch.inputs["input_ids"].shape)
+        return _sums(batch)
 
-    logits_of(eval_step, None, None, _split(), (4, 16), 3)
+    logits_of(step, _split(), (4, 16), 3)
     assert set(shapes) == {(3, 4), (3, 16)}
 
 
@@ -72,4 +72,4 @@ def test_a_check_ends_it_between_two_batches():
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        logits_of(_sums, None, None, _split(), (16,), 2, check=check)
+        logits_of(_sums, _split(), (16,), 2, check=check)

@@ -9,7 +9,8 @@ from train.lm import memory_advice
 from train.lm.config import LMConfig
 from train.lm.memory_advice import offers, training_help
 from train.lm.model import abstract_model
-from train.lm.step_arguments import training_of
+from train.lm.objective import causal_loss
+from train.loop.assemble import training_of
 
 
 def _config(**changes):
@@ -21,7 +22,9 @@ def _config(**changes):
 def _help(config, mesh=None):
     adapted = abstract_model(config)
     with jax.numpy_dtype_promotion("standard"):  # optax.adamw raises a float to an integer's power
-        return training_help(config, adapted, training_of(config, adapted.model, 1), mesh)
+        return training_help(
+            config, adapted, training_of(config, causal_loss(adapted.model, model_dropout=True), 1), mesh
+        )
 
 
 def test_figures_come_before_what_lowers_them():

@@ -16,7 +16,8 @@ from tests.support.adapters.lora_cases import random_adapter
 from tests.support.models import decoder_cases as cases
 from tests.support.models.encoder_cases import difference
 from train.lm.data.batches import Batch
-from train.lm.objective import causal_loss, make_eval_step
+from train.lm.objective import causal_loss, loss_and_hits
+from train.loop.evaluation import make_eval_step
 from train.loop.step import make_train_step
 from train.run.state import State
 
@@ -84,7 +85,7 @@ def test_accumulation_is_normalized_by_tokens(llama):
 def test_evaluation_sums_what_the_plain_formula_does(llama):
     model, base, adapter = llama
     batch = _batch()
-    eval_step = make_eval_step(model)
+    eval_step = make_eval_step(loss_and_hits(model))
     for given, merged in ((adapter, jlora.merge(base, adapter)), (None, base)):
         sums = eval_step(given, base, batch)
         logits = model.apply(merged, batch.inputs)

@@ -10,8 +10,9 @@ import jlora
 from jlora.ops.hash_key import hash_key
 from jlora.tree.leaf_paths import leaves_by_path
 from train.classify.data.batches import Batch
-from train.classify.evaluate import make_eval_step
+from train.classify.evaluate import logits_forward
 from train.classify.loss import classification_loss, row_losses
+from train.loop.evaluation import make_eval_step
 from train.loop.step import make_train_step
 from train.run.state import State
 
@@ -136,11 +137,11 @@ def test_parts_of_a_batch_have_masks_of_their_own():
 
 
 def test_evaluation_has_no_dropout_and_takes_no_adapter():
-    inputs = _rows().inputs
-    eval_step = make_eval_step(apply)
-    assert np.allclose(eval_step(None, BASE, inputs), apply(BASE, inputs), rtol=1e-5)
+    rows = _rows()
+    inputs, eval_step = rows.inputs, make_eval_step(logits_forward(apply))
+    assert np.allclose(eval_step(None, BASE, rows), apply(BASE, inputs), rtol=1e-5)
     adapter = _adapter("lora")
-    assert np.allclose(eval_step(adapter, BASE, inputs), apply(jlora.merge(BASE, adapter), inputs), rtol=1e-5)
+    assert np.allclose(eval_step(adapter, BASE, rows), apply(jlora.merge(BASE, adapter), inputs), rtol=1e-5)
 
 
 def test_one_shape_compiles_once():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from train.loop.step import make_train_step
+from train.loop.step import StepArguments, make_train_step
 from train.planning.dry_run import describe
 from train.planning.memory import memory_table, step_memory
 from train.run.state import State
@@ -31,7 +31,7 @@ def step_and_arguments():
     state = State(trainable, jax.eval_shape(tx.init, trainable), spec((), jnp.int32))
     batch = _Batch(spec((4, 8, 16), jnp.float32), spec((4, 8), jnp.float32))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return make_train_step(total_loss, tx, 1), (state, {}, {"e": spec((3,), jnp.float32)}, batch, key)
+    return make_train_step(total_loss, tx, 1), StepArguments(state, {}, {"e": spec((3,), jnp.float32)}, batch, key)
 
 
 def _facts(text):

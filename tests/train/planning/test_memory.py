@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from train.loop.step import make_train_step
+from train.loop.step import StepArguments, make_train_step
 from train.planning.memory import Memory, memory_table, step_memory
 from train.run.state import State
 
@@ -43,7 +43,7 @@ def _arguments(tx, dtype=jnp.float32):
     base = {"embedding": spec((WORDS, WIDTH), dtype), "head": spec((WIDTH, WORDS), dtype)}
     batch = _Batch(spec((ROWS, LENGTH), jnp.int32), spec((ROWS, LENGTH), jnp.float32))
     state = State(trainable, jax.eval_shape(tx.init, trainable), spec((), jnp.int32))
-    return state, {}, base, batch, jax.eval_shape(lambda: jax.random.key(0))
+    return StepArguments(state, {}, base, batch, jax.eval_shape(lambda: jax.random.key(0)))
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from train.classify.data.tokens import Tokens
-from train.data.bucketing import PlannedBatch, lay_out
+from train.data.bucketing import ALL, Places, PlannedBatch, lay_out
 
 
 class Batch(NamedTuple):
@@ -26,20 +26,9 @@ class Batch(NamedTuple):
 
 
 def make_batch(
-    tokens: Tokens,
-    labels: np.ndarray,
-    planned: PlannedBatch,
-    batch_size: int,
-    pad_id: int,
-    places: np.ndarray | slice = slice(None),
+    tokens: Tokens, labels: np.ndarray, planned: PlannedBatch, batch_size: int, pad_id: int, places: Places = ALL
 ) -> Batch:
-    """The arrays of a planned batch, always (batch_size, planned.length): copies of its first row fill it up.
-
-    Args:
-      places: the rows of it to make, int64; all by default.
-
-    Raises ValueError where a row is longer than the batch or there are more rows than batch_size.
-    """
+    """A planned batch with its labels; `lay_out` says what shape it has, what `places` are and what is raised."""
     rows, mask, flat, real = lay_out(planned, tokens.lengths, tokens.offsets, batch_size, places)
     inputs = {
         "input_ids": np.where(mask, tokens.ids[flat], pad_id).astype(np.int32),

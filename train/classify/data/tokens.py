@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 
 from jlora.errors import JloraError
 from train.classify.data.splits import Split
+from train.data.token_rows import TokenRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,7 +26,7 @@ _ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Tokens(TokenRows):
     """The tokens of n texts, special tokens included, laid end to end.
 
     Row i is `ids[offsets[i]:offsets[i + 1]]`. `ids` int32 (total,), `offsets` int64 (n + 1,),
@@ -37,14 +38,6 @@ class Tokens:
     offsets: np.ndarray
     token_type_ids: np.ndarray | None
     cut: int
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """int64 (n,): tokens of each row."""
-        return np.diff(self.offsets)
 
 
 def default_cache_dir() -> Path:

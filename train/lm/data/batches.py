@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from train.data.bucketing import PlannedBatch, bucket_lengths, lay_out
-from train.lm.config import LMConfig
+from train.data.bucketing import ALL, Places, PlannedBatch, lay_out
 from train.lm.data.examples import Examples
 from train.lm.data.packing import Packed
-from train.run.lengths import lengths_of_run
 
 
 class Batch(NamedTuple):
@@ -28,37 +26,15 @@ class Batch(NamedTuple):
     weights: np.ndarray
 
 
-def longest_batch(config: LMConfig, rows: Mapping[str, Examples | Packed]) -> int:
-    """The last of `row_lengths`, which depends on no model."""
-    packed = [part.size for part in rows.values() if isinstance(part, Packed)]
-    longest = np.array([part.lengths.max() for part in rows.values()])
-    return max(packed) if packed else bucket_lengths(longest, 1, limit=config.data.max_length)[-1]
-
-
-def row_lengths(
-    config: LMConfig, rows: Mapping[str, Examples | Packed], base: Any, *, resume: bool = False
-) -> tuple[int, ...]:
-    """The padded lengths of batches: one where rows are packed, else those of `train.run.lengths.lengths_of_run`."""
-    packed = [part.size for part in rows.values() if isinstance(part, Packed)]
-    if packed:
-        return (max(packed),)
-    return lengths_of_run(config, {name: part.lengths for name, part in rows.items()}, base, resume=resume)
+def packed_width(rows: Mapping[str, Examples | Packed]) -> int | None:
+    """What all rows are padded to where they are packed; None where they are not."""
+    return max((part.size for part in rows.values() if isinstance(part, Packed)), default=None)
 
 
 def make_batch(
-    rows: Examples | Packed,
-    planned: PlannedBatch,
-    batch_size: int,
-    pad_id: int,
-    places: np.ndarray | slice = slice(None),
+    rows: Examples | Packed, planned: PlannedBatch, batch_size: int, pad_id: int, places: Places = ALL
 ) -> Batch:
-    """The arrays of a planned batch, always (batch_size, planned.length): copies of its first row fill it up.
-
-    Args:
-      places: the rows of it to make, int64; all by default.
-
-    Raises ValueError where a row is longer than the batch or there are more rows than batch_size.
-    """
+    """A planned batch with its targets; `lay_out` says what shape it has, what `places` are and what is raised."""
     _, mask, flat, real = lay_out(planned, rows.lengths, rows.offsets, batch_size, places)
 
     def padded(values: np.ndarray, padding: int = 0) -> np.ndarray:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from train.data.token_rows import TokenRows
+
 
 class Counts(NamedTuple):
     """What became of the rows that were read.
@@ -25,7 +27,7 @@ class Counts(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Examples:
+class Examples(TokenRows):
     """n examples; example i is `ids[offsets[i]:offsets[i + 1]]`.
 
     Attributes:
@@ -42,14 +44,6 @@ class Examples:
     offsets: np.ndarray
     prompts: np.ndarray
     counts: Counts
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """int64 (n,): tokens of each example."""
-        return np.diff(self.offsets)
 
     def take(self, indices: np.ndarray) -> Examples:
         """The examples at `indices`, in that order."""

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from train.data.token_rows import TokenRows
 from train.lm.data.examples import Examples
 
 
 @dataclass(frozen=True)
-class Packed:
+class Packed(TokenRows):
     """n rows of at most `size` tokens; row i is `ids[offsets[i]:offsets[i + 1]]`.
 
     Attributes:
@@ -27,14 +28,6 @@ class Packed:
     segment_ids: np.ndarray
     position_ids: np.ndarray
     size: int
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """int64 (n,): tokens of each row."""
-        return np.diff(self.offsets)
 
     @property
     def padding_share(self) -> float:

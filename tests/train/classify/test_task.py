@@ -9,7 +9,7 @@ from tests.support.training import tiny
 from train.artifacts import adapter_and_merged
 from train.classify import __main__ as classify
 from train.classify.data.labels import Labels
-from train.classify.finish import predicted
+from train.classify.predictions import predicted
 from train.loop import loop
 from train.run import environment
 from train.run.best import Best

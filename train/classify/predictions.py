@@ -1,0 +1,37 @@
+"""What a classifier says of the first validation rows: predictions.csv."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from train.classify import metrics
+from train.classify.data.labels import Labels
+from train.classify.model import Prepared
+
+ROWS_SHOWN = 50
+"""How many rows of the validation split are in predictions.csv, and are predicted again by merged/."""
+
+
+def write_predictions(path: Path, split: Prepared, logits: np.ndarray, labels: Labels) -> None:
+    """The first rows of a split as CSV, one for each row of `logits`: text, label, prediction, probabilities."""
+    shown = metrics.probabilities(labels.problem_type, logits)
+    pair = ["text_pair"] if split.rows.text_pair is not None else []
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", *pair, "label", "predicted", *labels.names])
+        for row in range(len(logits)):
+            texts = [split.rows.text[row]] + ([split.rows.text_pair[row]] if split.rows.text_pair else [])
+            numbers = [f"{value:.4f}" for value in shown[row]]
+            writer.writerow([*texts, split.rows.label[row], predicted(labels, shown[row]), *numbers])
+
+
+def predicted(labels: Labels, probabilities: np.ndarray) -> str:
+    """The predicted class of one row, the classes (`a;b`) of a multi-label one, or the number of a regression."""
+    if labels.problem_type == "regression":
+        return f"{float(probabilities[0]):.4f}"
+    if labels.problem_type == "multi_label_classification":
+        return ";".join(name for name, value in zip(labels.names, probabilities, strict=True) if value > 0.5)
+    return labels.names[int(np.argmax(probabilities))]

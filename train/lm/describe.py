@@ -1,0 +1,71 @@
+"""What --dry-run and --preview print of a language model's run, which need no weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+from jlora.errors import JloraError
+from jlora.sharding.mesh import AXES
+from train.cli.exit_codes import show
+from train.devices import placement
+from train.lm.config import LMConfig
+from train.lm.data.preview import preview
+from train.lm.model import abstract_model
+from train.lm.objective import causal_loss
+from train.lm.opening import read_texts, tokenizer_of
+from train.lm.step_arguments import arguments
+from train.lm.step_plan import plan_step
+from train.loop.assemble import training_of
+from train.planning.chips import chip_named
+from train.planning.dry_run import describe
+from train.planning.flops import matrix_rate
+from train.planning.parameter_table import parameters
+from train.planning.plan_report import plan_text
+from train.planning.virtual_mesh import force_devices, mesh_sizes
+
+logger = logging.getLogger(__name__)
+
+PREVIEWED = 3
+"""Rows that --preview prints."""
+
+
+def dry_run(config: LMConfig, *, verbose: bool) -> None:
+    """Prints parameters, memory, work and time of a step on one device."""
+    if config.mesh.fsdp * config.mesh.tensor > 1 or config.mesh.data > 1:
+        sizes = ",".join(f"{axis}={max(1, getattr(config.mesh, axis))}" for axis in AXES)
+        raise JloraError(f"--dry-run: plans one device, and mesh asks for more: add --mesh {sizes}")
+    adapted, steps = abstract_model(config, _planned_tokens(config)), config.train.max_steps
+    show(parameters(adapted.base, adapted.adapter, verbose=verbose) + "\n")
+    loss = causal_loss(adapted.model, model_dropout=config.train.dropout)
+    training = training_of(config, loss, steps or 1)
+    inputs, words = arguments(config, adapted, training.tx), adapted.model.config.vocab_size
+    rate = matrix_rate(config.train.dtype)
+    show(describe(training.step, inputs, vocab_size=words, steps=steps, rate=rate))
+    _say_what_was_read(config)
+
+
+def plan(config: LMConfig, mesh: str, chip: str | None) -> None:
+    """Prints the bytes, collectives and time of a step on chips that need not be here."""
+    known = None if chip is None else chip_named(chip)
+    sizes = mesh_sizes(mesh)
+    placement.require_shared(config.train.batch_size, sizes)
+    force_devices(math.prod(sizes.values()))
+    show(plan_text(plan_step(config, sizes, _planned_tokens(config)), known))
+    _say_what_was_read(config)
+
+
+def preview_rows(config: LMConfig) -> None:
+    """Prints training rows as the model will see them."""
+    tokenizer, _ = tokenizer_of(config)
+    show(preview(read_texts(config, tokenizer).rows["train"], tokenizer, PREVIEWED))
+
+
+def _planned_tokens(config: LMConfig) -> tuple[int, ...]:
+    """Returns the ids of added tokens; without any, a plan does not need the tokenizer."""
+    return tokenizer_of(config)[1] if config.data.add_tokens else ()
+
+
+def _say_what_was_read(config: LMConfig) -> None:
+    files = "config.json and tokenizer were" if config.data.add_tokens else "config.json was"
+    logger.info("dry run: only the model's %s read, and nothing was written", files)

@@ -1,0 +1,93 @@
+"""What of a language model's run is read before any weights: tokenizer and texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jax.sharding import Mesh
+
+from train.cli.signs_of_life import working
+from train.devices.platform import attention_of
+from train.lm.config import LMConfig
+from train.lm.data.batches import packed_width
+from train.lm.data.examples import Examples
+from train.lm.data.load import Data, load_examples
+from train.lm.data.packing import Packed
+from train.lm.model import build_model, causal_config
+from train.lm.step_arguments import batch_names
+from train.lm.text.chat_templates import with_template
+from train.lm.vocabulary.added_tokens import add_tokens
+from train.run.manifest import run_day
+from train.sources.model_files import load_tokenizer
+from train.task.fit import longest_batch, require_fit
+from train.task.protocol import EndedRun, Opened
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Texts(Opened):
+    """What a language model is trained on.
+
+    Attributes:
+      rows: the examples as batches are made of them. data: the same, and how they came about.
+      added: the ids of the tokens that were added to the tokenizer.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    rows: dict[str, Examples | Packed]
+    data: Data
+    added: tuple[int, ...]
+
+
+LanguageRun = EndedRun[LMConfig, Texts]
+
+
+def open_texts(config: LMConfig, mesh: Mesh | None, *, resume: bool) -> Texts:
+    """Tokenizer and texts, which the model takes; a wrong model is said before any data are read."""
+    causal_config(config.model)
+    tokenizer, added = tokenizer_of(config)
+    model = build_model(config, added)
+    attention = attention_of(config, model, batch_names(config), mesh)
+    day = run_day(Path(config.output_dir), resume=resume)
+    data = read_texts(config, tokenizer, day)
+    width = packed_width(data.rows)
+    longest = width or longest_batch((rows.lengths for rows in data.rows.values()), config.data.max_length)
+    remedy = ". With a tokenizer without them, data.add_tokens adds them to both"
+    require_fit(model, {name: rows.ids for name, rows in data.rows.items()}, longest, remedy)
+    return Texts(
+        model=model,
+        tokenizer=tokenizer,
+        rows=data.rows,
+        data=data,
+        added=added,
+        contents={name: vars(rows) for name, rows in data.rows.items()},
+        curve="perplexity",
+        width=width,
+        attention=attention,
+        day=day,
+    )
+
+
+def tokenizer_of(config: LMConfig) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
+    """Loads the model's tokenizer, and returns it with the ids of the tokens that were added."""
+    tokenizer = with_template(load_tokenizer(config.model), config.data.chat_template)
+    if not config.data.add_tokens:
+        return tokenizer, ()
+    return tokenizer, add_tokens(tokenizer, config.data.add_tokens, causal_config(config.model).vocab_size)
+
+
+def read_texts(config: LMConfig, tokenizer: PreTrainedTokenizerBase, day: datetime.date | None = None) -> Data:
+    """The config's texts in tokens; says what became of them."""
+    with working("reading and tokenizing the data"):
+        data = load_examples(config.data, tokenizer, config.seed, day)
+    for note in data.notes:
+        logger.info(note)
+    return data

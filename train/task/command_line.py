@@ -1,0 +1,23 @@
+"""A training command by the folder that it is in: `train.classify`, whose files `config` and `task` say what it is."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+from train.cli import run_command
+from train.cli.signs_of_life import working
+from train.config.command import Flags
+from train.config.run_config import RunConfig
+
+
+def main(folder: str, argv: Sequence[str], *, alone: bool = False) -> int:
+    """Runs the command of a folder and returns its exit code, as `train.cli.run_command` does."""
+
+    def work(config: RunConfig, flags: Flags, is_offline: bool) -> None:
+        with working("importing JAX, Flax and transformers"):  # not for --help
+            runner, task = (importlib.import_module(name) for name in ("train.task.runner", f"{folder}.task"))
+        runner.run(task.TASK, config, flags, is_offline=is_offline)
+
+    command = importlib.import_module(f"{folder}.config").COMMAND
+    return run_command.run_command(argv, command, work, alone=alone)

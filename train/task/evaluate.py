@@ -1,0 +1,58 @@
+"""The splits of a run, batch by batch through the task's forward pass, and the metrics of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from train.data.bucketing import PlannedBatch, first_of_each_length, plan_evaluation
+from train.devices import placement
+from train.loop.assemble import Evaluation
+from train.loop.evaluation import never, run_through
+from train.task.protocol import EndedRun, Run
+
+
+def evaluate(
+    run: Run, eval_step: Callable, adapter: Any, base: Any, split: str, check: Callable[[], None] = never
+) -> dict[str, float]:
+    """The metrics of a split. `check` is called before each batch; what it raises ends the evaluation.
+
+    Args:
+      eval_step: the run's, or that of another model on `base`. adapter: None for the base alone.
+    """
+    size, lengths = run.config.train.eval_batch_size, run.opened.rows[split].lengths
+    make = partial(run.task.batch, run.opened, split)
+    found = run_through(partial(eval_step, adapter, base), lengths, run.lengths, size, make, run.mesh, check)
+    return run.task.metrics(run.opened, split, found)
+
+
+def evaluate_best(run: EndedRun, split: str) -> dict[str, float]:
+    """The metrics of the best step on a split; those of validation are known from training."""
+    if split == "validation" and run.best.metrics:
+        return dict(run.best.metrics)
+    return evaluate(run, run.eval_step, run.adapter, run.adapted.base, split)
+
+
+def validation(run: Run) -> Evaluation:
+    """The validation split's evaluation as the loop takes it; its programs are compiled ahead."""
+    size = placement.rounded_up(run.mesh, run.config.train.eval_batch_size)
+    plan = plan_evaluation(run.opened.rows["validation"].lengths, run.lengths, size)
+
+    def prepare(adapter: Any) -> None:
+        for planned in first_of_each_length(plan):
+            name = f"evaluation, {planned.length} tokens a row"
+            run.eval_step.prepare(name, adapter, run.adapted.base, make_batch(run, "validation", size, planned))
+
+    return Evaluation(
+        run=lambda adapter, check: evaluate(run, run.eval_step, adapter, run.adapted.base, "validation", check),
+        metric=run.opened.metric,
+        prepare=prepare,
+        places=size * sum(planned.length for planned in plan),
+        batches=len(plan),
+    )
+
+
+def make_batch(run: Run, split: str, size: int, planned: PlannedBatch) -> Any:
+    """A planned batch of `size` rows, where the run's devices take it."""
+    return placement.put_batch(run.mesh, size, partial(run.task.batch, run.opened, split, planned, size))

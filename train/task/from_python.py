@@ -1,0 +1,128 @@
+"""A training from Python: `train.classify.run` and `train.lm.run`."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jlora.errors import JloraError
+from train.cli.parse import Request
+from train.cli.progress import configure_logging
+from train.cli.signals import Stopped
+from train.config import yaml12
+from train.config.command import Command, Flags
+from train.config.run_config import RunConfig, length_key
+from train.config.validate import flatten
+
+if TYPE_CHECKING:
+    from train.loop.step import TotalLoss
+    from train.task.protocol import Finished, Found, TrainingTask
+
+_GIVEN = "given to run"
+
+
+def run(
+    folder: str,
+    config: RunConfig | Mapping[str, Any] | str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    loss: Callable[[Any, Any, Any], TotalLoss] | None = None,
+    metrics: Callable[[Any, str, Found], Mapping[str, float]] | None = None,
+    on_step: Callable[[int, Mapping[str, float]], None] | None = None,
+    wrap_model: Callable[[Any], Any] | None = None,
+) -> Finished:
+    """Trains as the command does, and returns what the run has made.
+
+        finished = train.classify.run("configs/sst2.yaml", {"lora.r": 4, "output_dir": "runs/r4"})
+        finished.report["metrics"]["validation"]["accuracy"]
+
+    Progress is logged; where nobody has set up logging, to stderr. Of several processes, each calls
+    `jax.distributed.initialize` first.
+
+    Args:
+      folder: the package of the training, `train.classify` or `train.lm`, which its `run` gives.
+      config: a YAML file, a mapping of its keys (nested or dotted), or a config of the command's own class.
+      overrides: {key: value} over it, as `key=value` on the command line: {"train.max_steps": 10}.
+      resume, overwrite: as --resume and --overwrite.
+      loss: loss(config, opened, model), trained in the place of `TrainingTask.loss`, which says what it gives.
+      metrics: metrics(opened, split, found), added to those of `TrainingTask.metrics`, whose arguments it takes.
+      on_step: on_step(step, {"loss", "grad_norm"}), called after each step.
+      wrap_model: wrap_model(model) gives what training and evaluation call in the place of the module: an object
+        with its `config` and a function `apply` that takes what the module's takes. Files are written of the module.
+
+    Raises:
+      JloraError: whatever ends the command with an error; the folder holds the finished run; a signal or
+        train.max_hours has stopped the training.
+      OSError: a file cannot be read or written.
+    """
+    if not logging.getLogger().handlers:
+        configure_logging()
+    from train.cli.offline import choose  # these import JAX, which `import train.classify` does not
+    from train.devices.platform import settled
+    from train.loop.loop import nothing
+    from train.task import runner
+
+    command = importlib.import_module(f"{folder}.config").COMMAND
+    request = _request(command, config, overrides or {}, Flags(resume=resume, overwrite=overwrite))
+    task = _changed(importlib.import_module(f"{folder}.task").TASK, loss, metrics, wrap_model)
+    resolved, is_offline = choose(request)
+    try:
+        finished = runner.run(task, settled(resolved), request.flags, is_offline=is_offline, on_step=on_step or nothing)
+    except Stopped as stop:
+        raise JloraError(f"{resolved.output_dir}: stopped ({stop}); resume=True goes on from there") from stop
+    if finished is None:
+        raise JloraError(
+            f"{resolved.output_dir}: this run is finished, nothing to do. A larger {length_key(resolved)} trains it"
+            " longer, overwrite=True replaces it"
+        )
+    return finished
+
+
+def _request(command: Command, config: Any, overrides: Mapping[str, Any], flags: Flags) -> Request:
+    """What is asked for, as if it came from a command line."""
+    file: Path | str = _GIVEN
+    if isinstance(config, RunConfig):
+        if not isinstance(config, command.schema):
+            expected, found = command.schema, type(config)
+            raise JloraError(f"config: expected {expected.__module__}.{expected.__name__}, found {found.__module__}")
+        values = config.model_dump(by_alias=True)
+    elif isinstance(config, Mapping):
+        values = _plain(config)
+    else:
+        file = Path(config)
+        values = yaml12.read_file(file)
+    return Request(command, file, values, flatten(_plain(overrides), command.schema), flags, "overrides")
+
+
+def _plain(value: Any) -> Any:
+    """The value as YAML would give it: a path is its text, a tuple a list."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _changed(
+    task: TrainingTask,
+    loss: Callable | None,
+    metrics: Callable | None,
+    wrap_model: Callable[[Any], Any] | None,
+) -> TrainingTask:
+    """The task with the caller's functions in the place of its own methods, or around them."""
+    changed, wrap = copy.copy(task), wrap_model or (lambda model: model)
+    own_loss = loss or task.loss
+    vars(changed).update(
+        loss=lambda config, opened, model: own_loss(config, opened, wrap(model)),
+        forward=lambda model: task.forward(wrap(model)),
+    )
+    if metrics is not None:
+        own = task.metrics
+        vars(changed)["metrics"] = lambda *given: {**own(*given), **metrics(*given)}
+    return changed

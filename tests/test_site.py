@@ -1,0 +1,54 @@
+"""The site builds without a warning, and its reference has every public name."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jlora
+
+ROOT = Path(__file__).parent.parent
+
+pytest.importorskip("mkdocs", reason="the extra `docs` is not installed")
+pytest.importorskip("material")
+pytest.importorskip("mkdocstrings_handlers.python")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    # The notebooks are executed by tests/test_notebooks.py.
+    environment = os.environ | {"EXECUTE_NOTEBOOKS": "false", "NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_the_reference_has_every_public_name(site):
+    pages = "".join(page.read_text(encoding="utf-8") for page in (site / "reference").glob("*.html"))
+    missing = [name for name in jlora.__all__ if f'id="jlora.{name}"' not in pages]
+    assert not missing, f"add ::: lines to a page of docs/reference/ for {missing}"
+
+
+def test_the_reference_shows_sources(site):
+    page = (site / "reference" / "core.html").read_text(encoding="utf-8")
+    assert page.count("Source code in") >= 10
+
+
+def test_every_page_of_the_docs_is_in_the_site(site):
+    for page in [*(ROOT / "docs").rglob("*.md"), *(ROOT / "docs").rglob("*.ipynb")]:
+        assert (site / page.relative_to(ROOT / "docs").with_suffix(".html")).is_file()
+    assert (site / "changelog.html").is_file()
+    assert (site / "contributing.html").is_file()
+
+
+def test_pages_load_nothing_from_other_servers(site):
+    for page in site.rglob("*.html"):
+        loaded = re.findall(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=\"(https?:)?//[^>]*>", page.read_text())
+        assert not loaded, f"{page.name} loads {loaded}"

@@ -22,7 +22,7 @@ def test_the_notebooks_run(path, tmp_path, monkeypatch):
         pytest.importorskip(package)
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))  # no history in the home of whoever runs the tests
     notebook = nbformat.read(path, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    nbclient.NotebookClient(notebook, timeout=600, startup_timeout=600, kernel_name="python3").execute()
     shown = nbformat.writes(notebook)
     for folder in (Path.home(), Path.cwd(), Path(os.environ.get("TMPDIR", "/tmp"))):
         assert f"{folder}/" not in shown, f"an output names the folder {folder}"

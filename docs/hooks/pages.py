@@ -74,4 +74,4 @@ def executed(source: Path) -> Any:
     import nbformat
 
     notebook = nbformat.read(source, as_version=4)
-    return nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    return nbclient.NotebookClient(notebook, timeout=600, startup_timeout=600, kernel_name="python3").execute()

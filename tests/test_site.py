@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import importlib.util
 import os
 import re
 import subprocess
@@ -46,6 +48,29 @@ def test_every_page_of_the_docs_is_in_the_site(site):
         assert (site / page.relative_to(ROOT / "docs").with_suffix(".html")).is_file()
     assert (site / "changelog.html").is_file()
     assert (site / "contributing.html").is_file()
+
+
+def test_a_notebook_becomes_a_page_with_its_outputs_and_without_warnings(monkeypatch):
+    nbformat = pytest.importorskip("nbformat")
+    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs" / "hooks" / "pages.py")
+    pages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pages)
+    new = nbformat.v4
+    outputs = [
+        new.new_output("stream", name="stdout", text="loss 0.5\n"),
+        new.new_output("stream", name="stderr", text="a warning\n"),
+        new.new_output("display_data", {"image/png": base64.b64encode(b"a picture").decode(), "text/plain": "Figure"}),
+        new.new_output("execute_result", {"text/plain": "42"}, execution_count=1),
+    ]
+    cells = [new.new_markdown_cell("# Title"), new.new_code_cell("run()", outputs=outputs)]
+    monkeypatch.setattr(pages, "executed", lambda source: new.new_notebook(cells=cells))
+
+    text, pictures = pages.converted(Path("docs/notebooks/some.ipynb"), "some", execute=True)
+    assert text.startswith("# Title\n\n```python\nrun()\n```\n\n```text\nloss 0.5\n```\n\n![")
+    assert "```text\n42\n```" in text
+    assert "warning" not in text
+    assert "](some-0.png)" in text
+    assert pictures == {"some-0.png": b"a picture"}
 
 
 def test_pages_load_nothing_from_other_servers(site):

@@ -6,7 +6,7 @@ BIN := .venv/bin
 # A run that is there is continued, or left alone where it is finished: `make sst2 FLAGS=--overwrite` replaces it.
 FLAGS ?= --resume
 
-.PHONY: sst2 smollm2 test test-newest lint bench bench-short clean
+.PHONY: sst2 smollm2 test test-newest lint docs bench bench-short clean
 
 sst2: .venv/installed
 	$(BIN)/jlora classify --config configs/sst2.yaml $(FLAGS)
@@ -70,6 +70,10 @@ lint: .venv/installed-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The documentation as a site, in site/: open site/index.html. The notebooks need the oracles, PEFT among them.
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 # Everything in docs/benchmarks.md, within an hour on two cores; a run that was killed goes on.
 bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.run_all
@@ -87,6 +91,10 @@ bench-short: .venv/installed-test
 
 .venv/installed-test: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+.venv/installed-docs: .venv/installed-test
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
 .venv/installed-bench: .venv/installed

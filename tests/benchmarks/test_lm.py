@@ -9,8 +9,8 @@ pytest.importorskip("peft", reason="the benchmark compares with PEFT")
 
 import jax
 
-from benchmarks import lm_perplexity
 from benchmarks.lm import __main__ as lm
+from benchmarks.lm import perplexity
 from benchmarks.lm import setup as lm_setup
 from tests.support.training import tiny_lm
 from train.cli.parse import parse
@@ -31,7 +31,7 @@ def test_training_ends_where_pefts_ends(more, tmp_path):
     """From PEFT's own A and B over the same batches; what transformers reads of merged/ is the same model."""
     data = [f"data.train={tiny_lm.chats_file()}"] if len(more) > 1 else []
     with jax.numpy_dtype_promotion("standard"):  # optax.adamw raises a float to an integer's power
-        found = lm_perplexity.run(_config(tmp_path, *more, *data), tmp_path)
+        found = perplexity.run(_config(tmp_path, *more, *data), tmp_path)
     assert found["jlora / peft"] == pytest.approx(1, abs=1e-4)
     assert found["merged / jlora"] == pytest.approx(1, abs=1e-5)
     assert found["jlora"] < 0.98 * found["before"]

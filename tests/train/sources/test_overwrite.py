@@ -39,4 +39,4 @@ _OTHERS = [None, "owner/name", "no/such/file.csv", "run", "run/mergedtoo", "run/
 def test_other_sources_are_not(source, run, monkeypatch):
     monkeypatch.chdir(run.parent)
     os.mkdir("run/mergedtoo")
-    require_kept({"model": source, "data.test": None}, [run / "merged"], "")
+    assert require_kept({"model": source, "data.test": None}, [run / "merged"], "") is None  # raises nothing

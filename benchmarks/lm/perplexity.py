@@ -1,4 +1,4 @@
-"""Validation perplexity beside PEFT's: python -m benchmarks.lm_perplexity --config FILE [key=value ...].
+"""Compares validation perplexity with PEFT: python -m benchmarks.lm.perplexity --config FILE [key=value ...].
 
 Both sides start from PEFT's own A and B and take the same batches in the same order, AdamW and schedule the same. The
 merged folder is then opened by transformers. With quantize=nf4 both sides train on a quantized base too, PEFT's by

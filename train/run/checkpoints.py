@@ -254,8 +254,12 @@ def _sha256(notes: dict[str, Any]) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """Its first line, or its kind where it says nothing."""
-    return f"{error}\n".strip().partition("\n")[0][:300] or type(error).__name__
+    """Returns the first line of the message, or the error's type if it has none.
+
+    A long line loses its middle: paths come first, and the cause, such as a full disk, comes last.
+    """
+    line = f"{error}\n".strip().partition("\n")[0] or type(error).__name__
+    return line if len(line) <= 1000 else f"{line[:500]} ... {line[-500:]}"
 
 
 def _moved(folder: Path) -> JloraError:

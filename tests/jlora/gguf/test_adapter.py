@@ -91,7 +91,7 @@ def test_a_layers_small_scale_leaves_the_others_theirs(alphas, tmp_path):
 def test_what_llama_cpp_has_no_form_for_is_refused(fields, message, tmp_path):
     model = build(cases.tiny_decoder("llama"))
     batch = example_batch(model.config)
-    base = jlora.models.abstract_base(model)
+    base = abstract_base(model)
     adapter = random_adapter(model.apply, base, batch, **{"targets": ["q_proj"], **fields})
     with pytest.raises(jlora.JloraError, match=f"{message}.*; merge the adapter, and convert"):
         save_gguf_lora(tmp_path / "lora.gguf", adapter, model.config)

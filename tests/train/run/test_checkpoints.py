@@ -10,6 +10,7 @@ import pytest
 import jlora
 from jlora.errors import JloraError
 from train.devices.placement import to_host
+from train.run import checkpoints
 from train.run.best import Best
 from train.run.checkpoints import Checkpoint, Rest, open_checkpoints, restore, save, wait
 from train.run.state import State
@@ -216,6 +217,12 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_that_says_what_to_do(tm
         open_checkpoints(tmp_path / "file" / "checkpoints", 2),
     ):
         pass
+
+
+def test_the_cause_at_the_end_of_a_long_message_is_shown(tmp_path):
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(JloraError, match="No space left on device"), checkpoints._explained(tmp_path / "checkpoints"):
+        raise ValueError(f"{'/a long path' * 200}: No space left on device")
 
 
 def test_a_run_folder_that_was_moved_is_not_made_again(tmp_path):

@@ -89,7 +89,7 @@ def test_what_it_returns_is_what_the_run_has_made(changed):
 
 def test_a_finished_run_is_said_and_left_alone(changed):
     values = _values(tiny.arguments(changed[0].folder)) | {"train.max_steps": 3, "train.log_every": 3}
-    with pytest.raises(JloraError, match="found one that is finished"):
+    with pytest.raises(JloraError, match="this run is finished"):
         _run(train.classify, Config.model_validate(_nested(values)), resume=True)
     with pytest.raises(JloraError, match="holds a run"):
         _run(train.classify, values)

@@ -68,14 +68,15 @@ def make_data() -> None:
         return
     from benchmarks.classify.setup import read_config  # loads PyTorch, needed only here
     from train.classify.data.splits import load_data
-    from train.data.random_streams import permutation
+    from train.data.random_streams import Stream, permutation
 
     config = read_config(None, None)
     source = config.data.model_copy(update={"validation": None, "max_rows": 8800, "test_fraction": None})
     splits = load_data(source, 0, config.task).splits
     names = sorted(set(splits["train"].label))
     for split, number in ROWS.items():
-        found = splits[split].take(permutation(len(splits[split]), 0)[:number])  # the rows are sorted by class
+        order = permutation(len(splits[split]), Stream.BENCHMARK_ROWS, 0)  # the rows are sorted by class
+        found = splits[split].take(order[:number])
         rows = zip(found.text, found.label, strict=True)
         lines = [json.dumps({"sentence": text, "label": names.index(label)}) for text, label in rows]
         DATA.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from train.classify.data.labels import Labels, encode_rows, infer_labels, of_one
 from train.classify.data.splits import Data, Split
 from train.classify.data.tokens import Tokens, default_cache_dir, tokenize
 from train.data.bad_rows import left_out
+from train.data.random_streams import Stream, stream_key
 from train.devices.placement import put_adapted
 from train.sources.model_files import model_folder, pad_id
 from train.sources.starting_adapter import Adapted, lora_config, with_abstract_adapter, with_adapter
@@ -85,12 +86,12 @@ def prepare_splits(
 
 def prepare_model(config: Config, labels: Labels, mesh: Mesh | None = None) -> Adapted:
     """Model, base weights and a fresh adapter (or the one of `lora.from`), on the mesh where there is one."""
-    head_key, adapter_key = jax.random.split(jax.random.key(config.seed))
     model = labelled_model(config, labels)
+    head_key = stream_key(config.seed, Stream.NEW_HEAD)
     base = load_weights(model, model_folder(config.model), key=head_key, new_head=config.new_head, mesh=mesh)
     if config.method == "lora":
         lora, new = _lora_config(config, model), _new_modules(config, model)
-        adapted = with_adapter(config.lora, lora, model, base, adapter_key, new)
+        adapted = with_adapter(config.lora, lora, model, base, stream_key(config.seed, Stream.ADAPTER), new)
     else:
         adapted = Adapted(model, base, whole_leaves(config, base), None)
     _warn_of_frozen_heads(adapted, config)

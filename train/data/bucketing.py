@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from train.data.random_streams import permutation
+from train.data.random_streams import Stream, permutation
 
 Places = np.ndarray | slice
 """Which rows of a batch: their places in it, int64 (n,)."""
@@ -68,7 +68,7 @@ def plan_epoch(
     Every batch is full but the last one. The rows left over in a bucket move on to the next longer bucket.
     Raises ValueError where a row is longer than the longest bucket.
     """
-    order = permutation(len(lengths), seed, epoch, 0)
+    order = permutation(len(lengths), Stream.EPOCH_ROWS, seed, epoch)
     bucket_of = _bucket_of(lengths, buckets)[order]
     full: list[PlannedBatch] = []
     left = order[:0]
@@ -77,7 +77,7 @@ def plan_epoch(
         whole = len(waiting) - len(waiting) % batch_size
         full += [PlannedBatch(length, rows) for rows in waiting[:whole].reshape(-1, batch_size)]
         left = waiting[whole:]
-    shuffled = [full[index] for index in permutation(len(full), seed, epoch, 1)]
+    shuffled = [full[index] for index in permutation(len(full), Stream.EPOCH_BATCHES, seed, epoch)]
     return shuffled + _cut_into_batches(left, lengths, buckets, batch_size)
 
 

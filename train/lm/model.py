@@ -18,6 +18,7 @@ from jlora.pretrained.folder import WEIGHT_PATTERNS, fetch
 from jlora.pretrained.load import abstract_base, build, example_batch, load_config
 from jlora.pretrained.stored_head import with_stored_head
 from jlora.tree.leaf_paths import leaves_by_path
+from train.data.random_streams import Stream, stream_key
 from train.devices.placement import put_adapted
 from train.lm.config import LMConfig
 from train.lm.default_targets import trainer_targets
@@ -57,7 +58,7 @@ def prepare_model(config: LMConfig, mesh: Mesh | None = None, added: Sequence[in
       added: the ids of added tokens, from `add_tokens`.
     """
     fetch(model_folder(config.model), None, WEIGHT_PATTERNS)  # which say whether the head is tied
-    model, key = build_model(config, added), jax.random.key(config.seed)
+    model, key = build_model(config, added), stream_key(config.seed, Stream.ADAPTER)
     return put_adapted(mesh, _adapted(config, model, key, mesh, added), config)
 
 

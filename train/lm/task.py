@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -16,6 +15,7 @@ from train.cli.exit_codes import show
 from train.cli.signs_of_life import working
 from train.config.command import Flags
 from train.data.bucketing import Places, PlannedBatch
+from train.data.random_streams import Stream, stream_key
 from train.devices import placement
 from train.devices.processes import is_first
 from train.lm.config import LMConfig
@@ -120,7 +120,7 @@ class LanguageTask(TrainingTask[LMConfig, Texts]):
         section = run.config.samples
         if not section.count:
             return
-        key = jax.random.fold_in(jax.random.key(run.config.seed), 2)
+        key = stream_key(run.config.seed, Stream.COMPLETIONS)
         with working(f"completing {section.count} prompts"), placement.set_mesh(run.mesh):
             wanted = prompts(run.opened.data.splits["validation"], section.count, section.prompt_tokens)
             file = run.folder / "samples.jsonl"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
@@ -13,6 +12,7 @@ from jax.sharding import Mesh
 import jlora
 from train.config.run_config import RunConfig, learning_rate_of, rows_of_a_step, steps_of
 from train.data.bucketing import PlannedBatch, first_of_each_length
+from train.data.random_streams import Stream, stream_key
 from train.devices import placement
 from train.devices.programs import CompiledAhead, Compiler
 from train.loop.loop import Loop
@@ -76,7 +76,7 @@ def make_loop(
     trainable, frozen = jlora.split(adapted.adapter)
     state = placement.put_rest(mesh, State(trainable, training.tx.init(trainable), jnp.int32(0)))
     step = CompiledAhead(placement.train_step_on(mesh, training.step, state), compiler, batch=3)
-    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    key = stream_key(config.seed, Stream.DROPOUT)
     size = rows_of_a_step(config)
 
     def prepare(plan: Sequence[PlannedBatch], state: State) -> None:

@@ -2,7 +2,8 @@
 
 {"config": {"fixed": hash}, "base": {path: type, shape, checksum}, "adapter": {path: type, shape, checksum},
 "data": {split/array: type, shape, hash}, "batches": {"lengths": "16 24 64"}, "code": {package: version},
-"started": {"day": "2026-11-29"}}; chat templates see this day as today, also when the run is resumed later.
+"random": {"streams": "2"}, "started": {"day": "2026-11-29"}}; chat templates see this day as today, also when the run
+is resumed later.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from train.config import dotted_keys as keys
 from train.config import yaml12
 from train.config.run_config import RunConfig, to_yaml
 from train.config.validate import flatten
+from train.data import random_streams
 from train.run import environment
 from train.run.checksum import checksums
 
@@ -92,6 +94,7 @@ def manifest(
             if isinstance(array, np.ndarray)
         },
         "batches": {"lengths": " ".join(map(str, lengths))},
+        "random": {"streams": str(random_streams.VERSION)},
         "code": found["versions"] | commit,
     } | ({} if day is None else {"started": {"day": day.isoformat()}})
 
@@ -136,6 +139,7 @@ def batch_lengths(folder: Path) -> tuple[int, ...]:
 def require_same(file: Path, now: dict[str, dict[str, str]]) -> None:
     """Raises JloraError with the differences to the manifest in `file`; of other code it only warns."""
     before = read_json(file)
+    before.setdefault("random", {"streams": "1"})  # as it was before the manifest had it
     if missing := [part for part in now if part not in before and part != "started"]:
         logger.warning("%s: an older version wrote it; not compared: %s", file, ", ".join(missing))
     wrong = [part for part in now if not isinstance(before.setdefault(part, now[part]), dict)]
@@ -144,6 +148,7 @@ def require_same(file: Path, now: dict[str, dict[str, str]]) -> None:
     if lines := _differences(before["code"], now["code"]):
         logger.warning("the run was started by other code; results may differ from those of one run\n%s", lines)
     what = {
+        "random": "the random streams that the run was started with (continue it with that version, or --overwrite)",
         "config": "config.yaml as the run wrote it (was it edited? Put it back, or --overwrite)",
         "base": "the base that the run was started with",
         "adapter": "the scales of the adapter that the run was started with",

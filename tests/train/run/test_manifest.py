@@ -36,7 +36,7 @@ def file(tmp_path):
 
 def test_what_it_holds():
     found = _made()
-    assert list(found) == ["config", "base", "adapter", "data", "batches", "code"]
+    assert list(found) == ["config", "base", "adapter", "data", "batches", "random", "code"]
     assert list(found["adapter"]) == ["params/kernel/scale"]
     assert list(found["base"]) == ["params/bias", "params/kernel"]
     assert found["base"]["params/kernel"].startswith("float32 (2, 3) ")
@@ -161,3 +161,11 @@ def test_the_day_of_a_run_is_the_one_that_it_was_started_on(tmp_path):
         file.write_text(json.dumps(made | {"started": wrong}))
         with pytest.raises(JloraError, match=r"manifest\.json: started: expected a day, such as 2026-11-29; found"):
             run_day(tmp_path, resume=True)
+
+
+def test_a_run_with_the_streams_of_an_older_version_is_refused(file):
+    before = json.loads(file.read_text())
+    assert before.pop("random") == {"streams": "2"}
+    file.write_text(json.dumps(before))
+    with pytest.raises(JloraError, match=r"random streams .*\n  streams: the run has 1, now 2"):
+        require_same(file, _made())

@@ -12,7 +12,7 @@ import numpy as np
 from jlora.errors import JloraError
 from train.classify.data.label_values import are_class_ids, as_key, is_yes, label_kind, parsed_lists, whole_number
 from train.data.bad_rows import left_out, read_each
-from train.data.random_streams import permutation
+from train.data.random_streams import SAMPLE_STREAMS, SPLIT_STREAMS, Stream, permutation
 from train.data.read_tables import read_tables
 from train.data.table_files import Table
 
@@ -245,7 +245,7 @@ def _split_off(
             f"{train.source[0]}: {len(train)} rows are too few to split off {name} data; "
             f"data.{name}_fraction={fraction}"
         )
-    ranks, sizes = _ranks_within_class(_classes(train, task), seed, {"validation": 0, "test": 5}[name])
+    ranks, sizes = _ranks_within_class(_classes(train, task), SPLIT_STREAMS[name], seed)
     by_share = np.argsort((ranks + 0.5) / sizes, kind="stable")
     notes.append(
         f"no {name} data: {count} of the {len(train)} training rows split off "
@@ -258,8 +258,8 @@ def _split_off(
 def _sample(split: Split, max_rows: int | None, seed: int, task: str | None, name: str, notes: list[str]) -> Split:
     if max_rows is None or len(split) <= max_rows:
         return split
-    ranks, _ = _ranks_within_class(_classes(split, task), seed, 1 + _SPLITS.index(name))
-    balanced = np.lexsort((permutation(len(split), seed, 4), ranks))[:max_rows]
+    ranks, _ = _ranks_within_class(_classes(split, task), SAMPLE_STREAMS[name], seed)
+    balanced = np.lexsort((permutation(len(split), Stream.SAMPLE_TIES, seed, SAMPLE_STREAMS[name]), ranks))[:max_rows]
     notes.append(f"{name}: a sample of {max_rows} of {len(split)} rows (data.max_rows, seed {seed})")
     return split.take(np.sort(balanced))
 
@@ -274,12 +274,12 @@ def _classes(split: Split, task: str | None) -> list[Hashable]:
     return [None] * len(split)
 
 
-def _ranks_within_class(classes: list[Hashable], *seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _ranks_within_class(classes: list[Hashable], stream: Stream, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Each row's place in the seeded shuffle of its class, and the size of its class; both int64 (n,)."""
     sizes = Counter(classes)
     seen: Counter[Hashable] = Counter()
     ranks = np.zeros(len(classes), np.int64)
-    for index in permutation(len(classes), *seed):
+    for index in permutation(len(classes), stream, seed):
         ranks[index] = seen[classes[index]]
         seen[classes[index]] += 1
     return ranks, np.array([sizes[value] for value in classes])

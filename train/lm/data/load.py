@@ -103,11 +103,11 @@ def _documents(
     by_ends = "validation" not in rows and are_few_long_texts(rows["train"], config)
     if "validation" not in rows and not by_ends:
         count = sum(map(len, rows["train"]))
-        rows = dict(zip(_SPLITS, hold_out_rows(rows["train"], fraction, seed, 0), strict=True))
+        rows = dict(zip(_SPLITS, hold_out_rows(rows["train"], fraction, seed), strict=True))
         held_out = f"{sum(map(len, rows['validation'])):,} of {count:,} training rows held out"
         notes.append(f"no validation data: {held_out} (data.validation_fraction={fraction}, seed {seed})")
-    for number, (name, parts) in enumerate(rows.items(), 1):
-        rows[name] = sample_rows(parts, config.max_rows, seed, number)
+    for name, parts in rows.items():
+        rows[name] = sample_rows(parts, config.max_rows, name, seed)
         if (there := sum(map(len, parts))) > (taken := sum(map(len, rows[name]))):
             notes.append(f"{name}: a sample of {taken:,} of {there:,} rows (data.max_rows, seed {seed})")
     documents = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jlora.errors import JloraError
-from train.data.random_streams import permutation
+from train.data.random_streams import SAMPLE_STREAMS, Stream, permutation
 from train.data.read_tables import read_tables
 from train.data.table_files import Table
 from train.lm.text.formats import Format, seen_format, used_columns
@@ -62,15 +62,15 @@ def take_rows(parts: Sequence[Rows], indices: np.ndarray) -> list[Rows]:
     return [part for part in taken if len(part)]
 
 
-def sample_rows(parts: Sequence[Rows], max_rows: int | None, *seed: int) -> list[Rows]:
-    """All rows, or a sample of `max_rows` that depends on `seed` alone; in the order of the files."""
+def sample_rows(parts: Sequence[Rows], max_rows: int | None, split: str, seed: int) -> list[Rows]:
+    """Returns all rows, or a seeded sample of `max_rows`, in the order of the files. `split`: "train", "validation"."""
     count = sum(map(len, parts))
     if max_rows is None or count <= max_rows:
         return list(parts)
-    return take_rows(parts, np.sort(permutation(count, *seed)[:max_rows]))
+    return take_rows(parts, np.sort(permutation(count, SAMPLE_STREAMS[split], seed)[:max_rows]))
 
 
-def hold_out_rows(parts: Sequence[Rows], fraction: float, *seed: int) -> tuple[list[Rows], list[Rows]]:
+def hold_out_rows(parts: Sequence[Rows], fraction: float, seed: int) -> tuple[list[Rows], list[Rows]]:
     """(the rest, a seeded share of the rows), both in the order of the files.
 
     Raises:
@@ -83,5 +83,5 @@ def hold_out_rows(parts: Sequence[Rows], fraction: float, *seed: int) -> tuple[l
             f"{parts[0].table.name}: expected rows enough to hold out validation data "
             f"(data.validation_fraction={fraction}); found {count}"
         )
-    shuffled = permutation(count, *seed)
+    shuffled = permutation(count, Stream.VALIDATION_SPLIT, seed)
     return take_rows(parts, np.sort(shuffled[held_out:])), take_rows(parts, np.sort(shuffled[:held_out]))

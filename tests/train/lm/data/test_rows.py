@@ -35,10 +35,10 @@ def test_rows_are_counted_through_all_files(sizes, data):
 @given(sizes, st.integers(1, 40), st.integers(0, 3))
 def test_a_sample_is_seeded_and_in_the_order_of_the_files(sizes, max_rows, seed):
     every = numbered(parts(*sizes))
-    found = numbered(sample_rows(parts(*sizes), max_rows, seed, 1))
+    found = numbered(sample_rows(parts(*sizes), max_rows, "train", seed))
     assert len(found) == min(max_rows, len(every))
-    assert found == sorted(set(found)) == numbered(sample_rows(parts(*sizes), max_rows, seed, 1))
-    assert numbered(sample_rows(parts(*sizes), None, seed)) == every
+    assert found == sorted(set(found)) == numbered(sample_rows(parts(*sizes), max_rows, "train", seed))
+    assert numbered(sample_rows(parts(*sizes), None, "train", seed)) == every
 
 
 @given(sizes.filter(lambda sizes: sum(sizes) > 1), st.sampled_from([0.1, 0.3, 0.5]), st.integers(0, 3))

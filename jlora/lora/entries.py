@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora.errors import JloraError
+from jlora.lora.spec import Spec, parse_spec
 from jlora.tree.leaf_paths import array_leaves, require
 from jlora.tree.quantized import Quantized, as_array
 
@@ -58,12 +59,16 @@ class LowRank:
     squared_norm: jax.Array | None = None
 
     @property
+    def axes(self) -> Spec:
+        """The axes that the spec names."""
+        return parse_spec(self.spec)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the leaf that the update is for."""
-        inputs, out = self.spec.split("->")
-        letters = inputs.replace(",", "")
-        sizes = dict(zip(letters, (*self.a.shape, *self.b.shape), strict=True))
-        return tuple(sizes[letter] for letter in out)
+        axes = self.axes
+        sizes = dict(zip(axes.a + axes.b, (*self.a.shape, *self.b.shape), strict=True))
+        return tuple(sizes[letter] for letter in axes.leaf)
 
 
 @jax.tree_util.register_dataclass

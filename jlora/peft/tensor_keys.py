@@ -169,9 +169,8 @@ def is_conv1d(path: str, entry: Entry) -> bool:
     """Whether the leaf is GPT-2's Conv1D: stored under the checkpoint's own name, `weight`, as (in, out)."""
     if not isinstance(entry, LowRank) or entry.kind != "linear" or not path.endswith("/weight"):
         return False
-    factors, leaf = entry.spec.split("->")
-    inputs, outputs = (factor.split("r")[1] for factor in factors.split(","))
-    return leaf.index(inputs[0]) < leaf.index(outputs[0])
+    axes = entry.axes
+    return axes.leaf.index(axes.inputs[0]) < axes.leaf.index(axes.outputs[0])
 
 
 def _low_rank_slots(path: str, entry: LowRank) -> Iterator[Slot]:

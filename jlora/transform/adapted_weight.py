@@ -107,10 +107,12 @@ def factored(path: str, weight: jax.Array | Quantized, entry: Entry) -> Factored
         return Factored(deferred(weight), (Update(a, b, path, _own_axes(weight), only=entry.only),))
     if isinstance(entry, Rows):
         return Factored(deferred(weight), (Update(*_of_rows(entry, weight), path, _own_axes(weight)),))
-    stack, inputs, outputs, out = dora.letters(entry)
-    a = _spread(entry.a, f"{stack}r{inputs}", f"r{out}")
-    b = _spread(scaled_b(entry), f"{stack}r{outputs}", f"r{out}")
-    gain = None if entry.magnitude is None else _spread(dora.gain(entry, weight), stack + outputs, out)
+    axes = entry.axes
+    a = _spread(entry.a, axes.a, f"r{axes.leaf}")
+    b = _spread(scaled_b(entry), axes.b, f"r{axes.leaf}")
+    gain = None
+    if entry.magnitude is not None:
+        gain = _spread(dora.gain(entry, weight), axes.stack + axes.outputs, axes.leaf)
     update = Update(a, b, path, _own_axes(weight), dropout=entry.dropout, only=entry.only)
     return Factored(deferred(weight), (update,), gain)
 

@@ -15,7 +15,7 @@ from jlora.initialization.abstract_adapter import abstract_adapter
 from jlora.initialization.random_matrices import drawn
 from jlora.lora.config import LoraConfig
 from jlora.lora.dora import with_magnitude
-from jlora.lora.entries import Entry, Full, LowRank, Rows, rows_of
+from jlora.lora.entries import Entry, LowRank, own_values
 from jlora.tree.leaf_paths import leaves_by_path
 from jlora.tree.quantized import Quantized, as_array
 
@@ -72,12 +72,8 @@ def init(
 
 
 def _filled(key: jax.Array, config: LoraConfig, entry: Entry, leaf: jax.Array | Quantized) -> Entry:
-    if isinstance(entry, Full):
-        whole = as_array(leaf)
-        taken = whole if entry.layers is None else whole[jnp.asarray(entry.layers)]
-        return dataclasses.replace(entry, value=jnp.array(taken, copy=True))
-    if isinstance(entry, Rows):
-        return dataclasses.replace(entry, value=rows_of(as_array(leaf), entry))
+    if not isinstance(entry, LowRank):
+        return dataclasses.replace(entry, value=jnp.array(own_values(as_array(leaf), entry), copy=True))
     return started(drawn(key, entry, config.init_lora_weights), leaf)
 
 

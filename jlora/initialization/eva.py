@@ -14,7 +14,7 @@ import numpy as np
 
 from jlora.errors import JloraError
 from jlora.initialization.abstract_adapter import abstract_adapter
-from jlora.initialization.init_adapter import init
+from jlora.initialization.init_adapter import draw_default
 from jlora.lora.config import LoraConfig
 from jlora.lora.entries import Entry, LowRank
 from jlora.lora.layer_names import layer_names
@@ -58,13 +58,12 @@ def init_eva(
     first = next(batches, None)
     if first is None:
         raise JloraError("batches: expected at least one batch, found none")
-    plain = dataclasses.replace(config, init_lora_weights=True)
-    plan = abstract_adapter(plain, base, fn, first)
+    plan = abstract_adapter(config, base, fn, first)
     low_rank = {path: entry for path, entry in plan.items() if isinstance(entry, LowRank)}
     moments = _total_moments(fn, base, low_rank, itertools.chain([first], batches))
     spectra = {path: _spectrum(low_rank[path], total) for path, total in moments.items()}
     adapted = _with_ranks(config, low_rank, _redistributed(low_rank, spectra, rho))
-    adapter: dict[str, Entry] = dict(init(key, dataclasses.replace(adapted, init_lora_weights=True), base, fn, first))
+    adapter = draw_default(key, adapted, base, fn, first)
     for path in spectra.keys() & adapter.keys():
         entry = adapter[path]
         assert isinstance(entry, LowRank)

@@ -16,13 +16,13 @@ import jax
 import jlora
 from jlora.algebra.extract import extract, outside
 from jlora.errors import JloraError
-from jlora.lora.config import HEAD_NAMES
 from jlora.lora.matrices import layer_ranks
 from jlora.models.registry import family
 from jlora.pretrained.load import abstract_base, build, example_batch, load_config, load_weights
 from jlora.pretrained.weights import new_heads
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.module_names import module_names
+from jlora.tree.output_heads import HEAD_NAMES
 from train.artifacts import spectrum
 from train.artifacts.adapter_and_merged import write_adapter
 from train.artifacts.spectrum import Spectrum

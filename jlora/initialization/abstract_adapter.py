@@ -27,8 +27,9 @@ from jlora.lora.targets import (
     pattern_value,
     require_quick_patterns,
 )
-from jlora.lora.tied_embedding import HEAD, means, with_embedding_for_head
+from jlora.lora.tied_embedding import means, with_embedding_for_head
 from jlora.transform.uses import Use
+from jlora.tree.output_heads import HEAD
 
 
 def abstract_adapter(

@@ -10,22 +10,7 @@ from typing import Any, Literal
 from jlora.errors import JloraError
 from jlora.lora.initializations import INITIALIZATIONS, find_initialization
 from jlora.lora.name_patterns import is_expression
-
-HEAD_NAMES = ("classifier", "score")
-"""What PEFT adds to `modules_to_save` for the classification of sequences and of tokens."""
-
-TASK_HEADS: dict[str, tuple[str, ...]] = {
-    "SEQ_CLS": HEAD_NAMES,
-    "TOKEN_CLS": HEAD_NAMES,
-    "QUESTION_ANS": ("qa_outputs",),
-    "CAUSAL_LM": (),
-    "SEQ_2_SEQ_LM": (),
-    "FEATURE_EXTRACTION": (),
-}
-"""PEFT's task types, and the modules that are trained whole for each."""
-
-OUTPUT_EMBEDDINGS = ("lm_head", "embed_out")
-"""What language models call the layer that gives their logits: "all-linear" leaves it out, as PEFT does."""
+from jlora.tree.output_heads import TASK_HEADS
 
 _STARTS = f"true, false, {', '.join(one.name for one in INITIALIZATIONS)} or a function"
 

@@ -14,12 +14,12 @@ import jlora
 from jlora.initialization.abstract_adapter import abstract_adapter, abstract_stored
 from jlora.initialization.residual import init_residual
 from jlora.lora.targets import check_other_modules, is_in_module
-from jlora.lora.tied_embedding import HEAD
 from jlora.peft.config_file import RECOMPUTED
 from jlora.peft.folder import stored_config
 from jlora.pretrained.load import example_batch
 from jlora.tree.leaf_paths import leaves_by_path
 from jlora.tree.module_names import is_stacked, module_names
+from jlora.tree.output_heads import HEAD
 from train.config.sections import LoraSection
 
 logger = logging.getLogger(__name__)

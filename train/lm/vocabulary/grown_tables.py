@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jlora.lora.tied_embedding import HEAD
 from jlora.models.registry import family
 from jlora.pretrained.load import load_config, load_weights
 from jlora.pretrained.place_leaf import spread
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.module_names import hf_keys, is_transposed
+from jlora.tree.output_heads import HEAD
 from train.devices.placement import to_host
 from train.sources.model_files import model_folder
 

@@ -16,7 +16,6 @@ import numpy as np
 from jlora.errors import JloraError
 from jlora.lora.config import LoraConfig
 from jlora.lora.targets import matches
-from jlora.lora.tied_embedding import HEAD
 from jlora.models.registry import family
 from jlora.peft.config_file import CONFIG
 from jlora.peft.folder import stored_config
@@ -24,6 +23,7 @@ from jlora.peft.stored_tensors import stored_tensors, weights_file
 from jlora.peft.tensor_keys import PREFIX
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.module_names import is_transposed
+from jlora.tree.output_heads import HEAD
 from train.lm.vocabulary.grown_tables import grown, table_paths, with_vocabulary
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jlora.transform.adapted_weight import Factored, Update
+from jlora.transform.adapted_weight import Factored, Role, Update
 from jlora.transform.quantized_weight import Deferred, formed, moved_later
 
 
@@ -58,7 +58,7 @@ def _moved(
 
 def _moved_update(update: Update, sources: tuple, cut: list[int], apply: Callable) -> Update | None:
     a, b = (None if factor is None else jax.vmap(apply)(factor) for factor in (update.a, update.b))
-    if not update.watched and (a is None or b is None):
+    if update.has_factors and (a is None or b is None):
         return None
     axes = tuple(tuple(axis for dim in dims for axis in update.axes[dim]) for dims in sources)
     picked = tuple(sorted({*update.picked, *(axis for dim in cut for axis in update.axes[dim])}))
@@ -205,7 +205,7 @@ def _reshape(shape: tuple[int, ...], params: dict, others: list) -> list[Plan] |
 
 def _spread_before_merging(value: Factored, new_sizes: tuple[int, ...]) -> Factored:
     """Broadcasts the factors over dims of copies (`jnp.repeat`) before these merge with a dim over which they vary."""
-    if value.watched:
+    if value.role is Role.OBSERVED:
         return value
     factors = [factor[0] for update in value.updates for factor in update.factors]
     factors += [] if value.gain is None else [value.gain]

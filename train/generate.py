@@ -12,7 +12,8 @@ import jax
 
 from jlora.errors import JloraError
 from jlora.generation.detokenize import decoded, until
-from jlora.generation.generate import context_length, stream
+from jlora.generation.generate import stream
+from jlora.generation.generator import context_length
 from jlora.printable import printable
 from train.cli import arguments
 from train.cli.exit_codes import exit_code

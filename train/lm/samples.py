@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from jlora.generation.detokenize import decoded
-from jlora.generation.generate import context_length, generate
+from jlora.generation.generate import generate
+from jlora.generation.generator import context_length
 from train.devices.placement import to_host
 from train.devices.processes import is_first
 from train.lm.config import SamplesSection

@@ -13,7 +13,9 @@ import jlora
 from jlora.errors import JloraError
 from jlora.files.atomic_folder import whole_folder
 from jlora.models.registry import family
+from jlora.peft.base_model import base_of
 from jlora.pretrained.load import load_config
+from jlora.pretrained.locate import model_folder, settle_hub
 from train.artifacts.adapter_and_merged import write_merged
 from train.classify.classifier import load_adapted
 from train.cli import arguments
@@ -21,8 +23,6 @@ from train.cli.exit_codes import exit_code, require_new
 from train.cli.signs_of_life import working
 from train.cli.without_torch import keep_torch_from_transformers
 from train.lm.language_model import load_language_model
-from train.sources.locate import settle_hub
-from train.sources.model_files import base_of, model_folder
 from train.sources.overwrite import require_kept
 from train.sources.starting_adapter import Adapted
 

@@ -16,6 +16,8 @@ from jlora.errors import JloraError
 from jlora.lora.targets import is_trained_whole
 from jlora.models.registry import FAMILIES, family
 from jlora.pretrained.load import abstract_base, build, load_config, load_weights
+from jlora.pretrained.locate import model_folder
+from jlora.pretrained.tokenizer import pad_id
 from jlora.pretrained.weights import new_heads
 from jlora.tree.leaf_paths import leaves_by_path
 from jlora.tree.module_names import module_names
@@ -26,7 +28,6 @@ from train.classify.data.splits import Data, Split
 from train.classify.data.tokens import Tokens, default_cache_dir, tokenize
 from train.data.bad_rows import left_out
 from train.devices.placement import put_adapted
-from train.sources.model_files import model_folder, pad_id
 from train.sources.starting_adapter import Adapted, lora_config, with_abstract_adapter, with_adapter
 
 if TYPE_CHECKING:

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import jlora
 from jlora.errors import JloraError
 from jlora.files.path_checks import as_path
+from jlora.peft.base_model import base_of
 from jlora.peft.folder import stored_config
 from jlora.pretrained.folder import WEIGHT_PATTERNS, fetch
 from jlora.pretrained.load import build, example_batch, load_weights, stop_ids
+from jlora.pretrained.locate import model_folder, settle_hub
+from jlora.pretrained.tokenizer import load_tokenizer
 from train.lm.model import causal_config
 from train.lm.vocabulary.stored_vocabulary import with_stored_vocabulary
-from train.sources.locate import settle_hub
-from train.sources.model_files import base_of, load_tokenizer, model_folder
 from train.sources.starting_adapter import Adapted
 
 if TYPE_CHECKING:

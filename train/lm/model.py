@@ -16,6 +16,7 @@ from jlora.lora.tied_embedding import needs_own_head
 from jlora.models.registry import FAMILIES, family
 from jlora.pretrained.folder import WEIGHT_PATTERNS, fetch
 from jlora.pretrained.load import abstract_base, build, example_batch, load_config
+from jlora.pretrained.locate import model_folder
 from jlora.pretrained.stored_head import with_stored_head
 from jlora.tree.leaf_paths import leaves_by_path
 from train.devices.placement import put_adapted
@@ -23,7 +24,6 @@ from train.lm.config import LMConfig
 from train.lm.default_targets import trainer_targets
 from train.lm.vocabulary.added_tokens import require_trained, training_added, vocabulary
 from train.lm.vocabulary.grown_tables import load_grown
-from train.sources.model_files import model_folder
 from train.sources.starting_adapter import Adapted, lora_config, settings, with_abstract_adapter, with_adapter
 
 if TYPE_CHECKING:

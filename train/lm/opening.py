@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from jax.sharding import Mesh
 
+from jlora.pretrained.tokenizer import load_tokenizer
 from train.cli.signs_of_life import working
 from train.devices.platform import attention_of
 from train.lm.config import LMConfig
@@ -22,7 +23,6 @@ from train.lm.step_arguments import batch_names
 from train.lm.text.chat_templates import with_template
 from train.lm.vocabulary.added_tokens import add_tokens
 from train.run.manifest import run_day
-from train.sources.model_files import load_tokenizer
 from train.task.fit import longest_batch, require_fit
 from train.task.protocol import EndedRun, Opened
 

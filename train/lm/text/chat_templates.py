@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jinja2
 
 from jlora.errors import JloraError
+from jlora.pretrained.locate import local_path
 from train.data.table_files import require_text
 from train.lm.text.conversations import Conversation
 from train.lm.text.sandbox import Compiled, Rendered, Span, compile_template, render
 from train.lm.text.turns import Turn
-from train.sources.locate import local_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import jax
 
 from jlora.errors import JloraError
+from jlora.generation.chat import chat_ids
 from jlora.generation.detokenize import decoded, until
 from jlora.generation.generate import stream
 from jlora.generation.generator import context_length
@@ -21,8 +22,6 @@ from train.cli.signs_of_life import working
 from train.cli.without_torch import keep_torch_from_transformers
 from train.devices.compilation import use_compilation_cache
 from train.lm.language_model import LanguageModel, load_language_model
-from train.lm.text.chat_templates import chat_template
-from train.lm.text.conversations import Conversation
 
 
 def main(argv: Sequence[str]) -> int:
@@ -162,9 +161,7 @@ def _chat_ids(language: LanguageModel, messages: list[dict[str, str]]) -> list[i
             f"--chat: expected a tokenizer with a chat template, found none in {tokenizer.name_or_path or 'the model'};"
             " take a model that was trained on chats, or complete text: --prompt TEXT without --chat"
         )
-    chat = Conversation(messages, 0, frozenset(), None, {}, "--chat")
-    text = chat_template(tokenizer).write(chat, messages, call=True).text
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return chat_ids(tokenizer, messages, where="--chat")
 
 
 if __name__ == "__main__":

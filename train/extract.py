@@ -16,6 +16,8 @@ import jax
 import jlora
 from jlora.algebra.extract import extract, outside
 from jlora.errors import JloraError
+from jlora.generation.open_model import causal_config
+from jlora.lora.adapted_model import Adapted
 from jlora.lora.matrices import layer_ranks
 from jlora.models.registry import family
 from jlora.pretrained.load import abstract_base, build, example_batch, load_config, load_weights
@@ -34,9 +36,7 @@ from train.cli import arguments
 from train.cli.exit_codes import exit_code, require_new, show
 from train.cli.signs_of_life import working
 from train.cli.without_torch import keep_torch_from_transformers
-from train.lm.model import causal_config
 from train.planning.parameter_table import align
-from train.sources.starting_adapter import Adapted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

@@ -16,6 +16,7 @@ import jlora
 from jlora.errors import JloraError
 from jlora.files.bounded_json import read_json
 from jlora.files.path_checks import as_path
+from jlora.lora.adapted_model import Adapted
 from jlora.peft.base_model import base_of
 from jlora.peft.folder import head_rows
 from jlora.pretrained.load import build, example_batch, load_weights
@@ -29,7 +30,6 @@ from train.classify.evaluate import logits_forward, logits_of
 from train.classify.model import Prepared, classifier_config
 from train.data.bucketing import bucket_lengths
 from train.loop.evaluation import make_eval_step
-from train.sources.starting_adapter import Adapted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 import jlora
 from jlora.errors import JloraError
+from jlora.lora.adapted_model import Adapted
 from jlora.lora.targets import is_trained_whole
 from jlora.models.registry import FAMILIES, family
 from jlora.pretrained.load import abstract_base, build, load_config, load_weights
@@ -28,7 +29,7 @@ from train.classify.data.splits import Data, Split
 from train.classify.data.tokens import Tokens, default_cache_dir, tokenize
 from train.data.bad_rows import left_out
 from train.devices.placement import put_adapted
-from train.sources.starting_adapter import Adapted, lora_config, with_abstract_adapter, with_adapter
+from train.sources.starting_adapter import lora_config, with_abstract_adapter, with_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

@@ -31,7 +31,9 @@ CORE := jlora/algebra/test_extract \
 	jlora/lora/test_config \
 	jlora/lora/test_dora \
 	jlora/lora/test_entries \
+	jlora/lora/test_layer_names \
 	jlora/lora/test_matrices \
+	jlora/lora/test_spec \
 	jlora/lora/test_targets \
 	jlora/ops/test_dropout \
 	jlora/peft/test_fitted_config \
@@ -43,6 +45,7 @@ CORE := jlora/algebra/test_extract \
 	jlora/transform/rules/test_axis_ops \
 	jlora/transform/rules/test_control_flow \
 	jlora/transform/rules/test_convolution \
+	jlora/transform/rules/test_deferred_moves \
 	jlora/transform/rules/test_dot_and_gather \
 	jlora/transform/test_adapt \
 	jlora/transform/test_adapted_weight \

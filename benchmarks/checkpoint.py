@@ -21,10 +21,10 @@ import numpy as np
 
 import jlora
 from benchmarks.common.timing import spread, take_turns
+from jlora.sharding.gather import to_host
 from train.cli import offline
 from train.cli.parse import parse
 from train.devices.compilation import use_compilation_cache
-from train.devices.placement import to_host
 from train.devices.platform import settled
 from train.lm.config import COMMAND, LMConfig
 from train.lm.model import prepare_model

@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 import jlora
 from jlora.errors import JloraError
 from jlora.files.atomic_folder import whole_folder
+from jlora.generation.open_model import load_language_model
+from jlora.lora.adapted_model import Adapted
 from jlora.models.registry import family
+from jlora.peft.base_model import base_of
 from jlora.pretrained.load import load_config
+from jlora.pretrained.locate import model_folder, settle_hub
 from train.artifacts.adapter_and_merged import write_merged
 from train.classify.classifier import load_adapted
 from train.cli import arguments
 from train.cli.exit_codes import exit_code, require_new
 from train.cli.signs_of_life import working
 from train.cli.without_torch import keep_torch_from_transformers
-from train.lm.language_model import load_language_model
-from train.sources.locate import settle_hub
-from train.sources.model_files import base_of, model_folder
 from train.sources.overwrite import require_kept
-from train.sources.starting_adapter import Adapted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,13 +16,17 @@ import jax
 import jlora
 from jlora.algebra.extract import extract, outside
 from jlora.errors import JloraError
-from jlora.lora.config import HEAD_NAMES
+from jlora.generation.open_model import causal_config
+from jlora.lora.adapted_model import Adapted
 from jlora.lora.matrices import layer_ranks
 from jlora.models.registry import family
 from jlora.pretrained.load import abstract_base, build, example_batch, load_config, load_weights
+from jlora.pretrained.locate import model_folder, settle_hub
+from jlora.pretrained.tokenizer import load_tokenizer
 from jlora.pretrained.weights import new_heads
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.module_names import module_names
+from jlora.tree.output_heads import HEAD_NAMES
 from train.artifacts import spectrum
 from train.artifacts.adapter_and_merged import write_adapter
 from train.artifacts.spectrum import Spectrum
@@ -32,11 +36,7 @@ from train.cli import arguments
 from train.cli.exit_codes import exit_code, require_new, show
 from train.cli.signs_of_life import working
 from train.cli.without_torch import keep_torch_from_transformers
-from train.lm.model import causal_config
 from train.planning.parameter_table import align
-from train.sources.locate import settle_hub
-from train.sources.model_files import load_tokenizer, model_folder
-from train.sources.starting_adapter import Adapted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

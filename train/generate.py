@@ -11,17 +11,17 @@ from dataclasses import dataclass
 import jax
 
 from jlora.errors import JloraError
+from jlora.generation.chat import chat_ids
 from jlora.generation.detokenize import decoded, until
-from jlora.generation.generate import context_length, stream
+from jlora.generation.generator import context_length
+from jlora.generation.open_model import LanguageModel, load_language_model
+from jlora.generation.sampling import Sampling
 from jlora.printable import printable
 from train.cli import arguments
 from train.cli.exit_codes import exit_code
 from train.cli.signs_of_life import working
 from train.cli.without_torch import keep_torch_from_transformers
 from train.devices.compilation import use_compilation_cache
-from train.lm.language_model import LanguageModel, load_language_model
-from train.lm.text.chat_templates import chat_template
-from train.lm.text.conversations import Conversation
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,16 +43,11 @@ class _Writer:
         count = self._room(len(ids))
         key = None if options.greedy else jax.random.fold_in(jax.random.key(options.seed), turn)
         tokens = _Timed(
-            stream(
-                adapted.model,
-                adapted.base,
-                adapted.adapter or None,
+            self.language.generator.stream(
                 ids,
                 max_new_tokens=count,
                 key=key,
-                temperature=options.temperature,
-                top_k=options.top_k,
-                top_p=options.top_p,
+                sampling=Sampling(options.temperature, options.top_k, options.top_p),
                 stop_ids=self.language.stop_ids,
             )
         )
@@ -161,9 +156,7 @@ def _chat_ids(language: LanguageModel, messages: list[dict[str, str]]) -> list[i
             f"--chat: expected a tokenizer with a chat template, found none in {tokenizer.name_or_path or 'the model'};"
             " take a model that was trained on chats, or complete text: --prompt TEXT without --chat"
         )
-    chat = Conversation(messages, 0, frozenset(), None, {}, "--chat")
-    text = chat_template(tokenizer).write(chat, messages, call=True).text
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    return chat_ids(tokenizer, messages, where="--chat")
 
 
 if __name__ == "__main__":

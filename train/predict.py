@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from jlora.errors import JloraError
 from jlora.files.path_checks import as_path
+from jlora.pretrained.locate import settle_hub
 from train.classify import metrics
 from train.classify.classifier import load_trained
 from train.classify.config import Config, DataConfig
@@ -35,7 +36,6 @@ from train.data.read_tables import read_tables
 from train.data.table_files import Table
 from train.devices.compilation import use_compilation_cache
 from train.run.folder import is_run
-from train.sources.locate import settle_hub
 from train.sources.overwrite import require_kept
 
 logger = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from benchmarks.common.timing import timed
 from jlora import split
+from jlora.lora.adapted_model import Adapted
 from train.classify.config import Config
 from train.classify.data.batches import Batch
 from train.classify.data.labels import Labels
@@ -19,7 +20,6 @@ from train.config.run_config import learning_rate_of
 from train.loop.optimizer import optimizer, schedule
 from train.loop.step import make_train_step
 from train.run.state import State
-from train.sources.starting_adapter import Adapted
 
 
 @dataclasses.dataclass

@@ -14,6 +14,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedTokenizer
 from benchmarks.classify import peft_side
 from jlora import save_base
 from jlora.errors import JloraError
+from jlora.lora.adapted_model import Adapted
+from jlora.pretrained.tokenizer import load_tokenizer
 from train.classify.config import COMMAND, Config
 from train.classify.data.batches import Batch
 from train.classify.data.labels import Labels
@@ -22,8 +24,6 @@ from train.classify.model import Prepared, prepare_model, prepare_splits
 from train.cli.parse import parse
 from train.cli.resolve import resolve
 from train.run.lengths import choose_lengths
-from train.sources.model_files import load_tokenizer
-from train.sources.starting_adapter import Adapted
 
 SST2 = Path(__file__).parents[2] / "configs" / "sst2.yaml"
 EPOCH_ROWS = 6920

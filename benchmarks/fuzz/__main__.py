@@ -36,18 +36,18 @@ from jlora.files.safetensors_reader import open_safetensors
 from jlora.gguf.model import gguf_tensors, gguf_tokenizer
 from jlora.pretrained.folder import open_tensors
 from jlora.pretrained.load import abstract_base, build, load_config
+from jlora.pretrained.tokenizer import load_tokenizer
 from train.classify.classifier import read_label_entries
 from train.cli.parse import parse
 from train.cli.resolve import resolve
 from train.lm.config import COMMAND
-from train.sources.model_files import load_tokenizer
 
 LOADERS = (
     "jlora/files/bounded_json.py", "jlora/files/safetensors_reader.py", "jlora/files/finite.py",
     "jlora/pretrained/folder.py",
     "jlora/pretrained/config_checks.py", "jlora/gguf/reader.py", "jlora/gguf/model.py", "jlora/gguf/architectures.py",
     "jlora/gguf/tokenizer.py", "jlora/peft/folder.py", "jlora/peft/config_file.py", "jlora/files/path_checks.py",
-    "train/sources/model_files.py", "train/sources/tokenizer_files.py", "train/config/yaml12.py",
+    "jlora/pretrained/tokenizer.py", "jlora/pretrained/tokenizer_files.py", "train/config/yaml12.py",
     "train/config/validate.py",
 )  # fmt: skip
 """The files that read what others wrote."""

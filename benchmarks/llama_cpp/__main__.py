@@ -29,7 +29,8 @@ import numpy as np
 import jlora
 from benchmarks.common.work import FOLDER, PACKAGES
 from jlora.pretrained.load import example_batch
-from train.sources.model_files import load_tokenizer, model_folder
+from jlora.pretrained.locate import model_folder
+from jlora.pretrained.tokenizer import load_tokenizer
 
 BASE = FOLDER / "models" / "smollm2-float32.gguf"
 PROMPTS = (

@@ -27,13 +27,14 @@ from benchmarks.common.timing import ratio, spread, take_turns, timed
 from benchmarks.lm import setup as lm_setup
 from benchmarks.lm.setup import Setup
 from jlora.errors import JloraError
+from jlora.generation.open_model import causal_config
 from jlora.pretrained.load import build
 from train.cli import offline
 from train.cli.parse import parse
 from train.cli.progress import configure_logging
 from train.devices.platform import settled
 from train.lm.config import COMMAND, LMConfig
-from train.lm.model import abstract_on, causal_config
+from train.lm.model import abstract_on
 from train.lm.objective import causal_loss
 from train.lm.step_arguments import arguments
 from train.loop.assemble import training_of

@@ -26,6 +26,7 @@ import jlora
 from benchmarks.lm import setup as lm_setup
 from benchmarks.lm.setup import Setup, Texts
 from jlora.errors import JloraError
+from jlora.pretrained.tokenizer import load_tokenizer, pad_id
 from train.cli import offline
 from train.cli.parse import parse
 from train.cli.progress import configure_logging
@@ -41,7 +42,6 @@ from train.loop.assemble import Training, training_of
 from train.loop.evaluation import make_eval_step, run_through
 from train.run.lengths import lengths_of_run
 from train.run.state import State
-from train.sources.model_files import load_tokenizer, pad_id
 
 
 def main(argv: Sequence[str]) -> int:

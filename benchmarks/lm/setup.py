@@ -13,6 +13,7 @@ from bitsandbytes import functional
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
+from jlora.lora.adapted_model import Adapted
 from jlora.pretrained.load import save_base
 from train.config.run_config import rows_of_a_step, steps_of
 from train.data.bucketing import plan_epoch
@@ -21,7 +22,6 @@ from train.lm.data.batches import Batch, make_batch
 from train.lm.data.examples import Examples
 from train.lm.data.packing import Packed
 from train.lm.model import prepare_model
-from train.sources.starting_adapter import Adapted
 
 
 @dataclasses.dataclass(frozen=True)

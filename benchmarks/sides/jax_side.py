@@ -19,6 +19,7 @@ import jlora
 from benchmarks.common.timing import timed
 from benchmarks.common.turns import serve
 from benchmarks.common.work import Work, side_and_work
+from jlora.lora.adapted_model import Adapted
 from train.classify.config import COMMAND as CLASSIFY
 from train.classify.data import batches as classify_batches
 from train.classify.data.labels import Labels
@@ -37,7 +38,6 @@ from train.loop import assemble
 from train.loop.optimizer import optimizer, schedule
 from train.loop.step import make_train_step
 from train.run.state import State
-from train.sources.starting_adapter import Adapted
 
 SIDES = ("lora", "full", "qwix", "dense", "by hand")
 _STEPS = 1000

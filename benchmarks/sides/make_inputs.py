@@ -20,8 +20,9 @@ import numpy as np
 
 from benchmarks.common.work import PACKAGES, SHAPES, Work, add_flags
 from jlora.pretrained.load import abstract_base, build, load_base, load_config, save_base
+from jlora.pretrained.locate import model_folder
+from jlora.pretrained.tokenizer import load_tokenizer
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
-from train.sources.model_files import load_tokenizer, model_folder
 
 
 def main(argv: Sequence[str]) -> int:

@@ -11,9 +11,9 @@ import qwix
 
 import jlora
 from benchmarks.common.work import Work
+from jlora.lora.adapted_model import Adapted
 from jlora.tree.leaf_paths import leaves_by_path
 from train.lm.loss import next_token_sums
-from train.sources.starting_adapter import Adapted
 
 _MADE = ("_lora_a", "_lora_b")
 _METHODS = ("hidden", "logits")

@@ -15,10 +15,10 @@ from jlora.algebra.reduce_rank import from_svd, rank_for, with_fixed_signs
 from jlora.errors import JloraError
 from jlora.initialization.abstract_adapter import abstract_adapter
 from jlora.lora.config import LoraConfig
-from jlora.lora.entries import Adapter, Entry, Full, LowRank, Rows, rows_of
+from jlora.lora.entries import Adapter, Entry, Full, LowRank, Rows, own_values
+from jlora.lora.layer_names import layer_names
 from jlora.lora.matrices import Matrices, from_matrices, leaf_to_matrices
 from jlora.tree.leaf_paths import array_leaves
-from jlora.tree.module_names import is_stacked, module_names
 
 
 def extract(
@@ -150,17 +150,12 @@ def _absent(matrix: jax.Array) -> Matrices:
 
 def _names(path: str, entry: LowRank, copies: int) -> list[str]:
     """A name for each matrix of the entry: its module's, and a number where the module holds several."""
-    stacked = len(entry.ranks) > 1 or (is_stacked(path) and entry.scale.ndim > 1)
-    modules = module_names(path, len(entry.ranks) if stacked else None)
+    modules = layer_names(path, entry)
     return modules if copies == 1 else [f"{module}[{copy}]" for module in modules for copy in range(copies)]
 
 
 def _whole(entry: Full | Rows, tuned: Any) -> Full | Rows:
-    value = jnp.asarray(tuned)
-    if isinstance(entry, Rows):
-        value = rows_of(value, entry)
-    elif entry.layers is not None:
-        value = value[np.asarray(entry.layers)]
+    value = own_values(jnp.asarray(tuned), entry)
     return dataclasses.replace(entry, value=jnp.array(value, entry.value.dtype, copy=True))
 
 
@@ -172,9 +167,9 @@ def _uncovered(entry: Entry | None, difference: jax.Array) -> jax.Array:
         matrices = leaf_to_matrices(entry, difference)
         held = np.repeat(np.asarray(entry.ranks) > 0, len(matrices) // len(entry.ranks))
         return matrices[~held]
-    if isinstance(entry, Rows):
-        return jnp.delete(difference, np.asarray(entry.indices), axis=entry.axis)
-    return difference[:0] if entry.layers is None else jnp.delete(difference, np.asarray(entry.layers), axis=0)
+    if entry.taken is None:
+        return difference[:0]
+    return jnp.delete(difference, np.asarray(entry.taken), axis=entry.axis if isinstance(entry, Rows) else 0)
 
 
 def _squared(x: jax.Array) -> float:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora.errors import JloraError
-from jlora.lora.dora import gain, letters
+from jlora.lora.dora import gain
 from jlora.lora.entries import Adapter, Entry, LowRank, Rows, replaced, require_fit, scaled_b
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.quantized import Quantized, as_array
@@ -85,12 +85,11 @@ def _base_leaf(path: str, leaf: jax.Array, entry: LowRank) -> jax.Array:
 
 def _inverse_gain(entry: LowRank, merged: jax.Array) -> jax.Array:
     """1 / gain, (*stack, *out), from M = gain (W + U) and the known |W|^2 = |M / gain - U|^2, a quadratic equation."""
-    stack, _, outputs, out = letters(entry)
+    axes = entry.axes
+    out, kept = axes.leaf, axes.stack + axes.outputs
     assert entry.squared_norm is not None
     u = update(entry)
-    mm, mu, uu = (
-        jnp.einsum(f"{out},{out}->{stack}{outputs}", x, y) for x, y in ((merged, merged), (merged, u), (u, u))
-    )
+    mm, mu, uu = (jnp.einsum(f"{out},{out}->{kept}", x, y) for x, y in ((merged, merged), (merged, u), (u, u)))
     root = jnp.sqrt(jnp.maximum(mu * mu - mm * (uu - entry.squared_norm), 0))
     adapted = jnp.any(entry.scale != 0, axis=-1)
     adapted = jnp.expand_dims(adapted, tuple(range(adapted.ndim, mm.ndim)))
@@ -99,11 +98,11 @@ def _inverse_gain(entry: LowRank, merged: jax.Array) -> jax.Array:
 
 def _in_leafs_axes(entry: LowRank, factor: jax.Array) -> jax.Array:
     """(*stack, *out) with the axes of the leaf, size 1 for its inputs."""
-    stack, _, outputs, out = letters(entry)
-    order = [(stack + outputs).index(letter) for letter in out if letter in stack + outputs]
-    return jnp.expand_dims(
-        jnp.transpose(factor, order), [i for i, letter in enumerate(out) if letter not in stack + outputs]
-    )
+    axes = entry.axes
+    kept = axes.stack + axes.outputs
+    order = [kept.index(letter) for letter in axes.leaf if letter in kept]
+    missing = [i for i, letter in enumerate(axes.leaf) if letter not in kept]
+    return jnp.expand_dims(jnp.transpose(factor, order), missing)
 
 
 def _finite(path: str, value: jax.Array) -> jax.Array:

@@ -97,7 +97,7 @@ def _count(path: str, entry: Entry) -> int:
     """The length of the leading axis."""
     if not isinstance(entry, LowRank):
         return entry.value.shape[0]
-    axes = entry.spec.index("r") + 2  # those of the leaf's own stack, the adapters' and the ranks'
+    axes = len(entry.axes.stack) + 2  # those of the leaf's own stack, the adapters' and the ranks'
     if entry.scale.ndim != axes or len(entry.ranks) % entry.scale.shape[0]:
         raise JloraError(
             f"{path}: expected an entry of jlora.stack with {axes} axes of scale, the adapters' first,"

@@ -14,7 +14,7 @@ from jlora.errors import JloraError
 from jlora.files.atomic_folder import whole_folder
 from jlora.lora.entries import Adapter, Entry, LowRank
 from jlora.lora.matrices import Matrices, to_matrices
-from jlora.peft.tensor_keys import layer_names
+from jlora.peft.tensor_keys import peft_layer_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -88,7 +88,7 @@ def _layers(adapter: Adapter, names: Any) -> dict[str, Matrices]:
     layers = {}
     for path, entry in adapter.items():
         low_rank = _supported(path, entry)
-        for module, matrices in zip(layer_names(path, low_rank), to_matrices(low_rank), strict=True):
+        for module, matrices in zip(peft_layer_names(path, low_rank), to_matrices(low_rank), strict=True):
             name = names.get_name(module)
             if name is None:
                 raise JloraError(

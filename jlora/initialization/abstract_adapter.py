@@ -17,6 +17,7 @@ from jlora.initialization.base_uses import BaseUses, TorchAxes, base_uses, shapi
 from jlora.initialization.token_rows import token_rows
 from jlora.lora.config import LoraConfig
 from jlora.lora.entries import Entry, Full, Kind, LowRank
+from jlora.lora.spec import Spec
 from jlora.lora.targets import (
     check_other_modules,
     check_targets,
@@ -26,8 +27,9 @@ from jlora.lora.targets import (
     pattern_value,
     require_quick_patterns,
 )
-from jlora.lora.tied_embedding import HEAD, means, with_embedding_for_head
+from jlora.lora.tied_embedding import means, with_embedding_for_head
 from jlora.transform.uses import Use
+from jlora.tree.output_heads import HEAD
 
 
 def abstract_adapter(
@@ -208,7 +210,7 @@ def _scale(config: LoraConfig, names: list[str], ranks: tuple[int, ...], stack: 
 def _spec(use: Use, ndim: int) -> str:
     letters = "abcdefghijklmnopq"[:ndim]
     stack, inputs, outputs = ("".join(letters[axis] for axis in axes) for axes in (use.stack, use.inputs, use.outputs))
-    return f"{stack}r{inputs},{stack}r{outputs}->{letters}"
+    return str(Spec(stack, inputs, outputs, letters))
 
 
 def _abstract(shape: tuple[int, ...], dtype: Any) -> jax.Array:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, get_args
 
 from jlora.lora.entries import Kind, LowRank
+from jlora.lora.layer_names import leaf_layer_names
 from jlora.transform.adapt import materialized_in, uses_in
 from jlora.transform.interpreter import Traced, trace
 from jlora.transform.uses import Use
 from jlora.tree.leaf_paths import array_leaves
-from jlora.tree.module_names import has_outputs_first, is_bias, is_stacked, module_names, torch_path
+from jlora.tree.module_names import has_outputs_first, is_bias, is_stacked, torch_path
 
 TorchAxes = tuple[tuple[int, ...], ...]
 
@@ -44,7 +45,7 @@ def base_uses(fn: Callable, base: Any, args: tuple, kwargs: dict, names: Mapping
     """Traces `fn(base, *args, **kwargs)`. `names`: {path: PyTorch's name}, as for `save_adapter`."""
     leaves, traced = array_leaves(base), trace(fn, base, args, kwargs)
     uses = {path: _of_one_layer(torch_path(path, names), leaves[path], uses) for path, uses in uses_in(traced).items()}
-    modules = {path: _module_names(torch_path(path, names), leaf, uses[path]) for path, leaf in leaves.items()}
+    modules = {path: _layer_names(torch_path(path, names), leaf, uses[path]) for path, leaf in leaves.items()}
     biases = [path for path in leaves if is_bias(torch_path(path, names)) and not _has_rule(uses[path])]
     by_use = [path for path in leaves if path in (names or {}) or not has_outputs_first(path)]
     axes = dict.fromkeys(leaves) | {path: _torch_axes(leaves[path].ndim, uses[path]) for path in by_use}
@@ -52,10 +53,8 @@ def base_uses(fn: Callable, base: Any, args: tuple, kwargs: dict, names: Mapping
     return BaseUses(traced, leaves, uses, modules, biases, axes, tied)
 
 
-def _module_names(path: str, leaf: Any, uses: tuple[Use, ...]) -> list[str]:
-    """Returns the dotted name of each layer in the leaf, or of its one module if it is not a stack of layers."""
-    stacked = is_stacked(path) and any(0 in use.stack for use in uses)
-    return module_names(path, leaf.shape[0] if stacked else None)
+def _layer_names(path: str, leaf: Any, uses: tuple[Use, ...]) -> list[str]:
+    return leaf_layer_names(path, leaf.shape, {axis for use in uses for axis in use.stack})
 
 
 def _of_one_layer(path: str, leaf: Any, uses: tuple[Use, ...]) -> tuple[Use, ...]:

@@ -14,13 +14,13 @@ import numpy as np
 
 from jlora.errors import JloraError
 from jlora.initialization.abstract_adapter import abstract_adapter
-from jlora.initialization.init_adapter import init
+from jlora.initialization.init_adapter import draw_default
 from jlora.lora.config import LoraConfig
 from jlora.lora.entries import Entry, LowRank
+from jlora.lora.layer_names import layer_names
 from jlora.lora.matrices import Matrices, from_matrices, to_matrices
 from jlora.lora.targets import matches, pattern_value
 from jlora.transform.input_moments import second_moments
-from jlora.tree.module_names import is_stacked, module_names
 
 
 def init_eva(
@@ -58,13 +58,12 @@ def init_eva(
     first = next(batches, None)
     if first is None:
         raise JloraError("batches: expected at least one batch, found none")
-    plain = dataclasses.replace(config, init_lora_weights=True)
-    plan = abstract_adapter(plain, base, fn, first)
+    plan = abstract_adapter(config, base, fn, first)
     low_rank = {path: entry for path, entry in plan.items() if isinstance(entry, LowRank)}
     moments = _total_moments(fn, base, low_rank, itertools.chain([first], batches))
     spectra = {path: _spectrum(low_rank[path], total) for path, total in moments.items()}
     adapted = _with_ranks(config, low_rank, _redistributed(low_rank, spectra, rho))
-    adapter: dict[str, Entry] = dict(init(key, dataclasses.replace(adapted, init_lora_weights=True), base, fn, first))
+    adapter = draw_default(key, adapted, base, fn, first)
     for path in spectra.keys() & adapter.keys():
         entry = adapter[path]
         assert isinstance(entry, LowRank)
@@ -124,7 +123,8 @@ def _with_ranks(
     """The config of the new ranks, with each module's alpha / r as it was."""
     ranks, alphas, dropped = dict[str, int](), dict[str, float](), list[str]()
     for path, entry in adapter.items():
-        for name, old, new in zip(_names(path, entry), entry.ranks, new_ranks.get(path, entry.ranks), strict=True):
+        found = zip(layer_names(path, entry), entry.ranks, new_ranks.get(path, entry.ranks), strict=True)
+        for name, old, new in found:
             if new:
                 ranks[name] = new
                 alpha = pattern_value(config.alpha_pattern, name, config.lora_alpha)
@@ -139,12 +139,6 @@ def _with_ranks(
         rank_pattern=_pattern(ranks, config.r),
         alpha_pattern=_pattern(alphas, config.lora_alpha),
     )
-
-
-def _names(path: str, entry: LowRank) -> list[str]:
-    """The dotted names of the entry's layers."""
-    stacked = entry.scale.ndim > 1 and is_stacked(path)
-    return module_names(path, len(entry.ranks) if stacked else None)
 
 
 def _targets(kept: list[str], dropped: list[str]) -> list[str] | str:

@@ -15,17 +15,13 @@ from jlora.initialization.abstract_adapter import abstract_adapter
 from jlora.initialization.random_matrices import drawn
 from jlora.lora.config import LoraConfig
 from jlora.lora.dora import with_magnitude
-from jlora.lora.entries import Entry, Full, LowRank, Rows, rows_of
+from jlora.lora.entries import Adapter, Entry, LowRank, own_values
+from jlora.lora.initializations import find_initialization
 from jlora.tree.leaf_paths import leaves_by_path
 from jlora.tree.quantized import Quantized, as_array
 
-_OTHERS = {
-    "pissa": "init_residual",
-    "olora": "init_residual",
-    "lora_ga": "init_lora_ga",
-    "eva": "init_eva",
-    "loftq": "init_loftq",
-}
+Start = bool | str | Callable[..., Any]
+"""A value of `LoraConfig.init_lora_weights`."""
 
 
 def init(
@@ -61,24 +57,29 @@ def init(
         through an operation without a low-rank rule (it is named); a matching weight that `fn` never uses; an
         initialization that has its own function.
     """
-    leaves = leaves_by_path(base)
-    if isinstance(config.init_lora_weights, str):
-        _require_draw(config.init_lora_weights)
+    _require_draw(config.init_lora_weights)
     planned = abstract_adapter(config, base, fn, *args, allow_materialize=allow_materialize, names=names, **kwargs)
+    return _draw(key, planned, leaves_by_path(base), config.init_lora_weights)
+
+
+def draw_default(
+    key: jax.Array, config: LoraConfig, base: Any, fn: Callable, *args: Any, **kwargs: Any
+) -> dict[str, Entry]:
+    """Makes the adapter that `init` makes by default, whatever `config.init_lora_weights` is."""
+    return _draw(key, abstract_adapter(config, base, fn, *args, **kwargs), leaves_by_path(base), True)
+
+
+def _draw(key: jax.Array, planned: Adapter, leaves: Mapping[str, Any], start: Start) -> dict[str, Entry]:
     return {
-        path: _filled(jax.random.fold_in(key, zlib.crc32(path.encode())), config, entry, leaves[path])
+        path: _filled(jax.random.fold_in(key, zlib.crc32(path.encode())), start, entry, leaves[path])
         for path, entry in planned.items()
     }
 
 
-def _filled(key: jax.Array, config: LoraConfig, entry: Entry, leaf: jax.Array | Quantized) -> Entry:
-    if isinstance(entry, Full):
-        whole = as_array(leaf)
-        taken = whole if entry.layers is None else whole[jnp.asarray(entry.layers)]
-        return dataclasses.replace(entry, value=jnp.array(taken, copy=True))
-    if isinstance(entry, Rows):
-        return dataclasses.replace(entry, value=rows_of(as_array(leaf), entry))
-    return started(drawn(key, entry, config.init_lora_weights), leaf)
+def _filled(key: jax.Array, start: Start, entry: Entry, leaf: jax.Array | Quantized) -> Entry:
+    if not isinstance(entry, LowRank):
+        return dataclasses.replace(entry, value=jnp.array(own_values(as_array(leaf), entry), copy=True))
+    return started(drawn(key, entry, start), leaf)
 
 
 def started(entry: LowRank, leaf: jax.Array | Quantized) -> LowRank:
@@ -86,10 +87,10 @@ def started(entry: LowRank, leaf: jax.Array | Quantized) -> LowRank:
     return entry if entry.magnitude is None else with_magnitude(entry, leaf)
 
 
-def _require_draw(name: str) -> None:
-    other = next((function for start, function in _OTHERS.items() if name.startswith(start)), None)
-    if other is not None:
+def _require_draw(start: Start) -> None:
+    found = find_initialization(start)
+    if found is not None and found.function != "init":
         raise JloraError(
             f"LoraConfig.init_lora_weights: expected an initialization that needs no look at the weights, found"
-            f" {name!r}, which is jlora.{other}'s"
+            f" {start!r}, which is jlora.{found.function}'s"
         )

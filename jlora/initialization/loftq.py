@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora.errors import JloraError
-from jlora.initialization.init_adapter import init, started
+from jlora.initialization.init_adapter import draw_default, started
 from jlora.initialization.residual import as_wide_as_its_rank, largest_components, require_positive_alpha
 from jlora.lora.config import LoraConfig
 from jlora.lora.entries import Entry, LowRank
@@ -48,8 +47,7 @@ def init_loftq(
         iterations; a quantized base.
     """
     _require(config, base, iterations)
-    plain = dataclasses.replace(config, init_lora_weights=True)
-    adapter = init(key, plain, base, fn, *args, **kwargs)
+    adapter = draw_default(key, config, base, fn, *args, **kwargs)
     quantized = quantize(base, kind, fn, *args, **kwargs)
     leaves, codes = leaves_by_path(base), leaves_by_path(quantized)
     for path, entry in adapter.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora.errors import JloraError
-from jlora.initialization.init_adapter import init, started
+from jlora.initialization.init_adapter import draw_default, started
 from jlora.lora.config import LoraConfig
 from jlora.lora.entries import Adapter, Entry, LowRank
+from jlora.lora.initializations import is_residual
 from jlora.lora.matrices import Matrices, from_matrices, leaf_from_matrices, leaf_to_matrices, to_matrices
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves, require
 from jlora.tree.quantized import is_quantized
@@ -45,9 +45,7 @@ def init_residual(
         PiSSA with an alpha that is not above 0.
     """
     name = str(config.init_lora_weights)
-    _require_name(
-        config, re.fullmatch("pissa(_niter_[0-9]+)?|olora", name) is not None, "pissa, pissa_niter_N or olora"
-    )
+    _require_name(config, is_residual(name), "pissa, pissa_niter_N or olora")
     if name != "olora":
         require_positive_alpha(config, "PiSSA")
 
@@ -154,8 +152,7 @@ Start = Callable[[str, LowRank, jax.Array], list[Matrices]]
 def _split_off(
     key: jax.Array, config: LoraConfig, start: Start, base: Any, fn: Callable, *args: Any, **kwargs: Any
 ) -> tuple[Any, dict[str, Entry]]:
-    plain = dataclasses.replace(config, init_lora_weights=True)
-    return _split(init(key, plain, base, fn, *args, **kwargs), config, start, base)
+    return _split(draw_default(key, config, base, fn, *args, **kwargs), config, start, base)
 
 
 def _split(given: Adapter, config: LoraConfig, start: Start, base: Any) -> tuple[Any, dict[str, Entry]]:

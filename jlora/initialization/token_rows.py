@@ -9,10 +9,10 @@ import jax
 
 from jlora.errors import JloraError
 from jlora.initialization.base_uses import BaseUses
-from jlora.lora.config import OUTPUT_EMBEDDINGS, LoraConfig
+from jlora.lora.config import LoraConfig
 from jlora.lora.entries import Rows
 from jlora.lora.targets import matches
-from jlora.lora.tied_embedding import HEAD
+from jlora.tree.output_heads import HEAD, OUTPUT_EMBEDDINGS
 
 _FIELD = "LoraConfig.trainable_token_indices"
 _TOKEN_EMBEDDINGS = ("embed_tokens", "word_embeddings", "wte", "embed_in")

@@ -4,38 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from jlora.errors import JloraError
+from jlora.lora.initializations import INITIALIZATIONS, find_initialization
 from jlora.lora.name_patterns import is_expression
+from jlora.tree.output_heads import TASK_HEADS
 
-HEAD_NAMES = ("classifier", "score")
-"""What PEFT adds to `modules_to_save` for the classification of sequences and of tokens."""
-
-TASK_HEADS: dict[str, tuple[str, ...]] = {
-    "SEQ_CLS": HEAD_NAMES,
-    "TOKEN_CLS": HEAD_NAMES,
-    "QUESTION_ANS": ("qa_outputs",),
-    "CAUSAL_LM": (),
-    "SEQ_2_SEQ_LM": (),
-    "FEATURE_EXTRACTION": (),
-}
-"""PEFT's task types, and the modules that are trained whole for each."""
-
-OUTPUT_EMBEDDINGS = ("lm_head", "embed_out")
-"""What language models call the layer that gives their logits: "all-linear" leaves it out, as PEFT does."""
-
-_INITIALIZATIONS = "true, false, gaussian, orthogonal, pissa, pissa_niter_N, olora, loftq, eva, lora_ga or a function"
-
-
-def is_initialization(value: Any) -> bool:
-    """Whether `init_lora_weights` knows this value by name."""
-    named = isinstance(value, str) and re.fullmatch(
-        "gaussian|orthogonal|pissa|pissa_niter_[0-9]+|olora|loftq|eva|lora_ga", value
-    )
-    return isinstance(value, bool) or bool(named)
+_STARTS = f"true, false, {', '.join(one.name for one in INITIALIZATIONS)} or a function"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +75,9 @@ class LoraConfig:
             _require(isinstance(alpha, (int, float)) and math.isfinite(alpha), key, "a finite number", alpha)
         probability = isinstance(self.lora_dropout, (int, float)) and 0 <= self.lora_dropout < 1
         _require(probability, "lora_dropout", "a number in [0, 1)", self.lora_dropout)
-        named = callable(self.init_lora_weights) or is_initialization(self.init_lora_weights)
-        _require(named, "init_lora_weights", _INITIALIZATIONS, self.init_lora_weights)
+        start = self.init_lora_weights
+        known = isinstance(start, bool) or callable(start) or find_initialization(start) is not None
+        _require(known, "init_lora_weights", _STARTS, start)
         _require(self.bias in ("none", "all", "lora_only"), "bias", "none, all or lora_only", self.bias)
         tasks = f"one of {', '.join(TASK_HEADS)} or null"
         _require(self.task_type is None or self.task_type in TASK_HEADS, "task_type", tasks, self.task_type)

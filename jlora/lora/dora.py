@@ -17,12 +17,12 @@ _EXACT = jax.lax.Precision.HIGHEST
 
 def squared_norm(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
     """|leaf|^2 over the input axes: (*stack, *out), float32."""
-    stack, _, outputs, out = letters(low_rank)
+    axes = low_rank.axes
 
     def squares(leaf: jax.Array, stack: str, out: str) -> jax.Array:
-        return jnp.einsum(f"{out}->{stack}{outputs}", leaf * leaf)
+        return jnp.einsum(f"{out}->{stack}{axes.outputs}", leaf * leaf)
 
-    return _by_layer(squares, stack, out, leaf)
+    return _by_layer(squares, axes.stack, axes.leaf, leaf)
 
 
 def with_magnitude(low_rank: LowRank, leaf: jax.Array | Quantized) -> LowRank:
@@ -52,14 +52,15 @@ def gain(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
 
 def _moved(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
     """2 <W, U> + |U|^2 over the input axes: (*stack, *out)."""
-    stack, inputs, outputs, out = letters(low_rank)
+    axes = low_rank.axes
+    stack, inputs, outputs = axes.stack, axes.inputs, axes.outputs
     a, b = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (low_rank.a, scaled_b(low_rank)))
 
     def on_weight(w: jax.Array, stack: str, out: str, a: jax.Array) -> jax.Array:
         names = dict(zip(out, axis_names(w), strict=True))
         return split_einsum(f"{out},{stack}r{inputs}->{stack}r{outputs}", (w, a), names, precision=_EXACT)
 
-    wa = _by_layer(on_weight, stack, out, leaf, a)
+    wa = _by_layer(on_weight, stack, axes.leaf, leaf, a)
     gram = jnp.einsum(f"{stack}r{inputs},{stack}z{inputs}->{stack}rz", a, a, precision=_EXACT)
     ab = jnp.einsum(f"{stack}rz,{stack}z{outputs}->{stack}r{outputs}", gram, b, precision=_EXACT)
     ab, b = (split_like(x, wa) for x in (ab, b))
@@ -76,11 +77,3 @@ def _by_layer(fn: Callable, stack: str, out: str, leaf: jax.Array | Quantized, *
     if stack and out[0] == stack[0] and (not isinstance(leaf, Quantized) or leaf.stack):
         return jax.lax.map(lambda layer: _by_layer(fn, stack[1:], out[1:], *layer), (leaf, *others))
     return fn(jax.lax.stop_gradient(as_array(leaf).astype(jnp.float32)), stack, out, *others)
-
-
-def letters(low_rank: LowRank) -> tuple[str, str, str, str]:
-    """The letters of the spec's axes: (stack, inputs, outputs, leaf)."""
-    factors, out = low_rank.spec.split("->")
-    a, b = factors.split(",")
-    stack, inputs = a.split("r")
-    return stack, inputs, b.split("r")[1], out

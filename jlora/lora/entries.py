@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora.errors import JloraError
+from jlora.lora.spec import Spec, parse_spec
 from jlora.tree.leaf_paths import array_leaves, require
 from jlora.tree.quantized import Quantized, as_array
 
@@ -58,12 +59,16 @@ class LowRank:
     squared_norm: jax.Array | None = None
 
     @property
+    def axes(self) -> Spec:
+        """The axes that the spec names."""
+        return parse_spec(self.spec)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the leaf that the update is for."""
-        inputs, out = self.spec.split("->")
-        letters = inputs.replace(",", "")
-        sizes = dict(zip(letters, (*self.a.shape, *self.b.shape), strict=True))
-        return tuple(sizes[letter] for letter in out)
+        axes = self.axes
+        sizes = dict(zip(axes.a + axes.b, (*self.a.shape, *self.b.shape), strict=True))
+        return tuple(sizes[letter] for letter in axes.leaf)
 
 
 @jax.tree_util.register_dataclass
@@ -85,6 +90,11 @@ class Full:
     tied: bool = dataclasses.field(default=False, metadata={"static": True})
     torch_axes: tuple[tuple[int, ...], ...] | None = dataclasses.field(default=None, metadata={"static": True})
 
+    @property
+    def taken(self) -> tuple[int, ...] | None:
+        """The indices of the leaf that are trained; None is the whole leaf."""
+        return self.layers
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +110,11 @@ class Rows:
     value: jax.Array
     indices: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     axis: int = dataclasses.field(default=0, metadata={"static": True})
+
+    @property
+    def taken(self) -> tuple[int, ...]:
+        """The indices of the leaf, on the axis of the tokens, that are trained."""
+        return self.indices
 
     @property
     def place(self) -> tuple[Any, ...]:
@@ -119,18 +134,14 @@ def require_fit(adapter: Adapter, leaves: Mapping[str, Any]) -> None:
         if isinstance(entry, LowRank):
             fits, found = entry.shape == shape, f"{entry.shape}"
         else:
-            taken = _taken(entry)
-            fits, found = _whole_fits(entry, shape), f"{np.shape(entry.value)}{f' at {taken}' if taken else ''}"
+            at = f" at {entry.taken}" if entry.taken else ""
+            fits, found = _whole_fits(entry, shape), f"{np.shape(entry.value)}{at}"
         if not fits:
             raise JloraError(f"{path}: expected an entry for the base's shape {shape}, found one for {found}")
 
 
-def _taken(entry: Full | Rows) -> tuple[int, ...] | None:
-    return entry.indices if isinstance(entry, Rows) else entry.layers
-
-
 def _whole_fits(entry: Full | Rows, shape: tuple[int, ...]) -> bool:
-    found, taken = np.shape(entry.value), _taken(entry)
+    found, taken = np.shape(entry.value), entry.taken
     if isinstance(entry, Rows) and entry.axis < len(shape):
         shape = (shape[entry.axis], *shape[: entry.axis], *shape[entry.axis + 1 :])
     if taken is None:
@@ -140,13 +151,19 @@ def _whole_fits(entry: Full | Rows, shape: tuple[int, ...]) -> bool:
 
 def replaced(leaf: jax.Array | Quantized, entry: Full | Rows) -> jax.Array:
     """The base's leaf with what is trained whole in its place; dense, where the leaf is quantized."""
-    taken = _taken(entry)
-    if taken is None:
+    if entry.taken is None:
         return entry.value
     value = entry.value.astype(leaf.dtype)
     if isinstance(entry, Rows):
         return as_array(leaf).at[entry.place].set(jnp.moveaxis(value, 0, entry.axis))
-    return as_array(leaf).at[jnp.asarray(taken)].set(value)
+    return as_array(leaf).at[jnp.asarray(entry.taken)].set(value)
+
+
+def own_values(leaf: jax.Array, entry: Full | Rows) -> jax.Array:
+    """Returns the leaf's own values of what the entry trains, in the shape of `entry.value`."""
+    if isinstance(entry, Rows):
+        return rows_of(leaf, entry)
+    return leaf if entry.layers is None else leaf[jnp.asarray(entry.layers)]
 
 
 def rows_of(table: jax.Array, entry: Rows) -> jax.Array:

@@ -77,23 +77,16 @@ def _padded(x: jax.Array, rank: int) -> jax.Array:
 
 def leaf_to_matrices(like: LowRank, leaf: jax.Array) -> jax.Array:
     """A leaf, or anything of its shape, as (layers, out, in): the layout of torch's Linear."""
-    stack, inputs, outputs, out = _letters(like)
-    sizes = dict(zip(out, leaf.shape, strict=True))
-    layers, rows, columns = (math.prod(sizes[letter] for letter in letters) for letters in (stack, outputs, inputs))
-    return jnp.einsum(f"{out}->{stack}{outputs}{inputs}", leaf).reshape(layers, rows, columns)
+    axes = like.axes
+    sizes = dict(zip(axes.leaf, leaf.shape, strict=True))
+    groups = (axes.stack, axes.outputs, axes.inputs)
+    shape = [math.prod(sizes[letter] for letter in letters) for letters in groups]
+    return jnp.einsum(f"{axes.leaf}->{''.join(groups)}", leaf).reshape(shape)
 
 
 def leaf_from_matrices(like: LowRank, layers: jax.Array) -> jax.Array:
     """The inverse of `leaf_to_matrices`: (layers, out, in) in the leaf's shape."""
-    stack, inputs, outputs, out = _letters(like)
-    sizes = dict(zip(out, like.shape, strict=True))
-    unfolded = layers.reshape([sizes[letter] for letter in (*stack, *outputs, *inputs)])
-    return jnp.einsum(f"{stack}{outputs}{inputs}->{out}", unfolded)
-
-
-def _letters(like: LowRank) -> tuple[str, str, str, str]:
-    """Letters of the spec: (stack, inputs, outputs, leaf)."""
-    factors, out = like.spec.split("->")
-    a, b = factors.split(",")
-    stack, inputs = a.split("r")
-    return stack, inputs, b.split("r")[1], out
+    axes = like.axes
+    sizes = dict(zip(axes.leaf, like.shape, strict=True))
+    order = axes.stack + axes.outputs + axes.inputs
+    return jnp.einsum(f"{order}->{axes.leaf}", layers.reshape([sizes[letter] for letter in order]))

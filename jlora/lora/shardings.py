@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 from jax.sharding import Mesh
 
-from jlora.lora import dora
 from jlora.lora.entries import Adapter, Entry, LowRank, Rows
 from jlora.sharding.mesh import fitting
 from jlora.sharding.rules import leaf_names
@@ -41,8 +40,14 @@ def _entry_shardings(path: str, entry: Entry, mesh: Mesh, mode: Mode) -> Any:
 def _letters(entry: Entry) -> tuple[str, dict[str, str]]:
     """(a letter for each axis of the leaf, and those of each array of the entry: r for one that the leaf has not)."""
     if isinstance(entry, LowRank):
-        stack, inputs, outputs, leaf = dora.letters(entry)
-        a, b, gain = f"{stack}r{inputs}", f"{stack}r{outputs}", f"{stack}{outputs}"
-        return leaf, {"a": a, "b": b, "scale": f"{stack}r", "magnitude": gain, "squared_norm": gain}
+        axes = entry.axes
+        gain = axes.stack + axes.outputs
+        return axes.leaf, {
+            "a": axes.a,
+            "b": axes.b,
+            "scale": f"{axes.stack}r",
+            "magnitude": gain,
+            "squared_norm": gain,
+        }
     leaf = "abcdefgh"[: len(entry.value.shape)]
     return leaf, {"value": "r" + leaf.replace(leaf[entry.axis], "") if isinstance(entry, Rows) else leaf}

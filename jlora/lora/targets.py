@@ -8,8 +8,9 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from jlora.errors import JloraError, nearest
-from jlora.lora.config import HEAD_NAMES, OUTPUT_EMBEDDINGS, LoraConfig
+from jlora.lora.config import LoraConfig
 from jlora.lora.name_patterns import is_end, is_whole, layer_number, require_quick
+from jlora.tree.output_heads import HEAD_NAMES, OUTPUT_EMBEDDINGS
 
 Value = TypeVar("Value")
 

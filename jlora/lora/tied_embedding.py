@@ -9,9 +9,8 @@ from collections.abc import Iterable
 from jlora.lora.config import LoraConfig
 from jlora.lora.name_patterns import is_whole
 from jlora.lora.targets import is_all_linear, is_target, is_trained_whole
+from jlora.tree.output_heads import HEAD
 
-HEAD = "lm_head"
-"""The name of a language model's output head in transformers and PEFT."""
 _NAMED_SO = ("embed_tokens", HEAD)
 """PEFT ties the adapters of embedding and head only if the configuration names a module called so."""
 

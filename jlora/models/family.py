@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-HEAD_KEY = "lm_head.weight"
+from jlora.tree.output_heads import HEAD
+
+HEAD_KEY = f"{HEAD}.weight"
 """The head of every causal language model, as transformers calls it."""
 
 

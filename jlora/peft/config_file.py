@@ -14,9 +14,11 @@ from typing import Any
 from jlora.errors import JloraError
 from jlora.files.bounded_json import read_json
 from jlora.files.safetensors_reader import open_safetensors
-from jlora.lora.config import TASK_HEADS, LoraConfig
+from jlora.lora.config import LoraConfig
+from jlora.lora.initializations import INITIALIZATIONS, find_initialization
 from jlora.peft import mlx
 from jlora.peft.stored_tensors import weights_file
+from jlora.tree.output_heads import TASK_HEADS
 
 logger = logging.getLogger("jlora")
 
@@ -38,8 +40,8 @@ _OTHER_FUNCTIONS = {
 _OFF: tuple[Any, ...] = (None, False, "none", [], {})
 
 # Initializations that leave the base's weights as they are: of a trained adapter they say no more.
-_HARMLESS = ("gaussian", "orthogonal", "eva", "mica")
-RECOMPUTED = ("pissa", "olora")
+_HARMLESS = (*(one.name for one in INITIALIZATIONS if one.in_files == "unchanged"), "mica")
+RECOMPUTED = tuple(one.name for one in INITIALIZATIONS if one.in_files == "recomputed")
 """Initializations that changed the base's weights by an amount that can be computed from them again."""
 
 _LARGEST = 2**20
@@ -109,7 +111,8 @@ def write_config(
         fields["modules_to_save"] = list(heads)
     if heads and not set(heads) & set(config.trained_whole):
         fields["task_type"] = None  # told of a classifier, PEFT would look for its weights in the adapter's file
-    if not isinstance(config.init_lora_weights, bool) and config.init_lora_weights != "gaussian":
+    start = find_initialization(config.init_lora_weights)
+    if not isinstance(config.init_lora_weights, bool) and not (start and start.written):
         fields["init_lora_weights"] = True
     fields |= {
         "peft_type": "LORA",

@@ -17,7 +17,7 @@ from jlora.lora.config import LoraConfig
 from jlora.lora.entries import Adapter, Entry, LowRank
 from jlora.lora.matrices import Matrices, from_matrices, layer_ranks, to_matrices
 from jlora.lora.targets import is_target, matches, pattern_value
-from jlora.peft.tensor_keys import layer_names
+from jlora.peft.tensor_keys import peft_layer_names
 
 Value = TypeVar("Value", int, float)
 
@@ -90,7 +90,7 @@ def _layers(adapter: Adapter) -> dict[str, _Layer]:
     for path, entry in adapter.items():
         if isinstance(entry, LowRank):
             scales = np.asarray(entry.scale, np.float32).reshape(-1, entry.scale.shape[-1])
-            parts = zip(layer_names(path, entry), layer_ranks(entry), scales, strict=True)
+            parts = zip(peft_layer_names(path, entry), layer_ranks(entry), scales, strict=True)
             layers |= {name: _layer(name, scale[:rank]) for name, rank, scale in parts}
     return layers
 

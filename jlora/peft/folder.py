@@ -18,7 +18,7 @@ from jlora.files.atomic_folder import whole_folder
 from jlora.files.finite import require_finite
 from jlora.initialization.abstract_adapter import abstract_stored
 from jlora.initialization.residual import of_plain_base
-from jlora.lora.config import HEAD_NAMES, LoraConfig
+from jlora.lora.config import LoraConfig
 from jlora.lora.dora import squared_norm
 from jlora.lora.entries import Adapter, Entry, LowRank
 from jlora.lora.tied_embedding import is_tied_in_peft
@@ -33,6 +33,7 @@ from jlora.peft.torch_paths import in_torch_paths
 from jlora.peft.vllm import for_vllm
 from jlora.tree.leaf_paths import array_leaves
 from jlora.tree.module_names import torch_path
+from jlora.tree.output_heads import HEAD_NAMES
 
 __all__ = ["from_peft", "head_rows", "load_adapter", "save_adapter", "stored_config", "to_peft"]
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from jlora.errors import JloraError
 from jlora.lora.entries import Adapter, Full, Rows
-from jlora.lora.tied_embedding import HEAD
 from jlora.peft.tensor_keys import PREFIX, Slot, slots
 from jlora.tree.module_names import module_names
+from jlora.tree.output_heads import HEAD
 from jlora.tree.quantized import is_quantized
 
 _SAME = 1e-2

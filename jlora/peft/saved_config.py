@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from jlora.errors import JloraError
-from jlora.lora.config import HEAD_NAMES, LoraConfig
+from jlora.lora.config import LoraConfig
 from jlora.lora.entries import Adapter, Full, LowRank, Rows
 from jlora.lora.targets import is_in_module, is_trained_whole
 from jlora.lora.tied_embedding import naming_head
 from jlora.peft.fitted_config import fitted_config
 from jlora.peft.tensor_keys import adapted_names
 from jlora.tree.module_names import hf_keys, is_stacked, module_names
+from jlora.tree.output_heads import HEAD_NAMES
 
 
 def true_config(config: LoraConfig, adapter: Adapter) -> LoraConfig:

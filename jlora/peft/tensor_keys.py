@@ -26,6 +26,7 @@ import numpy as np
 
 from jlora.errors import JloraError, nearest
 from jlora.lora.entries import Adapter, Entry, Full, LowRank, Rows
+from jlora.lora.layer_names import layer_names
 from jlora.tree.module_names import hf_keys, is_stacked, is_transposed, module_names
 
 PREFIX = "base_model.model."
@@ -145,13 +146,13 @@ def adapted_names(adapter: Adapter) -> list[str]:
         name
         for path, entry in adapter.items()
         if isinstance(entry, LowRank)
-        for name, rank in zip(layer_names(path, entry), entry.ranks, strict=True)
+        for name, rank in zip(peft_layer_names(path, entry), entry.ranks, strict=True)
         if rank
     )
 
 
-def layer_names(path: str, entry: LowRank) -> list[str]:
-    """The name of the module of each of the entry's layers.
+def peft_layer_names(path: str, entry: LowRank) -> list[str]:
+    """The name of the module of each of the entry's layers, each a module of its own in PEFT.
 
     Raises:
       JloraError: a stack inside one module, for which PEFT's files have no form.
@@ -162,16 +163,15 @@ def layer_names(path: str, entry: LowRank) -> list[str]:
             f"{path}: expected one module a layer, found a stack {stack} inside a module,"
             " for which PEFT's files have no form"
         )
-    return module_names(path, len(entry.ranks) if stack else None)
+    return layer_names(path, entry)
 
 
 def is_conv1d(path: str, entry: Entry) -> bool:
     """Whether the leaf is GPT-2's Conv1D: stored under the checkpoint's own name, `weight`, as (in, out)."""
     if not isinstance(entry, LowRank) or entry.kind != "linear" or not path.endswith("/weight"):
         return False
-    factors, leaf = entry.spec.split("->")
-    inputs, outputs = (factor.split("r")[1] for factor in factors.split(","))
-    return leaf.index(inputs[0]) < leaf.index(outputs[0])
+    axes = entry.axes
+    return axes.leaf.index(axes.inputs[0]) < axes.leaf.index(axes.outputs[0])
 
 
 def _low_rank_slots(path: str, entry: LowRank) -> Iterator[Slot]:
@@ -182,7 +182,7 @@ def _low_rank_slots(path: str, entry: LowRank) -> Iterator[Slot]:
     a_key, b_key = ("lora_embedding_A", "lora_embedding_B") if lookup else ("lora_A.weight", "lora_B.weight")
     a_order, b_order = tuple(range(1 + len(inputs))), (*range(1, 1 + len(outputs)), 0)
     width = math.prod(outputs)
-    for layer, (name, rank) in enumerate(zip(layer_names(path, entry), entry.ranks, strict=True)):
+    for layer, (name, rank) in enumerate(zip(peft_layer_names(path, entry), entry.ranks, strict=True)):
         if rank:
             index = (layer,) if stack else ()
             part, key = (*index, slice(rank)), f"{PREFIX}{name}"

@@ -9,12 +9,12 @@ import jax
 
 from jlora.errors import JloraError
 from jlora.lora.config import LoraConfig
+from jlora.lora.layer_names import leaf_layer_names
 from jlora.lora.targets import check_targets, is_all_linear, is_target
 from jlora.quantization.encode import quantize_leaf
 from jlora.transform.adapt import find_uses
 from jlora.transform.uses import Use
 from jlora.tree.leaf_paths import array_leaves, replace_leaves
-from jlora.tree.module_names import is_stacked, module_names
 from jlora.tree.output_heads import is_in_head
 from jlora.tree.quantized import Kind, Quantized, as_array, is_quantized
 
@@ -53,7 +53,7 @@ def dequantize(tree: Any, dtype: Any = None) -> Any:
 
 
 def _names(path: str, leaf: Any, uses: tuple[Use, ...]) -> list[str]:
-    return module_names(path, leaf.shape[0] if is_stacked(path) and any(use.stack for use in uses) else None)
+    return leaf_layer_names(path, leaf.shape, {axis for use in uses for axis in use.stack})
 
 
 def _quantizable(leaf: Any, uses: tuple[Use, ...]) -> bool:

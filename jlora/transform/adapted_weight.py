@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,23 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora.lora import dora
-from jlora.lora.entries import Entry, Full, Rows, rows_of, scaled_b
+from jlora.lora.entries import Entry, Full, LowRank, Rows, rows_of, scaled_b
 from jlora.ops.products import einsum
 from jlora.transform.quantized_weight import Deferred, deferred, formed
 from jlora.tree.quantized import Quantized, as_array
+
+
+class Role(enum.Enum):
+    """Why the interpreter follows a weight."""
+
+    ADAPTED = enum.auto()
+    """Its updates are added wherever it is used."""
+    QUANTIZED = enum.auto()
+    """It has no update: it is dequantized wherever it is used."""
+    OBSERVED = enum.auto()
+    """Its uses are recorded; it has no factors yet."""
+    PROBED = enum.auto()
+    """Nothing is added, but the gradient of `a` is the second moments of its input (`jlora.transform.moment_probe`)."""
 
 
 @jax.tree_util.register_dataclass
@@ -23,16 +37,15 @@ class Update:
     """What one leaf adds to a weight: the sum over r of a[r] * b[r], which is never formed.
 
     Attributes:
-      a, b: (r, *dims), of size 1 on the axes over which they do not vary; the scale is in b. None if the leaf is
-        watched: tracing only records how it is used.
+      a, b: (r, *dims), of size 1 on the axes over which they do not vary; the scale is in b. None if the leaf
+        is observed.
       path: the leaf's path.
       axes: for each dim, the axes of the leaf that it came from.
       stack: the axes of the leaf that scans have sliced away.
       picked: the axes of the leaf on which a single index was taken (`w[i]`).
       dropout: rate for the input of a.
       only: the kind of use that sees the update; None is every use.
-      tapped: whether the gradient of a is replaced with the second moments of the input
-        (`jlora.transform.moment_probe`).
+      role: of the weight that the update is for.
     """
 
     a: jax.Array | None
@@ -43,16 +56,16 @@ class Update:
     picked: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
     dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
     only: str | None = dataclasses.field(default=None, metadata={"static": True})
-    tapped: bool = dataclasses.field(default=False, metadata={"static": True})
+    role: Role = dataclasses.field(default=Role.ADAPTED, metadata={"static": True})
 
     @property
-    def watched(self) -> bool:
-        """Whether only the use of the leaf is recorded."""
-        return self.a is None
+    def has_factors(self) -> bool:
+        """Whether there are a and b: not where the leaf is only observed."""
+        return self.role is not Role.OBSERVED
 
     @property
     def factors(self) -> tuple[jax.Array, jax.Array]:
-        """(a, b) of an update that is not just watched."""
+        """(a, b) of an update that has them."""
         assert self.a is not None
         assert self.b is not None
         return self.a, self.b
@@ -75,9 +88,9 @@ class Factored:
     gain: jax.Array | None = None
 
     @property
-    def watched(self) -> bool:
-        """Whether only the uses of the leaves are recorded."""
-        return any(update.watched for update in self.updates)
+    def role(self) -> Role:
+        """That of all of its updates: the leaves of one evaluation have one role, unless they have no update."""
+        return self.updates[0].role if self.updates else Role.QUANTIZED
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,7 +100,17 @@ class Factored:
 
 def watch(path: str, weight: jax.Array | Quantized) -> Factored:
     """The leaf without an update, to see how it is used."""
-    return Factored(deferred(weight), (Update(None, None, path, _own_axes(weight)),))
+    return Factored(deferred(weight), (Update(None, None, path, _own_axes(weight), role=Role.OBSERVED),))
+
+
+def probed(path: str, weight: jax.Array | Quantized, entry: LowRank, moments: jax.Array) -> Factored:
+    """The leaf with `moments` (*stack, in, in) where A would be: their gradient is what its inputs' moments are."""
+    axes = entry.axes
+    leading, rest = moments.shape[: len(axes.stack) + 1], len(axes.stack) + 1
+    a = moments.reshape(*leading, *entry.a.shape[rest:])
+    b = jnp.zeros((*leading, *entry.b.shape[rest:]), jnp.float32)
+    a, b = _spread(a, axes.a, f"r{axes.leaf}"), _spread(b, axes.b, f"r{axes.leaf}")
+    return Factored(deferred(weight), (Update(a, b, path, _own_axes(weight), role=Role.PROBED),))
 
 
 def unadapted(path: str | None, leaf: Any) -> Any:
@@ -107,10 +130,12 @@ def factored(path: str, weight: jax.Array | Quantized, entry: Entry) -> Factored
         return Factored(deferred(weight), (Update(a, b, path, _own_axes(weight), only=entry.only),))
     if isinstance(entry, Rows):
         return Factored(deferred(weight), (Update(*_of_rows(entry, weight), path, _own_axes(weight)),))
-    stack, inputs, outputs, out = dora.letters(entry)
-    a = _spread(entry.a, f"{stack}r{inputs}", f"r{out}")
-    b = _spread(scaled_b(entry), f"{stack}r{outputs}", f"r{out}")
-    gain = None if entry.magnitude is None else _spread(dora.gain(entry, weight), stack + outputs, out)
+    axes = entry.axes
+    a = _spread(entry.a, axes.a, f"r{axes.leaf}")
+    b = _spread(scaled_b(entry), axes.b, f"r{axes.leaf}")
+    gain = None
+    if entry.magnitude is not None:
+        gain = _spread(dora.gain(entry, weight), axes.stack + axes.outputs, axes.leaf)
     update = Update(a, b, path, _own_axes(weight), dropout=entry.dropout, only=entry.only)
     return Factored(deferred(weight), (update,), gain)
 
@@ -144,7 +169,7 @@ def dense(value: Factored) -> jax.Array:
     """Computes gain * (weight + the updates), for uses without a rule."""
     weight = formed(value.weight)
     for update in value.updates:
-        if not update.watched:
+        if update.has_factors:
             weight = weight + _formed(update).astype(weight.dtype)
     return weight if value.gain is None else (weight.astype(value.gain.dtype) * value.gain).astype(weight.dtype)
 
@@ -172,7 +197,7 @@ def slice_leading(value: Factored) -> tuple[Factored, Factored]:
     size, gain = value.weight.shape[0], value.gain
     outer = Factored(
         value.weight,
-        tuple(update if update.watched else _leading(update, size) for update in value.updates),
+        tuple(_leading(update, size) if update.has_factors else update for update in value.updates),
         None if gain is None else jnp.broadcast_to(gain, (size, *gain.shape[1:])),
     )
     inner = (dataclasses.replace(u, axes=u.axes[1:], stack=(*u.stack, *u.axes[0])) for u in value.updates)

@@ -11,7 +11,7 @@ import jax
 
 from jlora.errors import JloraError
 from jlora.transform import jax_versions
-from jlora.transform.adapted_weight import Factored, Update, dense
+from jlora.transform.adapted_weight import Factored, Role, Update, dense
 from jlora.transform.uses import Use
 
 
@@ -22,7 +22,7 @@ class Context:
     Attributes:
       key: dropout key of this level; None is evaluation.
       materialize: whether a weight plus update may be formed where no rule takes it.
-      uses: {path: uses in their order, as keys} of the leaves that are watched, one dict for all levels.
+      uses: {path: uses in their order, as keys} of the leaves that are observed, one dict for all levels.
       formed: {(path, primitive, equation)} of what was materialized, one dict (as a set) for all levels.
       drawn: how many keys this level has given away, by path ("" for nested loops and branches).
     """
@@ -42,13 +42,13 @@ class Context:
         A quantized weight without one is dequantized there.
 
         Raises:
-          JloraError: the value has an update, and nothing may be materialized. A leaf that is only watched is
+          JloraError: the value has an update, and nothing may be materialized. A leaf that is only observed is
             noted instead.
         """
         if not isinstance(value, Factored):
             return value
         for update in value.updates:
-            if update.watched:
+            if value.role is Role.OBSERVED:
                 self.saw(update, Use(where, tuple(sorted({*update.stack, *update.picked}))))
             elif self.materialize:
                 self.formed[update.path, where, equation] = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from jlora.lora.entries import Adapter, LowRank
-from jlora.transform.adapted_weight import Factored, factored, unadapted
+from jlora.transform.adapted_weight import probed, unadapted
 from jlora.transform.context import Context
 from jlora.transform.interpreter import results_of, trace
-from jlora.tree.quantized import Quantized
 
 
 def second_moments(fn: Callable, base: Any, adapter: Adapter, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
@@ -38,7 +36,7 @@ def second_moments(fn: Callable, base: Any, adapter: Adapter, *args: Any, **kwar
         values = [
             unadapted(path, leaf)
             if path is None or path not in taps
-            else _tapped(path, leaf, products[path], taps[path])
+            else probed(path, leaf, products[path], taps[path])
             for path, leaf in zip(traced.paths, traced.leaves, strict=True)
         ]
         results = [x for x in results_of(Context(None), traced, values) if jnp.issubdtype(x.dtype, jnp.floating)]
@@ -52,14 +50,3 @@ def _moments_of_nothing(entry: LowRank) -> jax.Array:
     stack = len(entry.scale.shape) - 1
     width = math.prod(entry.a.shape[stack + 1 :])
     return jnp.zeros((*entry.a.shape[:stack], width, width), jnp.float32)
-
-
-def _tapped(path: str, leaf: jax.Array | Quantized, entry: LowRank, tap: jax.Array) -> Factored:
-    """The leaf with the place for its moments where A would be; nothing is added to it."""
-    stack = len(entry.scale.shape) - 1
-    a = tap.reshape(*tap.shape[: stack + 1], *entry.a.shape[stack + 1 :])
-    b = jnp.zeros((*tap.shape[: stack + 1], *entry.b.shape[stack + 1 :]), jnp.float32)
-    scale = jnp.ones(tap.shape[: stack + 1], jnp.float32)
-    plain = LowRank(a, b, scale, entry.spec, entry.ranks)
-    value = factored(path, leaf, plain)
-    return dataclasses.replace(value, updates=tuple(dataclasses.replace(u, tapped=True) for u in value.updates))

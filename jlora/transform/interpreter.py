@@ -16,7 +16,7 @@ from jax.extend import core
 
 from jlora.sharding.explicit_axes import first_place
 from jlora.transform import jax_versions
-from jlora.transform.adapted_weight import Factored, dense
+from jlora.transform.adapted_weight import Factored, Role, dense
 from jlora.transform.context import Context
 from jlora.transform.rules.axis_ops import moved
 from jlora.transform.rules.control_flow import CONTROL_FLOW
@@ -105,7 +105,7 @@ def _apply_rule(context: Context, producers: Mapping[Any, Any], eqn: Any, inputs
     if name in CONTROL_FLOW:
         return CONTROL_FLOW[name](evaluate, context, params, inputs)
     if _count(inputs) > 1:
-        inputs = [dense(x) if isinstance(x, Factored) and not x.updates else x for x in inputs]
+        inputs = [dense(x) if _role(x) is Role.QUANTIZED else x for x in inputs]
     if name in LINEAR_MAPS:
         results = _map(context, producers, eqn, inputs)
     elif name in CONSUMERS:
@@ -121,6 +121,10 @@ def _count(inputs: list) -> int:
     return sum(isinstance(value, Factored) for value in inputs)
 
 
+def _role(value: Any) -> Role | None:
+    return value.role if isinstance(value, Factored) else None
+
+
 def _alone(eqn: Any, inputs: list) -> list:
     return _apply_plain(jax.make_jaxpr(lambda: None)().jaxpr, eqn, inputs)
 
@@ -128,7 +132,7 @@ def _alone(eqn: Any, inputs: list) -> list:
 def _consume(context: Context, name: str, params: dict, inputs: list) -> list | None:
     if _count(inputs) == 1:
         return CONSUMERS[name](context, params, inputs)
-    if not all(value.watched for value in inputs if isinstance(value, Factored)):
+    if not all(_role(value) in (None, Role.OBSERVED) for value in inputs):
         return None
     results: list | None = []
     for i, value in enumerate(inputs):  # each is a weight, the others the data
@@ -148,7 +152,7 @@ def _move(eqn: Any, inputs: list) -> list | None:
 def _map(context: Context, producers: Mapping[Any, Any], eqn: Any, inputs: list) -> list | None:
     """Applies a linear map; beside a weight, a parameter that is not a matrix (such as a gain) counts as data."""
     name = eqn.primitive.name
-    if not any(isinstance(value, Factored) and value.updates for value in inputs):
+    if all(_role(value) in (None, Role.QUANTIZED) for value in inputs):
         return None
     if name in ("mul", "div") and any(isinstance(value, Factored) and is_matrix(value) for value in inputs):
         inputs = [

@@ -1,9 +1,30 @@
-"""Which leaves of jlora's models are quantized where nothing else is said: by their paths, before they are read."""
+"""The names of the modules that make a model's output, and which weights stay dense because of them."""
 
 from __future__ import annotations
 
-OUTPUT_HEADS = ("lm_head", "embed_out", "score", "classifier", "pre_classifier", "qa_outputs")
-"""Modules that make a model's output and stay as they are: errors there are not made good by any later layer."""
+HEAD = "lm_head"
+"""The name of a language model's output head in transformers and PEFT."""
+
+OUTPUT_EMBEDDINGS = (HEAD, "embed_out")
+"""What language models call the layer that gives their logits: "all-linear" leaves it out, as PEFT does."""
+
+HEAD_NAMES = ("classifier", "score")
+"""What PEFT adds to `modules_to_save` for the classification of sequences and of tokens."""
+
+_ANSWERS = ("qa_outputs",)
+
+TASK_HEADS: dict[str, tuple[str, ...]] = {
+    "SEQ_CLS": HEAD_NAMES,
+    "TOKEN_CLS": HEAD_NAMES,
+    "QUESTION_ANS": _ANSWERS,
+    "CAUSAL_LM": (),
+    "SEQ_2_SEQ_LM": (),
+    "FEATURE_EXTRACTION": (),
+}
+"""PEFT's task types, and the modules that are trained whole for each."""
+
+OUTPUT_HEADS = (*OUTPUT_EMBEDDINGS, *HEAD_NAMES, "pre_classifier", *_ANSWERS)
+"""Modules that stay dense in a quantized model: errors there are not made good by any later layer."""
 
 
 def is_linear_weight(path: str) -> bool:

@@ -13,11 +13,11 @@ import pytest
 import train.classify.config
 import train.lm.config
 from jlora.errors import JloraError
+from jlora.pretrained.locate import local_path
 from train.cli.arguments import PARSERS
 from train.cli.parse import parse
 from train.devices.placement import require_shared
 from train.planning.virtual_mesh import mesh_sizes
-from train.sources.locate import local_path
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -31,9 +31,9 @@ from jlora.gguf.reader import read_gguf
 from jlora.models.registry import FAMILIES
 from jlora.pretrained.folder import INDEX_FILE, SINGLE_FILE, open_tensors
 from jlora.pretrained.load import load_base, load_config
+from jlora.pretrained.tokenizer import load_tokenizer
 from tests.support.adapters import small_adapter
 from tests.support.training import tiny
-from train.sources.model_files import load_tokenizer
 
 ZEROS = bytes(16)
 

@@ -12,6 +12,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jlora
+from jlora.generation.open_model import load_language_model
+from jlora.generation.stored_vocabulary import with_stored_vocabulary
 from jlora.tree.leaf_paths import leaves_by_path
 from tests.support.models.encoder_cases import difference
 from tests.support.training import tiny, tiny_lm
@@ -19,10 +21,8 @@ from tests.support.training.lm_data import byte_tokenizer
 from train import export, generate
 from train.lm import __main__ as lm
 from train.lm.config import LMConfig
-from train.lm.language_model import load_language_model
 from train.lm.model import abstract_model, prepare_model
 from train.lm.vocabulary.added_tokens import add_tokens
-from train.lm.vocabulary.stored_vocabulary import with_stored_vocabulary
 from train.planning.memory import held_bytes
 
 TOKENS = ["<|im_start|>", "<|im_end|>"]

@@ -13,9 +13,11 @@ ROOT = Path(__file__).parents[2]
 ON_DISK = {
     "__main__",
     "files.atomic_folder", "files.bounded_json", "files.nearest_file", "files.path_checks", "files.safetensors_reader",
+    "generation.open_model", "generation.stored_vocabulary",
     "gguf.adapter", "gguf.model", "gguf.reader",
-    "peft.config_file", "peft.folder", "peft.mlx", "peft.stored_tensors",
-    "pretrained.folder", "pretrained.load", "pretrained.stored_head", "pretrained.weights",
+    "peft.base_model", "peft.config_file", "peft.folder", "peft.mlx", "peft.stored_tensors",
+    "pretrained.folder", "pretrained.load", "pretrained.locate", "pretrained.stored_head", "pretrained.tokenizer",
+    "pretrained.tokenizer_files", "pretrained.weights",
 }  # fmt: skip
 """The library's files that may touch the disk."""
 PRIVATE = {

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import jlora
+from jlora.pretrained.locate import local_path
 from tests.support.training import lm_folders, tiny, tiny_lm
 from train import generate
 from train.cli.arguments import PARSERS
-from train.sources.locate import local_path
 
 _GREEDY = ("--greedy", "--max-new-tokens", "12")
 

@@ -16,13 +16,13 @@ from jlora.algebra.merge import merged_leaves
 from jlora.errors import JloraError
 from jlora.files.atomic_folder import whole_folder
 from jlora.initialization.residual import subtract_initial
+from jlora.lora.adapted_model import Adapted
 from jlora.pretrained.folder import whole_model
 from jlora.pretrained.load import build, load_config, load_weights, save_base
 from jlora.tree.leaf_paths import replace_leaves
 from jlora.tree.quantized import is_quantized
 from train.devices.placement import to_first
 from train.devices.processes import first_alone
-from train.sources.starting_adapter import Adapted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

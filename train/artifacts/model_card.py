@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
+from jlora.lora.initializations import is_residual
 from jlora.printable import printable
 
 Kind = Literal["merged", "adapter"]
@@ -142,7 +143,7 @@ def _what(facts: Facts, kind: Kind) -> str:
     lines = [f"{subject} `{base}`, trained on `{dataset}`.", "", f"- Method: {method}"]
     lines.append(f"- Task: {(facts.problem_type or facts.task).replace('_', ' ').replace('-', ' ')}")
     start = str(facts.lora.get("init_lora_weights"))
-    if kind == "adapter" and start.startswith(("pissa", "olora")):
+    if kind == "adapter" and is_residual(start):
         lines.append(f"- Rank: twice the r of the training; {start} took its start out of the base, which is put back")
     if facts.labels:
         lines.append("- Labels: " + ", ".join(f"{index} = {label}" for index, label in enumerate(facts.labels)))

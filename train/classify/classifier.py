@@ -16,8 +16,12 @@ import jlora
 from jlora.errors import JloraError
 from jlora.files.bounded_json import read_json
 from jlora.files.path_checks import as_path
+from jlora.lora.adapted_model import Adapted
+from jlora.peft.base_model import base_of
 from jlora.peft.folder import head_rows
 from jlora.pretrained.load import build, example_batch, load_weights
+from jlora.pretrained.locate import model_folder, settle_hub
+from jlora.pretrained.tokenizer import load_tokenizer, pad_id
 from jlora.pretrained.weights import new_heads
 from train.classify.data.labels import Labels, ProblemType, labels_of_config
 from train.classify.data.splits import Split
@@ -26,9 +30,6 @@ from train.classify.evaluate import logits_forward, logits_of
 from train.classify.model import Prepared, classifier_config
 from train.data.bucketing import bucket_lengths
 from train.loop.evaluation import make_eval_step
-from train.sources.locate import settle_hub
-from train.sources.model_files import base_of, load_tokenizer, model_folder, pad_id
-from train.sources.starting_adapter import Adapted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

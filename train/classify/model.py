@@ -13,9 +13,12 @@ from jax.sharding import Mesh
 
 import jlora
 from jlora.errors import JloraError
+from jlora.lora.adapted_model import Adapted
 from jlora.lora.targets import is_trained_whole
 from jlora.models.registry import FAMILIES, family
 from jlora.pretrained.load import abstract_base, build, load_config, load_weights
+from jlora.pretrained.locate import model_folder
+from jlora.pretrained.tokenizer import pad_id
 from jlora.pretrained.weights import new_heads
 from jlora.tree.leaf_paths import leaves_by_path
 from jlora.tree.module_names import module_names
@@ -27,8 +30,7 @@ from train.classify.data.tokens import Tokens, default_cache_dir, tokenize
 from train.data.bad_rows import left_out
 from train.data.random_streams import Stream, stream_key
 from train.devices.placement import put_adapted
-from train.sources.model_files import model_folder, pad_id
-from train.sources.starting_adapter import Adapted, lora_config, with_abstract_adapter, with_adapter
+from train.sources.starting_adapter import lora_config, with_abstract_adapter, with_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

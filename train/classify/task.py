@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jlora.lora.adapted_model import Adapted
 from jlora.pretrained.load import example_batch
+from jlora.pretrained.tokenizer import load_tokenizer
 from train.artifacts import adapter_and_merged
 from train.classify import metrics
 from train.classify.baseline import no_better
@@ -42,8 +44,6 @@ from train.devices.platform import attention_of
 from train.loop.evaluation import make_eval_step
 from train.loop.step import TotalLoss
 from train.planning.parameter_table import summary
-from train.sources.model_files import load_tokenizer
-from train.sources.starting_adapter import Adapted
 from train.task.fit import longest_batch, require_fit
 from train.task.protocol import EndedRun, Found, Opened, Results, TrainingTask
 

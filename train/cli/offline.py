@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 
+from jlora.pretrained.locate import forbid_network, hub_answers
 from train.cli.parse import Request
 from train.cli.resolve import resolve
 from train.config.run_config import AnyConfig, RunConfig
+from train.sources.hub_cache import is_cached
 from train.sources.hub_names import data_hub_names, model_hub_names, needs_hub
-from train.sources.locate import forbid_network, hub_answers, is_cached
 
 logger = logging.getLogger(__name__)
 

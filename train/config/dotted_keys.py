@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-_WORDS = {
-    str: "text",
-    int: "whole number",
-    float: "number",
-    bool: "true or false",
-    type(None): "null",
-    Any: "value",
-}
-_BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+from jlora.files.type_in_words import type_in_words
 
 
 def sections(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
@@ -61,7 +52,7 @@ def kinds(annotation: Any) -> set[Any]:
 
 def describe(field: FieldInfo) -> str:
     """The type of a field in words, such as `whole number >= 1 or null`."""
-    return _either(field.annotation, field.metadata)
+    return type_in_words(field.annotation, field.metadata)
 
 
 def unknown(key: str, schema: type[BaseModel]) -> str:
@@ -106,30 +97,3 @@ def _near(leaf: str, names: dict[str, str]) -> list[str]:
         or difflib.get_close_matches(leaf, names, n=1)
     )
     return [names[name] for name in found]
-
-
-def _alternatives(annotation: Any, metadata: Iterable[Any] = ()) -> list[str]:
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin in (Union, types.UnionType):
-        words = [word for argument in arguments for word in _alternatives(argument)]
-        return [word for word in dict.fromkeys(words) if not _has_wider(words, word)]
-    if origin is Annotated:
-        return _alternatives(arguments[0], [part for info in arguments[1:] for part in info.metadata])
-    if origin is Literal:
-        return [str(value) for value in arguments]
-    if origin is list:
-        return [f"list of {_either(arguments[0])}"]
-    if origin is dict:
-        return [f"mapping {{{_either(arguments[0])}: {_either(arguments[1])}}}"]
-    bounds = [f"{sign} {getattr(m, name)}" for m in metadata for name, sign in _BOUNDS.items() if hasattr(m, name)]
-    return [" ".join([_WORDS[annotation], " and ".join(bounds)]).strip()]
-
-
-def _either(annotation: Any, metadata: Iterable[Any] = ()) -> str:
-    words = _alternatives(annotation, metadata)
-    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-
-
-def _has_wider(words: list[str], word: str) -> bool:
-    """Whether `whole number ...` stands beside `number ...`, which includes it."""
-    return word.startswith("whole ") and word.removeprefix("whole ") in words

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from jlora.lora.config import is_initialization
+from jlora.lora.initializations import INITIALIZATIONS, find_initialization, is_residual
 
 Count = Annotated[int, Field(ge=1)]
 Rank = Annotated[int, Field(ge=1, le=2**16)]
@@ -122,15 +122,17 @@ class LoraSection(Section):
         given = self.init_lora_weights
         if given in _NEEDS_DATA:
             raise ValueError(f"lora.init_lora_weights: expected one that needs no data, found {_NEEDS_DATA[given]}")
-        if given not in self.initializations and (given == "loftq" or not is_initialization(given)):
-            named = ["true, false, gaussian, orthogonal, pissa, pissa_niter_N", *self.initializations]
-            raise ValueError(f"lora.init_lora_weights: expected {', '.join(named)} or olora; found {given!r}")
+        known = [one for one in INITIALIZATIONS if not one.needs_data]
+        known = [one for one in known if one.name != "loftq" or "loftq" in self.initializations]
+        if not isinstance(given, bool) and find_initialization(given) not in known:
+            *names, last = ("true", "false", *(one.name for one in known))
+            raise ValueError(f"lora.init_lora_weights: expected {', '.join(names)} or {last}; found {given!r}")
         return self
 
     @property
     def is_residual(self) -> bool:
         """Whether training starts with a part of the base's weights in the adapter, on the base that is left."""
-        return str(self.init_lora_weights).startswith(("pissa", "olora"))
+        return is_residual(self.init_lora_weights)
 
 
 class TrainSection(Section):

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jlora.errors import HubError, JloraError
+from jlora.pretrained.locate import local_path
 from train.data.table_files import Table, class_names, read_table, without_filled
-from train.sources.locate import local_path
 
 if TYPE_CHECKING:
     from train.config.sections import DataSource

@@ -9,16 +9,15 @@ import csv
 import io
 import itertools
 import json
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jlora.errors import JloraError, nearest
+from jlora.files.whole_text import require_text
 
 _LONGEST_CSV_FIELD = 2**31 - 1
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,6 @@ class Table:
     def where(self, row: int) -> str:
         """`file, data row 8`: how an error names row 7, counted from 0."""
         return f"{self.name}, data row {row + 1}"
-
-
-def require_text(value: Any, where: str) -> str:
-    """Returns the value; raises JloraError that begins with `where` if it is not text or has unpaired surrogates."""
-    if not isinstance(value, str) or _LONE_SURROGATE.search(value):
-        found = "nothing" if value is None else f"{ascii(value)[:60]} ({type(value).__name__})"
-        raise JloraError(f"{where}: expected text in whole Unicode characters, found {found}")
-    return value
 
 
 def read_table(path: Path, name: str, encoding: str = "utf-8", separator: str = ",") -> Table:

@@ -18,13 +18,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jlora.errors import JloraError
+from jlora.lora.adapted_model import Adapted
 from jlora.lora.shardings import adapter_shardings
 from jlora.sharding.base import base_shardings
+from jlora.sharding.gather import gather, leaf_to_host, placed_mesh, to_host
 from jlora.sharding.mesh import BATCH, make_mesh
 from train.config.run_config import RunConfig
 from train.devices.compilation import jit
 from train.devices.processes import is_first
-from train.sources.starting_adapter import Adapted
 
 
 def mesh_of(config: RunConfig, devices: Sequence[Any] | None = None) -> Mesh | None:
@@ -88,7 +89,7 @@ def put_rest(mesh: Mesh | None, tree: Any) -> Any:
     if mesh is None:
         return tree
     whole = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda leaf: leaf if _mesh(leaf) == mesh else _put(leaf, whole), tree)
+    return jax.tree.map(lambda leaf: leaf if placed_mesh(leaf) == mesh else _put(leaf, whole), tree)
 
 
 def put_batch(mesh: Mesh | None, size: int, make: Callable[[np.ndarray], Any]) -> Any:
@@ -131,11 +132,6 @@ def eval_step_on(mesh: Mesh | None, step: Any) -> Callable:
     )
 
 
-def to_host(tree: Any) -> Any:
-    """Copies of all arrays as numpy, gathered one by one; of several processes all must take part."""
-    return jax.tree.map(_on_host, tree)
-
-
 def kept(tree: Any) -> Any:
     """Copies of all arrays in the host's memory, which stay when these are donated: numpy; of an array that several
     processes share each keeps its own parts, in a jax.Array.
@@ -168,13 +164,9 @@ def on_cpu() -> AbstractContextManager:
         return nullcontext()
 
 
-def _on_host(leaf: Any) -> np.ndarray:
-    return np.array(_whole(leaf), copy=True)  # a view would change with the donated buffer that it looks at
-
-
 def _kept_leaf(leaf: Any) -> Any:
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
-        return _on_host(leaf)
+        return leaf_to_host(leaf)
     return jax.device_put(leaf, leaf.sharding.with_memory_kind("pinned_host"))
 
 
@@ -186,26 +178,14 @@ def _on_first(leaf: Any) -> Any:
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
         return leaf
     if leaf.ndim < 3:
-        return _where_first(_whole(leaf))
+        return _where_first(gather(leaf))
     # All layers may be more than a device holds.
-    layers = [_where_first(_whole(leaf[layer])) for layer in range(len(leaf))]
+    layers = [_where_first(gather(leaf[layer])) for layer in range(len(leaf))]
     return np.stack(layers) if is_first() else None
 
 
 def _where_first(leaf: jax.Array) -> Any:
     return np.asarray(leaf) if is_first() else None
-
-
-def _whole(leaf: Any) -> Any:
-    """The array as each process has all of it."""
-    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
-        return leaf
-    return jax.device_put(leaf, NamedSharding(_mesh(leaf), PartitionSpec()))
-
-
-def _mesh(leaf: Any) -> Any:
-    sharding = getattr(leaf, "sharding", None)
-    return sharding.mesh if isinstance(sharding, NamedSharding) else None
 
 
 def _put(tree: Any, shardings: Any) -> Any:

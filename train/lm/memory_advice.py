@@ -7,12 +7,12 @@ import contextlib
 import jax
 from jax.sharding import Mesh
 
+from jlora.lora.adapted_model import Adapted
 from train.lm.config import LMConfig
 from train.lm.step_arguments import arguments
 from train.loop.assemble import Training
 from train.planning.memory import memory_table, step_memory
 from train.planning.memory_advice import advice
-from train.sources.starting_adapter import Adapted
 
 
 def training_help(config: LMConfig, adapted: Adapted, training: Training, mesh: Mesh | None) -> str:

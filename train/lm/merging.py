@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 import jlora
 from jlora.errors import JloraError
+from jlora.lora.adapted_model import Adapted
+from jlora.pretrained.grown_tables import load_grown
 from jlora.pretrained.load import example_batch
 from train.artifacts.adapter_and_merged import write_merged
 from train.devices import placement
 from train.lm.opening import LanguageRun
-from train.lm.vocabulary.grown_tables import load_grown
-from train.sources.starting_adapter import Adapted
 
 logger = logging.getLogger(__name__)
 

@@ -11,42 +11,22 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import jlora
-from jlora.errors import JloraError
-from jlora.lora.tied_embedding import needs_own_head
-from jlora.models.registry import FAMILIES, family
+from jlora.generation.open_model import causal_config
+from jlora.lora.adapted_model import Adapted
 from jlora.pretrained.folder import WEIGHT_PATTERNS, fetch
-from jlora.pretrained.load import abstract_base, build, example_batch, load_config
-from jlora.pretrained.stored_head import with_stored_head
+from jlora.pretrained.grown_tables import load_grown
+from jlora.pretrained.load import abstract_base, build, example_batch
+from jlora.pretrained.locate import model_folder
 from jlora.tree.leaf_paths import leaves_by_path
 from train.data.random_streams import Stream, stream_key
 from train.devices.placement import put_adapted
 from train.lm.config import LMConfig
 from train.lm.default_targets import trainer_targets
 from train.lm.vocabulary.added_tokens import require_trained, training_added, vocabulary
-from train.lm.vocabulary.grown_tables import load_grown
-from train.sources.model_files import model_folder
-from train.sources.starting_adapter import Adapted, lora_config, settings, with_abstract_adapter, with_adapter
+from train.sources.starting_adapter import lora_config, settings, with_abstract_adapter, with_adapter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-
-def causal_config(name: str, lora: jlora.LoraConfig | None = None) -> PreTrainedConfig:
-    """Loads the config of a causal language model, as `load_config` does; with an untied head if `lora` needs that.
-
-    Raises:
-      JloraError: whatever `load_config` refuses; a model that is not a causal language model.
-    """
-    config = with_stored_head(load_config(model_folder(name)), model_folder(name))
-    if family(config.model_type).task != "CAUSAL_LM":
-        known = ", ".join(kind for kind, found in FAMILIES.items() if found.task == "CAUSAL_LM")
-        raise JloraError(
-            f"{name}: config.json: model_type: expected a causal language model ({known}),"
-            f" found {config.model_type!r}; jlora classify trains classifiers"
-        )
-    if lora is not None and needs_own_head(lora, family(config.model_type).embedding):
-        config.tie_word_embeddings = False
-    return config
 
 
 def prepare_model(config: LMConfig, mesh: Mesh | None = None, added: Sequence[int] = ()) -> Adapted:

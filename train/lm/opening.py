@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 from jax.sharding import Mesh
 
+from jlora.generation.open_model import causal_config
+from jlora.pretrained.tokenizer import load_tokenizer
 from train.cli.signs_of_life import working
 from train.devices.platform import attention_of
 from train.lm.config import LMConfig
@@ -17,12 +19,11 @@ from train.lm.data.batches import packed_width
 from train.lm.data.examples import Examples
 from train.lm.data.load import Data, load_examples
 from train.lm.data.packing import Packed
-from train.lm.model import build_model, causal_config
+from train.lm.model import build_model
 from train.lm.step_arguments import batch_names
 from train.lm.text.chat_templates import with_template
 from train.lm.vocabulary.added_tokens import add_tokens
 from train.run.manifest import run_day
-from train.sources.model_files import load_tokenizer
 from train.task.fit import longest_batch, require_fit
 from train.task.protocol import EndedRun, Opened
 

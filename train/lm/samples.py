@@ -13,13 +13,14 @@ import jax
 import numpy as np
 
 from jlora.generation.detokenize import decoded
-from jlora.generation.generate import context_length, generate
-from train.devices.placement import to_host
+from jlora.generation.generate import generate
+from jlora.generation.generator import context_length
+from jlora.generation.open_model import end_ids
+from jlora.lora.adapted_model import Adapted
+from jlora.pretrained.tokenizer import pad_id
+from jlora.sharding.gather import to_host
 from train.devices.processes import is_first
 from train.lm.config import SamplesSection
-from train.lm.language_model import end_ids
-from train.sources.model_files import pad_id
-from train.sources.starting_adapter import Adapted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

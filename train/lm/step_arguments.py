@@ -8,12 +8,12 @@ import numpy as np
 import optax
 
 import jlora
+from jlora.lora.adapted_model import Adapted
 from train.config.run_config import rows_of_a_step
 from train.lm.config import LMConfig
 from train.lm.data.batches import Batch
 from train.loop.step import StepArguments
 from train.run.state import State
-from train.sources.starting_adapter import Adapted
 
 
 def batch_names(config: LMConfig) -> list[str]:

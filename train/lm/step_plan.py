@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jlora
+from jlora.lora.adapted_model import Adapted
 from jlora.lora.shardings import adapter_shardings
 from jlora.sharding.base import base_shardings
 from jlora.sharding.mesh import BATCH
@@ -31,7 +32,6 @@ from train.planning.collectives import collectives
 from train.planning.flops import compiled_products
 from train.planning.memory import compiled_memory
 from train.run.state import State
-from train.sources.starting_adapter import Adapted
 
 _COMPILER_OPTIONS: dict[str, str | bool] = {
     "xla_backend_optimization_level": "0",  # nothing of it will run

@@ -10,6 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from jlora.lora.adapted_model import Adapted
+from jlora.pretrained.tokenizer import pad_id
 from train.artifacts import adapter_and_merged
 from train.cli.exit_codes import show
 from train.cli.signs_of_life import working
@@ -31,8 +33,6 @@ from train.lm.samples import write_samples
 from train.loop.assemble import Training
 from train.loop.evaluation import make_eval_step
 from train.loop.step import TotalLoss
-from train.sources.model_files import pad_id
-from train.sources.starting_adapter import Adapted
 from train.task.evaluate import evaluate
 from train.task.protocol import Found, Results, TrainingTask
 

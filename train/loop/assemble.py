@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 import jlora
+from jlora.lora.adapted_model import Adapted
 from train.config.run_config import RunConfig, learning_rate_of, rows_of_a_step, steps_of
 from train.data.bucketing import PlannedBatch, first_of_each_length
 from train.data.random_streams import Stream, stream_key
@@ -20,7 +21,6 @@ from train.loop.optimizer import Schedule, optimizer, schedule
 from train.loop.step import TotalLoss, make_train_step
 from train.run.lengths import EVALUATION
 from train.run.state import State
-from train.sources.starting_adapter import Adapted
 
 
 class Training(NamedTuple):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from jlora.errors import JloraError
+from jlora.pretrained.locate import local_path
 from train.config.run_config import RunConfig
-from train.sources.locate import local_path
 
 
 def needs_hub(config: RunConfig) -> list[str]:

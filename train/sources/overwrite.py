@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jlora.errors import JloraError
-from train.sources.locate import local_path
+from jlora.pretrained.locate import local_path
 
 
 def require_kept(sources: Mapping[str, Any], replaced: Iterable[Path], advice: str, *, inside: bool = False) -> None:

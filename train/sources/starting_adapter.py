@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import jlora
 from jlora.initialization.abstract_adapter import abstract_adapter, abstract_stored
 from jlora.initialization.residual import init_residual
+from jlora.lora.adapted_model import Adapted
 from jlora.lora.targets import check_other_modules, is_in_module
-from jlora.lora.tied_embedding import HEAD
 from jlora.peft.config_file import RECOMPUTED
 from jlora.peft.folder import stored_config
 from jlora.pretrained.load import example_batch
 from jlora.tree.leaf_paths import leaves_by_path
 from jlora.tree.module_names import is_stacked, module_names
+from jlora.tree.output_heads import HEAD
 from train.config.sections import LoraSection
 
 logger = logging.getLogger(__name__)
@@ -29,24 +30,6 @@ _OF_THE_FILE = (
     "trainable_token_indices",
 )  # fmt: skip
 """Settings that a stored adapter brings with it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Adapted:
-    """The model with what is trained on it.
-
-    Attributes:
-      model: linen module. base: its frozen tree.
-      adapter: {path: LowRank | Full | Rows}: everything that is trained, with every method.
-      lora: the adapter's settings; None with other methods.
-      initial: where `base` gave up what the adapter started with (PiSSA, OLoRA), that start; else None.
-    """
-
-    model: Any
-    base: Any
-    adapter: dict[str, Any]
-    lora: jlora.LoraConfig | None
-    initial: dict[str, Any] | None = None
 
 
 def lora_config(section: LoraSection, targets: str | list[str], task: str | None) -> jlora.LoraConfig:

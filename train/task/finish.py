@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from jlora.sharding.gather import to_host
 from train.artifacts import adapter_and_merged, model_card
 from train.cli.signs_of_life import working
-from train.devices import placement
 from train.devices.processes import first_alone
 from train.planning.memory_advice import explain_out_of_memory, how_to_end
 from train.run import curves
@@ -53,7 +53,7 @@ def _evaluate(run: EndedRun, recorder: Recorder) -> Results:
 def _write_small(run: EndedRun, predicted: Any, facts: model_card.Facts | None) -> None:
     """curves.png, adapter/ and the task's own files; what an earlier end has written and this one does not goes."""
     config, opened = run.config, run.opened
-    small = placement.to_host(run.adapter) if config.method == "lora" else {}
+    small = to_host(run.adapter) if config.method == "lora" else {}
     with first_alone("adapter") as writes:
         if not writes:
             return

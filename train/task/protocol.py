@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeVar
 import numpy as np
 from jax.sharding import Mesh
 
+from jlora.lora.adapted_model import Adapted
 from train.artifacts.adapter_and_merged import write_merged
 from train.config.command import Flags
 from train.config.run_config import AnyConfig
@@ -20,7 +21,6 @@ from train.loop.assemble import Training
 from train.loop.step import TotalLoss
 from train.planning.memory_advice import advice
 from train.run.best import Best
-from train.sources.starting_adapter import Adapted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

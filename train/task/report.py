@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jlora
+from jlora.pretrained.locate import model_folder
 from train.artifacts.hub_upload import push
 from train.artifacts.model_card import Facts, Kind, model_card
 from train.cli.signs_of_life import working
@@ -16,7 +17,6 @@ from train.devices.processes import is_first
 from train.run import environment
 from train.run.folder import delete, exported_files, write_json
 from train.sources.hub_names import data_hub_names, model_hub_names
-from train.sources.model_files import model_folder
 from train.task.protocol import EndedRun, Results
 
 

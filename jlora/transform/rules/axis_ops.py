@@ -12,8 +12,29 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jlora.transform.adapted_weight import Factored, Update
-from jlora.transform.quantized_weight import Deferred, formed, moved_later
+from jlora.transform.adapted_weight import Factored, Role, Update
+from jlora.transform.quantized_weight import Deferred, formed
+from jlora.transform.rules import deferred_moves as later
+
+Plan = tuple[tuple[tuple[int, ...], ...], Callable]
+"""Of one result: the sources of its dims among the old ones, and what to do to a factor, an array of the old dims, some
+of them of size 1."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisOp:
+    """What a primitive that only moves, drops, adds or casts axes does to a weight.
+
+    Attributes:
+      plan: (shape of the weight, parameters, other operands) -> a Plan for each result, or None if there is no rule.
+      defer: (quantized weight, parameters, other operands) -> the results, dequantized later, or None. Without it the
+        weight is dequantized here.
+      cuts: whether it keeps all axes, and one of which a single place is left counts as picked.
+    """
+
+    plan: Callable[[tuple[int, ...], dict, list], list[Plan] | None]
+    defer: Callable[[Deferred, dict, list], list[Deferred] | None] | None = None
+    cuts: bool = False
 
 
 def moved(value: Factored, run: Callable, name: str, params: dict, others: list) -> list[Factored] | None:
@@ -23,29 +44,27 @@ def moved(value: Factored, run: Callable, name: str, params: dict, others: list)
       run: the primitive, of an array in the weight's place.
       name, params, others: of the primitive, and its other operands.
     """
-    rule = _RULES.get(name)
-    plans = rule(value.shape, params, others) if rule else None
-    if plans is None:
+    rule = AXIS_OPS.get(name)
+    plans = rule.plan(value.shape, params, others) if rule else None
+    if rule is None or plans is None:
         return None
-    later = moved_later(value.weight, name, params, others) if isinstance(value.weight, Deferred) else None
-    weights = run(formed(value.weight)) if later is None else later
+    deferred = rule.defer(value.weight, params, others) if rule.defer and isinstance(value.weight, Deferred) else None
+    weights = run(formed(value.weight)) if deferred is None else deferred
     if name == "reshape":
         value = _spread_before_merging(value, params["new_sizes"])
-    results = [_moved(value, weight, name, *plan) for weight, plan in zip(weights, plans, strict=True)]
+    results = [_moved(value, weight, rule.cuts, *plan) for weight, plan in zip(weights, plans, strict=True)]
     known = [result for result in results if result is not None]
     return known if len(known) == len(results) else None
 
 
-_CUTS = ("slice", "dynamic_slice", "split")
-
-
 def _moved(
-    value: Factored, weight: jax.Array | Deferred, name: str, sources: tuple, apply: Callable
+    value: Factored, weight: jax.Array | Deferred, cuts: bool, sources: tuple, apply: Callable
 ) -> Factored | None:
-    kept = {dim for dims in sources for dim in dims}
-    cut = [dim for dim, size in enumerate(value.shape) if size > 1 and dim not in kept]
-    if name in _CUTS:
+    if cuts:
         cut = [dim for dim, size in enumerate(weight.shape) if size == 1 < value.shape[dim]]
+    else:
+        kept = {dim for dims in sources for dim in dims}
+        cut = [dim for dim, size in enumerate(value.shape) if size > 1 and dim not in kept]
     updates = [_moved_update(update, sources, cut, apply) for update in value.updates]
     gain = None if value.gain is None else apply(value.gain)
     known = [update for update in updates if update is not None]
@@ -58,16 +77,11 @@ def _moved(
 
 def _moved_update(update: Update, sources: tuple, cut: list[int], apply: Callable) -> Update | None:
     a, b = (None if factor is None else jax.vmap(apply)(factor) for factor in (update.a, update.b))
-    if not update.watched and (a is None or b is None):
+    if update.has_factors and (a is None or b is None):
         return None
     axes = tuple(tuple(axis for dim in dims for axis in update.axes[dim]) for dims in sources)
     picked = tuple(sorted({*update.picked, *(axis for dim in cut for axis in update.axes[dim])}))
     return dataclasses.replace(update, a=a, b=b, axes=axes, picked=picked)
-
-
-# A rule gives, for each result, the sources of its dims among the old ones, and what to do to a factor: an array
-# of the old dims, some of them of size 1.
-Plan = tuple[tuple[tuple[int, ...], ...], Callable]
 
 
 def _same(shape: tuple[int, ...], apply: Callable) -> list[Plan]:
@@ -205,7 +219,7 @@ def _reshape(shape: tuple[int, ...], params: dict, others: list) -> list[Plan] |
 
 def _spread_before_merging(value: Factored, new_sizes: tuple[int, ...]) -> Factored:
     """Broadcasts the factors over dims of copies (`jnp.repeat`) before these merge with a dim over which they vary."""
-    if value.watched:
+    if value.role is Role.OBSERVED:
         return value
     factors = [factor[0] for update in value.updates for factor in update.factors]
     factors += [] if value.gain is None else [value.gain]
@@ -244,24 +258,26 @@ def _unchanged_alone(shape: tuple[int, ...], params: dict, others: list) -> list
     return None if others else _unchanged(shape, params, others)
 
 
-_RULES: dict[str, Callable[[tuple[int, ...], dict, list], list[Plan] | None]] = {
-    "broadcast_in_dim": _broadcast,
-    "convert_element_type": _cast,
-    "copy": _unchanged,
-    "dynamic_slice": _dynamic_slice,
-    "name": _unchanged,  # checkpoint_name: a policy sees the weight, which is no residual
-    "optimization_barrier": _unchanged_alone,
-    "pcast": _unchanged,  # inside shard_map JAX spreads the factors where they meet the data
-    "pvary": _unchanged,
-    "reduce_precision": _unchanged,
-    "reshape": _reshape,
-    "reshard": _reshard,
-    "rev": _rev,
-    "sharding_constraint": _constrain,
-    "slice": _slice,
-    "split": _split,
-    "squeeze": _squeeze,
-    "stop_gradient": _stop_gradient,
-    "transpose": _transpose,
-    "unstack": _unstack,  # JAX 0.11: `for layer in stack`
+AXIS_OPS: dict[str, AxisOp] = {
+    "broadcast_in_dim": AxisOp(_broadcast),
+    "convert_element_type": AxisOp(_cast, later.defer_cast),
+    "copy": AxisOp(_unchanged, later.defer_nothing),
+    "dynamic_slice": AxisOp(_dynamic_slice, later.defer_dynamic_slice, cuts=True),
+    # checkpoint_name: a policy sees the weight, which is no residual
+    "name": AxisOp(_unchanged, later.defer_nothing),
+    "optimization_barrier": AxisOp(_unchanged_alone, later.defer_barrier),
+    "pcast": AxisOp(_unchanged),  # inside shard_map JAX spreads the factors where they meet the data
+    "pvary": AxisOp(_unchanged),
+    "reduce_precision": AxisOp(_unchanged),
+    "reshape": AxisOp(_reshape, later.defer_reshape),
+    "reshard": AxisOp(_reshard),
+    "rev": AxisOp(_rev),
+    "sharding_constraint": AxisOp(_constrain, later.defer_constrain),
+    "slice": AxisOp(_slice, later.defer_slice, cuts=True),
+    "split": AxisOp(_split, later.defer_split, cuts=True),
+    "squeeze": AxisOp(_squeeze, later.defer_squeeze),
+    "stop_gradient": AxisOp(_stop_gradient),
+    "transpose": AxisOp(_transpose, later.defer_transpose),
+    "unstack": AxisOp(_unstack, later.defer_unstack),  # JAX 0.11: `for layer in stack`
 }
+"""By the primitive's name."""

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from jlora.errors import JloraError
 from jlora.transform import jax_versions
-from jlora.transform.adapted_weight import Factored, Update, slice_leading, with_arrays, with_formed_weight
+from jlora.transform.adapted_weight import Factored, Role, Update, slice_leading, with_arrays, with_formed_weight
 from jlora.transform.context import Context
 
 Evaluate = Callable[[Context, Any, list], list]
@@ -32,7 +32,7 @@ def _jit(evaluate: Evaluate, context: Context, params: dict, inputs: list) -> li
 
 def _refuse_shardings(params: dict, inputs: list) -> None:
     given = [s for s in (*params["in_shardings"], *params["out_shardings"]) if isinstance(s, jax.sharding.Sharding)]
-    factored = [value for value in inputs if isinstance(value, Factored) and not value.watched]
+    factored = [value for value in inputs if isinstance(value, Factored) and value.role is not Role.OBSERVED]
     if given and factored:
         paths = [update.path for value in factored for update in value.updates]
         raise JloraError(

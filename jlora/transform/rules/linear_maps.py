@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora.sharding.explicit_axes import first_place, split_like
-from jlora.transform.adapted_weight import Factored, Update
+from jlora.transform.adapted_weight import Factored, Role, Update
 from jlora.transform.quantized_weight import formed
 
 Run = Callable[..., list]
@@ -66,7 +66,7 @@ def _scaled_updates(value: Factored, scale: jax.Array, scaled_by: Callable) -> t
     """Each update scaled in one of its factors; None where the scale varies over the axes of both."""
     scale = jnp.asarray(scale).reshape(jnp.shape(scale) or (1,) * len(value.shape))
     dims = [dim for dim, size in enumerate(scale.shape) if size > 1]
-    if value.watched:  # A and B are not known yet
+    if value.role is Role.OBSERVED:  # A and B are not known yet
         return value.updates if _may_scale(value, dims) else None
     updates = [_scaled_update(update, dims, scale, scaled_by) for update in value.updates]
     known = [update for update in updates if update is not None]
@@ -83,7 +83,7 @@ def _scaled_update(update: Update, dims: list[int], scale: jax.Array, scaled_by:
     a, b = update.factors
     for name, factor, other in (("b", b, a), ("a", a, b)):
         fits = all(factor.shape[1 + dim] > 1 or other.shape[1 + dim] == 1 for dim in dims)
-        if fits and not (name == "a" and update.tapped):
+        if fits and not (name == "a" and update.role is Role.PROBED):
             return _with_factor(update, name, lambda x: scaled_by(*_spread(x, scale[None].astype(x.dtype))))
     return None
 
@@ -94,7 +94,7 @@ def _spread(*arrays: jax.Array) -> list[jax.Array]:
 
 
 def _with_factor(update: Update, name: str, change: Callable) -> Update:
-    changed: dict[str, Any] = {} if update.watched else {name: change(getattr(update, name))}
+    changed: dict[str, Any] = {name: change(getattr(update, name))} if update.has_factors else {}
     return dataclasses.replace(update, **changed)
 
 
@@ -138,7 +138,7 @@ def _expanded(value: Any, axis: int) -> Any:
     if not isinstance(value, Factored):
         return jnp.expand_dims(value, axis)
     updates = [
-        update if update.watched else _with_factors(update, lambda x: jnp.expand_dims(x, 1 + axis))
+        _with_factors(update, lambda x: jnp.expand_dims(x, 1 + axis)) if update.has_factors else update
         for update in value.updates
     ]
     axes = [(*update.axes[:axis], (), *update.axes[axis:]) for update in updates]
@@ -155,8 +155,8 @@ def _with_factors(update: Update, change: Callable) -> Update:
 def _joined(weight: jax.Array, parts: list, narrow: list, dim: int) -> Factored | None:
     """Concatenates the parts on `dim`: each update is padded with zeros where the other parts are."""
     values = [part for part in parts if isinstance(part, Factored)]
-    watched = any(value.watched for value in values)
-    if (watched and not _may_join(values, narrow)) or _differ_under_a_gain(values):
+    observed = any(value.role is Role.OBSERVED for value in values)
+    if (observed and not _may_join(values, narrow)) or _differ_under_a_gain(values):
         return None
     updates: list[Update] = []
     start = 0
@@ -197,7 +197,7 @@ def _joined_gain(parts: list, dim: int) -> jax.Array | None:
 
 def _padded(update: Update, shape: Sequence[int], amounts: Sequence[tuple[int, int, int]]) -> Update:
     """Returns the update of a weight of this shape after `lax.pad` with these amounts."""
-    if update.watched:
+    if not update.has_factors:
         return update
     for dim, amount in enumerate(amounts):
         if any(amount):  # one factor at least has to say where the weight is
@@ -233,7 +233,7 @@ def _tile(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Factor
     def tile(x: jax.Array) -> jax.Array:
         return jnp.tile(x, [1 if size == 1 else times for size, times in zip(x.shape, reps, strict=True)])
 
-    updates = tuple(u if u.watched else _with_factors(u, jax.vmap(tile)) for u in value.updates)
+    updates = tuple(_with_factors(u, jax.vmap(tile)) if u.has_factors else u for u in value.updates)
     return Factored(weight, updates, None if value.gain is None else tile(value.gain))
 
 

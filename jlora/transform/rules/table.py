@@ -13,7 +13,7 @@ from jax import lax
 from jlora.ops.products import ROUNDED, dot_general
 from jlora.sharding.explicit_axes import explicit_mesh, split_like
 from jlora.transform import jax_versions
-from jlora.transform.adapted_weight import Factored, Update
+from jlora.transform.adapted_weight import Factored, Role, Update
 from jlora.transform.context import Context
 from jlora.transform.moment_probe import tap
 from jlora.transform.quantized_weight import used
@@ -29,6 +29,7 @@ from jlora.transform.rules.dot_and_gather import (
     ragged_update,
     times,
 )
+from jlora.transform.uses import Use
 
 
 def primitive(eqn: Any) -> tuple[str, dict]:
@@ -51,9 +52,15 @@ def _products(jaxpr: Any) -> Iterator[dict]:
 
 def seen_by(kind: str, weight: Factored) -> tuple[list[Update], jax.Array | None]:
     """Returns (the updates that a use of this kind sees, the gain)."""
-    updates = [update for update in weight.updates if not update.watched and update.only in (None, kind)]
-    updates = [update for update in updates if kind == "linear" or not update.tapped]
+    adapted = weight.role is Role.ADAPTED
+    updates = [update for update in weight.updates if adapted and update.only in (None, kind)]
     return updates, weight.gain if updates else None
+
+
+def _note(context: Context, weight: Factored, use: Callable[[Update], Use]) -> None:
+    """Records the use of each leaf in a weight that is observed."""
+    for update in weight.updates if weight.role is Role.OBSERVED else ():
+        context.saw(update, use(update))
 
 
 def _as(update: jax.Array, result: jax.Array) -> jax.Array:
@@ -77,15 +84,15 @@ def _dot(context: Context, params: dict, inputs: list) -> list | None:
     def product(x: jax.Array) -> jax.Array:
         return used(lambda w, x: _multiply(*((w, x) if w_is_left else (x, w)), params), weight.weight, x)
 
-    for update in weight.updates:
-        if update.watched:
-            context.saw(update, dot_use(update, contract[side], batch[side]))
+    match weight.role:
+        case Role.OBSERVED:
+            _note(context, weight, lambda update: dot_use(update, contract[side], batch[side]))
+            return [product(x)]
+        case Role.PROBED:
+            return [_tapped(product(x), weight, x, w_is_left, params)]
+        case Role.QUANTIZED:
+            return [product(x)]
     updates, gain = seen_by("linear", weight)
-    if any(update.tapped for update in updates):
-        result = product(x)
-        for update in updates:
-            result = tap(update, result, x, w_is_left, params)
-        return [result]
     gains = (None, None) if gain is None else gain_places(gain, x.ndim, w_is_left, params)
     if gains is None:
         return None
@@ -98,15 +105,19 @@ def _dot(context: Context, params: dict, inputs: list) -> list | None:
     return [result if after is None else times(result, after)]
 
 
+def _tapped(product: jax.Array, weight: Factored, x: jax.Array, w_is_left: bool, params: dict) -> jax.Array:
+    for update in weight.updates:
+        product = tap(update, product, x, w_is_left, params)
+    return product
+
+
 def _lookup(context: Context, params: dict, inputs: list) -> list | None:
     table, indices = inputs
     axis = lookup_axis(params, table.shape) if isinstance(table, Factored) else None
     if axis is None:
         return None
     rows = used(lambda w: lax.gather(w, indices, **_gather_arguments(params)), table.weight)
-    for update in table.updates:
-        if update.watched:
-            context.saw(update, lookup_use(update, axis))
+    _note(context, table, partial(lookup_use, axis=axis))
     updates, gain = seen_by("lookup", table)
     for update in updates:
         rows = rows + _as(lookup_update(update, indices, params, axis), rows)
@@ -123,9 +134,7 @@ def _convolve(context: Context, params: dict, inputs: list) -> list | None:
     if not isinstance(kernel, Factored):
         return None
     result = used(lambda w, x: lax.conv_general_dilated(x, w, **conv_arguments(params)), kernel.weight, x)
-    for update in kernel.updates:
-        if update.watched:
-            context.saw(update, conv_use(update, params))
+    _note(context, kernel, partial(conv_use, params=params))
     updates, whole_gain = seen_by("conv", kernel)
     gain = None if whole_gain is None else conv_gain(whole_gain, params)
     if (gain is None) != (whole_gain is None):
@@ -146,11 +155,9 @@ def _ragged_dot(context: Context, params: dict, inputs: list) -> list | None:
     if not isinstance(weight, Factored) or places != ((((1,), (1,)), ((), ())), (0,), (0,)):
         return None
     multiply = partial(_multiply_groups, params, sizes)
-    for update in weight.updates:
-        if update.watched:
-            context.saw(update, dot_use(update, [1], [0]))
+    _note(context, weight, lambda update: dot_use(update, [1], [0]))
     updates, gain = seen_by("linear", weight)
-    if (gain is not None and gain.shape[1] != 1) or any(update.tapped for update in updates):
+    if (gain is not None and gain.shape[1] != 1) or weight.role is Role.PROBED:
         return None
     result = used(lambda w, x: multiply(x, w), weight.weight, x)
     for update in updates:

@@ -13,10 +13,10 @@ from safetensors.numpy import save_file
 from jlora.errors import JloraError
 from jlora.pretrained.folder import INDEX_FILE, open_tensors
 from jlora.pretrained.load import load_config
+from jlora.pretrained.tokenizer import load_tokenizer
 from tests.support.adapters import small_adapter
 from tests.support.training import tiny
 from train.classify.classifier import read_label_entries
-from train.sources.model_files import load_tokenizer
 
 
 def _shards(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Generation: transformers' tokens, one by one and in a batch, its warpers' masks, and few compilations."""
+"""Generation: transformers' tokens, one by one and in a batch, and few compilations."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import jlora
-from jlora.generation import generate as generation
-from jlora.generation.generate import filtered, generate, stream
+from jlora.generation import generator
+from jlora.generation.generate import generate, stream
+from jlora.generation.sampling import filtered
 from tests.support.adapters.lora_cases import random_adapter
 from tests.support.models import decoder_cases as cases
 
@@ -93,17 +94,17 @@ def test_positions_that_go_by_the_rows_length_go_by_its_end_from_the_first_token
 
 def test_prompts_of_all_lengths_share_a_few_compilations(tiny):
     model, base = tiny
-    before = generation._extended._cache_size()
+    before = generator._extended._cache_size()
     for length in (1, 40, 64, 65, 128, 129, 140):
         tokens = stream(model, base, None, [7] * length, max_new_tokens=10)
         assert len(list(tokens)) == 10
     prompts, caches = (64, 128, 150), (128, 256)
-    assert generation._extended._cache_size() - before == len(prompts) + len(caches)
-    before = generation._generate._cache_size()
+    assert generator._extended._cache_size() - before == len(prompts) + len(caches)
+    before = generator._generate._cache_size()
     for first in (3, 4):
         ids = jnp.full((2, 6), first)
         generate(model, base, None, ids, jnp.ones_like(ids), max_new_tokens=4, pad_id=0, key=jax.random.key(first))
-    assert generation._generate._cache_size() - before == 1
+    assert generator._generate._cache_size() - before == 1
 
 
 def test_a_seed_gives_one_completion(tiny):
@@ -127,23 +128,6 @@ def test_draws_follow_the_softmax(tiny):
     assert 1 < (expected > 0).sum() <= 12
     assert (found[expected == 0] == 0).all()
     assert np.abs(found - expected).max() < 4 * np.sqrt(0.25 / drawn.size)
-
-
-@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.95), (0, 0.3), (0, 1e-6), (5, 1.0), (20, 0.5), (500, 0.9)])
-def test_what_may_be_drawn_is_what_transformers_leaves(top_k, top_p):
-    torch = pytest.importorskip("torch", reason="the oracle is transformers")
-    from transformers import TopKLogitsWarper, TopPLogitsWarper
-
-    logits = np.random.default_rng(0).normal(0, 3, (7, 300)).astype("f")
-    expected = torch.tensor(logits)
-    expected = TopKLogitsWarper(top_k)(None, expected) if top_k else expected
-    expected = TopPLogitsWarper(top_p)(None, expected).numpy()
-    assert np.array_equal(filtered(jnp.asarray(logits), top_k=top_k, top_p=top_p), expected)
-
-
-def test_one_token_is_kept_however_sure_the_model_is():
-    sure = jnp.asarray([[0.0, 200.0, 0.0], [-jnp.inf, -jnp.inf, 1.0]])
-    assert np.isfinite(filtered(sure, top_p=0.5)).sum(1).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ import pytest
 from safetensors.numpy import load_file
 
 import jlora
-from jlora.lora.tied_embedding import HEAD, is_tied_in_peft, means, needs_own_head
+from jlora.lora.tied_embedding import is_tied_in_peft, means, needs_own_head
 from jlora.models.registry import default_targets, family
 from jlora.peft.folder import stored_config
 from jlora.pretrained.load import build, load_config, load_weights
+from jlora.tree.output_heads import HEAD
 from tests.support.models import decoder_cases as cases
 from tests.support.models.encoder_cases import difference
 from tests.support.models.tied_cases import FAMILIES, oracle

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jlora.algebra.merge import update
 from jlora.lora.dora import with_magnitude
 from jlora.lora.entries import Rows
-from jlora.transform.adapted_weight import Factored, dense, factored, slice_leading
+from jlora.quantization.encode import quantize_leaf
+from jlora.transform.adapted_weight import Factored, Role, dense, factored, probed, slice_leading, unadapted, watch
 from tests.support.adapters.lora_cases import low_rank, normal
 from tests.support.models.encoder_cases import difference
 
@@ -22,6 +23,25 @@ def _dense(value):
 def test_stack_axes_may_stand_anywhere():
     entry = low_rank("bra,brc->abc", (4, 3, 5))
     assert difference(_dense(factored("w", normal(3, 4, 3, 5), entry)), update(entry)) < 1e-6
+
+
+def test_the_role_says_why_a_weight_is_followed():
+    entry, weight = low_rank("ra,rb->ab", (4, 3)), normal(3, 4, 3)
+    quantized = quantize_leaf(normal(3, 64, 64), "int8", inputs=(0,), stack=0)
+    values = {
+        Role.ADAPTED: factored("w", weight, entry),
+        Role.OBSERVED: watch("w", weight),
+        Role.PROBED: probed("w", weight, entry, jnp.zeros((4, 4))),
+        Role.QUANTIZED: unadapted("w", quantized),
+    }
+    assert all(value.role is role for role, value in values.items())
+    assert unadapted("w", weight) is weight
+
+
+def test_what_is_observed_or_probed_is_the_weight_alone():
+    entry, weight = low_rank("arb,arc->abc", (3, 4, 5)), normal(3, 3, 4, 5)
+    for value in (watch("w", weight), probed("w", weight, entry, jnp.zeros((3, 4, 4)))):
+        assert difference(dense(value), weight) == 0
 
 
 def test_a_scan_goes_over_the_leading_axis_of_weight_and_factors():

@@ -20,13 +20,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import jlora
 from jlora.errors import JloraError
+from jlora.lora.adapted_model import Adapted
+from jlora.sharding.gather import to_host
 from tests import conftest  # noqa: F401  what the suite runs under
 from tests.support.training import tiny, tiny_lm
 from train.devices import placement
 from train.lm.config import LMConfig
 from train.run import checkpoints
 from train.run.state import State
-from train.sources.starting_adapter import Adapted
 
 LM = [
     "train.learning_rate=1e-2",
@@ -69,7 +70,7 @@ def laid_out() -> dict[str, Any]:
         put = placement.put_adapted(mesh, Adapted(None, base, {"model/layers/q_proj/kernel": entry}, None), asked)
         leaves = [*jax.tree.leaves(put.base), *jax.tree.leaves(put.adapter)]
         found[mode] = [leaf.sharding.shard_shape(leaf.shape) for leaf in leaves]
-        for back in (placement.to_host((put.base, put.adapter)), placement.to_first((put.base, put.adapter))):
+        for back in (to_host((put.base, put.adapter)), placement.to_first((put.base, put.adapter))):
             assert jax.tree.all(jax.tree.map(np.array_equal, back, (base, {"model/layers/q_proj/kernel": entry})))
     rows = placement.put_batch(mesh, 8, lambda places: {"ids": np.stack([places, places + 8], 1)})["ids"]
     assert np.array_equal(rows, np.stack([np.arange(8), np.arange(8, 16)], 1))

@@ -1,9 +1,10 @@
 """Run by test_splits.py in a process of its own: `datasets` reads HF_ENDPOINT and HF_HOME when imported."""
 
 from jlora.errors import JloraError
+from jlora.pretrained.locate import forbid_network, hub_answers
 from train.classify.config import DataConfig
 from train.classify.data.splits import load_data
-from train.sources.locate import forbid_network, hub_answers, is_cached
+from train.sources.hub_cache import is_cached
 
 CONFIG = DataConfig(train="me/tiny", validation="me/tiny:validation", test="me/tiny:train[:1]")
 

@@ -15,11 +15,11 @@ from transformers import PreTrainedTokenizerFast
 
 from jlora.errors import JloraError
 from jlora.gguf.model import gguf_tokenizer
+from jlora.pretrained.locate import local_path
 from train.data.table_files import Table
 from train.lm.config import DataSection
 from train.lm.data.examples import Counts, Examples
 from train.lm.text.documents import Documents, documents_of
-from train.sources.locate import local_path
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 CHAT = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]

@@ -10,13 +10,13 @@ import pytest
 
 import jlora
 from jlora.errors import JloraError
+from jlora.lora.adapted_model import Adapted
 from jlora.models.registry import example_batch
 from tests.support.models.encoder_cases import difference
 from tests.support.training import lm_folders, tiny, tiny_lm
 from train.artifacts import adapter_and_merged
 from train.classify.classifier import load_trained
 from train.classify.data.splits import Split
-from train.sources.starting_adapter import Adapted
 
 _FAMILIES = ["bert", "roberta", "distilbert"]
 _TEXTS = [text for text, _ in tiny.texts(6, seed=9)]

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from jlora.errors import JloraError
+from jlora.peft.base_model import base_of
 from tests.support.training import tiny
 from train.classify import classifier as trained
 from train.classify.classifier import load_adapted, load_trained
 from train.classify.data.labels import Labels
 from train.classify.data.splits import Split
-from train.sources.model_files import base_of
 
 _TEXTS = [text for text, _ in tiny.texts(5, seed=4)]
 

@@ -8,6 +8,7 @@ from transformers import LlamaConfig
 import jlora
 from jlora.errors import JloraError
 from jlora.pretrained.load import example_batch
+from jlora.pretrained.tokenizer import load_tokenizer
 from jlora.tree.leaf_paths import leaves_by_path
 from tests.support.training import tiny
 from train.classify import model as prepare
@@ -15,7 +16,6 @@ from train.classify.config import Config
 from train.classify.data.labels import Labels
 from train.classify.data.splits import load_data
 from train.classify.model import abstract_model, labelled_model, prepare_model, prepare_splits
-from train.sources.model_files import load_tokenizer
 from train.task.fit import require_fit
 
 _LABELS = Labels("single_label_classification", ("no", "yes"))

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import jlora
+from jlora.lora.adapted_model import Adapted
 from tests.support.training import lm_folders, tiny_lm
 from train.lm import samples
 from train.lm.config import SamplesSection
 from train.lm.samples import write_samples
-from train.sources.starting_adapter import Adapted
 
 _TEXTS = ["the sea", "a cold night and", "ship ☕", "star"]
 

@@ -16,6 +16,7 @@ import pytest
 
 import jlora
 from jlora.errors import JloraError
+from jlora.lora.adapted_model import Adapted
 from tests.support.training import tiny
 from train.cli.exit_codes import show
 from train.cli.signals import Stopped
@@ -23,7 +24,7 @@ from train.config.command import Flags
 from train.config.run_config import RunConfig
 from train.config.sections import ExportSection
 from train.data.bucketing import lay_out
-from train.sources.starting_adapter import Adapted, lora_config
+from train.sources.starting_adapter import lora_config
 from train.task import runner
 from train.task.protocol import Opened, TrainingTask
 

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from jlora.errors import JloraError
-from train.data.table_files import Table, require_text
+from jlora.files.whole_text import require_text
+from train.data.table_files import Table
 
 _KEY = "data.format=alpaca"
 _PREAMBLE = (

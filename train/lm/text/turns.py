@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 from jlora.errors import JloraError
-from train.data.table_files import require_text
+from jlora.files.whole_text import require_text
+from jlora.generation.chat_template import Turn
 
-Turn = dict[str, Any]
 """`role` and `content`, as chat templates take them, and whatever else the row has (tool_calls, name)."""
 
 _NEXT = {

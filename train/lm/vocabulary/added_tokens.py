@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken
 
 from jlora.errors import JloraError
+from jlora.generation.stored_vocabulary import trained_ids
 from jlora.lora.config import LoraConfig
 from jlora.lora.targets import is_trained_whole, matches
-from jlora.lora.tied_embedding import HEAD, means
+from jlora.lora.tied_embedding import means
 from jlora.models.registry import family
-from train.lm.vocabulary.stored_vocabulary import trained_ids
+from jlora.tree.output_heads import HEAD
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase

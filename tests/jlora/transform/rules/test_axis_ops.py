@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jlora.algebra.merge import update
 from jlora.errors import JloraError
-from jlora.transform.adapted_weight import dense, factored, watch
+from jlora.transform.adapted_weight import Role, dense, factored, watch
 from jlora.transform.context import Context
 from jlora.transform.interpreter import evaluate
 from tests.support.adapters.lora_cases import low_rank, normal
@@ -83,9 +83,9 @@ def _varies(place, dim):
     return bool((jnp.diff(place.astype(jnp.float32), axis=dim) != 0).any())
 
 
-def test_a_watched_leaf_moves_without_factors():
+def test_an_observed_leaf_moves_without_factors():
     value = _carried(MOVES["transpose"], watch("w", normal(3, 4, 3, 5)))
-    assert value.watched
+    assert value.role is Role.OBSERVED
     assert value.updates[0].axes == ((2,), (0,), (1,))
 
 

@@ -6,10 +6,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from jlora.errors import JloraError
+from jlora.pretrained.locate import local_path
 from train.classify.data import tokens as tokens_module
 from train.classify.data.splits import Split
 from train.classify.data.tokens import default_cache_dir, tokenize
-from train.sources.locate import local_path
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefgh"]
 TEXTS = ["a b c", "a", "", "a b c d e f g h", "z"]

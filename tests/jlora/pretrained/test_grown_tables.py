@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import jlora
+from jlora.pretrained.grown_tables import grown, load_grown, table_paths
 from jlora.tree.leaf_paths import leaves_by_path
 from tests.support.models import decoder_cases as cases
 from tests.support.models.tied_cases import FAMILIES, oracle
-from train.lm.vocabulary.grown_tables import grown, load_grown, table_paths
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "gptj"])

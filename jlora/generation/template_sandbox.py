@@ -16,7 +16,7 @@ import jinja2
 import jinja2.ext
 from jinja2 import nodes
 
-from train.lm.text.template_limits import LimitedEnvironment
+from jlora.generation.template_limits import LimitedEnvironment
 
 Span = tuple[int, int]
 """(first character, the one after the last)."""

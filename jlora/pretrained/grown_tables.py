@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jlora.lora.tied_embedding import HEAD
 from jlora.models.registry import family
 from jlora.pretrained.load import load_config, load_weights
+from jlora.pretrained.locate import model_folder
 from jlora.pretrained.place_leaf import spread
+from jlora.sharding.gather import to_host
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.module_names import hf_keys, is_transposed
-from train.devices.placement import to_host
-from train.sources.model_files import model_folder
+from jlora.tree.output_heads import HEAD
 
 _BLOCK = 4096
 """Rows that are summed at a time."""

@@ -7,10 +7,8 @@ import os
 import re
 import threading
 from pathlib import Path
-from typing import Literal
 
-from huggingface_hub import constants, get_session, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import constants, get_session
 
 from jlora.errors import JloraError
 from jlora.files.nearest_file import nearest_file
@@ -39,6 +37,12 @@ def local_path(name: str) -> Path | None:
     raise JloraError(f"{name}: no such file or folder{nearest_file(path)}")
 
 
+def model_folder(name: str) -> str:
+    """The folder of a local model, or the hub's name as it is."""
+    folder = local_path(name)
+    return name if folder is None else str(folder)
+
+
 def hub_answers(timeout: float = 10.0) -> bool:
     """Whether the hub (`HF_ENDPOINT`) answers one request; decided within `timeout` seconds whatever hangs.
 
@@ -62,23 +66,6 @@ def hub_answers(timeout: float = 10.0) -> bool:
     thread.start()
     thread.join(timeout)
     return answers == [True]
-
-
-def is_cached(name: str, kind: Literal["model", "dataset"], configuration: str | None = None) -> bool:
-    """Whether the hub repository `name` (`repo` or `repo:split`) can be opened from the local cache alone.
-
-    For data sets that is what `datasets` has prepared before; `configuration` is `data.config`.
-    """
-    if kind == "model":
-        weights = ("model.safetensors", "model.safetensors.index.json")
-        return _has_file(name, "config.json") and any(_has_file(name, file) for file in weights)
-    import datasets  # takes a second, and only hub sets need it
-
-    *owner, repository = name.partition(":")[0].split("/")
-    snake_case = datasets.naming.camelcase_to_snakecase(repository)
-    folder = Path(datasets.config.HF_DATASETS_CACHE).expanduser() / "___".join([*owner, snake_case])
-    patterns = ["*"] if configuration is None else [configuration, f"{configuration}-*"]
-    return any(any(folder.glob(f"{pattern}/*/*/dataset_info.json")) for pattern in patterns)
 
 
 def forbid_network() -> None:
@@ -105,10 +92,3 @@ def _package_path(name: str) -> Path:
     if not path.exists():
         raise JloraError(f"{name}: no such file or folder{nearest_file(path)}")
     return path
-
-
-def _has_file(repository: str, file: str) -> bool:
-    try:
-        return isinstance(try_to_load_from_cache(repository, file), str)
-    except HFValidationError:  # not the name of a repository; `fetch` raises the error
-        return False

@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
 
 from jlora.errors import JloraError
 from jlora.files.bounded_json import LARGEST, parse_json
 from jlora.files.path_checks import require_own
+from jlora.files.type_in_words import type_in_words
 from jlora.models.registry import family
-from train.config import dotted_keys
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("jlora")
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "config.json",
@@ -181,5 +180,5 @@ def _of_kind(file: Path, key: str, value: Any, kind: Any) -> Any:
     try:
         return TypeAdapter(kind | None, config=_STRICT).validate_python(value)
     except ValidationError:
-        expected = dotted_keys.describe(FieldInfo.from_annotation(kind | None))
+        expected = type_in_words(kind | None)
         raise JloraError(f"{file}: {key}: expected {expected}; found {reprlib.repr(value)}") from None

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,9 @@ import numpy as np
 import pytest
 
 import jlora
+from jlora.generation.chat import chat_ids
+from jlora.generation.open_model import end_ids, load_language_model
 from tests.support.training import lm_folders, tiny, tiny_lm
-from train.lm.language_model import end_ids, load_language_model
 
 
 def _logits(language):
@@ -84,3 +87,31 @@ def test_texts_end_by_the_models_tokens_and_the_tokenizers():
     tokenizer = load_language_model(str(tiny_lm.model_folder())).tokenizer
     config = type(model.config)(eos_token_id=[3, 9])
     assert end_ids(config, tokenizer) == (3, 9, tokenizer.eos_token_id)
+
+
+SERVED = """
+import sys
+import jax
+import jlora
+from jlora.generation.chat import chat_ids
+from jlora.generation.detokenize import decoded
+from jlora.generation.chat import chat_ids
+from jlora.generation.open_model import load_language_model
+
+language = load_language_model(sys.argv[1], base=sys.argv[2])
+assert set(language.adapted.adapter) and language.adapted.lora.r == 2
+prompt = chat_ids(language.tokenizer, [{"role": "user", "content": "Hi"}])
+tokens = list(language.generator.stream(prompt, max_new_tokens=4))
+assert 1 <= len(tokens) <= 4
+assert isinstance("".join(decoded(language.tokenizer, tokens, prompt)), str)
+print(tokens, [name for name in sys.modules if name.partition(".")[0] == "train"])
+"""
+
+
+def test_a_program_without_the_trainer_opens_a_run_and_chats():
+    adapter, model = str(lm_folders.run_folder() / "adapter"), str(tiny_lm.model_folder())
+    run = subprocess.run([sys.executable, "-c", SERVED, adapter, model], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    language = load_language_model(adapter, base=model)
+    prompt = chat_ids(language.tokenizer, [{"role": "user", "content": "Hi"}])
+    assert run.stdout == f"{list(language.generator.stream(prompt, max_new_tokens=4))} []\n"

@@ -2,16 +2,15 @@ import importlib.util
 import socket
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
 from jlora.errors import JloraError
+from jlora.pretrained import locate
 from jlora.pretrained.folder import fetch
+from jlora.pretrained.locate import hub_answers, local_path, model_folder
 from tests.support.training.hub_stand_in import serve_hub
-from train.sources import locate
-from train.sources.locate import hub_answers, is_cached, local_path
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +22,11 @@ def test_a_file_and_a_folder_are_found(tmp_path):
     (tmp_path / "train.csv").write_text("text\n")
     assert local_path(str(tmp_path / "train.csv")) == tmp_path / "train.csv"
     assert local_path(str(tmp_path)) == tmp_path
+
+
+def test_a_model_is_a_folder_or_the_hubs_name(tmp_path):
+    assert model_folder(str(tmp_path)) == str(tmp_path)
+    assert model_folder("org/model") == "org/model"
 
 
 @pytest.mark.parametrize("name", ["imdb", "stanfordnlp/sst2", "stanfordnlp/sst2:validation", "org/v1.0"])
@@ -125,35 +129,3 @@ def test_an_endpoint_that_is_no_address(monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "localhost:8080")
     with pytest.raises(JloraError, match="HF_ENDPOINT=localhost:8080"):
         hub_answers()
-
-
-def test_a_cached_model_has_a_config_and_weights(tmp_path, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    assert not is_cached("me/tiny", "model")
-    repository = tmp_path / "models--me--tiny"
-    snapshot = repository / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("abc")
-    (snapshot / "config.json").write_text("{}")
-    assert not is_cached("me/tiny", "model")
-    (snapshot / "model.safetensors").write_bytes(b"")
-    assert is_cached("me/tiny", "model")
-
-
-@pytest.mark.parametrize("name", ["a..b", "-a/b", "a" * 200])
-def test_what_is_no_name_of_a_repository_is_in_no_cache(name):
-    assert not is_cached(name, "model")
-
-
-def test_a_cached_data_set_is_one_that_was_prepared(tmp_path, monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    assert not is_cached("nyu-mll/glue", "dataset")
-    prepared = Path(tmp_path, "nyu-mll___glue", "mrpc", "0.0.0", "abc")
-    prepared.mkdir(parents=True)
-    assert not is_cached("nyu-mll/glue", "dataset", "mrpc")
-    (prepared / "dataset_info.json").write_text("{}")
-    assert is_cached("nyu-mll/glue", "dataset")
-    assert is_cached("nyu-mll/glue:test", "dataset", "mrpc")
-    assert not is_cached("nyu-mll/glue", "dataset", "sst2")

@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jlora
+from jlora.generation.stored_vocabulary import with_stored_vocabulary
 from jlora.lora.tied_embedding import needs_own_head
 from jlora.models.registry import family
 from jlora.peft.folder import stored_config
@@ -16,7 +17,6 @@ from jlora.pretrained.load import build, load_config, load_weights
 from tests.support.models import decoder_cases as cases
 from tests.support.models.encoder_cases import difference
 from tests.support.models.tied_cases import oracle
-from train.lm.vocabulary.stored_vocabulary import with_stored_vocabulary
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore::RuntimeWarning:peft")
 

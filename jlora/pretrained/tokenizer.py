@@ -1,4 +1,4 @@
-"""Where a model's files are, its tokenizer, and the base that an adapter names."""
+"""The tokenizer of a model folder, a GGUF file or a hub model."""
 
 from __future__ import annotations
 
@@ -7,21 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jlora.errors import JloraError
-from jlora.files.path_checks import as_path
 from jlora.gguf.model import gguf_tokenizer, is_gguf
-from jlora.peft.config_file import CONFIG, read_base_name
 from jlora.pretrained.folder import fetch
-from train.sources.locate import local_path
-from train.sources.tokenizer_files import TOKENIZER_FILES, copy_tokenizer_files
+from jlora.pretrained.locate import model_folder
+from jlora.pretrained.tokenizer_files import TOKENIZER_FILES, copy_tokenizer_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-def model_folder(name: str) -> str:
-    """The folder of a local model, or the hub's name as it is."""
-    folder = local_path(name)
-    return name if folder is None else str(folder)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -57,39 +49,3 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Returns the id that pads rows; masks come from lengths, so it may be any token's id."""
     found = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     return next((index for index in found if index is not None), 0)
-
-
-def base_of(folder: Path) -> str:
-    """Returns the base model that `adapter_config.json` names.
-
-    Raises:
-      JloraError: there is no such file, or it names no base, or one that is not a folder here or a name on the hub.
-    """
-    file = folder / CONFIG
-    name = read_base_name(folder)
-    if not name:
-        raise JloraError(f"{file}: base_model_name_or_path: expected the base's name; found none. Give it with --base")
-    if name.startswith("package:"):  # an untrusted file must not choose what the user installs
-        raise JloraError(
-            f"{file}: base_model_name_or_path: expected a folder or a name on the hub; found {name!r}. Give the base"
-            " with --base"
-        )
-    if _is_path(name) and not _exists(name):
-        raise JloraError(
-            f"{file}: base_model_name_or_path: expected a folder or a name on the hub; found {name!r}, which is not on"
-            " this machine (it may be a path of the machine where the adapter was trained). Give the base with --base:"
-            " its folder, or its name on the hub"
-        )
-    return name
-
-
-def _is_path(name: str) -> bool:
-    """Tells whether the name cannot be one on the hub, which is NAME or OWNER/NAME."""
-    return name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name or ":" in name
-
-
-def _exists(name: str) -> bool:
-    try:
-        return as_path(name).exists()
-    except JloraError:  # no path at all
-        return False

@@ -5,12 +5,12 @@ import jinja2
 import pytest
 
 from jlora.errors import JloraError
+from jlora.generation import template_limits
+from jlora.generation.template_sandbox import compile_template, render
 from tests.support.training.lm_data import CHAT, TAGGED, TEMPLATE, byte_tokenizer
 from tests.train.lm.text.test_chat_templates import LONG, WITHOUT_OLD_THOUGHTS
-from train.lm.text import template_limits
 from train.lm.text.chat_templates import chat_template
 from train.lm.text.conversations import Conversation
-from train.lm.text.sandbox import compile_template, render
 
 DAY = datetime.date(2026, 11, 29)
 FEATURES = (

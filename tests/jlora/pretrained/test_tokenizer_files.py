@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from jlora.errors import JloraError
+from jlora.pretrained.tokenizer import load_tokenizer
 from tests.support.training import tiny
-from train.sources.model_files import load_tokenizer
 
 SECRET = "swordfish"
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"

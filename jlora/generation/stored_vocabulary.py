@@ -16,17 +16,17 @@ import numpy as np
 from jlora.errors import JloraError
 from jlora.lora.config import LoraConfig
 from jlora.lora.targets import matches
-from jlora.lora.tied_embedding import HEAD
 from jlora.models.registry import family
 from jlora.peft.config_file import CONFIG
 from jlora.peft.folder import stored_config
 from jlora.peft.stored_tensors import stored_tensors, weights_file
 from jlora.peft.tensor_keys import PREFIX
+from jlora.pretrained.grown_tables import grown, table_paths, with_vocabulary
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.module_names import is_transposed
-from train.lm.vocabulary.grown_tables import grown, table_paths, with_vocabulary
+from jlora.tree.output_heads import HEAD
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("jlora")
 
 _FORMS = ("base_layer.", "original_module.", "")
 """Between a module's name and `weight`: the table that an adapter is on comes before one that is trained whole."""

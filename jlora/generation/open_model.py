@@ -8,17 +8,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax.numpy as jnp
 
-import jlora
 from jlora.errors import JloraError
 from jlora.files.path_checks import as_path
-from jlora.peft.folder import stored_config
+from jlora.generation.generator import Generator
+from jlora.generation.stored_vocabulary import with_stored_vocabulary
+from jlora.lora.adapted_model import Adapted
+from jlora.lora.config import LoraConfig
+from jlora.lora.tied_embedding import needs_own_head
+from jlora.models.registry import FAMILIES, family
+from jlora.peft.base_model import base_of
+from jlora.peft.folder import load_adapter, stored_config
 from jlora.pretrained.folder import WEIGHT_PATTERNS, fetch
-from jlora.pretrained.load import build, example_batch, load_weights, stop_ids
-from train.lm.model import causal_config
-from train.lm.vocabulary.stored_vocabulary import with_stored_vocabulary
-from train.sources.locate import settle_hub
-from train.sources.model_files import base_of, load_tokenizer, model_folder
-from train.sources.starting_adapter import Adapted
+from jlora.pretrained.load import build, example_batch, load_config, load_weights, stop_ids
+from jlora.pretrained.locate import model_folder, settle_hub
+from jlora.pretrained.stored_head import with_stored_head
+from jlora.pretrained.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -31,6 +35,29 @@ class LanguageModel:
     adapted: Adapted
     tokenizer: PreTrainedTokenizerBase
     stop_ids: tuple[int, ...]
+
+    @property
+    def generator(self) -> Generator:
+        """What completes prompts with the base and the adapter."""
+        return Generator(self.adapted.model, self.adapted.base, self.adapted.adapter or None)
+
+
+def causal_config(name: str, lora: LoraConfig | None = None) -> PreTrainedConfig:
+    """Loads the config of a causal language model, as `load_config` does; with an untied head if `lora` needs that.
+
+    Raises:
+      JloraError: whatever `load_config` refuses; a model that is not a causal language model.
+    """
+    config = with_stored_head(load_config(model_folder(name)), model_folder(name))
+    if family(config.model_type).task != "CAUSAL_LM":
+        known = ", ".join(kind for kind, found in FAMILIES.items() if found.task == "CAUSAL_LM")
+        raise JloraError(
+            f"{name}: config.json: model_type: expected a causal language model ({known}),"
+            f" found {config.model_type!r}; jlora classify trains classifiers"
+        )
+    if lora is not None and needs_own_head(lora, family(config.model_type).embedding):
+        config.tie_word_embeddings = False
+    return config
 
 
 def load_language_model(
@@ -65,7 +92,7 @@ def load_language_model(
         model, weights = with_stored_vocabulary(folder, model, weights)
     adapted = Adapted(model, weights, {}, None)
     if folder is not None and use_adapter:
-        entries, config = jlora.load_adapter(folder, weights, model.apply, example_batch(model.config))
+        entries, config = load_adapter(folder, weights, model.apply, example_batch(model.config))
         adapted = dataclasses.replace(adapted, adapter=entries, lora=config)
     tokenizer = load_tokenizer(_tokenizer_place(name, folder))
     return LanguageModel(adapted, tokenizer, end_ids(model.config, tokenizer))

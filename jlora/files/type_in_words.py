@@ -1,0 +1,49 @@
+"""The type that a file's value must have, in words, for errors."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+_WORDS = {
+    str: "text",
+    int: "whole number",
+    float: "number",
+    bool: "true or false",
+    type(None): "null",
+    Any: "value",
+}
+_BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+
+
+def _alternatives(annotation: Any, metadata: Iterable[Any] = ()) -> list[str]:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        words = [word for argument in arguments for word in _alternatives(argument)]
+        return [word for word in dict.fromkeys(words) if not _has_wider(words, word)]
+    if origin is Annotated:
+        return _alternatives(arguments[0], [part for info in arguments[1:] for part in info.metadata])
+    if origin is Literal:
+        return [str(value) for value in arguments]
+    if origin is list:
+        return [f"list of {type_in_words(arguments[0])}"]
+    if origin is dict:
+        return [f"mapping {{{type_in_words(arguments[0])}: {type_in_words(arguments[1])}}}"]
+    bounds = [f"{sign} {getattr(m, name)}" for m in metadata for name, sign in _BOUNDS.items() if hasattr(m, name)]
+    return [" ".join([_WORDS[annotation], " and ".join(bounds)]).strip()]
+
+
+def type_in_words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """Returns the words, such as `whole number >= 1 or null`.
+
+    Args:
+      metadata: bounds of the type, as pydantic and annotated_types have them.
+    """
+    words = _alternatives(annotation, metadata)
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _has_wider(words: list[str], word: str) -> bool:
+    """Whether `whole number ...` stands beside `number ...`, which includes it."""
+    return word.startswith("whole ") and word.removeprefix("whole ") in words

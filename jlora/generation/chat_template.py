@@ -1,0 +1,127 @@
+"""Writes chats with the chat template of a tokenizer."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import jinja2
+
+from jlora.errors import JloraError
+from jlora.files.whole_text import require_text
+from jlora.generation.template_sandbox import Compiled, Rendered, compile_template, render
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Turn = dict[str, Any]
+"""{"role": ..., "content": ...}, and what else a template reads."""
+
+_GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Names of a turn's reasoning."""
+_READ = _REASONING[:2]
+"""The names that templates read: a turn's reasoning is given under both."""
+
+
+class Conversation(Protocol):
+    """What a template needs of a chat.
+
+    Attributes:
+      turns: at least one.
+      tools: JSON schemas of the functions that the assistant may call, or None.
+      variables: more variables of the template.
+      where: the chat's place, for errors.
+    """
+
+    @property
+    def turns(self) -> list[Turn]: ...
+    @property
+    def tools(self) -> list[dict[str, Any]] | None: ...
+    @property
+    def variables(self) -> dict[str, Any]: ...
+    @property
+    def where(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """The chat template of a tokenizer as a run or a server uses it.
+
+    Attributes:
+      tokenizer: has the template and the special tokens that it names.
+      day: what the template sees as today.
+      source: where the template is from, for errors.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    day: datetime.date
+    source: str
+
+    def write(self, chat: Conversation, turns: list[Turn], *, call: bool = False) -> Rendered:
+        """Writes the first turns of a chat; with `call`, followed by the generation prompt.
+
+        Raises:
+          JloraError: the template cannot be compiled, or fails on the chat; its error is quoted.
+        """
+        try:
+            written = self._rendered(chat, turns, call)
+        except Exception as error:  # a template's expressions raise whatever Python's do
+            # Some templates, such as DeepSeek's, concatenate arguments as text, as OpenAI's API sends them.
+            if not (isinstance(error, TypeError) and any("tool_calls" in turn for turn in turns)):
+                raise self._refused(chat, error) from error
+            try:
+                written = self._rendered(chat, _with_arguments_as_text(turns), call)
+            except Exception as error:
+                raise self._refused(chat, error) from error
+        require_text(written.text, f"{chat.where}: what the chat template of {self.source} writes")
+        return written
+
+    def unread(self, chat: Conversation) -> set[str]:
+        """Returns the keys of the chat's turns, its variables and `tools` that the template does not name."""
+        names, keys = self._compiled(chat).names, {key for turn in chat.turns for key in turn} - {"role", "content"}
+        if names.intersection(_READ):
+            keys -= set(_REASONING)
+        return (keys | set(chat.variables) | ({"tools"} if chat.tools else set())) - names
+
+    def is_tagged(self, chat: Conversation) -> bool:
+        """Tells whether the template marks the assistant's turns itself."""
+        return _GENERATION_TAG.search(self.tokenizer.get_chat_template(tools=chat.tools)) is not None
+
+    def _compiled(self, chat: Conversation) -> Compiled:
+        return compile_template(self.tokenizer.get_chat_template(tools=chat.tools))
+
+    def _rendered(self, chat: Conversation, turns: list[Turn], call: bool) -> Rendered:
+        variables = {
+            **self.tokenizer.special_tokens_map,
+            **chat.variables,
+            "messages": [_with_reasoning(turn) for turn in turns],
+            "tools": chat.tools,
+            "add_generation_prompt": call,
+        }
+        return render(self._compiled(chat).template, {"documents": None} | variables, self.day)
+
+    def _refused(self, chat: Conversation, error: Exception) -> JloraError:
+        said = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+        return JloraError(f"{chat.where}: the chat template of {self.source} refuses this chat: {said}")
+
+
+def _with_arguments_as_text(turns: list[Turn]) -> list[Turn]:
+    def as_text(call: dict[str, Any]) -> dict[str, Any]:
+        if "function" in call:
+            return {**call, "function": as_text(call["function"])}
+        return {**call, "arguments": json.dumps(call.get("arguments", {}), ensure_ascii=False)}
+
+    return [
+        {**turn, "tool_calls": [as_text(call) for call in turn["tool_calls"]]} if "tool_calls" in turn else turn
+        for turn in turns
+    ]
+
+
+def _with_reasoning(turn: Turn) -> Turn:
+    """Returns the turn with its reasoning under the names that templates read."""
+    thoughts = next((turn[name] for name in _REASONING if turn.get(name) is not None), None)
+    return turn if thoughts is None else {"thinking": thoughts, **turn, "reasoning_content": thoughts}

@@ -1,0 +1,82 @@
+"""How a token is drawn from its logits: a temperature, and which tokens are left out."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jlora.errors import JloraError
+
+
+class Sampling(NamedTuple):
+    """How a token is drawn from its logits: they are divided by the temperature, then cut as `filtered` says."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+PLAIN = Sampling()
+"""From all tokens, with the model's own probabilities."""
+
+
+def checked_sampling(temperature: float, top_k: int, top_p: float) -> Sampling:
+    """Returns the sampling with these numbers; raises JloraError if one is out of its range."""
+    if not temperature > 0:
+        raise JloraError(f"temperature: expected more than 0; found {temperature}; without a key the choice is greedy")
+    if not 0 < top_p <= 1:
+        raise JloraError(f"top_p: expected more than 0 and at most 1, which keeps all; found {top_p}")
+    if top_k < 0:
+        raise JloraError(f"top_k: expected 0, which keeps all, or more; found {top_k}")
+    return Sampling(float(temperature), int(top_k), float(top_p))
+
+
+def draw_tokens(logits: jax.Array, key: jax.Array | None, sampling: Sampling) -> jax.Array:
+    """Returns the tokens, int32 (B,), drawn from logits (B, vocab); without a key the likeliest."""
+    if key is None:
+        return logits.argmax(-1).astype(jnp.int32)
+    scaled = filtered(logits / sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
+    return jax.random.categorical(key, scaled).astype(jnp.int32)
+
+
+def filtered(logits: jax.Array, *, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
+    """Logits (..., vocab) with minus infinity for tokens that must not be drawn, the same as transformers' warpers.
+
+    Args:
+      top_k: keep this many of the largest logits; 0 keeps all.
+      top_p: of those, keep the likeliest tokens whose probabilities add up to this (nucleus), at least one token. Of
+        tokens with equal logits all are kept or none.
+    """
+    if 0 < top_k < logits.shape[-1]:
+        logits = _at_least(logits, logits, lax.top_k(logits, top_k)[0][..., -1:])
+    if top_p < 1:
+        probabilities = jax.nn.softmax(logits, axis=-1)
+        logits = _at_least(logits, probabilities, _nucleus_threshold(probabilities, top_p))
+    return logits
+
+
+def _at_least(logits: jax.Array, values: jax.Array, threshold: jax.Array) -> jax.Array:
+    return jnp.where(values >= threshold, logits, -jnp.inf)
+
+
+def _nucleus_threshold(probabilities: jax.Array, top_p: float) -> jax.Array:
+    """(..., 1), the largest number such that the probabilities at or above it add up to at least `top_p`.
+
+    Found by bisecting the bit patterns of float32, which have the same order as the numbers. That is exact, and on a
+    CPU ten times faster than sorting the vocabulary.
+    """
+
+    def halve(_: Any, interval: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = interval
+        middle = low + (high - low) // 2
+        floor = lax.bitcast_convert_type(middle, jnp.float32)
+        enough = jnp.where(probabilities >= floor, probabilities, 0).sum(-1, keepdims=True) >= top_p
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    low = jnp.zeros_like(probabilities[..., :1], jnp.int32)
+    above_one = lax.bitcast_convert_type(jnp.float32(1.5), jnp.int32)
+    low, _ = lax.fori_loop(0, 30, halve, (low, jnp.full_like(low, above_one)))
+    return lax.bitcast_convert_type(low, jnp.float32)

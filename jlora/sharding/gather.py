@@ -1,0 +1,32 @@
+"""Arrays that lie on several devices or processes, as one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+
+def to_host(tree: Any) -> Any:
+    """Copies of all arrays as numpy, gathered one by one; of several processes all must take part."""
+    return jax.tree.map(leaf_to_host, tree)
+
+
+def leaf_to_host(leaf: Any) -> np.ndarray:
+    """A copy of one array as numpy."""
+    return np.array(gather(leaf), copy=True)  # a view would change with the donated buffer that it looks at
+
+
+def gather(leaf: Any) -> Any:
+    """The array as each process has all of it."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+        return leaf
+    return jax.device_put(leaf, NamedSharding(placed_mesh(leaf), PartitionSpec()))
+
+
+def placed_mesh(leaf: Any) -> Any:
+    """The mesh on whose devices the array is, or None."""
+    sharding = getattr(leaf, "sharding", None)
+    return sharding.mesh if isinstance(sharding, NamedSharding) else None

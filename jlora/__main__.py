@@ -1,4 +1,4 @@
-"""The program `jlora` (also `python -m jlora`), whose commands are in the package `train`."""
+"""The program `jlora` (also `python -m jlora`). Its commands are in the package `train`, in a wheel `jlora_train`."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from pathlib import Path
 def main() -> int:
     """Runs `jlora COMMAND ...` and returns its exit code.
 
-    Loads the package `train` from beside `jlora` and not by a search of the current folder and PYTHONPATH, where it
-    might find a user's own train.py.
+    Loads the commands from beside `jlora` and not by a search of the current folder and PYTHONPATH, where it might find
+    a user's own train.py.
     """
-    package = Path(__file__).resolve().parents[1] / "train"
-    spec = spec_from_file_location("train", package / "__init__.py", submodule_search_locations=[str(package)])
+    beside = Path(__file__).resolve().parents[1]
+    name = "jlora_train" if (beside / "jlora_train").is_dir() else "train"
+    package = beside / name
+    spec = spec_from_file_location(name, package / "__init__.py", submodule_search_locations=[str(package)])
     assert spec is not None
     assert spec.loader is not None
-    sys.modules["train"] = module_from_spec(spec)
-    spec.loader.exec_module(sys.modules["train"])
-    return importlib.import_module("train.console").main(sys.argv[1:])
+    sys.modules[name] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    return importlib.import_module(f"{name}.console").main(sys.argv[1:])
 
 
 if __name__ == "__main__":

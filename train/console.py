@@ -8,15 +8,7 @@ from collections.abc import Sequence
 
 import jlora
 from jlora.errors import nearest
-
-COMMANDS = {
-    "classify": "fine-tune a text classifier",
-    "lm": "fine-tune a causal language model",
-    "predict": "label new text",
-    "generate": "complete a prompt, or hold a chat",
-    "export": "merge an adapter, or write it for vLLM or llama.cpp",
-    "extract": "make an adapter of a fully fine-tuned model",
-}
+from train.cli.commands import COMMANDS, LIGHT, TRAINING
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,8 +23,8 @@ def main(argv: Sequence[str]) -> int:
     if name not in COMMANDS:
         print(f"error: jlora {name}: no such command{nearest(name, COMMANDS)}\n{_help()}", file=sys.stderr)
         return 2
-    if name in ("classify", "lm"):
-        return importlib.import_module(f"train.{name}.__main__").main(argv[1:], alone=True)
+    if name in TRAINING:
+        return importlib.import_module(f"{__package__}.{name}.__main__").main(argv[1:], alone=True)
     from train.cli.arguments import PARSERS
     from train.cli.exit_codes import replace_unencodable
     from train.cli.without_torch import keep_torch_from_transformers
@@ -40,8 +32,9 @@ def main(argv: Sequence[str]) -> int:
     replace_unencodable()
     PARSERS[name]().parse_args(argv[1:])  # --help and mistakes end the program here
 
-    keep_torch_from_transformers()
-    return importlib.import_module(f"train.{name}").main(argv[1:])
+    if name not in LIGHT:
+        keep_torch_from_transformers()
+    return importlib.import_module(f"{__package__}.{name}").main(argv[1:])
 
 
 def _help() -> str:

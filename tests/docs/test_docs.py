@@ -74,7 +74,7 @@ def test_the_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPat
         require_shared(config.train.batch_size, mesh_sizes(request.flags.mesh))
 
 
-@pytest.mark.parametrize("command", commands("(?:predict|generate|export|extract)"))
+@pytest.mark.parametrize("command", commands("(?:predict|generate|export|extract|configs|completion)"))
 def test_the_other_commands_have_such_flags(command: str) -> None:
     _, program, *arguments = shlex.split(command)
     assert PARSERS[program]().parse_args(arguments)

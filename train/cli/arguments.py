@@ -1,4 +1,4 @@
-"""The command lines of `jlora predict`, `generate`, `export` and `extract`, parsed without importing JAX."""
+"""The command lines of all commands but those that train, parsed without importing JAX."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from train.config.shipped import shipped_configs
+
+SHELLS = ("bash", "zsh", "fish")
+"""For which `jlora completion` writes a script."""
 _RANK = 8
 _MOST_DIGITS = 19
 _EPILOG = """\
@@ -118,7 +122,34 @@ def extract() -> argparse.ArgumentParser:
     return parser
 
 
-PARSERS = {"predict": predict, "generate": generate, "export": export, "extract": extract}
+def configs() -> argparse.ArgumentParser:
+    """Makes the parser of `jlora configs`."""
+    parser = argparse.ArgumentParser(
+        prog="jlora configs", description="Lists the configs that come with jlora, prints one, or copies it."
+    )
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", choices=list(shipped_configs()), help="config to print; default: list all"
+    )
+    parser.add_argument(
+        "--copy", nargs="?", const=Path(), type=Path, metavar="FOLDER", help="write it into FOLDER (the current one)"
+    )
+    return parser
+
+
+def completion() -> argparse.ArgumentParser:
+    """Makes the parser of `jlora completion`."""
+    purpose = "Prints a script from which a shell knows the commands, their flags and the keys of the configs."
+    parser = argparse.ArgumentParser(
+        prog="jlora completion", description=purpose, epilog='In ~/.bashrc: eval "$(jlora completion bash)"'
+    )
+    parser.add_argument("shell", choices=SHELLS, help="whose script")
+    return parser
+
+
+PARSERS = {
+    "predict": predict, "generate": generate, "export": export, "extract": extract, "configs": configs,
+    "completion": completion,
+}  # fmt: skip
 """{command: what makes its parser}."""
 
 

@@ -21,7 +21,8 @@ from train.cli.signs_of_life import working
 
 logger = logging.getLogger(__name__)
 
-_OURS = ("jlora", "train", "__main__")
+_OURS = ("jlora", __name__.partition(".")[0], "__main__")
+"""Whose loggers are ours; the second is `train`, in a wheel `jlora_train`."""
 _REDRAW_SECONDS = 0.2
 _TICK_SECONDS = 1.0
 _MEMORY = 0.9
@@ -260,7 +261,7 @@ class _PrintableRecord(logging.LogRecord):
 
 
 def configure_logging(verbose: bool = False) -> None:
-    """Sends log messages to stderr, with the time of day: all of jlora and train, of other packages from WARNING on.
+    """Sends log messages to stderr, with the time of day: all of our own, of other packages from WARNING on.
 
     `verbose` adds our own DEBUG messages. Call it before `transformers` is imported: it also silences that package's
     advice that PyTorch is missing, which is expected here.

@@ -13,6 +13,7 @@ import yaml
 
 from jlora.errors import JloraError
 from jlora.files.nearest_file import nearest_file
+from train.config.shipped import copy_advice
 
 _LARGEST = 2**20
 """Bytes of the largest file that is read; a config has a few thousand."""
@@ -97,11 +98,12 @@ def read_file(path: Path) -> dict[str, Any]:
     """Reads the mapping in a YAML file; an empty file is an empty mapping.
 
     Raises:
-      JloraError: no such file (the nearest one named), larger than 1 MiB, not UTF-8, not YAML (line and column named),
-        a duplicate key, or something other than a mapping.
+      JloraError: no such file (the nearest one named, and a shipped config of its name), larger than 1 MiB, not UTF-8,
+        not YAML (line and column named), a duplicate key, or something other than a mapping.
     """
     if not path.is_file():
-        raise JloraError(f"--config {path}: expected a YAML file, found no such file{nearest_file(path)}")
+        advice = copy_advice(path)
+        raise JloraError(f"--config {path}: expected a YAML file, found no such file{nearest_file(path)}{advice}")
     if path.stat().st_size > _LARGEST:
         raise JloraError(f"{path}: expected at most {_LARGEST} bytes of YAML; found {path.stat().st_size}")
     try:

@@ -1,0 +1,22 @@
+"""The configs that come with jlora: `configs/` of a checkout, which a wheel carries inside its package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_IN_WHEEL = Path(__file__).parents[1] / "shipped_configs"
+_IN_CHECKOUT = Path(__file__).parents[2] / "configs"
+
+
+def shipped_configs() -> dict[str, Path]:
+    """{name: YAML file} of the shipped configs, by name."""
+    folder = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_CHECKOUT
+    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+
+
+def copy_advice(missing: Path) -> str:
+    """The end of an error about a missing config file: how to get it, where a shipped config has its name."""
+    if missing.stem not in shipped_configs():
+        return ""
+    folder = "" if missing.parent == Path() else f" {missing.parent}"
+    return f". jlora comes with one of this name: jlora configs {missing.stem} --copy{folder}"

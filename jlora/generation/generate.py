@@ -1,4 +1,4 @@
-"""Text from a causal language model: prompts in, token ids out, with a cache of keys and values.
+"""Generates token ids from prompts with a causal language model and a cache of keys and values.
 
 `generate` completes a batch in one compiled program, `stream` yields one completion token by token. Both compile once
 for each shape.
@@ -24,11 +24,11 @@ from jlora.transform.adapt import adapt
 from jlora.tree.quantized import is_quantized
 
 _SHORTEST = 64
-"""The shortest length that `stream` compiles for; each further length is twice the one before."""
+"""The shortest length that `stream` compiles for; the next lengths double it."""
 
 
 class Sampling(NamedTuple):
-    """How a token is drawn from its logits: they are divided by the temperature, then cut as `filtered` says."""
+    """How a token is drawn: logits are divided by the temperature, then filtered by top_k and top_p."""
 
     temperature: float
     top_k: int
@@ -50,16 +50,16 @@ def generate(
     top_p: float = 1.0,
     stop_ids: Sequence[int] = (),
 ) -> jax.Array:
-    """Completions of prompts, int32 (B, max_new_tokens): tokens up to and including a stop id, then `pad_id`.
+    """Generates completions, int32 (B, max_new_tokens): tokens up to and including a stop id, then `pad_id`.
 
-    The program stops when all rows have ended. It is compiled once for each B, T, `max_new_tokens` and way of sampling.
+    The loop stops when all rows have ended. It is compiled once for each B, T, `max_new_tokens` and way of sampling.
 
     Args:
       model, base: as `load_base` gives them. adapter: {path: entry}, or None for the base alone.
       input_ids, attention_mask: int32 (B, T), shorter prompts padded on the left (attention_mask 0).
       pad_id: the id that fills a row after its end.
-      key: JAX random key for drawing; None takes the likeliest token each time.
-      temperature: what logits are divided by. top_k, top_p: as for `filtered`.
+      key: JAX random key for sampling; None always takes the likeliest token (greedy).
+      temperature: logits are divided by it. top_k, top_p: as for `filtered`.
       stop_ids: tokens that end a row.
 
     Raises:
@@ -84,16 +84,16 @@ def stream(
     top_p: float = 1.0,
     stop_ids: Sequence[int] = (),
 ) -> Iterator[int]:
-    """Yields the tokens of one completion as they come, without the stop id that ends it.
+    """Yields the tokens of one completion as they are generated, without the stop id that ends it.
 
-    With greedy choice they are those of `generate`. The lengths of prompt and cache are each padded to a power of two
-    (64 at least), and the program is compiled once for each such length.
+    Without a key they are the same tokens as from `generate`. The lengths of prompt and cache are each padded to a
+    power of two (at least 64), and the step is compiled once for each such length.
 
     Args:
       ids: the prompt, at least one token. The other arguments are those of `generate`.
 
     Raises:
-      JloraError: as for `generate`, or the prompt is empty; before the first token.
+      JloraError: as for `generate`, or the prompt is empty; raised before the first token.
     """
     sampling = _sampling(temperature, top_k, top_p)
     _require_room(model, len(ids), max_new_tokens)
@@ -106,17 +106,17 @@ def stream(
 
 
 def context_length(model: Any) -> int | None:
-    """The most tokens that the model has positions for; None if it has no such limit (Bloom)."""
+    """Returns the most tokens that the model has positions for; None if it has no such limit (Bloom)."""
     return getattr(model.config, "max_position_embeddings", None)
 
 
 def filtered(logits: jax.Array, *, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
-    """Logits (..., vocab) with minus infinity for tokens that must not be drawn, the same as transformers' warpers.
+    """Sets the logits (..., vocab) of tokens that must not be drawn to minus infinity, as transformers' warpers do.
 
     Args:
       top_k: keep this many of the largest logits; 0 keeps all.
-      top_p: of those, keep the likeliest tokens whose probabilities add up to this (nucleus), at least one token. Of
-        tokens with equal logits all are kept or none.
+      top_p: of those, keep the likeliest tokens whose probabilities add up to this (nucleus), at least one token.
+        Tokens with equal logits are kept or removed together.
     """
     if 0 < top_k < logits.shape[-1]:
         logits = _at_least(logits, logits, lax.top_k(logits, top_k)[0][..., -1:])
@@ -131,10 +131,10 @@ def _at_least(logits: jax.Array, values: jax.Array, threshold: jax.Array) -> jax
 
 
 def _nucleus_threshold(probabilities: jax.Array, top_p: float) -> jax.Array:
-    """(..., 1), the largest number such that the probabilities at or above it add up to at least `top_p`.
+    """Finds the largest threshold (..., 1) such that the probabilities at or above it add up to at least `top_p`.
 
-    Found by bisecting the bit patterns of float32, which have the same order as the numbers. That is exact, and on a
-    CPU ten times faster than sorting the vocabulary.
+    Bisects the bit patterns of float32, which have the same order as the numbers. This is exact, and on a CPU ten times
+    faster than sorting the vocabulary.
     """
 
     def halve(_: Any, interval: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -212,7 +212,7 @@ def _stream(
 
 
 def _empty_cache(model: Any, batch: dict[str, jax.Array], count: int) -> Cache:
-    """A cache for the prompts alone, which knows that `count` tokens come after them."""
+    """Makes a cache with room for only the prompts; its `reach` includes the `count` tokens that follow them."""
     cache = model.empty_cache(*batch["input_ids"].shape, model.dtype)
     return cache._replace(reach=batch["attention_mask"].sum(1, dtype=jnp.int32) + count)
 
@@ -226,7 +226,7 @@ def _next(
     key: jax.Array | None,
     sampling: Sampling,
 ) -> tuple[jax.Array, Any]:
-    """(the next token of each row int32 (B,), the cache with the batch in it), from the logits of the last position."""
+    """Returns (the next token of each row, int32 (B,); the cache extended by the batch)."""
 
     def last_logits(base: Any, batch: dict[str, jax.Array], cache: Any) -> tuple[jax.Array, Any]:
         hidden, cache = model.apply(base, batch, cache, method="extend")
@@ -237,10 +237,10 @@ def _next(
 
 
 def _for_one_token(model: Any, base: Any, adapter: Any, cache: Cache) -> tuple[Any, Any, Cache]:
-    """(base, adapter, cache) in the form that is fastest for one token at a time.
+    """Converts (base, adapter, cache) to the form that is fastest for one token at a time.
 
-    On a CPU that is with layers set apart and the adapter merged. They stay stacked and factored if a mesh splits the
-    weights, if weights are quantized, or if only one of a weight's uses sees its update.
+    On a CPU, the layers are unstacked and the adapter is merged. Nothing is converted if a mesh splits the weights, if
+    weights are quantized, or if an update is for only one of a weight's uses.
     """
     leaves = jax.tree.leaves(base, is_leaf=is_quantized)
     is_whole = not any(map(is_quantized, leaves)) and all(
@@ -260,7 +260,7 @@ _extended = jax.jit(_next, static_argnums=(0, 6), donate_argnums=4)
 
 
 def _drawn(logits: jax.Array, key: jax.Array | None, sampling: Sampling) -> jax.Array:
-    """The tokens, int32 (B,), drawn from logits (B, vocab)."""
+    """Draws a token for each row, int32 (B,), from logits (B, vocab)."""
     if key is None:
         return logits.argmax(-1).astype(jnp.int32)
     scaled = filtered(logits / sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
@@ -280,7 +280,7 @@ def _tree(adapter: Adapter | None) -> dict | None:
 
 
 def _padded(length: int) -> int:
-    """The smallest power of two, _SHORTEST at least, that `length` tokens fit into."""
+    """Returns the smallest power of two, at least _SHORTEST, that `length` tokens fit into."""
     return max(_SHORTEST, 1 << (length - 1).bit_length())
 
 

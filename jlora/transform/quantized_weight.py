@@ -1,4 +1,4 @@
-"""A quantized weight as the function sees it: moved as the function moves it, dequantized where it is used."""
+"""`Deferred`: a quantized weight that records the function's operations on it and is dequantized only when used."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from jlora.tree.quantized import Quantized, as_array
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Deferred:
-    """Stands for an array (*stack, *inner) that is formed wherever it is used, and nowhere else.
+    """A placeholder for an array (*stack, *inner) that is dequantized each time that it is used.
 
     Attributes:
-      leaf: the codes, whose stack leads; what takes layers from the array takes them from the codes.
+      leaf: the codes, with the stack's axes first. Operations that select layers are applied to the codes.
       inner: the shape of one layer of the array.
       dtype: of the array.
-      moves: what makes `inner` from a layer of the leaf, one after the other.
+      moves: functions that are applied one after another to a dequantized layer of the leaf, to give `inner`.
     """
 
     leaf: Quantized
@@ -35,7 +35,7 @@ class Deferred:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The array's."""
+        """The array's shape."""
         return (*self.leaf.stack, *self.inner)
 
     @property
@@ -45,12 +45,12 @@ class Deferred:
 
 
 def deferred(leaf: Any) -> Any:
-    """A quantized leaf as Deferred; an array as it is."""
+    """Wraps a quantized leaf as Deferred; returns an array unchanged."""
     return Deferred(leaf, leaf.layer, leaf.dtype) if isinstance(leaf, Quantized) else leaf
 
 
 def formed(weight: Any) -> jax.Array:
-    """The array that a Deferred stands for; an array as it is."""
+    """Dequantizes a Deferred to an array; returns an array unchanged."""
     if not isinstance(weight, Deferred):
         return weight
 
@@ -65,25 +65,25 @@ def formed(weight: Any) -> jax.Array:
 
 
 def used(fn: Callable, weight: Any, *others: Any) -> Any:
-    """`fn(weight, *others)`; of a quantized weight the codes are kept for the backward pass, not what is formed."""
+    """Calls `fn(weight, *others)`; the backward pass keeps a quantized weight's codes, not the dequantized array."""
     if not isinstance(weight, Deferred):
         return fn(weight, *others)
     return jax.checkpoint(lambda weight, *others: fn(formed(weight), *others))(weight, *others)
 
 
 def moved_later(weight: Deferred, name: str, params: dict, others: list) -> list[Deferred] | None:
-    """The results of a primitive that only moves, cuts or casts, none of them formed; None where it has no rule."""
+    """Applies a primitive that only moves, slices or casts, without dequantizing; None if it has no rule."""
     return _RULES[name](weight, params, others) if name in _RULES else None
 
 
 def _then(weight: Deferred, move: Callable) -> Deferred:
-    """The same done to each layer."""
+    """Adds an operation that is applied to each layer after dequantizing."""
     result = jax.eval_shape(move, jax.ShapeDtypeStruct(weight.inner, weight.dtype))
     return dataclasses.replace(weight, inner=result.shape, dtype=result.dtype, moves=(*weight.moves, move))
 
 
 def _to_codes(weight: Deferred, move: Callable[[jax.Array, tuple[int, ...]], jax.Array]) -> Deferred:
-    """`move(codes, their shape without the stack)` done to all arrays of the leaf."""
+    """Applies `move(array, its shape without the stack)` to all arrays of the leaf."""
     count = len(weight.leaf.stack)
     return dataclasses.replace(weight, leaf=jax.tree.map(lambda x: move(x, x.shape[count:]), weight.leaf))
 
@@ -167,7 +167,7 @@ def _part(weight: Deferred, axis: int, start: int, limit: int) -> Deferred:
 
 
 def _constrain(weight: Deferred, params: dict, others: list) -> list[Deferred] | None:
-    """The codes are what is moved between devices, and not the array."""
+    """Moves the codes between devices, instead of the dequantized array."""
     sharding = params["sharding"]
     if weight.moves or params["unconstrained_dims"] or not isinstance(sharding, NamedSharding):
         return None
@@ -196,4 +196,4 @@ _RULES: dict[str, Callable[[Deferred, dict, list], list[Deferred] | None]] = {
     "transpose": _transpose,
     "unstack": _unstack,  # JAX 0.11: `for layer in stack`
 }
-"""By the primitive's name. Any other one forms the array where it stands."""
+"""{primitive: rule}. All other primitives dequantize the array."""

@@ -1,4 +1,4 @@
-"""Operations that only move, drop, add or cast axes of a weight with updates: each A and B is changed alike."""
+"""Rules of operations that only move, drop, add or cast axes of a weight: A and B are changed in the same way."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from jlora.transform.quantized_weight import Deferred, formed, moved_later
 
 
 def moved(value: Factored, run: Callable, name: str, params: dict, others: list) -> list[Factored] | None:
-    """The results of a primitive that only moves, drops, adds or casts axes; None where it has no rule.
+    """Applies a primitive that only moves, drops, adds or casts axes; returns None if it has no rule.
 
     Args:
-      run: the primitive, of an array in the weight's place.
-      name, params, others: of the primitive, and its other operands.
+      run: applies the primitive to an array in place of the weight.
+      name, params, others: name, parameters and other operands of the primitive.
     """
     rule = _RULES.get(name)
     plans = rule(value.shape, params, others) if rule else None
@@ -52,7 +52,7 @@ def _moved(
     if len(known) < len(updates) or (gain is None) != (value.gain is None):
         return None
     if value.gain is not None and gain is not None:
-        gain = gain.astype(value.gain.dtype)  # a gain in half precision would cost the result its own
+        gain = gain.astype(value.gain.dtype)  # a gain in half precision would make the result less precise
     return Factored(weight, tuple(known), gain)
 
 
@@ -65,8 +65,8 @@ def _moved_update(update: Update, sources: tuple, cut: list[int], apply: Callabl
     return dataclasses.replace(update, a=a, b=b, axes=axes, picked=picked)
 
 
-# A rule gives, for each result, the sources of its dims among the old ones, and what to do to a factor: an array
-# of the old dims, some of them of size 1.
+# A rule returns, for each result, the old dims that each of its dims consists of, and a function that is applied to a
+# factor: an array with the old dims, some of size 1.
 Plan = tuple[tuple[tuple[int, ...], ...], Callable]
 
 
@@ -132,7 +132,7 @@ def _slice(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
     strides = params["strides"] or (1,) * len(shape)
 
     def apply(x: jax.Array) -> jax.Array:
-        spread = [x.shape[dim] == 1 for dim in range(len(shape))]  # nothing to cut where a factor does not vary
+        spread = [x.shape[dim] == 1 for dim in range(len(shape))]  # nothing to slice if the factor does not vary
         return lax.slice(
             x,
             [0 if one else start for one, start in zip(spread, starts, strict=True)],
@@ -177,7 +177,7 @@ def _broadcast(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]
     target, dims = params["shape"], params["broadcast_dimensions"]
 
     def apply(x: jax.Array) -> jax.Array:
-        sizes = [1] * len(target)  # a new axis, or one that is spread, is left at 1 in a factor
+        sizes = [1] * len(target)  # new and broadcast axes have size 1 in a factor
         for source, dim in enumerate(dims):
             sizes[dim] = x.shape[source]
         return lax.broadcast_in_dim(x, sizes, dims)
@@ -195,7 +195,7 @@ def _reshape(shape: tuple[int, ...], params: dict, others: list) -> list[Plan] |
         for old, new in groups:
             varies = {x.shape[dim] != 1 for dim in old if shape[dim] != 1}
             if len(varies) > 1:
-                return None  # a factor that varies over a part of merged axes would have to be spread out
+                return None  # a factor that varies over only some of the merged axes would have to be broadcast
             sizes += new if True in varies or not varies else [1] * len(new)
         return lax.reshape(x, sizes)
 
@@ -204,7 +204,7 @@ def _reshape(shape: tuple[int, ...], params: dict, others: list) -> list[Plan] |
 
 
 def _spread_before_merging(value: Factored, new_sizes: tuple[int, ...]) -> Factored:
-    """Broadcasts the factors over dims of copies (`jnp.repeat`) before these merge with a dim over which they vary."""
+    """Broadcasts factors over repeated dims (`jnp.repeat`) that will be merged with a dim over which they vary."""
     if value.watched:
         return value
     factors = [factor[0] for update in value.updates for factor in update.factors]
@@ -249,9 +249,9 @@ _RULES: dict[str, Callable[[tuple[int, ...], dict, list], list[Plan] | None]] = 
     "convert_element_type": _cast,
     "copy": _unchanged,
     "dynamic_slice": _dynamic_slice,
-    "name": _unchanged,  # checkpoint_name: a policy sees the weight, which is no residual
+    "name": _unchanged,  # checkpoint_name: does not matter, because weights are not residuals
     "optimization_barrier": _unchanged_alone,
-    "pcast": _unchanged,  # inside shard_map JAX spreads the factors where they meet the data
+    "pcast": _unchanged,  # inside shard_map JAX broadcasts the factors when they are used with data
     "pvary": _unchanged,
     "reduce_precision": _unchanged,
     "reshape": _reshape,

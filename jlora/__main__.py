@@ -1,4 +1,4 @@
-"""The program `jlora` (also `python -m jlora`), whose commands are in the package `train`."""
+"""The program `jlora` (also `python -m jlora`). Its commands are in the package `train`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 def main() -> int:
     """Runs `jlora COMMAND ...` and returns its exit code.
 
-    Loads the package `train` from beside `jlora` and not by a search of the current folder and PYTHONPATH, where it
-    might find a user's own train.py.
+    Loads the package `train` from the folder that contains `jlora`. A normal import would search the current folder
+    and PYTHONPATH first, and might find a user's own train.py.
     """
     package = Path(__file__).resolve().parents[1] / "train"
     spec = spec_from_file_location("train", package / "__init__.py", submodule_search_locations=[str(package)])

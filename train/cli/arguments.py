@@ -1,4 +1,4 @@
-"""The command lines of `jlora predict`, `generate`, `export` and `extract`, parsed without importing JAX."""
+"""Parses the command lines of `jlora predict`, `generate`, `export` and `extract` without importing JAX."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def extract() -> argparse.ArgumentParser:
 
 
 PARSERS = {"predict": predict, "generate": generate, "export": export, "extract": extract}
-"""{command: what makes its parser}."""
+"""{command: the function that makes its parser}."""
 
 
 def whole_number(least: int, below: float = math.inf) -> Callable[[str], int]:
@@ -135,7 +135,7 @@ def whole_number(least: int, below: float = math.inf) -> Callable[[str], int]:
 
 
 def names(text: str) -> list[str]:
-    """Parses an argument of names between commas."""
+    """Parses an argument of comma-separated names."""
     found = [name.strip() for name in text.split(",") if name.strip()]
     if not found:
         raise argparse.ArgumentTypeError("expected names between commas, found none")

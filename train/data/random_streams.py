@@ -4,9 +4,9 @@ import numpy as np
 
 
 def permutation(count: int, *seed: int) -> np.ndarray:
-    """int64 (count,): 0 .. count-1 in an order that depends on the non-negative integers `seed` alone.
+    """Returns 0 .. count-1, int64 (count,), in an order that depends only on the non-negative integers `seed`.
 
-    Made from the raw words of a bit generator, the one stream that NumPy promises never to change.
+    It uses the raw words of a bit generator, the only stream that NumPy promises never to change.
     """
     words = np.random.Philox(np.random.SeedSequence(seed)).random_raw(count)
     return np.argsort(words, kind="stable")

@@ -1,4 +1,4 @@
-"""From a config to the model of `train.lm`: config, weights (quantized or not) and adapter."""
+"""Makes from a config the model of `jlora lm`: config, weights (quantized or not) and adapter."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 
 def causal_config(name: str, lora: jlora.LoraConfig | None = None) -> PreTrainedConfig:
-    """Loads the config of a causal language model, as `load_config` does; with an untied head if `lora` needs that.
+    """Loads the config of a causal language model with `load_config`, and unties the head if `lora` needs that.
 
     Raises:
-      JloraError: whatever `load_config` refuses; a model that is not a causal language model.
+      JloraError: as for `load_config`; the model is not a causal language model.
     """
     config = with_stored_head(load_config(model_folder(name)), model_folder(name))
     if family(config.model_type).task != "CAUSAL_LM":
@@ -56,7 +56,7 @@ def prepare_model(config: LMConfig, mesh: Mesh | None = None, added: Sequence[in
     Args:
       added: the ids of added tokens, from `add_tokens`.
     """
-    fetch(model_folder(config.model), None, WEIGHT_PATTERNS)  # which say whether the head is tied
+    fetch(model_folder(config.model), None, WEIGHT_PATTERNS)  # the weights show whether the head is tied
     model, key = build_model(config, added), jax.random.key(config.seed)
     return put_adapted(mesh, _adapted(config, model, key, mesh, added), config)
 
@@ -76,12 +76,12 @@ def _adapted(config: LMConfig, model: Any, key: jax.Array, mesh: Mesh | None, ad
 
 
 def abstract_model(config: LMConfig, added: Sequence[int] = ()) -> Adapted:
-    """The same without weights: every array is a ShapeDtypeStruct."""
+    """Does the same as `prepare_model` without weights: every array is a ShapeDtypeStruct."""
     return abstract_on(config, build_model(config, added), added)
 
 
 def abstract_on(config: LMConfig, model: Any, added: Sequence[int] = ()) -> Adapted:
-    """As `abstract_model`, on a linen model that may be another than the config's."""
+    """Does the same as `abstract_model` for a linen model that may differ from the config's."""
     base = abstract_base(model)
     if config.method == "full":
         return Adapted(model, base, jax.eval_shape(_whole_leaves, base), None)
@@ -107,13 +107,13 @@ def _lora(config: LMConfig, stored: PreTrainedConfig, added: Sequence[int]) -> j
 
 
 def _base_dtype(config: LMConfig) -> Any:
-    """What PiSSA and OLoRA leave of the base is exact, and LoftQ starts from all that quantization takes of it."""
+    """Returns the dtype to load the base in: float32 if PiSSA, OLoRA or LoftQ need the exact weights."""
     exact = config.lora.is_residual or config.lora.init_lora_weights == "loftq"
     return jnp.dtype(jnp.float32 if exact else config.train.dtype)
 
 
 def _stored(config: LMConfig, model: Any, base: Any) -> Any:
-    """The base as it is kept in memory."""
+    """Converts the base to the form in which it is kept in memory."""
     base = jax.tree.map(lambda x: x.astype(_base_dtype(config)), base)
     if config.quantize is None:
         return base

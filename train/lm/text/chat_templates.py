@@ -1,4 +1,4 @@
-"""Writes chats with a chat template, and finds the spans of the turns that are learnt."""
+"""Renders chats with a chat template, and finds the spans of the turns that are learnt."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ if TYPE_CHECKING:
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Names of a turn's reasoning."""
+"""The keys under which a turn may have its reasoning."""
 _READ = _REASONING[:2]
-"""The names that templates read: a turn's reasoning is given under both."""
+"""The keys that templates read: a turn's reasoning is passed under both."""
 
 
 class Chat(NamedTuple):
     """A chat as text.
 
-    learnt: the spans to learn; None: all of it.
-    prompt: characters before the first answer that may be learnt, its generation prompt included.
+    Attributes:
+      learnt: the spans to learn; None means all of it.
+      prompt: the number of characters before the first answer that may be learnt, its generation prompt included.
     """
 
     text: str
@@ -47,7 +48,7 @@ class ChatTemplate:
 
     Attributes:
       tokenizer: has the template and the special tokens that it names.
-      day: what the template sees as today.
+      day: the date that the template gets as today.
       source: where the template is from, for errors.
     """
 
@@ -82,7 +83,7 @@ class ChatTemplate:
         return (keys | set(chat.variables) | ({"tools"} if chat.tools else set())) - names
 
     def is_tagged(self, chat: Conversation) -> bool:
-        """Tells whether the template marks the assistant's turns itself."""
+        """Returns whether the template marks the assistant's turns itself (`{% generation %}`)."""
         return _GENERATION_TAG.search(self.tokenizer.get_chat_template(tools=chat.tools)) is not None
 
     def _compiled(self, chat: Conversation) -> Compiled:
@@ -104,10 +105,10 @@ class ChatTemplate:
 
 
 def with_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> PreTrainedTokenizerBase:
-    """The tokenizer, or a copy of it that has the chat template in `file` (`data.chat_template`).
+    """Returns the tokenizer, or a copy of it with the chat template in `file` (`data.chat_template`).
 
     Raises:
-      JloraError: no such file, or one that is no text.
+      JloraError: the file is missing or is not text.
     """
     if file is None:
         return tokenizer
@@ -164,7 +165,7 @@ def write_chat(chat: Conversation, template: ChatTemplate, only: bool) -> Chat:
 
 
 def _require_written_calls(chat: Conversation, template: ChatTemplate) -> None:
-    """Raises JloraError for a turn that is tool calls alone, where the template leaves tool calls out."""
+    """Raises JloraError for a turn of only tool calls, if the template leaves tool calls out."""
     if "tool_calls" not in template.unread(chat):
         return
     for number, turn in enumerate(chat.turns, 1):
@@ -238,14 +239,14 @@ def _others(spans: tuple[Span, ...], length: int) -> tuple[Span, ...]:
 
 
 def _up_to_the_end_token(written: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Without the white space after the turn's end token: what follows that is never generated."""
+    """Strips white space after the turn's end token, because nothing after that token is ever generated."""
     stripped = written.rstrip()
     ends = tuple(str(token) for token in tokenizer.added_tokens_decoder.values())
     return stripped if stripped.endswith(ends) else written
 
 
 def _common(text: str, other: str) -> int:
-    """How many characters both begin with."""
+    """Returns the length of the common beginning."""
     if text.startswith(other):
         return len(other)
     return next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))

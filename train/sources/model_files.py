@@ -1,4 +1,4 @@
-"""Where a model's files are, its tokenizer, and the base that an adapter names."""
+"""Finds a model's files, loads its tokenizer, and reads the name of an adapter's base."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def model_folder(name: str) -> str:
-    """The folder of a local model, or the hub's name as it is."""
+    """Returns the folder of a local model, or a hub name unchanged."""
     folder = local_path(name)
     return name if folder is None else str(folder)
 
@@ -28,8 +28,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Loads the tokenizer in the model's folder or GGUF file; never runs a repository's code.
 
     Raises:
-      JloraError: the folder or hub model has no tokenizer, or one without a vocabulary; whatever
-        `copy_tokenizer_files` refuses; a GGUF file's tokenizer that is not supported.
+      JloraError: the folder or hub model has no tokenizer, or one without a vocabulary; `copy_tokenizer_files` refuses
+        its files; or a GGUF file's tokenizer is not supported.
     """
     from transformers import AutoTokenizer
 
@@ -43,13 +43,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             tokenizer("a b\n")  # many errors in a file appear only when it is used
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # such files raise anything; a Rust panic is no Exception
+        except BaseException as error:  # such files can cause any exception; a Rust panic is not an Exception
             found = str(error).replace(plain, str(folder))
-            raise JloraError(f"{name}: expected a tokenizer beside the model (tokenizer.json); found {found}") from None
+            raise JloraError(f"{name}: expected a tokenizer with the model (tokenizer.json); found {found}") from None
     tokenizer.name_or_path = str(folder)
-    # Without any file transformers makes a tokenizer of the special tokens alone, and says nothing.
+    # Without any file, transformers silently makes a tokenizer that has only the special tokens.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise JloraError(f"{name}: expected a tokenizer beside the model (tokenizer.json); found no words of one")
+        raise JloraError(f"{name}: expected a tokenizer with the model (tokenizer.json); found no words of one")
     return tokenizer
 
 
@@ -63,7 +63,7 @@ def base_of(folder: Path) -> str:
     """Returns the base model that `adapter_config.json` names.
 
     Raises:
-      JloraError: there is no such file, or it names no base, or one that is not a folder here or a name on the hub.
+      JloraError: there is no such file, or it names no base, or one that is neither a local folder nor a hub name.
     """
     file = folder / CONFIG
     name = read_base_name(folder)
@@ -84,12 +84,12 @@ def base_of(folder: Path) -> str:
 
 
 def _is_path(name: str) -> bool:
-    """Tells whether the name cannot be one on the hub, which is NAME or OWNER/NAME."""
+    """Returns whether the name cannot be a hub name, which is NAME or OWNER/NAME."""
     return name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name or ":" in name
 
 
 def _exists(name: str) -> bool:
     try:
         return as_path(name).exists()
-    except JloraError:  # no path at all
+    except JloraError:  # not a possible path
         return False

@@ -91,8 +91,8 @@ def _planned(config: LoraConfig, seen: BaseUses, low_ranks: Mapping[str, LowRank
     for path, rows in token_rows(config, seen).items():
         if path in plan:
             raise JloraError(
-                f"{path}: expected an embedding that is either trained by rows (trainable_token_indices) or adapted as a"
-                " whole (target_modules, modules_to_save), found both"
+                f"{path}: expected an embedding that is either trained by rows (trainable_token_indices) or adapted"
+                " (target_modules, modules_to_save), found both"
             )
         plan[path] = rows
     return {path: plan[path] for path in seen.leaves if path in plan}

@@ -1,7 +1,7 @@
 """jlora: LoRA as a JAX transformation.
 
-`import jlora` imports none of its files: a name comes from its own file when it is first used. So a command reads its
-command line, and a program its configuration, without waiting for JAX.
+`import jlora` imports none of the submodules: each public name is imported from its file when it is first used. So a
+command can read its command line, and a program its configuration, before JAX is imported.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ _FILES: dict[str, tuple[str, ...]] = {
     "transform.adapt": ("adapt", "find_materialized"),
     "tree.quantized": ("Quantized",),
 }
-"""{file: the public names in it}, as the type checker reads them above."""
+"""{file: the public names in it}: the same names as in the imports above, which only type checkers read."""
 
 _FILE_OF = {name: file for file, names in _FILES.items() for name in names}
 
@@ -123,10 +123,10 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-if not TYPE_CHECKING:  # to whom it would say that every name exists
+if not TYPE_CHECKING:  # a type checker would conclude from `__getattr__` that every name exists
 
     def __getattr__(name: str) -> Any:
-        """A public name, or a file such as `jlora.models`, imported when it is first used."""
+        """Imports a public name, or a submodule such as `jlora.models`, when it is first used."""
         if name in _FILE_OF:
             globals()[name] = found = getattr(importlib.import_module(f"{__name__}.{_FILE_OF[name]}"), name)
             return found

@@ -13,10 +13,10 @@ _LONGEST_NAME = 1000
 
 
 class JloraError(ValueError):
-    """A message of at most one screen: the path, what was expected, what was found, what to do.
+    """An error that the user can fix. The message says where, what was expected, what was found and what to do.
 
-    The commands print it without a traceback and end with exit code 2. It may quote a file's text, of any length and
-    with any characters: the middle of a very long message is left out, and the rest is escaped by `printable`.
+    The commands print it without a traceback and exit with code 2. A message may quote text from a file, of any length
+    and with any characters: the middle of a very long message is cut, and the rest is escaped by `printable`.
     """
 
     def __init__(self, message: str) -> None:
@@ -31,7 +31,7 @@ class HubError(JloraError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ "; nearest: a, b" with the names of `known` most like `name`, or nothing where none is like it."""
+    """Returns "; nearest: a, b" with the names in `known` that are most like `name`, or "" if none is."""
     names = [name, *dict.fromkeys(known)]
     if max(map(len, names)) > _LONGEST_NAME:  # the comparison takes quadratic time
         return ""

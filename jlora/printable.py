@@ -11,6 +11,6 @@ _ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 def printable(text: str) -> str:
     """Escapes each character that a terminal would act on or cannot show: ESC becomes `\\x1b`.
 
-    Newlines, tabs and the letters of all scripts stay. Escaping a second time changes nothing.
+    Newlines, tabs and the letters of all scripts are kept. Escaping a second time changes nothing.
     """
     return _ACTING.sub(lambda found: found.group().encode("unicode_escape").decode(), text)

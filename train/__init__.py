@@ -2,5 +2,5 @@
 
 import os
 
-# transformers says on import that it found no PyTorch, which is how this product wants it.
+# transformers would warn on import that PyTorch is missing, which is intended here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The values that vLLM's --max-lora-rank takes."""
+"""The values that vLLM's --max-lora-rank accepts."""
 _AUTO_CLASSES = {"SEQ_CLS": "AutoModelForSequenceClassification", "CAUSAL_LM": "AutoModelForCausalLM"}
 
 
@@ -63,7 +63,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _opened(folder: Path, base: str, quantize: Any) -> tuple[Adapted, PreTrainedTokenizerBase]:
-    """The adapter on its base, whose config says what kind of model it is."""
+    """Loads the adapter and its base, whose config says what kind of model it is."""
     settle_hub(base)
     if family(load_config(model_folder(base)).model_type).task == "CAUSAL_LM":
         language = load_language_model(base, adapter=str(folder), quantize=quantize)
@@ -92,7 +92,7 @@ def _write_for_llama_cpp(options: argparse.Namespace, adapted: Adapted) -> None:
 
 
 def _write_for_vllm(out: Path, adapted: Adapted, tokenizer: PreTrainedTokenizerBase, base: str) -> None:
-    """One rank, the scale in B, lora_alpha = r: vLLM reads no patterns."""
+    """Writes an adapter with one rank, the scale in B and lora_alpha = r, because vLLM reads no patterns."""
     assert adapted.lora is not None
     adapter = adapted.adapter
     with whole_folder(out) as partial:

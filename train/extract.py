@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _WORTH_SAYING = 1e-4
-"""The share of the change from which on what lies outside of the adapter is offered to it."""
+"""If at least this share of the change is outside of the adapter, the log suggests flags that would include it."""
 _NO_PART_OF_THE_FUNCTION = re.compile(
     "_name_or_path|architectures|dtype|torch_dtype|transformers_version|id2label|label2id|num_labels|problem_type"
     "|finetuning_task|initializer_range|.*dropout.*|output_.*|return_dict|use_cache|gradient_checkpointing|.*_token_id"
@@ -53,7 +53,7 @@ _NO_PART_OF_THE_FUNCTION = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """The two models: linen module, the two trees, and PEFT's task type (None for an encoder without a head)."""
+    """The two models: their linen module, both trees, and PEFT's task type (None for an encoder without a head)."""
 
     model: Any
     tuned: Any
@@ -116,7 +116,7 @@ def _load_classifiers(tuned: str, base: str) -> Pair:
 
 
 def _require_same_architecture(tuned: Any, base: Any) -> None:
-    """Raises JloraError, naming the keys of config.json that differ, where the two have other weights."""
+    """Raises JloraError, which names the differing keys of config.json, if the models' weights have other shapes."""
     found = _differing(tuned.config, base.config)
     shapes = [{path: leaf.shape for path, leaf in leaves_by_path(abstract_base(m)).items()} for m in (tuned, base)]
     lines = [f"{key}: {one!r} in the tuned model, {other!r} in the base" for key, (one, other) in found.items()]
@@ -175,12 +175,12 @@ def _base_name(name: str) -> str:
 
 
 def _short(name: str) -> str:
-    """The last two parts of a folder's name, or a hub's name."""
+    """Returns the last two parts of a folder's path, or a hub name."""
     return "/".join(Path(name).parts[-2:])
 
 
 def _table(spectra: Sequence[Spectrum]) -> str:
-    """A line for the same module of all layers: ranks from the least to the largest, shares over the layers."""
+    """Makes a table with a line for each module over all layers: ranges of ranks, and shares of all layers together."""
     groups: dict[str, list[Spectrum]] = {}
     for found in spectra:
         groups.setdefault(re.sub(r"\.\d+\.", ".*.", found.module), []).append(found)
@@ -205,7 +205,7 @@ def _range(numbers: Sequence[int]) -> str:
 
 
 def _say_outside(left: Mapping[str, float]) -> None:
-    """What changed outside of the adapter, by kind, and the flags that would take it in."""
+    """Shows what changed outside of the adapter, by kind, and logs the flags that would include it."""
     kinds: dict[str, float] = {}
     for path, share in left.items():
         kinds[_kind(path)] = kinds.get(_kind(path), 0.0) + share

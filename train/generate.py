@@ -32,13 +32,17 @@ def main(argv: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class _Writer:
-    """A model with how it is to write."""
+    """A model and the options with which it generates text."""
 
     language: LanguageModel
     options: argparse.Namespace
 
     def write(self, ids: Sequence[int], turn: int = 0, before: Sequence[int] = ()) -> str:
-        """Writes what follows the prompt `ids` to stdout as it comes, then its speed to stderr; returns it."""
+        """Writes the completion of the prompt `ids` to stdout as it is generated, then the speed to stderr.
+
+        Returns:
+          The completion.
+        """
         options, adapted = self.options, self.language.adapted
         count = self._room(len(ids))
         key = None if options.greedy else jax.random.fold_in(jax.random.key(options.seed), turn)
@@ -63,7 +67,7 @@ class _Writer:
         return text
 
     def _room(self, prompt: int) -> int:
-        """max_new_tokens, or what the context has left for it."""
+        """Returns max_new_tokens, or less if the model's context has less room."""
         limit = context_length(self.language.adapted.model)
         count = self.options.max_new_tokens
         if limit is None:
@@ -74,7 +78,7 @@ class _Writer:
 
 
 class _Timed:
-    """Token ids, counted and timed as they pass."""
+    """An iterator over token ids that counts and times them."""
 
     def __init__(self, ids: Iterator[int]) -> None:
         self._ids, self.count, self._begin = ids, 0, time.perf_counter()
@@ -88,7 +92,7 @@ class _Timed:
             yield token
 
     def speed(self) -> str:
-        """The first token's time holds the compilation and the prompt."""
+        """Describes the speed; the first token's time includes compilation and the prompt."""
         seconds = self._last - self._first
         rate = f", {(self.count - 1) / seconds:.1f} tokens/s" if self.count > 1 else ""
         return f"{self.count} tokens{rate}, the first after {self._first - self._begin:.2f} s"
@@ -127,9 +131,9 @@ def _piped() -> str:
 
 
 def _hold_chat(writer: _Writer) -> None:
-    """Turns of user and model until an empty line or the end of the input."""
+    """Alternates turns of user and model until an empty line or the end of the input."""
     messages = _opening(writer.options)
-    _chat_ids(writer.language, [*messages, {"role": "user", "content": ""}])  # what cannot chat says so at once
+    _chat_ids(writer.language, [*messages, {"role": "user", "content": ""}])  # fails now if the model cannot chat
     print("An empty line or Ctrl-D ends the chat.", file=sys.stderr)
     while said := _line():
         messages.append({"role": "user", "content": said})
@@ -149,7 +153,7 @@ def _opening(options: argparse.Namespace) -> list[dict[str, str]]:
 
 
 def _chat_ids(language: LanguageModel, messages: list[dict[str, str]]) -> list[int]:
-    """The chat's tokens up to where the model's turn begins."""
+    """Returns the chat's tokens, up to the beginning of the model's turn."""
     tokenizer = language.tokenizer
     if not tokenizer.chat_template:
         raise JloraError(

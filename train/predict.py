@@ -43,9 +43,9 @@ logger = logging.getLogger(__name__)
 _OF_THE_RUN = ("text", "text_pair", "label", "label_names", "drop_other_labels", "max_length", "separator")
 _FLAGS = {name: name for name in ("text", "text_pair", "label", "max_length", "encoding", "separator")}
 _FLAGS |= {"train": "input", "test": "input"}
-"""{key of `data`: name of the flag that gives it}."""
+"""{key of `data`: the flag that sets it}."""
 _KEY = re.compile(rf"(?<![\w./\\-])data\.({'|'.join(_FLAGS)})(?![\w/-]|\.\w)(=?)")
-"""A key in a message, and not the name of a file such as `data.test.csv`."""
+"""Matches a key in a message, but not a file name such as `data.test.csv`."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -104,7 +104,7 @@ def _data_config(options: argparse.Namespace) -> DataConfig:
 
 @contextmanager
 def _keys_as_flags() -> Iterator[None]:
-    """Names this command's flags in errors that name the keys of a configuration."""
+    """Replaces configuration keys in errors by this command's flags."""
     try:
         yield
     except JloraError as error:
@@ -117,7 +117,7 @@ def _flag(key: str) -> str:
 
 
 def _columns(table: Table, rows: Split) -> dict[str, list[Any]]:
-    """Returns the input's columns, at the rows that are labelled: {name: values}; lists and objects as JSON text."""
+    """Returns {column: values} of the input for the labelled rows; lists and objects become JSON text."""
     return {name: [_as_cell(values[row - 1]) for row in rows.row] for name, values in table.columns.items()}
 
 
@@ -126,7 +126,7 @@ def _as_cell(value: Any) -> Any:
 
 
 def _write(path: Path, columns: dict[str, list[Any]], logits: np.ndarray, labels: Labels) -> None:
-    """Writes the CSV: the input's columns, then the predictions. `predicted ` is put before a name that is taken."""
+    """Writes the CSV: the input's columns, then predictions. Names that the input already has get `predicted `."""
     shown = metrics.probabilities(labels.problem_type, logits)
     ours: list[str] = []
     for name in ["predicted", *([] if labels.problem_type == "regression" else labels.names)]:

@@ -27,7 +27,7 @@ def encoder(found: dict[str, Any], pieces: dict[str, Any], drawn: Sequence[str])
         found, "encoder-centre", "All-MiniLM-L6-v2, 32 x 64 tokens, r 8 on all linears, float32, dropout off"
     )
     lines += _one_step(found, "encoder-dropout", "The same with dropout on, of model and adapter")
-    lines += ["### One axis at a time", "", "jlora beside PEFT, dropout off; the centre is the table above.", ""]
+    lines += ["### One axis at a time", "", "jlora and PEFT, dropout off; the centre is the table above.", ""]
     lines += _beside_peft(found, ["encoder-centre", *ENCODERS], "ms", 1000)
     lines += _picture("steps", drawn, "time of a step over PEFT's")
     return lines + _again(pieces, ["encoder-centre", "encoder-dropout", *ENCODERS])
@@ -38,9 +38,9 @@ def epoch(found: dict[str, Any], pieces: dict[str, Any], drawn: Sequence[str]) -
     lines = [
         "## An epoch, from process start to the merged model", "",
         "6,920 sentences, batches of 32, at most 64 tokens, r 8 on all linears, an evaluation on 872 rows, adapter and",
-        "merged model written. `jlora classify` with nothing cached (programs, tokens) beside a script as PEFT's users",
-        "write it, `benchmarks/classify/peft_script.py`; float32 where the table names no other dtype. One round:",
-        "what takes minutes is not repeated in the hour.", "",
+        "merged model written. `jlora classify` with nothing cached (programs, tokens), compared with a script as",
+        "PEFT's users write it, `benchmarks/classify/peft_script.py`; float32 unless the table names another dtype.",
+        "One round: what takes minutes is not repeated in the hour.", "",
     ]  # fmt: skip
     rows = []
     for name, label in (("epoch", "off"), ("epoch-dropout", "on")):
@@ -63,7 +63,7 @@ def language_model(found: dict[str, Any], pieces: dict[str, Any], drawn: Sequenc
     shapes = {"lm-4x256": "4 x 256", "lm-2x1024": "2 x 1024", "lm-1x2048": "1 x 2048", "lm-1x8192": "1 x 8192"}
     for name, label in shapes.items():
         lines += _one_step(found, name, f"SmolLM2-135M, {label} tokens, r 8 on q, k, v and o, float32, no remat")
-    lines += _one_step(found, "lm-compiled-4x256", "4 x 256 tokens, beside PEFT through `torch.compile`")
+    lines += _one_step(found, "lm-compiled-4x256", "4 x 256 tokens, compared with PEFT through `torch.compile`")
     lines += _one_step(found, "lm-full-4x256", "4 x 256 tokens, all weights trained")
     lines += _one_step(found, "lm-bf16-4x256", "4 x 256 tokens, bfloat16")
     lines += _one_step(found, "lm-bf16-1x2048", "1 x 2048 tokens, bfloat16")
@@ -73,7 +73,7 @@ def language_model(found: dict[str, Any], pieces: dict[str, Any], drawn: Sequenc
 
 
 def generation(found: dict[str, Any], pieces: dict[str, Any], drawn: Sequence[str]) -> list[str]:
-    """Completions beside transformers'."""
+    """Compares completions with those of transformers."""
     names = [f"generation-{rows}-{dtype}" for dtype in ("float32", "bfloat16") for rows in (1, 8)]
     lines = [
         "## Generation", "",
@@ -119,7 +119,7 @@ def merging(found: dict[str, Any], pieces: dict[str, Any], drawn: Sequence[str])
     """Merge and export of a 1B shape."""
     lines = [
         "## Merge and export", "",
-        "Llama 3.2 1B's shape in bfloat16, r 8 on q, k, v and o: `jlora export` beside PEFT's `merge_and_unload` and",
+        "Llama 3.2 1B's shape in bfloat16, r 8 on q, k, v and o: `jlora export` and PEFT's `merge_and_unload` with",
         "`save_pretrained`, from process start to process end. Two rounds; ours holds the base in float32.", "",
     ]  # fmt: skip
     if "merging" in found:
@@ -140,8 +140,9 @@ def growth(found: dict[str, Any], pieces: dict[str, Any], drawn: Sequence[str]) 
     lines = [
         "## Growth", "",
         "The exponent p of c x^p, fitted to the logarithms. *Temporaries*: what SmolLM2's compiled LoRA step needs",
-        "beside its arguments, one row of so many tokens. The other steps are of a model of SmolLM2's width: 6 layers",
-        "and one row of so many tokens; so many layers, and so high a rank, on 1 x 512 tokens.",
+        "in addition to its arguments, for one row whose number of tokens grows. The other steps are of a model of",
+        "SmolLM2's width: 6 layers on one row whose number of tokens grows; a growing number of layers, and a",
+        "growing rank, on 1 x 512 tokens.",
         "Seconds are medians.", "",
     ]  # fmt: skip
     rows = []

@@ -15,7 +15,7 @@ FROM_ROOT = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the pages; a notebook's own file stays beside its page, to be downloaded."""
+    """Adds the pages. Keeps a notebook's own file next to its page, so that readers can download it."""
     for name, page in FROM_ROOT.items():
         text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
         files.append(File.generated(config, page, content=text))

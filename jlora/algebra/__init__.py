@@ -1,1 +1,1 @@
-"""Adapters out of adapters: pure functions of trees."""
+"""Operations on adapters (merge, scale, sum, stack, reduce the rank, extract): pure functions of trees."""

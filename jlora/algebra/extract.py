@@ -1,4 +1,4 @@
-"""`extract`: an adapter out of two full trees, the low-rank part of what fine-tuning changed."""
+"""`extract`: makes an adapter from two full trees: the low-rank part of what fine-tuning changed."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ from jlora.tree.leaf_paths import array_leaves
 def extract(
     tuned: Any, base: Any, config: LoraConfig, fn: Callable, *args: Any, energy: float | None = None, **kwargs: Any
 ) -> tuple[dict[str, Entry], dict[str, np.ndarray]]:
-    """The adapter nearest to `tuned - base`: the truncated SVD of each targeted leaf's change (Eckart & Young 1936).
+    """Extracts the adapter nearest to `tuned - base`: the truncated SVD of each targeted leaf's change.
 
-    Where the change of every targeted leaf has at most the rank that is kept, and nothing else changed,
-    `merge(base, adapter)` is `tuned`. `outside` says what else changed.
+    The truncated SVD is the best approximation of its rank (Eckart & Young 1936). If the change of every targeted leaf
+    has at most the rank that is kept, and nothing else changed, `merge(base, adapter)` is `tuned`. `outside` reports
+    what else changed.
 
-    Of each layer's U S V^T, A is V^T and B is U S, as in PEFT's own SVDs, and the scale is 1: A's rows have norm 1,
-    near those of a fresh A, so that training goes on from here at the usual learning rates, and a component whose
-    singular value is 0 can still be trained, which it could not with sqrt(S) in both.
+    With U S V^T the SVD of a layer, A is V^T and B is U S, as in PEFT's own SVDs, and the scale is 1. A's rows have
+    norm 1, near those of a fresh A, so training can continue at the usual learning rates. A component whose singular
+    value is 0 can still be trained, which would not be so with sqrt(S) in both factors.
 
     Args:
       tuned, base: trees of the same paths and shapes; neither is changed.
       config: which modules, and the ranks to keep. Its alphas are not read.
       fn, args, kwargs: as for `init`: the function that the adapter is for, traced abstractly.
-      energy: in (0, 1]; keeps of each layer, instead of the ranks in `config`, the smallest rank that holds this
-        share of the squared singular values, at least 1.
+      energy: in (0, 1]; replaces the ranks in `config`: each layer keeps the smallest rank, at least 1, that holds
+        this share of its squared singular values.
 
     Returns:
       ({path: LowRank, or Full or Rows with the tuned values},
@@ -69,9 +70,10 @@ def extract(
 
 
 def outside(tuned: Any, base: Any, adapter: Adapter) -> dict[str, float]:
-    """What changed outside of the adapter: {path: share of the squared change of the whole tree}, largest first.
+    """Returns {path: share of the tree's squared change} of what changed outside of the adapter, largest first.
 
-    A leaf of which the adapter holds some layers or rows counts with the others. What a cut rank loses is not here.
+    If the adapter holds only some layers or rows of a leaf, its other layers or rows count. What is lost because a
+    rank was cut does not count.
     """
     leaves, changed = array_leaves(base), array_leaves(tuned)
     _require_same_shapes(changed, leaves)
@@ -91,7 +93,7 @@ def _checked(config: LoraConfig, energy: float | None) -> LoraConfig:
         return config
     if not 0 < energy <= 1:
         raise JloraError(f"energy: expected a share in (0, 1], found {energy}")
-    return dataclasses.replace(config, r=1, rank_pattern={})  # the plan's ranks say then only which layers
+    return dataclasses.replace(config, r=1, rank_pattern={})  # rank 1 only marks adapted layers
 
 
 def _require_all_uses(plan: Adapter) -> None:
@@ -123,7 +125,7 @@ def _difference(tuned: Any, base: Any) -> jax.Array:
 def _factored(
     path: str, entry: LowRank, difference: jax.Array, energy: float | None
 ) -> tuple[LowRank, dict[str, np.ndarray]]:
-    """The entry with A and B in it, and the singular values of its adapted layers by name."""
+    """Returns (the entry with A and B filled in, {name: singular values} of its adapted layers)."""
     matrices = leaf_to_matrices(entry, difference)  # (layers, out, in)
     copies = len(matrices) // len(entry.ranks)
     names = _names(path, entry, copies)
@@ -136,7 +138,7 @@ def _factored(
             continue
         factors = [with_fixed_signs(*jnp.linalg.svd(matrices[layer], full_matrices=False)) for layer in group]
         values = {names[layer]: np.asarray(s) for layer, (_, s, _) in zip(group, factors, strict=True)}
-        if energy is not None:  # matrices behind one rank keep the largest that one of them needs
+        if energy is not None:  # matrices that share one rank all keep the largest that any of them needs
             rank = max(rank_for(s, energy) for s in values.values())
         layers += [from_svd(*factor, rank) for factor in factors]
         spectra |= values
@@ -160,7 +162,7 @@ def _whole(entry: Full | Rows, tuned: Any) -> Full | Rows:
 
 
 def _uncovered(entry: Entry | None, difference: jax.Array) -> jax.Array:
-    """What of a leaf's change lies in layers or rows that the entry does not hold."""
+    """Returns the part of a leaf's change in layers or rows that the entry does not hold."""
     if entry is None:
         return difference
     if isinstance(entry, LowRank):

@@ -1,4 +1,4 @@
-"""`merge` and `unmerge`: the adapter's update added to the base's leaves, and taken away again."""
+"""`merge` and `unmerge`: add the adapter's update to the base's leaves, and subtract it again."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from jlora.tree.quantized import Quantized, as_array
 
 
 def update(low_rank: LowRank) -> jax.Array:
-    """einsum(spec, a, b * scale): the update in the leaf's shape, float32."""
+    """Computes einsum(spec, a, b * scale): the update in the leaf's shape, float32."""
     return jnp.einsum(low_rank.spec, low_rank.a, scaled_b(low_rank), precision=jax.lax.Precision.HIGHEST)
 
 
 def merge(base: Any, adapter: Adapter) -> Any:
-    """A base tree that computes alone what base and adapter compute together.
+    """Merges the adapter into the base: the result alone computes what base and adapter compute together.
 
-    Sums are formed in float32 and rounded once to the leaf's dtype. The given base is left as it is. A quantized leaf
-    with an entry becomes a dense one, the sum of what its codes stand for and the update; others stay quantized.
+    Sums are formed in float32 and rounded once to the leaf's dtype. The given base is not changed. A quantized leaf
+    with an entry becomes dense: the sum of its dequantized values and the update. Other leaves stay quantized.
 
     Raises:
-      JloraError: a path of the adapter is not in the base, an entry of another shape than its leaf, a leaf of which
-        only one use sees the update, or a result that is not finite (where arrays are concrete).
+      JloraError: a path of the adapter is not in the base, an entry has another shape than its leaf, the update is for
+        only one of the leaf's uses (a tied embedding), or a result is not finite (checked if arrays are concrete).
     """
     return replace_leaves(base, dict(merged_leaves(base, adapter)))
 
 
 def merged_leaves(base: Any, adapter: Adapter) -> Iterator[tuple[str, jax.Array | Quantized]]:
-    """(path, leaf) of each leaf of `merge`, made one after the other; a leaf without an entry as it is.
+    """Yields (path, leaf) of the merged tree, one leaf at a time; leaves without an entry are not changed.
 
     Raises:
-      JloraError: as for `merge`; of a path or a shape, before the first leaf.
+      JloraError: as for `merge`. Wrong paths and shapes are reported before the first leaf is merged.
     """
     leaves = leaves_by_path(base)
     require_fit(adapter, leaves)
@@ -61,11 +61,11 @@ def _merged(path: str, leaf: jax.Array | Quantized, entry: Entry) -> jax.Array:
 
 
 def unmerge(merged: Any, adapter: Adapter) -> Any:
-    """Takes the low-rank updates away again: `unmerge(merge(base, adapter), adapter)` is the base to two roundings.
+    """Subtracts the low-rank updates: `unmerge(merge(base, adapter), adapter)` is the base up to two roundings.
 
-    Leaves trained whole (`Full`, `Rows`) stay as they are: what they replaced is not in the merged tree. With DoRA
-    the gain is the root of a quadratic equation: the base comes back to some tens of roundings, and the update must
-    be smaller than the weight.
+    `Full` and `Rows` leaves are not changed: the values that they replaced are not in the merged tree. With DoRA the
+    gain is the root of a quadratic equation: the base is recovered up to some tens of roundings, and the update must be
+    smaller than the weight.
 
     Raises:
       JloraError: as for `merge`.

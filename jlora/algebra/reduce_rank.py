@@ -1,4 +1,4 @@
-"""Adapters of a smaller rank, by the SVD of small factors: the full update is never formed."""
+"""Reduces the rank of adapters by the SVD of small factors; the full update is never formed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _HIGHEST = jax.lax.Precision.HIGHEST
 
 
 def reduce_rank(adapter: Adapter, rank: int | None = None, *, energy: float | None = None) -> dict[str, Entry]:
-    """The best adapter of a smaller rank: the largest singular components of each update (Eckart and Young 1936).
+    """Returns the best adapter of a smaller rank: the largest singular components of each update.
 
-    Every layer of a stack is cut for itself. With DoRA it is the low-rank update inside the direction that is cut;
-    the magnitude stays. Leaves and rows that are trained whole stay as they are.
+    This is the nearest update of that rank (Eckart and Young 1936). Each layer of a stack is cut on its own. With DoRA,
+    the low-rank update inside the direction is cut and the magnitude is kept. `Full` and `Rows` entries do not change.
 
     Args:
       adapter: of any ranks and scales.
-      rank: each layer keeps at most so many components.
-      energy: in place of `rank`: each layer keeps the fewest components (one at least) whose squared singular values
-        make up this share of all, in (0, 1]. It looks at values, so it cannot run inside `jax.jit`.
+      rank: the most components that each layer keeps.
+      energy: in (0, 1], instead of `rank`: each layer keeps the fewest components (at least one) that hold this share
+        of its squared singular values. The rank then depends on values, so it cannot run inside `jax.jit`.
 
     Returns:
       An adapter with scale 1 (lora_alpha equal to r) in the dtypes of the given one: A has orthonormal rows, the
@@ -47,18 +47,19 @@ def reduce_rank(adapter: Adapter, rank: int | None = None, *, energy: float | No
 
 
 def singular_values(low_rank: LowRank) -> list[jax.Array]:
-    """The singular values of each layer's update, float32, the largest first, as many as its rank (and sides) allow.
+    """Returns the singular values of each layer's update: float32 (min(rank, in, out),), the largest first.
 
-    Layers are in the order of the stack, one where there is no stack; a layer of rank 0 has none.
+    The list has one array for each layer of the stack, or a single one if there is no stack. A layer of rank 0 has an
+    empty array.
     """
     return [svd(layer)[1] for layer in to_matrices(low_rank)]
 
 
 @jax.jit
 def svd(layer: Matrices) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """u (out, k), s (k,), vh (k, in) of the update (b * scale) @ a, float32; k is the smallest of rank, out and in.
+    """Computes u (out, k), s (k,), vh (k, in) of the update (b * scale) @ a, float32; k = min(rank, out, in).
 
-    A QR of each factor leaves a rank x rank matrix to decompose. Signs are those of `with_fixed_signs`.
+    After a QR of each factor, only a rank x rank matrix has to be decomposed. Signs are those of `with_fixed_signs`.
     """
     a, b, scale = layer.in_float32()
     q_a, r_a = jnp.linalg.qr(a.T)  # (in, i), (i, rank)
@@ -69,7 +70,7 @@ def svd(layer: Matrices) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def with_fixed_signs(u: jax.Array, s: jax.Array, vh: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The same decomposition with the largest entry of each row of vh positive: no two machines' signs differ."""
+    """Makes the largest entry of each row of vh positive, so that all machines get the same signs."""
     if not s.shape[0]:
         return u, s, vh
     largest = jnp.take_along_axis(vh, jnp.argmax(jnp.abs(vh), axis=1, keepdims=True), axis=1)  # (k, 1)
@@ -78,7 +79,7 @@ def with_fixed_signs(u: jax.Array, s: jax.Array, vh: jax.Array) -> tuple[jax.Arr
 
 
 def from_svd(u: jax.Array, s: jax.Array, vh: jax.Array, rank: int) -> Matrices:
-    """The first `rank` components as a layer of scale 1, split as PEFT splits them: a is vh, b is u s."""
+    """Makes a layer of scale 1 from the first `rank` components, split as in PEFT: a is vh, b is u s."""
     return Matrices(vh[:rank], u[:, :rank] * s[None, :rank], jnp.ones_like(s[:rank]))
 
 
@@ -93,7 +94,12 @@ def _reduced(entry: LowRank, rank: int | None, energy: float | None) -> LowRank:
 
 
 def rank_for(singular_values: np.ndarray, energy: float) -> int:
-    """The smallest rank that keeps this share of the squared singular values (falling): at least 1, 0 of none."""
+    """Returns the smallest rank, at least 1, that keeps the share `energy` of the squared singular values.
+
+    Args:
+      singular_values: (n,), the largest first. The rank is 0 if there are none.
+      energy: in (0, 1].
+    """
     if not singular_values.size:
         return 0
     kept = np.cumsum(np.square(singular_values, dtype=np.float64))
@@ -101,6 +107,6 @@ def rank_for(singular_values: np.ndarray, energy: float) -> int:
 
 
 def _shared(ranks: Sequence[int], count: int) -> list[int]:
-    """Layers behind one entry of `LowRank.ranks` have one rank: the largest that any of them needs."""
+    """Gives the layers that share one entry of `LowRank.ranks` the largest rank that any of them needs."""
     copies = len(ranks) // count
     return [max(ranks[i - i % copies :][:copies]) for i in range(len(ranks))]

@@ -1,4 +1,4 @@
-"""Many adapters as one, with a leading axis for `jax.vmap`, and taken apart again."""
+"""`stack` joins adapters along a new leading axis, for `jax.vmap`; `unstack` splits them again."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from jlora.lora.entries import Adapter, Entry, LowRank, Rows
 
 
 def stack(adapters: Sequence[Adapter]) -> dict[str, Entry]:
-    """n adapters of one base as one adapter whose arrays have a leading axis n: they run together on that base.
+    """Stacks n adapters of one base along a new leading axis of size n, so that `jax.vmap` runs them together.
 
         jax.vmap(lambda adapter, x: jlora.adapt(fn)(base, adapter, x))(stack(adapters), xs)
 
-    Ranks may differ: all are padded to the largest with components of scale 0. An adapter that lacks a path that
-    another has gets an entry of rank 0 there, which changes nothing.
+    Ranks may differ: all are padded to the largest with components of scale 0. If an adapter lacks a path that another
+    one has, it gets an entry of rank 0 there, which has no effect.
 
     Returns:
       {path: LowRank(a (n, *stack, r, *in), b (n, *stack, r, *out), scale (n, *stack, r), ...)
              | Full((n, *leaf)) | Rows((n, rows, dim))}; `ranks` are those of all adapters, one adapter after another.
 
     Raises:
-      JloraError: no adapter; entries of one path that differ in more than numbers and ranks (shape, dtype, spec, use,
-        dropout, DoRA, layers or rows trained whole); a leaf that only some of the adapters train whole.
+      JloraError: no adapter; entries of one path that differ in anything but values and ranks (shape, dtype, spec, use,
+        dropout, DoRA, layers or rows of `Full` or `Rows`); a leaf that only some adapters train in full.
     """
     if not adapters:
         raise JloraError("adapters: expected one at least, found none")
@@ -36,7 +36,9 @@ def stack(adapters: Sequence[Adapter]) -> dict[str, Entry]:
 
 
 def unstack(stacked: Adapter) -> list[dict[str, Entry]]:
-    """The adapters that `stack` put together, bit for bit; a path at which all of an adapter's ranks are 0 is left out.
+    """Splits a stacked adapter into the adapters that `stack` was given, bit for bit.
+
+    A path at which all ranks of an adapter are 0 is left out of that adapter.
 
     Raises:
       JloraError: an entry without the leading axis that `stack` adds, or with one of another length.
@@ -48,7 +50,7 @@ def unstack(stacked: Adapter) -> list[dict[str, Entry]]:
 
 
 def _stacked(path: str, entries: Sequence[Entry | None]) -> Entry:
-    """One path's entries, None where an adapter has none."""
+    """Stacks the entries of one path; an adapter without an entry has None."""
     _check_forms(path, entries)
     first = next(entry for entry in entries if entry is not None)
     if not isinstance(first, LowRank):
@@ -61,7 +63,7 @@ def _stacked(path: str, entries: Sequence[Entry | None]) -> Entry:
 
 
 def _without_effect(like: LowRank) -> LowRank:
-    """An entry of rank 0; with DoRA its magnitude is the norm that it is divided by."""
+    """Makes an entry of rank 0. With DoRA its magnitude equals the norm that it is divided by, so the gain is 1."""
     zeros: LowRank = jax.tree.map(jnp.zeros_like, like)
     norm = None if like.squared_norm is None else jnp.sqrt(like.squared_norm)
     return dataclasses.replace(zeros, ranks=(0,) * len(like.ranks), magnitude=norm, squared_norm=like.squared_norm)
@@ -94,7 +96,7 @@ def _part(entry: Entry, index: int) -> Entry:
 
 
 def _count(path: str, entry: Entry) -> int:
-    """The length of the leading axis."""
+    """Returns the length of the leading axis."""
     if not isinstance(entry, LowRank):
         return entry.value.shape[0]
     axes = len(entry.axes.stack) + 2  # those of the leaf's own stack, the adapters' and the ranks'
@@ -127,7 +129,7 @@ def _check_forms(path: str, entries: Sequence[Entry | None]) -> None:
 
 
 def _form(entry: Entry) -> dict[str, Any]:
-    """What must be the same for entries to be stacked, by name."""
+    """Returns {name: value} of the properties that must be equal for entries to be stacked."""
     if not isinstance(entry, LowRank):
         kind: dict[str, Any] = {"entry": type(entry).__name__, "whole": True}
         if isinstance(entry, Rows):

@@ -1,9 +1,10 @@
-"""Several adapters of one base into one, with the results of PEFT's `add_weighted_adapter`.
+"""Combines several adapters of one base, with the same results as PEFT's `add_weighted_adapter`.
 
     linear, ties, dare_linear, dare_ties, magnitude_prune
-        mix the A's with one another and the B's with one another, so ranks must be equal: not the mixed update
+        mix the A's with one another and the B's with one another. This is not the mixture of the updates, and the
+        ranks must be equal
     cat
-        puts the components side by side: the weighted sum of the updates exactly, and the ranks add up
+        concatenates the components: exactly the weighted sum of the updates; the ranks add up
     svd, ties_svd, dare_linear_svd, dare_ties_svd, magnitude_prune_svd
         mix the updates themselves, then cut the mixture to a rank
 
@@ -33,10 +34,10 @@ COMBINATION_TYPES = (
 
 
 def scale(adapter: Adapter, factor: float | jax.Array) -> dict[str, Entry]:
-    """The adapter with its low-rank updates times `factor`, of any sign: base + factor * update when merged.
+    """Multiplies the low-rank updates by `factor`, of any sign: merged, the result is base + factor * update.
 
-    With DoRA the factor is inside the direction, whose length the magnitude sets. Leaves and rows that are trained
-    whole have no update to scale: they stay as they are.
+    With DoRA the factor changes only the direction, because the magnitude sets the length. `Full` and `Rows` entries
+    have no update to scale and are not changed.
 
     Raises:
       JloraError: a factor that is not finite.
@@ -61,17 +62,17 @@ def add_weighted_adapter(
     majority_sign_method: str = "total",
     key: jax.Array | None = None,
 ) -> dict[str, Entry]:
-    """One adapter that is the weighted combination of several, computed in float32.
+    """Combines several adapters into one, with a weight for each, in float32.
 
-    A layer that only some of the adapters have is combined of those; what only one of them trains whole (a head, a
-    bias, rows of an embedding) is taken over as it is, without its weight.
+    A layer that only some of the adapters have is combined from those. `Full` and `Rows` entries (a head, a bias, rows
+    of an embedding) may be in only one of the adapters; they are copied without a weight.
 
     Args:
       adapters: adapters of one base.
       weights: a number for each adapter, of any sign.
       combination_type: one of COMBINATION_TYPES; a single adapter is always "linear", as in PEFT.
       svd_rank: rank of the result of the `svd` kinds; None is the largest rank of any layer of any adapter.
-      svd_clamp: quantile in [0, 1] of the values of both factors, beyond which the `svd` kinds cut them off.
+      svd_clamp: quantile in [0, 1]; the `svd` kinds clip both factors at this quantile of their values.
       density: share of the values that `ties`, `dare` and `magnitude_prune` keep, in (0, 1].
       majority_sign_method: "total" or "frequency", how `ties` elects the sign of a value.
       key: draws the values that `dare` keeps.
@@ -80,8 +81,8 @@ def add_weighted_adapter(
       An adapter with scale 1 (lora_alpha equal to r); `jlora.fitted_config` gives its configuration.
 
     Raises:
-      JloraError: an impossible argument; adapters whose leaves differ in form or, for kinds that mix the factors, in
-        rank; a leaf that two adapters train whole; DoRA.
+      JloraError: an argument out of its range; adapters whose leaves differ in form or, for kinds that mix the factors,
+        in rank; a leaf that two adapters train in full; DoRA.
     """
     kind = "linear" if len(adapters) == 1 else combination_type
     _check_adapters(adapters, weights)
@@ -105,7 +106,7 @@ def add_weighted_adapter(
 
 
 class _Mixture(NamedTuple):
-    """How to combine: the arguments of `add_weighted_adapter`, checked."""
+    """The checked arguments of `add_weighted_adapter` that say how to combine."""
 
     kind: str
     density: float
@@ -117,7 +118,7 @@ class _Mixture(NamedTuple):
 def _combined(
     path: str, entries: dict[int, LowRank], weights: Sequence[float], mixture: _Mixture, key: jax.Array | None
 ) -> LowRank:
-    """The combination of one leaf, layer by layer; a layer that none of the adapters has keeps rank 0."""
+    """Combines the entries of one leaf, layer by layer; a layer that none of the adapters has keeps rank 0."""
     _check_entries(path, entries)
     first = next(iter(entries.values()))
     own_weights = [float(weights[index]) for index in entries]
@@ -136,7 +137,7 @@ def _combined(
 def _combined_layer(
     where: str, parts: list[tuple[Matrices, float]], mixture: _Mixture, key: jax.Array | None
 ) -> Matrices:
-    """One layer, of scale 1."""
+    """Combines one layer; the result has scale 1."""
     if mixture.kind == "cat":
         return _side_by_side(parts)
     if mixture.kind == "svd":
@@ -149,7 +150,7 @@ def _combined_layer(
 
 
 def _side_by_side(parts: list[tuple[Matrices, float]]) -> Matrices:
-    """The components of all parts; A takes weight and scale, as PEFT has it."""
+    """Concatenates the components of all parts; A is multiplied by weight and scale, as in PEFT."""
     a = jnp.concatenate([part.a * (weight * part.scale)[:, None] for part, weight in parts])
     b = jnp.concatenate([part.b for part, _ in parts], axis=1)
     return Matrices(a, b, jnp.ones_like(a[:, 0]))
@@ -166,7 +167,7 @@ def _cut(decomposed: tuple[jax.Array, jax.Array, jax.Array], mixture: _Mixture) 
 def _mixed_factors(
     where: str, parts: list[tuple[Matrices, float]], mixture: _Mixture, key: jax.Array | None
 ) -> Matrices:
-    """Mixed A's and mixed B's: each takes the root of weight and scale, A the sign."""
+    """Mixes the A's and the B's: each is multiplied by sqrt(|weight * scale|), A also by the sign."""
     ranks = [part.scale.shape[0] for part, _ in parts]
     if len(set(ranks)) > 1:
         raise JloraError(
@@ -183,7 +184,7 @@ def _mixed_factors(
 
 
 def _mixed(tensors: list[jax.Array], weights: list[jax.Array], mixture: _Mixture, key: jax.Array | None) -> jax.Array:
-    """The weighted sum of the pruned tensors; with `ties`, the mean of those values that have the elected sign."""
+    """Sums the pruned tensors with weights; with `ties`, averages the values that have the elected sign."""
     keys = [None] * len(tensors) if key is None else list(jax.random.split(key, len(tensors)))
     pruned = jnp.stack([_pruned(tensor, mixture, own) for tensor, own in zip(tensors, keys, strict=True)])
     weighted = pruned * jnp.stack(weights)
@@ -196,13 +197,13 @@ def _mixed(tensors: list[jax.Array], weights: list[jax.Array], mixture: _Mixture
 
 
 def _pruned(tensor: jax.Array, mixture: _Mixture, key: jax.Array | None) -> jax.Array:
-    """The tensor with a share of 1 - density set to zero: the smallest values, or with `dare` any of them."""
+    """Sets a share of 1 - density of the values to zero: the smallest ones, or random ones with `dare`."""
     if mixture.density >= 1:
         return tensor
     if mixture.kind.startswith("dare"):
         assert key is not None  # `add_weighted_adapter` has asked for it
         kept = jax.random.bernoulli(key, mixture.density, tensor.shape)
-        return jnp.where(kept, tensor, 0) / mixture.density  # of the same expectation
+        return jnp.where(kept, tensor, 0) / mixture.density  # keeps the expectation
     magnitudes = jnp.abs(tensor).ravel()
     _, largest = jax.lax.top_k(magnitudes, int(mixture.density * tensor.size))
     kept = jnp.zeros(magnitudes.shape, bool).at[largest].set(True)
@@ -259,7 +260,7 @@ def _check_options(kind: str, svd_rank: int | None, svd_clamp: float | None, maj
 
 
 def _checked_density(kind: str, density: float | None) -> float:
-    """The share of values to keep: 1 for the kinds that prune nothing."""
+    """Returns the share of values to keep: 1 for the kinds that prune nothing."""
     if kind in ("linear", "cat", "svd"):
         return 1.0
     if density is None or not 0 < density <= 1:

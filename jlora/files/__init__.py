@@ -1,1 +1,1 @@
-"""Files on disk, bounded and atomic: nothing here knows of models."""
+"""Reads and writes files with limits on size, and atomically. Nothing here depends on models."""

@@ -1,4 +1,4 @@
-"""Files that come into a folder together, when each of them is whole."""
+"""Writes several files into a folder together, once all of them are complete."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Errors that say that a disk takes nothing more."""
+"""Error numbers of a disk that cannot be written: full, over quota or read-only."""
 
-_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as libraries in Rust have it, in errors of their own kinds
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # how Rust libraries report it, in their own exception types
 
 
 @contextmanager
 def whole_folder(
     folder: Path, *, last: Sequence[str] = (), stale: Sequence[str] = (), name: str = ".partial"
 ) -> Iterator[Path]:
-    """A folder inside of `folder` to write into, whose files are moved to `folder` where the block ends well.
+    """Yields a temporary folder inside `folder`; its files are moved to `folder` if the block succeeds.
 
-    Where it does not, `folder` is as it was. A process that is killed during the moves leaves it without the files of
-    `last`.
+    If the block raises, `folder` is not changed. If the process is killed during the moves, the files of `last` are
+    missing, which readers notice.
 
     Args:
-      folder: is made where it is not there.
-      last: names of files that are moved after all others: those by which readers find them.
-      stale: patterns of files in `folder` that are deleted before the others come.
-      name: of the folder to write into. One that a killed process left is replaced.
+      folder: created if it does not exist.
+      last: names of files that are moved after all others: those that readers look for first.
+      stale: patterns of files in `folder` that are deleted before the new ones are moved there.
+      name: of the temporary folder. One that a killed process left is replaced.
 
     Raises:
-      OSError: the disk is full or read-only, whatever kind of error the writer made of that; it names `folder`.
+      OSError: the disk is full or read-only, whatever exception the writer raised for it; it names `folder`.
     """
     partial, is_new = folder / name, not folder.exists()
     try:
@@ -54,11 +54,11 @@ def whole_folder(
         shutil.rmtree(partial, ignore_errors=True)
         if is_new:
             with suppress(OSError):
-                folder.rmdir()  # while it is empty
+                folder.rmdir()  # only removes an empty folder
 
 
 def _number(error: Exception) -> int | None:
-    """The operating system's number of an error."""
+    """Returns the operating system's number of an error, or None if it has none."""
     if isinstance(error, OSError):
         return error.errno
     found = _OS_ERROR.search(str(error))

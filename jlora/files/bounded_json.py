@@ -10,7 +10,7 @@ from jlora.errors import JloraError
 from jlora.files.path_checks import require_own
 
 LARGEST = 2**24
-"""Bytes of the largest JSON that is read. Published indexes of many shards have 10 MB; as objects they take more."""
+"""The largest JSON that is read, in bytes. Published indexes of many shards have 10 MB; parsed, they take more."""
 
 
 def read_json(file: Path, largest: int = LARGEST) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def read_json(file: Path, largest: int = LARGEST) -> dict[str, Any]:
 
 
 def parse_json(text: bytes, file: Path) -> dict[str, Any]:
-    """The object that `text`, which is in `file`, says; raises JloraError as `read_json` does."""
+    """Parses `text` as a JSON object; raises JloraError, which names `file`, as `read_json` does."""
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_said_once)
     except (ValueError, RecursionError) as error:
@@ -42,7 +42,7 @@ def parse_json(text: bytes, file: Path) -> dict[str, Any]:
 
 
 def _said_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of a key that is there twice, some readers take the first value, others the last."""
+    """Refuses duplicate keys: some readers take the first value, others the last."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:

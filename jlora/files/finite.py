@@ -1,4 +1,4 @@
-"""Numbers out of a file, held to be finite: one NaN in a weight makes every loss NaN, long after it was read."""
+"""Checks that numbers from a file are finite: one NaN in a weight makes every loss NaN, long after it was read."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import numpy as np
 from jlora.errors import JloraError
 
 _AT_ONCE = 2**16
-"""How many numbers are looked at a time: what is looked at stays in the cache, and next to no memory is taken."""
+"""How many numbers are checked at a time: few enough to stay in the CPU's cache and take almost no memory."""
 
 
 def require_finite(value: np.ndarray, where: str) -> None:
-    """Raises JloraError where a number of `value`, of any shape and floating point dtype, is NaN or infinite.
+    """Raises JloraError if a number in `value`, of any shape and floating point dtype, is NaN or infinite.
 
     Args:
       where: the file and the key, for the message.
@@ -32,6 +32,6 @@ def _parts(numbers: np.ndarray) -> list[np.ndarray]:
 def _is_finite(numbers: np.ndarray) -> bool:
     if numbers.dtype.itemsize > 2:
         return bool(np.isfinite(numbers).all())
-    # numpy is slow on 16 bits. Without its sign, a number that is not finite has the bits of infinity or higher ones.
+    # numpy is slow on 16 bits. Without the sign bit, NaN and infinity are the bit patterns from infinity's upwards.
     infinity = int(np.array(np.inf, numbers.dtype).view(np.uint16)) << 1
     return int((numbers.view(np.uint16) << 1).max()) < infinity

@@ -1,7 +1,7 @@
-"""How much a file may say that a model has, whoever wrote it."""
+"""Limits on the sizes that an untrusted file may claim for its model."""
 
 from __future__ import annotations
 
 MOST_LAYERS = 1000
 LARGEST_SIZE = 2**24
-"""Of all that is counted in a model: words, positions, heads, numbers in a token's vector."""
+"""The limit of every other count in a model: tokens of the vocabulary, positions, heads, the hidden size."""

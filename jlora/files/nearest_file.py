@@ -1,4 +1,4 @@
-"""What a file that is not there may have been meant to be."""
+"""Suggests the file that a missing path may have meant."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from jlora.errors import nearest
 
 
 def nearest_file(path: Path) -> str:
-    """The end of an error about a missing `path`: the names in its folder that are most like it."""
+    """Returns the end of an error message about a missing `path`: the most similar names in its folder."""
     folder = path.parent
     if not folder.is_dir():
         return f" (there is no folder {folder} either)"

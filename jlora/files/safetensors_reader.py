@@ -1,7 +1,7 @@
-"""One safetensors file: a header that is checked against the file, and tensors that are read later.
+"""Reads a safetensors file: checks the header against the file, and reads tensors later.
 
-The file is 8 bytes, the length of the header; the header, {key: {"dtype", "shape", "data_offsets": [start, end]}} as
-JSON; and the tensors, one behind the other.
+The file consists of 8 bytes with the length of the header; the header, {key: {"dtype", "shape",
+"data_offsets": [start, end]}} as JSON; and the tensors, one after another.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ READABLE = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-"""{dtype in a file: numpy's}, of the tensors that are read."""
+"""{dtype in a file: numpy's dtype} of the tensors that can be read."""
 _BITS = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
     "BOOL": 8, "I8": 8, "U8": 8, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
@@ -37,12 +37,12 @@ _BITS = {
 """{dtype in a file: bits of a number}."""
 _MOST_AXES = 32
 _MOST_NUMBERS = 2**48
-"""More than any disk holds, so that no product of a tensor's axes overflows: not even where one of them is 0."""
+"""More than any disk holds. The limit keeps products of axis sizes from overflowing, also if one axis is 0."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a safetensors file that has not been read yet: its dtype, first byte and size there."""
+    """A tensor in a safetensors file that has not been read yet: its dtype, first byte and size in bytes."""
 
     file: Path
     key: str
@@ -63,19 +63,19 @@ class StoredTensor:
         return value
 
     def mapped(self) -> np.ndarray:
-        """The tensor as it is in the file, which is not touched before the numbers are."""
+        """Maps the tensor into memory; the file is read when the numbers are used."""
         if 0 in self.shape:
             return np.zeros(self.shape, READABLE[self.dtype])
         return np.asarray(np.memmap(self.file, READABLE[self.dtype], "r", self.start, self.shape))
 
     def require_float(self) -> None:
-        """Raises JloraError where the tensor is not a plain floating point one (quantized weights)."""
+        """Raises JloraError if the tensor is not plain floating point (quantized weights)."""
         if self.dtype not in READABLE:
             raise JloraError(f"{self.file}: {self.key}: expected dtype {', '.join(READABLE)}; found {self.dtype}")
 
 
 def open_safetensors(file: Path) -> dict[str, StoredTensor]:
-    """Returns {key: tensor} of a file, from its header alone.
+    """Opens a file and returns {key: tensor}; reads only the header.
 
     Raises:
       JloraError: a link out of the file's folder; a header that is incomplete or too large, has a duplicate key, or
@@ -98,7 +98,7 @@ def open_safetensors(file: Path) -> dict[str, StoredTensor]:
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """(the header without the file's metadata, the byte where the tensors begin)."""
+    """Returns (the header without the file's metadata, the byte where the tensors begin)."""
     with file.open("rb") as stream:
         start = stream.read(8)
         length = int.from_bytes(start, "little")
@@ -120,12 +120,12 @@ def _not_whole(file: Path, size: str) -> JloraError:
 
 
 def _tensor(file: Path, key: str, entry: Any, begin: int) -> StoredTensor:
-    """What the header says of a tensor, where that can be true."""
+    """Checks the header's entry of a tensor and returns the tensor."""
 
     def refusal(field: str, expected: str, found: Any) -> JloraError:
         return JloraError(f"{file}: {key}{field}: expected {expected}; found {reprlib.repr(found)}")
 
-    if not key.isprintable():  # what it says might reach a terminal, and act there
+    if not key.isprintable():  # control characters could otherwise reach a terminal
         raise JloraError(f"{file}: expected keys that can be printed; found {reprlib.repr(key)}")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise refusal("", "dtype, shape and data_offsets", entry)

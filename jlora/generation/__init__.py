@@ -1,1 +1,1 @@
-"""Tokens out of a model, and text out of tokens."""
+"""Generates tokens from a model, and decodes tokens to text."""

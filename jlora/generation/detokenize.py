@@ -1,4 +1,4 @@
-"""Token ids as text while they come: whole characters, and nothing of a stop string."""
+"""Decodes token ids to text while they are generated: whole characters, up to a stop string."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ if TYPE_CHECKING:
 
 
 _UNFINISHED = "\ufffd"
-"""What the bytes of a character decode to until the last of them is there."""
+"""What the bytes of a character decode to until all of them have been generated."""
 _CONTEXT = 8
-"""How many tokens before the text decide whether it begins with a space."""
+"""How many of the tokens before the text are decoded with it, to decide whether it begins with a space."""
 
 
 def decoded(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int], before: Sequence[int] = ()) -> Iterator[str]:
-    """The text of the ids in pieces, each of whole characters; together they are what the tokenizer makes of all.
+    """Yields the text of the ids in pieces of whole characters, which join to the tokenizer's text of all ids.
 
-    Special tokens are left out, and so is a character that the last ids leave unfinished.
+    Special tokens are left out, and so is a character that the last ids leave incomplete.
 
     Args:
-      before: the ids that the text follows, whose last word it may go on with.
+      before: the ids that precede the text; it may continue their last word.
     """
     seen = list(before[-_CONTEXT:])
 
@@ -31,7 +31,7 @@ def decoded(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int], before: Sequ
     shown = len(text())
     for token in ids:
         seen.append(int(token))
-        # Decoded anew from the start: what a token says may depend on all before it.
+        # Decode all ids again: the text of a token may depend on all tokens before it.
         now = text()
         if len(now) > shown and not now.endswith(_UNFINISHED):
             yield now[shown:]
@@ -39,7 +39,7 @@ def decoded(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int], before: Sequ
 
 
 def until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
-    """The pieces up to the first of the stop strings, which may span pieces; after it no more are asked for."""
+    """Yields the text before the first stop string, then stops iterating; a stop string may span pieces."""
     held = ""
     for piece in pieces:
         held += piece
@@ -54,5 +54,5 @@ def until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
 
 
 def _beginning_of_a_stop(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the text's end may be the beginning of a stop string."""
+    """Returns how many characters at the end of the text may be the beginning of a stop string."""
     return max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)

@@ -1,4 +1,4 @@
-"""Text from a causal language model: prompts in, token ids out, with a cache of keys and values.
+"""Generates token ids from prompts with a causal language model and a cache of keys and values.
 
 `generate` completes a batch in one compiled program, `stream` yields one completion token by token. Both compile once
 for each shape. `Generator` is the same for a program that holds its model.
@@ -31,16 +31,16 @@ def generate(
     top_p: float = 1.0,
     stop_ids: Sequence[int] = (),
 ) -> jax.Array:
-    """Completions of prompts, int32 (B, max_new_tokens): tokens up to and including a stop id, then `pad_id`.
+    """Generates completions, int32 (B, max_new_tokens): tokens up to and including a stop id, then `pad_id`.
 
-    The program stops when all rows have ended. It is compiled once for each B, T, `max_new_tokens` and way of sampling.
+    The loop stops when all rows have ended. It is compiled once for each B, T, `max_new_tokens` and way of sampling.
 
     Args:
       model, base: as `load_base` gives them. adapter: {path: entry}, or None for the base alone.
       input_ids, attention_mask: int32 (B, T), shorter prompts padded on the left (attention_mask 0).
       pad_id: the id that fills a row after its end.
-      key: JAX random key for drawing; None takes the likeliest token each time.
-      temperature: what logits are divided by. top_k, top_p: as for `filtered`.
+      key: JAX random key for sampling; None always takes the likeliest token (greedy).
+      temperature: logits are divided by it. top_k, top_p: as for `filtered`.
       stop_ids: tokens that end a row.
 
     Raises:
@@ -70,16 +70,16 @@ def stream(
     top_p: float = 1.0,
     stop_ids: Sequence[int] = (),
 ) -> Iterator[int]:
-    """Yields the tokens of one completion as they come, without the stop id that ends it.
+    """Yields the tokens of one completion as they are generated, without the stop id that ends it.
 
-    With greedy choice they are those of `generate`. The lengths of prompt and cache are each padded to a power of two
-    (64 at least), and the program is compiled once for each such length.
+    Without a key they are the same tokens as from `generate`. The lengths of prompt and cache are each padded to a
+    power of two (at least 64), and the step is compiled once for each such length.
 
     Args:
       ids: the prompt, at least one token. The other arguments are those of `generate`.
 
     Raises:
-      JloraError: as for `generate`, or the prompt is empty; before the first token.
+      JloraError: as for `generate`, or the prompt is empty; raised before the first token.
     """
     return Generator(model, base, adapter).stream(
         ids,

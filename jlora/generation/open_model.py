@@ -1,4 +1,4 @@
-"""A causal language model that writes: from a run, a folder, a GGUF file or the hub, with an adapter or without."""
+"""Loads a causal language model for generation from a run, a folder, a GGUF file or the hub, and its adapter if any."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-    """Base and adapter (empty where there is none), tokenizer, and the ids of the tokens that end a text."""
+    """A loaded model: base and adapter ({} if there is none), tokenizer, and the ids of the tokens that end a text."""
 
     adapted: Adapted
     tokenizer: PreTrainedTokenizerBase
@@ -74,13 +74,13 @@ def load_language_model(
     Args:
       name: a folder, a GGUF file, a hub model, or package:PACKAGE/PATH; an adapter folder may be PEFT's.
       adapter: the folder of an adapter to put on the model `name`.
-      base: the base model of the adapter that `name` is; None takes the one that its configuration names.
-      use_adapter: False opens the base alone.
+      base: the base model, if `name` is an adapter; None means the one that its configuration names.
+      use_adapter: if false, loads only the base.
       dtype: of the computation and the weights.
-      quantize: how the base is kept.
+      quantize: how the base is stored; None means not quantized.
 
     Raises:
-      JloraError: nothing of the kind there, a model that classifies, or an adapter that does not fit its base.
+      JloraError: there is no such model, it is a classifier, or the adapter does not fit its base.
     """
     name, folder = _parts(name, adapter, base, use_adapter)
     settle_hub(name)
@@ -99,10 +99,10 @@ def load_language_model(
 
 
 def _parts(name: str, adapter: str | None, base: str | None, use_adapter: bool) -> tuple[str, Path | None]:
-    """(the base's name, the folder of its adapter or None)."""
+    """Returns (the base's name, the folder of its adapter or None)."""
     if adapter is not None:
         if base is not None:
-            raise JloraError(f"--base: expected none beside --adapter, whose base is --model; found {base!r}")
+            raise JloraError(f"--base: expected none together with --adapter, whose base is --model; found {base!r}")
         return name, as_path(adapter)
     path = as_path(name)
     merged, adapters = [path, path / "merged"], [path, path / "adapter"]
@@ -121,11 +121,11 @@ def _parts(name: str, adapter: str | None, base: str | None, use_adapter: bool) 
 
 
 def _tokenizer_place(name: str, folder: Path | None) -> str:
-    """The adapter's folder where it holds a tokenizer, else the base."""
+    """Returns the adapter's folder if it has a tokenizer, else the base."""
     return str(folder) if folder is not None and (folder / "tokenizer_config.json").is_file() else name
 
 
 def end_ids(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The ids of the tokens that end a text: the model's, and the tokenizer's, which may be another one."""
+    """Returns the ids of the tokens that end a text: those of the model's config, and the tokenizer's."""
     ids = (*stop_ids(config), tokenizer.eos_token_id)
     return tuple(dict.fromkeys(index for index in ids if index is not None))

@@ -1,4 +1,4 @@
-"""Adapters whose vocabulary differs from the base's, because tokens were added before training.
+"""Loads adapters whose vocabulary differs from the base's, because tokens were added before training.
 
 Their file has the tables, or the trained rows of the tokens that the base lacks.
 """
@@ -29,7 +29,7 @@ from jlora.tree.output_heads import HEAD
 logger = logging.getLogger("jlora")
 
 _FORMS = ("base_layer.", "original_module.", "")
-"""Between a module's name and `weight`: the table that an adapter is on comes before one that is trained whole."""
+"""Parts of keys between module name and `weight`: the table under an adapter comes before one trained in full."""
 
 
 def with_stored_vocabulary(folder: Path, model: Any, base: Any) -> tuple[Any, Any]:
@@ -40,11 +40,11 @@ def with_stored_vocabulary(folder: Path, model: Any, base: Any) -> tuple[Any, An
 
     Args:
       folder: of the adapter.
-      model, base: a causal language model, as `load_base` gives it.
+      model, base: a causal language model, from `load_base`.
 
     Raises:
-      JloraError: a file with only the embedding or only the head in another size; trained rows of only some of the new
-        tokens; whatever `stored_tensors` refuses.
+      JloraError: as for `stored_tensors`; the file has only the embedding or only the head in another size; or it has
+        trained rows of only some of the new tokens.
     """
     size, tensors, leaves = model.config.vocab_size, stored_tensors(folder), leaves_by_path(base)
     names = table_paths(model, base)
@@ -72,7 +72,7 @@ def trained_ids(lora: LoraConfig, module: str, *, is_embedding: bool) -> frozens
 
 
 def _with_rows_of_new_tokens(folder: Path, model: Any, base: Any) -> tuple[Any, Any]:
-    """Grows the tables to the last token of which the adapter trains a row."""
+    """Grows the tables to the last token whose row the adapter trains."""
     lora, size = stored_config(folder), model.config.vocab_size
     embedding = family(model.config.model_type).embedding
     modules = [embedding] if model.config.tie_word_embeddings else [embedding, HEAD]

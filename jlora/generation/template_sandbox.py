@@ -19,7 +19,7 @@ from jinja2 import nodes
 from jlora.generation.template_limits import LimitedEnvironment
 
 Span = tuple[int, int]
-"""(first character, the one after the last)."""
+"""(index of the first character, index after the last)."""
 
 
 class Rendered(NamedTuple):
@@ -30,7 +30,7 @@ class Rendered(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """A template, and the names in it: variables, attributes, keywords and text constants."""
+    """A compiled template, and the names in it: variables, attributes, keywords and text constants."""
 
     template: jinja2.Template
     names: frozenset[str]
@@ -38,7 +38,7 @@ class Compiled(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def compile_template(source: str) -> Compiled:
-    """Compiles a template; raises what Jinja and Python's compiler raise if `source` is not one."""
+    """Compiles a template; raises exceptions of Jinja and of Python's compiler if `source` is not one."""
     environment = _Environment()
     tree = environment.parse(source)
     names = {node.name for node in tree.find_all(nodes.Name)} | {node.attr for node in tree.find_all(nodes.Getattr)}
@@ -59,7 +59,7 @@ def render(template: jinja2.Template, variables: Mapping[str, Any], day: datetim
 
 
 class _Environment(LimitedEnvironment):
-    """One for each template; `begin` starts a rendering."""
+    """The environment of one template; `begin` starts a rendering."""
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])

@@ -1,1 +1,1 @@
-"""GGUF files, as llama.cpp reads and loads them."""
+"""Reads GGUF files (llama.cpp's format) and writes adapters in it."""

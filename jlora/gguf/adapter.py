@@ -1,4 +1,4 @@
-"""Adapters as llama.cpp loads them: one GGUF file beside the base's (`llama-cli --lora FILE`)."""
+"""Writes adapters for llama.cpp: a GGUF file that is loaded together with the base's (`llama-cli --lora FILE`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class _Architecture(NamedTuple):
-    """What llama.cpp makes of a family: its name for it, and whether it reorders the rows of q and k."""
+    """A family in llama.cpp: its name, and whether llama.cpp reorders the rows of q and k."""
 
     name: gguf.MODEL_ARCH
     permuted: bool = False
@@ -38,7 +38,7 @@ _ARCHITECTURES = {
     "qwen2": _Architecture(gguf.MODEL_ARCH.QWEN2),
     "qwen3": _Architecture(gguf.MODEL_ARCH.QWEN3),
 }
-"""{Hugging Face's model_type: llama.cpp's}, of families whose linear weights it takes as they are, or reordered."""
+"""{Hugging Face's model_type: llama.cpp's} of families whose linear weights llama.cpp uses unchanged or reordered."""
 
 
 def save_gguf_lora(
@@ -48,20 +48,22 @@ def save_gguf_lora(
     *,
     dtype: Literal["float32", "float16"] = "float32",
 ) -> None:
-    """Writes A and B of each layer, `blk.3.attn_q.weight.lora_a` (r, in) and `.lora_b` (out, r), and one lora_alpha.
+    """Writes an adapter as a GGUF file: A and B of each layer, and one lora_alpha.
+
+    The tensors are called `blk.3.attn_q.weight.lora_a` (r, in) and `blk.3.attn_q.weight.lora_b` (out, r).
 
     llama.cpp scales each update by lora_alpha / r, with r from the tensors, and by 1 if lora_alpha is 0. The file gets
     the largest lora_alpha of all layers; a layer with a smaller one (alpha_pattern, rsLoRA, mixtures) has the ratio
     multiplied into B.
 
     Args:
-      file: to write.
+      file: the file to write.
       adapter: {path: LowRank} of linear weights.
       config: of the base model.
       dtype: of the tensors.
 
     Raises:
-      JloraError: a family or an entry that llama.cpp's adapters have no form for.
+      JloraError: a family or an entry that llama.cpp's adapter format cannot hold.
     """
     architecture = _architecture(config)
     layers = _layers(adapter, gguf.get_tensor_name_map(architecture.name, config.num_hidden_layers))
@@ -84,7 +86,7 @@ def _architecture(config: PreTrainedConfig) -> _Architecture:
 
 
 def _layers(adapter: Adapter, names: Any) -> dict[str, Matrices]:
-    """{GGUF's name of the weight, without `.weight`: its A, B and scale} of all adapted layers."""
+    """Returns {GGUF's name of the weight, without `.weight`: A, B and scale} of all adapted layers."""
     layers = {}
     for path, entry in adapter.items():
         low_rank = _supported(path, entry)
@@ -112,7 +114,7 @@ def _supported(path: str, entry: Entry) -> LowRank:
 
 
 def _in_their_order(b: np.ndarray, name: str, architecture: _Architecture, config: Any) -> np.ndarray:
-    """B (out, r) with the rows of q and k as llama.cpp has them: features that are turned together side by side."""
+    """Reorders the rows of B (out, r) for q and k as llama.cpp does: features of a rotary pair are adjacent."""
     heads = {"attn_q": config.num_attention_heads, "attn_k": getattr(config, "num_key_value_heads", None)}
     count = heads.get(name.rpartition(".")[2]) if architecture.permuted else None
     if count is None:

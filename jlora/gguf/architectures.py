@@ -1,4 +1,4 @@
-"""What GGUF's metadata and tensor names are in Hugging Face's words, architecture by architecture."""
+"""Translates GGUF's metadata and tensor names to Hugging Face's, for each supported architecture."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 class Architecture(NamedTuple):
-    """A value of `general.architecture`.
+    """How files with one value of `general.architecture` differ from Hugging Face's.
 
     Attributes:
       model_type: Hugging Face's name.
-      permuted: whether the rows of q and k are in llama.cpp's order: rotary pairs side by side.
-      biases: {key of the config: the tensor that is there where it is true}.
+      permuted: whether the rows of q and k are in llama.cpp's order: features of a rotary pair are adjacent.
+      biases: {key of the config: the tensor that the file has if the key is true}.
     """
 
     model_type: str
@@ -38,7 +38,7 @@ ARCHITECTURES = {
     "qwen2": Architecture("qwen2", permuted=False, biases={}),
     "qwen3": Architecture("qwen3", permuted=False, biases=_ATTENTION),
 }
-"""Mistral's files say llama."""
+"""{value of `general.architecture`: its description}. Mistral's files use llama."""
 
 _KEYS = {
     "token_embd": "model.embed_tokens",
@@ -59,7 +59,7 @@ _KEYS = {
 """{GGUF's name: Hugging Face's}; `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`."""
 
 ROPE_FACTORS = "rope_freqs.weight"
-"""What each rotary frequency is divided by: part of the config."""
+"""The tensor of factors that divide the rotary frequencies. In Hugging Face's format they are in the config."""
 
 _COUNTS = {
     "embedding_length": "hidden_size",
@@ -68,7 +68,7 @@ _COUNTS = {
     "context_length": "max_position_embeddings",
     "attention.head_count": "num_attention_heads",
 }
-"""{key behind the architecture's name: Hugging Face's}, sizes that must be there."""
+"""{key without the architecture's prefix: Hugging Face's key} of the required sizes."""
 
 _READ_TOO = (
     "attention.layer_norm_rms_epsilon",
@@ -82,14 +82,14 @@ _READ_TOO = (
     "rope.scaling.factor",
 )
 _SAID_TWICE = ("vocab_size", "tensor_data_layout", "rope.scaling.original_context_length", "rope.scaling.finetuned")
-"""Keys that change nothing beside the others."""
+"""Known keys that are not read, because they only repeat what other keys say."""
 
 
 def architecture_of(content: Gguf) -> tuple[str, Architecture]:
-    """(the value of `general.architecture`, what it stands for).
+    """Returns (the value of `general.architecture`, its description in ARCHITECTURES).
 
     Raises:
-      JloraError: one that is not in the table.
+      JloraError: the architecture is not in the table.
     """
     name = content.fields.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
@@ -99,7 +99,7 @@ def architecture_of(content: Gguf) -> tuple[str, Architecture]:
 
 
 def key_of(content: Gguf, name: str) -> str:
-    """Hugging Face's key of the tensor that the file calls `name`.
+    """Returns Hugging Face's key of the tensor that the file calls `name`.
 
     Raises:
       JloraError: a tensor that the architecture does not have.
@@ -115,10 +115,10 @@ def key_of(content: Gguf, name: str) -> str:
 
 
 def heads_of(content: Gguf, stored: StoredBlocks) -> int | None:
-    """The number of heads in whose order the rows of q and k are; None of any other tensor.
+    """Returns the number of heads by which the rows of q or k are reordered; None for other tensors.
 
     Raises:
-      JloraError: no number, or one that does not divide the rows.
+      JloraError: the file has no such number, or it does not divide the rows.
     """
     prefix, _ = architecture_of(content)
     key = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(stored.name.split(".")[-2])
@@ -135,13 +135,13 @@ def heads_of(content: Gguf, stored: StoredBlocks) -> int | None:
 
 
 def config_of(content: Gguf) -> PreTrainedConfig:
-    """The config that the metadata and the tensors say.
+    """Builds the model's config from the metadata and the tensors.
 
     Raises:
-      JloraError: another architecture than ARCHITECTURES has, a key that is missing, one that is not known and not
-        zero, scaled positions of another kind than linear and Llama 3's.
+      JloraError: an architecture that is not in ARCHITECTURES, a missing key, an unknown key whose value is not zero,
+        or scaled positions of another kind than linear and Llama 3's.
     """
-    from transformers import CONFIG_MAPPING  # half a second, and where PyTorch is installed seconds more
+    from transformers import CONFIG_MAPPING  # takes half a second, and seconds if PyTorch is installed
 
     prefix, architecture = architecture_of(content)
     fields, tensors = content.fields, content.tensors
@@ -174,19 +174,19 @@ def config_of(content: Gguf) -> PreTrainedConfig:
     values |= {key: tensor in tensors for key, tensor in architecture.biases.items()}
     try:
         return CONFIG_MAPPING[architecture.model_type](**values, eos_token_id=_stops(fields))
-    except Exception as error:  # whatever transformers' class makes of a value that it does not take
+    except Exception as error:  # transformers' classes raise various exceptions for wrong values
         raise JloraError(f"{content.file}: {error}") from error
 
 
 def _stops(fields: dict[str, Any]) -> int | list[int] | None:
-    """The tokens that end a text, and a turn where that is another one."""
+    """Returns the id of the token that ends a text; a list if other tokens end a turn or a message."""
     ids = [fields.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
     found = list(dict.fromkeys(i for i in ids if i is not None))
     return found if len(found) > 1 else (found[0] if found else None)
 
 
 def _count(content: Gguf, key: str, default: int | None = None) -> int:
-    """A size; `default` where the file does not say."""
+    """Reads a size; `default` if the file does not have the key."""
     found = content.fields.get(key, default)
     if found is not None and not (type(found) is int and 1 <= found <= LARGEST_SIZE):
         said = reprlib.repr(found)
@@ -195,7 +195,7 @@ def _count(content: Gguf, key: str, default: int | None = None) -> int:
 
 
 def _number(content: Gguf, key: str, default: float | None = None) -> float:
-    """A positive number; `default` where the file does not say."""
+    """Reads a positive number; `default` if the file does not have the key."""
     found = content.fields.get(key, default)
     if not (isinstance(found, int | float) and 0 < found < math.inf):
         said = "no such key" + nearest(key, content.fields) if found is None else reprlib.repr(found)
@@ -204,7 +204,7 @@ def _number(content: Gguf, key: str, default: float | None = None) -> float:
 
 
 def _require_known(content: Gguf, prefix: str) -> None:
-    """A key that is not read may change what the model computes, unless it says zero."""
+    """Refuses keys that are not read and not zero: they might change what the model computes."""
     known = {f"{prefix}.{key}" for key in (*_COUNTS, *_READ_TOO, *_SAID_TWICE)}
     for key, value in content.fields.items():
         if key.startswith(f"{prefix}.") and key not in known and value:
@@ -214,7 +214,7 @@ def _require_known(content: Gguf, prefix: str) -> None:
 
 
 def _rope_parameters(content: Gguf, prefix: str, width: int) -> dict[str, Any]:
-    """Hugging Face's `rope_parameters`."""
+    """Returns Hugging Face's `rope_parameters`."""
     base = {"rope_theta": float(_number(content, f"{prefix}.rope.freq_base", 10000.0))}
     kind = content.fields.get(f"{prefix}.rope.scaling.type", "none")
     old = _number(content, f"{prefix}.rope.scale_linear", 1.0)
@@ -231,9 +231,9 @@ def _rope_parameters(content: Gguf, prefix: str, width: int) -> dict[str, Any]:
 
 
 def _llama3(content: Gguf, theta: float, width: int) -> dict[str, Any]:
-    """The parameters of Llama 3.1's scaling that give the file's factors.
+    """Finds the parameters of Llama 3.1's scaling that give the file's factors.
 
-    The file has only the factors. Of the four numbers behind them all published models share three.
+    The file has only the factors, which depend on four parameters. Three of these are equal in all published models.
     """
     stored = content.tensors[ROPE_FACTORS]
     stored.require_readable()

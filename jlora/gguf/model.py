@@ -1,4 +1,4 @@
-"""GGUF files, as llama.cpp reads them: a model's config, weights and tokenizer in one file."""
+"""Reads a model's config, weights and tokenizer from one GGUF file (llama.cpp's format)."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 def is_gguf(name: str | Path) -> bool:
-    """Whether the name is that of a GGUF file."""
+    """Returns whether the name ends with .gguf."""
     return str(name).endswith(".gguf")
 
 
 def gguf_config(file: Path) -> PreTrainedConfig:
-    """The config of the model in the file.
+    """Reads the config of the model in the file.
 
     Raises:
-      JloraError: no such file, no whole GGUF file, whatever `config_of` refuses.
+      JloraError: the file is missing or not a complete GGUF file, or `config_of` refuses it.
     """
     from jlora.gguf.reader import read_gguf
 
@@ -33,10 +33,10 @@ def gguf_config(file: Path) -> PreTrainedConfig:
 
 
 def gguf_tokenizer(file: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of the model in the file, with its chat templates.
+    """Reads the tokenizer of the model in the file, with its chat templates.
 
     Raises:
-      JloraError: no such file, no whole GGUF file, a kind of tokenizer that is not supported.
+      JloraError: the file is missing or not a complete GGUF file, or its kind of tokenizer is not supported.
     """
     from jlora.gguf.reader import read_gguf
     from jlora.gguf.tokenizer import tokenizer_of  # which loads transformers
@@ -52,10 +52,10 @@ class GgufTensor:
     key: str
     shape: tuple[int, ...]
     stored: StoredBlocks
-    heads: int | None  # of q and k, whose rows are to be put back
+    heads: int | None  # of q and k, whose rows `read` puts back into Hugging Face's order
 
     def read(self, dtype: Any, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """The tensor, or its part at `index`, in `dtype`; raises JloraError where a number is not finite."""
+        """Reads the tensor, or its part at `index`, in `dtype`; raises JloraError if a number is not finite."""
         value = self.stored.read(dtype)
         if self.heads is not None:
             half = self.shape[0] // self.heads // 2
@@ -67,16 +67,16 @@ class GgufTensor:
         return self.read(np.float32)
 
     def require_float(self) -> None:
-        """Raises JloraError where the tensor's quantization is one that cannot be read."""
+        """Raises JloraError if the tensor's quantization cannot be read."""
         self.stored.require_readable()
 
 
 def gguf_tensors(file: Path) -> dict[str, GgufTensor]:
-    """{Hugging Face's key: tensor} of the file.
+    """Returns {Hugging Face's key: tensor} of the file.
 
     Raises:
-      JloraError: no such file, no whole GGUF file, an architecture that is not supported, or a tensor that it does
-        not have.
+      JloraError: the file is missing or not a complete GGUF file, its architecture is not supported, or it has a tensor
+        that does not belong to this architecture.
     """
     from jlora.gguf.reader import read_gguf
 

@@ -1,7 +1,7 @@
-"""The container of GGUF files: metadata, and tensors that are mapped and dequantized some rows at a time.
+"""Reads GGUF files: their metadata, and tensors that are memory-mapped and dequantized a few rows at a time.
 
-The `gguf` package dequantizes. Its own reader of metadata takes seconds and some hundred bytes for each token of a
-vocabulary, and is not used.
+The `gguf` package dequantizes. Its reader of metadata is not used: for a vocabulary it takes seconds, and some hundred
+bytes for each token.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from jlora.files.finite import require_finite
 _VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-"""{type of a value: struct's letter for it}."""
+"""{GGUF's number of a value type: the format letter of `struct`}."""
 _AT_ONCE = 2**22
 """How many numbers are dequantized at a time."""
 _LARGEST = 2**25
-"""Bytes of the largest metadata that is read. A vocabulary of 250 000 tokens has 10 MB; as objects they take more."""
+"""The largest metadata that is read, in bytes. A vocabulary of 250 000 tokens has 10 MB; parsed, it takes more."""
 _MOST_FIELDS, _MOST_AXES, _MOST_NUMBERS = 2**16, 4, 2**48
-"""Of a file; of a tensor, as in llama.cpp; of a tensor, and more than any disk holds."""
+"""The most fields of a file, axes of a tensor (as in llama.cpp), and numbers of a tensor (more than any disk holds)."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class StoredBlocks:
     start: int
 
     def read(self, dtype: Any) -> np.ndarray:
-        """The tensor in `dtype`; what it is dequantized from stays in the file.
+        """Dequantizes the tensor to `dtype`, some rows at a time; the stored blocks are never all in memory.
 
         Raises:
           JloraError: a number that is not finite, or that `dtype` cannot hold.
@@ -61,7 +61,7 @@ class StoredBlocks:
         return out.reshape(self.shape)
 
     def require_readable(self) -> None:
-        """Raises JloraError where the tensor's type is one that `gguf` does not dequantize, or the file ends in it."""
+        """Raises JloraError if `gguf` cannot dequantize the tensor's type, or the file ends before the tensor does."""
         try:
             gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[self._kind()][1]), np.uint8), self._kind())
         except (NotImplementedError, ValueError):
@@ -85,7 +85,7 @@ class StoredBlocks:
 
     @property
     def end(self) -> int:
-        """The byte behind the tensor; where it starts, of a type that nobody knows."""
+        """The offset of the first byte after the tensor; `start` if its type is unknown."""
         known = self.type in list(gguf.GGMLQuantizationType)
         return self.start + (math.prod(self._stored_shape()) if known else 0)
 
@@ -93,13 +93,13 @@ class StoredBlocks:
         return gguf.GGMLQuantizationType(self.type)
 
     def _stored_shape(self) -> tuple[int, int]:
-        """(rows, bytes of a row)."""
+        """Returns (rows, bytes of a row)."""
         numbers, width = gguf.GGML_QUANT_SIZES[self._kind()]
         return math.prod(self.shape[:-1]), self.shape[-1] // numbers * width
 
 
 class Gguf(NamedTuple):
-    """{key: value} of a file's metadata, and {name: tensor}."""
+    """The content of a GGUF file: {key: value} of its metadata, and {name: tensor}."""
 
     file: Path
     fields: dict[str, Any]
@@ -107,11 +107,11 @@ class Gguf(NamedTuple):
 
 
 def read_gguf(file: Path) -> Gguf:
-    """What a GGUF file holds; no tensor is read.
+    """Reads a file's metadata and the places of its tensors, but no tensor.
 
     Raises:
-      JloraError: no such file, no GGUF file, a version that is not known, a file that ends in the metadata, one part
-        of several, a name twice, more metadata than a model has.
+      JloraError: the file is missing, is not GGUF, has an unknown version, ends within the metadata, is one of several
+        parts, has a name twice, or has more metadata than any model.
     """
     if not Path(file).is_file():
         raise JloraError(f"{file}: expected a GGUF file; found no such file")
@@ -148,7 +148,7 @@ def _parsed(file: Path, cursor: _Cursor) -> Gguf:
 
 
 def _said_once(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """Of a name that is there twice, some readers take the first value, others the last."""
+    """Refuses duplicate names (some readers take the first value, others the last) and unprintable ones."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found or not name.isprintable():
@@ -165,7 +165,7 @@ class _Info(NamedTuple):
 
 
 class _Cursor:
-    """Reads one value behind the other."""
+    """Reads one value after another from a memory-mapped file."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.place = data, 0

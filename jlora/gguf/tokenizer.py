@@ -1,4 +1,4 @@
-"""The tokenizer that a GGUF file describes, as Hugging Face's `tokenizers` has it."""
+"""Builds the tokenizer that a GGUF file describes, with Hugging Face's `tokenizers`."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from jlora.gguf.reader import Gguf
 _CONTROL, _USER_DEFINED = 3, 4
 """Token types that are never split."""
 _LONGEST = 256
-"""Characters of the longest token: SentencePiece's merges are looked for at each place of each."""
+"""Characters of the longest token. SentencePiece's merges are searched at each position of each token."""
 _MOST_MERGES = 2**21
-"""Of SentencePiece's tokens. Those of Gemma, 256,000, have 600,000."""
+"""The most ways to join two SentencePiece tokens. Gemma's 256,000 tokens have 600,000."""
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
 def tokenizer_of(content: Gguf) -> PreTrainedTokenizerFast:
-    """The tokenizer of a file, with its chat templates.
+    """Builds the tokenizer of a file, with its chat templates.
 
     Raises:
-      JloraError: another kind of tokenizer than byte-level BPE with a known pre-tokenizer and SentencePiece's BPE,
-        lists that are missing or make no tokenizer.
+      JloraError: the tokenizer is neither byte-level BPE with a known pre-tokenizer nor SentencePiece's BPE, or its
+        lists are missing or inconsistent.
     """
     fields = {key.removeprefix("tokenizer.ggml."): value for key, value in content.fields.items()}
     kind, before = fields.get("model"), fields.get("pre")
@@ -43,12 +43,12 @@ def tokenizer_of(content: Gguf) -> PreTrainedTokenizerFast:
         return _tokenizer(content, fields, None if by_pieces else _PRE_TOKENIZERS[before])
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # of lists that do not fit each other; a panic of `tokenizers` is no Exception
+    except BaseException as error:  # inconsistent lists; a panic of `tokenizers` is not an Exception
         raise JloraError(f"{content.file}: tokenizer.ggml: expected a whole tokenizer; found: {error}") from error
 
 
 def _require_lists(content: Gguf, fields: dict[str, Any], third: str) -> None:
-    """The tokens, a type for each, and the merges or a score for each."""
+    """Checks the lists of tokens and of their types, and the merges or the scores."""
     kinds = {"tokens": str, "token_type": int, third: str if third == "merges" else int | float}
     for key, kind in kinds.items():
         where, found = f"{content.file}: tokenizer.ggml.{key}", fields.get(key)
@@ -76,7 +76,7 @@ def _require_ids(content: Gguf, fields: dict[str, Any]) -> None:
 
 
 def _tokenizer(content: Gguf, fields: dict[str, Any], before: _Before | None) -> PreTrainedTokenizerFast:
-    """SentencePiece's BPE where nothing happens `before`."""
+    """Builds byte-level BPE, or SentencePiece's BPE if `before` is None."""
     tokenizer = _sentencepiece(fields) if before is None else _byte_level(fields, before)
     _add_whole_tokens(tokenizer, fields)
     _add_ends(tokenizer, fields, before is None or before.starts)
@@ -93,10 +93,13 @@ def _tokenizer(content: Gguf, fields: dict[str, Any], before: _Before | None) ->
 
 
 class _Before(NamedTuple):
-    """What happens to a text before byte-level BPE: how it is split, whether its characters are composed (NFC).
+    """How a text is prepared before byte-level BPE.
 
-    `whole`: a piece that is a token is never taken apart (`ignore_merges`). `starts`: bos is put before a text where
-    the file does not say.
+    Attributes:
+      split: splits the text into pieces.
+      composed: whether characters are composed (NFC).
+      whole: whether a piece that is itself a token is never split (`ignore_merges`).
+      starts: whether bos is put before a text if the file does not say so.
     """
 
     split: pre_tokenizers.PreTokenizer
@@ -106,7 +109,7 @@ class _Before(NamedTuple):
 
 
 def _split(digits: str) -> pre_tokenizers.PreTokenizer:
-    """GPT-4's pattern: contractions, words, `digits`, signs, white space."""
+    """Splits with GPT-4's pattern: contractions, words, `digits`, punctuation, white space."""
     pattern = (
         rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
         r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -126,7 +129,7 @@ _PRE_TOKENIZERS: dict[Any, _Before] = {
     "qwen2": _Before(_split(r"\p{N}"), composed=True),
     "smollm": _Before(pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _GPT2])),
 }
-"""{`tokenizer.ggml.pre`: what it stands for}."""
+"""{value of `tokenizer.ggml.pre`: how the text is prepared}."""
 
 
 def _byte_level(fields: dict[str, Any], before: _Before) -> Tokenizer:
@@ -140,9 +143,9 @@ def _byte_level(fields: dict[str, Any], before: _Before) -> Tokenizer:
 
 
 def _sentencepiece(fields: dict[str, Any]) -> Tokenizer:
-    """SentencePiece's BPE: a text that starts with a space, spaces as "▁", unknown characters as bytes.
+    """Builds SentencePiece's BPE: a space before the text, spaces as "▁", unknown characters as bytes.
 
-    Where two pieces in a row make a token, those of the best score are joined first.
+    Two adjacent pieces are joined if they make a token, those with the best score first.
     """
     vocabulary, scores = _vocabulary(fields), fields["scores"]
     merges = []
@@ -166,14 +169,14 @@ def _vocabulary(fields: dict[str, Any]) -> dict[str, int]:
 
 
 def _add_whole_tokens(tokenizer: Tokenizer, fields: dict[str, Any]) -> None:
-    """Control tokens and what a user added are found in a text before it is split."""
+    """Adds control tokens and the tokens that a user added: they are found in a text before it is split."""
     for special, add in {_CONTROL: tokenizer.add_special_tokens, _USER_DEFINED: tokenizer.add_tokens}.items():
         tokens = [token for token, kind in zip(fields["tokens"], fields["token_type"], strict=True) if kind == special]
         add([AddedToken(token, normalized=False, special=special == _CONTROL) for token in tokens])
 
 
 def _add_ends(tokenizer: Tokenizer, fields: dict[str, Any], starts: bool) -> None:
-    """Puts bos before and eos behind each text, where the file says so."""
+    """Adds bos before and eos after each text, if the file says so."""
     wanted = {"bos": fields.get("add_bos_token", starts), "eos": fields.get("add_eos_token", False)}
     ends = {key: token for key in wanted if wanted[key] and (token := _token(fields, key)) is not None}
     if ends:
@@ -190,7 +193,7 @@ def _token(fields: dict[str, Any], key: str) -> str | None:
 
 
 def _chat_templates(fields: dict[str, Any]) -> str | dict[str, str] | None:
-    """The template, or {"default": it, name: another} where there are several."""
+    """Returns the chat template, or {"default": template, name: template} if there are several."""
     default, names = fields.get("tokenizer.chat_template"), fields.get("tokenizer.chat_templates")
     templates = {} if default is None else {"default": default}
     templates |= {name: fields[f"tokenizer.chat_template.{name}"] for name in names or ()}

@@ -1,1 +1,1 @@
-"""Every way to start an adapter."""
+"""All initializations of adapters."""

@@ -1,4 +1,4 @@
-"""Which leaves a LoraConfig adapts and with what shapes: from how the function uses its weights, computing nothing."""
+"""Plans which leaves a LoraConfig adapts, and the shapes of A and B, by tracing how the function uses its weights."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def abstract_adapter(
     names: Mapping[str, str] | None = None,
     **kwargs: Any,
 ) -> dict[str, Entry]:
-    """The adapter that `init` makes with ShapeDtypeStructs for arrays; the scales are true numbers.
+    """Plans the adapter that `init` makes: with ShapeDtypeStructs for arrays, except the scales, which are arrays.
 
-    Nothing is computed, and `base` may be abstract itself. Arguments and errors are those of `init`.
+    Nothing is computed, and `base` may be abstract too. Arguments and errors are those of `init`.
     """
     seen = base_uses(fn, base, args, kwargs, names)
     config = _naming_embeddings(config, seen)
@@ -72,7 +72,7 @@ def abstract_stored(
     they matter.
 
     Raises:
-      JloraError: as `abstract_adapter` does, names that match nothing apart; regular expressions that take too long.
+      JloraError: as for `abstract_adapter`, except for names that match nothing; a regular expression takes too long.
     """
     seen = base_uses(fn, base, args, kwargs, names)
     require_quick_patterns(config, [name for modules in seen.modules.values() for name in modules], where)
@@ -93,8 +93,8 @@ def _planned(config: LoraConfig, seen: BaseUses, low_ranks: Mapping[str, LowRank
     for path, rows in token_rows(config, seen).items():
         if path in plan:
             raise JloraError(
-                f"{path}: expected an embedding of which either rows are trained (trainable_token_indices) or the"
-                " whole is adapted (target_modules, modules_to_save), found both"
+                f"{path}: expected an embedding that is either trained by rows (trainable_token_indices) or adapted"
+                " (target_modules, modules_to_save), found both"
             )
         plan[path] = rows
     return {path: plan[path] for path in seen.leaves if path in plan}
@@ -104,7 +104,7 @@ def _naming_embeddings(config: LoraConfig, seen: BaseUses) -> LoraConfig:
     """Replaces the name of a tied head in the configuration with that of its embedding, to adapt both as one.
 
     Raises:
-      JloraError: the configuration has an adapter for the head alone, but the head is tied.
+      JloraError: the configuration asks for an adapter of only the head, but the head is tied.
     """
     has_head = any(name.rpartition(".")[2] == HEAD for names in seen.modules.values() for name in names)
     if seen.tied and not has_head and not config.ensure_weight_tying and means(config, HEAD):
@@ -118,13 +118,13 @@ def _naming_embeddings(config: LoraConfig, seen: BaseUses) -> LoraConfig:
 
 
 def _of_tied_table(entry: Entry, both: bool) -> Entry:
-    """Makes the entry of a tied table one for both of its uses, or for the lookups alone."""
+    """Marks the entry of a tied table as one for both of its uses, or for only the lookups."""
     changes: dict[str, Any] = {"tied": both, "only": None if both else "lookup"}
     return dataclasses.replace(entry, **changes)
 
 
 def _require_used(config: LoraConfig, seen: BaseUses) -> None:
-    """A matrix that target_modules names must be used; one that only its regular expression matches is a warning."""
+    """Refuses an unused matrix that target_modules names; warns if only its regular expression matches it."""
     unused = [
         path
         for path, leaf in seen.leaves.items()
@@ -159,7 +159,7 @@ def _warn_of_stopped(stopped: Mapping[str, str]) -> None:
 
 
 def _shaping_uses(config: LoraConfig, seen: BaseUses) -> dict[str, Use]:
-    """Returns {path: the use that gives A and B their shapes} of the leaves that target_modules may match."""
+    """Returns {path: the use that determines the shapes of A and B} of leaves that target_modules may match."""
     only_linear = is_all_linear(config)
     found = {path: shaping_use(path, x, seen.uses[path], only_linear=only_linear) for path, x in seen.leaves.items()}
     return {path: use for path, use in found.items() if use is not None}
@@ -179,7 +179,7 @@ def _is_adapted(config: LoraConfig, names: list[str]) -> bool:
 
 
 def _low_rank(config: LoraConfig, path: str, shape: tuple[int, ...], use: Use, names: list[str]) -> LowRank:
-    """The entry of one leaf: shapes, scale (*stack, r), spec and ranks; a stack is as wide as its largest rank."""
+    """Plans the entry of one leaf: shapes, scale (*stack, r), spec and ranks; r is the largest rank of the stack."""
     ranks = tuple(pattern_value(config.rank_pattern, n, config.r) if is_target(config, n) else 0 for n in names)
     stack, inputs, outputs = (tuple(shape[axis] for axis in axes) for axes in (use.stack, use.inputs, use.outputs))
     _warn_of_rank(path, max(ranks), math.prod(inputs), math.prod(outputs))
@@ -214,7 +214,7 @@ def _spec(use: Use, ndim: int) -> str:
 
 
 def _abstract(shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    """A stand-in of this shape and dtype, where an entry's array will be."""
+    """Returns a ShapeDtypeStruct in place of an entry's array."""
     return cast(jax.Array, jax.ShapeDtypeStruct(shape, dtype))
 
 
@@ -229,7 +229,7 @@ def _whole_layers(config: LoraConfig, names: list[str]) -> tuple[int, ...]:
 
 
 def _trained_whole(config: LoraConfig, low_ranks: Mapping[str, LowRank], seen: BaseUses) -> dict[str, tuple[int, ...]]:
-    """{path: layers} of the leaves of `modules_to_save` and of the biases that are trained."""
+    """Returns {path: layers} of the leaves of `modules_to_save` and of the trained biases."""
     adapted = {
         name
         for path, entry in low_ranks.items()

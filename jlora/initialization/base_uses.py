@@ -1,4 +1,4 @@
-"""How a function uses the leaves of its base, and the names of these leaves, found by tracing alone."""
+"""Finds, only by tracing, how a function uses the leaves of its base, and names these leaves."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def without_rule(seen: BaseUses, low_ranks: Mapping[str, LowRank]) -> dict[str, 
 
 
 def shaping_use(path: str, leaf: Any, uses: tuple[Use, ...], *, only_linear: bool) -> Use | None:
-    """Returns the use that gives A and B their shapes; None for a leaf that cannot have a low-rank update.
+    """Returns the use that determines the shapes of A and B; None for a leaf that cannot have a low-rank update.
 
     Prefers a use within layers, then a lookup. Axes of size 1 that the function drops count as outputs. If no use has
     a low-rank rule, the axes are those of a kernel (in, out), or of PyTorch's weight (out, in).

@@ -1,4 +1,4 @@
-"""EVA: A from the inputs of each weight, and ranks where the inputs have the most to explain (Paischer et al. 2024)."""
+"""EVA (Paischer et al. 2024): initializes A from the inputs of each weight and redistributes the ranks."""
 
 from __future__ import annotations
 
@@ -26,26 +26,27 @@ from jlora.transform.input_moments import second_moments
 def init_eva(
     key: jax.Array, config: LoraConfig, base: Any, fn: Callable, batches: Iterable[Any], *, rho: float = 2.0
 ) -> tuple[dict[str, Entry], LoraConfig]:
-    """(adapter, config) for `init_lora_weights` "eva": A looks at the inputs of its weight, and B is zero.
+    """Returns (adapter, config) for `init_lora_weights` "eva": A from the inputs of its weight, and B zero.
 
     The rows of A are the directions in which the inputs of a weight, over all tokens of all batches, are largest:
-    the first right singular vectors of the matrix of inputs. The ranks of all layers together are handed out
-    again to the components that explain the largest share of their layer's inputs, at most round(rho * r) to one
-    layer and as many in all as before; a layer may end with none, and is then not adapted.
-    PEFT takes the mean of the inputs away first and leaves padded tokens out; here every token counts as it is.
-    While the batches are read, (in, in) float32 numbers are held for each layer.
+    the first right singular vectors of the matrix of inputs. The ranks of all layers are pooled and given to the
+    components that explain the largest share of their layer's inputs: at most round(rho * r) to one layer, and as many
+    in all as before. A layer that gets none is not adapted.
+
+    PEFT subtracts the mean of the inputs first and ignores padded tokens; here every token counts unchanged. While the
+    batches are read, each layer needs memory for (in, in) float32 numbers.
 
     Args:
       key: draws the tables and convolutions among the targets, which start as with `init_lora_weights` True.
       config: names the targets; its ranks are the budget.
-      base: what `fn` takes first.
-      fn: called as fn(base, batch); it must have derivatives.
-      batches: one or more; those of one shape are compiled for once.
-      rho: at least 1, which leaves the ranks as they are.
+      base: the first argument of `fn`.
+      fn: called as fn(base, batch); it must be differentiable.
+      batches: one or more; compiled once for each shape.
+      rho: at least 1. With 1 the ranks do not change.
 
     Returns:
-      The adapter, whose updates are zero, and the config that says what it is: the adapted modules by name in
-      `target_modules`, their ranks in `rank_pattern`, and in `alpha_pattern` what keeps alpha / r as it was.
+      The adapter, whose updates are zero, and the config that describes it: the adapted modules by name in
+      `target_modules`, their ranks in `rank_pattern`, and alphas in `alpha_pattern` that keep alpha / r as it was.
 
     Raises:
       JloraError: as for `init`; another `init_lora_weights`; a rho below 1; no batches.
@@ -74,7 +75,7 @@ def init_eva(
 def _total_moments(
     fn: Callable, base: Any, adapter: Mapping[str, LowRank], batches: Iterator[Any]
 ) -> dict[str, jax.Array]:
-    """{path: (*stack, in, in)}: sums of x x^T over the inputs x of all batches."""
+    """Returns {path: (*stack, in, in)}: sums of x x^T over the inputs x of all batches."""
     of_batch = jax.jit(lambda base, batch: second_moments(fn, base, adapter, batch))
     total = of_batch(base, next(batches))
     for batch in batches:
@@ -83,26 +84,31 @@ def _total_moments(
 
 
 class _Spectrum(NamedTuple):
-    """Of the flattened stack of one leaf: shares of the explained inputs (layers, in), falling; vectors as rows."""
+    """Principal directions of the inputs of one leaf, with its stack flattened.
+
+    Attributes:
+      shares: (layers, in), the share of the inputs that each direction explains, the largest first.
+      vectors: (matrices, in, in), the directions as rows.
+    """
 
     shares: np.ndarray
     vectors: jax.Array
 
 
 def _spectrum(entry: LowRank, moments: jax.Array) -> _Spectrum:
-    """Eigenvectors of the moments are right singular vectors of the inputs, and eigenvalues their squared values."""
+    """Computes the directions from the moments, whose eigenvectors are the inputs' right singular vectors."""
     width = moments.shape[-1]
     values, vectors = jnp.linalg.eigh(moments.reshape(-1, width, width))
     values = np.maximum(np.asarray(values[:, ::-1]), 0)
     shares = values / np.maximum(values.sum(1, keepdims=True), np.finfo(np.float32).tiny)
-    by_layer = shares.reshape(len(entry.ranks), -1, width).mean(1)  # a layer's matrices of one batched product
+    by_layer = shares.reshape(len(entry.ranks), -1, width).mean(1)  # a batched product has several per layer
     return _Spectrum(by_layer, jnp.swapaxes(vectors[:, :, ::-1], 1, 2))
 
 
 def _redistributed(
     adapter: Mapping[str, LowRank], spectra: Mapping[str, _Spectrum], rho: float
 ) -> dict[str, tuple[int, ...]]:
-    """{path: rank of each layer}: the largest shares of all layers together, as many as there were ranks."""
+    """Returns {path: rank of each layer} after giving the old total of ranks to the largest shares of all layers."""
     places, shares, budget = [], [], 0
     for path, spectrum in spectra.items():
         for layer, rank in enumerate(adapter[path].ranks):
@@ -120,7 +126,7 @@ def _redistributed(
 def _with_ranks(
     config: LoraConfig, adapter: Mapping[str, LowRank], new_ranks: Mapping[str, tuple[int, ...]]
 ) -> LoraConfig:
-    """The config of the new ranks, with each module's alpha / r as it was."""
+    """Returns the config for the new ranks, with each module's alpha / r unchanged."""
     ranks, alphas, dropped = dict[str, int](), dict[str, float](), list[str]()
     for path, entry in adapter.items():
         found = zip(layer_names(path, entry), entry.ranks, new_ranks.get(path, entry.ranks), strict=True)
@@ -142,14 +148,17 @@ def _with_ranks(
 
 
 def _targets(kept: list[str], dropped: list[str]) -> list[str] | str:
-    """The names as a list, but as a regular expression where the list would also mean a dropped module."""
+    """Returns the names as a list, or as a regular expression if the list would also match a dropped module."""
     if any(matches(kept, name) for name in dropped):
         return "|".join(re.escape(name) for name in kept)
     return kept
 
 
 def _pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
-    """Names and values other than the default; all, the longest name first, where one is the end of another."""
+    """Returns {name: value} of the values other than the default.
+
+    If one name is the end of another, it returns all values, the longest name first.
+    """
     pattern = {name: value for name, value in values.items() if value != default}
     if any(pattern_value(pattern, name, default) != value for name, value in values.items()):
         return dict(sorted(values.items(), key=lambda item: -len(item[0])))
@@ -157,7 +166,7 @@ def _pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
 
 
 def _filled(entry: LowRank, vectors: jax.Array) -> LowRank:
-    """The entry with the first rows of `vectors` (layers, in, in) for A, and B zero."""
+    """Sets A to the first rows of `vectors` (layers, in, in), and B to zero."""
     layers = [
         Matrices(rows[: len(layer.scale)], jnp.zeros_like(layer.b), layer.scale)
         for rows, layer in zip(vectors, to_matrices(entry), strict=True)

@@ -1,4 +1,4 @@
-"""`init`: a fresh adapter for any function, its shapes taken from how the function uses its weights."""
+"""`init`: makes a fresh adapter for any function; shapes follow from how the function uses its weights."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ def init(
     names: Mapping[str, str] | None = None,
     **kwargs: Any,
 ) -> dict[str, Entry]:
-    """Makes a fresh adapter: with PEFT's default initialization the adapted function equals the base's bit for bit.
+    """Makes a fresh adapter; with the default initialization the adapted function equals the base's bit for bit.
 
-    (On XLA:CPU from a width of 64 on: it may fuse smaller products with the sum, which rounds differently.)
+    (On XLA:CPU this holds from a width of 64 on: smaller products may be fused with the sum, which rounds differently.)
 
     Args:
       key: draws A (and an embedding's B).
       config: which modules, and how.
-      base: what `fn` takes first, any pytree; leaves that are not arrays stay as they are.
-      fn, args, kwargs: the function, traced abstractly (ShapeDtypeStructs will do for args; nothing is computed)
-        to see over which axes each weight is contracted, looked up or convolved.
+      base: the first argument of `fn`, any pytree; leaves that are not arrays are ignored.
+      fn, args, kwargs: the function, which is traced abstractly to find the axes over which each weight is contracted,
+        looked up or convolved. Nothing is computed, and args may be ShapeDtypeStructs.
       allow_materialize: also adapt weights that go through an operation without a low-rank rule, for
         `adapt(fn, allow_materialize=True)`. Without it a warning lists such weights that the configuration matches.
       names: {path: PyTorch's name}, as for `jlora.save_adapter`, if the configuration uses those names.
 
     Returns:
       {path: LowRank(a, b, scale) for each adapted leaf, float32; Full(value) for each leaf of `modules_to_save` and
-      each trained bias; Rows(value) for an embedding of which some rows are trained}.
+      each trained bias; Rows(value) for an embedding if only some of its rows are trained}.
 
     Raises:
       JloraError: an entry of the configuration matches no module that could be adapted, or only modules that go
-        through an operation without a low-rank rule (it is named); a matching weight that `fn` never uses; an
-        initialization that has its own function.
+        through an operation without a low-rank rule (the message names it); `fn` never uses a matching weight; the
+        initialization has its own function (PiSSA, OLoRA, LoRA-GA, EVA, LoftQ).
     """
     _require_draw(config.init_lora_weights)
     planned = abstract_adapter(config, base, fn, *args, allow_materialize=allow_materialize, names=names, **kwargs)
@@ -83,7 +83,7 @@ def _filled(key: jax.Array, start: Start, entry: Entry, leaf: jax.Array | Quanti
 
 
 def started(entry: LowRank, leaf: jax.Array | Quantized) -> LowRank:
-    """The entry with DoRA's magnitude of leaf and update, where the plan has one."""
+    """Sets DoRA's magnitude from leaf and update, if the entry has one."""
     return entry if entry.magnitude is None else with_magnitude(entry, leaf)
 
 

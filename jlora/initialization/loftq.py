@@ -1,4 +1,4 @@
-"""LoftQ (Li et al. 2023): adapters that begin with what quantization took from the weights."""
+"""LoftQ (Li et al. 2023): initializes adapters with the error that quantization makes in the weights."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ def init_loftq(
     iterations: int = 1,
     **kwargs: Any,
 ) -> tuple[Any, dict[str, Entry]]:
-    """(quantized base, adapter) that are together nearer to the base than its quantized weights alone.
+    """Returns (quantized base, adapter) whose sum is nearer to the base than the quantized weights are.
 
-    For a weight W: Q = quantize(W - s B A), then B A = the r largest singular components of (W - Q) / s, and again,
-    `iterations` times from B A = 0; s = lora_alpha / r, which PEFT leaves out. Of the weights that `quantize` takes,
-    those without an adapter are just quantized; adapted ones that it does not take begin as in `init`.
+    For a weight W, starting from B A = 0, two steps are repeated `iterations` times: Q = quantize(W - s B A), then
+    B A = the r largest singular components of (W - Q) / s. Here s = lora_alpha / r, which PEFT leaves out. Weights
+    without an adapter are just quantized; adapted weights that `quantize` does not take start as in `init`.
 
     Args:
-      key, config, fn, args, kwargs: as for `init`; `init_lora_weights` "loftq" or its default.
-      base: dense, and left as it is.
+      key, config, fn, args, kwargs: as for `init`; `init_lora_weights` is "loftq" or its default.
+      base: dense; it is not changed.
       kind: as for `quantize`.
-      iterations: how often the two steps are done.
+      iterations: how often the two steps are repeated.
 
     Raises:
-      JloraError: as for `init` and `quantize`; another `init_lora_weights`; an alpha that is not above 0; no
-        iterations; a quantized base.
+      JloraError: as for `init` and `quantize`; another `init_lora_weights`; an alpha of 0 or below; fewer than one
+        iteration; a quantized base.
     """
     _require(config, base, iterations)
     adapter = draw_default(key, config, base, fn, *args, **kwargs)
@@ -71,7 +71,11 @@ def _require(config: LoraConfig, base: Any, iterations: int) -> None:
 
 
 def _alternated(entry: LowRank, leaf: jax.Array, codes: Quantized, iterations: int) -> tuple[Quantized, LowRank]:
-    """(the codes, the entry) of one leaf; `codes` are those of the leaf itself."""
+    """Alternates the two steps for one leaf and returns (codes, entry).
+
+    Args:
+      codes: the quantized leaf, as `quantize` made it.
+    """
     weights = rest = leaf_to_matrices(entry, leaf.astype(jnp.float32))
     for _ in range(iterations):
         codes = quantize_like(codes, leaf_from_matrices(entry, rest))

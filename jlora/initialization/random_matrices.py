@@ -1,4 +1,4 @@
-"""Fresh A and B that need no look at the weights, as PEFT draws them."""
+"""Draws fresh A and B that do not depend on the weights, as PEFT does."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from jlora.lora.matrices import Matrices, from_matrices, layer_ranks
 
 
 def drawn(key: jax.Array, entry: LowRank, init_lora_weights: bool | str | Callable[..., Any]) -> LowRank:
-    """The entry with float32 numbers for A and B, drawn as `LoraConfig.init_lora_weights` has it.
+    """Draws float32 A and B for an entry, as `LoraConfig.init_lora_weights` says.
 
     True: A Kaiming uniform, within 1 / sqrt(inputs), as torch draws its Linear and Conv; B zero.
     "gaussian": A normal with standard deviation 1 / r, r each layer's own; B zero.
     "orthogonal": A = (G Q_even)^T / 10 and B = H Q_odd / 10 for normal G and H and the even and odd rows of one
     orthogonal Q (r, r): neither is zero and B A is. Ranks must be even.
     A function (key, shape, dtype) -> array: draws each layer's A as a matrix (inputs, r), transposed; B zero.
-    False: B uniform within 1 / sqrt(r) beside the A of True, so that the adapter starts away from the base.
+    False: A as for True and B uniform within 1 / sqrt(r), so that the adapter's update does not start at zero.
 
-    The A of a table is zero and its B normal whatever the value, but with False both are normal, as in PEFT.
-    Components beyond a layer's true rank may hold numbers: their scale is 0.
+    An embedding table always has A zero and B normal, except that both are normal with False, as in PEFT. Components
+    beyond a layer's true rank may hold any numbers, because their scale is 0.
 
     Args:
-      key: the entry's own.
-      entry: ShapeDtypeStructs for a and b will do.
+      key: a key that no other entry uses.
+      entry: a and b may be ShapeDtypeStructs.
 
     Raises:
       JloraError: "orthogonal" with an odd rank.
@@ -59,13 +59,13 @@ def _normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _uniform(key: jax.Array, shape: tuple[int, ...], fan_in: int | np.ndarray) -> jax.Array:
-    """torch's default for Linear and Conv weights: Kaiming uniform with a = sqrt(5) (He et al. 2015)."""
+    """Draws torch's default for Linear and Conv weights: Kaiming uniform with a = sqrt(5) (He et al. 2015)."""
     bound = (1 / np.sqrt(fan_in, dtype=np.float64)).astype(np.float32)
     return jax.random.uniform(key, shape, jnp.float32, minval=-bound, maxval=bound)
 
 
 def _of_layers(entry: LowRank, ndim: int) -> np.ndarray:
-    """The true rank of each layer, (*stack, 1, ...) of `ndim` axes, float32; 1 for a layer that is not adapted."""
+    """Returns each layer's true rank, float32 (*stack, 1, ...) of `ndim` axes; 1 for a layer that is not adapted."""
     stack = entry.scale.shape[:-1]
     return np.maximum(layer_ranks(entry), 1).astype(np.float32).reshape(*stack, *[1] * (ndim - len(stack)))
 
@@ -75,7 +75,7 @@ Draw = Callable[[jax.Array, int, int, int], tuple[jax.Array, jax.Array]]
 
 
 def _layer_by_layer(key: jax.Array, entry: LowRank, draw: Draw) -> LowRank:
-    """Each layer drawn by itself, of its true rank; padding is zero."""
+    """Draws each layer separately, with its true rank; padding is zero."""
     ranks, rank_axis = layer_ranks(entry), entry.scale.ndim - 1
     inputs, outputs = (math.prod(factor.shape[rank_axis + 1 :]) for factor in (entry.a, entry.b))
     scales = entry.scale.reshape(len(ranks), -1)
@@ -100,7 +100,7 @@ def _orthogonal(key: jax.Array, inputs: int, outputs: int, rank: int) -> tuple[j
 
 
 def _given(function: Callable[..., Any]) -> Draw:
-    """What one of `jax.nn.initializers` draws: A as a matrix (inputs, rank), so that its fan-in is that of A."""
+    """Draws A with a `jax.nn.initializers` function, as a matrix (inputs, rank) so that its fan-in is A's."""
 
     def draw(key: jax.Array, inputs: int, outputs: int, rank: int) -> tuple[jax.Array, jax.Array]:
         a = function(key, (inputs, rank), jnp.float32) if rank else jnp.zeros((inputs, 0), jnp.float32)

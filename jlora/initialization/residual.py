@@ -1,4 +1,7 @@
-"""Adapters that begin inside the weights: the base gives up what the adapter starts with, and the sum is as before."""
+"""Initializations that move part of the base into the adapter (PiSSA, OLoRA, LoRA-GA).
+
+The base is reduced by the adapter's start, so base and adapter together still equal the original weights.
+"""
 
 from __future__ import annotations
 
@@ -22,27 +25,27 @@ from jlora.tree.leaf_paths import leaves_by_path, replace_leaves, require
 from jlora.tree.quantized import is_quantized
 
 _STABLE_GAMMA = 16
-"""LoRA-GA's gamma: the larger, the smaller B at the start."""
+"""LoRA-GA's gamma: the larger it is, the smaller B is at the start."""
 
 
 def init_residual(
     key: jax.Array, config: LoraConfig, base: Any, fn: Callable, *args: Any, **kwargs: Any
 ) -> tuple[Any, dict[str, Entry]]:
-    """(residual base, adapter) for `init_lora_weights` "pissa", "pissa_niter_N" or "olora", which look at the weights.
+    """Returns (residual base, adapter) for `init_lora_weights` "pissa", "pissa_niter_N" or "olora".
 
     The adapter starts with the r largest singular components of a weight (PiSSA, Meng et al. 2024; with niter, by
     N steps of subspace iteration, Halko et al. 2011), or with the first r columns of its QR decomposition (OLoRA,
-    Büyükakyüz 2024), each layer of a stack by itself. Residual base and adapter together are the function that the
-    base is, to rounding (that of the leaf's dtype). The given base is left as it is; leaves that are not adapted
-    are shared with it. Train and serve the adapter on the residual base, or see `subtract_initial`.
+    Büyükakyüz 2024), each layer of a stack on its own. Residual base and adapter together compute the same function as
+    the base, up to rounding in the leaf's dtype. The given base is not changed; leaves that are not adapted are shared
+    with it. Train and serve the adapter on the residual base, or convert it with `subtract_initial`.
 
     Args:
       key: draws the test vectors of "pissa_niter_N".
       config, base, fn, args, kwargs: as for `init`. With `use_dora` the magnitudes are the norms of the base's weights.
 
     Raises:
-      JloraError: as for `init`; another `init_lora_weights`; a target that is not used in matrix products alone;
-        PiSSA with an alpha that is not above 0.
+      JloraError: as for `init`; another `init_lora_weights`; a target that is not used only in matrix products; PiSSA
+        with an alpha of 0 or below.
     """
     name = str(config.init_lora_weights)
     _require_name(config, is_residual(name), "pissa, pissa_niter_N or olora")
@@ -60,15 +63,16 @@ def init_residual(
 def init_lora_ga(
     config: LoraConfig, base: Any, gradients: Any, fn: Callable, *args: Any, **kwargs: Any
 ) -> tuple[Any, dict[str, Entry]]:
-    """(residual base, adapter) for `init_lora_weights` "lora_ga": the first steps go where full fine-tuning's would.
+    """Returns (residual base, adapter) for `init_lora_weights` "lora_ga", which starts from the weights' gradients.
 
-    LoRA-GA (Wang et al. 2024) with PEFT's defaults: with U S V^T = dL/dW, (outputs, inputs), A is the first r rows of
-    V^T, B the next r columns of U S, times outputs^(1/4) / sqrt(16). For the residual base see `init_residual`.
+    LoRA-GA (Wang et al. 2024) makes the first steps approximate those of full fine-tuning. With PEFT's defaults and
+    U S V^T = dL/dW, (outputs, inputs), A is the first r rows of V^T, and B the next r columns of U S times
+    outputs^(1/4) / sqrt(16). For the residual base see `init_residual`.
 
     Args:
       config, base, fn, args, kwargs: as for `init`.
-      gradients: a tree of the base's paths with dL/dW for each targeted weight, of the weight's shape: the mean
-        over a few batches, say, of `jax.grad(lambda base: loss(fn(base, batch)))(base)`. Other leaves are not
+      gradients: a tree with the base's paths and dL/dW, of the weight's shape, for each targeted weight. For example
+        the mean over a few batches of `jax.grad(lambda base: loss(fn(base, batch)))(base)`. Other leaves are not
         read, and may be None.
 
     Raises:
@@ -88,14 +92,14 @@ def init_lora_ga(
 
 
 def subtract_initial(adapter: Adapter, initial: Adapter) -> dict[str, Entry]:
-    """The adapter of a residual base as one of twice the rank for the original base.
+    """Converts an adapter of a residual base to one of twice the rank for the original base.
 
     From W = R + B0 A0 follows R + B A = W + [B, -B0] [A; A0]: `merge(base, subtract_initial(adapter, initial))` is
-    `merge(residual, adapter)` to rounding. What is trained whole stays as it is.
+    `merge(residual, adapter)` up to rounding. `Full` and `Rows` entries are not changed.
 
     Args:
       adapter: trained on the residual base.
-      initial: as `init_residual` or `init_lora_ga` gave it beside the residual base.
+      initial: the adapter that `init_residual` or `init_lora_ga` returned together with the residual base.
 
     Raises:
       JloraError: the two are not adapters of the same leaves.
@@ -139,14 +143,14 @@ def _minus(path: str, entry: LowRank, initial: Mapping[str, Entry]) -> LowRank:
 
 
 def require_positive_alpha(config: LoraConfig, method: str) -> None:
-    """Raises JloraError where a scale would be 0 or negative, by which the method divides."""
+    """Raises JloraError if an alpha is not above 0: the method divides by the scale."""
     for field, alpha in {"lora_alpha": config.lora_alpha, **config.alpha_pattern}.items():
         if alpha <= 0:
             raise JloraError(f"LoraConfig: {field}: expected an alpha above 0 for {method}, found {alpha}")
 
 
 Start = Callable[[str, LowRank, jax.Array], list[Matrices]]
-"""(path, entry, weights (layers, out, in) float32) -> what each layer's A and B start with."""
+"""(path, entry, weights (layers, out, in) float32) -> the initial A and B of each layer."""
 
 
 def _split_off(
@@ -171,7 +175,7 @@ def _split(given: Adapter, config: LoraConfig, start: Start, base: Any) -> tuple
 
 
 def as_wide_as_its_rank(layer: Matrices) -> Matrices:
-    """With zeros for the components that a weight with a side below the rank has not."""
+    """Pads A and B with zeros to the layer's rank, which may be larger than a side of the weight."""
     missing = len(layer.scale) - len(layer.a)
     return layer._replace(a=jnp.pad(layer.a, ((0, missing), (0, 0))), b=jnp.pad(layer.b, ((0, 0), (0, missing))))
 
@@ -207,7 +211,7 @@ def _require_dense(path: str, leaf: Any) -> None:
 
 
 def _of_weight(key: jax.Array, name: str, layer: Matrices, weight: jax.Array) -> Matrices:
-    """What one layer starts with; weight (out, in)."""
+    """Returns the initial A and B of one layer; weight (out, in)."""
     rank = len(layer.scale)
     if not rank:
         return layer
@@ -220,12 +224,12 @@ def _of_weight(key: jax.Array, name: str, layer: Matrices, weight: jax.Array) ->
 
 
 def largest_components(layer: Matrices, matrix: jax.Array) -> Matrices:
-    """The layer whose update is what of its rank is nearest to `matrix` (out, in)."""
+    """Sets A and B so that the layer's update is the nearest of its rank to `matrix` (out, in)."""
     return _balanced(layer, *_svd(matrix)) if len(layer.scale) else layer
 
 
 def _balanced(layer: Matrices, u: jax.Array, s: jax.Array, vh: jax.Array) -> Matrices:
-    """sqrt(singular value / scale) on either side."""
+    """Splits the components evenly: A and B are each multiplied by sqrt(singular value / scale)."""
     rank = len(layer.scale)
     root = jnp.sqrt(s[:rank] / layer.scale[: len(s)])
     return layer._replace(a=root[:, None] * vh[:rank], b=u[:, :rank] * root[None])
@@ -239,7 +243,7 @@ def _svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 def _randomized_svd(
     key: jax.Array, weight: jax.Array, rank: int, iterations: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(u (out, rank), s, vh (rank, in)) by Halko et al. 2011, algorithm 4.4 and 5.1, as `torch.svd_lowrank` has it."""
+    """Computes u (out, rank), s, vh (rank, in) as `torch.svd_lowrank` (Halko et al. 2011, algorithms 4.4 and 5.1)."""
     tall = weight if weight.shape[0] >= weight.shape[1] else weight.T
     basis, _ = jnp.linalg.qr(_product(tall, jax.random.normal(key, (tall.shape[1], rank), jnp.float32)))
     for _ in range(iterations):
@@ -255,7 +259,7 @@ def _product(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _next_components(path: str, layer: Matrices, gradient: jax.Array) -> Matrices:
-    """LoRA-GA's A and B of one layer; gradient (out, in)."""
+    """Returns LoRA-GA's A and B of one layer; gradient (out, in)."""
     rank, outputs = len(layer.scale), gradient.shape[0]
     if 2 * rank > min(gradient.shape):
         raise JloraError(

@@ -1,4 +1,4 @@
-"""Single trained rows of embeddings and heads: finds the leaves that `trainable_token_indices` names."""
+"""Finds the embeddings and heads whose rows `trainable_token_indices` trains."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ def token_rows(config: LoraConfig, seen: BaseUses) -> dict[str, Rows]:
     """Returns {path of an embedding or output head: its trained rows, ShapeDtypeStructs}; a tied head shares them.
 
     Raises:
-      JloraError: a name that does not match exactly one table, ids that are not different rows of it, a head with a
-        bias.
+      JloraError: a name does not match exactly one table, ids are repeated or out of range, or a head has a bias.
     """
     wanted = config.trainable_token_indices
     if wanted is None:

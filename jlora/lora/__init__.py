@@ -1,1 +1,1 @@
-"""What an adapter is: its configuration, the modules that it means, its entries and their matrices."""
+"""The parts of an adapter: its configuration, the modules that it targets, its entries and their matrices."""

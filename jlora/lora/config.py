@@ -17,7 +17,7 @@ _STARTS = f"true, false, {', '.join(one.name for one in INITIALIZATIONS)} or a f
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """How to adapt a model, in the words of PEFT's `LoraConfig`.
+    """Describes how to adapt a model, with the fields of PEFT's `LoraConfig`.
 
     Attributes:
       r: rank of the update B A.
@@ -26,28 +26,28 @@ class LoraConfig:
       target_modules: "all-linear"; a string, which is a regular expression that must match a module's whole
         dotted name; or a list of names, each the whole name or its last components.
       exclude_modules: the same, for modules to leave out.
-      modules_to_save: modules trained whole beside the adapter, by the end of their name. None is the head of
-        the task_type ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"); an empty list freezes that too.
+      modules_to_save: modules trained in full in addition to the adapter, by the end of their name. None means the
+        head of the task_type ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"); an empty list freezes the head too.
       rank_pattern, alpha_pattern: {regular expression on the end of the name: r or lora_alpha}.
-      layers_to_transform: numbers of the layers to adapt (with a list of target_modules); None is all.
-      layers_pattern: name of the list of layers (`h`, `layers`), needed if the first number in a module's name is not
-        that of the layer; one or more regular expressions. Needs `layers_to_transform`.
+      layers_to_transform: numbers of the layers to adapt (with a list of target_modules); None means all.
+      layers_pattern: name of the list of layers (`h`, `layers`) as one or more regular expressions, needed if the first
+        number in a module's name is not that of the layer. Requires `layers_to_transform`.
       use_rslora: scale by lora_alpha / sqrt(r) (Kalajdzievski 2023).
-      use_dora: train a magnitude beside the direction (DoRA, Liu et al. 2024).
+      use_dora: train a magnitude for each output in addition to the direction (DoRA, Liu et al. 2024).
       init_lora_weights: True is PEFT's default (A Kaiming uniform, B zero); "gaussian" draws A with standard
-        deviation 1 / r; "orthogonal" draws both so that B A is zero; False draws B too, so that the adapter starts
-        away from the base; a function (key, shape, dtype) -> array, one of `jax.nn.initializers` say, draws A as a
-        matrix (in, r). "pissa", "pissa_niter_4", "olora", "loftq", "lora_ga" and "eva" look at the weights, their
-        gradients or their inputs: `jlora.init_residual`, `init_loftq`, `init_lora_ga` and `init_eva` are for these.
-      bias: "none", "all" biases are trained, or those of adapted modules ("lora_only").
+        deviation 1 / r; "orthogonal" draws both so that B A is zero; False draws B too, so that the update does not
+        start at zero; a function (key, shape, dtype) -> array, such as those of `jax.nn.initializers`, draws A as a
+        matrix (in, r). "pissa", "pissa_niter_4", "olora", "loftq", "lora_ga" and "eva" depend on the weights, their
+        gradients or their inputs: use `jlora.init_residual`, `init_loftq`, `init_lora_ga` and `init_eva` for these.
+      bias: which biases are trained: "none", "all", or those of adapted modules ("lora_only").
       trainable_token_indices: trained rows of embeddings and of output heads that are not tied: {end of the module's
         name: ids}; a list of ids is for the token embedding.
-      ensure_weight_tying: if an embedding is also the output head, whether both uses see its adapter; false: only the
-        lookup does.
+      ensure_weight_tying: if an embedding is also the output head, whether the adapter applies to both uses. If false,
+        it applies only to the lookup.
       task_type: PEFT's, "SEQ_CLS" for sequence classification, or None.
 
     Raises:
-      JloraError: an impossible value, naming the field.
+      JloraError: a field has an invalid value; the message names the field.
     """
 
     r: int = 8
@@ -106,7 +106,7 @@ class LoraConfig:
 
     @property
     def trained_whole(self) -> tuple[str, ...]:
-        """Ends of the names of the modules that are trained whole, defaults of the task included."""
+        """Ends of the names of the modules that are trained in full, including the defaults of the task type."""
         if self.modules_to_save is None:
             return TASK_HEADS.get(self.task_type or "", ())
         return tuple(self.modules_to_save)

@@ -26,7 +26,7 @@ def squared_norm(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
 
 
 def with_magnitude(low_rank: LowRank, leaf: jax.Array | Quantized) -> LowRank:
-    """The entry as DoRA: the magnitude is the norm of leaf + update, so that nothing changes yet."""
+    """Adds DoRA's magnitude: the norm of leaf + update, so that the weight does not change yet."""
     norms = squared_norm(low_rank, leaf)
     entry = dataclasses.replace(low_rank, squared_norm=norms, magnitude=jnp.ones_like(norms))
     moved = _moved(entry, leaf)
@@ -34,13 +34,13 @@ def with_magnitude(low_rank: LowRank, leaf: jax.Array | Quantized) -> LowRank:
 
 
 def gain(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
-    """magnitude / |leaf + update|: (*stack, *out), float32; 1 where a layer is not adapted, or an output's norm is 0.
+    """Computes magnitude / |leaf + update|, (*stack, *out), float32; 1 for layers that are not adapted and norms of 0.
 
-    The norm comes from |W|^2 + 2 <W, U> + |U|^2, without forming the update U, and has no gradient.
+    The norm is computed from |W|^2 + 2 <W, U> + |U|^2 without forming the update U, and has no gradient.
     """
     assert low_rank.magnitude is not None
     assert low_rank.squared_norm is not None
-    # Behind a barrier: XLA would multiply with a reciprocal root, and a fresh gain not be 1 to the last bit.
+    # The optimization barrier keeps XLA from multiplying by a reciprocal root: a fresh gain would not be exactly 1.
     moved = _moved(low_rank, leaf)
     squares = jnp.maximum(split_like(low_rank.squared_norm, moved) + moved, 0.0)  # a sum near 0 may be rounded below it
     norms = jax.lax.stop_gradient(jax.lax.optimization_barrier(jnp.sqrt(squares)))
@@ -68,11 +68,13 @@ def _moved(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
 
 
 def _by_layer(fn: Callable, stack: str, out: str, leaf: jax.Array | Quantized, *others: jax.Array) -> jax.Array:
-    """fn(leaf as float32, stack, out, *others); of a stack one layer is formed, and on a mesh gathered, at a time.
+    """Calls fn(leaf as float32, stack, out, *others) layer by layer.
+
+    Only one layer of a stack is dequantized, and on a mesh gathered, at a time.
 
     Args:
-      stack, out: the letters of the stack's axes and of the leaf's, of which `fn` gets those that are left.
-      others: arrays on whose leading axes the stack is too.
+      stack, out: the letters of the stack's axes and of the leaf's axes; `fn` gets those without the layers' axes.
+      others: arrays whose leading axes are also the stack.
     """
     if stack and out[0] == stack[0] and (not isinstance(leaf, Quantized) or leaf.stack):
         return jax.lax.map(lambda layer: _by_layer(fn, stack[1:], out[1:], *layer), (leaf, *others))

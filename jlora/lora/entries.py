@@ -1,4 +1,4 @@
-"""The adapter: {path of a base leaf: LowRank | Full | Rows}, flat, and what can be said of it without a function."""
+"""The adapter, a flat {path of a base leaf: LowRank | Full | Rows}, and functions on it that need no model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jlora.tree.leaf_paths import array_leaves, require
 from jlora.tree.quantized import Quantized, as_array
 
 Kind = Literal["linear", "lookup", "conv"]
-"""How a function uses a weight: in a matrix product, as a table, or as the kernel of a convolution."""
+"""How a function uses a weight: in a matrix product, as an embedding table, or as the kernel of a convolution."""
 
 
 @jax.tree_util.register_dataclass
@@ -24,24 +24,24 @@ Kind = Literal["linear", "lookup", "conv"]
 class LowRank:
     """A low-rank update of one leaf: leaf + einsum(spec, a, b * scale).
 
-    A Dense kernel of shape (in, out) has the spec "ra,rb->ab"; the same kernels of several scanned layers,
-    stacked on a leading axis, "arb,arc->abc"; an attention kernel (in, heads, width) "ra,rbc->abc"; a convolution's
-    (k, k, in, out) "rcab,rd->abcd", the channels of A before its window, as in PEFT's files.
+    Examples of `spec`: "ra,rb->ab" for a Dense kernel (in, out); "arb,arc->abc" for such kernels of several scanned
+    layers, stacked on a leading axis; "ra,rbc->abc" for an attention kernel (in, heads, width); "rcab,rd->abcd" for a
+    convolution (k, k, in, out), where the channels of A come before its window, as in PEFT's files.
 
-    With a magnitude it is DoRA (Liu et al. 2024): magnitude * V / |V|, V the sum above and |V| its norm over the
-    input axes, which is not differentiated.
+    With a magnitude the weight is that of DoRA (Liu et al. 2024): magnitude * V / |V|, where V is the sum above and |V|
+    its norm over the input axes, which is not differentiated.
 
     Attributes:
       a: (*stack, r, *in), the axes over which the function contracts the leaf (or looks it up).
       b: (*stack, r, *out), the axes that it leaves free.
-      scale: (*stack, r), lora_alpha / r where a component exists, 0 where it is padding; never trained.
+      scale: (*stack, r), lora_alpha / r for a component, 0 for padding; never trained.
       spec: the einsum of a and b that gives the update in the leaf's shape.
-      ranks: the true rank of each layer of the stack (one entry where there is no stack); a layer of rank 0
-        is not adapted.
-      dropout: the probability with which the input of `a` is dropped where a dropout key is given.
-      kind: the use that gave A and B their shapes.
-      only: where not None, uses of this kind alone see the update (an embedding that is also the output head).
-      tied: whether the leaf is such an embedding, and both uses see the update (`ensure_weight_tying`).
+      ranks: the true rank of each layer of the stack (one entry if there is no stack); a layer of rank 0 is not
+        adapted.
+      dropout: the probability with which the input of `a` is dropped if a dropout key is given.
+      kind: the use that determined the shapes of A and B.
+      only: if not None, the update applies only to uses of this kind (an embedding that is also the output head).
+      tied: whether the leaf is such an embedding and the update applies to both uses (`ensure_weight_tying`).
       magnitude: (*stack, *out), DoRA's, or None.
       squared_norm: (*stack, *out), |leaf|^2 over the input axes, never trained; None without a magnitude.
     """
@@ -74,14 +74,14 @@ class LowRank:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Full:
-    """A leaf that is trained whole beside the low-rank ones: `value` stands in for the base's leaf.
+    """A leaf that is trained in full, such as a head or a bias: `value` replaces the base's leaf.
 
     Attributes:
-      value: of the leaf's shape; with `layers`, (len(layers), ...): those layers of a stack alone.
-      layers: the layers that are trained, in rising order; None is the whole leaf.
-      only, tied: as in LowRank: which uses see the value of an embedding that is also the output head.
+      value: of the leaf's shape; with `layers`, (len(layers), ...), only those layers of a stack.
+      layers: the layers that are trained, in ascending order; None means the whole leaf.
+      only, tied: as in LowRank: to which uses of an embedding that is also the output head the value applies.
       torch_axes: for each axis of the weight in PyTorch, the axes of (one layer of) the leaf that form it, found from
-        how the function uses the leaf: ((1,), (0,)) for a kernel (in, out). None: the leaf's name decides.
+        how the function uses the leaf: ((1,), (0,)) for a kernel (in, out). If None, the leaf's name decides.
     """
 
     value: jax.Array
@@ -99,10 +99,10 @@ class Full:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Some trained rows of a table of tokens: `value` replaces its rows `indices`.
+    """Trained rows of an embedding or output head, one for each token id: `value` replaces the rows `indices`.
 
     Attributes:
-      value: (n, dim), whichever axis of the leaf is that of the tokens.
+      value: (n, dim), for both values of `axis`.
       indices: n different token ids.
       axis: the axis of the tokens: 0 in an embedding (vocab, dim), 1 in an output head's kernel (dim, vocab).
     """
@@ -127,7 +127,7 @@ Adapter = Mapping[str, Entry]
 
 
 def require_fit(adapter: Adapter, leaves: Mapping[str, Any]) -> None:
-    """Raises JloraError where an entry's path is not one of `leaves`, or its shape is not that of the leaf."""
+    """Raises JloraError if an entry's path is not one of `leaves`, or its shape is not that of the leaf."""
     for path, entry in adapter.items():
         require(path, leaves, "the base tree")
         shape = np.shape(leaves[path])
@@ -172,14 +172,14 @@ def rows_of(table: jax.Array, entry: Rows) -> jax.Array:
 
 
 def scaled_b(low_rank: LowRank) -> jax.Array:
-    """b * scale, (*stack, r, *out), with no gradient into the scale."""
+    """Computes b * scale, (*stack, r, *out), without a gradient for the scale."""
     scale = jax.lax.stop_gradient(low_rank.scale)
     out_axes = range(scale.ndim, low_rank.b.ndim)
     return low_rank.b * jnp.expand_dims(scale, tuple(out_axes)).astype(low_rank.b.dtype)
 
 
 def labels(adapter: Adapter) -> dict[str, Any]:
-    """The adapter's tree with a label for each array, as `optax.partition` and `optax.masked` take them.
+    """Returns the adapter's tree with a label for each array, for `optax.partition` and `optax.masked`.
 
     {"…/kernel": LowRank(a="a", b="b", scale="frozen", magnitude="magnitude", squared_norm="frozen"),
      "…/bias": Full(value="head"), "…/embedding": Rows(value="rows")}
@@ -200,7 +200,7 @@ def _label(entry: Entry) -> Any:
 
 
 def split(adapter: Adapter) -> tuple[dict, dict]:
-    """(trainable, frozen): two adapters of the same keys, None where the other one holds the array.
+    """Splits an adapter into (trainable, frozen): the same tree twice, with None for arrays of the other one.
 
     Scales and squared norms are frozen, everything else is trained. `combine` is the inverse.
     """
@@ -211,19 +211,19 @@ def split(adapter: Adapter) -> tuple[dict, dict]:
 
 
 def combine(first: Any, second: Any) -> Any:
-    """The one tree that `split` took apart: each leaf from the tree in which it is not None."""
+    """Joins the two trees that `split` returned: takes each leaf from the tree in which it is not None."""
     return jax.tree.map(lambda x, y: y if x is None else x, first, second, is_leaf=lambda x: x is None)
 
 
 def count_parameters(base: Any, adapter: Adapter | None = None, prefix: str = "") -> tuple[int, int]:
-    """(total, trainable) numbers of parameters of the base with the adapter on it.
+    """Counts the (total, trainable) parameters of the base with the adapter.
 
-    A leaf trained whole counts once. Padding of stacked low-rank leaves does not count, nor does the scale.
+    A leaf trained in full counts once. Padding of stacked low-rank leaves does not count, nor does the scale.
 
     Args:
       base: tree of arrays or ShapeDtypeStructs.
-      adapter: adapter of arrays or ShapeDtypeStructs; None is the base alone, of which nothing is trained.
-      prefix: count only the leaves whose path begins so.
+      adapter: adapter of arrays or ShapeDtypeStructs; None counts only the base, without trainable parameters.
+      prefix: count only the leaves whose path starts with it.
     """
     total = sum(int(np.prod(leaf.shape)) for path, leaf in array_leaves(base).items() if path.startswith(prefix))
     trainable = 0
@@ -235,7 +235,7 @@ def count_parameters(base: Any, adapter: Adapter | None = None, prefix: str = ""
 
 
 def trained_count(entry: Entry) -> int:
-    """The number of trained parameters of one entry, padding apart."""
+    """Returns the number of trained parameters of one entry, without padding."""
     if not isinstance(entry, LowRank):
         return int(np.prod(entry.value.shape))
     rank_axis = len(entry.scale.shape) - 1

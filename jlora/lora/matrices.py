@@ -1,4 +1,4 @@
-"""The layers of an entry as plain matrices, as PEFT's modules hold them: what SVDs and files work on."""
+"""Converts the layers of an entry to plain matrices, as PEFT stores them, for SVDs and files."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Matrices(NamedTuple):
 
     @property
     def update(self) -> jax.Array:
-        """(out, in), float32."""
+        """The update (b * scale) @ a: (out, in), float32."""
         a, b, scale = self.in_float32()
         return jnp.matmul(b * scale[None, :], a, precision=jax.lax.Precision.HIGHEST)
 
     def in_float32(self) -> Matrices:
-        """The same numbers in float32, in which decompositions and mixtures are computed."""
+        """Converts all three to float32, in which decompositions and mixtures are computed."""
         return Matrices(*(x.astype(jnp.float32) for x in self))
 
 
 def to_matrices(entry: LowRank) -> list[Matrices]:
-    """The layers of the entry's stack in row-major order, one where there is no stack; a rank may be 0."""
+    """Returns the layers of the entry's stack in row-major order (one if there is no stack); ranks may be 0."""
     stack, width = entry.scale.shape[:-1], entry.scale.shape[-1]
     a, b, scale = (x.reshape(math.prod(stack), width, -1) for x in (entry.a, entry.b, entry.scale))
     ranks = layer_ranks(entry)
@@ -44,17 +44,17 @@ def to_matrices(entry: LowRank) -> list[Matrices]:
 
 
 def layer_ranks(entry: LowRank) -> list[int]:
-    """The true rank of each layer of the flattened stack: axes behind that of the layers share its ranks."""
+    """Returns the true rank of each matrix of the flattened stack; all matrices of one layer have its rank."""
     copies = math.prod(entry.scale.shape[:-1]) // len(entry.ranks)
     return [rank for rank in entry.ranks for _ in range(copies)]
 
 
 def from_matrices(like: LowRank, layers: Sequence[Matrices]) -> LowRank:
-    """The entry of these layers, padded to the largest of their ranks; the inverse of `to_matrices`.
+    """Builds an entry from layers, padded to the largest of their ranks; the inverse of `to_matrices`.
 
     Args:
-      like: gives spec, dropout, kind and the axes of a and b; a magnitude is kept as it is.
-      layers: as many as `to_matrices(like)` gives; layers that share an entry of `ranks` have one rank.
+      like: the entry whose spec, dropout, kind, magnitude and axes of a and b are copied.
+      layers: as many as `to_matrices(like)` returns; layers that share an entry of `ranks` have one rank.
     """
     stack = like.scale.shape[:-1]
     ranks = [layer.scale.shape[0] for layer in layers]

@@ -1,6 +1,6 @@
-"""Regular expressions on names of modules: PEFT's ways of matching, with a time limit for untrusted expressions.
+"""Matches regular expressions against module names as PEFT does, with a time limit for untrusted expressions.
 
-The package `regex` reads the syntax of `re` and, unlike it, has a timeout: some expressions practically never finish.
+The package `regex` has the syntax of `re` and, unlike it, a timeout: some expressions practically never finish.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import regex
 from jlora.errors import JloraError
 
 LIMIT = 5.0
-"""Seconds of CPU for all expressions of a configuration on all names of a model. A model of 126 layers takes one."""
+"""CPU seconds for all expressions of a configuration on all names of a model. A model of 126 layers takes one."""
 
 
 def is_expression(text: str) -> bool:
-    """Tells whether the text is a regular expression that `re` and `regex` read alike."""
+    """Returns whether the text is a regular expression with the same meaning in `re` and `regex`."""
     try:
         re.compile(text)
         _compiled(text)
@@ -30,12 +30,12 @@ def is_expression(text: str) -> bool:
 
 
 def is_whole(pattern: str, name: str) -> bool:
-    """Tells whether the expression matches the whole name (`target_modules`)."""
+    """Returns whether the expression matches the whole name (`target_modules`)."""
     return _within_limit(pattern, _compiled(pattern).fullmatch, name) is not None
 
 
 def is_end(pattern: str, name: str) -> bool:
-    """Tells whether the expression matches the name, or its end after a dot (`rank_pattern`)."""
+    """Returns whether the expression matches the name, or its end after a dot (`rank_pattern`)."""
     return _within_limit(pattern, _compiled(_END.format(pattern)).match, name) is not None
 
 
@@ -44,7 +44,7 @@ def layer_number(lists: Sequence[str], name: str) -> int | None:
     patterns = [_NUMBER.format(pattern) for pattern in lists] or [_FIRST_NUMBER]
     found = (_within_limit(pattern, _compiled(pattern).match, name) for pattern in patterns)
     number = next((match["number"] for match in found if match), None)
-    return None if number is None else int(number)  # none where another branch of the expression matched
+    return None if number is None else int(number)  # None if another branch of the expression matched
 
 
 _END = r"(.*\.)?({})$"
@@ -52,7 +52,7 @@ _NUMBER = r"(?:^|.*?\.){}\.(?P<number>\d+)\."
 _FIRST_NUMBER = r".*?\.[^.]*\.(?P<number>\d+)\."
 
 
-@functools.lru_cache(maxsize=2**15)  # as many as an adapter may have
+@functools.lru_cache(maxsize=2**15)  # the most patterns that an adapter may have
 def _compiled(pattern: str) -> regex.Pattern:
     return regex.compile(pattern, regex.VERSION0)  # the dialect of `re`
 

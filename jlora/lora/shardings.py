@@ -1,4 +1,4 @@
-"""Which axes of a mesh split the arrays of an adapter."""
+"""Chooses the axes of a mesh that split the arrays of an adapter."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from jlora.sharding.mesh import fitting
 from jlora.sharding.rules import leaf_names
 
 Mode = Literal["replicated", "inherit"]
-"""How adapters lie: whole on each device, or split as the weights that they are for."""
+"""How adapters are placed: replicated on each device, or split like the weights that they adapt."""
 
 
 def adapter_shardings(adapter: Adapter, mesh: Mesh, mode: Mode = "replicated") -> dict[str, Any]:
-    """The adapter with a NamedSharding for each of its arrays.
+    """Returns the adapter's tree with a NamedSharding for each of its arrays.
 
     Args:
       adapter: of arrays or ShapeDtypeStructs.
-      mode: "replicated" has all of it on each device; with "inherit" its axes are split as those of the base's leaf
-        that they stand for: the optimizer's state takes a part of the memory, and steps gather the adapter.
+      mode: "replicated" puts all of it on each device. "inherit" splits its axes like the corresponding axes of the
+        base's leaf: the optimizer's state is then split too, but each step has to gather the adapter.
     """
     return {path: _entry_shardings(path, entry, mesh, mode) for path, entry in adapter.items()}
 
@@ -38,7 +38,7 @@ def _entry_shardings(path: str, entry: Entry, mesh: Mesh, mode: Mode) -> Any:
 
 
 def _letters(entry: Entry) -> tuple[str, dict[str, str]]:
-    """(a letter for each axis of the leaf, and those of each array of the entry: r for one that the leaf has not)."""
+    """Returns (a letter for each axis of the leaf, {array of the entry: its letters}); only the entry has an axis r."""
     if isinstance(entry, LowRank):
         axes = entry.axes
         gain = axes.stack + axes.outputs

@@ -1,4 +1,4 @@
-"""Which modules a LoraConfig means, by PEFT's matching rules on dotted module names."""
+"""Decides which modules a LoraConfig adapts, by PEFT's matching rules on dotted module names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ALL_LINEAR = "all-linear"
 
 
 def is_target(config: LoraConfig, name: str) -> bool:
-    """Whether the module `name` is to be adapted; "all-linear" matches every name but those of output heads."""
+    """Returns whether to adapt the module `name`; "all-linear" matches every name except output heads."""
     if config.exclude_modules and matches(config.exclude_modules, name):
         return False
     if is_all_linear(config) and name.rpartition(".")[2] in OUTPUT_EMBEDDINGS:
@@ -26,38 +26,39 @@ def is_target(config: LoraConfig, name: str) -> bool:
     if is_trained_whole(config, name) or config.target_modules is None:
         return False
     if is_all_linear(config) or (not isinstance(config.target_modules, str) and name in config.target_modules):
-        return True  # a whole name goes before layers_to_transform, as in PEFT
+        return True  # an exact name ignores layers_to_transform, as in PEFT
     return matches(config.target_modules, name) and _in_layers(config, name)
 
 
 def is_all_linear(config: LoraConfig) -> bool:
-    """Whether every weight of a matrix product is meant."""
+    """Returns whether the configuration adapts every weight of a matrix product."""
     return isinstance(config.target_modules, str) and config.target_modules.lower() == _ALL_LINEAR
 
 
 def is_trained_whole(config: LoraConfig, name: str) -> bool:
-    """Whether the module `name` lies in one of `modules_to_save`: PEFT compares the end of a name, dots or not.
+    """Returns whether the module `name` is, or is inside, one of `modules_to_save`.
 
-    So `classifier` also means DistilBERT's `pre_classifier` and everything in RoBERTa's `classifier`.
+    PEFT compares the end of a name, also within a component. So `classifier` also matches DistilBERT's
+    `pre_classifier` and everything in RoBERTa's `classifier`.
     """
     return any(is_in_module(entry, name) for entry in config.trained_whole)
 
 
 def is_in_module(end: str, name: str) -> bool:
-    """Whether `name` is that of a module, or lies in a module, whose name ends so."""
+    """Returns whether `name` is, or is inside, a module whose name ends with `end`."""
     parts = name.split(".")
     return any(".".join(parts[:count]).endswith(end) for count in range(1, len(parts) + 1))
 
 
 def matches(patterns: str | Sequence[str], name: str) -> bool:
-    """A string is a regular expression for the whole name; a list holds whole names or their last components."""
+    """Returns whether `name` matches a regular expression, or a list of whole names or their last components."""
     if isinstance(patterns, str):
         return is_whole(patterns, name)
     return any(name == entry or name.endswith(f".{entry}") for entry in patterns)
 
 
 def pattern_value(patterns: Mapping[str, Value], name: str, default: Value) -> Value:
-    """The value of the first pattern that matches the end of `name`, as `rank_pattern` has it."""
+    """Returns the value of the first pattern that matches the end of `name`, as for `rank_pattern`."""
     for pattern, value in patterns.items():
         if is_end(pattern, name):
             return value
@@ -86,8 +87,8 @@ def check_targets(config: LoraConfig, names: Sequence[str], stopped: Mapping[str
       stopped: {module: the operation without a low-rank rule that prevents its adaptation}.
 
     Raises:
-      JloraError: target_modules not given, or an entry that matches nothing, with the nearest names and a list
-        of what there is.
+      JloraError: target_modules is not given, or an entry matches nothing; the message lists the nearest names and all
+        available ones.
     """
     found = config.target_modules
     if found is None:
@@ -127,12 +128,12 @@ def _refuse_stopped(entry: str, stopped: Mapping[str, str]) -> None:
 
 
 def check_other_modules(config: LoraConfig, names: Sequence[str]) -> None:
-    """Each entry of exclude_modules and modules_to_save must hit one of all the modules `names`.
+    """Requires each entry of exclude_modules and modules_to_save to match one of the modules `names`.
 
-    The heads that PEFT lists for every sequence classifier need not be there.
+    The heads that PEFT lists for every sequence classifier may be missing.
 
     Raises:
-      JloraError: an entry that matches nothing, with the nearest names and a list of what there is.
+      JloraError: an entry matches nothing; the message lists the nearest names and all available ones.
     """
     excluded = config.exclude_modules or ()
     for entry in [excluded] if isinstance(excluded, str) else excluded:
@@ -154,5 +155,5 @@ def _no_match(field: str, expected: str, found: str, names: Sequence[str], is_re
 
 
 def _behind_layer_number(name: str) -> str:
-    """What tells modules apart and is the same in each layer: `attention.self.query`."""
+    """Strips everything up to the layer number: `encoder.layer.3.attention.self.query` -> `attention.self.query`."""
     return re.sub(r"^.*\.\d+\.", "", name)

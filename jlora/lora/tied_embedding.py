@@ -1,4 +1,4 @@
-"""Tied embeddings: which of the two uses a configuration adapts, and how PEFT's files express it."""
+"""Decides which uses of a tied embedding a configuration adapts, and how PEFT's files express it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from jlora.lora.targets import is_all_linear, is_target, is_trained_whole
 from jlora.tree.output_heads import HEAD
 
 _NAMED_SO = ("embed_tokens", HEAD)
-"""PEFT ties the adapters of embedding and head only if the configuration names a module called so."""
+"""PEFT ties the adapters of embedding and head only if the configuration contains one of these module names."""
 
 
 def needs_own_head(config: LoraConfig, embedding: str) -> bool:
-    """Tells whether this configuration needs a separate table for a head that is tied to the module `embedding`.
+    """Returns whether this configuration needs a separate table for a head that is tied to the module `embedding`.
 
-    It does if either of the two is adapted or trained whole without `ensure_weight_tying`. Rows of
-    `trainable_token_indices` stay tied, as in PEFT.
+    It does if either of the two is adapted or trained in full without `ensure_weight_tying`. Rows of
+    `trainable_token_indices` remain tied, as in PEFT.
     """
     return not config.ensure_weight_tying and (means(config, embedding) or means(config, HEAD))
 
 
 def means(config: LoraConfig, module: str) -> bool:
-    """Tells whether the configuration adapts the embedding or head of this name, or trains it whole."""
+    """Returns whether the configuration adapts the embedding or head `module`, or trains it in full."""
     return is_trained_whole(config, module) or (not is_all_linear(config) and is_target(config, module))
 
 
@@ -39,7 +39,7 @@ def with_embedding_for_head(config: LoraConfig, embedding: str) -> LoraConfig:
 
 
 def is_tied_in_peft(config: LoraConfig, keys: Iterable[str]) -> bool:
-    """Tells whether PEFT ties the head to the trained embedding of a file with this configuration.
+    """Returns whether PEFT ties the head to the trained embedding of a file with this configuration.
 
     Args:
       keys: of the file's tensors. PEFT's saved configuration does not name the head, but its tensors are in the file.
@@ -53,7 +53,7 @@ def is_tied_in_peft(config: LoraConfig, keys: Iterable[str]) -> bool:
 
 
 def naming_head(config: LoraConfig, embedding: str, *, whole: bool) -> LoraConfig:
-    """Names the head together with the embedding if PEFT would not tie the two otherwise."""
+    """Adds the head's name to the configuration if PEFT would not tie head and embedding without it."""
     if is_tied_in_peft(config, ()):
         return config
     if whole:

@@ -1,1 +1,1 @@
-"""Models of jlora's own, in Flax linen, with the names and numbers of Hugging Face's."""
+"""Models in Flax linen, with the same names and outputs as Hugging Face's."""

@@ -1,4 +1,4 @@
-"""What there is to know of a family of models beside its linen module: the tables that its files are read by."""
+"""Describes a family of models: its linen module, and the tables that are needed to read its files."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Family:
     """A family of models, such as all of Hugging Face's `model_type` "llama".
 
     Attributes:
-      model: the linen class, named as Hugging Face's.
-      task: PEFT's name of what it is for.
-      prefix: of the keys without the head, which a bare model's checkpoint lacks.
+      model: the linen class, with the name of Hugging Face's.
+      task: PEFT's name of the task.
+      prefix: of all keys except the head's; checkpoints of a bare model lack it.
       targets: PEFT's default target_modules.
       new_heads: beginnings of keys that may be missing in a checkpoint.
-      dropped: beginnings of keys that may be there and are not read.
-      buffers: ends of keys that may be there and are not read.
-      old_suffixes: {old: today's} ends of keys.
-      embedding: module of a language model's table of tokens, which is its head too where the config ties them.
-      stored_names: {key: what files call it}, where transformers writes another key than its module's.
+      dropped: beginnings of keys that a checkpoint may have and that are not read.
+      buffers: ends of keys that a checkpoint may have and that are not read.
+      old_suffixes: {old: current} ends of keys.
+      embedding: module of a language model's token embedding, which is also its head if the config ties them.
+      stored_names: {key: key in files}, if transformers writes another key than its module's.
       honoured: {config key: the values that are supported, the usual one last}.
       token_types: whether batches hold token_type_ids.
     """
@@ -46,7 +46,7 @@ class Family:
 
 
 def decoder_family(model: Any, *, targets: tuple[str, ...] = ("q_proj", "v_proj"), **honoured: tuple) -> Family:
-    """Makes a family that is built like Llama: with its keys, and no dropout in the attention."""
+    """Makes a family with Llama's keys and without dropout in the attention."""
     return Family(
         model,
         task="CAUSAL_LM",

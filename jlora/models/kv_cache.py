@@ -1,4 +1,4 @@
-"""What a decoder keeps of the tokens before: their keys and values, in slots of a fixed number."""
+"""A decoder's cache: keys and values of earlier tokens, in a fixed number of slots."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from jlora.models.attention.visibility import Visibility, causal_visibility
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens that went through a decoder so far.
+    """Keys and values of the tokens that a decoder has processed so far.
 
     All rows write to the same slots, so prompts of different lengths are padded on the left.
 
     Attributes:
-      keys: (layers, B, key heads, width, slots), values: (layers, B, key heads, slots, width), in the order of the
-        layers; or tuples of the layers' own: see `jlora.models.layers_apart`.
-      valid: bool (B, slots), false for padding and for slots that are empty.
-      length: int32 (), how many slots are written.
-      reach: int32 (B,), how many tokens each row will have in the end. A position encoding that goes by the length of
-        the row goes by it from the first token on: keys that were turned otherwise would not match later queries.
+      keys, values: (layers, B, key heads, width, slots) and (layers, B, key heads, slots, width), in the order of the
+        layers; or tuples with an array for each layer: see `jlora.models.layers_apart`.
+      valid: bool (B, slots), false for padding and for empty slots.
+      length: int32 (), how many slots have been written.
+      reach: int32 (B,), how many tokens each row will finally have. Position encodings that depend on the length of the
+        row use this number from the first token on, because keys and later queries must be rotated alike.
     """
 
     keys: Any
@@ -36,7 +36,7 @@ class Cache(NamedTuple):
 class Slots(NamedTuple):
     """One layer's part of a cache: keys (B, key heads, width, slots), values (B, key heads, slots, width).
 
-    So the products of one token with all slots run over rows.
+    In these layouts the products of one token with all slots read contiguous rows.
     """
 
     keys: Any
@@ -44,7 +44,7 @@ class Slots(NamedTuple):
 
 
 def empty_cache(layers: int, batch_size: int, size: int, heads: int, width: int, dtype: Any) -> Cache:
-    """A cache of `size` slots a row, none of them written, for rows of `size` tokens."""
+    """Makes an empty cache of `size` slots per row, for rows of `size` tokens."""
     keys = jnp.zeros((layers, batch_size, heads, width, size), dtype)
     valid = jnp.zeros((batch_size, size), bool)
     values = jnp.zeros_like(keys, shape=(layers, batch_size, heads, size, width))
@@ -52,7 +52,7 @@ def empty_cache(layers: int, batch_size: int, size: int, heads: int, width: int,
 
 
 def with_room(cache: Cache, size: int) -> Cache:
-    """The cache with empty slots added behind, `size` in all."""
+    """Extends the cache at its end by empty slots, to `size` slots."""
     more = size - cache.valid.shape[1]
     keys = jnp.pad(cache.keys, [(0, 0)] * 4 + [(0, more)])
     values = jnp.pad(cache.values, [(0, 0)] * 3 + [(0, more), (0, 0)])
@@ -60,25 +60,25 @@ def with_room(cache: Cache, size: int) -> Cache:
 
 
 def opened(cache: Cache, batch: dict[str, jax.Array]) -> Cache:
-    """The cache with the batch's tokens marked as valid; its keys and values are still to be written."""
+    """Marks the batch's tokens as valid, before the layers write their keys and values."""
     new = batch["attention_mask"].astype(bool)
     valid = lax.dynamic_update_slice(cache.valid, new, (jnp.int32(0), cache.length))
     return cache._replace(valid=valid)
 
 
 def closed(cache: Cache, slots: Slots, batch: dict[str, jax.Array]) -> Cache:
-    """The cache after all layers have written: `slots` are theirs, stacked."""
+    """Stores the slots that all layers have written, stacked, and advances the cache's length."""
     length = cache.length + batch["input_ids"].shape[1]
     return cache._replace(keys=slots.keys, values=slots.values, length=length)
 
 
 def written(slots: Slots | None, key: jax.Array, value: jax.Array, start: Any) -> tuple[Any, Any, Any]:
-    """(all keys, all values, the slots with the new ones in them).
+    """Writes new keys and values into a layer's slots; returns (all keys, all values, slots).
 
     Args:
-      slots: of this layer; None without a cache, where the new keys and values are all there are.
-      key, value: (B, T, key heads, width), written to the slots from `start` on. Tokens that are as many as the
-        slots are all there are.
+      slots: of this layer; None without a cache, and then only the new keys and values are returned.
+      key, value: (B, T, key heads, width), written to the slots from `start` on. If T is the number of slots, they
+        replace all slots.
       start: int32 ().
     """
     if slots is None:
@@ -97,10 +97,10 @@ def written(slots: Slots | None, key: jax.Array, value: jax.Array, start: Any) -
 
 
 def token_positions(batch: dict[str, jax.Array], cache: Cache | None = None) -> jax.Array:
-    """int32 (B, T): the batch's own `position_ids`, or else places in the row, or valid tokens before in the cache.
+    """Returns int32 (B, T): `position_ids` if the batch has them, else the place in the row or among valid slots.
 
     Args:
-      cache: an opened one.
+      cache: an opened cache. With one, a position is the number of valid tokens before it.
     """
     if "position_ids" in batch:
         return batch["position_ids"]
@@ -113,14 +113,14 @@ def token_positions(batch: dict[str, jax.Array], cache: Cache | None = None) -> 
 
 
 def row_lengths(batch: dict[str, jax.Array], cache: Cache | None = None) -> int | jax.Array:
-    """How far a row's positions reach: int32 (B,) of the cache or of `position_ids`, or else the batch's tokens."""
+    """Returns the length of the rows: int32 (B,) from the cache or `position_ids`, else the batch's length."""
     if cache is not None:
         return cache.reach
     return batch["position_ids"].max(axis=1) + 1 if "position_ids" in batch else batch["input_ids"].shape[1]
 
 
 def visible(batch: dict[str, jax.Array], window: int | None, cache: Cache | None, kernel: str) -> Visibility:
-    """Which tokens (or slots of the opened `cache`) each token of the batch sees: as `causal_visibility` says.
+    """Describes which tokens, or slots of the opened `cache`, each token sees, as `causal_visibility` does.
 
     Raises:
       JloraError: a window of less than 1 token.
@@ -129,7 +129,7 @@ def visible(batch: dict[str, jax.Array], window: int | None, cache: Cache | None
         raise JloraError(
             f"config.json: sliding_window or window_size: expected 1 token or more, or null for none; found {window}"
         )
-    if cache is None or cache.valid.shape == batch["input_ids"].shape:  # nothing can stand before
+    if cache is None or cache.valid.shape == batch["input_ids"].shape:  # no tokens come before the batch
         return causal_visibility(batch, window, cache and cache.valid, None, kernel)
     valid, start = cache.valid, cache.length
     return causal_visibility(batch, window, valid, start, kernel)

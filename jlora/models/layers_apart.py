@@ -1,6 +1,6 @@
-"""Layers set apart: each layer's weights are arrays of their own, instead of slices that a scan takes from a stack.
+"""Unstacks layers: each layer's weights become separate arrays instead of slices that a scan takes from a stack.
 
-On a CPU XLA copies a layer's weights out of the stack before it multiplies by them. Compared with the products of a
+On a CPU, XLA copies a layer's weights out of the stack before it multiplies by them. Compared with the products of a
 whole batch the copy is cheap, but it takes as long as the products of a single token.
 """
 
@@ -17,7 +17,7 @@ from jlora.tree.module_names import is_stack
 
 
 def set_apart(base: Any, dtype: Any) -> Any:
-    """The base with each stack of layers as {"0": the first layer's weights, "1": ...}, for `extend` with a cache.
+    """Converts each stack of layers to {"0": the first layer's weights, "1": ...}, for `extend` with a cache.
 
     Args:
       base: {"params": ...} of a causal language model, without quantized leaves.
@@ -44,21 +44,21 @@ def _layers(stack: Any) -> dict[str, Any]:
 
 
 def cache_set_apart(cache: Cache) -> Cache:
-    """The cache with keys and values as tuples of one array per layer, for `extend` with weights that are set apart."""
+    """Converts keys and values to tuples of one array per layer, for `extend` with unstacked weights."""
     return cache._replace(keys=tuple(cache.keys), values=tuple(cache.values))
 
 
 def weights_apart(stack: nn.Module) -> list[Any]:
-    """The weights of each layer of this stack, as `set_apart` gives them; an empty list if they are stacked."""
+    """Returns the weights of each layer as made by `set_apart`; an empty list if they are stacked."""
     weights = stack.variables.get("params", {})
     return [weights[str(number)] for number in range(len(weights))] if "0" in weights else []
 
 
 def run_apart(layers: Sequence[tuple[nn.Module, Any]], x: Any, shared: Any, slots: Slots) -> tuple[Any, Slots]:
-    """(x after all layers, the slots that they wrote, as tuples of one array per layer).
+    """Runs unstacked layers; returns (x, the slots that they wrote, as tuples of one array per layer).
 
     Args:
-      layers: (unbound module, its weights) for each layer. Calling a module with (x, shared, slots) gives (x, slots).
+      layers: (unbound module, its weights) for each layer. A module called with (x, shared, slots) returns (x, slots).
       slots: of all layers, arrays (layers, ...) or tuples.
     """
     written = []

@@ -1,4 +1,4 @@
-"""How the layers of a model compute on a mesh: weights gathered where they are used, arrays split between layers."""
+"""Sharding inside a model's layers: weights are gathered where they are used, activations are split."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from jlora.sharding.rules import TABLE, Names, kernel_names
 
 
 def by_rows(x: jax.Array, last: str | None = None) -> jax.Array:
-    """Hidden states (B, ..., features) with their rows split, and their features too if `last` names a mesh axis."""
+    """Splits the rows of hidden states (B, ..., features), and the features if `last` names a mesh axis."""
     return _constrained(x, (*BATCH, *[None] * (x.ndim - 2), last))
 
 
 def by_heads(x: jax.Array) -> jax.Array:
-    """Attention's inputs (B, T, heads, width) with their heads split over tensor; too few to split stay whole."""
+    """Splits the heads of attention's inputs (B, T, heads, width) over `tensor`, if there are enough of them."""
     return _constrained(x, (*BATCH, None, "tensor", None))
 
 
 _IN_REMAT = ContextVar("_IN_REMAT", default=False)
-"""Whether the layer that is being traced is rematerialized as a whole."""
+"""Whether the layer that is being traced is rematerialized (`remat_layer`)."""
 
 
 def gathered(weight: jax.Array, names: Names) -> jax.Array:
-    """A weight whose axes are split by `names`, gathered over fsdp."""
+    """Gathers a weight, whose axes are split by `names`, over fsdp."""
     mesh = current_mesh()
     if mesh is not None and mesh.shape["fsdp"] > 1:
-        # Without it XLA gathers a layer's slice in another layout, and copies the whole stack of layers for that.
+        # Without the barrier XLA gathers a layer's slice in another layout, and copies the stack of all layers for it.
         weight = lax.optimization_barrier(weight)
     return _constrained(weight, tuple(None if name == "fsdp" else name for name in names))
 
 
 def gathered_table(*arrays: jax.Array, **options: Any) -> tuple[jax.Array, ...]:
-    """Flax's `promote_dtype` of an embedding's other arrays and of its table, the last one, which is gathered."""
+    """Replaces Flax's `promote_dtype` in an embedding: also gathers the table, which is the last array."""
     return promote_dtype(*arrays[:-1], gathered(arrays[-1], TABLE), **options)
 
 
 def product(x: jax.Array, kernel: jax.Array, module: str, dtype: Any) -> jax.Array:
-    """x (..., in) times the kernel (in, out) of the linear layer at path `module`, computed in `dtype`.
+    """Multiplies x (..., in) by the kernel (in, out) of the linear layer at path `module`, in `dtype`.
 
-    On a mesh the kernel is gathered for the product, and once more for its derivative.
+    On a mesh the kernel is gathered for the product, and again for its derivative.
     """
     names = kernel_names(module)
 
@@ -64,18 +64,18 @@ def product(x: jax.Array, kernel: jax.Array, module: str, dtype: Any) -> jax.Arr
 
 
 KEPT = "kept"
-"""The checkpoint name of what a layer keeps for its backward pass; everything else is recomputed."""
+"""The checkpoint name of the arrays that a layer keeps for its backward pass; all others are recomputed."""
 
 
 def keep(x: jax.Array) -> jax.Array:
-    """Marks an array to keep for the backward pass: a product's result, or that of attention computed by blocks."""
+    """Marks an array to keep for the backward pass: the result of a product or of blockwise attention."""
     return checkpoint_name(x, KEPT)
 
 
 def remat_layer(layer: Any, *, remat: bool, prevent_cse: bool) -> Any:
-    """Flax's `nn.remat` of a layer's class, whose products need no checkpoint of their own.
+    """Applies Flax's `nn.remat` to a layer's class; products inside then need no checkpoint of their own.
 
-    With `remat` nothing inside the layer is kept for the backward pass, otherwise only what `keep` has marked.
+    With `remat`, nothing inside the layer is kept for the backward pass; otherwise only what `keep` marks.
     """
 
     class Rematerialized(layer):
@@ -92,7 +92,7 @@ def remat_layer(layer: Any, *, remat: bool, prevent_cse: bool) -> Any:
 
 
 def are_heads_split() -> bool:
-    """Whether attention's heads are on different devices."""
+    """Returns whether attention's heads are on different devices."""
     mesh = current_mesh()
     return mesh is not None and mesh.shape["tensor"] > 1
 

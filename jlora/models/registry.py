@@ -1,4 +1,4 @@
-"""The models that jlora reads and writes, by Hugging Face's `model_type`."""
+"""The table of supported models by Hugging Face's `model_type`, and functions that build one of them."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ FAMILIES: dict[str, Family] = {
 
 
 def family(model_type: Any) -> Family:
-    """The family of models that Hugging Face calls `model_type`.
+    """Returns the family of models that Hugging Face calls `model_type`.
 
     Raises:
-      JloraError: no such family.
+      JloraError: the family is not supported.
     """
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise JloraError(
@@ -71,10 +71,10 @@ def family(model_type: Any) -> Family:
 
 
 def default_targets(model_type: str) -> tuple[str, ...]:
-    """What PEFT adapts in a model of this type where `target_modules` is not given: ("query", "value") for "bert".
+    """Returns PEFT's default `target_modules` for models of this type: ("query", "value") for "bert".
 
     Raises:
-      JloraError: no such family.
+      JloraError: the family is not supported.
     """
     return family(model_type).targets
 
@@ -82,16 +82,17 @@ def default_targets(model_type: str) -> tuple[str, ...]:
 def build(
     config: PreTrainedConfig, *, dtype: Any = jnp.float32, remat: bool = False, attention: str = "auto"
 ) -> nn.Module:
-    """The linen model of `config`, without weights: a sequence classifier or a causal language model.
+    """Builds the linen model of `config`, without weights: a sequence classifier or a causal language model.
 
     Args:
       config: of one of FAMILIES.
       dtype: the dtype to compute in; parameters and logits are float32.
       remat: compute a layer's values again in the backward pass instead of keeping them.
-      attention: what computes attention: auto, blockwise, cudnn, splash or full; see `jlora.models.attention`.
+      attention: the kernel that computes attention: auto, blockwise, cudnn, splash or full; see
+        `jlora.models.attention.attention`.
 
     Raises:
-      JloraError: a family or a config value that is not supported, with its key.
+      JloraError: the family or a value of the config is not supported; the message names the key.
     """
     kind = family(config.model_type)
     for key, honoured in kind.honoured.items():
@@ -107,25 +108,25 @@ def build(
 
 
 def example_batch(config: PreTrainedConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    """The shapes of a batch of one row, each int32 (1, 8).
+    """Returns the shapes of a batch with one row, each int32 (1, 8).
 
-    `input_ids` and `attention_mask`, and `token_type_ids` where the family has them.
+    It has `input_ids` and `attention_mask`, and `token_type_ids` if the family uses them.
     """
     names = ["input_ids", "attention_mask"] + ["token_type_ids"] * family(config.model_type).token_types
     return {name: jax.ShapeDtypeStruct((1, 8), jnp.int32) for name in names}
 
 
 def abstract_base(model: Any) -> Any:
-    """The tree that `model.init` gives, {"params": ...}, of ShapeDtypeStructs: no weights, no FLOPs.
+    """Returns the tree of `model.init`, {"params": ...}, with ShapeDtypeStructs; computes nothing.
 
     Raises:
-      JloraError: the config's values make no model.
+      JloraError: no model can be built from the config's values.
     """
     try:
         return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), example_batch(model.config))
     except JloraError:
         raise
-    except Exception as error:  # whatever a layer makes of a value that it does not take
+    except Exception as error:  # layers raise various exceptions for wrong values
         kind = type(model).__name__
         raise JloraError(
             f"config.json: expected values of a {kind}; found one that it does not take: {error}"

@@ -1,1 +1,1 @@
-"""Array operations that models and the transform share: products, dropout and its keys."""
+"""Array operations that models and the transform share: products, dropout and dropout keys."""

@@ -1,4 +1,4 @@
-"""Inverted dropout whose mask is a hash of each element's position: few integer operations, nothing stored."""
+"""Inverted dropout whose mask is a hash of each element's position: a few integer operations, no stored mask."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _dropout(words: jax.Array, x: jax.Array, rate: float) -> jax.Array:
 @_dropout.defjvp
 def _dropout_jvp(rate: float, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     words, x = primals
-    # With checkpoint the mask is not kept: the backward pass hashes the positions again.
+    # The checkpoint keeps no mask: the backward pass hashes the positions again.
     tangent = jax.checkpoint(_masked, prevent_cse=False, static_argnums=(2,))(words, tangents[1], rate)
     return _masked(words, x, rate), tangent
 
@@ -52,17 +52,17 @@ def _masked(words: jax.Array, x: jax.Array, rate: float) -> jax.Array:
 
 
 def hash_words(key: jax.Array) -> jax.Array:
-    """The words, uint32 (2,), that `is_kept` takes, drawn with a key of any of JAX's generators."""
+    """Draws the words, uint32 (2,), that `is_kept` takes, from a key of any of JAX's generators."""
     return jax.random.bits(key, (2,), jnp.uint32)
 
 
 def is_kept(words: jax.Array, positions: jax.Array, rate: float) -> jax.Array:
-    """Whether the elements at these positions (uint32, counted through the whole array) survive dropout at `rate`."""
+    """Returns whether dropout at `rate` keeps the elements at these positions (uint32, in the flattened array)."""
     return hash_bits(words, positions) >= jnp.uint32(round(rate * 2**32))
 
 
 def hash_bits(words: jax.Array, positions: jax.Array) -> jax.Array:
-    """A uniform uint32 for each position: C. Wellons's "lowbias32" mixer, with a key word before each round."""
+    """Hashes each position to a uniform uint32: C. Wellons's "lowbias32" mixer, with a key word before each round."""
     bits = _mix(positions ^ words[0], 16, 0x7FEB352D)
     bits = _mix(bits ^ words[1], 15, 0x846CA68B)
     return bits ^ (bits >> jnp.uint32(16))

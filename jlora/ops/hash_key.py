@@ -1,7 +1,7 @@
-"""Keys for dropout whose splits, folds and bits are hashes: a few integer operations each, where Threefry has a loop.
+"""Dropout keys whose split, fold_in and bits are hashes of a few integer operations, instead of Threefry's loops.
 
-A layer folds and splits its key some ten times. In a CPU's program each of JAX's own Threefry hashes is a loop of its
-own: these 63 loops took a fifth of the compile time of a BERT training step with dropout.
+A layer folds and splits its key about ten times. On a CPU, each of JAX's Threefry hashes compiles to a loop: in a BERT
+training step with dropout, 63 of these loops took a fifth of the compile time.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _FOLD, _SPLIT = 0x9E3779B9, 0x85EBCA6B
 
 
 def hash_key(key: jax.Array) -> jax.Array:
-    """A key made from `key` (of any generator) for jax.random's functions, cheap to split and to fold.
+    """Converts a key of any generator to one for jax.random's functions that is cheap to split and to fold.
 
-    It is good enough for dropout, but not for cryptography, nor for draws that must pass tests of randomness.
+    It is good enough for dropout, but not for cryptography or for numbers that must pass tests of randomness.
     """
     return jax.random.wrap_key_data(hash_words(key), impl=_IMPLEMENTATION)
 
@@ -47,7 +47,7 @@ def _bits(words: jax.Array, bit_width: int, shape: tuple[int, ...]) -> jax.Array
 
 
 def _children(words: jax.Array, data: jax.Array) -> jax.Array:
-    """uint32 (*data.shape, 2): the two words of the child key for each number in `data`."""
+    """Returns uint32 (*data.shape, 2): the two words of the child key for each number in `data`."""
     return jnp.stack([hash_bits(words, data), hash_bits(words[::-1], data)], axis=-1)
 
 

@@ -1,4 +1,4 @@
-"""Matrix products of bfloat16 in the way that is fast on a CPU: summed in float32, rounded once.
+"""Matrix products of bfloat16 that are fast on a CPU: summed in float32 and rounded once.
 
 XLA uses a CPU's bfloat16 units only for products whose result is float32, and the cotangent of such a result is float32
 too. So the result is rounded to bfloat16 here, and the cotangent is rounded before it is multiplied.
@@ -17,11 +17,11 @@ Dimensions = tuple[tuple[tuple[int, ...], tuple[int, ...]], tuple[tuple[int, ...
 """`lax.dot_general`'s dimension_numbers: ((contracted, contracted), (batch, batch)) axes of (left, right) each."""
 
 ROUNDED = "rounded_product"
-"""The name of the jitted function by which `jlora.adapt` recognizes such a product."""
+"""The name of the jitted function; `jlora.adapt` recognizes such a product by it."""
 
 
 def dot_general(left: jax.Array, right: jax.Array, dimensions: Dimensions, precision: Any = None) -> jax.Array:
-    """`lax.dot_general` with the result in the operands' dtype; two bfloat16 operands go to `rounded_product`."""
+    """Computes `lax.dot_general` in the operands' dtype; with two bfloat16 operands, by `rounded_product`."""
     if left.dtype != jnp.bfloat16 or right.dtype != jnp.bfloat16:
         return lax.dot_general(left, right, dimensions, precision=precision)
     (left_sums, right_sums), (left_batch, right_batch) = dimensions
@@ -30,7 +30,7 @@ def dot_general(left: jax.Array, right: jax.Array, dimensions: Dimensions, preci
 
 
 def einsum(form: str, *arrays: jax.Array, **options: Any) -> jax.Array:
-    """`jnp.einsum` of arrays of one dtype; bfloat16 is computed in float32 and rounded once."""
+    """Computes `jnp.einsum` of arrays of one dtype; bfloat16 is computed in float32 and rounded once."""
     dtype = arrays[0].dtype
     if dtype == jnp.bfloat16:
         arrays = tuple(array.astype(jnp.float32) for array in arrays)
@@ -39,7 +39,7 @@ def einsum(form: str, *arrays: jax.Array, **options: Any) -> jax.Array:
 
 @partial(jax.jit, static_argnums=2)
 def rounded_product(left: jax.Array, right: jax.Array, dimensions: Dimensions) -> jax.Array:
-    """The bfloat16 product of two bfloat16 arrays; on a CPU it is summed in float32 and rounded once."""
+    """Multiplies two bfloat16 arrays to a bfloat16 result; on a CPU it is summed in float32 and rounded once."""
     return _product((dimensions, _letters(dimensions, left.ndim, right.ndim)), left, right)
 
 
@@ -58,7 +58,7 @@ def _product(form: tuple[Dimensions, tuple[str, str, str]], left: jax.Array, rig
 
 
 def _forward(form: Any, left: Any, right: Any) -> tuple[jax.Array, tuple]:
-    # An operand is kept only if the other one's gradient is asked for, which a frozen weight's never is.
+    # An operand is kept only if the other one needs a gradient, which a frozen weight never does.
     kept = (left.value if right.perturbed else None, right.value if left.perturbed else None)
     return _product(form, left.value, right.value), kept
 
@@ -84,12 +84,12 @@ def _einsum(form: str, one: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def _by_platform(multiply: Any, *arrays: jax.Array) -> jax.Array:
-    """`multiply(dtype, *arrays)` with the dtype of the product: float32 on a CPU, bfloat16 elsewhere."""
+    """Calls `multiply(dtype, *arrays)` with the dtype of the product: float32 on a CPU, bfloat16 elsewhere."""
     return lax.platform_dependent(*arrays, cpu=partial(multiply, jnp.float32), default=partial(multiply, jnp.bfloat16))
 
 
 def _letters(dimensions: Dimensions, left_ndim: int, right_ndim: int) -> tuple[str, str, str]:
-    """An einsum's letters for the axes of left, right and the result."""
+    """Returns an einsum's letters for the axes of left, right and the result."""
     (left_sums, right_sums), (left_batch, right_batch) = dimensions
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
     left, right = list(letters[:left_ndim]), list(letters[left_ndim : left_ndim + right_ndim])

@@ -1,1 +1,1 @@
-"""PEFT's adapter folders and what is written into them."""
+"""Reads and writes PEFT's adapter folders."""

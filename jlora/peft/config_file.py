@@ -1,4 +1,4 @@
-"""`adapter_config.json`: PEFT's configuration of an adapter, in and out."""
+"""Reads and writes `adapter_config.json`, PEFT's configuration of an adapter."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ logger = logging.getLogger("jlora")
 
 CONFIG = "adapter_config.json"
 
-# Fields of PEFT's that say nothing about the function the adapter computes.
+# PEFT's fields that do not change the function that the adapter computes.
 _NEUTRAL = {
     "peft_type", "base_model_name_or_path", "peft_version", "auto_mapping", "revision", "inference_mode",
     "fan_in_fan_out", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
     "qalora_group_size", "runtime_config",
 }  # fmt: skip
 _TRANSLATED = {"lora_bias", "target_parameters"}
-"""Fields that are read as other ones, which give the same function."""
+"""Fields that are translated to other fields with the same effect."""
 _OTHER_FUNCTIONS = {
     "layer_replication", "use_qalora", "alora_invocation_tokens", "kasa_config", "velora_config", "arrow_config",
     "use_bdlora", "monteclora_config", "megatron_config",
@@ -45,10 +45,10 @@ RECOMPUTED = tuple(one.name for one in INITIALIZATIONS if one.in_files == "recom
 """Initializations that changed the base's weights by an amount that can be computed from them again."""
 
 _LARGEST = 2**20
-"""Bytes of an adapter_config.json; each of its patterns is tried on the name of each module."""
+"""The largest adapter_config.json, in bytes: each of its patterns is tried on the name of each module."""
 
 _MOST_RANK = 2**16
-"""An adapter's scales are made before its tensors are looked at: one for each rank that the file claims."""
+"""The largest rank. An adapter's scales, one for each rank that the file claims, are made before tensors are read."""
 
 
 def _is_rank(found: Any) -> bool:
@@ -88,7 +88,7 @@ _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "use_dora": ("true or false", lambda found: isinstance(found, bool)),
     "ensure_weight_tying": ("true or false", lambda found: isinstance(found, bool)),
 }
-"""{field: (what it is where it is not null, whether a value is that)}; `LoraConfig` looks at the others."""
+"""{field: (what is expected unless it is null, the check of a value)}; `LoraConfig` checks the other fields."""
 
 
 def write_config(
@@ -96,12 +96,13 @@ def write_config(
 ) -> None:
     """Writes PEFT's `adapter_config.json` (sorted keys) into an existing folder.
 
-    An initialization that PEFT would run again on opening the file, over the base's weights, is written as true.
+    `init_lora_weights` is written as true if PEFT would otherwise initialize from the base's weights again when it
+    opens the file.
 
     Args:
       base_model: name or folder of the base, PEFT's `base_model_name_or_path`.
-      targets: names of the adapted modules, written where `target_modules` does not list names itself.
-      fan_in_fan_out: whether the adapted modules are GPT-2's Conv1D, their weights (in, out) in a checkpoint.
+      targets: names of the adapted modules, written if `target_modules` does not list names itself.
+      fan_in_fan_out: whether the adapted modules are GPT-2's Conv1D, whose weights are (in, out) in a checkpoint.
     """
     fields: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     if config.target_modules is None or config.target_modules == "all-linear":
@@ -120,12 +121,12 @@ def write_config(
         "fan_in_fan_out": fan_in_fan_out,
         "inference_mode": True,
     }
-    in_order = dict(sorted(fields.items()))  # but patterns as given: the first that matches a name counts
+    in_order = dict(sorted(fields.items()))  # but not the patterns: the first that matches a name counts
     (folder / CONFIG).write_text(json.dumps(in_order, indent=2, default=_plain) + "\n")
 
 
 def _plain(value: Any) -> Any:
-    """What JSON does not know: numbers of numpy, mappings and sets."""
+    """Converts what JSON cannot encode: numpy's numbers, mappings and sets."""
     if hasattr(value, "item"):
         return value.item()
     return dict(value) if isinstance(value, Mapping) else sorted(value)
@@ -135,7 +136,7 @@ def read_config(folder: Path) -> LoraConfig:
     """Reads PEFT's `adapter_config.json`, or mlx-lm's.
 
     Raises:
-      JloraError: no such file, not JSON, not LoRA, or a feature that is not supported here, each named.
+      JloraError: the file is missing, is not JSON, is not LoRA, or has an unsupported feature, which is named.
     """
     return to_config(read_fields(folder), folder / CONFIG)
 
@@ -144,7 +145,7 @@ def read_fields(folder: Path) -> dict[str, Any]:
     """Reads the fields of `adapter_config.json` under PEFT's names.
 
     Raises:
-      JloraError: no such file, not JSON, not LoRA.
+      JloraError: the file is missing, is not JSON, or is not LoRA.
     """
     fields, path = read_json(folder / CONFIG, _LARGEST), folder / CONFIG
     if mlx.is_mlx(fields):
@@ -162,7 +163,7 @@ def read_fields(folder: Path) -> dict[str, Any]:
 
 
 def to_config(stored: Mapping[str, Any], path: Path) -> LoraConfig:
-    """Makes the configuration from PEFT's fields `stored`, which are in the file `path`.
+    """Makes the configuration from PEFT's fields `stored`, which were read from the file `path`.
 
     As in PEFT, unknown fields are ignored with a warning.
     """
@@ -179,17 +180,17 @@ def to_config(stored: Mapping[str, Any], path: Path) -> LoraConfig:
     fields |= {key: {} for key in ("rank_pattern", "alpha_pattern") if fields.get(key) is None}
     fields["init_lora_weights"] = _initialization(path, stored.get("init_lora_weights", True))
     if stored.get("lora_bias") and fields.get("bias") in (None, "none"):
-        fields["bias"] = "lora_only"  # where `fold_lora_bias` puts it
+        fields["bias"] = "lora_only"  # `fold_lora_bias` adds it there
     if stored.get("target_parameters"):
         fields["target_modules"] = _with_parameters(path, stored)
     try:
         return LoraConfig(**fields)
-    except (JloraError, RecursionError, OverflowError) as error:  # the last two of regular expressions
+    except (JloraError, RecursionError, OverflowError) as error:  # regular expressions raise the last two
         raise JloraError(f"{path}: {error}") from None
 
 
 def read_base_name(folder: Path) -> str | None:
-    """The base that `adapter_config.json` names, None where it names none."""
+    """Returns the base that `adapter_config.json` names; None if it names none."""
     return base_name(read_fields(folder), folder / CONFIG)
 
 

@@ -1,4 +1,4 @@
-"""The configuration that says what an adapter is now: its ranks and scales, however it came by them."""
+"""Fits a LoraConfig to an adapter's current ranks and scales (after reducing, adding, scaling or unstacking)."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ Value = TypeVar("Value", int, float)
 
 
 def fitted_config(config: LoraConfig, adapter: Adapter) -> LoraConfig:
-    """The configuration with which PEFT gives this adapter's tensors its ranks and scales.
+    """Returns a configuration with which PEFT reproduces this adapter's ranks and scales.
 
-    After `reduce_rank`, `add_weighted_adapter`, `scale` or `unstack` an adapter is not what its configuration says
-    any more. The result has the most common rank and lora_alpha as `r` and `lora_alpha`, each module that differs
-    in rank_pattern and alpha_pattern by its whole name, and use_rslora off. Where target_modules means other modules
-    than those that are adapted, it becomes the list of their names.
+    After `reduce_rank`, `add_weighted_adapter`, `scale` or `unstack`, an adapter no longer matches its configuration.
+    The result has the most common rank and lora_alpha as `r` and `lora_alpha`, the modules that differ by their whole
+    names in rank_pattern and alpha_pattern, and use_rslora off. If target_modules matches other modules than those that
+    are adapted, it becomes the list of their names.
 
     Args:
-      config: what the adapter was made with.
-      adapter: {path: entry}, of arrays.
+      config: the configuration that the adapter was made with.
+      adapter: {path: entry} of arrays.
 
     Returns:
-      `config` itself where it describes the adapter already.
+      The fitted configuration; `config` itself if it already describes the adapter.
 
     Raises:
-      JloraError: a layer whose components differ in scale (`jlora.fold_scale` puts that into B), or a stack inside
-        a module, for which PEFT's files have no form.
+      JloraError: the components of a layer differ in scale (`jlora.fold_scale` moves the scales into B), or there is a
+        stack inside a module, which PEFT's files cannot hold.
     """
     layers = _layers(adapter)
     adapted = {name: layer for name, layer in layers.items() if layer.rank}
@@ -63,9 +63,9 @@ def fitted_config(config: LoraConfig, adapter: Adapter) -> LoraConfig:
 
 
 def fold_scale(adapter: Adapter) -> dict[str, Entry]:
-    """The same function, bit for bit, with every scale 1 (lora_alpha equal to r): B takes what it was multiplied by.
+    """Multiplies each B by its scale and sets the scale to 1 (lora_alpha equal to r): the same function, bit for bit.
 
-    For servers that know one lora_alpha / r for all modules. Leaves and rows trained whole stay as they are.
+    Needed for servers that support only one lora_alpha / r for all modules. `Full` and `Rows` entries are not changed.
     """
     return {path: _folded(entry) if isinstance(entry, LowRank) else entry for path, entry in adapter.items()}
 
@@ -78,14 +78,14 @@ def _folded(entry: LowRank) -> LowRank:
 
 
 class _Layer(NamedTuple):
-    """What PEFT's configuration says of one module: a rank of 0 is not adapted."""
+    """The rank and scale of one module; rank 0 means that it is not adapted."""
 
     rank: int
     scale: np.float32
 
 
 def _layers(adapter: Adapter) -> dict[str, _Layer]:
-    """{name of the module: its rank and scale} of all layers of all low-rank entries."""
+    """Returns {name of the module: its rank and scale} of all layers of all low-rank entries."""
     layers: dict[str, _Layer] = {}
     for path, entry in adapter.items():
         if isinstance(entry, LowRank):
@@ -107,7 +107,7 @@ def _layer(name: str, scale: np.ndarray) -> _Layer:
 
 
 def _describes(config: LoraConfig, layers: Mapping[str, _Layer]) -> bool:
-    """Whether `init` would give each of the layers its rank and scale."""
+    """Returns whether `init` with this configuration would give each layer its rank and scale."""
     return _means(config, layers) and all(
         _layer_of(config, name) == (layer.rank, layer.scale) for name, layer in layers.items() if layer.rank
     )
@@ -120,7 +120,7 @@ def _layer_of(config: LoraConfig, name: str) -> _Layer:
 
 
 def _means(config: LoraConfig, layers: Mapping[str, _Layer]) -> bool:
-    """Whether the configuration adapts these layers and not those of rank 0, and lists no name that is not there."""
+    """Returns whether the configuration adapts exactly the layers with a rank, and lists no other name."""
     if any(is_target(config, name) != bool(layer.rank) for name, layer in layers.items()):
         return False
     if config.target_modules is None or isinstance(config.target_modules, str):
@@ -130,7 +130,7 @@ def _means(config: LoraConfig, layers: Mapping[str, _Layer]) -> bool:
 
 
 def _alpha(layer: _Layer) -> float:
-    """The shortest lora_alpha that gives this scale to the last bit."""
+    """Returns the lora_alpha with the fewest digits that gives exactly this scale."""
     exact = float(layer.scale) * layer.rank
     for digits in range(10):
         if np.float32(round(exact, digits) / layer.rank) == layer.scale:
@@ -143,5 +143,5 @@ def _most_common(values: Mapping[str, Value]) -> Value:
 
 
 def _patterns(values: Mapping[str, Value], default: Value) -> dict[str, Value]:
-    """{regular expression for the whole name: value} of what differs from the default."""
+    """Returns {regular expression for the whole name: value} of the values that differ from the default."""
     return {f"^{re.escape(name)}": value for name, value in values.items() if value != default}

@@ -1,4 +1,4 @@
-"""Folders that PEFT opens: `adapter_config.json` and `adapter_model.safetensors`, in and out."""
+"""Reads and writes the folders that PEFT opens: `adapter_config.json` and `adapter_model.safetensors`."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def save_adapter(
     also writes the tensors of a tied embedding under `lm_head`, as PEFT does.
 
     Args:
-      folder: made where it is not there; its two adapter files are replaced.
+      folder: created if it does not exist; its two adapter files are replaced.
       adapter: {path: LowRank | Full | Rows}.
-      config: what the adapter was made with.
+      config: the configuration that the adapter was made with.
       base_model: name or folder of the base, recorded for those who load it.
-      vllm: write what vLLM serves: the scale folded into B, all ranks padded to one r, lora_alpha = r.
+      vllm: write an adapter that vLLM can serve: the scale folded into B, all ranks padded to one r, lora_alpha = r.
       names: {path: PyTorch's name of the parameter}, for a tree whose paths differ from the PyTorch model's:
         {"blocks/q/kernel": "model.layers.{}.self_attn.q_proj.weight"}, with {} for the number of the layer in a
         stack. It must have every path of the adapter.
@@ -97,7 +97,7 @@ def load_adapter(
 
     Args:
       folder: holds `adapter_config.json` and `adapter_model.safetensors` (mlx-lm's `adapters.safetensors`).
-      base: the base that it was made for; leaves may be ShapeDtypeStructs where the adapter is not DoRA's.
+      base: the base that it was made for; leaves may be ShapeDtypeStructs unless the adapter uses DoRA.
       fn, args, kwargs: as for `init`: the function that will be adapted, traced abstractly.
       base_model: name or folder of `base`, compared with the one that `adapter_config.json` names; None: not compared.
       allow_materialize: as for `init`; needed if the adapter was made with it.
@@ -107,8 +107,8 @@ def load_adapter(
       (adapter, config).
 
     Raises:
-      JloraError: no such file, a feature that is not supported, a pickle, NaN or infinite values, another base, or
-        a key that is missing, unexpected or of another shape than the base's.
+      JloraError: a missing file, an unsupported feature, a pickle, NaN or infinite values, another base, or a key that
+        is missing, unexpected or does not have the base's shape.
     """
     folder = Path(folder)
     fields, file = read_fields(folder), folder / CONFIG
@@ -126,10 +126,10 @@ def load_adapter(
     tensors = without_copies(tensors, named, named_leaves, where)
     read = from_peft(tensors, named, where)
     adapter = {path: read[torch_path(path, names)] for path in template}
-    for key, tensor in tensors.items():  # which have the expected shapes by now, and no more numbers than these
+    for key, tensor in tensors.items():  # their shapes have been checked, which limits the work
         require_finite(tensor, f"{where}: {key}")
     adapter = _with_norms(adapter, leaves)
-    if config.init_lora_weights in RECOMPUTED:  # PEFT too subtracts the start from the base when it opens the file
+    if config.init_lora_weights in RECOMPUTED:  # PEFT also subtracts the start from the base when it opens the file
         adapter = of_plain_base(adapter, config, base)
         named = {torch_path(path, names): entry for path, entry in adapter.items()}
         config = fitted_config(dataclasses.replace(config, init_lora_weights=True), named)
@@ -137,7 +137,7 @@ def load_adapter(
 
 
 def stored_config(folder: str | os.PathLike) -> LoraConfig:
-    """Reads the configuration of an adapter's folder, with `ensure_weight_tying` only if PEFT ties something by it.
+    """Reads the configuration of an adapter's folder; `ensure_weight_tying` is true only if PEFT would tie modules.
 
     Raises:
       JloraError: as for `load_adapter`; the base and the values of the tensors are not checked.
@@ -151,14 +151,14 @@ def _with_tying(config: LoraConfig, folder: Path) -> LoraConfig:
 
 
 def head_rows(folder: str | os.PathLike) -> int | None:
-    """The number of outputs of the classification head in an adapter's file; None where it holds no head."""
+    """Returns the number of outputs of the classification head in an adapter's file; None if it has no head."""
     tensors = stored_tensors(Path(folder))
     ends = tuple(f"{head}{layer}.weight" for head in HEAD_NAMES for layer in ("", ".out_proj"))
     return next((value.shape[0] for key, value in tensors.items() if key.removeprefix(PREFIX) in ends), None)
 
 
 def _with_norms(adapter: dict[str, Entry], leaves: Mapping[str, Any]) -> dict[str, Entry]:
-    """The adapter with what DoRA needs of the base; the magnitudes of layers without an adapter are their norms."""
+    """Adds the base's norms that DoRA needs; the magnitudes of layers without an adapter are set to their norms."""
     for path, entry in adapter.items():
         if isinstance(entry, LowRank) and entry.magnitude is not None:
             if isinstance(leaves[path], jax.ShapeDtypeStruct):
@@ -173,7 +173,7 @@ def _with_norms(adapter: dict[str, Entry], leaves: Mapping[str, Any]) -> dict[st
 
 
 def _require_no_conv1d(template: Adapter, file: Path) -> None:
-    """Refuses Conv1D: PEFT's A and B of a parameter belong to its last and first axis, which Conv1D has swapped."""
+    """Refuses Conv1D: PEFT's A and B of a parameter are for its last and first axis, which Conv1D swaps."""
     for path, entry in template.items():
         if is_conv1d(path, entry):
             raise JloraError(
@@ -191,7 +191,10 @@ def _require_base(named: str | None, base_model: str | None, file: Path) -> None
 
 
 def _same_base(first: str, second: str) -> bool:
-    """Whether two names may mean one model: of folders, and of a hub id beside a folder, the last part counts."""
+    """Returns whether two names may mean the same model.
+
+    If at least one is a folder, only the last parts are compared: a copy of a hub model may be in any folder.
+    """
     first, second = (_hub_id(name) for name in (first, second))
     if any(_is_folder(name) or "/" not in name for name in (first, second)):
         first, second = (Path(os.path.abspath(name)).name for name in (first, second))
@@ -199,7 +202,7 @@ def _same_base(first: str, second: str) -> bool:
 
 
 def _hub_id(name: str) -> str:
-    """The hub's id where the name is a folder of its cache: `…/models--org--name/snapshots/…`."""
+    """Returns the hub id if the name is in the hub's cache (`…/models--org--name/snapshots/…`), else `name`."""
     cached = next((part for part in Path(name).parts if part.startswith("models--")), None)
     return name if cached is None else cached.removeprefix("models--").replace("--", "/")
 

@@ -1,4 +1,4 @@
-"""PEFT's `lora_bias`: W x + bias + scale (B A x + b) is the same module with the trained bias `bias + scale b`."""
+"""Converts PEFT's `lora_bias`: W x + bias + scale (B A x + b) is the same as a trained bias `bias + scale b`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def fold_lora_bias(
       leaves: {path: leaf} of the base.
 
     Raises:
-      JloraError: a bias for a module that has none, or a base of shapes alone.
+      JloraError: a bias for a module that has none, or a base that has only shapes.
     """
     by_key = {slot.key: slot for slot in slots(template)}
     folded = {key: tensor for key, tensor in tensors.items() if not key.endswith(_BIAS)}

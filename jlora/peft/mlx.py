@@ -23,7 +23,7 @@ _ENDS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnit
 
 
 def is_mlx(fields: Mapping[str, Any]) -> bool:
-    """Tells whether these are the fields of mlx-lm's `adapter_config.json`."""
+    """Returns whether these are the fields of mlx-lm's `adapter_config.json`."""
     return "peft_type" not in fields and ("lora_parameters" in fields or "fine_tune_type" in fields)
 
 
@@ -35,7 +35,7 @@ def peft_fields(fields: Mapping[str, Any], keys: Iterable[str], file: Path) -> d
       keys: of `adapters.safetensors`.
 
     Raises:
-      JloraError: an adapter that is not low-rank, or parameters that do not say its scale.
+      JloraError: the adapter is not low-rank, or its parameters do not determine the scale.
     """
     kind, given = fields.get("fine_tune_type", "lora"), fields.get("lora_parameters")
     if kind not in ("lora", "dora"):

@@ -1,4 +1,4 @@
-"""Tensors of PEFT's files that say nothing new: weights of the base, and what is shared with another tensor."""
+"""Removes redundant tensors of PEFT's files: copies of the base's weights or of other tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jlora.tree.output_heads import HEAD
 from jlora.tree.quantized import is_quantized
 
 _SAME = 1e-2
-"""Relative L2 difference up to which two weights are one that was rounded (bfloat16 keeps 3 digits)."""
+"""The relative L2 difference up to which two weights count as the same weight, rounded (bfloat16 has 3 digits)."""
 _ROUNDED = (np.float32, ml_dtypes.bfloat16, np.float16)
 _ADVICE = (
     "Check that this is the base that the adapter was made for. If the weight was trained, or the embedding resized,"
@@ -46,7 +46,7 @@ _OF_THE_HEAD = (
     ("weight", "weight", False),
     ("base_layer.weight", "base_layer.weight", False),
 )
-"""(an embedding's key, that of the head that is tied to it, whether the tensor is transposed)."""
+"""(key of an embedding, key of the head that is tied to it, whether the tensor is transposed)."""
 
 
 def without_copies(
@@ -73,7 +73,7 @@ def without_copies(
         name = re.sub(r"\.(base_layer|original_module)\.", ".", key)
         slot = whole.get(name)
         if slot is not None:
-            near = slot.key != key  # PEFT loads a tensor with the base's own key, so it must be equal
+            near = slot.key != key  # PEFT would load a tensor with the base's own key, so that must be equal
             _require_bases(f"{where}: {key}", tensors[key], slot, leaves[slot.path], near=near)
             others.remove(key)
         elif name == f"{PREFIX}{HEAD}.weight" and _is_twice(key, tensors):
@@ -82,7 +82,7 @@ def without_copies(
 
 
 def _is_twice(key: str, tensors: Mapping[str, np.ndarray]) -> bool:
-    """Tells whether another tensor of the file has the same numbers."""
+    """Returns whether another tensor of the file has the same numbers."""
     alike = (other for name, other in tensors.items() if name != key and other.shape == tensors[key].shape)
     return any(np.array_equal(tensors[key], other) for other in alike)
 
@@ -105,6 +105,6 @@ def _require_bases(what: str, tensor: np.ndarray, slot: Slot, leaf: Any, *, near
 
 
 def _is_rounded(first: np.ndarray, second: np.ndarray) -> bool:
-    """Tells whether both are equal after rounding to a dtype in which one of them may have been stored."""
+    """Returns whether both are equal after rounding to a dtype in which one of them may have been stored."""
     with np.errstate(over="ignore"):
         return any(np.array_equal(first.astype(dtype), second.astype(dtype)) for dtype in _ROUNDED)

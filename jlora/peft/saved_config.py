@@ -1,4 +1,4 @@
-"""The configuration that is true of an adapter, whatever was done to it since it was made."""
+"""Corrects a LoraConfig before it is saved, so that it describes the adapter's current state."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from jlora.tree.output_heads import HEAD_NAMES
 
 
 def true_config(config: LoraConfig, adapter: Adapter) -> LoraConfig:
-    """`config` where it describes the adapter; what does not is replaced by what does.
+    """Returns `config` with the fields corrected that do not describe the adapter.
 
     Raises:
-      JloraError: an adapter that no configuration of PEFT's describes.
+      JloraError: PEFT has no configuration that describes the adapter.
     """
     config = fitted_config(config, adapter)
     changes = {"use_dora": _is_dora(adapter), "trainable_token_indices": _tokens(config, adapter)}
@@ -49,7 +49,7 @@ def _is_dora(adapter: Adapter) -> bool:
 
 
 def _whole(config: LoraConfig, adapter: Adapter) -> dict[str, Any]:
-    """`modules_to_save` where the adapter's Full entries are not those that the configuration names."""
+    """Returns {} if `modules_to_save` matches the adapter's Full entries, else a corrected `modules_to_save`."""
     adapted, names, missing = set(adapted_names(adapter)), set[str](), set[str]()
     for path, entry in adapter.items():
         if isinstance(entry, Full):
@@ -83,7 +83,7 @@ def _full_names(path: str, entry: Full) -> list[str]:
 
 
 def _tokens(config: LoraConfig, adapter: Adapter) -> Any:
-    """`trainable_token_indices` as given where they are those of the adapter's rows, or by the modules' names."""
+    """Returns `trainable_token_indices` as given if they match the adapter's rows, else {module: ids} of the rows."""
     rows = {module_names(path, None)[0]: list(e.indices) for path, e in adapter.items() if isinstance(e, Rows)}
     given = config.trainable_token_indices
     if not rows or given is None:

@@ -1,4 +1,4 @@
-"""Reads the tensors in an adapter's folder under PEFT's keys, whichever program saved them.
+"""Reads the tensors in an adapter's folder under PEFT's keys, also if another program saved them.
 
 The keys of a state_dict that was saved by hand may have additional parts, the adapter's name
 (`lora_A.default.weight`) and wrappers of modules (`_orig_mod`), or lack the prefix `base_model.model.`.
@@ -52,7 +52,7 @@ def stored_tensors(folder: Path) -> dict[str, np.ndarray]:
     """Returns {PEFT's key: tensor} of the folder's file; values are read from the disk when they are used.
 
     Raises:
-      JloraError: no such file, a dtype that is not floating point, tensors without numbers, or two adapters.
+      JloraError: a missing file, a dtype that is not floating point, empty tensors, or two adapters.
     """
     file = weights_file(folder)
     tensors = open_safetensors(file)

@@ -1,4 +1,4 @@
-"""Adapters as the tensors of PEFT's `adapter_model.safetensors`: which key holds what, in which layout.
+"""Converts adapters to and from the tensors of PEFT's `adapter_model.safetensors`. Its keys and layouts:
 
 base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight         (r, in)
 base_model.model.bert.encoder.layer.0.attention.self.query.lora_B.weight         (out, r)
@@ -8,7 +8,7 @@ base_model.model.bert.encoder.layer.0.output.LayerNorm.bias                     
 base_model.model.bert.embeddings.word_embeddings.lora_embedding_A                (r, vocab)
 base_model.model.bert.embeddings.word_embeddings.lora_embedding_B                (dim, r)
 base_model.model.bert.embeddings.word_embeddings.token_adapter.trainable_tokens_delta  (rows, dim), the rows' values
-base_model.model.classifier.weight                                               trained whole
+base_model.model.classifier.weight                                               trained in full
 base_model.model.patches.lora_A.weight, .lora_B.weight, .lora_magnitude_vector   (r, in, k, k), (out, r, 1, 1) and
                                                                                  (1, out, 1, 1) of a convolution
 """
@@ -37,11 +37,11 @@ class Slot:
     """One tensor of the file and the part of an entry's array that it holds.
 
     Attributes:
-      key: PEFT's.
-      shape: the tensor's in the file.
+      key: PEFT's key.
+      shape: of the tensor in the file.
       path, field: the entry and its array: a, b, magnitude or value.
       index: the part of the array: one layer of a stack, the true rank of a padded factor.
-      order: the axes of that part as the file has them, before they are flattened to `shape`.
+      order: the order of that part's axes in the file, before they are flattened to `shape`.
     """
 
     key: str
@@ -52,19 +52,19 @@ class Slot:
     order: tuple[int, ...]
 
     def view(self, array: np.ndarray) -> np.ndarray:
-        """The part of the array as a view with its axes in the file's order."""
+        """Returns the part of the array as a view, with its axes in the file's order."""
         return array[(*self.index, ...)].transpose(self.order)
 
     def tensor(self, array: np.ndarray) -> np.ndarray:
-        """The tensor of the file."""
+        """Returns the part of the array as the file's tensor."""
         return self.view(array).reshape(self.shape)
 
 
 def slots(adapter: Adapter) -> list[Slot]:
-    """All tensors that the adapter has in PEFT's file.
+    """Lists all tensors that the adapter has in PEFT's file.
 
     Raises:
-      JloraError: an entry for which PEFT's files have no form.
+      JloraError: PEFT's files cannot hold an entry.
     """
     adapted, found = set(adapted_names(adapter)), list[Slot]()
     for path, entry in adapter.items():
@@ -90,7 +90,7 @@ def _require_one_each(found: list[Slot]) -> None:
 
 
 def to_peft(adapter: Adapter) -> dict[str, np.ndarray]:
-    """{PEFT's key: tensor in PEFT's layout} of an adapter.
+    """Converts an adapter to {PEFT's key: tensor in PEFT's layout}.
 
     Raises:
       JloraError: as for `slots`.
@@ -102,16 +102,16 @@ def to_peft(adapter: Adapter) -> dict[str, np.ndarray]:
 
 
 def from_peft(tensors: Mapping[str, np.ndarray], template: Adapter, where: str) -> dict[str, Entry]:
-    """The adapter of the template's shapes, scales and settings with PEFT's tensors in it; inverse of `to_peft`.
+    """Fills PEFT's tensors into the template's entries; the inverse of `to_peft`.
 
     Args:
       tensors: {PEFT's key: tensor}.
-      template: from `abstract_adapter` or `init`: shapes, and the configuration's scales. The magnitudes of layers
-        that are not adapted, of which the file says nothing, stay the template's (zero where it is abstract).
+      template: from `abstract_adapter` or `init`: shapes, scales and settings. The file has no magnitudes of layers
+        that are not adapted; those remain the template's (zero if it is abstract).
       where: the file, for messages.
 
     Raises:
-      JloraError: a key that is missing, unexpected, or of another shape.
+      JloraError: a key is missing, unexpected, or has another shape.
     """
     expected = slots(template)
     _check_keys(tensors, {slot.key: slot.shape for slot in expected}, where)
@@ -137,7 +137,7 @@ def _filled(entry: Entry, arrays: Mapping[str, np.ndarray]) -> Entry:
 
 
 def adapted_names(adapter: Adapter) -> list[str]:
-    """Names of the modules with a low-rank update, sorted.
+    """Returns the sorted names of the modules with a low-rank update.
 
     Raises:
       JloraError: as for `slots`.
@@ -155,7 +155,7 @@ def peft_layer_names(path: str, entry: LowRank) -> list[str]:
     """The name of the module of each of the entry's layers, each a module of its own in PEFT.
 
     Raises:
-      JloraError: a stack inside one module, for which PEFT's files have no form.
+      JloraError: there is a stack inside one module, which PEFT's files cannot hold.
     """
     stack = entry.scale.shape[:-1]
     if len(stack) > 1 or (stack and not (is_stacked(path) and len(entry.ranks) == stack[0])):
@@ -167,7 +167,7 @@ def peft_layer_names(path: str, entry: LowRank) -> list[str]:
 
 
 def is_conv1d(path: str, entry: Entry) -> bool:
-    """Whether the leaf is GPT-2's Conv1D: stored under the checkpoint's own name, `weight`, as (in, out)."""
+    """Returns whether the leaf is a Conv1D of GPT-2: called `weight`, as in the checkpoint, but stored as (in, out)."""
     if not isinstance(entry, LowRank) or entry.kind != "linear" or not path.endswith("/weight"):
         return False
     axes = entry.axes
@@ -212,14 +212,14 @@ def _full_slots(path: str, entry: Full, adapted: set[str]) -> Iterator[Slot]:
     sizes = tuple(math.prod(layer[axis] for axis in group) for group in groups)
     for position, number in enumerate(numbers):
         key, module = keys[number], modules[number]
-        if module in adapted and key != module:  # PEFT's module holds the base's inside
+        if module in adapted and key != module:  # PEFT's module wraps the base's
             key = f"{module}.base_layer{key.removeprefix(module)}"
         index = (position,) if stacked else ()
         yield Slot(PREFIX + key, sizes, path, "value", index, order)
 
 
 def _checkpoint_order(path: str, ndim: int) -> tuple[int, ...]:
-    """A kernel's axes as in a checkpoint: (out, in) for (in, out), (out, in, *window) for (*window, in, out)."""
+    """Returns a kernel's axes in the checkpoint's order: (out, in), or (out, in, *window) for a convolution."""
     if is_transposed(path) and ndim > 1:
         return (ndim - 1, ndim - 2, *range(ndim - 2))
     return tuple(range(ndim))

@@ -1,4 +1,4 @@
-"""Renames the entries of an adapter of any tree to paths that give PyTorch's module names, which PEFT looks for."""
+"""Renames the entries of any tree's adapter to paths with PyTorch's module names, which PEFT looks for."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def in_torch_paths(adapter: Adapter, names: Mapping[str, str] | None) -> dict[st
     """Returns the adapter with its entries under `jlora.tree.module_names.torch_path`.
 
     Raises:
-      JloraError: a path that is missing in a given `names`; a name that no PyTorch module can have; a leaf trained
-        whole whose axes follow neither from its name nor from its use.
+      JloraError: a path is missing in `names`; a name is not possible for a PyTorch module; the axes of a `Full` leaf
+        follow neither from its name nor from its use.
     """
     for path, entry in adapter.items():
         if names is not None and path not in names:

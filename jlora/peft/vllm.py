@@ -1,4 +1,4 @@
-"""Adapters as vLLM takes them: one rank, the scale in B, and nothing beside A and B."""
+"""Converts adapters to the form that vLLM can serve: one rank, the scale in B, and only A and B."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _LARGEST_RANK = 512
 
 
 def for_vllm(adapter: Adapter, config: LoraConfig, names: list[str]) -> tuple[dict[str, LowRank], LoraConfig]:
-    """The same function as an adapter of one rank whose scale is 1, and its configuration.
+    """Converts an adapter to one rank and the scale 1, without changing its function; returns (adapter, config).
 
-    vLLM reads `r`, `lora_alpha` and `use_rslora`, and no patterns: B takes in the scale, and A and B are padded
+    vLLM reads `r`, `lora_alpha` and `use_rslora`, but no patterns: B is multiplied by the scale, and A and B are padded
     with zeros to the largest rank.
 
     Args:
       adapter: of linear weights and of embeddings named `embed_tokens`.
-      config: what the adapter was made with.
+      config: the configuration that the adapter was made with.
       names: of the adapted modules.
 
     Raises:
-      JloraError: an entry that vLLM has no form for, with what to do instead.
+      JloraError: vLLM cannot serve an entry; the message says what to do instead.
     """
     low_ranks = {path: _supported(path, entry) for path, entry in adapter.items()}
     rank = max((max(entry.ranks) for entry in low_ranks.values()), default=0)
@@ -60,7 +60,7 @@ def _supported(path: str, entry: Entry) -> LowRank:
 
 
 def _folded(entry: LowRank, rank: int) -> LowRank:
-    """The entry padded to `rank`, with the scale in B and the scale 1 where a layer is adapted."""
+    """Pads the entry to `rank` and multiplies B by the scale, which becomes 1 for adapted layers."""
     stack = entry.scale.shape[:-1]
     present = jnp.expand_dims(entry.scale != 0, tuple(range(entry.scale.ndim, entry.a.ndim)))
     a, b = (_widened(x, len(stack), rank) for x in (jnp.where(present, entry.a, 0), scaled_b(entry)))

@@ -1,1 +1,1 @@
-"""Folders and files of pretrained models, in and out."""
+"""Reads and writes pretrained models."""

@@ -1,4 +1,4 @@
-"""Checks a stored config before a class of transformers is built from it: sizes that a model can have, and no code.
+"""Checks a stored config before transformers builds a config class from it: possible sizes, and no code.
 
 Some of these classes make a list entry for each layer and label that the config claims.
 """
@@ -19,12 +19,12 @@ _MOST = {"num_hidden_layers": MOST_LAYERS, "num_labels": 1_000_000} | dict.fromk
      "max_position_embeddings"),
     LARGEST_SIZE,
 )  # fmt: skip
-"""{key: the largest value}, numbers of at least 1; null leaves one to the class."""
+"""{key: the largest value}. Values are integers from 1 on; null means the class's default."""
 _ABOVE_ZERO = (
     "rope_theta", "rope_local_base_freq", "factor", "attention_factor", "low_freq_factor", "high_freq_factor",
     "short_factor", "long_factor", "beta_fast", "beta_slow", "original_max_position_embeddings",
 )  # fmt: skip
-"""Keys whose numbers, or lists of numbers, positions are divided by."""
+"""Keys with numbers, or lists of numbers, that positions are divided by."""
 _LARGEST_NUMBER = 1e30
 """Larger numbers soon overflow float32."""
 
@@ -36,7 +36,7 @@ def require_plain(file: Any, stored: Mapping[str, Any], config_class: Any) -> No
       file: config.json, for messages.
 
     Raises:
-      JloraError: an impossible size, a number that is not finite, a class from the repository's code (`auto_map`),
+      JloraError: an impossible size, a number that is not finite, a class from the repository's code (`auto_map`), or
         weights that another library quantized.
     """
     for key, most in _MOST.items():
@@ -95,7 +95,7 @@ def _is_number(value: Any, fits: Callable[[float], bool]) -> bool:
 
 
 def _floats(value: Any) -> Iterator[float]:
-    """All of them, however deep."""
+    """Yields all floats in nested dicts and lists of any depth."""
     left = [value]
     while left:
         value = left.pop()
@@ -117,7 +117,7 @@ def _require_unquantized(file: Any, stored: Mapping[str, Any]) -> None:
 
 
 def _require_few_layers(file: Any, found: Any) -> None:
-    """GPT-Neo's `attention_types`, [[kinds, how often], ...]: the layers that it stands for are counted."""
+    """Limits the number of layers that GPT-Neo's `attention_types`, [[kinds, how often], ...], expands to."""
     try:
         layers = sum(len(kinds) * abs(count) for kinds, count in found or ())
     except (TypeError, ValueError):
@@ -130,15 +130,15 @@ def _require_few_layers(file: Any, found: Any) -> None:
 
 
 def _require_no_code(file: Any, auto_map: Any, config_class: Any) -> None:
-    """`auto_map` names classes in the repository's Python files; those that transformers has too are ours here.
+    """Refuses classes from the repository's Python files (`auto_map`), unless transformers has the same class.
 
-    Under a known model_type it may stand for another model, as JinaBERT's "bert" does.
+    With a known model_type the code may still be another model's, such as JinaBERT's with "bert".
     """
     stem = config_class.__name__.removesuffix("Config")
     known = re.compile(rf"([\w./-]+[.])?{stem}(Config|Model|LMHeadModel|For\w+)")
     named = auto_map if isinstance(auto_map, dict) else {"": auto_map} if auto_map is not None else {}
     for name, found in named.items():
-        # What transformers' tokenizers are made of does not stand here.
+        # AutoTokenizer is checked when the tokenizer is loaded.
         if name != "AutoTokenizer" and not (isinstance(found, str) and known.fullmatch(found)):
             raise JloraError(
                 f"{file}: auto_map: {name}: expected a class of transformers' {stem}, because a repository's own code"

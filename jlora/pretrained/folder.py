@@ -1,4 +1,4 @@
-"""Folders of safetensors files: where they are, what they hold, how they are written whole or not at all."""
+"""Finds, reads and atomically writes folders of safetensors files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack")
 
 
 class Planned(NamedTuple):
-    """A tensor to be written: its shape, and a function that gives its values in a floating point dtype."""
+    """A tensor to write: its shape, and a function that returns its values in a floating point dtype."""
 
     shape: tuple[int, ...]
     value: Callable[[], np.ndarray]
@@ -40,15 +40,15 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """Returns the folder or GGUF file `name`, or downloads the files of the hub's model that match `patterns`.
 
     Raises:
-      JloraError: there is no such folder, and no such model on the hub or the hub cannot be reached; the name cannot be
-        a path.
+      JloraError: there is neither such a folder nor such a model on the hub, the hub cannot be reached, or the name
+        cannot be a path.
     """
     folder = as_path(name)
     if folder.is_dir() or (folder.is_file() and is_gguf(folder)):
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists():
         raise JloraError(f"{name}: expected the folder of a model (config.json, {SINGLE_FILE}); found no such folder")
-    from huggingface_hub import snapshot_download  # and the HTTP client with it
+    from huggingface_hub import snapshot_download  # also imports an HTTP client
     from huggingface_hub.errors import HFValidationError
 
     try:
@@ -62,7 +62,7 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
 
 
 def downloaded(name: str, revision: str | None, patterns: Sequence[str]) -> Path | None:
-    """Returns what `fetch` would without a download; None if no such files are on this disk."""
+    """Returns what `fetch` would return without a download; None if there are no such files on this disk."""
     folder = as_path(name)
     if folder.is_file():
         return folder
@@ -81,8 +81,8 @@ def open_tensors(folder: Path) -> Mapping[str, StoredTensor | GgufTensor]:
     """Opens a GGUF file, `model.safetensors`, or the shards in `model.safetensors.index.json`, as {key: tensor}.
 
     Raises:
-      JloraError: no such files (pickles are named and never opened), whatever `open_safetensors` and `gguf_tensors`
-        refuse, a missing shard or key that the index names, a shard in another folder, a key that is in two shards or
+      JloraError: there are no such files (pickles are named and never opened), `open_safetensors` or `gguf_tensors`
+        refuses one, a shard or key of the index is missing, a shard is in another folder, or a key is in two shards or
         not in the index.
     """
     if is_gguf(folder):
@@ -118,14 +118,14 @@ def _require_all_named(
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """{key: the file that has it}, files beside the index alone."""
+    """Reads {key: the file that has it} from the index; only files in the same folder are accepted."""
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict):
         raise JloraError(f"{index}: weight_map: expected an object of key: file name; found {reprlib.repr(where)}")
     for key, file in where.items():
         if not isinstance(file, str) or not _FILE_NAME.fullmatch(file):
             found = reprlib.repr(file)
-            raise JloraError(f"{index}: weight_map: {key}: expected the name of a file beside it; found {found}")
+            raise JloraError(f"{index}: weight_map: {key}: expected the name of a file in its folder; found {found}")
     return where
 
 
@@ -149,13 +149,13 @@ def _no_weights(folder: Path) -> str:
 def write_model(
     folder: Path, tensors: Mapping[str, Planned], configs: Sequence[Any], dtype: str, max_shard_bytes: int
 ) -> None:
-    """Writes the weights, rounded once to `dtype`, and `configs` by their `save_pretrained`; replaces weights there.
+    """Writes the weights, rounded once to `dtype`, and `configs` by their `save_pretrained`; replaces old weights.
 
-    All is written beside its place first, one tensor in memory at a time. The file that makes a folder a model comes
-    into place last, so that a crash leaves the folder without weights rather than with half of them.
+    Everything is written to a temporary folder first, with one tensor in memory at a time. The file that readers look
+    for is moved last, so that after a crash the folder has no weights rather than only half of them.
 
     Raises:
-      JloraError: a dtype that is not in DTYPES; a finite value that `dtype` cannot hold.
+      JloraError: `dtype` is not in DTYPES, or cannot hold a finite value.
     """
     if dtype not in DTYPES:
         raise JloraError(f"dtype: expected one of {', '.join(DTYPES)}; found {dtype!r}")
@@ -166,7 +166,7 @@ def write_model(
 
 
 def whole_model(folder: Path) -> AbstractContextManager[Path]:
-    """A `whole_folder` whose weights replace all weights that are there."""
+    """Returns a `whole_folder` whose weights replace all old weights."""
     return whole_folder(folder, last=(SINGLE_FILE, INDEX_FILE), stale=WEIGHT_PATTERNS)
 
 
@@ -187,7 +187,7 @@ def _write_shards(folder: Path, tensors: Mapping[str, Planned], dtype: np.dtype,
 
 
 def _write_file(file: Path, tensors: Mapping[str, Planned], dtype: np.dtype) -> None:
-    """A safetensors file: the header's length, the header, the tensors one behind the other."""
+    """Writes a safetensors file: the header's length, the header, then one tensor after another."""
     code = next(name for name, known in READABLE.items() if known == dtype)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

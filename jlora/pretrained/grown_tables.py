@@ -24,7 +24,7 @@ from jlora.tree.module_names import hf_keys, is_transposed
 from jlora.tree.output_heads import HEAD
 
 _BLOCK = 4096
-"""Rows that are summed at a time."""
+"""How many rows are summed at a time."""
 
 
 def with_vocabulary(model: Any, size: int) -> Any:
@@ -47,7 +47,7 @@ def grown(model: Any, base: Any, size: int, mesh: Mesh | None = None) -> tuple[A
     """Returns (model, base) with `size` tokens, at least as many as they have. All processes must call it.
 
     Args:
-      mesh: where the base lies.
+      mesh: the mesh that the base is on, or None.
     """
     if size == model.config.vocab_size:
         return model, base
@@ -57,12 +57,12 @@ def grown(model: Any, base: Any, size: int, mesh: Mesh | None = None) -> tuple[A
 
 
 def load_grown(model: Any, name: str, *, mesh: Mesh | None = None, **options: Any) -> Any:
-    """Loads the weights of the model `name`, as `load_weights` does, with as many tokens as `model` has.
+    """Loads the weights of the model `name` with `load_weights`, and grows them to as many tokens as `model` has.
 
     Args:
-      model: with the tokens of the files, or more.
-      name: as a config names a model.
-      mesh, options: `load_weights`'s.
+      model: has as many tokens as the files, or more.
+      name: the model's name in the config.
+      mesh, options: of `load_weights`.
     """
     folder = model_folder(name)
     stored = with_vocabulary(model, load_config(folder).vocab_size)

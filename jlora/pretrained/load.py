@@ -1,7 +1,7 @@
-"""Hugging Face models in and out: config, linen module, frozen tree.
+"""Loads and saves Hugging Face models: config, linen module, frozen tree.
 
-The tree is the one that `model.init` gives, {"params": ...}, so that `model.apply(base, batch)` works;
-`jlora.tree.module_names` says which checkpoint keys a leaf is.
+The tree is that of `model.init`, {"params": ...}, so that `model.apply(base, batch)` works. `jlora.tree.module_names`
+translates the paths of leaves to checkpoint keys.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 
 
 def load_config(name: str, *, revision: str | None = None, **overrides: Any) -> PreTrainedConfig:
-    """The config of the model folder or hub model `name`; code that a repository may bring is never run.
+    """Loads the config of the model folder or hub model `name`; never runs code from a repository.
 
     Args:
       name: a folder with config.json, a GGUF file, or a hub id.
@@ -50,10 +50,10 @@ def load_config(name: str, *, revision: str | None = None, **overrides: Any) -> 
       overrides: config keys to replace, such as `num_labels`, `id2label`, `label2id`, `problem_type`.
 
     Raises:
-      JloraError: no such folder or hub model, an unsupported `model_type`, a key or a value that the config
-        class does not take, labels that contradict `num_labels`.
+      JloraError: no such folder or hub model, an unsupported `model_type`, a key or value that the config class does
+        not accept, or labels that contradict `num_labels`.
     """
-    from transformers import CONFIG_MAPPING  # half a second, and where PyTorch is installed seconds more
+    from transformers import CONFIG_MAPPING  # takes half a second, and seconds if PyTorch is installed
 
     place = fetch(name, revision, ["config.json", GENERATION_FILE])
     file = place if is_gguf(place) else place / "config.json"
@@ -67,12 +67,12 @@ def load_config(name: str, *, revision: str | None = None, **overrides: Any) -> 
             raise JloraError(f"{key}: expected a key of {config_class.__name__}{nearest(key, known.to_dict())}")
     try:
         return config_class(**_merged(stored, overrides))
-    except Exception as error:  # whatever transformers' class makes of a value that it does not take
+    except Exception as error:  # transformers' classes raise various exceptions for wrong values
         raise JloraError(f"{file}: {error}") from error
 
 
 def _stored(folder: Path) -> dict[str, Any]:
-    """config.json, with the stop tokens of generation_config.json where that has some: generation goes by those."""
+    """Reads config.json; the stop tokens of generation_config.json, which generation uses, replace its own."""
     stored, generation = read_json(folder / "config.json"), folder / GENERATION_FILE
     stops = read_json(generation).get("eos_token_id") if generation.is_file() else None
     require_token_ids(generation, "eos_token_id", stops)
@@ -80,13 +80,13 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 
 def stop_ids(config: PreTrainedConfig) -> tuple[int, ...]:
-    """The ids of the tokens that end what a model of this config generates; () where it has none."""
+    """Returns the ids of the tokens that end a generated text; () if the config has none."""
     found = getattr(config, "eos_token_id", None)
     return tuple(found) if isinstance(found, list | tuple) else () if found is None else (found,)
 
 
 def _merged(stored: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """`stored` with `overrides`; label names that were stored for another number of labels are left out."""
+    """Applies `overrides` to `stored`, and drops label names that were stored for another number of labels."""
     merged = {key: value for key, value in stored.items() if key not in ("dtype", "torch_dtype")} | overrides
     names, count = overrides.get("id2label"), overrides.get("num_labels")
     if names is not None and count is not None and len(names) != count:
@@ -114,29 +114,29 @@ def load_base(
     mesh: Mesh | None = None,
     **config_overrides: Any,
 ) -> tuple[nn.Module, Any]:
-    """The linen model and its weights, from a Hugging Face folder or hub id.
+    """Loads the linen model and its weights from a Hugging Face folder or hub id.
 
     Args:
       name: a folder with config.json and safetensors files, a GGUF file, or a hub id.
       revision: the hub's branch, tag or commit.
-      num_labels: a classifier's number of logits; None takes the config's.
+      num_labels: a classifier's number of logits; None means the config's.
       key: initialises a head that the checkpoint does not have.
       new_head: replaces a head for another number of classes with a newly initialised one.
       dtype: the dtype to compute in; logits are float32.
       param_dtype: of the parameters, float32 or bfloat16.
-      quantize: "nf4" or "int8" holds the weights of linear layers in 4 or 8 bits (`Quantized` leaves, which
-        `jlora.adapt(model.apply)` takes); the dense model never exists.
+      quantize: "nf4" or "int8" stores the weights of linear layers in 4 or 8 bits (`Quantized` leaves, which
+        `jlora.adapt(model.apply)` accepts); the dense model is never in memory.
       remat: compute a layer's values again in the backward pass instead of keeping them.
-      mesh: puts the weights on its devices, as `base_shardings` has them; no process reads all of them.
+      mesh: splits the weights over its devices, as `base_shardings` says; no process reads all of them.
       config_overrides: other config keys to replace, such as `id2label`; `tie_word_embeddings=False` gives a tied head
         its own table, a copy of the embedding.
 
     Returns:
-      (model, base): `model.apply(base, batch)` gives logits, float32: (B, num_labels) of a classifier, (B, T, vocab)
+      (model, base): `model.apply(base, batch)` returns logits, float32: (B, num_labels) of a classifier, (B, T, vocab)
       of a causal language model.
 
     Raises:
-      JloraError: whatever `load_config`, `build` and `load_weights` refuse.
+      JloraError: as for `load_config`, `build` and `load_weights`.
     """
     if num_labels is not None:
         config_overrides["num_labels"] = num_labels

@@ -1,4 +1,4 @@
-"""Where the name of a model or data set points: a file or folder, an installed package, or the hub."""
+"""Finds what the name of a model or data set means: a file or folder, an installed package, or the hub."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ _REFUSALS_OF_A_PROXY = (403, 407, 451)
 def local_path(name: str) -> Path | None:
     """Returns the existing file or folder `name`, or None if it is the name of a hub repository.
 
-    `package:PKG/inner/path` is a file or folder inside the installed Python package PKG, which is found
-    without being imported. Raises JloraError if `name` can only be a path and does not exist, or if the system cannot
-    have such a path.
+    `package:PKG/inner/path` is a file or folder inside the installed Python package PKG, which is found without being
+    imported.
+
+    Raises:
+      JloraError: `name` can only be a path and does not exist, or the system cannot have such a path.
     """
     if name.startswith("package:"):
         return _package_path(name)
@@ -44,9 +46,12 @@ def model_folder(name: str) -> str:
 
 
 def hub_answers(timeout: float = 10.0) -> bool:
-    """Whether the hub (`HF_ENDPOINT`) answers one request; decided within `timeout` seconds whatever hangs.
+    """Returns whether the hub (`HF_ENDPOINT`) answers a request within `timeout` seconds.
 
-    False without asking where `HF_HUB_OFFLINE` is set. Raises JloraError for an endpoint that is not http(s).
+    Returns False without asking if `HF_HUB_OFFLINE` is set.
+
+    Raises:
+      JloraError: the endpoint is not http(s).
     """
     if constants.is_offline_mode():
         return False
@@ -61,7 +66,7 @@ def hub_answers(timeout: float = 10.0) -> bool:
             return
         answers.append(status < 500 and status not in _REFUSALS_OF_A_PROXY)
 
-    # A name lookup that hangs obeys no timeout: it is left behind in a thread that dies with the process.
+    # No timeout applies to a name lookup that hangs, so it runs in a thread that ends with the process.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(timeout)
@@ -69,13 +74,13 @@ def hub_answers(timeout: float = 10.0) -> bool:
 
 
 def forbid_network() -> None:
-    """From now on huggingface_hub, transformers and datasets use their caches only, child processes too."""
+    """Makes huggingface_hub, transformers and datasets use only their caches from now on, also in child processes."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     constants.HF_HUB_OFFLINE = True
 
 
 def settle_hub(name: str) -> None:
-    """Where `name` is on a hub that does not answer, only its cache is used from now on, and nothing waits."""
+    """If `name` is on the hub but the hub does not answer, calls `forbid_network`, so that nothing waits for it."""
     if local_path(name) is None and not hub_answers():
         forbid_network()
 

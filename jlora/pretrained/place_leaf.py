@@ -1,4 +1,4 @@
-"""One leaf of a model from the tensors of its file: cast, quantized, and put on the device or the mesh."""
+"""Loads one leaf of a model from the tensors of its file: casts, quantizes and places it on the device or mesh."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from jlora.tree.quantized import Kind
 
 
 def load_leaf(path: str, tensors: list[Any], dtype: Any, quantize: Kind | None, mesh: Mesh | None) -> Any:
-    """One leaf: its single tensor, or the tensors of all layers stacked on axis 0, each quantized as it comes."""
+    """Loads one leaf from its tensor, or from the tensors of all layers, which are stacked on axis 0.
+
+    Each layer is quantized before the next one is read, so that the dense stack is never in memory.
+    """
     if not is_stacked(path):
         return _quantized(path, tensors[0], dtype, quantize, mesh)
     stack = None
@@ -32,21 +35,24 @@ def load_leaf(path: str, tensors: list[Any], dtype: Any, quantize: Kind | None, 
 
 
 def _zeros(count: int, layer: jax.Array) -> jax.Array:
-    """(count, *layer), whose layers lie as this one does."""
+    """Makes zeros (count, *layer.shape), sharded like `layer` and not split over the layers."""
     lies = layer.sharding
     stacked = NamedSharding(lies.mesh, PartitionSpec(None, *lies.spec)) if isinstance(lies, NamedSharding) else None
     return jnp.zeros((count, *layer.shape), layer.dtype, device=stacked)
 
 
 def _quantized(path: str, tensor: Any, dtype: Any, kind: Kind | None, mesh: Mesh | None) -> Any:
-    """A tensor where the leaf at `path` is to lie, quantized where it is to be: whole, so that no scale is another."""
+    """Places one checkpoint tensor on its device or mesh. A linear weight is quantized first.
+
+    It is quantized as a whole, so that its scales do not depend on the mesh.
+    """
     if kind is None or not is_linear_weight(path):
         return _put(path, tensor, dtype, mesh)
     return spread(path, quantize_leaf(_put(path, tensor, dtype, None), kind), mesh)
 
 
 def _put(path: str, tensor: Any, dtype: Any, mesh: Mesh | None) -> jax.Array:
-    """A tensor of a file on the device or the mesh, in memory of its own and in the order of the leaf at `path`."""
+    """Copies a tensor of a file to the device or the mesh, transposed if the leaf at `path` is."""
     turned = is_transposed(path)
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
@@ -60,7 +66,7 @@ def _put(path: str, tensor: Any, dtype: Any, mesh: Mesh | None) -> jax.Array:
 
 
 def spread(path: str, leaf: Any, mesh: Mesh | None) -> Any:
-    """A leaf, or a layer of one, that lies on this process's first device, on the mesh."""
+    """Splits a leaf, or one of its layers, that is on this process's first device over the mesh."""
     if mesh is None:
         return leaf
     shardings = leaf_shardings(path, leaf, mesh)
@@ -69,5 +75,5 @@ def spread(path: str, leaf: Any, mesh: Mesh | None) -> Any:
 
 @partial(jax.jit, donate_argnums=0)
 def _with_layer(stack: Any, value: Any, layer: int) -> Any:
-    """`stack`, whose arrays are (layers, ...), updated in place."""
+    """Writes one layer into `stack`, whose arrays are (layers, ...), in place."""
     return jax.tree.map(lambda xs, x: jax.lax.dynamic_update_index_in_dim(xs, x, layer, 0), stack, value)

@@ -1,7 +1,7 @@
-"""A language model's head and embedding in a checkpoint: one tensor, or two.
+"""Decides whether a checkpoint's head and embedding are one tensor or two.
 
 A config with `tie_word_embeddings` says that they are one. If the files hold both and the values differ, the head is
-loaded as a separate table all the same, as in transformers.
+still loaded as a separate table, as in transformers.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger("jlora")
 
 _ROWS = 4096
-"""Rows of two tables that are compared at a time."""
+"""How many rows of two tables are compared at a time."""
 
 
 def with_stored_head(config: PreTrainedConfig, name: str, *, revision: str | None = None) -> PreTrainedConfig:
     """Sets `tie_word_embeddings` to false if the files hold a head that differs from the embedding.
 
-    Downloads nothing: if no weights are on this disk, the config stays as it is.
+    It downloads nothing: if no weights are on this disk, the config is not changed.
 
     Args:
-      config: as `load_config` gives it.
+      config: from `load_config`.
       name, revision: the model's, as for `load_weights`.
 
     Raises:
-      JloraError: whatever `open_tensors` refuses.
+      JloraError: as for `open_tensors`.
     """
     kind = family(config.model_type)
     if kind.task != "CAUSAL_LM" or not config.tie_word_embeddings:
@@ -61,11 +61,11 @@ def with_both_tables(model: Any, folder: Path, tensors: Mapping[str, Any]) -> di
     """Adds the head, or the embedding, that the files leave out because it equals the other one.
 
     Args:
-      model: a causal language model; where its head is tied, the result has no head.
-      tensors: {today's key: tensor} of the files.
+      model: a causal language model; if its head is tied, the result has no head.
+      tensors: {current key: tensor} of the files.
 
     Raises:
-      JloraError: a tied model whose files hold a head that differs from the embedding.
+      JloraError: the model is tied, but its files hold a head that differs from the embedding.
     """
     kind, found = family(model.config.model_type), dict(tensors)
     embedding_key = f"{kind.embedding}.weight"
@@ -92,7 +92,7 @@ def with_both_tables(model: Any, folder: Path, tensors: Mapping[str, Any]) -> di
 
 
 def _files_tie(folder: Path, config: PreTrainedConfig, tensors: Mapping[str, Any]) -> bool:
-    """Tells whether the checkpoint itself ties head and embedding; a GGUF file does so by leaving out the head."""
+    """Returns whether the checkpoint itself ties head and embedding; a GGUF file does so by leaving out the head."""
     if is_gguf(folder):
         return HEAD_KEY not in tensors
     file = folder / "config.json"
@@ -114,7 +114,7 @@ def _first(tensors: Mapping[str, Any], names: tuple[str, ...]) -> Any:
 
 
 def _are_equal(head: Any, embedding: Any) -> bool:
-    """Tells whether two tensors of files hold the same numbers, reading them up to the first difference."""
+    """Returns whether two tensors of files hold the same numbers; reads them up to the first difference."""
     if head is embedding:
         return True
     for tensor in (head, embedding):

@@ -20,8 +20,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Loads the tokenizer in the model's folder or GGUF file; never runs a repository's code.
 
     Raises:
-      JloraError: the folder or hub model has no tokenizer, or one without a vocabulary; whatever
-        `copy_tokenizer_files` refuses; a GGUF file's tokenizer that is not supported.
+      JloraError: the folder or hub model has no tokenizer, or one without a vocabulary; `copy_tokenizer_files` refuses
+        its files; or a GGUF file's tokenizer is not supported.
     """
     from transformers import AutoTokenizer
 
@@ -35,13 +35,13 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             tokenizer("a b\n")  # many errors in a file appear only when it is used
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # such files raise anything; a Rust panic is no Exception
+        except BaseException as error:  # such files can cause any exception; a Rust panic is not an Exception
             found = str(error).replace(plain, str(folder))
-            raise JloraError(f"{name}: expected a tokenizer beside the model (tokenizer.json); found {found}") from None
+            raise JloraError(f"{name}: expected a tokenizer with the model (tokenizer.json); found {found}") from None
     tokenizer.name_or_path = str(folder)
-    # Without any file transformers makes a tokenizer of the special tokens alone, and says nothing.
+    # Without any file, transformers silently makes a tokenizer that has only the special tokens.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise JloraError(f"{name}: expected a tokenizer beside the model (tokenizer.json); found no words of one")
+        raise JloraError(f"{name}: expected a tokenizer with the model (tokenizer.json); found no words of one")
     return tokenizer
 
 

@@ -31,7 +31,7 @@ TOKENIZER_FILES = (
     "*.tiktoken",
 )  # fmt: skip
 _LARGEST = 2**27
-"""Bytes of all files together. The tokenizer.json of 250 000 tokens has 35 MB."""
+"""The most bytes of all files together. The tokenizer.json of 250 000 tokens has 35 MB."""
 _TOKENIZER_CLASS = re.compile(r"(?!Auto)\w*(Tokenizer|TokenizerFast|Backend)")
 _VERSIONED = r"^tokenizer\.[\d.]+\.json$"
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
@@ -141,11 +141,11 @@ _PLAIN: dict[str, Callable[[Path, Mapping[str, Any]], dict[str, Any]]] = {
     "special_tokens_map.json": _plain_special_tokens,
     "added_tokens.json": _plain_added_tokens,
 }
-"""{file: function that gives the keys to copy}; other JSON is copied unchanged."""
+"""{file: function that returns the keys to copy}; other JSON is copied unchanged."""
 
 
 def _require_tokenizer_class(file: Path, stored: Mapping[str, Any]) -> None:
-    """Requires a tokenizer: transformers calls `from_pretrained` of any object so named; some run a folder's code."""
+    """Requires a tokenizer's class: transformers calls `from_pretrained` of any class, and some run a folder's code."""
     name = stored.get("tokenizer_class")
     if name is not None and not _is_tokenizer_class(name):
         raise JloraError(f"{file}: tokenizer_class: expected a tokenizer of transformers; found {reprlib.repr(name)}")

@@ -1,4 +1,4 @@
-"""A model's weights from and to safetensors files: the same map from leaves to keys, walked both ways."""
+"""Loads and saves a model's weights in safetensors files, with one map between leaves and keys for both directions."""
 
 from __future__ import annotations
 
@@ -44,24 +44,24 @@ def load_weights(
     """Loads the weights of `model` tensor by tensor: each is cast and put on the device before the next is read.
 
     Args:
-      model: as `build` gives it.
+      model: from `build`.
       name: a folder with safetensors files, a GGUF file, or a hub id.
       param_dtype: of the leaves, float32 or bfloat16.
-      quantize: "nf4" or "int8" gives `Quantized` leaves in place of the weights of linear layers, heads apart. Each
-        layer's is quantized as it is read, so that the dense model never exists.
+      quantize: "nf4" or "int8" makes `Quantized` leaves of the weights of linear layers, except heads. Each layer is
+        quantized when it is read, so that the dense model is never in memory.
       key: initialises a head that the files do not have; the log names it.
       new_head: replaces a head for another number of classes with a newly initialised one.
       revision: the hub's branch, tag or commit.
-      mesh: puts the leaves on its devices, as `jlora.base_shardings` has them. A process reads what its own devices
-        hold; a tensor that is quantized, or in a GGUF file, is read whole for a moment.
+      mesh: splits the leaves over its devices, as `jlora.base_shardings` says. A process reads only what its own
+        devices hold, except that it reads tensors to be quantized, and those of GGUF files, in full for a moment.
 
     Returns:
       {"params": ...} with the shapes of `abstract_base(model)`.
 
     Raises:
-      JloraError: no safetensors files (pickles are never opened), a file that is not whole, a missing, an
-        unexpected or a wrongly shaped key, a dtype that is not floating point, a new head without `key`, another
-        `param_dtype` or `quantize`.
+      JloraError: there are no safetensors files (pickles are never opened), a file is incomplete, a key is missing,
+        unexpected or of another shape, a dtype is not floating point, a new head needs a `key`, or `param_dtype` or
+        `quantize` has another value.
     """
     _require_options(param_dtype, quantize)
     folder, abstract = fetch(name, revision, WEIGHT_PATTERNS), abstract_base(model)
@@ -77,7 +77,8 @@ def load_weights(
     sources = {path: [tensors[name] for name in names] for path, names in wanted.items() if path not in new}
     for path, stored in sources.items():
         _require_shapes(path, leaves[path].shape, stored, family(model.config.model_type).new_heads)
-    # The largest first: what is held twice for a moment is so beside little else.
+    # Load the largest tensors first. Each exists twice for a moment (file and device), and early on the memory is
+    # almost empty.
     order = sorted(sources, key=lambda path: leaves[path].size, reverse=True)
     loaded = {path: load_leaf(path, sources[path], param_dtype, quantize, mesh) for path in order}
     if new and key is not None:
@@ -96,7 +97,7 @@ def _require_options(param_dtype: Any, quantize: Any) -> None:
 
 
 def new_heads(model: Any, name: str, *, new_head: bool = False, revision: str | None = None) -> dict[str, list[str]]:
-    """The heads that the files do not have, so that `load_weights` initialises them: {path of a leaf: keys}.
+    """Returns {path of a leaf: keys} of the heads that the files lack and `load_weights` would initialise.
 
     Arguments and errors are those of `load_weights`; no tensor is read.
     """
@@ -107,21 +108,21 @@ def new_heads(model: Any, name: str, *, new_head: bool = False, revision: str | 
 def save_base(
     folder: str | Path, model: Any, base: Any, *, dtype: str = "float32", max_shard_bytes: int = 5_000_000_000
 ) -> None:
-    """Writes `base` as a checkpoint of the Hugging Face class that has the name of `model`'s.
+    """Writes `base` as a checkpoint of the Hugging Face class with the same name as `model`'s class.
 
-    Leaves model.safetensors (shards and an index above `max_shard_bytes`), config.json and, of a causal language model,
-    generation_config.json in `folder`; other files there stay, older weights are replaced. A crash leaves no half
-    model. One layer's tensor at a time is copied.
+    Writes model.safetensors (shards and an index above `max_shard_bytes`), config.json and, for a causal language
+    model, generation_config.json. Older weights in `folder` are replaced, and other files remain. A crash leaves no
+    incomplete model. Only one layer's tensor is copied at a time.
 
     Args:
-      folder: is made where it does not exist.
-      model, base: as `load_base` gives them; `base` may be any tree of the same paths and shapes. Quantized weights
-        are written as the numbers that they stand for.
+      folder: created if it does not exist.
+      model, base: from `load_base`; `base` may be any tree of the same paths and shapes. Quantized weights are written
+        dequantized.
       dtype: "float32", "bfloat16" or "float16"; values are rounded to it once.
       max_shard_bytes: size in bytes above which a file is split.
 
     Raises:
-      JloraError: `base` is no tree of this model, an unknown dtype, a value too large for it.
+      JloraError: `base` is not a tree of this model, `dtype` is unknown or cannot hold a value.
     """
     expected = {path: leaf.shape for path, leaf in leaves_by_path(abstract_base(model)).items()}
     leaves = leaves_by_path(base)
@@ -143,7 +144,7 @@ def save_base(
 
 
 def _generation(config: Any) -> GenerationConfig:
-    """Where generation starts, stops and is padded; Hugging Face reads that from a file of its own."""
+    """Makes the generation config (start, stop and padding tokens), which Hugging Face reads from its own file."""
     from transformers import GenerationConfig
 
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -155,7 +156,7 @@ def _keys(path: str, shape: tuple[int, ...]) -> list[str]:
 
 
 def _stored_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of one layer's tensor in a checkpoint."""
+    """Returns the shape of one layer's tensor in a checkpoint."""
     shape = shape[1:] if is_stacked(path) else shape
     return shape[::-1] if is_transposed(path) else shape
 
@@ -164,7 +165,8 @@ class _Match(NamedTuple):
     """The comparison of a folder's keys with a model's.
 
     Attributes:
-      wanted: {path: its keys}. tensors: {key: tensor}.
+      wanted: {path: its keys}.
+      tensors: {key: tensor}.
       new: paths of new heads.
       dropped: keys that are not read.
       replaced: {key: its shape in the files} of heads that are replaced because their size differs.
@@ -192,14 +194,14 @@ def _matched(model: Any, folder: Path, leaves: Mapping[str, Any], new_head: bool
 def _of_another_size(
     module: Any, tensors: Mapping[str, Any], wanted: Mapping[str, list[str]], leaves: Mapping[str, Any]
 ) -> dict[str, tuple[int, ...]]:
-    """Returns {key: its shape in the files} of the heads' tensors that the model has in another shape."""
+    """Returns {key: its shape in the files} of heads that have another shape in the model."""
     expected = {name: _stored_shape(path, leaves[path].shape) for path, names in wanted.items() for name in names}
     shapes = {name: tensor.shape for name, tensor in tensors.items() if name.startswith(module.new_heads)}
     return {name: shape for name, shape in shapes.items() if shape != expected.get(name, shape)}
 
 
 def _known_tensors(module: Any, stored: Mapping[str, Any], wanted: set[str]) -> tuple[dict[str, Any], list[str]]:
-    """(the stored tensors under today's full keys, the keys that the family's tables leave out)."""
+    """Returns ({current full key: stored tensor}, the keys that are not read)."""
     known: dict[str, Any] = {}
     dropped = []
     for key, tensor in stored.items():
@@ -259,14 +261,14 @@ def _require_shapes(path: str, shape: tuple[int, ...], tensors: Iterable[Any], h
 
 
 def _tensor(path: str, leaf: Any, layer: int) -> np.ndarray:
-    """The checkpoint's tensor of one layer of a leaf."""
+    """Returns one layer of a leaf as the checkpoint's tensor."""
     value = jax.tree.map(lambda x: x[layer], leaf) if is_stacked(path) else leaf
     value = np.asarray(as_array(value, jnp.float32) if is_quantized(value) else value)
     return value.T if is_transposed(path) else value
 
 
 def _initialised(model: Any, key: jax.Array, paths: set[str]) -> dict[str, jax.Array]:
-    """The leaves at `paths` of `model.init(key, ...)`; under jit nothing else is computed."""
+    """Computes the leaves at `paths` of `model.init(key, ...)`; jit removes the computation of all others."""
     batch = {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in example_batch(model.config).items()}
 
     @jax.jit

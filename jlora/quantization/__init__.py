@@ -1,1 +1,1 @@
-"""Weights of a frozen base in 8 or 4 bits: how they are stored, and which ones."""
+"""Quantizes weights of a frozen base to 8 or 4 bits."""

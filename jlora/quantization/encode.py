@@ -1,4 +1,4 @@
-"""One weight in 8 or 4 bits: `quantize_leaf`."""
+"""`quantize_leaf`: quantizes one weight to 8 or 4 bits."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from jlora.tree.quantized import Kind, Quantized, stored_order
 def quantize_leaf(
     leaf: jax.Array | np.ndarray, kind: Kind, *, inputs: tuple[int, ...] = (0,), stack: int | None = None
 ) -> Quantized:
-    """One weight in 4 or 8 bits; a stack is worked off layer by layer.
+    """Quantizes one weight to 4 or 8 bits; a stack is quantized layer by layer.
 
     Args:
-      leaf: a dense kernel (*stack, in, out) or any other weight, floating point; numbers are taken in float32.
+      leaf: a dense kernel (*stack, in, out) or any other weight, floating point; it is converted to float32 first.
       kind: "nf4" or "int8".
-      inputs: the axes of one layer that a product contracts: a row of them is what shares a scale in int8, and
-        along them NF4's blocks run.
-      stack: how many leading axes are layers; None is all but two.
+      inputs: the axes of one layer that a product contracts. In int8 a row of inputs shares a scale; in NF4 blocks run
+        along them.
+      stack: how many leading axes are layers; None means all except two.
 
     Raises:
-      JloraError: another kind, a leaf that has not two axes besides the stack's or is not floating point, a number that
-        is not finite (where the leaf is concrete).
+      JloraError: another kind; a leaf with fewer than two axes besides the stack's, or not of floating point; a number
+        that is not finite (checked if the leaf is concrete).
     """
     stack = max(0, np.ndim(leaf) - 2) if stack is None else stack
     _require(leaf, kind, stack)
@@ -39,7 +39,7 @@ def quantize_leaf(
 
 
 def quantize_like(like: Quantized, leaf: jax.Array) -> Quantized:
-    """Another weight of its shape, as `like` is quantized and of its dtype."""
+    """Quantizes a weight in the same way as `like`, which has the same shape and dtype."""
     kind: Kind = "nf4" if isinstance(like.stored, nf4.NF4) else "int8"
     return dataclasses.replace(like, stored=_encoded(leaf, kind, len(like.stack), like.inputs))
 
@@ -58,7 +58,7 @@ def _encoded(leaf: jax.Array, kind: Kind, stack: int, inputs: tuple[int, ...]) -
 
 
 def _matrix(layer: tuple[int, ...], inputs: tuple[int, ...], kind: str) -> tuple[int, ...]:
-    """The shape in which a layer is encoded: (outputs, inputs), and one row where NF4's blocks would not fill rows."""
+    """Returns the shape in which a layer is encoded: (outputs, inputs), or one row if NF4's blocks do not fill rows."""
     columns = math.prod(layer[axis] for axis in inputs)
     return (math.prod(layer),) if kind == "nf4" and columns % nf4.BLOCK else (math.prod(layer) // columns, columns)
 

@@ -1,4 +1,4 @@
-"""Symmetric 8-bit weights with one scale for each output, as LLM.int8 (Dettmers et al. 2022) stores them."""
+"""Symmetric 8-bit weights with one scale for each output, as in LLM.int8 (Dettmers et al. 2022)."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ class Int8(NamedTuple):
         return self.scales.shape[:-1]
 
     def numbers(self, rows: int, columns: int) -> jax.Array:
-        """(*stack, rows, columns), float32."""
+        """Dequantizes to (*stack, rows, columns), float32."""
         return decode(self)
 
     def shardings(self, fit: Callable[[Any, Any], Any], stack: tuple[Any, ...], row: Any, column: Any) -> Int8:
-        """`fit(names, shape)` of each array, for matrices that are split over these axes of a mesh."""
+        """Returns `fit(names, shape)` for each array, for matrices that are split over these axes of a mesh."""
         return Int8(fit((*stack, row, column), self.codes.shape), fit((*stack, row), self.scales.shape))
 
 
 def encode(matrix: jax.Array) -> Int8:
-    """Quantizes (outputs, inputs), float32."""
+    """Quantizes a matrix (outputs, inputs), float32."""
     scales = jnp.abs(matrix).max(-1)
     steps = 127 / jnp.where(scales > 0, scales, 1)
     return Int8(jnp.round(matrix * steps[:, None]).astype(jnp.int8), scales)
 
 
 def decode(int8: Int8) -> jax.Array:
-    """The matrices (*stack, outputs, inputs), float32."""
+    """Dequantizes to matrices (*stack, outputs, inputs), float32."""
     return int8.codes.astype(jnp.float32) * int8.scales[..., None] * jnp.float32(1 / 127)

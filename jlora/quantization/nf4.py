@@ -1,7 +1,8 @@
-"""NF4 with double quantization (Dettmers et al. 2023), in the same numbers as bitsandbytes.
+"""NF4 with double quantization (Dettmers et al. 2023); gives the same numbers as bitsandbytes.
 
-Numbers go in blocks of 64: the block's largest absolute value, and for each number the nearest of 16 quantiles of the
-normal distribution. Those scales, less their mean, go in blocks of 256 in 8 bits: 0.516 bytes a number in all.
+A block of 64 numbers is stored as its largest absolute value (the scale) and, for each number, the nearest of 16
+quantiles of the normal distribution. The scales, minus their mean, are stored in blocks of 256 with 8 bits each: 0.516
+bytes per number in all.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ BLOCK = 64
 """How many numbers share a scale."""
 
 _SCALES = 256
-"""How many scales share one."""
+"""How many scales share one step."""
 
 _QUANTILES = np.array(
     [
@@ -31,13 +32,13 @@ _QUANTILES = np.array(
 
 
 class NF4(NamedTuple):
-    """Numbers in a row, a matrix whose rows are whole blocks, or a stack of such on leading axes.
+    """A vector, a matrix whose rows are complete blocks, or a stack of these on leading axes.
 
     Attributes:
-      codes: (*stack, [rows,] size / 2) uint8, places in the table of quantiles, two a byte, the upper half first.
-      scales: (*stack, [rows,] size / 64) uint8, the largest absolute value of each block less `mean`, as a place in the
-        table of `dynamic_map`.
-      steps: (*stack, blocks / 256) float32, what that table is multiplied with.
+      codes: (*stack, [rows,] size / 2) uint8, indices of the table of quantiles, two per byte, the upper half first.
+      scales: (*stack, [rows,] size / 64) uint8, the largest absolute value of each block minus `mean`, as an index of
+        the table `dynamic_map`.
+      steps: (*stack, blocks / 256) float32, factors of that table.
       mean: (*stack,) float32.
     """
 
@@ -52,18 +53,18 @@ class NF4(NamedTuple):
         return self.mean.shape
 
     def numbers(self, rows: int, columns: int) -> jax.Array:
-        """(*stack, rows, columns), or (*stack, rows * columns) where rows are no whole blocks, float32."""
+        """Dequantizes to float32 (*stack, rows, columns), or (*stack, rows * columns) if blocks do not fill rows."""
         return decode(self, rows * columns if columns % BLOCK else columns)
 
     def shardings(self, fit: Callable[[Any, Any], Any], stack: tuple[Any, ...], row: Any, column: Any) -> NF4:
-        """`fit(names, shape)` of each array, for matrices that are split over these axes of a mesh."""
+        """Returns `fit(names, shape)` for each array, for matrices that are split over these axes of a mesh."""
         names = (row, column) if self.scales.ndim == len(stack) + 2 else (None,)
         blocks = fit((*stack, *names), self.scales.shape)
         return NF4(blocks, blocks, fit((*stack, None), self.steps.shape), fit(stack, self.mean.shape))
 
 
 def encode(numbers: jax.Array) -> NF4:
-    """Quantizes float32 (size,), where the last block may be a shorter one, or (rows, size) in whole blocks."""
+    """Quantizes float32 (size,), whose last block may be shorter, or (rows, size) in complete blocks."""
     rows = numbers.shape[:-1]
     blocks = _blocks(numbers.reshape(-1), BLOCK)
     largest = jnp.abs(blocks).max(-1)
@@ -78,7 +79,7 @@ def encode(numbers: jax.Array) -> NF4:
 
 
 def decode(nf4: NF4, size: int) -> jax.Array:
-    """The numbers (*stack, [rows,] size), float32."""
+    """Dequantizes to (*stack, [rows,] size), float32."""
     stack, places = nf4.mean.shape, nf4.scales.shape
     steps = nf4.steps[..., _count(places[len(stack) :]) // _SCALES]
     mean = jnp.expand_dims(nf4.mean, tuple(range(len(stack), len(places))))
@@ -89,9 +90,9 @@ def decode(nf4: NF4, size: int) -> jax.Array:
 
 
 def dynamic_map() -> np.ndarray:
-    """The 256 numbers of a dynamic 8-bit float (Dettmers 2016) in rising order, float32.
+    """Returns the 256 numbers of a dynamic 8-bit float (Dettmers 2016) in ascending order, float32.
 
-    0, 1, and with either sign the middles of 2^i equal parts of [0.1, 1], times 10^(i - 6), for i from 0 to 6.
+    They are 0, 1 and, with both signs, the centers of 2^i equal parts of [0.1, 1] times 10^(i - 6), for i from 0 to 6.
     """
     numbers = [np.array([0.0, 1.0], np.float32)]
     for i in range(7):
@@ -102,35 +103,35 @@ def dynamic_map() -> np.ndarray:
 
 
 def _edges(parts: int) -> np.ndarray:
-    """The edges of equal parts of [0.1, 1], each counted from the nearer end, as PyTorch rounds them."""
+    """Returns the edges of equal parts of [0.1, 1], each computed from the nearer end, so that it rounds as PyTorch."""
     start, count = np.float32(0.1), np.arange(parts + 1)
     step = np.float64((np.float32(1) - start) / np.float32(parts))
     return np.where(count < (parts + 1) // 2, start + step * count, 1 - step * (parts - count)).astype(np.float32)
 
 
 def _nearest(numbers: jax.Array, table: np.ndarray) -> jax.Array:
-    """The places of the nearest entries of a rising table, uint8; halfway between two, that of the lower one."""
+    """Returns the indices, uint8, of the nearest entries of an ascending table; the lower one if halfway."""
     middles = (table[:-1] + table[1:]) / np.float32(2)
-    method = "compare_all" if table.size == _QUANTILES.size else "scan"  # of few entries fused into one pass
+    method = "compare_all" if table.size == _QUANTILES.size else "scan"  # few entries: XLA fuses it into one pass
     return jnp.searchsorted(jnp.asarray(middles), numbers, method=method).astype(jnp.uint8)
 
 
 def _inverse(largest: jax.Array) -> jax.Array:
-    """1 / largest, and 0 where there is nothing but zeros."""
+    """Returns 1 / largest, and 0 for blocks of zeros."""
     return jnp.where(largest < np.finfo(np.float32).tiny, 0, 1 / largest)
 
 
 def _blocks(numbers: jax.Array, size: int) -> jax.Array:
-    """(count, size), the last one filled with zeros."""
+    """Splits into blocks (count, size); the last one is padded with zeros."""
     return _padded(numbers, size).reshape(-1, size)
 
 
 def _count(shape: tuple[int, ...]) -> jax.Array:
-    """0, 1, 2, ... in an array (size,) or (rows, size), int32; each device counts its part of it."""
+    """Returns 0, 1, 2, ... in an array (size,) or (rows, size), int32; each device computes only its part."""
     numbers = jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
     return numbers if len(shape) == 1 else numbers + shape[1] * jax.lax.broadcasted_iota(jnp.int32, shape, 0)
 
 
 def _padded(numbers: jax.Array, size: int) -> jax.Array:
-    """Zeros behind the last axis, up to a multiple of `size`."""
+    """Appends zeros on the last axis, up to a multiple of `size`."""
     return jnp.pad(numbers, [*[(0, 0)] * (numbers.ndim - 1), (0, -numbers.shape[-1] % size)])

@@ -1,4 +1,4 @@
-"""`quantize` and `dequantize`: the weights of a whole tree."""
+"""`quantize` and `dequantize`: convert the weights of a tree."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from jlora.tree.quantized import Kind, Quantized, as_array, is_quantized
 def quantize(
     base: Any, kind: Kind, fn: Callable, *args: Any, target_modules: str | Sequence[str] = "all-linear", **kwargs: Any
 ) -> Any:
-    """The base with weights in 4 or 8 bits: the same tree with `Quantized` leaves, which `adapt` takes.
+    """Quantizes the weights of a base to 4 or 8 bits: the same tree with `Quantized` leaves, which `adapt` accepts.
 
-    The layout is bitsandbytes': a weight goes by its rows (outputs, inputs), those of a stack layer by layer. Which
-    axes these are comes from how `fn` uses the weight. The given base is left as it is.
+    The layout is that of bitsandbytes: the rows of a weight (outputs, inputs), each layer of a stack on its own. Which
+    axes are outputs and inputs follows from how `fn` uses the weight. The given base is not changed.
 
     Args:
-      base: what `fn` takes first, any pytree of arrays.
-      kind: "nf4", 4 bits with double quantization (QLoRA), 0.516 bytes a number; or "int8", 8 bits with a scale for
+      base: the first argument of `fn`, any pytree of arrays.
+      kind: "nf4", 4 bits with double quantization (QLoRA), 0.516 bytes per number; or "int8", 8 bits with a scale for
         each output.
-      fn, args, kwargs: the function, traced abstractly (ShapeDtypeStructs will do for args).
-      target_modules: as LoraConfig's. "all-linear" is every weight of matrix products alone that is in no output head:
-        embeddings, tied or not, and heads stay as they are.
+      fn, args, kwargs: the function, traced abstractly (args may be ShapeDtypeStructs).
+      target_modules: as in LoraConfig. "all-linear" means all weights that are used only in matrix products and are
+        not in an output head: embeddings, tied or not, and heads are not quantized.
 
     Raises:
-      JloraError: an entry matches nothing that could be quantized, or some layers of a stack and not others; a weight
-        that has no two axes or is not finite.
+      JloraError: an entry matches nothing that could be quantized, or only some layers of a stack; a weight has fewer
+        than two axes or is not finite.
     """
     leaves, uses = array_leaves(base), find_uses(fn, base, *args, **kwargs)
     config = LoraConfig(target_modules=target_modules)
@@ -48,7 +48,7 @@ def quantize(
 
 
 def dequantize(tree: Any, dtype: Any = None) -> Any:
-    """The tree with an array for each `Quantized` leaf, of `dtype` or of the weight's own; other leaves as they are."""
+    """Replaces each `Quantized` leaf by an array of `dtype`, or of the weight's own dtype."""
     return jax.tree.map(lambda x: as_array(x, dtype) if is_quantized(x) else x, tree, is_leaf=is_quantized)
 
 
@@ -72,7 +72,7 @@ def _is_chosen(config: LoraConfig, path: str, names: list[str], uses: tuple[Use,
 
 
 def _quantized(path: str, leaf: Any, kind: Kind, uses: tuple[Use, ...]) -> Quantized:
-    """The leaf with its rows as torch has them: a Linear's are its outputs, an embedding's what is looked up."""
+    """Quantizes the leaf with the rows of its torch weight: the outputs of a Linear, the entries of an embedding."""
     use = next(use for use in uses if use.inputs and use.outputs)
     stack = len(use.stack) if use.stack == tuple(range(len(use.stack))) else 0
     columns = use.outputs if use.kind == "lookup" else use.inputs

@@ -1,1 +1,1 @@
-"""Which axis of which leaf is on which devices."""
+"""Decides how the axes of leaves are split over devices."""

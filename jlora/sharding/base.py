@@ -1,4 +1,4 @@
-"""Which axes of a mesh split the leaves of a base."""
+"""Chooses the axes of a mesh that split the leaves of a base."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from jlora.tree.leaf_paths import array_leaves, replace_leaves
 
 
 def base_shardings(base: Any, mesh: Mesh) -> Any:
-    """The tree of `base` with a NamedSharding for each array, those inside of `Quantized` leaves too.
+    """Returns the tree of `base` with a NamedSharding for each array, also for those inside `Quantized` leaves.
 
-    Kernels (in, out) are split over (fsdp, tensor), or over (tensor, fsdp) where a layer takes what the one before
-    gives; embeddings (rows, features) over (tensor, fsdp). All else, and an axis that they do not divide, is whole.
+    Kernels (in, out) are split over (fsdp, tensor), or over (tensor, fsdp) if the layer is the second of two
+    consecutive linear layers; embeddings (rows, features) over (tensor, fsdp). All other arrays, and axes that the mesh
+    does not divide evenly, are not split.
 
     Args:
       base: tree of arrays or ShapeDtypeStructs with the paths of a model of `jlora.models`; leaves with other names
-        lie whole on each device.
+        are replicated on each device.
     """
     return replace_leaves(base, {path: leaf_shardings(path, leaf, mesh) for path, leaf in array_leaves(base).items()})

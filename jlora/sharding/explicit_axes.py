@@ -1,4 +1,4 @@
-"""Arrays whose sharding is part of their type, on meshes with Explicit axes (the default of `jax.make_mesh`)."""
+"""Supports arrays whose sharding is part of their type: meshes with Explicit axes, the default of `jax.make_mesh`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def axis_names(x: jax.Array) -> tuple:
 
 
 def split_like(x: jax.Array, other: jax.Array) -> jax.Array:
-    """Gives `x` the sharding of `other`, an array of as many axes to which it is added; axes of size 1 stay whole."""
+    """Gives `x` the sharding of `other`, an array with as many axes; axes of size 1 are not split."""
     mesh = explicit_mesh(other)
     if mesh is None:
         return x
@@ -35,7 +35,7 @@ def split_like(x: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def first_place(x: jax.Array, dim: int) -> jax.Array:
-    """Returns `x[:1]` on axis `dim`, made whole first, since JAX cannot slice an axis that is split."""
+    """Returns `x[:1]` on axis `dim`, which is gathered first, because JAX cannot slice an axis that is split."""
     mesh = explicit_mesh(x)
     if mesh is not None:
         x = _put(x, mesh, [None if axis == dim else name for axis, name in enumerate(axis_names(x))])
@@ -43,7 +43,10 @@ def first_place(x: jax.Array, dim: int) -> jax.Array:
 
 
 def split_einsum(form: str, arrays: Sequence[jax.Array], names: Names, **options: Any) -> jax.Array:
-    """Computes the einsum; on a mesh with explicit axes, splits operands and result as `names` says, each axis once."""
+    """Computes the einsum; on a mesh with explicit axes, operands and result are split as `names` says.
+
+    A mesh axis that would split two axes of an array splits only the first.
+    """
     mesh = explicit_mesh(arrays[0])
     if mesh is None:
         return einsum(form, *arrays, **options)

@@ -1,4 +1,4 @@
-"""A mesh of devices with the axes data, fsdp and tensor, and how arrays lie on it."""
+"""Makes a mesh of devices with the axes data, fsdp and tensor, and places arrays on it."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ AXES = ("data", "fsdp", "tensor")
 """The axes of a mesh. Rows of a batch are split over data and fsdp, weights over fsdp and tensor."""
 
 BATCH = PartitionSpec(("data", "fsdp"))
-"""How a batch lies: the devices along tensor have the same rows."""
+"""How a batch is split: devices that differ only in `tensor` have the same rows."""
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of all devices, or of those given.
+    """Makes a mesh of all devices, or of those given.
 
-    One of the three sizes may be -1: what the others leave.
+    One of the three sizes may be -1: the number of devices divided by the others.
 
     Args:
-      data: parts of the batch, with all weights for each.
-      fsdp: parts of the batch and of the weights, which are gathered layer by layer where they are used.
-      tensor: parts of the weights that stay apart, and of what layers compute with them.
-      devices: None is `jax.devices()`.
+      data: the number of parts of the batch; each part has a copy of all weights.
+      fsdp: the number of parts of the batch and of the weights, which are gathered layer by layer when they are used.
+      tensor: the number of parts of the weights that are never gathered; layers compute with them in parallel.
+      devices: None means `jax.devices()`.
 
     Raises:
-      JloraError: a size that is neither positive nor -1, more than one of -1, or sizes that do not make use of each
-        device once.
+      JloraError: a size is neither positive nor -1, more than one is -1, or their product is not the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
@@ -50,9 +49,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
 
 
 def fitting(mesh: Any, names: Sequence[Any], shape: Sequence[int]) -> NamedSharding:
-    """The sharding of an array of this shape, each axis split over the mesh's axes of that name (or names, or None).
+    """Returns the sharding of an array of this shape, with each axis split over the named mesh axes, if it divides.
 
-    An axis that they do not divide is left whole.
+    Args:
+      names: for each axis of the array the name of a mesh axis, several names, or None.
     """
     spec = (name if size % _parts(mesh, name) == 0 else None for name, size in zip(names, shape, strict=True))
     return NamedSharding(mesh, PartitionSpec(*spec))
@@ -66,7 +66,10 @@ def _parts(mesh: Any, name: Any) -> int:
 def on_devices(
     shape: tuple[int, ...], sharding: Sharding, part: Callable[[tuple[slice, ...]], np.ndarray | jax.Array]
 ) -> jax.Array:
-    """The array whose part at an index `part(index)` gives; asked once for each part of this process's devices."""
+    """Builds a global array from shards. `part(index)` returns the shard at `index`.
+
+    It is called once for each distinct shard of this process's devices.
+    """
     devices: dict[tuple[tuple[int, int, int], ...], list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         bounds = tuple(axis.indices(size) for axis, size in zip(index or (), shape, strict=True))
@@ -79,6 +82,6 @@ def on_devices(
 
 
 def current_mesh() -> Any:
-    """The mesh of AXES that `jax.set_mesh` has set; None without, and where a shard_map splits arrays by hand."""
+    """Returns the mesh of AXES that `jax.set_mesh` has set; None if there is none, and inside a shard_map."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh if mesh.axis_names == AXES and set(mesh.axis_types) == {AxisType.Auto} else None

@@ -1,7 +1,8 @@
-"""Which axes of a mesh split a model's weights and the arrays that its layers pass on.
+"""Chooses the axes of a mesh that split a model's weights and activations.
 
-Weights are split over fsdp and gathered where they are used, one layer at a time. Over tensor they stay split: of two
-consecutive linear layers the first has its outputs split (column-parallel), the second its inputs (row-parallel).
+Weights are split over fsdp and gathered when they are used, one layer at a time. Over tensor they are never gathered:
+of two consecutive linear layers the first has its outputs split (column-parallel), the second its inputs
+(row-parallel).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Names = tuple[Any, ...]
 
 
 def leaf_shardings(path: str, leaf: Any, mesh: Mesh) -> Any:
-    """The NamedSharding of the array (or ShapeDtypeStruct) at `path`; for a `Quantized` leaf, of each of its arrays."""
+    """Returns the NamedSharding of the array (or ShapeDtypeStruct) at `path`, or one per array of a `Quantized`."""
     names = leaf_names(path, leaf.ndim)
     if not is_quantized(leaf):
         return fitting(mesh, names, leaf.shape)
@@ -40,10 +41,10 @@ def leaf_shardings(path: str, leaf: Any, mesh: Mesh) -> Any:
 
 
 def leaf_names(path: str, ndim: int) -> Names:
-    """The mesh axes of a leaf's axes: kernels and embeddings are split, norms and biases are not.
+    """Returns the mesh axes that split a leaf's axes: kernels and embeddings are split, norms and biases are not.
 
     Args:
-      path: of the leaf, as `leaves_by_path` gives it. A leading axis of layers is not split.
+      path: of the leaf, from `leaves_by_path`. A leading axis of layers is not split.
     """
     module, _, parameter = path.rpartition("/")
     names: Names = ()
@@ -55,5 +56,5 @@ def leaf_names(path: str, ndim: int) -> Names:
 
 
 def kernel_names(module: str) -> Names:
-    """The mesh axes that split the kernel (in, out) of the linear layer at this path."""
+    """Returns the mesh axes that split the kernel (in, out) of the linear layer at this path."""
     return ("tensor", "fsdp") if module.endswith(ROW_PARALLEL) else ("fsdp", "tensor")

@@ -1,4 +1,4 @@
-"""Where the codes and scales of a quantized weight are."""
+"""Chooses the shardings of the codes and scales of a quantized weight."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from jlora.tree.quantized import Codes, Quantized, stored_order
 
 
 def stored_shardings(leaf: Quantized, mesh: Any, names: Sequence[Any]) -> Codes:
-    """The shardings of the arrays of `leaf.stored` for a weight whose axes are split over these axes of the mesh.
+    """Returns the shardings of the arrays of `leaf.stored` for a weight whose axes are split by `names`.
 
-    Blocks stay whole, and so does what the axes do not divide; of several output (or input) axes the first counts.
+    Blocks are never split, nor axes that the mesh does not divide evenly. If there are several output (or input) axes,
+    the name of the first is used.
     """
     count, order = len(leaf.stack), stored_order(leaf.layer, leaf.inputs)
     stack, row, column = tuple(names[:count]), names[count + order[0]], names[count + leaf.inputs[0]]

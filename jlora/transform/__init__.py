@@ -1,1 +1,1 @@
-"""The transform: a jaxpr evaluated with weights that stand for weight plus update."""
+"""The transform: evaluates a jaxpr with some weights replaced by weight plus low-rank update."""

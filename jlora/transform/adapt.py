@@ -1,4 +1,4 @@
-"""`adapt`: any JAX function of a base tree as a function of base and adapter."""
+"""`adapt`: turns any JAX function of a base tree into a function of base and adapter."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from jlora.tree.quantized import is_quantized
 def adapt(fn: Callable, *, allow_materialize: bool = False) -> Callable:
     """Makes `fn(base, *args, **kwargs)` a function of `(base, adapter, *args, dropout_key=None, **kwargs)`.
 
-    With W a leaf that the adapter holds as LowRank, the result is that of `fn` on W + einsum(spec, a, b * scale)
-    (times DoRA's gain), but the sum is not formed: x W becomes x W + (x a) b where `fn` uses W. Full entries stand
-    in for their leaves, Rows for rows of theirs. The result can be transformed as `fn` can: jit, grad, vmap, scan,
-    checkpoint.
+    For a leaf W with a LowRank entry, the result is that of `fn` on W + einsum(spec, a, b * scale) (times DoRA's gain),
+    but the sum is not formed: where `fn` computes x W, the adapted function computes x W + (x a) b. Full entries
+    replace their leaves, and Rows replace rows of theirs. The result can be transformed in the same ways as `fn`: jit,
+    grad, vmap, scan, checkpoint.
 
     The base may hold `Quantized` leaves (`jlora.quantize`): `fn` sees dense weights of their shape and dtype, which are
-    formed where it uses them, and once more in the backward pass.
+    dequantized when it uses them, and again in the backward pass.
 
     Args:
       fn: any JAX function whose first argument is a pytree. Leaves and arguments that are arrays are traced; all
-        others (numbers, strings, functions) stay as they are.
-      allow_materialize: where a primitive has no low-rank rule (or a function has derivatives of its own), form
-        the sum there instead of raising; `find_materialized` says where that happens.
+        others (numbers, strings, functions) are passed unchanged.
+      allow_materialize: where a primitive has no low-rank rule (or a function has custom derivatives), compute the sum
+        W + B A instead of raising an error; `find_materialized` lists these places.
 
     Returns:
-      A function. Its `adapter` is {path: LowRank | Full | Rows}, or None for the base alone. `dropout_key` switches
-      the adapters' dropout on; without it the result is exact.
+      A function. Its `adapter` is {path: LowRank | Full | Rows}, or None to use only the base. With a `dropout_key` the
+      adapters' dropout is active.
 
     Raises:
-      JloraError (from the function returned): a path that is not in the base, an entry of another shape than
-        its leaf, or a leaf used by a primitive that has no rule, naming both.
+      JloraError (from the function returned): a path is not in the base, an entry does not have its leaf's shape, or a
+        primitive without a rule uses an adapted leaf (the message names both).
     """
 
     @functools.wraps(fn)
@@ -68,7 +68,7 @@ def _updates(adapter: Adapter) -> dict[str, Entry]:
 
 
 def _values(traced: Traced, leaves: list, updates: Mapping[str, Entry]) -> list:
-    """The jaxpr's inputs, adapted and quantized leaves as Factored."""
+    """Returns the jaxpr's inputs, with adapted and quantized leaves as Factored."""
     return [
         unadapted(path, leaf) if path is None or path not in updates else factored(path, leaf, updates[path])
         for path, leaf in zip(traced.paths, leaves, strict=True)
@@ -76,10 +76,10 @@ def _values(traced: Traced, leaves: list, updates: Mapping[str, Entry]) -> list:
 
 
 def find_uses(fn: Callable, base: Any, *args: Any, **kwargs: Any) -> dict[str, tuple[Use, ...]]:
-    """{path of a leaf: how `fn(base, *args, **kwargs)` uses it, in order}, found without computing anything.
+    """Returns {path of a leaf: how `fn(base, *args, **kwargs)` uses it, in order}, without computing anything.
 
     Args:
-      base, args, kwargs: as `fn` takes them; ShapeDtypeStructs will do for arrays.
+      base, args, kwargs: arguments of `fn`; arrays may be ShapeDtypeStructs.
     """
     return uses_in(trace(fn, base, args, kwargs))
 
@@ -100,10 +100,10 @@ def uses_in(traced: Traced) -> dict[str, tuple[Use, ...]]:
 def find_materialized(
     fn: Callable, base: Any, adapter: Adapter, *args: Any, **kwargs: Any
 ) -> dict[str, tuple[str, ...]]:
-    """{path: the primitives for which `adapt(fn, allow_materialize=True)` forms the weight plus its update}.
+    """Returns {path: the primitives for which `adapt(fn, allow_materialize=True)` forms weight plus update}.
 
-    Nothing is computed, and ShapeDtypeStructs will do for arrays. A function without such places gives {}; a
-    primitive inside of a loop counts once.
+    Nothing is computed, and arrays may be ShapeDtypeStructs. The result is {} if there are no such places. A primitive
+    inside a loop is listed once.
     """
     require_fit(adapter, leaves_by_path(base))
     return materialized_in(trace(fn, base, args, kwargs), adapter)

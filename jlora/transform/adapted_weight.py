@@ -1,4 +1,4 @@
-"""A weight together with the low-rank updates of the leaves in it."""
+"""`Factored`: a weight together with the low-rank updates of the leaves that it consists of."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class Role(enum.Enum):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """What one leaf adds to a weight: the sum over r of a[r] * b[r], which is never formed.
+    """The update that one leaf adds to a weight: the sum over r of a[r] * b[r], which is never formed.
 
     Attributes:
       a, b: (r, *dims), of size 1 on the axes over which they do not vary; the scale is in b. None if the leaf
         is observed.
       path: the leaf's path.
-      axes: for each dim, the axes of the leaf that it came from.
+      axes: for each dim, the axes of the leaf that it consists of.
       stack: the axes of the leaf that scans have sliced away.
       picked: the axes of the leaf on which a single index was taken (`w[i]`).
       dropout: rate for the input of a.
@@ -77,10 +77,9 @@ class Factored:
     """Stands for gain * (weight + the sum of the updates).
 
     Attributes:
-      weight: the base's weight, seen through whatever was done to it so far: (*dims). Deferred where it is quantized.
-      updates: those of the leaves in it: one, or several where weights are joined; none where the weight is only
-        quantized.
-      gain: DoRA's, (*dims) with size 1 where it does not vary; None is 1.
+      weight: the base's weight (*dims), after all operations on it so far; Deferred if it is quantized.
+      updates: one for each leaf in it: several if weights were joined, none if the weight is only quantized.
+      gain: DoRA's gain, (*dims) with size 1 on dims over which it does not vary; None means 1.
     """
 
     weight: jax.Array | Deferred
@@ -114,7 +113,7 @@ def probed(path: str, weight: jax.Array | Quantized, entry: LowRank, moments: ja
 
 
 def unadapted(path: str | None, leaf: Any) -> Any:
-    """A leaf or an argument without an update: a quantized leaf as Factored, anything else as it is."""
+    """Wraps a quantized leaf without an update as Factored; returns any other leaf or argument unchanged."""
     return leaf if path is None or not isinstance(leaf, Quantized) else Factored(deferred(leaf), ())
 
 
@@ -122,7 +121,7 @@ def factored(path: str, weight: jax.Array | Quantized, entry: Entry) -> Factored
     """Returns the leaf with its update: a and b broadcast over the leaf's axes, r in front.
 
     Each row of `Rows` is one component: a is 1 at the row's index, b is the change of the row; in a kernel (dim, vocab)
-    a and b are swapped. A table that is trained whole for some uses only has one component for each column.
+    a and b are swapped. A table that is trained in full, but only for some uses, has one component for each column.
     """
     if isinstance(entry, Full):
         a = (entry.value - as_array(weight).astype(entry.value.dtype)).T[..., None]
@@ -154,14 +153,14 @@ def _own_axes(weight: jax.Array | Quantized) -> tuple[tuple[int, ...], ...]:
 
 
 def _spread(factor: jax.Array, letters: str, out: str) -> jax.Array:
-    """The factor's axes in the order of `out`, with size 1 where it does not vary."""
+    """Transposes the factor's axes to the order of `out`, with size 1 where it does not vary."""
     order = [letters.index(letter) for letter in out if letter in letters]
     missing = [axis for axis, letter in enumerate(out) if letter not in letters]
     return jnp.expand_dims(jnp.transpose(factor, order), missing)
 
 
 def with_formed_weight(value: Factored) -> Factored:
-    """The same with its weight as an array."""
+    """Dequantizes the weight, if it is quantized."""
     return dataclasses.replace(value, weight=formed(value.weight))
 
 
@@ -184,16 +183,20 @@ def _formed(update: Update) -> jax.Array:
 
 
 def varying(factor: jax.Array, letters: Sequence[str]) -> tuple[str, jax.Array]:
-    """(r and the letters of the dims over which the factor varies, the factor with no others)."""
+    """Removes the dims over which the factor does not vary; returns (r and the letters of the others, the factor)."""
     still = tuple(dim for dim in range(1, factor.ndim) if factor.shape[dim] == 1)
     names = "r" + "".join(letters[dim - 1] for dim in range(1, factor.ndim) if dim not in still)
     return names, lax.squeeze(factor, still)
 
 
 def slice_leading(value: Factored) -> tuple[Factored, Factored]:
-    """(what a scan goes over, what its body sees): leading axes first, and the metadata of one slice."""
+    """Prepares a weight for a scan over its leading axis.
+
+    Returns:
+      (the weight to scan over, with the scanned axis first in all arrays; the metadata of one slice for the body).
+    """
     if isinstance(value.weight, Deferred) and not value.weight.leaf.stack:
-        value = with_formed_weight(value)  # the slices are no layers, but rows of one
+        value = with_formed_weight(value)  # the slices are rows of a weight, not layers
     size, gain = value.weight.shape[0], value.gain
     outer = Factored(
         value.weight,
@@ -205,14 +208,14 @@ def slice_leading(value: Factored) -> tuple[Factored, Factored]:
 
 
 def _leading(update: Update, size: int) -> Update:
-    """Moves the update's first dim, of this size, before r."""
+    """Moves the update's first dim, broadcast to `size`, before r."""
     spread = (jnp.broadcast_to(f, (f.shape[0], size, *f.shape[2:])) for f in update.factors)
     a, b = (jnp.moveaxis(factor, 1, 0) for factor in spread)
     return dataclasses.replace(update, a=a, b=b)
 
 
 def with_arrays(like: Factored, arrays: Factored) -> Factored:
-    """The arrays of the one with the metadata of the other."""
+    """Combines the metadata of `like` with the arrays of `arrays`."""
     pairs = zip(like.updates, arrays.updates, strict=True)
     updates = tuple(dataclasses.replace(update, a=found.a, b=found.b) for update, found in pairs)
     return Factored(arrays.weight, updates, arrays.gain)

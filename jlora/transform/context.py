@@ -1,4 +1,4 @@
-"""What an evaluation carries along: the dropout key of its level, and what was seen of the leaves' uses."""
+"""The state of an evaluation: the dropout key of its level, and the recorded uses of the leaves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jlora.transform.uses import Use
 
 @dataclasses.dataclass
 class Context:
-    """One level of an evaluation: the function itself, or a function or iteration inside of it.
+    """One level of an evaluation: the function itself, or a function or iteration inside it.
 
     Attributes:
       key: dropout key of this level; None is evaluation.
@@ -37,9 +37,9 @@ class Context:
         self.uses.setdefault(leaf.path, {})[use] = None
 
     def whole(self, value: Any, where: str, equation: int = 0) -> Any:
-        """The value as an array, where no rule takes a weight with an update: `where` is a primitive's name.
+        """Converts a value to an array for the primitive `where`, which has no rule for weights with updates.
 
-        A quantized weight without one is dequantized there.
+        A quantized weight without an update is dequantized. The use of a watched leaf is recorded.
 
         Raises:
           JloraError: the value has an update, and nothing may be materialized. A leaf that is only observed is
@@ -57,7 +57,7 @@ class Context:
         return dense(value)
 
     def draw(self, weight: Update, x: jax.Array) -> jax.Array | None:
-        """A key to drop elements of `x` before this use of the weight: no two uses and no two shards share one."""
+        """Draws the dropout key of `x` for this use of the weight; no two uses and no two shards share a key."""
         if self.key is None or weight.dropout == 0.0:
             return None
         self.drawn[weight.path] += 1
@@ -67,16 +67,19 @@ class Context:
         return key
 
     def once(self, drawn: Counter) -> Context:
-        """This context where so many keys were drawn, for a nested function that runs once: nesting changes no key."""
+        """Copies this context with its key counters set to `drawn`, for a nested function that runs once.
+
+        So wrapping code in `jit` or `checkpoint` does not change its dropout masks.
+        """
         return dataclasses.replace(self, drawn=Counter(drawn))
 
     def enter(self) -> Context:
-        """The context of a nested loop, of branches or of shards."""
+        """Makes the context of a nested loop, of branches or of shards."""
         self.drawn[""] += 1
         return self._below(None if self.key is None else _fold(_fold(self.key, ""), self.drawn[""]))
 
     def at(self, count: jax.Array) -> Context:
-        """The context of one iteration."""
+        """Makes the context of one iteration."""
         return self._below(None if self.key is None else jax.random.fold_in(self.key, count))
 
     def _below(self, key: jax.Array | None) -> Context:

@@ -1,4 +1,4 @@
-"""Second moments of what a function multiplies its weights with: what EVA takes A from."""
+"""Computes second moments of the inputs of a function's weights, from which EVA initializes A."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from jlora.transform.interpreter import results_of, trace
 
 
 def second_moments(fn: Callable, base: Any, adapter: Adapter, *args: Any, **kwargs: Any) -> dict[str, jax.Array]:
-    """The sums over all tokens of x x^T of the inputs x that the adapted weights are multiplied with.
+    """Sums x x^T over all tokens, for the inputs x that the adapted weights are multiplied by.
 
     Args:
-      fn, base, args, kwargs: as for `init`; the function must have derivatives.
-      adapter: says which weights; its LowRank entries of matrix products count, arrays in them do not.
+      fn, base, args, kwargs: as for `init`; the function must be differentiable.
+      adapter: its LowRank entries of matrix products say which weights; the values of their arrays do not matter.
 
     Returns:
-      {path: (*stack, in, in), float32}, the inputs in the order of the leaf's axes, all uses of a weight together.
+      {path: (*stack, in, in), float32}, the inputs in the order of the leaf's axes, summed over all uses of a weight.
 
     Raises:
-      JloraError: a weight that is used in batches, or in parts.
+      JloraError: a weight is used in a batched product, or only in part.
     """
     products = {path: e for path, e in adapter.items() if isinstance(e, LowRank) and e.kind == "linear"}
     taps = {path: _moments_of_nothing(entry) for path, entry in products.items()}
@@ -46,7 +46,7 @@ def second_moments(fn: Callable, base: Any, adapter: Adapter, *args: Any, **kwar
 
 
 def _moments_of_nothing(entry: LowRank) -> jax.Array:
-    """Zeros (*stack, in, in)."""
+    """Returns zeros (*stack, in, in)."""
     stack = len(entry.scale.shape) - 1
     width = math.prod(entry.a.shape[stack + 1 :])
     return jnp.zeros((*entry.a.shape[:stack], width, width), jnp.float32)

@@ -1,7 +1,7 @@
-"""The interpreter behind `adapt`: a jaxpr evaluated with some weights standing for weight plus update.
+"""The interpreter that `adapt` uses: evaluates a jaxpr with some weights replaced by weight plus update.
 
-An adapted leaf is carried as `Factored` until a product, a convolution or a lookup consumes it. Equations that no
-such leaf enters are evaluated by JAX as they are.
+An adapted leaf is passed on as `Factored` until a product, a convolution or a lookup consumes it. JAX evaluates all
+equations without such an input unchanged.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from jlora.tree.quantized import Quantized, is_quantized
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """A function traced to a jaxpr, with the arrays that go into it."""
+    """A function traced to a jaxpr, with its input arrays."""
 
     jaxpr: Any  # with its constants
     leaves: list  # of base and arguments, in the order of the jaxpr's inputs: arrays, and Quantized in the base
@@ -37,7 +37,7 @@ class Traced:
 
 
 def trace(fn: Callable, base: Any, args: tuple, kwargs: dict) -> Traced:
-    """Traces `fn(base, *args, **kwargs)`; leaves and arguments that are not arrays stay as they are."""
+    """Traces `fn(base, *args, **kwargs)`; leaves and arguments that are not arrays are passed unchanged."""
     base_paths = list(leaves_by_path(base))
     leaves, structure = jax.tree.flatten((base, args, kwargs), is_leaf=is_quantized)
     dynamic = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
@@ -58,17 +58,17 @@ def trace(fn: Callable, base: Any, args: tuple, kwargs: dict) -> Traced:
 
 
 def _as_seen(leaf: Any) -> Any:
-    """What the function is traced with: of a quantized weight, the shape and dtype of the dense one."""
+    """Replaces a quantized weight by the shape and dtype of the dense one, for tracing."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, Quantized) else leaf
 
 
 def results_of(context: Context, traced: Traced, values: list) -> list:
-    """The function's results, flat, for inputs of which some are Factored."""
+    """Evaluates a traced function and returns its flat results; some of the inputs `values` may be Factored."""
     return [context.whole(result, "the result") for result in evaluate(context, traced.jaxpr, values)]
 
 
 def evaluate(context: Context, closed: Any, values: list) -> list:
-    """The jaxpr's outputs for inputs of which some are Factored."""
+    """Evaluates a jaxpr and returns its outputs; some of the inputs `values` may be Factored."""
     jaxpr, consts = jax_versions.closed(closed)
     env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *values), strict=True))
     last = {var: i for i, eqn in enumerate(jaxpr.eqns) for var in eqn.invars if not isinstance(var, core.Literal)}
@@ -93,14 +93,14 @@ def _read(env: Mapping[Any, Any], var: Any) -> Any:
 
 
 def _apply_plain(jaxpr: Any, eqn: Any, inputs: Sequence[Any]) -> list:
-    """One equation as a jaxpr of its own, so that JAX binds it: custom derivatives, remat and effects survive."""
+    """Evaluates one equation as a separate jaxpr, so that JAX keeps its custom derivatives, remat and effects."""
     pairs = {var: x for var, x in zip(eqn.invars, inputs, strict=True) if not isinstance(var, core.Literal)}
     alone = jaxpr.replace(constvars=[], invars=list(pairs), outvars=eqn.outvars, eqns=[eqn], effects=eqn.effects)
     return core.jaxpr_as_fun(core.ClosedJaxpr(alone, ()))(*pairs.values())
 
 
 def _apply_rule(context: Context, producers: Mapping[Any, Any], eqn: Any, inputs: list) -> list:
-    """One equation that a factored weight enters."""
+    """Evaluates one equation with a Factored input."""
     name, params = primitive(eqn)
     if name in CONTROL_FLOW:
         return CONTROL_FLOW[name](evaluate, context, params, inputs)
@@ -135,7 +135,7 @@ def _consume(context: Context, name: str, params: dict, inputs: list) -> list | 
     if not all(_role(value) in (None, Role.OBSERVED) for value in inputs):
         return None
     results: list | None = []
-    for i, value in enumerate(inputs):  # each is a weight, the others the data
+    for i, value in enumerate(inputs):  # each in turn is the weight, and the others are data
         if isinstance(value, Factored) and results is not None:
             alone = [x if i == j or not isinstance(x, Factored) else dense(x) for j, x in enumerate(inputs)]
             results = CONSUMERS[name](context, params, alone)
@@ -150,7 +150,10 @@ def _move(eqn: Any, inputs: list) -> list | None:
 
 
 def _map(context: Context, producers: Mapping[Any, Any], eqn: Any, inputs: list) -> list | None:
-    """Applies a linear map; beside a weight, a parameter that is not a matrix (such as a gain) counts as data."""
+    """Applies a linear map of a weight.
+
+    If a matrix is multiplied by an adapted parameter that is not one (such as a gain), the latter is data.
+    """
     name = eqn.primitive.name
     if all(_role(value) in (None, Role.QUANTIZED) for value in inputs):
         return None
@@ -168,7 +171,7 @@ def _map(context: Context, producers: Mapping[Any, Any], eqn: Any, inputs: list)
 
 
 def _narrowed(producers: Mapping[Any, Any], var: Any, value: Any) -> jax.Array:
-    """Reduces the array to size 1 on the dims over which, by the equations that made it, it does not vary."""
+    """Reduces the array to size 1 on the dims over which it cannot vary, according to the equations that made it."""
     value = jnp.asarray(value)
     for dim in _constant_dims(producers, var) if value.ndim else ():
         value = first_place(value, dim)

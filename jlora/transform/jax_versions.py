@@ -1,7 +1,4 @@
-"""What differs between the supported JAX versions: names of primitives and of their parameters.
-
-JAX 0.10 (Python 3.11) and 0.11 (Python 3.12).
-"""
+"""Handles the differences between JAX 0.10 (Python 3.11) and 0.11 (Python 3.12): primitives and their parameters."""
 
 from __future__ import annotations
 
@@ -15,12 +12,12 @@ CHECKPOINT = frozenset({"checkpoint", "remat", "remat2"})
 
 
 def closed(jaxpr: Any) -> tuple[Any, tuple]:
-    """(jaxpr, constants) of an equation's parameter, closed or open (which JAX 0.11 no longer tells apart)."""
+    """Returns (jaxpr, constants) of an equation's parameter, closed or open (JAX 0.11 no longer distinguishes them)."""
     return (jaxpr.jaxpr, tuple(jaxpr.consts)) if hasattr(jaxpr, "consts") else (jaxpr, ())
 
 
 def scan_parts(params: dict[str, Any], values: list) -> tuple[list, list, list]:
-    """The operands of a scan as (constants, initial carry, scanned over)."""
+    """Splits the operands of a scan into (constants, initial carry, scanned arrays)."""
     if "ft_in" in params:  # JAX 0.11: three trees in place of two numbers
         consts, carry, _ = (len(part) for part in params["ft_in"].unpack())
     else:
@@ -34,5 +31,5 @@ def context_of(eqn: Any) -> AbstractContextManager:
 
 
 def varying_axes(x: jax.Array) -> tuple[str, ...]:
-    """The mesh axes along which the shards of `x` differ, inside of a shard_map; none outside of it."""
+    """Returns the mesh axes along which the shards of `x` differ inside a shard_map; () outside of one."""
     return tuple(sorted(getattr(jax.typeof(x), "vma", ())))

@@ -1,4 +1,4 @@
-"""A product whose derivative measures its input: the place where `second_moments` looks."""
+"""A product whose derivative measures its input, for `second_moments`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from jlora.transform.adapted_weight import Update
 
 
 def tap(weight: Update, product: jax.Array, x: jax.Array, w_is_left: bool, params: dict) -> jax.Array:
-    """The product itself, such that the gradient of the weight's `a` is x^T x: (in, *dims), summed over the tokens.
+    """Returns the product, and makes the gradient of the weight's `a` x^T x: (in, *dims), summed over the tokens.
 
-    The order of the first axis is that of the leaf's own axes.
+    The first axis has the order of the leaf's own axes.
 
     Raises:
-      JloraError: a batched product, or one that contracts a part of the leaf's axes.
+      JloraError: the product is batched, or contracts only a part of the leaf's axes.
     """
     assert weight.a is not None
     contract, batch = params["dimension_numbers"]

@@ -1,4 +1,4 @@
-"""A quantized weight as the function sees it: moved as the function moves it, dequantized where it is used."""
+"""`Deferred`: a quantized weight that records the function's operations on it and is dequantized only when used."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from jlora.tree.quantized import Quantized, as_array
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Deferred:
-    """Stands for an array (*stack, *inner) that is formed wherever it is used, and nowhere else.
+    """A placeholder for an array (*stack, *inner) that is dequantized each time that it is used.
 
     Attributes:
-      leaf: the codes, whose stack leads; what takes layers from the array takes them from the codes.
+      leaf: the codes, with the stack's axes first. Operations that select layers are applied to the codes.
       inner: the shape of one layer of the array.
       dtype: of the array.
-      moves: what makes `inner` from a layer of the leaf, one after the other.
+      moves: functions that are applied one after another to a dequantized layer of the leaf, to give `inner`.
     """
 
     leaf: Quantized
@@ -30,7 +30,7 @@ class Deferred:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The array's."""
+        """The array's shape."""
         return (*self.leaf.stack, *self.inner)
 
     @property
@@ -40,12 +40,12 @@ class Deferred:
 
 
 def deferred(leaf: Any) -> Any:
-    """A quantized leaf as Deferred; an array as it is."""
+    """Wraps a quantized leaf as Deferred; returns an array unchanged."""
     return Deferred(leaf, leaf.layer, leaf.dtype) if isinstance(leaf, Quantized) else leaf
 
 
 def formed(weight: Any) -> jax.Array:
-    """The array that a Deferred stands for; an array as it is."""
+    """Dequantizes a Deferred to an array; returns an array unchanged."""
     if not isinstance(weight, Deferred):
         return weight
 
@@ -60,7 +60,7 @@ def formed(weight: Any) -> jax.Array:
 
 
 def used(fn: Callable, weight: Any, *others: Any) -> Any:
-    """`fn(weight, *others)`; of a quantized weight the codes are kept for the backward pass, not what is formed."""
+    """Calls `fn(weight, *others)`; the backward pass keeps a quantized weight's codes, not the dequantized array."""
     if not isinstance(weight, Deferred):
         return fn(weight, *others)
     return jax.checkpoint(lambda weight, *others: fn(formed(weight), *others))(weight, *others)

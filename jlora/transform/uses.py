@@ -1,4 +1,4 @@
-"""How a function uses a leaf of its base, in axes of the leaf."""
+"""Describes how a function uses a leaf of its base, in terms of the leaf's axes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from jlora.transform.adapted_weight import Update
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-    """How a function uses one leaf, in axes of the leaf.
+    """How a function uses one leaf, in terms of the leaf's axes.
 
     Attributes:
       kind: "linear", "lookup", "conv", or the name of a primitive that has no rule.
-      stack: axes over which scans or batches go, or of which one place at a time is taken; the update has them
-        in both factors.
-      inputs: axes that are contracted or looked up, those of A.
-      outputs: the rest, those of B.
+      stack: axes that are scanned or batched over, or from which a single index is taken; both A and B have them.
+      inputs: axes that are contracted or looked up; A has them.
+      outputs: all other axes; B has them.
     """
 
     kind: str
@@ -27,14 +26,14 @@ class Use:
 
 
 def leaf_axes(weight: Update, dims: Sequence[int]) -> tuple[int, ...]:
-    """The leaf's axes in the given dims, in rising order."""
+    """Returns the leaf's axes in the given dims, in ascending order."""
     return tuple(sorted({axis for dim in dims for axis in weight.axes[dim]}))
 
 
 def stack_axes(weight: Update, used: set[int], batch: Sequence[int] = ()) -> tuple[int, ...]:
-    """Returns the axes that scans, batches and single indices go over; the indices of a vector are not layers.
+    """Returns the axes that are scanned, batched or indexed; indices of a vector do not count.
 
-    An axis of which a batch covers only a part (heads of a kernel that has them in its outputs) is not a stack.
+    An axis that a batch covers only in part (heads of a kernel that has them in its outputs) is not a stack.
     """
     picked = set(weight.picked) if len(weight.axes) > 1 else set()
     return tuple(sorted({*weight.stack, *({*batch, *picked} - used)}))

@@ -1,1 +1,1 @@
-"""A tree of parameters: the paths and names of its leaves, and leaves that are quantized."""
+"""Parameter trees: paths and names of leaves, and quantized leaves."""

@@ -1,4 +1,4 @@
-"""Leaves of a parameter tree by path: the path is the tree's keys joined by "/"."""
+"""Accesses the leaves of a parameter tree by path: the tree's keys joined by "/"."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jlora.tree.quantized import is_quantized
 
 
 def leaves_by_path(tree: Any) -> dict[str, Any]:
-    """{path: leaf} of any pytree, in the tree's own order.
+    """Returns {path: leaf} of any pytree, in the tree's own order.
 
     `{"params": {"dense": {"kernel": x}}}` gives `{"params/dense/kernel": x}`. A quantized weight is one leaf.
     """
@@ -27,12 +27,12 @@ def array_leaves(tree: Any) -> dict[str, Any]:
 
 
 def is_array(leaf: Any) -> bool:
-    """Tells whether a function is traced with this leaf as an array; all other leaves stay unchanged."""
+    """Returns whether functions are traced with this leaf as an array; all other leaves are passed unchanged."""
     return is_quantized(leaf) or isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
 
 
 def replace_leaves(tree: Any, values: Mapping[str, Any]) -> Any:
-    """A copy of `tree` with the leaves at the paths of `values` replaced.
+    """Returns a copy of `tree` with the leaves at the paths of `values` replaced.
 
     Raises:
       JloraError: a path of `values` is not in the tree.
@@ -45,7 +45,7 @@ def replace_leaves(tree: Any, values: Mapping[str, Any]) -> Any:
 
 
 def require(path: str, known: Iterable[str], where: str) -> None:
-    """Raises JloraError naming the nearest of `known` where `path` is not one of them."""
+    """Raises JloraError, which names the nearest of `known`, if `path` is not one of them."""
     known = list(known)
     if path not in known:
         raise JloraError(f"{path}: not in {where}{nearest(path, known)}")

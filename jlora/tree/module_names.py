@@ -1,4 +1,4 @@
-"""From a leaf's path to the Hugging Face names of the single layers that it holds."""
+"""Translates a leaf's path to Hugging Face's names of the layers that it holds."""
 
 from __future__ import annotations
 
@@ -30,22 +30,23 @@ _PARAMETERS: dict[str, Literal["kernel", "weight", "bias"]] = {
     "offset": "bias",
     "beta": "bias",  # Keras
 }
-"""{last name of a leaf's path: what it is}; see `parameter`."""
+"""{last part of a leaf's path: the parameter}; see `parameter`."""
 
 
 def parameter(path: str) -> Literal["kernel", "weight", "bias"] | None:
-    """Tells which parameter of its module the leaf at `path` is, by the leaf names of Flax, Equinox, Haiku and Keras.
+    """Returns which parameter of its module a leaf is, by the leaf names of Flax, Equinox, Haiku and Keras.
 
-    "kernel": PyTorch's weight with other axes: (in, out), (*window, in, out). "weight": PyTorch's weight unchanged,
-    also an embedding or the scale of a norm. "bias": PyTorch's bias. None: the path names no parameter of a module.
+    "kernel" is PyTorch's weight with other axes: (in, out), (*window, in, out). "weight" is PyTorch's weight unchanged,
+    also an embedding or the scale of a norm. "bias" is PyTorch's bias. None means that the path does not name a
+    parameter of a module.
     """
     return _PARAMETERS.get(_without_value(path.split("/"))[-1])
 
 
 def torch_path(path: str, names: Mapping[str, str] | None) -> str:
-    """Returns the path that spells PyTorch's name of the leaf, if `names` gives one; otherwise `path` itself.
+    """Returns a path made from PyTorch's name of the leaf, if `names` has one; otherwise `path` itself.
 
-    `model.layers.{}.self_attn.q_proj.weight` of a leaf `blocks/q/kernel` becomes
+    The name `model.layers.{}.self_attn.q_proj.weight` of a leaf `blocks/q/kernel` becomes
     `model.layers.{}.self_attn.q_proj/kernel`: `{}` is the number of the layer in a stack.
     """
     if names is None or path not in names:
@@ -57,12 +58,12 @@ def torch_path(path: str, names: Mapping[str, str] | None) -> str:
 
 
 def is_stack(name: str) -> bool:
-    """Whether a module of this name (`layers`, `h_1_of_2`) holds a stack of layers."""
+    """Returns whether a module of this name (`layers`, `h_1_of_2`) holds a stack of layers."""
     return _STACK.fullmatch(name) is not None
 
 
 def is_stacked(path: str) -> bool:
-    """Whether the leaf at `path` (`params/bert/encoder/layer/output/dense/bias`) has an axis of layers."""
+    """Returns whether the leaf at `path` (`params/bert/encoder/layer/output/dense/bias`) has a layer axis."""
     parts = path.split("/")
     return "{}" in path or any(
         _STACK.fullmatch(part) and not behind.isdigit() for part, behind in itertools.pairwise(parts)
@@ -70,31 +71,31 @@ def is_stacked(path: str) -> bool:
 
 
 def is_transposed(path: str) -> bool:
-    """Tells whether the leaf is a kernel: (in, out) here, (out, in) in a checkpoint."""
+    """Returns whether the leaf is a kernel: (in, out) here, (out, in) in a checkpoint."""
     return parameter(path) == "kernel"
 
 
 def is_bias(path: str) -> bool:
-    """Tells whether the leaf has the name of a bias."""
+    """Returns whether the leaf has the name of a bias."""
     return parameter(path) == "bias"
 
 
 def has_outputs_first(path: str) -> bool:
-    """Tells whether the leaf has the name of PyTorch's weight (out, in)."""
+    """Returns whether the leaf has the name of PyTorch's weight (out, in)."""
     return parameter(path) == "weight"
 
 
 def module_names(path: str, count: int | None) -> list[str]:
-    """Dotted names of the modules that own the leaf at `path`.
+    """Returns the dotted names of the modules that the leaf at `path` belongs to.
 
     Args:
-      path: `params/bert/encoder/layer/attention/self/query/kernel`; the leading `params` and a last part that
-        says what the leaf is in its module (see `parameter`) are left out. A module `layers_24` with modules in it
-        goes by `layers.24`.
+      path: for example `params/bert/encoder/layer/attention/self/query/kernel`. The leading `params` is left out, and
+        so is a last part that names a parameter (see `parameter`). A module `layers_24` that contains modules becomes
+        `layers.24`.
       count: the number of stacked layers; None for a leaf that is not stacked.
 
     Returns:
-      `["bert.encoder.layer.0.attention.self.query", ...]`, `count` names, or one where `count` is None. Those of
+      `["bert.encoder.layer.0.attention.self.query", ...]`: `count` names, or one if `count` is None. Those of
       `params/model/layers_1_of_6/mlp/up_proj/kernel` are `["model.layers.1.mlp.up_proj", "model.layers.7. ...", ...]`.
     """
     modules = _without_value(path.split("/"))
@@ -114,11 +115,11 @@ def module_names(path: str, count: int | None) -> list[str]:
 
 
 def hf_keys(path: str, count: int | None) -> list[str]:
-    """Checkpoint keys of the leaf at `path`: its modules' names and torch's name of the parameter.
+    """Returns the checkpoint keys of the leaf at `path`: its modules' names and torch's name of the parameter.
 
     Returns:
-      `["bert.encoder.layer.0.attention.self.query.weight", ...]`, as many as `module_names` gives. A leaf with
-      another last part than those that `module_names` leaves out goes by its module's name.
+      `["bert.encoder.layer.0.attention.self.query.weight", ...]`, as many as `module_names` returns. If the last part
+      of the path does not name a parameter, the keys are the modules' names.
     """
     found = parameter(path)
     end = {"kernel": ".weight", "weight": ".weight", "bias": ".bias", None: ""}[found]
@@ -126,5 +127,5 @@ def hf_keys(path: str, count: int | None) -> list[str]:
 
 
 def _without_value(parts: list[str]) -> list[str]:
-    """The path without the last part that Flax NNX adds for the array in a Param: `query/kernel/value`."""
+    """Removes the last part that Flax NNX adds for the array in a Param: `query/kernel/value`."""
     return parts[:-1] if parts[-1] == "value" and len(parts) > 1 and parts[-2] in _PARAMETERS else parts

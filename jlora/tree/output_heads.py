@@ -28,10 +28,10 @@ OUTPUT_HEADS = (*OUTPUT_EMBEDDINGS, *HEAD_NAMES, "pre_classifier", *_ANSWERS)
 
 
 def is_linear_weight(path: str) -> bool:
-    """Whether the leaf is the weight of a linear layer (*stack, in, out) behind the embeddings and before the head."""
+    """Returns whether the leaf is the weight of a linear layer (*stack, in, out), not an embedding or a head."""
     return path.rsplit("/", 1)[-1] in ("kernel", "weight") and not is_in_head(path)
 
 
 def is_in_head(path: str) -> bool:
-    """Whether the leaf at `path` belongs to an output head."""
+    """Returns whether the leaf at `path` belongs to an output head."""
     return any(part in OUTPUT_HEADS for part in path.split("/"))

@@ -1,4 +1,4 @@
-"""A quantized weight as a leaf of a tree of parameters."""
+"""`Quantized`: a quantized weight as a leaf of a parameter tree."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Kind = Literal["nf4", "int8"]
-"""How a weight is stored: in 4 bits (QLoRA's) or in 8 (LLM.int8's)."""
+"""How a weight is stored: in 4 bits (as in QLoRA) or in 8 bits (as in LLM.int8)."""
 
 
 class Codes(Protocol):
@@ -20,27 +20,28 @@ class Codes(Protocol):
 
     @property
     def stack(self) -> tuple[int, ...]:
-        """The sizes of the axes that lead in each of the arrays."""
+        """The sizes of the leading axes that all arrays share."""
 
     def numbers(self, rows: int, columns: int) -> jax.Array:
-        """What they stand for, as many numbers in all as stacked matrices (rows, columns) have, float32."""
+        """Dequantizes to float32: as many numbers in all as stacked matrices (rows, columns) have."""
 
     def shardings(self, fit: Callable[[Any, Any], Any], stack: tuple[Any, ...], row: Any, column: Any) -> Self:
-        """`fit(names, shape)` of each array, for a weight whose axes are split over these axes of a mesh."""
+        """Returns `fit(names, shape)` for each array, for a weight whose axes are split over these mesh axes."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-    """Stands in a tree where a weight stood.
+    """A leaf that replaces a dense weight in a tree.
 
-    A weight of a matrix product is stored as a checkpoint's Linear has it, (outputs, inputs), each layer of a stack by
-    itself. Leading axes that its arrays gain or lose together, by scan, vmap or `tree.map`, are axes of the stack.
+    A weight of a matrix product is stored in the layout of a checkpoint's Linear, (outputs, inputs), each layer of a
+    stack on its own. Leading axes that scan, vmap or `tree.map` add to or remove from all its arrays are axes of the
+    stack.
 
     Attributes:
       stored: the codes and their scales.
       layer: the shape of one layer of the weight.
-      inputs: the axes of one layer that come last in the stored order.
+      inputs: the input axes of one layer, which come last in the stored order.
       dtype: of the weight.
     """
 
@@ -51,12 +52,12 @@ class Quantized:
 
     @property
     def stack(self) -> tuple[int, ...]:
-        """The sizes of the stack's axes, which lead; () where there are none."""
+        """The sizes of the stack's axes, which come first; () if there are none."""
         return self.stored.stack
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The weight's."""
+        """The weight's shape."""
         return (*self.stack, *self.layer)
 
     @property
@@ -66,17 +67,17 @@ class Quantized:
 
 
 def is_quantized(leaf: Any) -> bool:
-    """Whether this is a Quantized: what keeps `jax.tree.map` and its like from looking into one."""
+    """Returns whether this is a Quantized; as `is_leaf` it keeps `jax.tree.map` from descending into one."""
     return isinstance(leaf, Quantized)
 
 
 def stored_order(layer: tuple[int, ...], inputs: tuple[int, ...]) -> list[int]:
-    """The axes of a layer as they are stored: outputs, inputs."""
+    """Returns the axes of a layer in the stored order: outputs, inputs."""
     return [axis for axis in range(len(layer)) if axis not in inputs] + list(inputs)
 
 
 def as_array(leaf: Any, dtype: Any = None) -> jax.Array:
-    """A leaf as an array of `dtype` (None is its own): what a Quantized stands for, an array as it is."""
+    """Converts a leaf to an array of `dtype` (None means its own), and dequantizes it if it is Quantized."""
     dtype = leaf.dtype if dtype is None else dtype
     if not isinstance(leaf, Quantized):
         return leaf.astype(dtype)

@@ -193,7 +193,7 @@ INDEXES = {
 def test_an_index_names_files_beside_it_alone(name, tmp_path):
     save_file({"a": np.ones(4, np.float32)}, tmp_path / "model-1.safetensors")
     (tmp_path / INDEX_FILE).write_text(json.dumps({"weight_map": {"a": "model-1.safetensors", "b": INDEXES[name]}}))
-    with pytest.raises(JloraError, match=rf"{INDEX_FILE}: weight_map: b: expected the name of a file beside it; found"):
+    with pytest.raises(JloraError, match=rf"{INDEX_FILE}: weight_map: b: expected the name of a file in its folder"):
         open_tensors(tmp_path)
 
 
@@ -290,7 +290,7 @@ def test_pickles_and_archives_are_never_opened_whatever_they_are_called(write, t
         folder = tmp_path / name.replace(".", "_")
         folder.mkdir()
         write(folder / name)
-        with pytest.raises(JloraError, match=r"expected (a tokenizer beside the model|text in UTF-8|JSON)"):
+        with pytest.raises(JloraError, match=r"expected (a tokenizer with the model|text in UTF-8|JSON)"):
             load_tokenizer(str(folder))
 
 
@@ -339,7 +339,7 @@ def test_code_beside_a_tokenizer_is_refused(evil):
 def test_a_tokenizer_that_panics_is_refused(part, evil):
     """In Rust, with what Python does not take for an Exception; one of them when the file is read, one in its use."""
     evil.say("tokenizer.json", **part)
-    with pytest.raises(JloraError, match="expected a tokenizer beside the model"):
+    with pytest.raises(JloraError, match="expected a tokenizer with the model"):
         load_tokenizer(str(evil.path))
 
 

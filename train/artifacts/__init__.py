@@ -1,1 +1,1 @@
-"""What a run hands out: adapter, merged model, model card, upload."""
+"""Writes the results of a run: adapter, merged model, model card, upload."""

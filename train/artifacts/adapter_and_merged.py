@@ -1,4 +1,4 @@
-"""What a run ships: the adapter in PEFT's format, the merged model in Hugging Face's, and the proof of it."""
+"""Writes the adapter in PEFT's format and the merged model in Hugging Face's, and checks the merged model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOLERANCE = 1e-4
-"""The largest difference of logits, merged read back against in memory, that float32 may show."""
+"""The largest difference of float32 logits that is allowed between the merged model read back and that in memory."""
 
 
 def write_adapter(
@@ -39,13 +39,14 @@ def write_adapter(
     label_entries: dict[str, Any] | None,
     base_model: str,
 ) -> None:
-    """The adapter as PEFT opens it on `base_model`, with the tokenizer and a classifier's class names (labels.json).
+    """Writes the adapter for PEFT, with the tokenizer and a classifier's class names (labels.json).
 
-    Where it was trained on a residual base, it is written as one of twice the rank for the original one.
+    If it was trained on a residual base, it is converted to one of twice the rank for the original base.
 
     Args:
       adapted: its `lora` must not be None.
-      label_entries: what a classifier's labels add to its config.json, as `Labels.config_entries` has them.
+      label_entries: keys that a classifier's labels add to its config.json, from `Labels.config_entries`.
+      base_model: the base that PEFT loads it on.
     """
     assert adapted.lora is not None
     with whole_folder(folder) as partial:
@@ -58,7 +59,7 @@ def write_adapter(
 
 
 def write_gguf_lora(file: Path, adapted: Adapted, adapter: dict[str, Any]) -> None:
-    """The adapter as llama.cpp loads it on the original base."""
+    """Writes the adapter for llama.cpp, for the original base."""
     jlora.save_gguf_lora(file, _for_the_original(adapted, adapter), adapted.model.config)
 
 
@@ -69,10 +70,10 @@ def _for_the_original(adapted: Adapted, adapter: dict[str, Any]) -> dict[str, An
 def write_merged(
     folder: Path, adapted: Adapted, adapter: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None, dtype: str
 ) -> None:
-    """Base and adapter as one checkpoint that transformers opens, with the tokenizer beside it.
+    """Merges base and adapter and writes them as one checkpoint for transformers, with the tokenizer.
 
-    Leaves are merged one after the other, and held in the host's memory. Of several processes all take part, and the
-    first one holds the model and writes it.
+    Leaves are merged one after another into the host's memory. With several processes all take part in merging, but
+    only the first one keeps the model in memory and writes it.
     """
     leaves = {path: _in_host(leaf) for path, leaf in merged_leaves(adapted.base, adapter)}
     merged = replace_leaves(adapted.base, leaves)
@@ -85,7 +86,7 @@ def write_merged(
 
 
 def _in_host(leaf: Any) -> Any:
-    """The leaf in numpy, where this process writes; a quantized one, which is small, stays where it is."""
+    """Copies the leaf to the first process's host memory; a quantized one, which is small, is not copied to it."""
     leaf = to_first(leaf)
     return leaf if is_quantized(leaf) else jax.tree.map(np.asarray, leaf)
 
@@ -93,18 +94,18 @@ def _in_host(leaf: Any) -> Any:
 def read_back(
     folder: Path, compute_dtype: Any, mesh: Mesh | None = None, *, param_dtype: Any = jnp.float32
 ) -> tuple[Any, Any]:
-    """(model, base) of a folder that `write_merged` wrote, read from its files."""
+    """Reads (model, base) from the files of a folder that `write_merged` wrote."""
     model = build(load_config(str(folder)), dtype=compute_dtype)
     return model, load_weights(model, str(folder), param_dtype=param_dtype, mesh=mesh)
 
 
 def largest_difference(in_memory: np.ndarray, from_files: np.ndarray) -> float:
-    """max |a - b| of two arrays of logits."""
+    """Returns max |a - b| of two arrays of logits."""
     return float(np.max(np.abs(in_memory - from_files)))
 
 
 def require_equal(difference: float, folder: Path) -> None:
-    """Raises JloraError where the merged model's logits are not those of base and adapter in memory."""
+    """Raises JloraError if the merged model's logits differ from those of base and adapter in memory."""
     if not difference <= TOLERANCE:
         raise JloraError(
             f"{folder}: read back, its logits differ by {difference:.3g} from those in memory (allowed: {TOLERANCE});"

@@ -1,4 +1,4 @@
-"""Upload of a finished folder to the Hugging Face hub."""
+"""Uploads a finished folder to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from jlora.errors import JloraError
 
 
 def check_push(repo: str, private: bool, endpoint: str | None = None) -> str:
-    """Make sure, before a run, that its result can be pushed: create the repository, unless it is there.
+    """Checks before a run that its result can be pushed: creates the repository if it does not exist.
 
     Args:
       repo: `owner/name`; without `owner/`, the token's own user.
-      private: whether a new repository is private; one that is there stays as it is.
-      endpoint: the hub's address; None is `HF_ENDPOINT` or huggingface.co.
+      private: whether a new repository is private; an existing one is not changed.
+      endpoint: the hub's address; None means `HF_ENDPOINT` or huggingface.co.
 
     Returns:
       The full `owner/name`.
 
     Raises:
-      JloraError: no token, an impossible name, a token without the right to write, or no answer.
+      JloraError: there is no token, the name is not possible, the token may not write, or the hub does not answer.
     """
     if get_token() is None:
         raise JloraError(
@@ -38,10 +38,10 @@ def check_push(repo: str, private: bool, endpoint: str | None = None) -> str:
 
 
 def push(folder: str | Path, repo: str, private: bool, endpoint: str | None = None) -> str:
-    """Upload everything in `folder` as one commit and return the commit's address.
+    """Uploads everything in `folder` as one commit and returns the commit's address.
 
-    Arguments and errors are those of `check_push`; a failed upload leaves the folder as it is and says how to
-    upload it by hand.
+    Arguments and errors are those of `check_push`. A failed upload does not change the folder, and the error says how
+    to upload it by hand.
     """
     repo_id = check_push(repo, private, endpoint)
     try:

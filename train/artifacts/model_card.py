@@ -1,4 +1,4 @@
-"""The model card (README.md) of an exported folder."""
+"""Writes the model card (README.md) of an exported folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _HUB_METRICS = {
     "f1_macro": "f1",
     "token_accuracy": "accuracy",
 }
-"""Ours to the hub's name of a metric, where the two differ."""
+"""{our name of a metric: the hub's}, if the two differ."""
 
 _METHODS = {
     "lora": "LoRA: low-rank updates of the frozen base model",
@@ -37,16 +37,15 @@ _DORA = "DoRA: low-rank updates of the frozen base model's weights, and their no
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card says of a run.
+    """The facts about a run that its model card states.
 
     Attributes:
       name: the model's name.
-      where: what a reader loads it by: `owner/name` on the hub, or the folder.
+      where: the name to load it by: `owner/name` on the hub, or the folder.
       method: `lora`, `full` or `head`.
       problem_type: transformers' name of a classifier's task; None for a language model.
-      base_model, dataset: as the config names them.
-      base_model_id, dataset_id: their names on the hub, None for what is not there; the metadata hold only
-        these.
+      base_model, dataset: their names in the config.
+      base_model_id, dataset_id: their names on the hub, None if they are not there; only these are in the metadata.
       labels: class names in the order of their ids; empty for regression.
       results: {split: {metric: value}} of the exported step.
       command: the shell command that made it.
@@ -76,16 +75,17 @@ class Facts:
 
     @property
     def task(self) -> str:
-        """The hub's name of what the model is for."""
+        """The hub's name of the task."""
         return "text-generation" if self.problem_type is None else "text-classification"
 
 
 def model_card(facts: Facts, kind: Kind) -> str:
-    """Writes the text of README.md: YAML front matter as the hub reads it, then Markdown.
+    """Returns the text of README.md: YAML front matter for the hub, then Markdown.
 
-    kind: `merged` for a whole checkpoint that transformers opens, `adapter` for PEFT's format.
+    Paths of this machine appear only in code, which needs them to run; elsewhere only their last part appears.
 
-    A path of this machine appears only in code, which needs it to run; elsewhere only its last part does.
+    Args:
+      kind: `merged` for a complete checkpoint that transformers opens, `adapter` for PEFT's format.
     """
     sections = [
         f"---\n{_front_matter(facts, kind)}\n---",
@@ -169,7 +169,7 @@ def _command(facts: Facts) -> str:
 
 
 def without_folder(names: str) -> str:
-    """Cuts each absolute path among names between commas to its last part."""
+    """Shortens each absolute path in a comma-separated list to its last part."""
     return re.sub(r"(^|[\[,=]\s*)[~/][^,\]]*/(?=[^,\]])", r"\1", names)
 
 
@@ -223,6 +223,6 @@ def _generating_code(facts: Facts, kind: Kind) -> str:
 
 
 def _base_arguments(base_model: str) -> str:
-    """The arguments of `from_pretrained`: a GGUF file is named beside its folder."""
+    """Returns the arguments of `from_pretrained` as code: for a GGUF file, its folder and `gguf_file`."""
     folder, slash, file = base_model.rpartition("/")
     return f"{folder + slash!r}, gguf_file={file!r}" if file.endswith(".gguf") else repr(base_model)

@@ -1,4 +1,4 @@
-"""How much of each module's change a rank keeps: `spectrum.csv` and `spectrum.png`."""
+"""Reports how much of each module's change a rank keeps: `spectrum.csv` and `spectrum.png`."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _MODULE, _MEDIAN, _KEPT = "tab:blue", "tab:blue", "tab:orange"
 
 @dataclass(frozen=True)
 class Spectrum:
-    """One module's change.
+    """The spectrum of one module's change.
 
     Attributes:
       module: its dotted name.
-      values: (k,) float32, the singular values of its change, falling.
+      values: (k,) float32, the singular values of its change, the largest first.
       rank: how many of them were kept.
     """
 
@@ -40,22 +40,22 @@ class Spectrum:
         return np.square(self.values, dtype=np.float64)
 
     def share(self, ranks: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The share of the squared change that each of these ranks keeps; 1 where nothing changed."""
+        """Returns the share of the squared change that each of these ranks keeps; 1 if nothing changed."""
         kept = np.concatenate([[0.0], np.cumsum(self.squared)])
         return kept[np.minimum(ranks, len(self.values))] / kept[-1] if kept[-1] else np.ones(len(ranks))
 
     @property
     def kept(self) -> float:
-        """The share that `rank` keeps."""
+        """The share of the squared change that `rank` keeps."""
         return float(self.share([self.rank])[0])
 
     def needed(self) -> list[int]:
-        """The ranks that keep SHARES."""
+        """Returns the ranks that keep the SHARES of the squared change."""
         return [rank_for(self.values, share) for share in SHARES]
 
 
 def write_csv(path: Path, spectra: Sequence[Spectrum]) -> None:
-    """A line a module: its full rank, the rank and share kept, and the ranks that 50, 90 and 99 % need."""
+    """Writes one line per module: full rank, kept rank and share, and the ranks that keep 50, 90 and 99 %."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         needed = [f"rank_for_{100 * share:.0f}_percent" for share in SHARES]
@@ -68,13 +68,13 @@ def write_csv(path: Path, spectra: Sequence[Spectrum]) -> None:
 def plot(spectra: Sequence[Spectrum], out_png: str | Path, title: str) -> None:
     """Draws the share of the squared change over the rank as a PNG of 1350 x 825 pixels.
 
-    A faint line a module, their median bold, the kept ranks marked. The same input gives the same bytes.
+    Each module is a faint line, the median a bold one, and kept ranks are marked. The same input gives the same bytes.
     """
     draw(spectra, title).savefig(out_png, dpi=150, metadata={"Software": None})
 
 
 def draw(spectra: Sequence[Spectrum], title: str) -> Figure:
-    """The picture."""
+    """Draws the figure that `plot` saves."""
     from matplotlib.figure import Figure  # half a second
 
     figure = Figure(figsize=(9, 5.5), layout="constrained")
@@ -120,12 +120,12 @@ def _dress(panel: Axes, full: int, title: str) -> None:
 
 
 def total_kept(spectra: Sequence[Spectrum]) -> float:
-    """The share of all modules' squared change that their ranks keep; 1 where nothing changed."""
+    """Returns the share of all modules' squared change that their ranks keep; 1 if nothing changed."""
     kept = sum(float(spectrum.squared[: spectrum.rank].sum()) for spectrum in spectra)
     total = sum(float(spectrum.squared.sum()) for spectrum in spectra)
     return kept / total if total else 1.0
 
 
 def by_module(spectra: Mapping[str, np.ndarray], ranks: Sequence[int]) -> list[Spectrum]:
-    """The spectra that `jlora.extract` gives with the ranks that its adapter has, in the same order."""
+    """Combines the spectra that `jlora.extract` returns with the ranks of its adapter, in the same order."""
     return [Spectrum(name, values, rank) for (name, values), rank in zip(spectra.items(), ranks, strict=True)]

@@ -1,4 +1,4 @@
-"""The score of predicting the same for every row, with which a trained classifier is compared."""
+"""Computes the score of always predicting the same, with which a trained classifier is compared."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SURE = 20.0
 
 
 def constant_logits(problem_type: str, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Returns logits float32 (L,) that predict the most frequent class, the labels that most rows have, or the mean.
+    """Returns logits, float32 (L,), of the best constant prediction: majority class or labels, or the mean.
 
     Args:
       labels: encoded labels of a split, (n,) or (n, L).
@@ -37,7 +37,9 @@ def no_better(labels: Labels, validation: np.ndarray, found: Mapping[str, float]
     correlation (MCC) exceeds 0 by at most two.
 
     Args:
-      validation: the encoded labels of the split. found: its metrics. length: the key that says how long to train.
+      validation: the encoded labels of the split.
+      found: its metrics.
+      length: the config key that says how long to train, for the message.
     """
     kind, known = labels.problem_type, validation[is_labelled(validation)]
     if not len(known):

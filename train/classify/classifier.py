@@ -1,4 +1,4 @@
-"""A trained classifier from what a run left: a run folder, a merged folder, or an adapter folder."""
+"""Loads a trained classifier from a run folder, a merged folder or an adapter folder."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A classifier that labels text: base and adapter (None where they are merged), tokenizer and labels."""
+    """A trained classifier: base and adapter (None if they are merged), tokenizer and labels."""
 
     adapted: Adapted
     tokenizer: PreTrainedTokenizerBase
     labels: Labels
 
     def logits(self, rows: Split, max_length: int, batch_size: int = 64, bucket_count: int = 6) -> np.ndarray:
-        """Logits float32 (n, L) of the rows' texts, at most `batch_size` of them at once."""
+        """Computes logits, float32 (n, L), of the rows' texts, at most `batch_size` at once."""
         tokens = tokenize(rows, self.tokenizer, max_length)
         if tokens.cut:
             logger.warning("%d of %d rows cut at %d tokens", tokens.cut, len(tokens), max_length)
@@ -62,10 +62,10 @@ def load_trained(folder: str | Path, base: str | None = None) -> Trained:
 
     Args:
       folder: made by `train.classify` or `train.export`; an adapter folder may be PEFT's.
-      base: an adapter's base model; None takes the one that its configuration names.
+      base: an adapter's base model; None means the one that its configuration names.
 
     Raises:
-      JloraError: nothing of the kind there, or an adapter that does not fit its base.
+      JloraError: there is no such folder, or the adapter does not fit its base.
     """
     path = as_path(str(folder))
     places = [path, path / "merged", path / "adapter"]
@@ -83,11 +83,11 @@ def load_trained(folder: str | Path, base: str | None = None) -> Trained:
 
 
 def load_adapted(folder: Path, base: str | None = None) -> Trained:
-    """An adapter folder on its base; class names are those of the folder's `labels.json`, if it has one."""
+    """Loads an adapter folder and its base; class names come from the folder's `labels.json`, if it has one."""
     name = base or base_of(folder)
     settle_hub(name)
     model = build(classifier_config(name, **_stored_labels(folder)))
-    # A head that the base lacks comes with the adapter, which replaces these random values.
+    # The adapter brings the head that the base lacks, and replaces these random values.
     weights = load_weights(model, model_folder(name), key=jax.random.key(0), new_head=True)
     adapter, config = jlora.load_adapter(folder, weights, model.apply, example_batch(model.config))
     _require_heads(folder, name, new_heads(model, model_folder(name), new_head=True), adapter)
@@ -96,7 +96,7 @@ def load_adapted(folder: Path, base: str | None = None) -> Trained:
 
 
 def _stored_labels(folder: Path) -> dict[str, Any]:
-    """Label entries of the model's config: from `labels.json`, or else as many as the adapter's head has rows."""
+    """Returns the config's label entries: from `labels.json`, else only the number of rows of the adapter's head."""
     file = folder / "labels.json"
     if file.is_file():
         return read_label_entries(file)
@@ -108,7 +108,7 @@ def read_label_entries(file: Path) -> dict[str, Any]:
     """Reads id2label, label2id and problem_type from `labels.json`, and nothing else.
 
     Raises:
-      JloraError: class names that are not text, ids other than 0, 1, ..., or an unknown problem_type.
+      JloraError: class names are not text, ids are not 0, 1, ..., or problem_type is unknown.
     """
     stored = read_json(file)
     names, problem = stored.get("id2label"), stored.get("problem_type")
@@ -128,7 +128,7 @@ def read_label_entries(file: Path) -> dict[str, Any]:
 
 
 def _require_heads(folder: Path, name: str, heads: dict[str, list[str]], adapter: dict[str, Any]) -> None:
-    """Raises JloraError where neither the base nor the adapter has a head: it was random, and is lost."""
+    """Raises JloraError if neither the base nor the adapter has the head: it was random, and is lost."""
     lost = [key for path, keys in heads.items() if path not in adapter for key in keys]
     if lost:
         raise JloraError(

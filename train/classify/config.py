@@ -33,7 +33,7 @@ class DataConfig(DataSource):
         description="leave out rows whose label the mapping data.label_names lacks, instead of refusing them",
     )
     max_rows: Count | None = Field(
-        default=None, description="use a seeded, class-balanced sample of so many rows of a split"
+        default=None, description="use a seeded, class-balanced sample of this many rows of a split"
     )
     max_length: Annotated[int, Field(ge=4)] = Field(
         default=128, description="tokens a row; longer rows are cut, counted and said"

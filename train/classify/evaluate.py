@@ -1,4 +1,4 @@
-"""Logits, loss and metrics of a whole split of a classifier's data."""
+"""Computes logits, loss and metrics of a classifier on a split of its data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from train.task.protocol import Found
 
 
 def logits_forward(apply: Callable) -> Callable[[Any, Any, Batch], jax.Array]:
-    """forward(adapter, base, batch) -> logits float32 (B, L); no dropout. `adapter` may be None."""
+    """Makes forward(adapter, base, batch) -> logits, float32 (B, L), without dropout; `adapter` may be None."""
     adapted = adapt(apply)
     return lambda adapter, base, batch: adapted(base, adapter, batch.inputs)
 
@@ -34,12 +34,14 @@ def logits_of(
     check: Callable[[], None] = never,
     first: int | None = None,
 ) -> np.ndarray:
-    """Logits float32 (n, L) in the split's own order; batches of few fixed shapes, the shortest rows first.
+    """Computes logits, float32 (n, L), in the split's order, in batches of a few fixed shapes.
 
-    Of several processes all get all of them.
+    The shortest rows are computed first. With several processes each gets the logits of all rows.
 
     Args:
-      step: step(batch) -> logits. check: called before each batch. first: only so many rows are evaluated.
+      step: step(batch) -> logits.
+      check: called before each batch.
+      first: evaluate only the first `first` rows; None means all.
     """
 
     def make(planned: Any, size: int, places: Any) -> Batch:
@@ -49,7 +51,7 @@ def logits_of(
 
 
 def in_order(found: Found) -> np.ndarray:
-    """The logits of all batches in the order of the split's rows."""
+    """Concatenates the logits of all batches in the order of the split's rows."""
     logits = np.concatenate([part[: len(planned.rows)] for planned, part in found])
     ordered = np.empty_like(logits)
     ordered[np.concatenate([planned.rows for planned, _ in found])] = logits
@@ -57,7 +59,7 @@ def in_order(found: Found) -> np.ndarray:
 
 
 def scores(problem_type: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The task's metrics and the mean loss of the labelled rows; empty where no row is labelled."""
+    """Computes the task's metrics and the mean loss of the labelled rows; {} if no row is labelled."""
     known = is_labelled(labels)
     if not known.any():
         return {}

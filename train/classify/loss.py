@@ -1,4 +1,4 @@
-"""The loss of a classifier, row by row, so that batches can be weighted and summed."""
+"""Computes the loss of a classifier for each row, so that batches can be weighted and summed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from train.loop.step import TotalLoss
 
 
 def classification_loss(apply: Callable, problem_type: str, *, model_dropout: bool) -> TotalLoss:
-    """The sum of the losses of a batch's rows, times their weights, for `train.loop.step`.
+    """Makes the loss for `train.loop.step`: the sum of the losses of a batch's rows, times their weights.
 
     Args:
       apply: `model.apply(base, inputs, rngs=...)`, logits float32 (B, L).
       problem_type: as in `row_losses`.
-      model_dropout: whether the model's own dropout is on; the adapter's has a rate of its own.
+      model_dropout: whether the model's own dropout is active; the adapter's dropout has its own rate.
     """
     adapted = adapt(apply)
 
@@ -35,7 +35,7 @@ def classification_loss(apply: Callable, problem_type: str, *, model_dropout: bo
 
 
 def row_losses(problem_type: str, logits: jax.Array, labels: ArrayLike) -> jax.Array:
-    """The loss of each row, float32 (B,).
+    """Computes the loss of each row, float32 (B,).
 
     Args:
       problem_type: `single_label_classification` (cross-entropy; labels int32 (B,)),

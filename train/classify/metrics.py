@@ -1,4 +1,4 @@
-"""The metrics of each problem type of a classifier, computed by scikit-learn and SciPy."""
+"""Computes the metrics of each problem type of a classifier with scikit-learn and SciPy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PRIMARY = {
 
 
 def names(problem_type: str, num_labels: int) -> list[str]:
-    """The names that `compute` returns for a task, the primary one first."""
+    """Returns the names of the metrics that `compute` returns for a task, the primary one first."""
     if problem_type == "single_label_classification":
         return ["accuracy", "f1" if num_labels == 2 else "f1_macro", "mcc"]
     if problem_type == "multi_label_classification":
@@ -31,30 +31,32 @@ def names(problem_type: str, num_labels: int) -> list[str]:
 
 
 def primary(problem_type: str) -> str:
-    """The metric that chooses the best checkpoint where the config names none."""
+    """Returns the metric that chooses the best checkpoint if the config names none."""
     if problem_type not in _PRIMARY:
         raise _unknown("problem type", problem_type, list(_PRIMARY))
     return _PRIMARY[problem_type]
 
 
 def check(metric: str, problem_type: str, num_labels: int) -> None:
-    """Raise JloraError, with the nearest name, unless the task has `metric`; every task has `loss`."""
+    """Raises JloraError, with the nearest name, unless the task has `metric`; every task has `loss`."""
     known = [*names(problem_type, num_labels), "loss"]
     if metric not in known:
         raise _unknown("train.metric", metric, known)
 
 
 def compute(problem_type: str, logits: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """The task's metrics, as `names` lists them.
+    """Computes the task's metrics, as `names` lists them.
 
-    logits: (n, k) float. labels: (n,) int in 0..k-1 (single label), (n, k) of 0 and 1 (multi-label), or (n,)
-    float with k = 1 (regression).
+    A metric that is undefined for the data is 0.0: F1 if a class is neither present nor predicted, MCC and correlations
+    if predictions or labels are constant (or there is one row). With several classes, those that are neither present
+    nor predicted are left out of the macro average.
 
-    A metric that the data leave undefined is 0.0: F1 where a class is neither present nor predicted, MCC and
-    correlations where predictions or labels are constant (or there is one row). Of several classes, those
-    that are neither present nor predicted do not enter the macro average.
+    Args:
+      logits: (n, k) float.
+      labels: (n,) int in 0..k-1 (single label), (n, k) of 0 and 1 (multi-label), or (n,) float with k = 1 (regression).
 
-    Raises JloraError on no rows, shapes that do not fit, labels out of range, or logits that are not finite.
+    Raises:
+      JloraError: no rows, shapes that do not fit, labels out of range, or logits that are not finite.
     """
     logits, labels = np.asarray(logits), np.asarray(labels)
     _check_arrays(problem_type, logits, labels)
@@ -68,7 +70,7 @@ def compute(problem_type: str, logits: ArrayLike, labels: ArrayLike) -> dict[str
 
 
 def probabilities(problem_type: str, logits: ArrayLike) -> NDArray[np.floating]:
-    """(n, k) logits to (n, k) probabilities: softmax, or a sigmoid where multi-label; regression as it is."""
+    """Converts logits (n, k) to probabilities: softmax, or sigmoid if multi-label; a regression's do not change."""
     from scipy.special import expit, softmax
 
     logits = np.asarray(logits)

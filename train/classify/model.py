@@ -1,4 +1,4 @@
-"""From a config to what the loop needs: labels, tokens, model, base and adapter."""
+"""Makes from a config what the training loop needs: labels, tokens, model, base and adapter."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A split ready for batches: rows, tokens, encoded labels, and the id that fills rows up."""
+    """A split that is ready for batches: rows, tokens, encoded labels, and the id that pads rows."""
 
     rows: Split
     tokens: Tokens
@@ -49,7 +49,7 @@ class Prepared:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, int (n,)."""
+        """The number of tokens of each row, int (n,)."""
         return self.tokens.lengths
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ def prepare_splits(
     """Returns (labels, {split: Prepared}); the labels come from the training rows, and the log describes them."""
     skip, train = config.data.skip_bad_rows, data.splits["train"]
     labels = infer_labels(of_one_kind(train) if skip else train, config.task, data.label_names)
-    # Labels first: they are cheap to check, and a wrong one is known before anything is tokenized.
+    # Labels first: they are cheap to check, so a wrong one is found before anything is tokenized.
     rows, encoded = {}, {}
     for name, given in data.splits.items():
         rows[name], encoded[name], errors = encode_rows(given, labels, name, skip)
@@ -101,7 +101,7 @@ def prepare_model(config: Config, labels: Labels, mesh: Mesh | None = None) -> A
 
 
 def abstract_model(config: Config) -> Adapted:
-    """The same without weights and data: every array is a ShapeDtypeStruct."""
+    """Does the same as `prepare_model` without weights and data: every array is a ShapeDtypeStruct."""
     columns = config.data.label if isinstance(config.data.label, list) else []  # each is a class
     names = config.data.label_names or columns
     distinct = dict.fromkeys(names.values() if isinstance(names, dict) else names)
@@ -133,7 +133,7 @@ def _lora_config(config: Config, model: Any) -> jlora.LoraConfig:
 
 
 def whole_leaves(config: Config, base: Any) -> dict[str, jlora.Full]:
-    """What `method: full` trains (every leaf) and `method: head` (the classification head)."""
+    """Returns {path: Full} of the leaves that `method: full` (all) or `method: head` (the head) trains."""
     head = jlora.LoraConfig(task_type="SEQ_CLS")
     return {
         path: jlora.Full(jnp.array(leaf, copy=True))
@@ -143,10 +143,10 @@ def whole_leaves(config: Config, base: Any) -> dict[str, jlora.Full]:
 
 
 def classifier_config(name: str, **overrides: Any) -> PreTrainedConfig:
-    """The config of an encoder, as `load_config` gives it.
+    """Loads the config of an encoder with `load_config`.
 
     Raises:
-      JloraError: whatever `load_config` refuses; a model that does not classify.
+      JloraError: as for `load_config`; the model is not a classifier.
     """
     config = load_config(model_folder(name), **overrides)
     if family(config.model_type).task != "SEQ_CLS":
@@ -158,12 +158,12 @@ def classifier_config(name: str, **overrides: Any) -> PreTrainedConfig:
 
 
 def unlabelled_model(config: Config) -> Any:
-    """The linen model with a head of the stored config's size, without weights: all but the labels is known of it."""
+    """Builds the linen model before the labels are known, without weights; its head has the stored config's size."""
     return _build(config, {})
 
 
 def labelled_model(config: Config, labels: Labels) -> Any:
-    """The linen model that the run trains, without weights."""
+    """Builds the linen model that the run trains, without weights."""
     return _build(config, labels.config_entries())
 
 
@@ -174,7 +174,7 @@ def _build(config: Config, overrides: dict[str, Any]) -> Any:
 
 
 def _warn_of_frozen_heads(adapted: Adapted, config: Config) -> None:
-    """A head that is random and not trained stays random, and an adapter's file does not hold it."""
+    """Warns of heads that are random and not trained: they remain random, and an adapter's file lacks them."""
     name, heads = model_folder(config.model), _heads(config, adapted.model)
     frozen = [key for path, keys in heads.items() if path not in adapted.adapter for key in keys]
     if frozen:

@@ -1,4 +1,4 @@
-"""What a classifier says of the first validation rows: predictions.csv."""
+"""Writes predictions.csv: a classifier's predictions for the first validation rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROWS_SHOWN = 50
 
 
 def write_predictions(path: Path, split: Prepared, logits: np.ndarray, labels: Labels) -> None:
-    """The first rows of a split as CSV, one for each row of `logits`: text, label, prediction, probabilities."""
+    """Writes the first rows of a split, one for each row of `logits`: text, label, prediction, probabilities."""
     shown = metrics.probabilities(labels.problem_type, logits)
     pair = ["text_pair"] if split.rows.text_pair is not None else []
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -29,7 +29,7 @@ def write_predictions(path: Path, split: Prepared, logits: np.ndarray, labels: L
 
 
 def predicted(labels: Labels, probabilities: np.ndarray) -> str:
-    """The predicted class of one row, the classes (`a;b`) of a multi-label one, or the number of a regression."""
+    """Returns the predicted class of one row, the classes (`a;b`) if multi-label, or a regression's number."""
     if labels.problem_type == "regression":
         return f"{float(probabilities[0]):.4f}"
     if labels.problem_type == "multi_label_classification":

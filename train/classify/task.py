@@ -1,4 +1,4 @@
-"""The training of text classifiers, as the runner calls it."""
+"""The training task of text classifiers; the runner calls its methods."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelledTexts(Opened):
-    """What a classifier is trained on: labelled rows, and the classes that were seen in them."""
+    """The data of a classifier: labelled rows, and the classes found in them."""
 
     rows: dict[str, Prepared]
     labels: Labels
@@ -65,13 +65,13 @@ class ClassifyTask(TrainingTask[Config, LabelledTexts]):
     """`jlora classify`."""
 
     def describe(self, config: Config, flags: Flags) -> None:
-        """Prints the parameter table: of an encoder whose head has the classes that the config names."""
+        """Prints the parameter table of an encoder whose head has the classes that the config names."""
         adapted = abstract_model(config)
         show(summary(adapted.base, adapted.adapter, verbose=flags.verbose, steps=config.train.max_steps))
         logger.info("dry run: only the model's config.json was read, and nothing was written")
 
     def open(self, config: Config, mesh: Mesh | None, *, resume: bool) -> LabelledTexts:
-        """Reads the rows, sees the classes in them, and tokenizes them."""
+        """Reads the rows, finds the classes in them, and tokenizes them."""
         model = unlabelled_model(config)
         attention = attention_of(config, model, list(example_batch(model.config)), mesh)
         tokenizer = load_tokenizer(config.model)
@@ -97,36 +97,36 @@ class ClassifyTask(TrainingTask[Config, LabelledTexts]):
         )
 
     def build(self, config: Config, opened: LabelledTexts, mesh: Mesh | None) -> Adapted:
-        """Reads the encoder; a head that it does not have starts anew."""
+        """Loads the encoder; a head that it does not have is newly initialised."""
         return prepare_model(config, opened.labels, mesh)
 
     def loss(self, config: Config, opened: LabelledTexts, model: Any) -> TotalLoss:
-        """Cross-entropy, or the squared error of a regression."""
+        """Returns the loss: cross-entropy, or the squared error of a regression."""
         return classification_loss(model.apply, opened.labels.problem_type, model_dropout=config.train.dropout)
 
     def batch(self, opened: LabelledTexts, split: str, planned: PlannedBatch, size: int, places: Places) -> Batch:
-        """Padded token ids with their labels."""
+        """Makes a batch of padded token ids with their labels."""
         rows = opened.rows[split]
         return make_batch(rows.tokens, rows.labels, planned, size, rows.pad_id, places)
 
     def forward(self, model: Any) -> Callable[[Any, Any, Any], Any]:
-        """Logits float32 (B, L)."""
+        """Returns the function that computes logits, float32 (B, L)."""
         return logits_forward(model.apply)
 
     def metrics(self, opened: LabelledTexts, split: str, found: Found) -> dict[str, float]:
-        """Metrics and mean loss of the labelled rows; the loss alone, NaN, of a model that diverged."""
+        """Computes metrics and mean loss of the labelled rows; only a loss of NaN if the model diverged."""
         logits = in_order(found)
         if not np.isfinite(logits).all():
             return {"loss": math.nan}
         return scores(opened.labels.problem_type, logits, opened.rows[split].labels)
 
     def predict(self, run: ClassifierRun) -> np.ndarray:
-        """Logits of the first validation rows."""
+        """Computes the logits of the first validation rows."""
         with working("predicting the first validation rows"):
             return _first_logits(run, run.eval_step, run.adapter, run.adapted.base)
 
     def card(self, run: ClassifierRun) -> dict[str, Any]:
-        """Problem type and classes."""
+        """Returns the model card's facts: problem type and classes."""
         labels = run.opened.labels
         names = () if labels.problem_type == "regression" else labels.names
         data = run.config.data
@@ -134,11 +134,11 @@ class ClassifyTask(TrainingTask[Config, LabelledTexts]):
         return {"problem_type": labels.problem_type, "labels": names, "pair": pair}
 
     def write_files(self, run: ClassifierRun, adapter: dict[str, Any], predicted: np.ndarray) -> None:
-        """predictions.csv."""
+        """Writes predictions.csv."""
         write_predictions(run.folder / "predictions.csv", run.opened.rows["validation"], predicted, run.opened.labels)
 
     def compare(self, run: ClassifierRun, results: Results, predicted: np.ndarray) -> float:
-        """The largest difference of a logit of the first validation rows: merged/ against the model in memory."""
+        """Returns the largest difference of logits of merged/ and the model in memory, on the first validation rows."""
         folder, dtype = run.folder / "merged", run.config.train.dtype
         with working("reading merged/ back and comparing the first validation rows"):
             model, base = adapter_and_merged.read_back(folder, jnp.dtype(dtype), run.mesh)
@@ -150,7 +150,7 @@ class ClassifyTask(TrainingTask[Config, LabelledTexts]):
         return difference
 
     def report(self, run: ClassifierRun, results: Results, compared: float | None) -> dict[str, Any]:
-        """Rows, those that were cut, and a note where nothing was learnt that shows."""
+        """Returns the report's entries: rows, rows that were cut, a note if the model is no better than a constant."""
         splits = run.opened.rows
         return {
             "rows": {name: len(split) for name, split in splits.items()},
@@ -163,7 +163,7 @@ class ClassifyTask(TrainingTask[Config, LabelledTexts]):
         }
 
     def next_steps(self, config: Config, opened: LabelledTexts) -> list[str]:
-        """What opens the files, and how new text is labelled."""
+        """Returns log lines that say what opens the files and how to label new text."""
         lines = ["  adapter/     opens with PEFT"] * (config.method == "lora")
         if config.export.merged:
             lines.append("  merged/      opens with transformers: AutoModelForSequenceClassification.from_pretrained")
@@ -180,7 +180,7 @@ TASK: TrainingTask[Config, LabelledTexts] = ClassifyTask()
 
 
 def _first_logits(run: ClassifierRun, eval_step: Callable, adapter: Any, base: Any) -> np.ndarray:
-    """Logits (ROWS_SHOWN or fewer, L) of the validation split's first rows, in batches of one shape: one program."""
+    """Computes logits (at most ROWS_SHOWN, L) of the first validation rows, in batches of one shape (one program)."""
     size, longest = run.config.train.eval_batch_size, run.lengths[-1:]
     step = partial(eval_step, adapter, base)
     return logits_of(step, run.opened.rows["validation"], longest, size, run.mesh, first=ROWS_SHOWN)

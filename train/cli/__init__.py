@@ -1,1 +1,1 @@
-"""From a command line to a config and to an exit code: flags, help, log, signals."""
+"""The command line: flags, help, config, log, signals and exit codes."""

@@ -166,7 +166,7 @@ def whole_number(least: int, below: float = math.inf) -> Callable[[str], int]:
 
 
 def names(text: str) -> list[str]:
-    """Parses an argument of names between commas."""
+    """Parses an argument of comma-separated names."""
     found = [name.strip() for name in text.split(",") if name.strip()]
     if not found:
         raise argparse.ArgumentTypeError("expected names between commas, found none")

@@ -1,4 +1,4 @@
-"""What every command does around its work: the log, errors on one screen, exit codes."""
+"""Wraps the work of every command: sets up the log, prints errors on one screen, returns exit codes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from train.cli.signals import Stopped
 def exit_code(work: Callable[[], None], *, verbose: bool = False, interrupted: str = "interrupted") -> int:
     """Does the work and returns the exit code.
 
-    0 is success, 2 an error that the user can fix (said on stderr), 130 an interruption (SIGINT), 143 SIGTERM.
+    0 is success, 2 an error that the user can fix (printed on stderr), 130 an interruption (SIGINT), 143 SIGTERM.
     """
     configure_logging(verbose)
     replace_unencodable()
@@ -68,11 +68,14 @@ def _said(text: str, code: int) -> int:
 
 
 def _silence(stream: TextIO) -> None:
-    """Who read it, such as `head`, has had enough; Python would end with code 120 where it cannot write the rest."""
+    """Redirects a closed pipe to /dev/null: its reader (such as `head`) has quit.
+
+    Python would otherwise exit with code 120 when it cannot flush the rest.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def require_new(folder: Path, overwrite: bool) -> None:
-    """Raises JloraError where `--out` holds something and `--overwrite` is not given."""
+    """Raises JloraError if `--out` is not empty and `--overwrite` is not given."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
         raise JloraError(f"--out: {folder}: expected a new or empty folder; --overwrite writes into this one")

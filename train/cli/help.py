@@ -1,4 +1,4 @@
-"""What `--help` prints: usage, flags, and every key of the schema."""
+"""Makes the text that `--help` prints: usage, flags, and every key of the schema."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _INDENT = 31
 
 
 def help_text(command: Command) -> str:
-    """The help of a command: its flags and every key, wrapped to the terminal."""
+    """Returns the help of a command: its flags and every key, wrapped to the terminal's width."""
     width = max(70, min(110, shutil.get_terminal_size().columns))
     lines = [
         f"usage: {command.program} --config FILE [key=value ...] [flags]\n",

@@ -1,4 +1,4 @@
-"""Hub, cache or the config's `offline:` block: decided once, before anything is read."""
+"""Chooses between the hub, its cache and the config's `offline:` block, once, before anything is read."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ logger = logging.getLogger(__name__)
 
 
 def choose(request: Request[AnyConfig]) -> tuple[AnyConfig, bool]:
-    """(the run's config, whether the `offline:` block is in it).
+    """Returns (the run's config, whether the `offline:` block is in it).
 
-    The hub is asked once, and only where something is to come from it (in a dry run: the model). Without an
-    answer the local cache serves, or else the `offline:` block; nothing asks the hub again.
+    The hub is asked once, and only if something is needed from it (in a dry run: the model). If it does not answer, the
+    local cache is used, or else the `offline:` block; nothing asks the hub again.
 
     Raises:
-      JloraError: whatever `resolve` finds wrong; no hub, no cache and no `offline:` block.
+      JloraError: as for `resolve`; there is no hub, no cache and no `offline:` block.
     """
     online = resolve(request, use_offline=False)
     if request.flags.offline:

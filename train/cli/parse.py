@@ -1,4 +1,4 @@
-"""The command line of a training command: a config file, `key=value` overrides and flags."""
+"""Parses the command line of a training command: a config file, `key=value` overrides and flags."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from train.config.run_config import AnyConfig
 
 @dataclasses.dataclass(frozen=True)
 class Request(Generic[AnyConfig]):
-    """What was asked for, not yet checked against the schema.
+    """A parsed command line, not yet checked against the schema.
 
     Attributes:
-      command: who was asked.
-      file: the config file, or what errors call it; None where everything is given on the command line.
-      values: the mapping in that file, as it is written.
+      command: the training command.
+      file: the config file, or its name in errors; None if everything is given on the command line.
+      values: the mapping in that file, unchanged.
       overrides: {dotted key: value} of the command line, in its order; the last of two equal keys counts.
-      flags: what was given with two dashes.
-      given_by: where the overrides come from, as errors say it.
+      flags: the arguments with two dashes.
+      given_by: where the overrides come from, for errors.
     """
 
     command: Command[AnyConfig]
@@ -42,14 +42,14 @@ class Request(Generic[AnyConfig]):
 def parse(argv: Sequence[str], command: Command[AnyConfig]) -> Request[AnyConfig]:
     """Reads a command line (without the program's name) and the config file that it names.
 
-    A value is YAML, except that a key which takes text takes it as it stands, unless it is empty, null,
-    quoted or starts with a bracket. `a,b` is a list where the key takes one; commas inside brackets do not
-    count, so that a regular expression stays whole.
+    A value is YAML. But the value of a key of type text is used unchanged, unless it is empty, null, quoted or starts
+    with a bracket. `a,b` is a list if the key takes one; commas inside brackets do not separate, so that a regular
+    expression is not split.
     `--help` prints the help and ends the program.
 
     Raises:
       JloraError: an unknown flag or one that needs another, an argument that is not `key=value`, a value that is not
-        YAML, or what `yaml_text.read_file` raises. Unknown keys and wrong values are left to `resolve`: it lists all.
+        YAML, or an error of `yaml12.read_file`. `resolve` lists all unknown keys and wrong values later.
     """
     parser = _Parser(prog=command.program, add_help=False, allow_abbrev=False)
     parser.add_argument("--help", "-h", action="store_true")
@@ -105,7 +105,7 @@ def _value(field: FieldInfo | None, text: str, source: str) -> Any:
 
 
 def _split(text: str) -> list[str]:
-    """The parts between commas that stand outside (), [] and {}."""
+    """Splits the text at commas that are outside of (), [] and {}."""
     parts = re.findall(r"(?:\([^()]*\)|\[[^\[\]]*\]|\{[^{}]*\}|[^,])+", text)
     return [part.strip() for part in parts]
 

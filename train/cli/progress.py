@@ -1,4 +1,4 @@
-"""What a run says while it trains: a bar on a terminal, plain lines anywhere else."""
+"""Shows the progress of a training run: a bar on a terminal, plain log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _OURS = ("jlora", __name__.partition(".")[0], "__main__")
 _REDRAW_SECONDS = 0.2
 _TICK_SECONDS = 1.0
 _MEMORY = 0.9
-"""The weight of all earlier steps in examples/s is multiplied by this for each new window of steps."""
+"""The decay of the smoothed examples/s: each new window of steps multiplies the weight of all earlier ones by it."""
 
 
 class Left(NamedTuple):
-    """What a run has still to do: work of its steps (in the unit of `Progress.update`), evaluations, checkpoints."""
+    """What remains of a run: work of its steps (in the unit of `Progress.update`), evaluations, checkpoints."""
 
     work: float
     evaluations: int = 0
@@ -39,7 +39,7 @@ class Left(NamedTuple):
 
 @dataclasses.dataclass
 class _Sums:
-    """What got done, in how many seconds; the longer ago, the less it weighs."""
+    """Decaying sums of the count and work of past steps and of their seconds."""
 
     count: float = 0.0
     work: float = 0.0
@@ -52,17 +52,21 @@ class _Sums:
 
 
 class Progress:
-    """Loss, examples/s (or tokens/s) and time left of a training loop; a context manager.
+    """Shows loss, examples/s (or tokens/s) and time left of a training loop; a context manager.
 
-    total: steps of the whole run. start: steps already done (a resumed run). log_every: steps between plain lines, or
-    between updates of the numbers in the bar. stream: where the bar goes if it is a terminal; if it is not, lines go to
-    the log instead. unit: what a step's `count` counts, examples or tokens. evaluation: the work of an evaluation,
-    until one has been timed. is_compiling: whether something is being compiled while the run trains. per_epoch: how
-    many steps an epoch has.
+    Rate and time left exclude compilation: waits under `compiling` are not counted, and neither are steps during which
+    something was compiled, once there are others. The rate also excludes time spent under `paused`. The loss is read
+    only when it is shown or during a compilation, because reading it waits for the step.
 
-    Rate and time left exclude compilation: waits under `compiling` are not counted. Steps during which something was
-    compiled are not counted either, once there are others. The rate also excludes what happens under `paused`. The loss
-    is read only when it is shown or during a compilation: until then a step may still be running.
+    Args:
+      total: steps of the whole run.
+      start: steps that are already done (a resumed run).
+      log_every: steps between log lines, or between updates of the numbers in the bar.
+      stream: where the bar is shown if it is a terminal; otherwise lines are logged instead.
+      unit: what a step's `count` counts, examples or tokens.
+      evaluation: the estimated work of an evaluation, until one has been timed.
+      is_compiling: returns whether something is being compiled while the run trains.
+      per_epoch: steps of an epoch.
     """
 
     def __init__(
@@ -95,10 +99,10 @@ class Progress:
         """Counts one step.
 
         Args:
-          loss: its mean loss, a device array included.
+          loss: its mean loss, possibly a device array.
           count: how many of the unit (examples or tokens) it processed.
-          work: what it took, in any unit that is proportional to time, such as tokens with padding.
-          left: what is still to do after it.
+          work: its amount of work, in any unit that is proportional to time, such as tokens with padding.
+          left: what remains to do after it.
         """
         self._step += 1
         first, last = self._step == self._start + 1, self._step == self._total
@@ -187,11 +191,11 @@ class Progress:
         return self._clean if self._clean.seconds else self._disturbed
 
     def _now(self) -> float:
-        """A clock, in seconds, that stops during waits for compilation."""
+        """Returns the seconds of a clock that stops during waits for compilation."""
         return time.monotonic() - self._compiled
 
     def _mean_pause(self, what: str, unknown: float) -> float:
-        """The mean seconds of this kind of pause, or `unknown` before the first one."""
+        """Returns the mean seconds of this kind of pause, or `unknown` before the first one."""
         timed = self._pauses.get(what)
         return sum(timed) / len(timed) if timed else unknown
 
@@ -221,16 +225,16 @@ class Progress:
 
 
 def _has_columns(terminal: TextIO) -> bool:
-    """Whether there is room for a bar; some terminals of containers say that they have no columns."""
+    """Returns whether there is room for a bar; some terminals of containers report 0 columns."""
     try:
         return os.get_terminal_size(terminal.fileno()).columns > 0
-    except OSError:  # it stands for a terminal, and has no file
+    except OSError:  # an object that behaves like a terminal, but has no file descriptor
         return True
 
 
 @contextmanager
 def _ticking(bar: tqdm[None]) -> Iterator[None]:
-    """Redraws the bar each second, so that its clock goes on while a program is compiled."""
+    """Redraws the bar each second, so that its clock keeps running while a program is compiled."""
     is_done = threading.Event()
 
     def redraw() -> None:
@@ -247,7 +251,7 @@ def _ticking(bar: tqdm[None]) -> Iterator[None]:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as `m:ss` or `h:mm:ss`."""
+    """Formats seconds as `m:ss` or `h:mm:ss`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -270,7 +274,7 @@ def configure_logging(verbose: bool = False) -> None:
     logging.setLogRecordFactory(_PrintableRecord)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    # A package with a handler of its own, such as huggingface_hub, has already printed the message that it passes on.
+    # A package with its own handler, such as huggingface_hub, has already printed the message that it passes on.
     handler.addFilter(lambda record: not logging.getLogger(record.name.partition(".")[0]).handlers)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for name in ("absl", "asyncio"):  # orbax, and the event loops that it reads and writes in, also log what it raises

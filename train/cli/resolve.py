@@ -1,4 +1,4 @@
-"""From a request to the config of the run: file, then offline block, then command line."""
+"""Makes the config of a run from a request: the file, then the offline block, then the command line."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _LINES_OF_A_SCREEN = 20
 def resolve(request: Request[AnyConfig], use_offline: bool) -> AnyConfig:
     """Makes the config of the run: the file, then the offline block if `use_offline`, then the command line.
 
-    Each layer replaces values key by key. One that gives `data.train` brings a data source of its own: the
-    keys that describe the source below it are dropped (its validation and test splits, config, revision,
-    encoding, separator, label_names, drop_other_labels, format, sample_by), while its columns and sizes stay unless
-    given. So `data.train=my.tsv` reads the columns that the file names. Given on the command line, it also sets aside
-    all of the offline block's `data`, which describes a corpus that is not used then.
+    Each layer replaces values key by key. A layer that sets `data.train` replaces the whole data source: keys of lower
+    layers that describe their source are dropped (validation and test splits, config, revision, encoding, separator,
+    label_names, drop_other_labels, format, sample_by), while columns and sizes are kept unless they are given. So
+    `data.train=my.tsv` reads the columns that the config file names. On the command line it also discards the offline
+    block's `data`, which describes another corpus.
 
-    The offline block is checked even where it is not used, and not needed where nothing comes from a hub.
+    The offline block is checked even if it is not used, and is not needed if nothing comes from a hub.
 
     Raises:
-      JloraError: every unknown key, wrong type and impossible value at once; or no offline block where one
-        is needed.
+      JloraError: all unknown keys, wrong types and values out of range at once; or there is no offline block although
+        one is needed.
     """
     schema = request.command.schema
     file, block, given = _layers(request)
@@ -51,7 +51,7 @@ def resolve(request: Request[AnyConfig], use_offline: bool) -> AnyConfig:
 
 
 def _layers(request: Request) -> tuple[dict[str, Any], dict[str, Any] | None, dict[str, Any]]:
-    """The dotted keys of the file, of its offline block (None: there is none), and of the command line."""
+    """Returns the dotted keys of the file, of its offline block (None if there is none), and of the command line."""
     schema = request.command.schema
     file, given = flatten(request.values, schema), dict(request.overrides)
     block = given.pop("offline", file.pop("offline", None))
@@ -70,7 +70,7 @@ def _layers(request: Request) -> tuple[dict[str, Any], dict[str, Any] | None, di
 
 
 def _over(lower: dict[str, Any], upper: dict[str, Any], schema: type[RunConfig]) -> dict[str, Any]:
-    """`lower` with the keys of `upper`; `train.learning_rate.full` sets one entry of a mapping."""
+    """Lays `upper` over `lower`, key by key; `train.learning_rate.full` sets one entry of a mapping."""
     merged = dict(lower)
     if "data.train" in upper:
         for name in _OF_ITS_SOURCE:

@@ -1,4 +1,4 @@
-"""A training command from its command line to its exit code. JAX is imported once the command line has been read."""
+"""Runs a training command from its command line to its exit code; imports JAX after reading the command line."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def run_command(
     0 is success, 2 an error that the user can fix, 75 the end of the run's time, 130 SIGINT, 143 SIGTERM.
 
     Args:
-      work: work(config, flags, whether the config's `offline:` block is in it).
-      alone: nothing else runs in this process, so that PyTorch is kept from it.
+      work: called as work(config, flags, whether the config's `offline:` block is in it).
+      alone: whether nothing else runs in this process, so that PyTorch can be hidden from transformers.
     """
     interrupted = "stopped: the same command with --resume goes on from the newest checkpoint"
     run = partial(exit_code, verbose="--verbose" in argv, interrupted=interrupted)
@@ -48,7 +48,7 @@ def _work(request: Request[AnyConfig], work: Callable[[AnyConfig, Flags, bool], 
     single = request.flags.dry_run or request.flags.preview
     with nullcontext() if single else joined(request.flags):
         config, is_offline = choose(request)
-        # A plan of other chips may not ask what this machine has: that would fix the number of its devices.
+        # A plan for other chips must not ask which devices this machine has: that would fix their number in JAX.
         if not request.flags.mesh:
             config = settled(config)
         elif config.train.dtype == "auto":

@@ -1,7 +1,7 @@
-"""Ends a run early, with a checkpoint, on a signal or at the end of its time.
+"""Ends a run early, with a checkpoint, on a signal or when its time is up.
 
-SIGTERM, SIGINT and SIGHUP end it with exit codes 143, 130 and 129; a second signal ends the process. SIGUSR1 and
-SIGXCPU, which schedulers send shortly before the time limit, and `train.max_hours` end it with 75.
+SIGTERM, SIGINT and SIGHUP end it with exit codes 143, 130 and 129; a second signal ends the process at once. SIGUSR1
+and SIGXCPU, which schedulers send shortly before the time limit, and `train.max_hours` end it with 75.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _OUT_OF_TIME: tuple[int, ...] = (signal.SIGUSR1, signal.SIGXCPU)
 _HEARD: tuple[int, ...] = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, *_OUT_OF_TIME)
 
 _SECOND_AFTER = 1.0
-"""Seconds from a first signal to one that counts as a second: `timeout` and shells send theirs twice at once."""
+"""Seconds after which another signal counts as a second one: `timeout` and shells send a signal twice at once."""
 
 
 class Stopped(Exception):
@@ -41,11 +41,11 @@ class Stopped(Exception):
 
 
 class Cut(Exception):
-    """A signal ends what can be done again."""
+    """Raised on a signal to abandon work that a resumed run can repeat."""
 
 
 class Stop:
-    """Whether a signal has come, or the time is up: `deadline`, by time.monotonic()."""
+    """Records whether a signal has come or the time is up (`deadline`, by time.monotonic())."""
 
     def __init__(self, deadline: float = math.inf) -> None:
         self.number: int | None = None
@@ -54,8 +54,8 @@ class Stop:
         self._asked = 0
 
     def requested(self) -> bool:
-        """Whether to save and leave. Several processes must all ask, at the same places of their work, and agree."""
-        import jax  # of which a command knows nothing yet that only says what it can do
+        """Returns whether to save and leave. With several processes all must call it at the same steps; all agree."""
+        import jax  # not at the top of the file: --help must not wait for JAX
         from jax.experimental import multihost_utils
 
         self._asked += 1
@@ -70,12 +70,12 @@ class Stop:
         return self.number is not None or (self.is_late and alone)
 
     def check(self) -> None:
-        """Raises Cut where `requested`."""
+        """Raises Cut if `requested`."""
         if self.requested():
             raise Cut
 
     def note(self, number: int, frame: FrameType | None) -> None:
-        """Python's handler, called in the main thread between two of its instructions."""
+        """Handles a signal; Python calls it in the main thread, between two bytecode instructions."""
         self.number = number
 
     def note_for_all(self, number: int, frame: FrameType | None) -> None:
@@ -102,8 +102,8 @@ def listening(deadline: float = math.inf) -> Iterator[Stop]:
     if jax.process_count() > 1:
         before = {number: signal.signal(number, stop.note_for_all) for number in _OUT_OF_TIME}
         yield stop
-        stop.requested()  # of one that came while the last checkpoint was written
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nobody asks any more
+        stop.requested()  # a signal may have come while the last checkpoint was written
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # `requested` is not called any more
         for number, handler in before.items():
             signal.signal(number, handler)
     else:
@@ -162,7 +162,7 @@ def _handled(stop: Stop) -> Iterator[None]:
 
 
 def _watch(reader: int, heard: Sequence[int]) -> None:
-    """Reads the numbers of signals as they come, also while the main thread is deep in a compilation."""
+    """Reads the numbers of signals as they come, even while the main thread is busy in a compilation."""
     first = math.inf
     while number := os.read(reader, 1):
         if number[0] not in heard:

@@ -1,4 +1,4 @@
-"""Packages that import PyTorch wherever it is installed are imported without it: nothing here needs its seconds."""
+"""Hides PyTorch from packages that would import it: nothing here needs it, and its import takes seconds."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def torch_hidden() -> Iterator[None]:
-    """In the block PyTorch is not found, as where it is not installed; unless the process has imported it before."""
+    """Makes PyTorch look as if it were not installed inside the block, unless the process has imported it before."""
     if "torch" in sys.modules:
         yield
         return
-    sys.modules["torch"] = None  # type: ignore[assignment]  # Python's own way: an import fails, a search finds nothing
+    sys.modules["torch"] = None  # type: ignore[assignment]  # Python's documented way: imports fail, find_spec finds nothing
     try:
         yield
     finally:
@@ -21,9 +21,10 @@ def torch_hidden() -> Iterator[None]:
 
 
 def keep_torch_from_transformers() -> None:
-    """From now on transformers takes PyTorch for not installed; for a process that is a command and nothing else.
+    """Makes transformers believe, for the rest of the process, that PyTorch is not installed.
 
-    transformers decides that once in a process. It then leaves out its models, and a config does not import PyTorch.
+    Only for processes that run nothing but a command: transformers decides this once per process. It then leaves out
+    its models, and loading a config does not import PyTorch.
     """
     with torch_hidden():
         from transformers.utils import is_torch_available

@@ -1,1 +1,1 @@
-"""The schema of a run's config, and its checks."""
+"""The schema of a run's config, and its validation."""

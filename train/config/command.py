@@ -1,4 +1,4 @@
-"""What tells one training command from another."""
+"""Describes a training command: its name, schema, flags and options."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ FLAGS = {
     "dry_run": "print the parameter table and stop; needs no weights and no data",
     "verbose": "print the parameter table in full",
 }
-"""{name: meaning} of what every training command takes."""
+"""{name: meaning} of the switches of every training command."""
 
 
 class Option(NamedTuple):
-    """What stands behind a flag: its name in the help, what it means, and its type."""
+    """A flag with a value: the value's name in the help, its meaning and its type."""
 
     metavar: str
     meaning: str
@@ -31,7 +31,7 @@ OPTIONS = {
     "process": Option("I", "number of this process, from 0", int),
     "processes": Option("N", "number of processes of the run", int),
 }
-"""{name: option} of what every training command takes."""
+"""{name: option} of the flags with a value of every training command."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Command(Generic[AnyConfig]):
     """One training command.
 
     Attributes:
-      program: as it is started, `jlora classify`.
-      purpose: what it does, lines of the help.
+      program: how it is called, `jlora classify`.
+      purpose: what it does, for the help.
       schema: the class of its configs.
-      config: a config that it comes with, which help and errors name.
-      examples: arguments behind program and config that the help shows.
+      config: an included config, which help and errors mention.
+      examples: arguments that the help shows after program and config.
       flags: {name: meaning} of its switches, each a field of Flags.
       options: {name: option} of its flags with a value, each a field of Flags.
     """
@@ -59,7 +59,7 @@ class Command(Generic[AnyConfig]):
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """The flags of the command line, all off unless given."""
+    """The flags of the command line; all are off by default."""
 
     offline: bool = False
     resume: bool = False

@@ -1,4 +1,4 @@
-"""The dotted keys of a schema, and their types in words."""
+"""Lists the dotted keys of a schema, and describes their types in words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jlora.files.type_in_words import type_in_words
 
 
 def sections(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    """The keys that hold keys, such as `lora`, with their models."""
+    """Returns {key: model} of the keys that contain keys, such as `lora`."""
     fields = schema.model_fields.items()
     return {
         name: f.annotation
@@ -24,7 +24,7 @@ def sections(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
 
 
 def fields(schema: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Every dotted key that holds a value, in the order of the schema; those outside of sections come first."""
+    """Returns {dotted key: field} of all values, in the order of the schema; those outside of sections come first."""
     inner = sections(schema)
     found = {name: field for name, field in schema.model_fields.items() if name not in inner}
     for section, model in inner.items():
@@ -33,13 +33,13 @@ def fields(schema: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def defaults(schema: type[BaseModel]) -> dict[str, Any]:
-    """{dotted key: its default}, without the keys that must be given."""
+    """Returns {dotted key: default}, without required keys."""
     found = {key: field.get_default(call_default_factory=True) for key, field in fields(schema).items()}
     return {key: value for key, value in found.items() if value is not PydanticUndefined}
 
 
 def kinds(annotation: Any) -> set[Any]:
-    """The plain types that an annotation takes: `str | list[str] | None` takes {str, list, NoneType}."""
+    """Returns the plain types that an annotation accepts: {str, list, NoneType} for `str | list[str] | None`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return set().union(*map(kinds, arguments))
@@ -84,7 +84,11 @@ def _likely(key: str, known: list[str]) -> list[str]:
 
 
 def _near(leaf: str, names: dict[str, str]) -> list[str]:
-    """Returns names spelt almost so or ending so, else those with this beginning or initials, else a similar one."""
+    """Returns the names that `leaf` probably means.
+
+    These are names with almost the same spelling or the same end; else those with the same beginning or initials; else
+    the most similar one.
+    """
     ending = [name for name in names if name.endswith(f"_{leaf}")]
     alike = [
         name

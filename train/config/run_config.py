@@ -1,4 +1,4 @@
-"""A training run as a config describes it, whatever is trained."""
+"""The part of the config schema that all training commands share."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RunConfig(Section):
     """The keys that every training command has; a command's own schema narrows them and adds its own."""
 
     learning_rates: ClassVar[dict[str, float]]
-    """{method: the peak learning rate where the config gives none}."""
+    """{method: the peak learning rate if the config gives none}."""
 
     model: Text = Field(description="model to start from")
     method: str
@@ -44,7 +44,7 @@ class RunConfig(Section):
     hub: HubSection = HubSection()
     offline: dict[str, Any] | None = Field(
         default=None,
-        exclude=True,  # `train.cli.resolve` has laid it over the file, or left it out: a run has none
+        exclude=True,  # `train.cli.resolve` has applied or dropped it
         description="any of these keys, laid over the file with --offline or where the hub cannot be reached",
     )
 
@@ -71,7 +71,7 @@ AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
 
 def learning_rate_of(config: RunConfig) -> float:
-    """The peak learning rate of the config's method."""
+    """Returns the peak learning rate of the config's method."""
     rates = config.train.learning_rate
     if isinstance(rates, float):
         return rates
@@ -79,21 +79,21 @@ def learning_rate_of(config: RunConfig) -> float:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """Every key and value of a config; read again as a config file it gives an equal config."""
+    """Writes every key and value of a config as YAML; read as a config file, it gives an equal config."""
     return yaml12.dump(config.model_dump(by_alias=True))
 
 
 def rows_of_a_step(config: RunConfig) -> int:
-    """Rows that one optimizer step takes, all its batches together."""
+    """Returns the number of rows of one optimizer step, over all its batches."""
     return config.train.batch_size * config.train.gradient_accumulation_steps
 
 
 def length_key(config: RunConfig) -> str:
-    """Names the key that says how long the run trains."""
+    """Returns the name of the key that says how long the run trains."""
     return "train.epochs" if config.train.max_steps is None else "train.max_steps"
 
 
 def steps_of(config: RunConfig, rows: int) -> tuple[int, int]:
-    """(optimizer steps of an epoch, optimizer steps of the run) for so many training rows."""
+    """Returns (optimizer steps of an epoch, optimizer steps of the run) for `rows` training rows."""
     per_epoch = math.ceil(rows / rows_of_a_step(config))
     return per_epoch, config.train.max_steps or max(1, round(config.train.epochs * per_epoch))

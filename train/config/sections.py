@@ -1,4 +1,4 @@
-"""Sections and types of values that the configs of all training commands share."""
+"""Sections and value types that the configs of all training commands share."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class LoraSection(Section):
     """The adapter, in the words of PEFT's LoraConfig."""
 
     initializations: ClassVar[tuple[str, ...]] = ()
-    """What a command takes for `init_lora_weights` beyond the library's own names."""
+    """Values of `init_lora_weights` that a command accepts in addition to the library's."""
 
     r: Rank = Field(default=8, description="rank of the update")
     lora_alpha: Annotated[int, Field(gt=0)] | Positive = Field(
@@ -160,7 +160,7 @@ class TrainSection(Section):
     )
     keep_checkpoints: Count = Field(default=2, description="newest checkpoints to keep, the best apart")
     early_stopping_patience: Count | None = Field(
-        default=None, description="stop after so many evaluations without a better metric; null: never"
+        default=None, description="stop after this many evaluations without a better metric; null: never"
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         default="auto",
@@ -206,7 +206,7 @@ class MeshSection(Section):
 
 
 class ExportSection(Section):
-    """What is written beside the adapter."""
+    """What is written in addition to the adapter."""
 
     merged: bool = Field(default=True, description="write merged/, a whole Hugging Face checkpoint")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(

@@ -1,4 +1,4 @@
-"""From dotted keys and values to the config of a run, or to a list of all that is wrong with them."""
+"""Validates dotted keys and values: returns the config of a run, or a list of all problems."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from train.config.run_config import AnyConfig, RunConfig
 
 
 def flatten(values: dict[Any, Any], schema: type[RunConfig]) -> dict[str, Any]:
-    """{"lora": {"r": 8}} to {"lora.r": 8}; sections only, a mapping that is a key's value stays whole.
+    """Flattens sections, {"lora": {"r": 8}} to {"lora.r": 8}; mappings that are a key's value are not flattened.
 
     An empty section (`lora:` with nothing below it) gives no keys.
 
     Raises:
-      JloraError: a key that is given twice, nested and dotted.
+      JloraError: a key is given twice, nested and dotted.
     """
     pairs: list[tuple[str, Any]] = []
     for name, value in values.items():
@@ -36,7 +36,7 @@ def flatten(values: dict[Any, Any], schema: type[RunConfig]) -> dict[str, Any]:
 
 
 def validate(flat: dict[str, Any], schema: type[AnyConfig]) -> tuple[AnyConfig | None, dict[str, str]]:
-    """The config that the dotted keys spell, or None and {key: what was expected, what was found}."""
+    """Returns (the config, {}), or (None, {key: what was expected, what was found}) if keys or values are wrong."""
     known = dotted_keys.fields(schema)
     problems = {key: _unknown(key, value, schema) for key, value in flat.items() if key not in known}
     nested: dict[str, Any] = {}
@@ -83,7 +83,7 @@ def _in_short(description: str | None) -> str:
 
 
 def _found(value: Any) -> str:
-    """A value as an error shows it: its type in words, and what it is, cut at 60 characters."""
+    """Describes a value for an error: its type in words and the value, cut at 60 characters."""
     words: dict[type, str] = {str: "the text ", list: "the list ", dict: "the mapping "}
     shown = (
         {True: "true", False: "false", None: "null"}[value] if value is None or isinstance(value, bool) else repr(value)

@@ -1,6 +1,6 @@
-"""YAML as the configs use it: numbers and booleans of YAML 1.2, no key given twice.
+"""Reads and writes YAML with the numbers and booleans of YAML 1.2, and refuses duplicate keys.
 
-PyYAML alone reads YAML 1.1, where `1e-3` is text and `no` is a boolean.
+PyYAML by itself reads YAML 1.1, where `1e-3` is text and `no` is a boolean.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from jlora.files.nearest_file import nearest_file
 from train.config.shipped import copy_advice
 
 _LARGEST = 2**20
-"""Bytes of the largest file that is read; a config has a few thousand."""
+"""The largest file that is read, in bytes; a config has a few thousand."""
 _MOST_VALUES = 20_000
-"""Most values of one text, after aliases are expanded."""
+"""The most values of one text, after aliases are expanded."""
 _SCALARS = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -86,7 +86,7 @@ for _tag, (_pattern, _starts) in _SCALARS.items():
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    # PyYAML writes Unicode's line breaks as they are, and reads them as a space or a newline, but for "..." text.
+    # PyYAML writes Unicode's line breaks unescaped, and reads them as a space or a newline, except in "..." text.
     style = '"' if re.search("[\r\x85\u2028\u2029]", text) else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -124,7 +124,8 @@ def parse(text: str, source: str) -> Any:
     """Parses YAML text; `source` names it in errors.
 
     Raises:
-      JloraError: not YAML, with line and column; more values than any config has after aliases are expanded.
+      JloraError: the text is not YAML (line and column are named), or has more values than any config after aliases
+        are expanded.
     """
     try:
         return yaml.load(text, _Loader)
@@ -140,5 +141,5 @@ def parse(text: str, source: str) -> Any:
 
 
 def dump(values: dict[str, Any]) -> str:
-    """YAML text that `parse` reads back to equal values, keys in their order."""
+    """Writes YAML text that `parse` reads back to equal values, with the keys in the same order."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

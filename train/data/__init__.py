@@ -1,1 +1,1 @@
-"""Tables of rows, random streams and batches of few shapes, whatever is trained."""
+"""Tables of rows, random streams and batches of few shapes, for all training commands."""

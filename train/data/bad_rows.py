@@ -1,4 +1,4 @@
-"""Rows that cannot be read: the first is an error, or all are left out and counted (`data.skip_bad_rows`)."""
+"""Handles rows that cannot be read: raises the first error, or leaves them out and counts them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jlora.errors import JloraError
 
 Row = TypeVar("Row")
 _NAMED = 5
-"""Errors of left-out rows that are shown."""
+"""How many errors of left-out rows are shown."""
 
 
 def read_each(rows: Iterable[int], read: Callable[[int], Row], skip: bool | None) -> tuple[dict[int, Row], list[str]]:
@@ -19,7 +19,7 @@ def read_each(rows: Iterable[int], read: Callable[[int], Row], skip: bool | None
       skip: `data.skip_bad_rows`, which the error suggests if it is false; None if the command has no such key.
 
     Raises:
-      JloraError: the error of the first row that cannot be read, unless `skip`; no row is left.
+      JloraError: a row cannot be read, unless `skip`; or no row is left.
     """
     found, errors = {}, []
     for row in rows:

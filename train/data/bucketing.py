@@ -1,4 +1,4 @@
-"""Batches of few fixed shapes: rows of like length share a batch, so that padding costs next to nothing."""
+"""Plans batches of a few fixed shapes: rows of similar length share a batch, so that there is little padding."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def bucket_lengths(
     weights: np.ndarray | None = None,
     price: float = 0.0,
 ) -> tuple[int, ...]:
-    """The at most `count` padded lengths, ascending, that pad `lengths` (n,) with the fewest tokens.
+    """Finds the at most `count` padded lengths, ascending, that pad `lengths` (n,) with the fewest tokens.
 
-    Each is a multiple of `multiple`, save that none is above `limit` (the longest input the model takes).
-    Found exactly, by dynamic programming over the histogram of lengths.
+    Each is a multiple of `multiple`, but at most `limit` (the longest input of the model). The optimum is found by
+    dynamic programming over the histogram of lengths.
 
     Args:
       weights: float (n,), how often each row is computed; once by default.
-      price: how many tokens a length must save to be one of them. The fewest lengths are taken at 0.
+      price: how many tokens each further length must save. At 0, the smallest optimal number of lengths is chosen.
     """
     rounded = -(-np.asarray(lengths) // multiple) * multiple
     sizes, places = np.unique(rounded if limit is None else np.minimum(rounded, limit), return_inverse=True)
@@ -63,10 +63,12 @@ def bucket_lengths(
 def plan_epoch(
     lengths: np.ndarray, buckets: tuple[int, ...], batch_size: int, seed: int, epoch: int
 ) -> list[PlannedBatch]:
-    """A shuffled epoch, a pure function of its arguments: ceil(n / batch_size) batches hold every row once.
+    """Plans a shuffled epoch of ceil(n / batch_size) batches with every row once; depends only on its arguments.
 
-    Every batch is full but the last one. The rows left over in a bucket move on to the next longer bucket.
-    Raises ValueError where a row is longer than the longest bucket.
+    All batches except the last one are full. The rows left over in a bucket move to the next longer bucket.
+
+    Raises:
+      ValueError: a row is longer than the longest bucket.
     """
     order = permutation(len(lengths), Stream.EPOCH_ROWS, seed, epoch)
     bucket_of = _bucket_of(lengths, buckets)[order]
@@ -82,17 +84,18 @@ def plan_epoch(
 
 
 def plan_evaluation(lengths: np.ndarray, buckets: tuple[int, ...], batch_size: int) -> list[PlannedBatch]:
-    """Every row once, the shortest first; every batch is full but the last one. Raises as `plan_epoch`."""
+    """Plans batches with every row once, the shortest first, all full except the last. Raises as `plan_epoch`."""
     return _cut_into_batches(np.argsort(lengths, kind="stable"), lengths, buckets, batch_size)
 
 
 class Layout(NamedTuple):
-    """Where the tokens of a batch of B rows, T long, come from.
+    """The places of the tokens in a batch of B rows of length T.
 
-    rows: int64 (B,), each row's index in its split; copies of the first row fill the batch up.
-    mask: bool (B, T), where a row has a token.
-    flat: int64 (B, T), the token's index among those of all rows, 0 where there is none.
-    real: bool (B,), false for a filler row.
+    Attributes:
+      rows: int64 (B,), each row's index in its split; copies of the first row fill an incomplete batch.
+      mask: bool (B, T), true where a row has a token.
+      flat: int64 (B, T), the token's index among those of all rows, 0 if there is none.
+      real: bool (B,), false for a filler row.
     """
 
     rows: np.ndarray
@@ -108,10 +111,10 @@ def lay_out(
     batch_size: int,
     places: Places = ALL,
 ) -> Layout:
-    """The layout of a planned batch, always (batch_size, planned.length), or of those of its rows at `places`.
+    """Lays out a planned batch, always (batch_size, planned.length), or only its rows at `places`.
 
     Args:
-      lengths, offsets: of all rows of the split in tokens, and where their tokens begin.
+      lengths, offsets: lengths in tokens of all rows of the split, and where their tokens begin.
 
     Raises:
       ValueError: a row is longer than the batch, or there are more rows than batch_size.
@@ -127,7 +130,7 @@ def lay_out(
 
 
 def first_of_each_length(plan: Iterable[PlannedBatch]) -> list[PlannedBatch]:
-    """The first batch of each length, in the order of the plan."""
+    """Returns the first batch of each length, in the order of the plan."""
     found: dict[int, PlannedBatch] = {}
     for planned in plan:
         found.setdefault(planned.length, planned)
@@ -135,7 +138,7 @@ def first_of_each_length(plan: Iterable[PlannedBatch]) -> list[PlannedBatch]:
 
 
 def padding_share(plan: list[PlannedBatch], lengths: np.ndarray, batch_size: int) -> float:
-    """The share of all computed token places, filler rows included, that hold no token: 0 is perfect."""
+    """Returns the share of computed token places, filler rows included, that hold no token: 0 is perfect."""
     computed = sum(batch.length for batch in plan) * batch_size
     return 1 - float(np.sum(lengths)) / computed if computed else 0.0
 
@@ -149,7 +152,7 @@ def _cut_into_batches(
 
 
 def _bucket_of(lengths: np.ndarray, buckets: tuple[int, ...]) -> np.ndarray:
-    """int64 (n,): the index of the shortest bucket that holds each row."""
+    """Returns int64 (n,): the index of the shortest bucket that each row fits into."""
     if len(lengths) and (not buckets or np.max(lengths) > buckets[-1]):
         raise ValueError(f"a row of {np.max(lengths)} tokens is longer than every bucket of {buckets}")
     return np.searchsorted(buckets, lengths)

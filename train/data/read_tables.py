@@ -1,4 +1,4 @@
-"""Tables from wherever the rows are: files, installed packages, the hub."""
+"""Reads tables from files, installed packages or the hub."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def read_tables(
 ) -> list[Table]:
     """Reads the tables of a file, a hub set, or a list of them, in that order.
 
-    A hub set is `repo`, or `repo:name` where its split is not called `split`. `read_file(path, name, encoding,
-    separator)` reads a file; `name` is its name in errors.
+    A hub set is `repo`, or `repo:name` if its split is not called `split`. `read_file(path, name, encoding, separator)`
+    reads a file; `name` is its name in errors.
 
     Raises:
-      JloraError: no source; whatever `local_path` and `read_file` refuse; a hub set that cannot be loaded.
+      JloraError: there is no source, `local_path` or `read_file` refuses it, or a hub set cannot be loaded.
     """
     if not source:
         raise JloraError(f"data.{split}: expected a file or a hub data set, found nothing")

@@ -1,6 +1,6 @@
-"""Read a CSV, TSV, JSON, JSON Lines or Parquet file into columns, with exact errors.
+"""Reads a CSV, TSV, JSON, JSON Lines or Parquet file into columns, with exact errors.
 
-A *data row* is counted from 1 as a person counts records: the header and blank lines are not counted.
+Data rows are counted from 1; the header and blank lines are not counted.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ _LONGEST_CSV_FIELD = 2**31 - 1
 
 @dataclass(frozen=True)
 class Table:
-    """Columns of equal length. `name` is the file or hub set as the user gave it.
+    """A table of columns of equal length.
 
-    `columns` maps a column's name to its values, one a data row: text from CSV and TSV, else Python values.
-    `class_names` maps the columns that carry class names (a ClassLabel of `datasets`) to them.
+    Attributes:
+      name: the file or hub set as the user gave it.
+      columns: {column: one value for each data row}: text from CSV and TSV, else Python values.
+      class_names: {column: class names} of columns that have them (a ClassLabel of `datasets`).
     """
 
     name: str
@@ -33,7 +35,7 @@ class Table:
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def column(self, column: str, key: str) -> list[Any]:
-        """The values of one column; JloraError naming the config `key` and the columns there are."""
+        """Returns the values of a column; the error for a missing one names the config `key` and all columns."""
         if column not in self.columns:
             raise JloraError(
                 f"{self.name}: no column {column!r} ({key}); the columns are {', '.join(self.columns)}"
@@ -46,7 +48,7 @@ class Table:
         return self.columns[column][row] if column in self.columns else None
 
     def texts_by_row(self, column: str, key: str) -> Callable[[int], str]:
-        """Returns a function that gives the text in a row, counted from 0, or raises JloraError if it is not text.
+        """Returns a function that returns the text of a row, counted from 0, or raises JloraError if it is not text.
 
         Raises JloraError if there is no such column.
         """
@@ -54,17 +56,22 @@ class Table:
         return lambda row: require_text(values[row], f"{self.where(row)}, column {column!r} ({key})")
 
     def where(self, row: int) -> str:
-        """`file, data row 8`: how an error names row 7, counted from 0."""
+        """Returns the name of a row, counted from 0, for errors: `file, data row 8` for row 7."""
         return f"{self.name}, data row {row + 1}"
 
 
 def read_table(path: Path, name: str, encoding: str = "utf-8", separator: str = ",") -> Table:
     """Reads the whole file as a Table; the suffix decides the format. `name` is its name in errors.
 
-    CSV, whose fields `separator` separates, is read by RFC 4180 (quoted fields may hold separators, quotes and line
-    ends), TSV without any quoting, JSON as one list of objects, JSONL as one object a line. Raises JloraError for
-    anything else, for an empty file, for text that is not in `encoding`, and for a row that does not fit, with its
-    number.
+    CSV is read by RFC 4180 (quoted fields may hold separators, quotes and line ends), TSV without any quoting, JSON as
+    one list of objects, JSONL as one object per line.
+
+    Args:
+      separator: of the fields of a CSV file.
+
+    Raises:
+      JloraError: another format, an empty file, text that is not in `encoding`, or a row that does not fit, with its
+        number.
     """
     if path.is_dir():
         raise JloraError(f"{name}: is a folder; expected a file ({', '.join(_READERS)})")
@@ -137,7 +144,7 @@ def _read_parquet(path: Path, name: str, encoding: str) -> Table:
 
 
 def _values(cells: Any, name: str, column: str) -> list[Any]:
-    """The cells of an Arrow column as Python values."""
+    """Converts the cells of an Arrow column to Python values."""
     try:
         return without_filled(cells.to_pylist())
     except (ArithmeticError, ValueError) as error:  # such as a date after the year 9999
@@ -167,7 +174,7 @@ def without_filled(value: Any) -> Any:
 
 
 def class_names(features: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    """{column: names} of the columns that are ClassLabels or lists of them, from `Features.to_dict()`."""
+    """Returns {column: class names} of ClassLabels and lists of them, from `Features.to_dict()`."""
     found = {column: _names_of(feature) for column, feature in features.items()}
     return {column: names for column, names in found.items() if names}
 
@@ -191,7 +198,7 @@ _READERS: dict[str, Callable[[Path, str, str], Table]] = {
 
 
 def _csv_records(text: str, name: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """(line the record begins on, fields) of every record that is not a blank line."""
+    """Yields (line where the record begins, fields) of every record that is not a blank line."""
     csv.field_size_limit(_LONGEST_CSV_FIELD)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     line, row = 1, 0
@@ -239,8 +246,13 @@ def _from_objects(objects: list[Any], name: str, hint: str = "") -> Table:
 
 
 def decode(path: Path, name: str, encoding: str, row_after: Callable[[str], int]) -> str:
-    """The text of a file, without a byte order mark. `row_after` finds the data row, 0 for the header, of
-    the first wrong byte from the text before it. Raises JloraError, with that row, and for an unknown encoding.
+    """Reads the text of a file, without a byte order mark.
+
+    Args:
+      row_after: returns the data row (0 for the header) of the first wrong byte, from the text before it.
+
+    Raises:
+      JloraError: a byte is not in `encoding`, with its row; or the encoding is unknown.
     """
     try:
         return path.read_bytes().decode(encoding).removeprefix("\ufeff")

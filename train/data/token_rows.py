@@ -1,4 +1,4 @@
-"""Rows of tokens that are laid end to end."""
+"""Rows of tokens that are stored concatenated."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 class TokenRows:
-    """Row i has the tokens from `offsets[i]` to `offsets[i + 1]`, of int64 offsets (n + 1,)."""
+    """Base class of n concatenated rows: row i has the tokens from `offsets[i]` to `offsets[i + 1]`, int64 (n + 1,)."""
 
     offsets: np.ndarray
 
@@ -15,5 +15,5 @@ class TokenRows:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, int64 (n,)."""
+        """The number of tokens of each row, int64 (n,)."""
         return np.diff(self.offsets)

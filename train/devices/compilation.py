@@ -1,4 +1,4 @@
-"""How a run's programs are compiled: for the machine's units, and kept on disk for a quick second start."""
+"""Compiles a run's programs with suitable options, and caches them on disk so that the next start is fast."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs under `$XDG_CACHE_HOME/jlora/xla`, or where JAX_COMPILATION_CACHE_DIR says.
+    """Caches compiled programs in `$XDG_CACHE_HOME/jlora/xla`, or in JAX_COMPILATION_CACHE_DIR if it is set.
 
     Call it before the first array is made.
     """
@@ -22,12 +22,12 @@ def use_compilation_cache() -> None:
 
 
 def jit(fn: Callable, **options: Any) -> Any:
-    """`jax.jit` for a whole program of a run, not for a part of one; takes the same options.
+    """Applies `jax.jit`, with options for CPUs, to a complete program of a run (not to a part); takes jit's options.
 
-    By default XLA on a CPU computes all bfloat16 operations but products in float32. It then converts the stacks of all
-    layers, weights and kept values, whenever one layer is read or written: at 4 x 256 tokens of SmolLM2 a step took
-    4.2 s and 3.4 GB with that, 2.7 s and 2.3 GB without. So this switches it off. Only products with a bfloat16 result
-    need it, and `jlora.ops.products` has none.
+    By default XLA on a CPU computes all bfloat16 operations except products in float32. It then converts the stacks of
+    all layers, weights and kept values, whenever one layer is read or written: at 4 x 256 tokens of SmolLM2 a step took
+    4.2 s and 3.4 GB with this conversion, and 2.7 s and 2.3 GB without. So it is switched off here. Only products with
+    a bfloat16 result need it, and `jlora.ops.products` has none.
     """
     on_cpu = {"xla_disable_hlo_passes": "float-normalization-bf16"} if jax.default_backend() == "cpu" else None
     return jax.jit(fn, compiler_options=on_cpu, **options)

@@ -1,6 +1,6 @@
-"""The devices of a run: their mesh, where weights, adapter and batches lie on it, and what is gathered from it.
+"""Makes a run's mesh of devices, places weights, adapter and batches on it, and gathers arrays from it.
 
-Without a mesh, on a single device, every function here gives back what it was given.
+On a single device there is no mesh, and the functions return their arguments unchanged.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from train.devices.processes import is_first
 
 
 def mesh_of(config: RunConfig, devices: Sequence[Any] | None = None) -> Mesh | None:
-    """The mesh of all devices (or of those given) that the config asks for; None where there is one device.
+    """Makes the config's mesh of all devices (or of those given); returns None for a single device.
 
     Raises:
-      JloraError: sizes that do not fit the devices, a batch that they cannot share evenly.
+      JloraError: the sizes do not fit the devices, or a batch cannot be split evenly.
     """
     asked = config.mesh
     mesh = make_mesh(asked.data, asked.fsdp, asked.tensor, devices)
@@ -43,7 +43,7 @@ def mesh_of(config: RunConfig, devices: Sequence[Any] | None = None) -> Mesh | N
 
 
 def require_shared(rows: int, sizes: Mapping[str, int]) -> None:
-    """Raises JloraError where a batch of so many rows cannot be shared evenly on a mesh of these sizes."""
+    """Raises JloraError if a batch of `rows` rows cannot be split evenly on a mesh of these sizes."""
     parts = math.prod(sizes[name] for name in BATCH[0])
     if rows % parts:
         named = ", ".join(f"mesh.{name} {size}" for name, size in sizes.items())
@@ -54,18 +54,18 @@ def require_shared(rows: int, sizes: Mapping[str, int]) -> None:
 
 
 def row_parts(mesh: Mesh | None) -> int:
-    """In how many parts a batch's rows are split."""
+    """Returns the number of parts into which a batch's rows are split."""
     return 1 if mesh is None else math.prod(mesh.shape[name] for name in BATCH[0])
 
 
 def rounded_up(mesh: Mesh | None, rows: int) -> int:
-    """The rows of a batch in evaluation: as many as asked for, or a few more that the devices can share evenly."""
+    """Rounds the rows of an evaluation batch up to a number that the devices can split evenly."""
     parts = row_parts(mesh)
     return -(-rows // parts) * parts
 
 
 def put_adapted(mesh: Mesh | None, adapted: Adapted, config: RunConfig) -> Adapted:
-    """Base and adapter on the mesh. Weights that are trained whole lie as the base's do."""
+    """Puts base and adapter on the mesh. Weights that are trained in full are split like the base's."""
     if mesh is None:
         return adapted
     return dataclasses.replace(
@@ -77,7 +77,7 @@ def put_adapted(mesh: Mesh | None, adapted: Adapted, config: RunConfig) -> Adapt
 
 
 def put_adapter(mesh: Mesh | None, adapter: dict[str, Any], config: RunConfig) -> dict[str, Any]:
-    """The adapter on the mesh as the config has it, or on the device."""
+    """Puts the adapter on the mesh as the config says, or on the device if there is no mesh."""
     if mesh is None:
         return jax.device_put(adapter)
     mode = config.mesh.adapters if config.method == "lora" else "inherit"
@@ -85,7 +85,7 @@ def put_adapter(mesh: Mesh | None, adapter: dict[str, Any], config: RunConfig) -
 
 
 def put_rest(mesh: Mesh | None, tree: Any) -> Any:
-    """The tree with those of its arrays that are not on the mesh yet whole on each device."""
+    """Replicates those arrays of the tree that are not on the mesh yet on each of its devices."""
     if mesh is None:
         return tree
     whole = NamedSharding(mesh, PartitionSpec())
@@ -93,11 +93,11 @@ def put_rest(mesh: Mesh | None, tree: Any) -> Any:
 
 
 def put_batch(mesh: Mesh | None, size: int, make: Callable[[np.ndarray], Any]) -> Any:
-    """A batch of `size` rows on the mesh, of which each process makes those of its own devices.
+    """Puts a batch of `size` rows on the mesh; each process makes only the rows of its own devices.
 
     Args:
-      make: make(places) gives a tree of numpy arrays (len(places), ...), the rows at these places of the batch (int64,
-        ascending).
+      make: make(places) returns a tree of numpy arrays (len(places), ...), the rows at these places of the batch
+        (int64, ascending).
     """
     if mesh is None:
         return make(np.arange(size))
@@ -115,7 +115,7 @@ def put_batch(mesh: Mesh | None, size: int, make: Callable[[np.ndarray], Any]) -
 
 
 def train_step_on(mesh: Mesh | None, step: Any, state: Any) -> Callable:
-    """A jitted train step (`train.loop.step`) for a mesh, whose state stays where `state`, arrays on the mesh, lies."""
+    """Makes a jitted train step (`train.loop.step`) for a mesh; its state keeps the shardings of `state`."""
     if mesh is None:
         return step
     kept = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -124,7 +124,7 @@ def train_step_on(mesh: Mesh | None, step: Any, state: Any) -> Callable:
 
 
 def eval_step_on(mesh: Mesh | None, step: Any) -> Callable:
-    """A jitted function for a mesh, what it gives whole on each device."""
+    """Makes a jitted evaluation step for a mesh; its results are replicated on each device."""
     return (
         step
         if mesh is None
@@ -133,34 +133,36 @@ def eval_step_on(mesh: Mesh | None, step: Any) -> Callable:
 
 
 def kept(tree: Any) -> Any:
-    """Copies of all arrays in the host's memory, which stay when these are donated: numpy; of an array that several
-    processes share each keeps its own parts, in a jax.Array.
+    """Copies all arrays to host memory, so that the originals can be donated.
+
+    The copies are numpy arrays. If several processes share an array, each copies its own shards to a jax.Array.
     """
     return jax.tree.map(_kept_leaf, tree)
 
 
 def put_like(placed: Any, tree: Any) -> Any:
-    """Copies the arrays of a tree that `kept` returned to where those of `placed` are."""
+    """Copies the arrays of a tree that `kept` returned to the devices of those of `placed`."""
     return jax.tree.map(_like_leaf, placed, tree)
 
 
 def to_first(tree: Any) -> Any:
-    """A tree of arrays that the process which writes can read, gathered layer by layer; the others, which must take
-    part, get None for each.
+    """Gathers all arrays, layer by layer, for the process that writes.
+
+    All processes must call it; the others get None for each array.
     """
     return jax.tree.map(_on_first, tree)
 
 
 def set_mesh(mesh: Mesh | None) -> AbstractContextManager:
-    """Sets the mesh, where there is one: all that is computed under it is computed by all devices."""
+    """Sets the mesh, if there is one. Everything computed inside the block runs on all its devices."""
     return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def on_cpu() -> AbstractContextManager:
-    """What lies on no mesh is computed by the CPU, in the host's memory, where JAX was left its CPU."""
+    """Makes the CPU compute, in host memory, what is not on a mesh, if JAX may use the CPU."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
-    except RuntimeError:  # JAX_PLATFORMS names the accelerator alone
+    except RuntimeError:  # JAX_PLATFORMS names only the accelerator
         return nullcontext()
 
 
@@ -200,8 +202,9 @@ def _put_leaf(leaf: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def _under(mesh: Mesh, function: Any) -> Callable:
-    """The jitted function with the mesh set while it runs or is lowered, and then alone: all that is computed under it
-    is on all devices.
+    """Runs and lowers the jitted function with the mesh set.
+
+    The mesh is set only for these calls, because everything computed under it is replicated on all its devices.
     """
 
     @functools.wraps(function)

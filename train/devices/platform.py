@@ -1,4 +1,4 @@
-"""What a run takes from its platform: the dtype of its computation, and the kernel of its attention."""
+"""Chooses what depends on the platform: the dtype of the computation and the attention kernel."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _BACKENDS = {"cuda": "gpu", "tpu": "tpu"}
 
 
 def settled(config: AnyConfig) -> AnyConfig:
-    """The config with `train.dtype: auto` replaced by the dtype that this machine multiplies fast.
+    """Replaces `train.dtype: auto` in the config by the dtype that this machine multiplies fast.
 
-    That is bfloat16 on GPUs, TPUs and CPUs with units for it, float32 elsewhere. A run keeps its first dtype.
+    That is bfloat16 on GPUs, TPUs and CPUs with units for it, and float32 elsewhere. A run keeps its first dtype.
 
     Raises:
       JloraError: `train.attention` names a kernel of another platform.
@@ -49,12 +49,12 @@ def settled(config: AnyConfig) -> AnyConfig:
 
 
 def with_dtype(config: AnyConfig, dtype: str) -> AnyConfig:
-    """The config with `train.dtype` set to `dtype`."""
+    """Returns the config with `train.dtype` set to `dtype`."""
     return config.model_copy(update={"train": config.train.model_copy(update={"dtype": dtype})})
 
 
 def bfloat16_units() -> str:
-    """The name of this CPU's units for bfloat16 matrices, from /proc/cpuinfo; empty if it has none."""
+    """Returns the name of this CPU's units for bfloat16 matrices, from /proc/cpuinfo; "" if it has none."""
     if platform.machine() not in ("x86_64", "AMD64") or not _CPU_INFO.exists():
         return ""
     flags = _CPU_INFO.read_text().partition("flags")[2].partition("\n")[0].split()
@@ -62,10 +62,15 @@ def bfloat16_units() -> str:
 
 
 def attention_of(config: RunConfig, model: Any, names: list[str], mesh: Mesh | None) -> dict[str, str]:
-    """{"kernel": what computes the run's attention, "reason": why not a faster one}, before anything is loaded.
+    """Finds the kernel of the run's attention before any weights are loaded.
 
     Args:
-      model: the linen model, without weights. names: of the arrays in its batches. mesh: of the run; None for none.
+      model: the linen model, without weights.
+      names: of the arrays in its batches.
+      mesh: of the run; None if there is none.
+
+    Returns:
+      {"kernel": the kernel that computes the attention, "reason": why it is not a faster one}.
 
     Raises:
       JloraError: the model has no positions for rows of `data.max_length` tokens, or `train.attention` names a kernel

@@ -1,4 +1,4 @@
-"""Several processes that train together: how they find each other, and how all of them end where one does."""
+"""Connects several processes that train together, and makes all of them end if one does."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from train.config.command import Flags
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 30
-"""A process that was silent for so long is taken for dead, and all others end."""
+"""Seconds of silence after which a process counts as dead, and all others end."""
 
 _PATIENCE_SECONDS = 24 * 3600
-"""How long a process that is done waits for the others: process 0 may have a large model to write."""
+"""How long a finished process waits for the others: process 0 may have a large model to write."""
 
 _AGREED_CODES = (0, 75, 143)
 """Exit codes with which all processes end together."""
@@ -37,13 +37,13 @@ _LOST = re.compile("gloo|nccl|coordination service|socket closed|heartbeat", re.
 
 @contextmanager
 def joined(flags: Flags) -> Iterator[None]:
-    """The block is work of one of several processes, where the flags or the launcher say so.
+    """Connects this process to the others for the block, if the flags or the launcher say that there are several.
 
-    JAX must have no devices yet. Only the first process shows messages that are no warnings.
+    JAX must not have been initialized yet. Only the first process logs messages below warnings.
 
     Raises:
-      JloraError: some of --coordinator, --process and --processes without the others; a launcher that JAX does not
-        know; a port that is taken; the connection to another process is lost.
+      JloraError: only some of --coordinator, --process and --processes are given, JAX does not know the launcher, the
+        port is in use, or the connection to another process is lost.
     """
     _join(flags)
     try:
@@ -77,7 +77,7 @@ def _join(flags: Flags) -> None:
 
 
 def is_launched(environment: Mapping[str, str]) -> bool:
-    """Whether Slurm, Open MPI or a TPU pod has started this process with others, as far as its environment says."""
+    """Returns whether, by its environment, Slurm, Open MPI or a TPU pod has started this process with others."""
     sizes = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
     if any(int(environment.get(name, "1")) > 1 for name in sizes):
         return True
@@ -86,23 +86,23 @@ def is_launched(environment: Mapping[str, str]) -> bool:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes logs, records and exports."""
+    """Returns whether this process is the one that writes logs, records and exports."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def wait_for_all(place: str) -> None:
-    """Returns when all processes have come to this place."""
+    """Waits until all processes have reached this place."""
     if jax.distributed.is_initialized():
         multihost_utils.sync_global_devices(place)
 
 
 def all_agree(here: bool) -> bool:
-    """Whether it holds in all processes."""
+    """Returns whether `here` is true in all processes."""
     return here if not jax.distributed.is_initialized() else bool(multihost_utils.process_allgather(here).all())
 
 
 def require_same(text: str, what: str) -> None:
-    """Raises JloraError where the processes do not all have the same text."""
+    """Raises JloraError unless all processes have the same text."""
     if not jax.distributed.is_initialized():
         return
     sums = multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode())))
@@ -113,15 +113,15 @@ def require_same(text: str, what: str) -> None:
 
 @contextmanager
 def first_alone(place: str) -> Iterator[bool]:
-    """True in the process that writes, False in the others, which then wait for it."""
+    """Yields True in the process that writes and False in the others, which wait for it after the block."""
     yield is_first()
     wait_for_all(place)
 
 
 def leave_together(work: Callable[[], int]) -> int:
-    """The exit code of `work`. Of several processes, those that agree wait for each other before they end.
+    """Runs `work` and returns its exit code; several processes that end normally wait for each other.
 
-    One that fails ends at once, so that the others see it.
+    A process that fails ends at once, so that the others notice it.
     """
     try:
         code = work()
@@ -133,7 +133,7 @@ def leave_together(work: Callable[[], int]) -> int:
     if not jax.distributed.is_initialized():
         return code
     if code in _AGREED_CODES:
-        jax.distributed.shutdown()  # while the first process serves: at its end all would lose the connection
+        jax.distributed.shutdown()  # before the first process ends, because then all others lose the connection
     else:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -154,7 +154,7 @@ def _initialize(**given: Any) -> None:
 
 
 def _require_whole(flags: Flags) -> None:
-    """Raises JloraError for flags that name no place in a group of processes, before JAX would wait for it."""
+    """Raises JloraError if the flags do not describe a place in a group of processes; JAX would wait forever."""
     address, process, processes = flags.coordinator, flags.process, flags.processes
     if address is None or process is None or processes is None:
         raise JloraError("command line: expected all of --coordinator HOST:PORT, --process I and --processes N")

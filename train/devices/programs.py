@@ -1,4 +1,4 @@
-"""Steps whose programs are compiled ahead of their use: in one thread, in the order in which a run needs them."""
+"""Compiles a run's programs ahead of their use, in one thread, in the order in which the run needs them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 import jax
 
 Say = Callable[[str], AbstractContextManager]
-"""say(what) is a context manager that the run enters while it waits for `what` to be compiled."""
+"""say(what) returns a context manager that is entered while the run waits for `what` to be compiled."""
 
 
 class _Queued(NamedTuple):
@@ -25,10 +25,10 @@ class _Queued(NamedTuple):
 
 
 class Compiler:
-    """One thread that compiles what is added, in the order of adding; a context manager.
+    """A thread that compiles programs in the order in which they are added; a context manager.
 
-    XLA compiles without holding Python's lock, so training goes on meanwhile. The end of the block drops the programs
-    that were not begun and waits for the one that was: a process cannot exit cleanly while it compiles.
+    XLA compiles without holding Python's lock, so training continues meanwhile. At the end of the block, programs that
+    were not started are dropped, and it waits for the one that was: a process cannot exit cleanly while it compiles.
 
     Attributes:
       waited: seconds that the run has spent in `wait` so far.
@@ -58,7 +58,7 @@ class Compiler:
         return queued
 
     def wait(self, queued: _Queued) -> None:
-        """Returns once `queued`, moved to the front, is compiled or dropped; raises what compiling it raised."""
+        """Moves `queued` to the front and waits until it is compiled or dropped; raises the compilation's error."""
         if not queued.done.done():
             with self._wakes:
                 if queued in self._queue:
@@ -79,7 +79,7 @@ class Compiler:
 
     @contextmanager
     def saying(self, say: Say) -> Iterator[None]:
-        """Inside the block, `wait` announces each wait with `say`."""
+        """Makes `wait` announce each wait with `say` inside the block."""
         before, self._say = self._say, say
         try:
             yield
@@ -115,10 +115,10 @@ class Compiler:
 
 
 class CompiledAhead:
-    """A jitted function, called like the original, that waits if its program for a batch's shape is being compiled.
+    """A jitted function that waits if its program for a batch's shape is being compiled; called like the original.
 
-    JAX keeps a program that was compiled ahead and uses it for later calls with such arguments, so these compile
-    nothing; tests/train/devices/test_programs.py counts. A shape that was not prepared is compiled when it is called.
+    JAX keeps a program that was compiled ahead and uses it for later calls with such arguments, so these do not compile
+    (tests/train/devices/test_programs.py checks it). A shape that was not prepared is compiled when it is called.
 
     Attributes:
       function: a jitted function, or one of `train.devices.placement` for a mesh.
@@ -150,6 +150,6 @@ def _shapes(batch: Any) -> Sequence[tuple[int, ...]]:
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    """The properties that select a program. An uncommitted array, such as numpy's, has no sharding of its own."""
+    """Returns the properties that select a program. Uncommitted arrays, such as numpy's, have no sharding."""
     sharding = leaf.sharding if getattr(leaf, "committed", False) else None
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding, weak_type=getattr(leaf, "weak_type", False))

@@ -33,7 +33,7 @@ class DataSection(DataSource):
         ".json .jsonl .parquet), a list of files, or package:PACKAGE/FILE in an installed Python package; "
         "on the command line it drops the splits and source settings that were not given with it"
     )
-    max_rows: Count | None = Field(default=None, description="use a seeded sample of so many rows of a split")
+    max_rows: Count | None = Field(default=None, description="use a seeded sample of this many rows of a split")
     format: Literal["text", "prompt_completion", "alpaca", "sharegpt", "messages"] | None = Field(
         default=None, description="how the rows are written; null: seen from the columns, and said"
     )
@@ -114,12 +114,12 @@ class Optimization(TrainSection):
     warmup_ratio: BelowOne = Field(default=0.03, description="share of the steps that warm up")
     weight_decay: NotNegative = Field(default=0.0, description="decoupled decay of matrices, not of biases and norms")
     early_stopping_patience: Count | None = Field(
-        default=None, description="stop after so many evaluations without a lower loss; null: never"
+        default=None, description="stop after this many evaluations without a lower loss; null: never"
     )
 
 
 class SamplesSection(Section):
-    """Completions of validation prompts, beside those of the base."""
+    """Completions of validation prompts by the tuned model and by the base."""
 
     count: Whole = Field(default=0, description="prompts to complete when the run is done, into samples.jsonl; 0: none")
     prompt_tokens: Count = Field(default=50, description="tokens of a plain text that are its prompt")
@@ -143,7 +143,7 @@ class SamplesSection(Section):
 
 
 class Export(ExportSection):
-    """What is written beside the adapter."""
+    """What is written in addition to the adapter."""
 
     gguf_lora: bool = Field(default=False, description="write the adapter as llama.cpp loads it, too")
 

@@ -1,4 +1,4 @@
-"""The modules that `train.lm` adapts where `lora.target_modules` is null."""
+"""The modules that `jlora lm` adapts if `lora.target_modules` is null."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ _ATTENTION = {
     "llama": ("q_proj", "k_proj", "v_proj", "o_proj"),
     "mistral": ("q_proj", "k_proj", "v_proj", "o_proj"),
 }
-"""By `model_type`. GPT-2 calls the second product of its MLP c_proj too."""
+"""{model_type: modules}. In GPT-2 c_proj is also the name of the MLP's second product."""
 
 
 def trainer_targets(model_type: str) -> list[str] | str:
-    """`target_modules` for a model of this type: ["q_proj", ...] for "llama", "all-linear" where the table has none.
+    """Returns the default `target_modules` of `jlora lm` for this type: ["q_proj", ...] for "llama".
 
-    PEFT's own defaults, which `jlora.default_targets` gives, often adapt less: q_proj and v_proj of Llama.
+    It is "all-linear" if the table has no entry. PEFT's own defaults (`jlora.default_targets`) often adapt fewer
+    modules: only q_proj and v_proj of Llama.
     """
     names = _ATTENTION.get(model_type)
     return "all-linear" if names is None else list(names)

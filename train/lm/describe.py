@@ -1,4 +1,4 @@
-"""What --dry-run and --preview print of a language model's run, which need no weights."""
+"""Prints what --dry-run and --preview show of a language model's run; needs no weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from train.planning.virtual_mesh import force_devices, mesh_sizes
 logger = logging.getLogger(__name__)
 
 PREVIEWED = 3
-"""Rows that --preview prints."""
+"""How many rows --preview prints."""
 
 
 def dry_run(config: LMConfig, *, verbose: bool) -> None:
@@ -46,7 +46,7 @@ def dry_run(config: LMConfig, *, verbose: bool) -> None:
 
 
 def plan(config: LMConfig, mesh: str, chip: str | None) -> None:
-    """Prints the bytes, collectives and time of a step on chips that need not be here."""
+    """Prints the memory, collectives and time of a step on chips that this machine need not have."""
     known = None if chip is None else chip_named(chip)
     sizes = mesh_sizes(mesh)
     placement.require_shared(config.train.batch_size, sizes)

@@ -1,4 +1,4 @@
-"""Cross-entropy of the next token that never holds the logits of all tokens at a time."""
+"""Cross-entropy of the next token, computed without the logits of all tokens in memory at once."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from jlora.sharding.mesh import current_mesh
 from train.devices.placement import row_parts
 
 LOGITS_AT_A_TIME = 256
-"""Tokens whose logits a device forms together: enough for a fast product, 50 MB for 49,152 words in float32."""
+"""How many tokens' logits a device computes at once: enough for a fast product; 50 MB for a vocabulary of 49,152."""
 
 
 class Sums(NamedTuple):
-    """Over the tokens that are learnt: the sum of their losses and the number of them predicted right, float32 ()."""
+    """Sums over learnt tokens, float32 (): of their losses, and the number that is predicted correctly."""
 
     loss: jax.Array
     correct: jax.Array
@@ -33,18 +33,19 @@ def next_token_sums(
     targets: jax.Array,
     weights: jax.Array,
 ) -> Sums:
-    """Sums of weights * cross-entropy and weights * (argmax == target).
+    """Sums weights * cross-entropy and weights * (argmax == target) over all tokens.
 
-    The logits of a chunk of tokens are formed once, also where the loss is differentiated: the gradient of the chunk
-    is computed with its loss and kept instead of the logits. Gradients flow into `trainable` and `hidden`.
+    The logits of a chunk of tokens are computed only once, also when the loss is differentiated: the gradient of the
+    chunk is computed together with its loss, and kept instead of the logits. Gradients are for `trainable` and
+    `hidden`.
 
     Args:
-      logits: logits(trainable, frozen, hidden, chunk) -> float32 (B, C, vocab) of a chunk (B, C, D), whose number
-        is int32 ().
-      trainable, frozen: what the logits depend on besides the hidden states; any trees.
+      logits: logits(trainable, frozen, hidden, chunk) -> float32 (B, C, vocab) of a chunk (B, C, D); `chunk` is its
+        number, int32 ().
+      trainable, frozen: any trees that the logits depend on in addition to the hidden states.
       hidden: (B, T, D), floating point.
       targets: int32 (B, T).
-      weights: float32 (B, T); 0 where nothing is learnt.
+      weights: float32 (B, T); 0 for tokens that are not learnt.
     """
 
     def chunk(sums: Sums, rows: tuple) -> tuple[Sums, None]:
@@ -86,7 +87,7 @@ def _chunk_sums(
 
 
 def _chunks(hidden: jax.Array, *others: jax.Array) -> tuple[jax.Array, ...]:
-    """(B, T, ...) as (chunks, B, C, ...), the last chunk filled up with zeros, and the chunks' numbers."""
+    """Splits (B, T, ...) into (chunks, B, C, ...), the last one padded with zeros; also returns chunk numbers."""
     rows, length = others[0].shape
     count = -(-length // max(1, LOGITS_AT_A_TIME * row_parts(current_mesh()) // rows))
     width = -(-length // count)
@@ -96,7 +97,7 @@ def _chunks(hidden: jax.Array, *others: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def _joined(chunks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """(chunks, B, C, D) as (B, T, D)."""
+    """Joins (chunks, B, C, D) to (B, T, D)."""
     return jnp.moveaxis(chunks, 0, 1).reshape(shape[0], -1, shape[2])[:, : shape[1]]
 
 

@@ -1,4 +1,4 @@
-"""What a run of a language model needs in memory, and what to turn down, where it does not fit."""
+"""Says how much memory a language model's run needs, and which settings lower it, if it does not fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from train.planning.memory_advice import advice
 
 
 def training_help(config: LMConfig, adapted: Adapted, training: Training, mesh: Mesh | None) -> str:
-    """The figures of a step, as far as they can be had, and arguments of the command line that lower them."""
+    """Returns the memory of a step, as far as it can be computed, and command line arguments that lower it."""
     lines = []
     if mesh is None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # XLA may refuse to compile what cannot fit
@@ -30,6 +30,6 @@ def training_help(config: LMConfig, adapted: Adapted, training: Training, mesh: 
 
 
 def offers(config: LMConfig, mesh: Mesh | None) -> str:
-    """The arguments alone."""
+    """Returns only the command line arguments that lower the memory."""
     may_quantize = config.method == "lora" and config.quantize != "nf4" and not config.lora.is_residual
     return advice(config, None if mesh is None else mesh.shape, may_quantize=may_quantize)

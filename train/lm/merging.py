@@ -1,4 +1,4 @@
-"""merged/ of a language model: on the weights as they were read, not as they were rounded or quantized."""
+"""Writes merged/ of a language model: merges into the weights as stored, not as rounded or quantized for training."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from train.lm.opening import LanguageRun
 logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
-"""The largest relative difference of the loss, merged read back against in memory, that float32 may show."""
+"""The largest relative difference of float32 losses that is allowed between merged/ and the model in memory."""
 
 
 def merge(run: LanguageRun) -> None:
-    """Writes merged/."""
-    # The accelerator holds the base in training and may have no room for another one.
+    """Merges base and adapter of a run and writes merged/."""
+    # The accelerator still holds the base used in training, and may have no room for another one.
     with placement.on_cpu():
         whole, adapter = _unrounded(run)
         write_merged(run.folder / "merged", whole, adapter, run.opened.tokenizer, run.config.export.dtype)
 
 
 def _unrounded(run: LanguageRun) -> tuple[Adapted, dict[str, Any]]:
-    """The model and adapter to merge.
+    """Returns the model and adapter to merge.
 
-    LoftQ's adapter belongs to the quantized weights: it makes up for what quantization took.
+    An adapter that LoftQ started belongs to the quantized weights, because it corrects their quantization errors.
     """
     config, adapted, adapter = run.config, run.adapted, run.adapter
     if config.lora.init_lora_weights == "loftq":
@@ -44,13 +44,13 @@ def _unrounded(run: LanguageRun) -> tuple[Adapted, dict[str, Any]]:
     if config.quantize is None and all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(adapted.base)):
         return adapted, adapter
     try:
-        mesh = run.mesh if jax.process_count() > 1 else None  # no process holds what several do
+        mesh = run.mesh if jax.process_count() > 1 else None  # one process has no room for what several share
         base = load_grown(adapted.model, config.model, mesh=mesh)
     except JloraError as error:
         logger.warning("merged/: the weights as they were used in training, since they cannot be read again: %s", error)
         return _on_dequantized(adapted), adapter
     logger.info("merged/: %s read again in float32, the adapter is merged into these weights", config.model)
-    # Read for this base, DoRA's norms are those of its weights.
+    # The adapter is read again for this base, because DoRA's norms depend on the weights.
     example = example_batch(adapted.model.config)
     adapter, _ = jlora.load_adapter(run.folder / "adapter", base, adapted.model.apply, example)
     return dataclasses.replace(adapted, base=base, initial=None), adapter
@@ -61,7 +61,7 @@ def _on_dequantized(adapted: Adapted) -> Adapted:
 
 
 def require_same_loss(run: LanguageRun, in_memory: float, merged: float) -> None:
-    """In float32 the merged model must be the one in memory; with a rounded or quantized base it is near it."""
+    """Raises JloraError if the losses differ although all is float32; with rounded or quantized bases they may."""
     config = run.config
     exact = config.quantize is None and config.export.dtype == config.train.dtype == "float32"
     if exact and not abs(in_memory - merged) <= TOLERANCE * in_memory:

@@ -1,4 +1,4 @@
-"""From a config to the model of `train.lm`: config, weights (quantized or not) and adapter."""
+"""Makes from a config the model of `jlora lm`: config, weights (quantized or not) and adapter."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ def _adapted(config: LMConfig, model: Any, key: jax.Array, mesh: Mesh | None, ad
 
 
 def abstract_model(config: LMConfig, added: Sequence[int] = ()) -> Adapted:
-    """The same without weights: every array is a ShapeDtypeStruct."""
+    """Does the same as `prepare_model` without weights: every array is a ShapeDtypeStruct."""
     return abstract_on(config, build_model(config, added), added)
 
 
 def abstract_on(config: LMConfig, model: Any, added: Sequence[int] = ()) -> Adapted:
-    """As `abstract_model`, on a linen model that may be another than the config's."""
+    """Does the same as `abstract_model` for a linen model that may differ from the config's."""
     base = abstract_base(model)
     if config.method == "full":
         return Adapted(model, base, jax.eval_shape(_whole_leaves, base), None)
@@ -88,13 +88,13 @@ def _lora(config: LMConfig, stored: PreTrainedConfig, added: Sequence[int]) -> j
 
 
 def _base_dtype(config: LMConfig) -> Any:
-    """What PiSSA and OLoRA leave of the base is exact, and LoftQ starts from all that quantization takes of it."""
+    """Returns the dtype to load the base in: float32 if PiSSA, OLoRA or LoftQ need the exact weights."""
     exact = config.lora.is_residual or config.lora.init_lora_weights == "loftq"
     return jnp.dtype(jnp.float32 if exact else config.train.dtype)
 
 
 def _stored(config: LMConfig, model: Any, base: Any) -> Any:
-    """The base as it is kept in memory."""
+    """Converts the base to the form in which it is kept in memory."""
     base = jax.tree.map(lambda x: x.astype(_base_dtype(config)), base)
     if config.quantize is None:
         return base

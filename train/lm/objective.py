@@ -1,4 +1,4 @@
-"""What `train.loop.step` minimizes for a causal language model, and what its evaluation counts."""
+"""The loss of a causal language model that `train.loop.step` minimizes, and its evaluation."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from train.loop.step import TotalLoss
 
 
 def causal_loss(model: Any, *, model_dropout: bool) -> TotalLoss:
-    """The sum of the losses of a batch's tokens, times their weights.
+    """Makes the loss for `train.loop.step`: the sum of the losses of a batch's tokens, times their weights.
 
     Args:
-      model: of a family that is a causal language model.
-      model_dropout: whether the model's own dropout is on; the adapter's has a rate of its own.
+      model: a causal language model.
+      model_dropout: whether the model's own dropout is active; the adapter's dropout has its own rate.
     """
     sums = _sums(model)
 
@@ -37,17 +37,20 @@ def causal_loss(model: Any, *, model_dropout: bool) -> TotalLoss:
 
 
 def loss_and_hits(model: Any) -> Callable[[Any, Any, Batch], Sums]:
-    """forward(adapter, base, batch) -> Sums over the batch's tokens; no dropout. `adapter` may be None."""
+    """Makes forward(adapter, base, batch) -> Sums over the batch's tokens, without dropout; `adapter` may be None."""
     sums = _sums(model)
     return lambda adapter, base, batch: sums(None, adapter, base, batch, None, None)
 
 
 def split_metrics(sums: Sequence[Sums], tokens: int) -> dict[str, float]:
-    """{"loss": mean over the split's learnt tokens, "perplexity": its exponential, "token_accuracy": the share of them
-    that the model thinks the likeliest}.
+    """Computes loss (mean over a split's learnt tokens), perplexity (its exponential) and token_accuracy.
 
     Args:
-      sums: of each of the split's batches. tokens: how many are learnt.
+      sums: of each of the split's batches.
+      tokens: how many tokens are learnt.
+
+    Returns:
+      {"loss", "perplexity", "token_accuracy": the share of tokens to which the model gives the largest probability}.
     """
     losses, right = np.array(sums, np.float64).sum(0)
     loss = float(losses / tokens)
@@ -77,7 +80,7 @@ def _sums(model: Any) -> Callable[..., Sums]:
 
 
 def _with_whole_tables(base: Any) -> Any:
-    """The base whose embeddings and output head are gathered, once and not again for each chunk of logits."""
+    """Gathers embeddings and output head on the mesh once, instead of for each chunk of logits."""
     leaves = {
         path: leaf for path, leaf in leaves_by_path(base).items() if path.endswith("embedding") or is_in_head(path)
     }
@@ -85,5 +88,5 @@ def _with_whole_tables(base: Any) -> Any:
 
 
 def _whole(trainable: Any, frozen: Any) -> Any:
-    """The adapter whose trained leaves are apart, or all of it in `frozen`."""
+    """Combines trainable and frozen leaves; if `trainable` is None, `frozen` is already the complete adapter."""
     return frozen if trainable is None else combine(trainable, frozen)

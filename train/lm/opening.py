@@ -1,4 +1,4 @@
-"""What of a language model's run is read before any weights: tokenizer and texts."""
+"""Reads what a language model's run needs before any weights: tokenizer and texts."""
 
 from __future__ import annotations
 
@@ -35,10 +35,11 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Texts(Opened):
-    """What a language model is trained on.
+    """The data of a language model's run.
 
     Attributes:
-      rows: the examples as batches are made of them. data: the same, and how they came about.
+      rows: the rows that batches are made of.
+      data: the result of `load_examples`, which also has the rows.
       added: the ids of the tokens that were added to the tokenizer.
     """
 
@@ -52,7 +53,7 @@ LanguageRun = EndedRun[LMConfig, Texts]
 
 
 def open_texts(config: LMConfig, mesh: Mesh | None, *, resume: bool) -> Texts:
-    """Tokenizer and texts, which the model takes; a wrong model is said before any data are read."""
+    """Reads tokenizer and texts, and checks that they fit the model; checks the model before it reads any data."""
     causal_config(config.model)
     tokenizer, added = tokenizer_of(config)
     model = build_model(config, added)
@@ -86,7 +87,7 @@ def tokenizer_of(config: LMConfig) -> tuple[PreTrainedTokenizerBase, tuple[int, 
 
 
 def read_texts(config: LMConfig, tokenizer: PreTrainedTokenizerBase, day: datetime.date | None = None) -> Data:
-    """The config's texts in tokens; says what became of them."""
+    """Reads and tokenizes the config's texts, and logs notes about them."""
     with working("reading and tokenizing the data"):
         data = load_examples(config.data, tokenizer, config.seed, day)
     for note in data.notes:

@@ -1,4 +1,4 @@
-"""Completions of validation prompts, those of the base beside those of the tuned model: samples.jsonl."""
+"""Writes samples.jsonl: completions of validation prompts by the base and by the tuned model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _ROWS = 32
-"""Prompts that are completed together."""
+"""How many prompts are completed in one batch."""
 
 
 def write_samples(
@@ -40,18 +40,19 @@ def write_samples(
     section: SamplesSection,
     key: jax.Array,
 ) -> str:
-    """Completes the prompts by the base and by the tuned model, each with the same draws.
+    """Completes the prompts with the base and with the tuned model, both with the same random draws.
 
     Args:
-      file: to write, one line {"prompt", "base", "tuned"} a prompt.
-      prompts: token ids, int32 (tokens,). Those with no room for an answer in `section.max_length` are left out,
-        which is said.
-      adapted: the model and its base. adapter: what was trained on it.
-      section: `max_length` counts prompt and completion; the model's context bounds it.
-      key: of the draws.
+      file: to write, one line {"prompt", "base", "tuned"} per prompt.
+      prompts: token ids, int32 (tokens,). Those that leave no room for an answer in `section.max_length` are left out
+        with a warning.
+      adapted: the model and its base.
+      adapter: the trained adapter.
+      section: `max_length` counts prompt and completion; it is limited by the model's context.
+      key: for sampling.
 
     Returns:
-      The first `section.show` of them as text for the screen.
+      The first `section.show` samples as text for the screen.
     """
     most = min(section.max_length, context_length(adapted.model) or section.max_length)
     fitting = [prompt for prompt in prompts if len(prompt) < most]
@@ -79,7 +80,7 @@ def _completions(
     section: SamplesSection,
     key: jax.Array,
 ) -> list[str]:
-    """The text after each prompt, all batches of one shape."""
+    """Returns the completion of each prompt; all batches have one shape."""
     if not prompts:
         return []
     longest, shortest = max(map(len, prompts)), min(map(len, prompts))
@@ -109,7 +110,7 @@ def _completions(
 
 
 def _padded_left(prompts: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, mask), int32 (rows, width)."""
+    """Pads prompts on the left; returns (ids, mask), int32 (rows, width)."""
     ids, mask = np.zeros((2, len(prompts), width), np.int32)
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = prompt
@@ -118,7 +119,7 @@ def _padded_left(prompts: Sequence[np.ndarray], width: int) -> tuple[np.ndarray,
 
 
 def _up_to(ids: np.ndarray, ends: Sequence[int]) -> list[int]:
-    """The ids before the first that ends a text."""
+    """Returns the ids before the first one that ends a text."""
     stops = np.flatnonzero(np.isin(ids, ends))
     return ids[: stops[0] if len(stops) else None].tolist()
 

@@ -1,4 +1,4 @@
-"""What the train step of a language model is called with, without weights."""
+"""Makes the arguments of a language model's train step as shapes, without weights."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from train.run.state import State
 
 
 def batch_names(config: LMConfig) -> list[str]:
-    """The names of a batch's input arrays."""
+    """Returns the names of a batch's input arrays."""
     return ["input_ids", "attention_mask"] + ["segment_ids", "position_ids"] * config.data.packing
 
 
 def arguments(config: LMConfig, adapted: Adapted, tx: optax.GradientTransformation) -> StepArguments:
-    """What the step is called with for its longest batch, all ShapeDtypeStructs."""
+    """Returns the step's arguments for its longest batch, as ShapeDtypeStructs."""
     trainable, frozen = jlora.split(adapted.adapter)
     ids = np.zeros((rows_of_a_step(config), config.data.max_length), np.int32)
     batch = Batch(dict.fromkeys(batch_names(config), ids), ids, np.zeros(ids.shape, np.float32))

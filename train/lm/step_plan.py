@@ -1,4 +1,7 @@
-"""A training step on chips that need not be here: compiled for their mesh, without weights, on this machine's CPU."""
+"""Plans a training step for chips that this machine need not have: compiles it for their mesh on the CPU.
+
+It needs no weights.
+"""
 
 from __future__ import annotations
 
@@ -34,20 +37,20 @@ from train.planning.memory import compiled_memory
 from train.run.state import State
 
 _COMPILER_OPTIONS: dict[str, str | bool] = {
-    "xla_backend_optimization_level": "0",  # nothing of it will run
-    # These make float32 copies of weights, outside of loops, for a CPU's lack of 16-bit products.
+    "xla_backend_optimization_level": "0",  # the program will not run
+    # These passes copy weights to float32 outside of loops, because a CPU has no 16-bit products.
     "xla_disable_hlo_passes": "while-loop-invariant-code-motion,dot-library-rewriter",
 }
 
 
 def plan_step(config: LMConfig, sizes: dict[str, int], added: Sequence[int] = ()) -> Plan:
-    """The step of a config on a mesh of these sizes; needs as many devices, see `force_devices`.
+    """Plans the step of a config on a mesh of these sizes; JAX must have that many devices, see `force_devices`.
 
-    Where the config says bfloat16 the step is compiled in float16, which takes the same bytes: the CPU's compiler
-    would make float32 of bfloat16.
+    If the config says bfloat16, the step is compiled in float16, which has the same size: the CPU's compiler would
+    convert bfloat16 to float32.
 
     Raises:
-      JloraError: a batch that the mesh cannot share evenly, and whatever `abstract_model` refuses.
+      JloraError: as for `abstract_model`; the mesh cannot split a batch evenly.
     """
     step, mesh, inputs = abstract_step(config, sizes, added)
     compiled = _lowered(step, mesh, inputs).compile(_COMPILER_OPTIONS)
@@ -64,7 +67,7 @@ def plan_step(config: LMConfig, sizes: dict[str, int], added: Sequence[int] = ()
 
 
 def _undivided(base: Any, sizes: dict[str, int]) -> dict[str, list[str]]:
-    """{axis: last names of the modules with a matrix that the axis should split and does not divide}."""
+    """Returns {axis: last names of modules with a matrix that the axis should split but does not divide evenly}."""
     found: dict[str, list[str]] = {}
     for path, leaf in leaves_by_path(base).items():
         for named, size in zip(leaf_names(path, leaf.ndim), leaf.shape, strict=True):
@@ -78,7 +81,7 @@ def _undivided(base: Any, sizes: dict[str, int]) -> dict[str, list[str]]:
 def abstract_step(
     config: LMConfig, sizes: dict[str, int], added: Sequence[int] = ()
 ) -> tuple[Any, Mesh | None, StepArguments]:
-    """(The jitted step, its mesh, its arguments as ShapeDtypeStructs that lie as a run's do); nothing is compiled."""
+    """Returns (the jitted step, its mesh, its arguments as ShapeDtypeStructs with a run's shardings), not compiled."""
     planned = _for_a_cpus_compiler(config, sizes)
     mesh = mesh_of(planned, jax.devices()[: math.prod(sizes.values())])
     adapted = abstract_model(planned, added)
@@ -91,7 +94,7 @@ def abstract_step(
 
 
 def _for_a_cpus_compiler(config: LMConfig, sizes: dict[str, int]) -> LMConfig:
-    """The config on that mesh, in 16 bits that stay 16 bits, with attention that a CPU can compile."""
+    """Changes the config to this mesh, to a dtype that the CPU's compiler keeps in 16 bits, and to its attention."""
     mesh = MeshSection(**sizes, adapters=config.mesh.adapters)
     dtype = {"bfloat16": "float16"}.get(config.train.dtype, config.train.dtype)
     train = config.train.model_copy(update={"dtype": dtype, "attention": "auto"})
@@ -99,7 +102,7 @@ def _for_a_cpus_compiler(config: LMConfig, sizes: dict[str, int]) -> LMConfig:
 
 
 def _lowered(step: Any, mesh: Mesh | None, inputs: StepArguments) -> Any:
-    """As `placement.train_step_on` compiles it: the state stays where it lies, the values are whole everywhere."""
+    """Lowers the step as `placement.train_step_on` does: the state keeps its shardings, values are replicated."""
     if mesh is None:
         return step.lower(*inputs)
     kept = jax.tree.map(lambda leaf: leaf.sharding, inputs.state)
@@ -111,7 +114,7 @@ def _lowered(step: Any, mesh: Mesh | None, inputs: StepArguments) -> Any:
 def _on_mesh(
     config: LMConfig, mesh: Mesh, adapted: Adapted, tx: optax.GradientTransformation, inputs: StepArguments
 ) -> StepArguments:
-    """The step's arguments with the shardings that a run gives them."""
+    """Adds to the step's arguments the shardings that a run gives them."""
     state, base = inputs.state, inputs.base
     mode = config.mesh.adapters if config.method == "lora" else "inherit"
     adapter = _placed(adapted.adapter, adapter_shardings(adapted.adapter, mesh, mode))

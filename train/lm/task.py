@@ -1,4 +1,4 @@
-"""The training of causal language models, as the runner calls it."""
+"""The training task of causal language models; the runner calls its methods."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class LanguageTask(TrainingTask[LMConfig, Texts]):
     records_best = True
 
     def describe(self, config: LMConfig, flags: Flags) -> None:
-        """Prints a plan of other chips, what a step takes here, or rows as the model will see them."""
+        """Prints a plan for other chips, the cost of a step on this machine, or rows as the model will see them."""
         if flags.mesh:
             plan(config, flags.mesh, flags.chip)
         elif flags.dry_run:
@@ -55,57 +55,57 @@ class LanguageTask(TrainingTask[LMConfig, Texts]):
             preview_rows(config)
 
     def open(self, config: LMConfig, mesh: Mesh | None, *, resume: bool) -> Texts:
-        """Tokenizer and texts."""
+        """Reads tokenizer and texts."""
         return open_texts(config, mesh, resume=resume)
 
     def build(self, config: LMConfig, opened: Texts, mesh: Mesh | None) -> Adapted:
-        """Reads the weights, quantized where the config says so; rows for added tokens are new."""
+        """Loads the weights, quantized if the config says so; rows for added tokens are newly initialised."""
         return prepare_model(config, mesh, opened.added)
 
     def loss(self, config: LMConfig, opened: Texts, model: Any) -> TotalLoss:
-        """Cross-entropy of the next token."""
+        """Returns the loss: cross-entropy of the next token."""
         return causal_loss(model, model_dropout=config.train.dropout)
 
     def batch(self, opened: Texts, split: str, planned: PlannedBatch, size: int, places: Places) -> Batch:
-        """Padded token ids, the next token to each, and where it is learnt."""
+        """Makes a batch: padded token ids, the next token of each, and whether it is learnt."""
         return make_batch(opened.rows[split], planned, size, pad_id(opened.tokenizer), places)
 
     def forward(self, model: Any) -> Callable[[Any, Any, Any], Any]:
-        """The sums of a batch's losses, and how many tokens were predicted right."""
+        """Returns the function that sums a batch's losses and its correctly predicted tokens."""
         return loss_and_hits(model)
 
     def metrics(self, opened: Texts, split: str, found: Found) -> dict[str, float]:
-        """Mean loss, perplexity and token accuracy."""
+        """Computes mean loss, perplexity and token accuracy."""
         return split_metrics([sums for _, sums in found], int(opened.rows[split].learn.sum()))
 
     def memory_help(
         self, config: LMConfig, mesh: Mesh | None, adapted: Adapted | None = None, training: Training | None = None
     ) -> str:
-        """With the figures of a step, where there is one."""
+        """Returns advice that lowers the memory, with the memory of a step if there is one."""
         if adapted is None or training is None:
             return offers(config, mesh)
         return training_help(config, adapted, training, mesh)
 
     def card(self, run: LanguageRun) -> dict[str, Any]:
-        """Whether it is talked to in chats, and how many tokens the base has to have."""
+        """Returns the model card's facts: whether it is used in chats, and how many tokens the base must have."""
         tokens = run.adapted.model.config.vocab_size if run.config.data.add_tokens else None
         return {"problem_type": None, "labels": (), "chat": run.opened.data.chats, "tokens": tokens}
 
     def optional_files(self, config: LMConfig) -> dict[str, bool]:
-        """adapter.gguf and samples.jsonl."""
+        """Returns {file: whether the config asks for it} of adapter.gguf and samples.jsonl."""
         return {"adapter.gguf": config.export.gguf_lora, "samples.jsonl": config.samples.count > 0}
 
     def write_files(self, run: LanguageRun, adapter: dict[str, Any], predicted: None) -> None:
-        """adapter.gguf."""
+        """Writes adapter.gguf, if the config asks for it."""
         if run.config.method == "lora" and run.config.export.gguf_lora:
             adapter_and_merged.write_gguf_lora(run.folder / "adapter.gguf", run.adapted, adapter)
 
     def write_merged(self, run: LanguageRun) -> None:
-        """On the weights as they were read, not as they were rounded or quantized."""
+        """Merges into the weights as stored, not as rounded or quantized for training."""
         merge(run)
 
     def compare(self, run: LanguageRun, results: Results, predicted: None) -> dict[str, float]:
-        """The metrics of merged/ on the validation split, whose loss must be that of the model in memory."""
+        """Returns the metrics of merged/ on the validation split; its loss must be that of the model in memory."""
         folder, dtype = run.folder / "merged", jnp.dtype(run.config.train.dtype)
         rows = len(run.opened.rows["validation"])
         with working(f"reading merged/ back and comparing {rows:,} validation rows"):
@@ -116,7 +116,7 @@ class LanguageTask(TrainingTask[LMConfig, Texts]):
         return found
 
     def write_samples(self, run: LanguageRun) -> None:
-        """samples.jsonl: completions of validation prompts by the base and by the tuned model."""
+        """Writes samples.jsonl: completions of validation prompts by the base and by the tuned model."""
         section = run.config.samples
         if not section.count:
             return
@@ -129,7 +129,7 @@ class LanguageTask(TrainingTask[LMConfig, Texts]):
             show(shown)
 
     def report(self, run: LanguageRun, results: Results, compared: dict[str, float] | None) -> dict[str, Any]:
-        """Rows and tokens, what became of rows that are too long, and the metrics of merged/."""
+        """Returns the report's entries: rows, tokens, counts of rows that are too long, metrics of merged/."""
         data = run.opened.data
         return {
             "metrics": dict(results) if compared is None else {**results, "merged": compared},
@@ -142,7 +142,7 @@ class LanguageTask(TrainingTask[LMConfig, Texts]):
         }
 
     def next_steps(self, config: LMConfig, opened: Texts) -> list[str]:
-        """What opens the files, and how to talk to the model."""
+        """Returns log lines that say what opens the files and how to talk to the model."""
         lines, files = [], "  report.json  curves.png  metrics.jsonl  tensorboard/"
         if config.method == "lora":
             more = ", adapter.gguf with llama.cpp" * config.export.gguf_lora

@@ -1,1 +1,1 @@
-"""The optimisation: one step, and the loop around it."""
+"""The training step and the loop around it."""

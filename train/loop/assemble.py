@@ -1,4 +1,4 @@
-"""The train step of a config, its optimizer, and the loop around them, whatever is trained."""
+"""Assembles a config's train step, its optimizer and the training loop, for all kinds of training."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from train.run.state import State
 
 
 class Training(NamedTuple):
-    """train_step(state, frozen, base, batch, key), the optimizer in it, and its learning rates."""
+    """The jitted train_step(state, frozen, base, batch, key), its optimizer, and its learning rate schedule."""
 
     step: Callable
     tx: optax.GradientTransformation
@@ -32,14 +32,14 @@ class Training(NamedTuple):
 
 
 def training_of(config: RunConfig, loss: TotalLoss, steps: int) -> Training:
-    """What the config trains with over so many optimizer steps."""
+    """Makes the train step, optimizer and schedule of the config for `steps` optimizer steps."""
     rate = schedule(config.train, learning_rate_of(config), steps)
     tx = optimizer(config.train, rate)
     return Training(make_train_step(loss, tx, config.train.gradient_accumulation_steps), tx, rate)
 
 
 class TrainingRows(NamedTuple):
-    """The training rows, as `Loop` describes `plan`, `batch`, `count` and `unit`, and how many there are."""
+    """The training rows and their number; for `plan`, `batch`, `count`, `unit` and `lengths` see `Loop`."""
 
     number: int
     plan: Callable[[int], Sequence[PlannedBatch]]
@@ -50,9 +50,13 @@ class TrainingRows(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """The validation split's evaluation, as `Loop` describes `run` (its `evaluate`) and `metric`.
+    """The evaluation of the validation split.
 
-    prepare(adapter) queues its programs; places are those for tokens that it computes, padding too, in `batches`.
+    Attributes:
+      run, metric: `Loop.evaluate` and `Loop.metric`.
+      prepare: prepare(adapter) queues the programs of the evaluation.
+      places: the number of token places that it computes, padding included.
+      batches: the number of its batches.
     """
 
     run: Callable[[Any, Callable[[], None]], dict[str, float]]
@@ -71,7 +75,7 @@ def make_loop(
     compiler: Compiler,
     mesh: Mesh | None,
 ) -> tuple[Loop, State]:
-    """The loop of a run, and the state before its first step; `mesh` is where `adapted` lies."""
+    """Makes the loop of a run, and the state before its first step; `adapted` is on `mesh`, if there is one."""
     per_epoch, steps = steps_of(config, rows.number)
     trainable, frozen = jlora.split(adapted.adapter)
     state = placement.put_rest(mesh, State(trainable, training.tx.init(trainable), jnp.int32(0)))

@@ -1,4 +1,4 @@
-"""A split run through batch by batch, for its evaluation."""
+"""Evaluates a split batch by batch."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from train.devices.compilation import jit
 
 
 def never() -> None:
-    """The check of an evaluation that nothing ends early."""
+    """Does nothing: the `check` of an evaluation that is never stopped early."""
 
 
 def results(
     step: Callable[[PlannedBatch], Any], plan: Sequence[PlannedBatch], check: Callable[[], None]
 ) -> Iterator[Any]:
-    """step(batch) of each batch of the plan, as numpy arrays; one is computed while the next is made.
+    """Yields step(batch) for each batch of the plan, as numpy arrays; computes one while the next is made.
 
     Args:
-      step: gives a tree of arrays, of several processes whole in each.
+      step: returns a tree of arrays; with several processes each must have all of it.
       check: called before each batch; what it raises ends the evaluation.
     """
     running = deque[Any]()
@@ -39,7 +39,7 @@ def results(
 
 
 def make_eval_step(forward: Callable[[Any, Any, Any], Any], mesh: Mesh | None = None) -> Callable[[Any, Any, Any], Any]:
-    """`forward(adapter, base, batch)` compiled, what it gives whole on each device of the mesh."""
+    """Jits `forward(adapter, base, batch)`; its results are replicated on each device of the mesh."""
 
     @jit
     def eval_step(adapter: Any, base: Any, batch: Any) -> Any:
@@ -57,12 +57,17 @@ def run_through(
     mesh: Mesh | None = None,
     check: Callable[[], None] = never,
 ) -> list[tuple[PlannedBatch, Any]]:
-    """Every batch of a split with what `step` gives for it, as numpy arrays; the shortest rows first.
+    """Runs `step` on every batch of a split, the shortest rows first.
 
     Args:
-      step: step(batch), a compiled function. lengths: the rows' tokens. buckets: the padded lengths of batches.
-      make: make(planned, size, places) makes the rows of a planned batch that stand at these places.
-      check: called before each batch; what it raises ends the evaluation.
+      step: step(batch), a compiled function.
+      lengths: the rows' numbers of tokens.
+      buckets: the padded lengths of batches.
+      make: make(planned, size, places) makes the rows of a planned batch at these places.
+      check: called before each batch; an exception that it raises ends the evaluation.
+
+    Returns:
+      Each batch of the plan with the result of `step`, as numpy arrays.
     """
     size = placement.rounded_up(mesh, batch_size)
     plan = plan_evaluation(lengths, buckets, size)

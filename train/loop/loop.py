@@ -1,4 +1,4 @@
-"""The training loop: batches in, steps, evaluations, checkpoints and records out."""
+"""The training loop: steps, evaluations, checkpoints and records."""
 
 from __future__ import annotations
 
@@ -30,33 +30,37 @@ logger = logging.getLogger(__name__)
 
 
 def nothing(step: int, values: Mapping[str, float]) -> None:
-    """The `on_step` of a run that nobody looks at."""
+    """Does nothing: the default `on_step`."""
 
 
 _STEPS_ALONE = 12
-"""Steps before the programs of evaluations are compiled: time left is told from steps beside which nothing compiles."""
+"""Steps before evaluation programs are compiled: the time left is estimated from steps without any compilation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """What stays the same from step to step.
+    """The parts of a training that do not change from step to step.
 
     Attributes:
-      train: the config's section. steps, per_epoch: optimizer steps of the run, and of an epoch.
+      train: the config's section.
+      steps, per_epoch: optimizer steps of the run, and of an epoch.
       base, frozen: the trees that are not trained.
-      plan: plan(epoch) gives what each of the epoch's steps trains on, a pure function of its argument.
-      batch: batch(planned) makes the arrays of one step, as `train_step` takes them.
-      count: count(planned) is how many of `unit` (examples, tokens) a step gets through.
-      work: work(planned) is what its seconds are proportional to: the places for tokens that it computes, padding too.
+      plan: plan(epoch) returns the planned batches of the epoch's steps; it depends only on its argument.
+      batch: batch(planned) makes the arrays of one step, for `train_step`.
+      count: count(planned) returns how many of `unit` (examples, tokens) a step processes.
+      work: work(planned) returns a number proportional to the step's time: its token places, padding included.
       lengths: the padded lengths of batches.
       train_step: a compiled function of `train.loop.step`.
-      compiler: compiles ahead. prepare: prepare(plan, state) queues the programs of a plan's steps.
-      prepare_evaluation: prepare_evaluation(state) queues those of evaluations.
-      evaluate: evaluate(adapter, check) gives {metric: value} of the validation split, the loss among them; it calls
-        check() before each batch, and ends where that raises.
-      evaluation, evaluation_batches: the work of an evaluation, in the unit of `work`, and how many batches it has.
-      metric: what chooses the best step. rate: the learning rate of a step. key: root of the dropout keys.
-      on_step: on_step(step, {"loss", "grad_norm"}), called once for each step, in their order.
+      compiler: compiles programs ahead of their use.
+      prepare: prepare(plan, state) queues the programs of a plan's steps.
+      prepare_evaluation: prepare_evaluation(state) queues the programs of evaluations.
+      evaluate: evaluate(adapter, check) returns {metric: value} of the validation split, including the loss; it calls
+        check() before each batch, and stops if that raises.
+      evaluation, evaluation_batches: the work of an evaluation, in the unit of `work`, and its number of batches.
+      metric: the metric that chooses the best step.
+      rate: rate(step) returns the learning rate.
+      key: root of the dropout keys.
+      on_step: on_step(step, {"loss", "grad_norm"}), called once for each step, in order.
     """
 
     train: TrainSection
@@ -86,17 +90,17 @@ class Loop:
 def run(
     loop: Loop, begin: Checkpoint, manager: ocp.CheckpointManager, recorder: Recorder, stop: Stop
 ) -> tuple[Best, float]:
-    """Trains from `begin` to the last step, or until nothing gets better or a signal stops it.
+    """Trains from `begin` to the last step, or until early stopping or a signal ends it.
 
     Returns:
-      (the best evaluation, examples or tokens per second while training); every checkpoint is whole by then.
+      (the best evaluation, examples or tokens per second while training). All checkpoints are complete by then.
 
     Raises:
-      JloraError: the loss, its gradient or an evaluation is NaN or infinite, and the newest checkpoint is from before
-        it; a checkpoint cannot be written.
+      JloraError: the loss, its gradient or an evaluation is NaN or infinite (the newest checkpoint is from before
+        it); or a checkpoint cannot be written.
     """
     start = int(begin.state.step)
-    unread = deque[tuple[int, dict]]()  # values that were not looked at: one step may run while the next is made
+    unread = deque[tuple[int, dict]]()  # values not yet read: a step may still run while the next batch is made
     evaluation_prepared = _evaluation_prepared(loop, start)
     with _progress(loop, start) as progress, loop.compiler.saying(progress.compiling):
         run = _Run(loop, manager, recorder, stop, progress, begin.state, begin.best, list(begin.rest.losses), start)
@@ -130,10 +134,10 @@ def run(
 def planned_steps(
     loop: Loop, start: int, prepare: Callable[[Sequence[Any]], None] = lambda plan: None
 ) -> Iterator[tuple[Any, float]]:
-    """What each step from `start` on trains on, and the work that is left after it.
+    """Yields (planned batch, work that is left after it) for each step from `start` on.
 
-    The first is a pure function of the plan and the step, whatever came before. Epochs to come count as much work a
-    step as this one. `prepare` is called with the rest of each epoch, before its first step.
+    The planned batch depends only on the plan and the step, not on earlier steps. Later epochs are assumed to have as
+    much work per step as the current one. `prepare` is called with the rest of each epoch, before its first step.
     """
     for epoch in range(start // loop.per_epoch, math.ceil(loop.steps / loop.per_epoch)):
         begin, whole = epoch * loop.per_epoch, loop.plan(epoch)
@@ -145,7 +149,7 @@ def planned_steps(
 
 
 def _evaluation_prepared(loop: Loop, start: int) -> int:
-    """The step after which the programs of evaluations are queued: half way to the first evaluation at the latest."""
+    """Returns the step after which evaluation programs are queued: at most half way to the first evaluation."""
     every = loop.train.eval_every or loop.per_epoch
     first = min(loop.steps, (start // every + 1) * every)
     return start + max(1, min(_STEPS_ALONE, (first - start) // 2))
@@ -164,14 +168,14 @@ def _progress(loop: Loop, start: int) -> Progress:
 
 
 def _left(loop: Loop, step: int, work: float) -> Left:
-    """What is to do after a step, whose evaluation and checkpoint are still to come."""
+    """Returns what remains after a step, including the step's own evaluation and checkpoint."""
     evaluate_every = loop.train.eval_every or loop.per_epoch
     checkpoint_every = loop.train.checkpoint_every or evaluate_every
     return Left(work, *(math.ceil(loop.steps / n) - (step - 1) // n for n in (evaluate_every, checkpoint_every)))
 
 
 def _due(loop: Loop, step: int) -> tuple[bool, bool, bool]:
-    """Whether the step is one of which there is a line, an evaluation, a checkpoint."""
+    """Returns whether a log line, an evaluation and a checkpoint are due at this step."""
     train = loop.train
     evaluate_every = train.eval_every or loop.per_epoch
     log, evaluate, save = (
@@ -187,7 +191,12 @@ def _shown(found: Mapping[str, float]) -> str:
 
 @dataclasses.dataclass
 class _Run:
-    """What changes from step to step: `losses` that no line holds yet, the step of the newest checkpoint (`saved`)."""
+    """The parts of a training that change from step to step.
+
+    Attributes:
+      losses: of the steps that are not in a log line yet.
+      saved: the step of the newest checkpoint.
+    """
 
     loop: Loop
     manager: ocp.CheckpointManager
@@ -237,7 +246,7 @@ class _Run:
     def evaluate(self, step: int) -> bool:
         """Evaluates; returns False if a signal cuts it short. The first call also evaluates the initial model."""
         try:
-            # Not before the first step: the programs of evaluations are compiled while the first steps run.
+            # The initial model is evaluated here, because evaluation programs are compiled while the first steps run.
             is_first = self.best.value is None and self.loop.train.eval_on_start
             start = self._evaluated_start() if is_first else None
             with self.progress.paused("evaluation"):

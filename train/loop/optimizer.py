@@ -1,4 +1,4 @@
-"""AdamW with clipping, warmup and decay, and the leaves that weight decay leaves alone."""
+"""AdamW with clipping, warmup and decay, and the choice of leaves for weight decay."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Schedule = Callable[[jax.Array], jax.Array]
 
 
 def schedule(train: TrainSection, learning_rate: float, steps: int) -> Schedule:
-    """{step: learning rate}: linear warmup from 0, then linear or cosine decay to 0, or constant.
+    """Makes step -> learning rate: linear warmup from 0, then linear or cosine decay to 0, or constant.
 
     Args:
-      train: `schedule`, `warmup_steps` or else `warmup_ratio` of the steps, rounded up.
+      train: has `schedule`, and `warmup_steps` or else `warmup_ratio` of the steps, rounded up.
       learning_rate: the peak.
       steps: optimizer steps in all.
     """
@@ -41,7 +41,7 @@ def schedule(train: TrainSection, learning_rate: float, steps: int) -> Schedule:
 
 
 def optimizer(train: TrainSection, rate: Schedule) -> optax.GradientTransformation:
-    """Clips by the norm over all trained leaves, then AdamW; the state holds trained leaves alone."""
+    """Makes AdamW, after clipping by the norm over all trained leaves; its state has only the trained leaves."""
     adamw = optax.adamw(
         rate,
         b1=train.adam_beta1,
@@ -54,9 +54,9 @@ def optimizer(train: TrainSection, rate: Schedule) -> optax.GradientTransformati
 
 
 def decayed(trainable: dict[str, Any]) -> dict[str, Any]:
-    """True for the leaves that weight decay holds for: A, B, kernels and embeddings.
+    """Returns a tree that is True for leaves with weight decay: A, B, kernels and embeddings.
 
-    Biases and norms are left alone, DoRA's magnitudes with them: they are the norms of whole weights.
+    Biases and norms are not decayed, and neither are DoRA's magnitudes, which are norms of weights.
     """
     return {
         path: jax.tree.map(lambda label, path=path: _is_decayed(path, label), entry)

@@ -16,11 +16,11 @@ from train.devices.compilation import jit
 from train.run.state import State
 
 TotalLoss = Callable[[Any, Any, Any, Any, jax.Array], jax.Array]
-"""total_loss(trainable, frozen, base, batch, key) -> float32 (): the losses of a batch times its weights, summed."""
+"""total_loss(trainable, frozen, base, batch, key) -> float32 (): the sum of the batch's losses times its weights."""
 
 
 class StepArguments(NamedTuple):
-    """What a train step is called with: arrays, or ShapeDtypeStructs where it is only planned."""
+    """The arguments of a train step: arrays, or ShapeDtypeStructs if it is only planned."""
 
     state: State
     frozen: Any
@@ -30,10 +30,10 @@ class StepArguments(NamedTuple):
 
 
 def make_train_step(total_loss: TotalLoss, tx: optax.GradientTransformation, accumulation: int) -> Callable:
-    """train_step(state, frozen, base, batch, key) -> (state, {"loss", "grad_norm"}); state is donated.
+    """Makes train_step(state, frozen, base, batch, key) -> (state, {"loss", "grad_norm"}), which donates the state.
 
-    `batch` is a tree of arrays (B, ...) with an attribute `weights`. The loss is its weighted mean over the whole
-    batch, also where it is computed in `accumulation` equal parts: their sums are added and divided once.
+    `batch` is a tree of arrays (B, ...) with an attribute `weights`. The loss is the weighted mean over the whole
+    batch, even if it is computed in `accumulation` equal parts: their sums are added and divided once.
     """
 
     def summed(trainable: Any, frozen: Any, base: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
@@ -63,5 +63,5 @@ def make_train_step(total_loss: TotalLoss, tx: optax.GradientTransformation, acc
 
 
 def _rows_shared(parts: jax.Array) -> jax.Array:
-    """Parts of a batch (A, B, ...), the rows of each shared by the devices of the mesh, where one is set."""
+    """Splits the rows of each part of a batch (A, B, ...) over the devices of the mesh, if one is set."""
     return parts if current_mesh() is None else jax.lax.with_sharding_constraint(parts, PartitionSpec(None, *BATCH))

@@ -1,1 +1,1 @@
-"""What a step will hold, compute and send, read from its program: on this machine, or on chips that are not here."""
+"""Plans the memory, work and communication of a step from its program, for this machine or for other chips."""

@@ -1,4 +1,4 @@
-"""What one chip of a mesh does in a step."""
+"""The plan of one chip of a mesh in a step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from train.planning.memory import Memory
 
 
 class Plan(NamedTuple):
-    """What one chip of a mesh holds, computes and receives in one optimizer step.
+    """The memory, work and communication of one chip of a mesh in one optimizer step.
 
     Attributes:
       mesh: {axis: size}.
@@ -19,7 +19,7 @@ class Plan(NamedTuple):
       width: bytes of a number in the products.
       memory: bytes of one chip.
       products, collectives: of one chip.
-      undivided: {axis: modules whose weights it should split, and does not, for it does not divide them}.
+      undivided: {axis: modules whose weights it should split but does not divide evenly}.
     """
 
     mesh: dict[str, int]
@@ -32,5 +32,5 @@ class Plan(NamedTuple):
 
     @property
     def chips(self) -> int:
-        """How many the mesh has."""
+        """How many chips the mesh has."""
         return math.prod(self.mesh.values())

@@ -1,4 +1,4 @@
-"""Chips, and a model of how long one takes for products, memory and links: stated, not measured."""
+"""Chips, and a model of their time for products, memory and links, from published figures, not measured."""
 
 from __future__ import annotations
 
@@ -9,32 +9,33 @@ from jlora.errors import JloraError, nearest
 from train.planning.collectives import Collective
 
 MATRIX_SHARE = 0.5
-"""Of the peak rate, what a step's matrix products reach, with what runs between them: so that planned LoRA steps of 7B,
-8B and 70B agree with measured ones of NeMo on H100s (docs/scaling.md; `python -m benchmarks.published`)."""
+"""The share of the peak rate that a step's matrix products reach, including the operations between them. With this
+value, planned LoRA steps of 7B, 8B and 70B agree with NeMo's measured ones on H100s (docs/scaling.md;
+`python -m benchmarks.published`)."""
 
 MEMORY_SHARE = 0.8
-"""Of the memory's bandwidth, what is reached."""
+"""The share of the memory's bandwidth that is reached."""
 
 LINK_SHARE = 0.8
-"""Of a link's bandwidth, what collectives reach."""
+"""The share of a link's bandwidth that collectives reach."""
 
 USABLE_SHARE = 0.9
-"""Of a chip's memory, what a program gets: the rest is the runtime's, the libraries' and lost between arrays."""
+"""The share of a chip's memory that a program can use; the rest goes to runtime, libraries and fragmentation."""
 
 LATENCY = 2e-5
-"""Seconds that a collective takes however little it sends."""
+"""Seconds that a collective takes at least, however little it sends."""
 
 
 class Chip(NamedTuple):
-    """A chip, by its maker's figures.
+    """A chip, with its maker's figures.
 
     Attributes:
       memory: bytes.
-      flops: of bfloat16 products with float32 sums, dense, a second; float32 takes twice as long.
-      bandwidth: of the memory, bytes a second.
-      link: bytes a second that one chip receives from the chips of its domain in a collective.
-      domain: how many chips these links join.
-      network: bytes a second that one chip receives from outside of its domain.
+      flops: FLOP/s of dense bfloat16 products with float32 sums; float32 takes twice as long.
+      bandwidth: of the memory, bytes per second.
+      link: bytes per second that one chip receives from the chips of its domain in a collective.
+      domain: how many chips are joined by these links.
+      network: bytes per second that one chip receives from outside of its domain.
     """
 
     memory: float
@@ -60,10 +61,10 @@ names the sources."""
 
 
 def chip_named(name: str) -> Chip:
-    """The chip of that name.
+    """Returns the chip of this name.
 
     Raises:
-      JloraError: there is none.
+      JloraError: there is no such chip.
     """
     if name not in CHIPS:
         raise JloraError(f"--chip: expected one of {', '.join(CHIPS)}; found {name!r}{nearest(name, CHIPS)}")
@@ -71,7 +72,7 @@ def chip_named(name: str) -> Chip:
 
 
 def product_seconds(chip: Chip, flops: float, moved: float, width: int) -> float:
-    """Of one matrix product: its FLOPs, or its operands and result through memory, whichever takes longer.
+    """Predicts the time of a matrix product: that of its FLOPs or of its memory traffic, whichever is longer.
 
     Args:
       flops: of the product on this chip.
@@ -83,9 +84,9 @@ def product_seconds(chip: Chip, flops: float, moved: float, width: int) -> float
 
 
 def collective_seconds(chip: Chip, collective: Collective) -> float:
-    """Of all runs of a collective in a step, over the slowest link that any of its groups spans.
+    """Predicts the time of all runs of a collective in a step, over the slowest link that one of its groups uses.
 
-    Members of a group in one domain share their ways out of it: k of them take k network ports.
+    Members of a group in one domain share their network ports: k of them use k ports.
     """
     rate = chip.link
     for group in collective.groups:

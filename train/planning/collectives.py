@@ -1,4 +1,4 @@
-"""What the devices of a mesh send each other in a compiled step: which collectives, over which axes, how many bytes."""
+"""Lists the collectives of a compiled step, with their mesh axes and bytes."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Collective(NamedTuple):
 
     Attributes:
       kind: one of KINDS.
-      groups: the numbers of the devices that take part together, of each group; of a permutation each sender with
-        its receiver.
-      axes: the axes of the mesh along which these differ.
-      payload: bytes that each device puts in.
+      groups: for each group, the numbers of the devices that take part; for a permutation, each sender with its
+        receiver.
+      axes: the axes of the mesh along which the devices of a group differ.
+      payload: bytes that each device sends in.
       times: how often it runs in one call of the program.
     """
 
@@ -39,7 +39,7 @@ class Collective(NamedTuple):
 
     @property
     def received(self) -> float:
-        """Bytes that reach a device in one run, by the algorithms that send the least: rings, or the like."""
+        """Bytes that a device receives in one run, with algorithms that send the least, such as rings."""
         size = len(self.groups[0])
         others, share = size - 1, (size - 1) / size
         factors = {"all-gather": others, "all-reduce": 2 * share, "collective-permute": 1}
@@ -47,14 +47,14 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
-    """Those of a compiled program's text in which more than one device takes part.
+    """Lists the collectives in a compiled program's text in which more than one device takes part.
 
     Args:
       text: `compiled.as_text()`.
       mesh: {axis: size}, as `jax.sharding.Mesh.shape`; devices are numbered along its last axis first.
 
     Raises:
-      JloraError: loops or groups of devices that are written in a way unknown here.
+      JloraError: the text has loops or groups of devices in an unknown notation.
     """
     found = []
     for instruction, times in executed(text):

@@ -1,4 +1,4 @@
-"""What a run will hold and compute, before it holds or computes anything."""
+"""Describes the memory and work of a run in advance."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from train.planning.parameter_table import facts_table
 
 
 def describe(step: Any, arguments: StepArguments, *, vocab_size: int, steps: int | None, rate: float) -> str:
-    """Memory, steps, tokens, work and time of a run, as text.
+    """Describes memory, steps, tokens, work and time of a run as text.
 
     Args:
-      step: a jitted train step, as `train.loop.step.make_train_step` gives it.
+      step: a jitted train step, from `train.loop.step.make_train_step`.
       arguments: ShapeDtypeStructs, the longest batch.
       vocab_size: the size of the logits' last axis.
-      steps: optimizer steps of the run; None where no data were read and the config does not say.
-      rate: FLOP/s of a matrix product here, as `train.planning.flops.matrix_rate` measures it.
+      steps: optimizer steps of the run; None if no data was read and the config does not say.
+      rate: FLOP/s of a matrix product on this machine, from `train.planning.flops.matrix_rate`.
     """
     flops = matrix_flops(step.trace(*arguments).jaxpr)
     of_a_step = math.prod(arguments.batch.weights.shape)

@@ -1,4 +1,4 @@
-"""The matrix products of a program, and how fast this machine does them."""
+"""Counts the matrix products of a program, and measures how fast this machine computes them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _LONG_ENOUGH = 0.02  # seconds
 
 
 def equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
-    """(equation, how often it runs) of a jaxpr and all that are inside it; a while loop's count is unknown, 1.
+    """Yields (equation, how often it runs) of a jaxpr and of all nested ones; a while loop counts once.
 
-    Where the platform decides between several ways, the way of those that none was written for counts.
+    If the platform selects between branches, only the default branch counts.
     """
     for equation in jaxpr.eqns:
         yield equation, times
@@ -35,16 +35,16 @@ def equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
 
 
 def matrix_flops(jaxpr: Any) -> int:
-    """Multiplications and additions of all matrix products; XLA's `cost_analysis` counts a loop's body once."""
+    """Counts multiplications and additions of all matrix products; XLA's `cost_analysis` counts loop bodies once."""
     return sum(times * _flops(equation) for equation, times in equations(jaxpr))
 
 
 class Product(NamedTuple):
-    """A matrix product as one device does it.
+    """A matrix product on one device.
 
     Attributes:
       flops: of one run.
-      numbers: in its operands and its result; 0 for attention's blocks, which the chip's kernel keeps on the chip.
+      numbers: how many are in its operands and its result; 0 for attention's blocks, which the kernel keeps on chip.
       times: how often it runs in one call of the program.
     """
 
@@ -54,12 +54,15 @@ class Product(NamedTuple):
 
 
 def compiled_products(text: str) -> list[Product]:
-    """Those of a compiled program's text, `compiled.as_text()`: of a partitioned one, what each device does."""
+    """Lists the products in a compiled program's text, `compiled.as_text()`; if it is partitioned, of one device."""
     return [_product(instruction, times) for instruction, times in executed(text) if instruction.opcode == "dot"]
 
 
 def matrix_rate(dtype: Any) -> float:
-    """FLOP/s of a square matrix product of `dtype` on this machine, the best of a few; takes less than a second."""
+    """Measures the FLOP/s of a square matrix product of `dtype` on this machine, the best of a few.
+
+    It takes less than a second.
+    """
     product = jax.jit(lambda x: jnp.matmul(x, x))
     size, seconds = 512, 0.0
     while True:

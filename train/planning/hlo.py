@@ -1,4 +1,4 @@
-"""XLA's text of a compiled program, read: which instructions one device runs, and how often."""
+"""Reads XLA's text of a compiled program: which instructions one device runs, and how often."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 class Shape(NamedTuple):
-    """One array: its type as XLA writes it, such as `bf16`, and the sizes of its axes."""
+    """The type of an array in XLA's notation, such as `bf16`, and the sizes of its axes."""
 
     dtype: str
     sizes: tuple[int, ...]
 
     @property
     def bytes(self) -> float:
-        """Of the whole array; numbers of 4 bits are half a byte."""
+        """The bytes of the array; numbers of 4 bits have half a byte."""
         bits = 8 if self.dtype == "pred" else int(re.search(r"\d+", self.dtype)[0])  # type: ignore[index]
         return prod(self.sizes) * bits / 8
 
@@ -34,8 +34,8 @@ class Instruction(NamedTuple):
 
     Attributes:
       opcode: `all-gather`, `dot`, ...
-      operands: the arrays that it takes, those of tuples one by one.
-      result: the arrays that it gives.
+      operands: its operands, with tuples flattened.
+      result: its results, with tuples flattened.
       text: the whole line, with its attributes.
     """
 
@@ -46,9 +46,9 @@ class Instruction(NamedTuple):
 
 
 def executed(text: str) -> Iterator[tuple[Instruction, int]]:
-    """(instruction, how often one device runs it in one call) of a compiled program's text, `compiled.as_text()`.
+    """Yields (instruction, how often one device runs it in one call) from a program's text, `compiled.as_text()`.
 
-    Bodies of loops count as often as the loop turns; all branches of a conditional count, once each.
+    Loop bodies count as often as the loop iterates; each branch of a conditional counts once.
     """
     entry, computations = _computations(text)
     yield from _executed(computations, entry, 1)
@@ -62,7 +62,7 @@ def _executed(computations: dict[str, list[str]], name: str, times: int) -> Iter
         instruction, own_name = _instruction(line, shapes)
         shapes[own_name] = instruction.result
         yield instruction, times
-        if instruction.opcode in ("async-update", "async-done"):  # of what async-start has begun
+        if instruction.opcode in ("async-update", "async-done"):  # async-start has already counted its computation
             continue
         turns = _turns(line, computations) if instruction.opcode == "while" else 1
         for called in _called(line):
@@ -70,7 +70,7 @@ def _executed(computations: dict[str, list[str]], name: str, times: int) -> Iter
 
 
 def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
-    """(the name of the first that runs, {name: its lines})."""
+    """Returns (the name of the entry computation, {name: its lines})."""
     entry, lines = "", []
     found: dict[str, list[str]] = {}
     for line in text.splitlines():
@@ -83,7 +83,7 @@ def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
 
 
 def _instruction(line: str, shapes: dict[str, tuple[Shape, ...]]) -> tuple[Instruction, str]:
-    """The instruction and its name; `shapes` are those of the instructions before it."""
+    """Parses a line to (instruction, its name); `shapes` has the results of the instructions before it."""
     parts = _LINE.match(line)
     assert parts is not None
     operands = [shape for name in _NAME.findall(parts["operands"]) for shape in shapes.get(name, ())]
@@ -95,7 +95,7 @@ def _shapes(text: str) -> tuple[Shape, ...]:
 
 
 def _called(line: str) -> list[str]:
-    """The computations that an instruction runs; what a reduction does with two numbers is left out."""
+    """Returns the computations that an instruction runs, except the scalar functions of reductions."""
     names = "body|calls|branch_computations|true_computation|false_computation"
     lists = re.findall(rf"(?:{names})=(\{{[^}}]*\}}|%[\w.-]+)", line)
     if re.search(r" call\(", line):
@@ -104,7 +104,7 @@ def _called(line: str) -> list[str]:
 
 
 def _turns(line: str, computations: dict[str, list[str]]) -> int:
-    """How often a loop turns: as XLA notes it, else the number that its condition compares a counter from 0 with."""
+    """Returns how often a loop iterates: from XLA's annotation, else from the limit in the loop's condition."""
     if noted := _TURNS.search(line):
         return int(noted[1])
     condition = re.search(r"condition=%([\w.-]+)", line)

@@ -1,4 +1,4 @@
-"""What a training step holds on the device."""
+"""Computes the memory of a training step on the device."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ _MIB = 2**20
 
 
 class Memory(NamedTuple):
-    """Bytes on the device in one training step, as XLA has planned it.
+    """Bytes on the device in one training step, as planned by XLA.
 
-    base, adapter, optimizer: the arrays, packed as they lie there.
-    activations: what lives during the step alone, its gradients too.
-    logits: of these, the largest array of logits that is formed; None where it was not looked for.
-    in_all: everything, the batch too.
+    Attributes:
+      base, adapter, optimizer: the arrays, as packed on the device.
+      activations: everything that exists only during the step, including gradients.
+      logits: the largest array of logits, which is part of the activations; None if it was not searched.
+      in_all: everything, including the batch.
     """
 
     base: int
@@ -32,10 +33,10 @@ class Memory(NamedTuple):
 
 
 def step_memory(step: Any, arguments: StepArguments, vocab_size: int) -> Memory:
-    """Compiles the step and asks XLA what it takes; nothing is computed and no weights are needed.
+    """Compiles the step and returns XLA's memory plan; nothing is computed and no weights are needed.
 
     Args:
-      step: a jitted train step, as `train.loop.step.make_train_step` gives it.
+      step: a jitted train step, from `train.loop.step.make_train_step`.
       arguments: arrays or ShapeDtypeStructs.
       vocab_size: the size of the logits' last axis.
     """
@@ -44,10 +45,10 @@ def step_memory(step: Any, arguments: StepArguments, vocab_size: int) -> Memory:
 
 
 def compiled_memory(compiled: Any, arguments: StepArguments, logits: int | None = None) -> Memory:
-    """What a compiled step takes of one device; of a mesh, whose devices each hold their part of the arguments."""
+    """Returns the memory of a compiled step on one device; on a mesh each device holds its part of the arguments."""
     plan = compiled.memory_analysis()
     state = arguments.state
-    # Its own sum of arguments lacks those that it does not use: with `method: full` the base, which the run holds.
+    # XLA's sum of arguments lacks unused ones: with `method: full` the base, which the run still has in memory.
     in_all = held_bytes(arguments) + plan.output_size_in_bytes - plan.alias_size_in_bytes
     return Memory(
         base=held_bytes(arguments.base),
@@ -60,7 +61,7 @@ def compiled_memory(compiled: Any, arguments: StepArguments, logits: int | None 
 
 
 def memory_table(memory: Memory) -> str:
-    """A line for each part, in MiB."""
+    """Formats the memory as a table with a line for each part, in MiB."""
     notes = {"activations": "with gradients, in the step alone", "logits": "of these, at a time"}
     lines = [
         (name.replace("_", " "), f"{value / _MIB:,.1f} MiB", notes.get(name, ""))
@@ -71,13 +72,13 @@ def memory_table(memory: Memory) -> str:
 
 
 def held_bytes(tree: Any) -> int:
-    """Bytes of all arrays of a tree on the device: two 4-bit numbers share one."""
+    """Returns the bytes of all arrays of a tree on the device; two 4-bit numbers share a byte."""
     plan: Any = jax.jit(lambda tree: (), keep_unused=True).lower(tree).compile().memory_analysis()
     return plan.argument_size_in_bytes
 
 
 def _largest_logits(jaxpr: Any, vocab_size: int) -> int:
-    """Of all arrays (B, T, vocab) that the program forms, the bytes of the largest."""
+    """Returns the bytes of the largest array (B, T, vocab) that the program computes."""
     formed = (variable.aval for equation, _ in equations(jaxpr) for variable in equation.outvars)
     logits = (x for x in formed if getattr(x, "ndim", 0) >= 3 and x.shape[-1] == vocab_size)
     return max((math.prod(x.shape) * x.dtype.itemsize for x in logits), default=0)

@@ -1,4 +1,4 @@
-"""What to turn down where a run needs more memory than there is."""
+"""Suggests which settings to reduce if a run does not fit into memory."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|out of memory", re.IGNORECASE)
 
 @contextlib.contextmanager
 def explain_out_of_memory(what_helps: Callable[[], str], when: str = "") -> Iterator[None]:
-    """Around what may need more memory than there is.
+    """Turns out-of-memory errors inside the block into a JloraError with advice.
 
     Args:
-      what_helps: the text that says so, asked for only then.
+      what_helps: returns the advice; called only after such an error.
       when: where in the run the block is, such as " after the last step".
 
     Raises:
@@ -38,11 +38,11 @@ def explain_out_of_memory(what_helps: Callable[[], str], when: str = "") -> Iter
 
 
 def advice(config: RunConfig, mesh: Mapping[str, int] | None = None, *, may_quantize: bool = False) -> str:
-    """What can be turned down in this config, the cheapest first, as arguments of the command line.
+    """Lists the settings that can be reduced in this config, the cheapest first, as command line arguments.
 
     Args:
       mesh: {axis: size} of several devices.
-      may_quantize: the base could be quantized, and is not.
+      may_quantize: whether the base could be quantized but is not.
     """
     train, length = config.train, config.data.max_length
     sizes = mesh or {"data": 1, "fsdp": 1, "tensor": 1}
@@ -83,7 +83,7 @@ def advice(config: RunConfig, mesh: Mapping[str, int] | None = None, *, may_quan
 
 
 def how_to_end(config: RunConfig, folder: Path) -> str:
-    """Says what is complete of a run whose merged model did not fit, and how to go on."""
+    """Says what is complete of a run whose merged model did not fit into memory, and how to continue."""
     if config.method != "lora":
         return "The checkpoints are complete: --resume goes on from the last step, on more devices by mesh.fsdp"
     adapter = folder / "adapter"

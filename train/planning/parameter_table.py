@@ -1,4 +1,4 @@
-"""What a run prints before its first step: its parameters, which of them train, memory and steps."""
+"""Makes the summary that a run prints before its first step: parameters, which are trained, memory and steps."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _MIB = 2**20
 
 @dataclass(frozen=True)
 class Row:
-    """One parameter of one layer, by the name and shape it has in a checkpoint.
+    """One parameter of one layer, with its name and shape in a checkpoint.
 
     Attributes:
-      name: `bert.encoder.layer.0.attention.self.query.weight`; PEFT's for what is added, `….query.lora_A.weight`.
+      name: `bert.encoder.layer.0.attention.self.query.weight`; PEFT's name if it is added, `….query.lora_A.weight`.
       shape: torch's, (out, in) for a dense weight, (r, in) and (out, r) for the factors.
       trainable: whether it is trained.
       target: whether it is a weight that a low-rank update is added to.
-      elsewhere: how many of its numbers count in another row: an embedding's trained rows.
+      elsewhere: how many of its numbers are counted in another row: an embedding's trained rows.
     """
 
     name: str
@@ -38,14 +38,14 @@ class Row:
 
     @property
     def count(self) -> int:
-        """Number of parameters."""
+        """The number of parameters."""
         return math.prod(self.shape) - self.elsewhere
 
 
 def rows(base: Any, adapter: Adapter | None = None) -> list[Row]:
-    """Every parameter of the base with the adapter on it, layer by layer; arrays or ShapeDtypeStructs.
+    """Lists every parameter of the base with the adapter, layer by layer; arrays or ShapeDtypeStructs.
 
-    The counts add up to what `jlora.count_parameters` returns.
+    The counts add up to the result of `jlora.count_parameters`.
     """
     entries = adapter or {}
     leaves = {path: Full(leaf) for path, leaf in leaves_by_path(base).items()}
@@ -56,16 +56,16 @@ def rows(base: Any, adapter: Adapter | None = None) -> list[Row]:
 
 
 def table(rows: Sequence[Row], verbose: bool = False) -> str:
-    """`name  trainable  count`, aligned.
+    """Formats the rows as an aligned table: name, trainable, count.
 
-    Short: one line for the same parameter of all layers (`layer.*.`), and one line for all that is frozen.
-    Verbose: one line a parameter, with its shape and whether it is a target.
+    By default there is one line for the same parameter of all layers (`layer.*.`), and one for all frozen ones. With
+    `verbose` there is one line for each parameter, with its shape and whether it is a target.
     """
     return align(_every_parameter(rows) if verbose else _trained_over_layers(rows), right=[2])
 
 
 def parameters(base: Any, adapter: Adapter | None, *, verbose: bool = False) -> str:
-    """The table, then total, trainable and percent."""
+    """Formats the table, then total, trainable and percent."""
     listed = rows(base, adapter)
     total, trainable = _counts(listed)
     facts = [
@@ -77,7 +77,7 @@ def parameters(base: Any, adapter: Adapter | None, *, verbose: bool = False) -> 
 
 
 def summary(base: Any, adapter: Adapter | None, *, verbose: bool = False, steps: int | None = None) -> str:
-    """`parameters`, then estimated memory and the optimizer steps of the run, None where no data were read."""
+    """Formats `parameters`, then estimated memory and the run's optimizer steps (None if no data was read)."""
     _, trainable = _counts(rows(base, adapter))
     facts = [
         ("memory", _memory(weight_bytes(base, adapter), training_bytes(trainable))),
@@ -87,15 +87,15 @@ def summary(base: Any, adapter: Adapter | None, *, verbose: bool = False, steps:
 
 
 def weight_bytes(base: Any, adapter: Adapter | None = None) -> int:
-    """Bytes of all arrays of base and adapter, each in its own dtype.
+    """Returns the bytes of all arrays of base and adapter, each in its own dtype.
 
-    A leaf trained whole counts twice: the base is never changed and keeps its own.
+    A leaf that is trained in full counts twice, because the base is not changed and keeps its own.
     """
     return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves((base, adapter)))
 
 
 def training_bytes(trainable: int) -> int:
-    """12 a trained parameter: its gradient and AdamW's two moments, each float32."""
+    """Returns 12 bytes for each trained parameter: its gradient and AdamW's two moments, each float32."""
     return 12 * trainable
 
 
@@ -119,7 +119,7 @@ def _trained_over_layers(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 
 def _counts(rows: Sequence[Row]) -> tuple[int, int]:
-    """(all parameters, those that train)."""
+    """Returns (the number of all parameters, of those that are trained)."""
     return sum(row.count for row in rows), sum(row.count for row in rows if row.trainable)
 
 
@@ -129,7 +129,7 @@ def _memory(weights: int, training: int) -> str:
 
 
 def _leaf_row(slot: Slot, entry: Entry | None) -> Row:
-    """One layer of one leaf of the base; the slot is that of the leaf as a whole."""
+    """Makes the row of one layer of a leaf of the base; the slot is one of `Full(leaf)`."""
     layer = int(slot.index[0]) if slot.index else 0  # type: ignore[arg-type]
     trained = isinstance(entry, Full) and (entry.layers is None or layer in entry.layers)
     target = isinstance(entry, LowRank) and entry.ranks[layer] > 0
@@ -142,12 +142,12 @@ def _yes(value: bool) -> str:
 
 
 def facts_table(facts: Sequence[tuple[str, str]]) -> str:
-    """`name  value`, a line each, the names in ten columns."""
+    """Formats facts as lines `name  value`, with the names ten characters wide."""
     return "\n".join(f"{name:<10} {value}" for name, value in facts)
 
 
 def align(lines: Sequence[tuple[str, ...]], right: Container[int]) -> str:
-    """Columns two blanks apart; those with a number in `right` to the right."""
+    """Aligns columns, with two spaces between them; those whose numbers are in `right` are right-aligned."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [
         "  ".join(

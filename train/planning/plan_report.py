@@ -1,4 +1,4 @@
-"""What `--dry-run --mesh` prints of a plan."""
+"""Formats a plan for `--dry-run --mesh`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _GIB = 2**30
 
 
 def plan_text(plan: Plan, chip: Chip | None) -> str:
-    """Bytes of a chip, its collectives, the work of a step; with a `chip` whether that fits, and the time it takes."""
+    """Formats a chip's memory, collectives and work; with a `chip` also whether the memory suffices, and the time."""
     flops = sum(product.flops * product.times for product in plan.products)
     sizes = " x ".join(f"{name} {size}" for name, size in plan.mesh.items())
     facts = [
@@ -36,7 +36,7 @@ def plan_text(plan: Plan, chip: Chip | None) -> str:
 
 
 def _collectives(plan: Plan, chip: Chip | None) -> str:
-    """A line for each kind and axes: runs, what one chip receives, and how long that takes."""
+    """Makes a table with a line for each kind and axes: runs, bytes that one chip receives, and seconds."""
     rows: dict[tuple, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
     for one in plan.collectives:
         row = rows[one.axes, one.kind]
@@ -46,7 +46,7 @@ def _collectives(plan: Plan, chip: Chip | None) -> str:
     lines = [("over", "what", "runs", "a chip receives", *["seconds"] * (chip is not None), "")]
     for (axes, kind), (runs, received, seconds) in sorted(rows.items(), key=lambda row: -row[1][1]):
         time = [f"{seconds:,.3f}"] if chip is not None else []
-        note = "weights, beside the products" if is_weight_gather(kind, axes) else ""
+        note = "weights, during the products" if is_weight_gather(kind, axes) else ""
         lines.append((", ".join(axes), kind, f"{runs:,.0f}", f"{received / _GIB:,.3f} GiB", *time, note))
     return align(lines, right=[2, 3, 4] if chip is not None else [2, 3])
 

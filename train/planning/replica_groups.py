@@ -1,4 +1,4 @@
-"""Which devices take part in a collective together, read from XLA's text."""
+"""Reads from XLA's text which devices take part in a collective together."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _AXIS = re.compile(r"'([^']+)'(?::\((\d+)\)(\d+))?")
 
 
 def replica_groups(text: str, devices: int) -> np.ndarray:
-    """int (groups, devices of each) of what follows `replica_groups=`, in each of the three ways of writing it.
+    """Parses the text after `replica_groups=`, in any of its three notations, to int (groups, devices of a group).
 
-    `{{0,1},{2,3}}` lists them, `{}` is all in one group. `[2,4]<=[4,2]T(1,0)` is all numbers in the second shape,
-    transposed, cut into rows. `mesh['a'=2,'b'=4] {'b'}` has those together that differ along b alone, in an order that
-    `device_ids=` may give; `'b':(2)2` is the second half of an axis of four.
+    `{{0,1},{2,3}}` lists the groups, and `{}` is a single group of all devices. `[2,4]<=[4,2]T(1,0)` is 0, 1, ... in
+    the second shape, transposed, and cut into rows of the first. `mesh['a'=2,'b'=4] {'b'}` groups devices that differ
+    only along b, in an order that `device_ids=` may give; `'b':(2)2` is the second half of an axis of size four.
 
     Args:
-      text: may go on after them.
-      devices: of the whole program.
+      text: may continue after the groups.
+      devices: the number of the program's devices.
 
     Raises:
-      JloraError: another way, or numbers that do not fit so many devices.
+      JloraError: another notation, or numbers that do not fit the number of devices.
     """
     try:
         if listed := _LISTED.match(text):
@@ -56,7 +56,7 @@ def _iota(devices: int, shape: str, order: str | None) -> np.ndarray:
 
 
 def _along(order: np.ndarray, sizes: dict[str, int], axes: list[tuple[str, str, str]]) -> np.ndarray:
-    """The groups of the devices in `order` on a mesh of these sizes, along (axis, sizes before and of a part of it)."""
+    """Groups the devices in `order` on a mesh of these sizes along axes, or parts of axes (name, before, size)."""
     wanted = {(name, int(before or 1), int(before or 1) * int(size or sizes[name])) for name, before, size in axes}
     shape: list[int] = []
     together: list[int] = []

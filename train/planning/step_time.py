@@ -1,4 +1,4 @@
-"""How long a planned step takes on chips of a kind, by the model of `train.planning.chips`."""
+"""Predicts the time of a planned step on a kind of chip, with the model of `train.planning.chips`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from train.planning.chips import Chip, collective_seconds, product_seconds
 
 
 class StepTime(NamedTuple):
-    """Seconds of one step.
+    """The predicted seconds of one step.
 
     Attributes:
       products: all matrix products of a chip.
-      gathers: the gathers of weights over fsdp. Which are next is known ahead, so they run beside the products.
-      others: all other collectives. Products wait for them, and they for products.
+      gathers: all gathers of weights over fsdp. It is known ahead which come next, so they overlap with the products.
+      others: all other collectives. Products and these collectives wait for each other.
     """
 
     products: float
@@ -23,17 +23,17 @@ class StepTime(NamedTuple):
 
     @property
     def step(self) -> float:
-        """With gathers hidden behind products, or products behind gathers, whichever take longer."""
+        """The time of the step, with gathers and products overlapping: the longer of the two counts."""
         return max(self.products, self.gathers) + self.others
 
     @property
     def unhidden(self) -> float:
-        """With one after the other."""
+        """The time of the step without any overlap."""
         return sum(self)
 
 
 def step_time(plan: Plan, chip: Chip) -> StepTime:
-    """The prediction; what stands between products, such as norms, is in `chips.MATRIX_SHARE`."""
+    """Predicts the time; `chips.MATRIX_SHARE` accounts for the operations between products, such as norms."""
     products = sum(p.times * product_seconds(chip, p.flops, p.numbers, plan.width) for p in plan.products)
     seconds = {False: 0.0, True: 0.0}
     for collective in plan.collectives:
@@ -42,5 +42,5 @@ def step_time(plan: Plan, chip: Chip) -> StepTime:
 
 
 def is_weight_gather(kind: str, axes: tuple[str, ...]) -> bool:
-    """Whether a collective puts weights together that fsdp splits."""
+    """Returns whether a collective gathers weights that fsdp splits."""
     return kind == "all-gather" and axes == ("fsdp",)

@@ -1,4 +1,4 @@
-"""The mesh of `--dry-run --mesh`: its sizes, and devices for it that are not there."""
+"""Parses the sizes of `--dry-run --mesh`, and makes virtual devices for this mesh."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from jlora.errors import JloraError, nearest
 from jlora.sharding.mesh import AXES
 
 _MOST_CHIPS = 2**14
-"""More devices take a CPU's client minutes to make."""
+"""The limit: JAX's CPU client takes minutes to make more devices."""
 
 
 def mesh_sizes(text: str) -> dict[str, int]:
-    """{axis: size} of `data=16,fsdp=8,tensor=8`; axes that are left out have the size 1.
+    """Parses `data=16,fsdp=8,tensor=8` to {axis: size}; axes that are left out have the size 1.
 
     Raises:
-      JloraError: an axis of another name or given twice, a size that is no positive number, more than 16,384 chips.
+      JloraError: an axis is unknown or given twice, a size is not a positive number, or there are more than 16,384
+        chips.
     """
     sizes: dict[str, int] = {}
     for part in text.split(","):
@@ -34,10 +35,10 @@ def mesh_sizes(text: str) -> dict[str, int]:
 
 
 def force_devices(count: int) -> None:
-    """Makes this process see `count` devices, all of them its CPU; to be called before JAX makes its first array.
+    """Makes JAX use the CPU as `count` devices; call it before JAX makes its first array.
 
     Raises:
-      JloraError: JAX has started.
+      JloraError: JAX has already been initialized.
     """
     try:
         jax.config.update("jax_num_cpu_devices", count)

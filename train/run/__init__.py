@@ -1,1 +1,1 @@
-"""The run folder: what a run leaves on disk while it trains."""
+"""The run folder: the files that a run writes while it trains."""

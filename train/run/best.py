@@ -1,4 +1,4 @@
-"""The best evaluation of a run, and what makes one better than another."""
+"""The best evaluation of a run, and how evaluations are compared."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Best:
     """The best evaluation so far.
 
     Attributes:
-      trainable: the trained leaves as `kept` has them; before the first evaluation those of the start.
-      value: the metric that chooses; None before the first evaluation.
-      step: when it was.
+      trainable: the trained leaves, copied by `kept`; before the first evaluation the initial ones.
+      value: the metric that chooses the best step; None before the first evaluation.
+      step: the step of the evaluation.
       stale: how many evaluations in a row did not raise the metric.
       metrics: all numbers of the evaluation; empty before the first, and in checkpoints of earlier versions.
     """
@@ -32,9 +32,9 @@ class Best:
 def is_better(
     metric: str, new: float, old: float | None, new_loss: float = math.nan, old_loss: float | None = None
 ) -> bool:
-    """Tells whether the value `new` of a metric beats `old`; if they are equal, the lower loss wins.
+    """Returns whether the value `new` of a metric is better than `old`; if they are equal, the lower loss wins.
 
-    If both are equal, the earlier one stays the best. Any number beats None and NaN; NaN beats nothing.
+    If the losses are equal too, the earlier one remains the best. Any number beats None and NaN; NaN beats nothing.
     `loss`, `perplexity`, `mse` and `mae` are better when lower.
     """
     if math.isnan(new):

@@ -1,7 +1,7 @@
-"""Checkpoints of a run by orbax: one atomic folder a step, written while training goes on.
+"""Writes and restores a run's checkpoints with orbax: one atomic folder per step, written while training continues.
 
-runs/sst2/checkpoints/120/  trained leaves, optimizer state, step, the best leaves so far, and notes (JSON): what else
-a run goes on from, and the checksum of each array. A checkpoint that was found damaged is called 120.damaged.
+runs/sst2/checkpoints/120/ has the trained leaves, optimizer state, step, the best leaves so far, and notes (JSON) with
+other values that are needed to resume and the checksum of each array. A damaged checkpoint is renamed to 120.damaged.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Rest:
-    """What a step leaves to those after it, apart from the state.
+    """The loop's bookkeeping that a checkpoint stores in addition to the train state.
 
     Attributes:
-      losses: those of the steps that no line of the record holds yet.
-      unevaluated: the step's evaluation is due and was not made.
+      losses: of the steps that are not in a line of the record yet.
+      unevaluated: whether the step's evaluation is due but was not made.
       lines: how many lines the record had.
     """
 
@@ -48,7 +48,7 @@ class Rest:
 
 
 class Checkpoint(NamedTuple):
-    """All that a run goes on from."""
+    """Everything that is needed to resume a run."""
 
     state: State
     best: Best
@@ -57,18 +57,18 @@ class Checkpoint(NamedTuple):
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """Never: the processes agree on where to stop by `Stop`, whose numbers are not those of steps."""
+        """Returns False: the processes agree on where to stop with `Stop`, whose counter differs from steps."""
         return False
 
 
 @contextmanager
 def open_checkpoints(folder: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
-    """The run's checkpoints, of which the newest `keep` stay; leaving waits for what is still being written."""
+    """Opens the run's checkpoints and keeps the newest `keep`; at the end it waits for unfinished writes."""
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         enable_async_checkpointing=True,
-        cleanup_tmp_directories=True,  # what a killed run had begun to write
-        # Folders made in the background that cannot be made would keep a failed run waiting for minutes.
+        cleanup_tmp_directories=True,  # incomplete checkpoints of a killed run
+        # If folders were created in the background, a run that cannot create them would wait for minutes.
         async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
     with _explained(folder):
@@ -77,7 +77,7 @@ def open_checkpoints(folder: Path, keep: int) -> Iterator[ocp.CheckpointManager]
         try:
             yield manager
         except BaseException:
-            with suppress(Exception):  # of the same cause as the error that is on its way
+            with suppress(Exception):  # has the same cause as the error that is being raised
                 manager.close()
             raise
         with _explained(folder):
@@ -85,10 +85,10 @@ def open_checkpoints(folder: Path, keep: int) -> Iterator[ocp.CheckpointManager]
 
 
 def save(manager: ocp.CheckpointManager, checkpoint: Checkpoint) -> None:
-    """Writes a checkpoint of the state's step in the background; the arrays are copied first.
+    """Writes a checkpoint of the state's step in the background, after copying the arrays.
 
     Raises:
-      JloraError: it, or the one before, cannot be written.
+      JloraError: this checkpoint or the previous one cannot be written.
     """
     state, best, rest = checkpoint
     arrays = _named(state, best.trainable)
@@ -109,25 +109,25 @@ def save(manager: ocp.CheckpointManager, checkpoint: Checkpoint) -> None:
 
 
 def check(manager: ocp.CheckpointManager) -> None:
-    """Raises JloraError where a checkpoint, written in the background, could not be written."""
+    """Raises JloraError if a checkpoint could not be written in the background."""
     with _explained(Path(manager.directory)):
         manager.check_for_errors()
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
-    """Returns when the newest checkpoint is whole. Raises JloraError where it cannot be written."""
+    """Waits until the newest checkpoint is complete; raises JloraError if it cannot be written."""
     with _explained(Path(manager.directory)):
         manager.wait_until_finished()
 
 
 def restore(manager: ocp.CheckpointManager, like: State) -> Checkpoint:
-    """The newest whole checkpoint, on the devices of `like`; `like` and empty ones where there is none yet.
+    """Restores the newest complete checkpoint to the devices of `like`; without any, returns one made of `like`.
 
-    A checkpoint that cannot be read, or whose contents are not those that were written, is said and set aside, and
-    the one before it is taken. The arrays of `like` give up their memory to those that are read.
+    A checkpoint that cannot be read, or whose contents differ from what was written, is logged and set aside, and the
+    previous one is used. The arrays of `like` are deleted first, to make room for those that are read.
 
     Raises:
-      JloraError: there are checkpoints, and none is whole; or they are those of a run with other arrays.
+      JloraError: there are checkpoints but none is complete, or they have other arrays than this run.
     """
     steps = sorted(manager.all_steps(), reverse=True)
     if not steps:
@@ -150,7 +150,7 @@ def restore(manager: ocp.CheckpointManager, like: State) -> Checkpoint:
 
 
 def _read(manager: ocp.CheckpointManager, step: int, like: State, wanted: dict[str, Any]) -> Checkpoint | str:
-    """The checkpoint, or what is wrong with it: of several processes all get one, or none does."""
+    """Reads a checkpoint, or returns what is wrong with it; several processes get the same outcome."""
     notes = _agreed(lambda: _notes(manager, step, wanted))
     if isinstance(notes, str):
         return notes
@@ -182,16 +182,17 @@ def _notes(manager: ocp.CheckpointManager, step: int, wanted: dict[str, Any]) ->
 
 
 def _agreed(read: Callable[[], Any]) -> Any:
-    """What `read` gives; where that fails, in any process, what is wrong with the file.
+    """Returns the result of `read`, or if it fails in any process, what is wrong with the file.
 
-    A device without memory, a lost process or a file of somebody else say nothing of the checkpoint, and are raised.
+    Errors that do not show that the checkpoint is damaged are raised: a device without memory, a lost process, a file
+    of another user.
     """
     reason, found = "", None
     try:
         found = read()
     except (JloraError, MemoryError, PermissionError, jax.errors.JaxRuntimeError):
         raise
-    except Exception as error:  # orbax raises what its parts raise, of any kind
+    except Exception as error:  # orbax and its libraries raise exceptions of many types
         reason = _reason(error)
     if processes.all_agree(not reason):
         return found
@@ -204,15 +205,15 @@ def _named(state: State, best: Any) -> dict[str, Any]:
 
 
 def _filled(like: Any, prefix: str, arrays: dict[str, Any]) -> Any:
-    """The tree of `like` with the arrays of these names, which are taken out of the dict."""
+    """Builds the tree of `like` from the arrays with these names, and removes them from the dict."""
     leaves = [_owned(leaf, arrays.pop(prefix + path)) for path, leaf in leaves_by_path(like).items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
 def _owned(like: Any, array: Any) -> Any:
-    """The array in memory of its own: what is donated must not lie in a buffer of the reader.
+    """Copies the array to its own memory, because a donated array must not share a buffer with the reader.
 
-    It is bound to its device where `like` is: programs for the one are not those for the other.
+    It is committed to its device only if `like` is: JAX compiles different programs for the two cases.
     """
     if not isinstance(array, jax.Array) or not array.is_fully_addressable:
         return array
@@ -222,7 +223,7 @@ def _owned(like: Any, array: Any) -> Any:
 
 
 def _template(name: str, leaf: jax.Array) -> Any:
-    """What orbax is to make of an array: one that lies as `leaf` does, or as `kept` would have it."""
+    """Returns the restore target of an array: sharded like `leaf` for the train state, else in host memory."""
     if name.startswith("state/"):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
     if leaf.is_fully_addressable:
@@ -244,7 +245,7 @@ def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, str], used: in
 
 
 def _free(place: Path) -> Path:
-    """A name for a damaged checkpoint that no other has."""
+    """Returns an unused name for a damaged checkpoint."""
     names = [place.with_name(f"{place.name}.damaged{number}") for number in ("", *range(2, 1000))]
     return next(name for name in names if not name.exists())
 
@@ -270,8 +271,11 @@ def _moved(folder: Path) -> JloraError:
 
 @contextmanager
 def _hushed() -> Iterator[None]:
-    """After the first error of a write TensorStore reports the others to an event loop that orbax has closed: those
-    reports, each a traceback on stderr, say nothing that the error did not."""
+    """Hides tracebacks that repeat an error of a write.
+
+    After the first error of a write, TensorStore reports further ones to an event loop that orbax has already closed.
+    Each of these reports would print a traceback on stderr.
+    """
     shown = sys.unraisablehook
 
     def hook(found: Any) -> None:
@@ -287,14 +291,14 @@ def _hushed() -> Iterator[None]:
 
 @contextmanager
 def _explained(folder: Path) -> Iterator[None]:
-    """Says what to do where a checkpoint cannot be written; orbax and its parts raise errors of many kinds."""
+    """Turns errors of writing a checkpoint, which have many types, into a JloraError that says what to do."""
     try:
         yield
-    except jax.errors.JaxRuntimeError:  # a process that is lost, a device without memory
+    except jax.errors.JaxRuntimeError:  # a lost process, a device without memory
         raise
     except (OSError, ValueError, RuntimeError) as error:
         parent = folder.parent
-        if parent.is_dir() and not (parent / "config.yaml").exists():  # it is another one, which orbax has made
+        if parent.is_dir() and not (parent / "config.yaml").exists():  # orbax has created a new folder
             raise _moved(parent) from error
         raise JloraError(
             f"{folder}: a checkpoint could not be written: {_reason(error)}\n"

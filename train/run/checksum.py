@@ -1,4 +1,4 @@
-"""Checksums of arrays, computed where they lie: the same on the host, on one device and on any mesh."""
+"""Computes checksums of arrays where they are: the same result on the host, on one device and on any mesh."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint32}
 _SEEDS = (0x9E3779B1, 0x85EBCA6B)
-"""Odd numbers; each gives 32 bits of a checksum."""
+"""Odd numbers; each produces 32 bits of a checksum."""
 _AT_ONCE = 2**15
-"""Words of an array on the host that are mixed at a time: with what comes of them, they stay in a core's cache."""
+"""How many words of a host array are mixed at a time: few enough to stay, with their results, in a core's cache."""
 
 
 def checksums(arrays: dict[str, Any]) -> dict[str, str]:
-    """{name: 16 hex digits} of the contents of arrays, one after the other, so that little is on the device at a time.
+    """Returns {name: 16 hex digits} of the arrays' contents, computed one by one to save device memory.
 
-    Each word is mixed with its position by a bijection, so that any change of one word, and with a chance of
-    1 - 2^-64 any other change, is seen. The sums are of integers: no order of adding changes them.
+    Each word is mixed with its position by a bijection. So every change of one word is detected, and any other change
+    with probability 1 - 2^-64. The sums are of integers, so they do not depend on the order of addition.
     """
     found = {
         name: _sum_on_host(array) if _is_on_host(array) else jax.device_get(_sum(_on_device(array)))
@@ -38,7 +38,7 @@ def _on_device(array: Any) -> Any:
 
 @jax.jit
 def _sum(array: Any) -> jax.Array:
-    """uint32 (2,)."""
+    """Computes the checksum on the devices of the array, uint32 (2,)."""
     if array.dtype == jnp.bool_:
         array = array.astype(jnp.uint8)
     words = jax.lax.bitcast_convert_type(array, _WORDS[array.dtype.itemsize]).astype(jnp.uint32)
@@ -55,7 +55,7 @@ def _is_on_host(array: Any) -> bool:
 
 
 def _sum_on_host(array: Any) -> np.ndarray:
-    """What `_sum` gives, uint32 (2,), by NumPy on all cores: a program for each shape would take longer to compile."""
+    """Computes the same as `_sum`, uint32 (2,), with NumPy on all cores, which is faster than compiling each shape."""
     flat = np.asarray(array).reshape(-1)
     words = flat.view(_WORDS[flat.dtype.itemsize])
     with ThreadPoolExecutor() as threads:
@@ -71,7 +71,7 @@ def _sum_of_part(words: np.ndarray, start: int) -> np.ndarray:
 
 
 def _mixed(words: Any, places: Any) -> Any:
-    """MurmurHash3's finalizer of each word and its place, uint32: a bijection of the word at any place."""
+    """Applies MurmurHash3's finalizer to each word and its place, uint32: a bijection of the word at any place."""
     x = words ^ places
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)

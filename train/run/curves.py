@@ -1,4 +1,4 @@
-"""`curves.png`: loss, metric and learning rate of a run over its steps."""
+"""Draws `curves.png`: loss, metric and learning rate of a run over its steps."""
 
 from __future__ import annotations
 
@@ -23,19 +23,25 @@ _LABELS |= {"mae": "mean absolute error"}
 
 
 def plot(metrics_jsonl: str | Path, out_png: str | Path, metric: str, title: str, rows: int) -> None:
-    """Draw a run's `metrics.jsonl` as a PNG of 1650 x 750 pixels.
+    """Draws a run's `metrics.jsonl` as a PNG of 1650 x 750 pixels.
 
-    Left, the training loss (as recorded, faint, and smoothed) and the validation loss; top right,
-    `validation/{metric}` with its best step marked, or that there is none; bottom right, the learning rate. Values
-    before training are at step 0. `rows` is how many validation rows there are: few of them make a metric noisy, and
-    its axis is no narrower than that. The same input gives the same bytes. Raises JloraError if the file is damaged.
+    Left: the training loss (as recorded, faint, and smoothed) and the validation loss. Top right: `validation/{metric}`
+    with its best step marked, or a note that there is none. Bottom right: the learning rate. Values before training are
+    at step 0. The same input gives the same bytes.
+
+    Args:
+      rows: the number of validation rows. With few rows a metric is noisy, and its axis is at least as wide as the
+        noise.
+
+    Raises:
+      JloraError: the file is damaged.
     """
     draw(read_metrics(metrics_jsonl), metric, title, rows).savefig(out_png, dpi=150, metadata={"Software": None})
 
 
 def draw(lines: list[dict[str, Any]], metric: str, title: str, rows: int) -> Figure:
-    """The picture of the lines that `read_metrics` gives."""
-    from matplotlib.figure import Figure  # half a second: not before the end of a run
+    """Draws the figure from the lines that `read_metrics` returns."""
+    from matplotlib.figure import Figure  # takes half a second, and only the end of a run needs it
 
     figure = Figure(figsize=(11, 5), layout="constrained")
     places = [["loss", "metric"], ["loss", "rate"]]
@@ -54,7 +60,7 @@ def draw(lines: list[dict[str, Any]], metric: str, title: str, rows: int) -> Fig
 
 
 def smoothed(values: Sequence[float], window: int) -> np.ndarray:
-    """(n,) to (n,): the mean of the last `window` values at each place, of fewer at the beginning."""
+    """Returns (n,): at each place the mean of the last `window` values, or of fewer at the beginning."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     begins = np.maximum(ends - window, 0)
@@ -96,9 +102,9 @@ def _metric(panel: Axes, lines: list[dict[str, Any]], metric: str, rows: int) ->
 
 
 def noise(metric: str, value: float, rows: int) -> float:
-    """Returns the smallest difference of a metric on `rows` rows that means anything.
+    """Returns the smallest significant difference of a metric on `rows` rows.
 
-    For a share near a half it is four standard errors; for a loss or an error, which vary less on the same rows, a
+    For a share near one half it is four standard errors; for a loss or an error, which vary less on the same rows, a
     twentieth of the value.
     """
     return 0.05 * abs(value) if metric in LOWER_IS_BETTER else 2 / math.sqrt(max(rows, 1))
@@ -131,7 +137,7 @@ def _learning_rate(panel: Axes, lines: list[dict[str, Any]]) -> None:
 
 
 def _series(lines: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
-    """Steps and finite values of one name."""
+    """Returns the steps and finite values of one name."""
     pairs = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
     return [step for step, _ in pairs], [value for _, value in pairs]
 

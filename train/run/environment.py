@@ -1,4 +1,4 @@
-"""Where a run was made: versions, source, machine, command line."""
+"""Describes where a run was made: versions, source, machine, command line."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _PACKAGES = (
 
 
 def describe() -> dict[str, Any]:
-    """What `environment.json` holds; every value is plain JSON.
+    """Returns the content of `environment.json`; every value is plain JSON.
 
-    `cpu_count` is the number of cores that this process may use: runs repeat bit for bit on the same number.
-    `git` is {commit, dirty} of the checkout that this file is in, None where it is not one.
+    `cpu_count` is the number of cores that this process may use: runs repeat bit for bit only on the same number.
+    `git` is {commit, dirty} of the checkout that contains this file, or None if it is not in one.
     """
     devices = jax.devices()
     return {
@@ -57,7 +57,7 @@ def command() -> str:
 
 
 def versions() -> dict[str, str]:
-    """{package: version} of jlora and what it computes with; a package that is not installed is left out."""
+    """Returns {package: version} of jlora and its main dependencies, without packages that are not installed."""
     found = {}
     for package in _PACKAGES:
         try:

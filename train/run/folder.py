@@ -1,4 +1,4 @@
-"""The run folder: who may write into it, and what a run leaves there before its first step.
+"""The run folder: checks whether a run may use it, and writes the run's first files.
 
 runs/sst2/  config.yaml  environment.json  manifest.json  metrics.jsonl  tensorboard/  checkpoints/  curves.png
             report.json  predictions.csv  samples.jsonl  adapter/  adapter.gguf  merged/  .lock
@@ -29,21 +29,22 @@ OURS = (
     "checkpoints", "environment.json", manifest.NAME, "metrics.jsonl", "tensorboard", "curves.png", "report.json",
     "predictions.csv", "samples.jsonl", "adapter", "adapter.gguf", "merged", "wandb", "trackio", "config.yaml",
 )  # fmt: skip
-"""What a run leaves, which --overwrite deletes.
+"""Everything that a run writes, which --overwrite deletes.
 
-config.yaml says that the folder holds a run: deleted last, written first, it does so whenever the run is killed."""
+config.yaml marks the folder as a run's. It is written first and deleted last, so that this also holds if the run is
+killed."""
 
 _SOURCES = ("model", "lora.from", "data.train", "data.validation", "data.test", "data.chat_template")
-"""Keys that name what a run reads."""
+"""Keys that name the inputs of a run."""
 
 EXPORTED = ("adapter", "adapter.gguf", "merged", "predictions.csv", "samples.jsonl", "curves.png")
-"""What the end of a run writes before its report."""
+"""The files and folders that the end of a run writes before its report."""
 
 _MARKS = {lock.NAME, manifest.NAME, "environment.json"}
-"""Beside a config.yaml, any of these says that a run wrote it, and not a user."""
+"""If a folder with a config.yaml has any of these, a run wrote the config.yaml, not a user."""
 
 _UNFINISHED = ".unfinished"
-"""The end of the names of files that are being written."""
+"""The suffix of files that are being written."""
 
 
 def check(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finished"]:
@@ -110,13 +111,18 @@ def _incomplete(folder: Path, config: RunConfig) -> str:
 
 
 def is_run(folder: Path) -> bool:
-    """Tells whether a run, and not a user, wrote the folder's config.yaml."""
+    """Returns whether a run, and not a user, wrote the folder's config.yaml."""
     return (folder / "config.yaml").is_file() and any((folder / name).exists() for name in _MARKS)
 
 
 def claim(config: RunConfig, flags: Flags, attention: dict[str, str]) -> None:
-    """Makes the run's folder out of the locked one: deletes the run in it where --overwrite says so, and writes
-    config and environment where there is no run to go on with. `attention` is what computes it, and why."""
+    """Prepares the locked folder for the run.
+
+    Deletes the run in it if --overwrite says so, and writes config and environment if there is no run to resume.
+
+    Args:
+      attention: {"kernel": the kernel that computes attention, "reason": why}, for environment.json.
+    """
     folder = Path(config.output_dir)
     if flags.overwrite:
         delete(folder, OURS)
@@ -126,17 +132,17 @@ def claim(config: RunConfig, flags: Flags, attention: dict[str, str]) -> None:
 
 
 def require_checkpoints(folder: Path, per_epoch: int) -> None:
-    """Raises JloraError where a run that is to be resumed had checkpoints, and has none.
+    """Raises JloraError if the run to resume must have had checkpoints, but none are there.
 
     Args:
-      per_epoch: steps of an epoch, after which there is one where the run's config.yaml does not say.
+      per_epoch: steps of an epoch: the default interval of checkpoints.
     """
     if any(path.name.isdecimal() for path in (folder / "checkpoints").glob("*")):
         return
     before = yaml12.read_file(folder / "config.yaml").get("train", {})
     period = before.get("checkpoint_every") or before.get("eval_every") or per_epoch
     step = last_step(folder / "metrics.jsonl")
-    # The second save waits until the first one's checkpoint is whole.
+    # The second save waits until the first checkpoint is complete.
     if step > 2 * period or (folder / "report.json").exists():
         raise JloraError(
             f"--resume: {folder / 'checkpoints'}: expected the checkpoints of this run, which has come to step {step};"
@@ -145,9 +151,10 @@ def require_checkpoints(folder: Path, per_epoch: int) -> None:
 
 
 def take_over(config: RunConfig) -> None:
-    """Makes the run in the folder one of this configuration, whose differences may be.
+    """Rewrites the run's config.yaml with this configuration, in which only keys that may change differ.
 
-    A finished run is not finished any more; what it exported stays until this one does."""
+    A finished run becomes unfinished; its exports remain until the next export.
+    """
     folder = Path(config.output_dir)
     _warn_of_other_cores(folder / "environment.json")
     changed = _allowed_changes(folder / "config.yaml", config)
@@ -158,13 +165,13 @@ def take_over(config: RunConfig) -> None:
 
 
 def delete(folder: Path, names: Iterable[str]) -> None:
-    """Deletes these files and folders of the run folder, where they are; of a link the link alone."""
+    """Deletes these files and folders of the run folder, if they exist; of a link only the link itself."""
     for path in (folder / name for name in names):
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """The value as indented JSON, in place at once."""
+    """Writes the value as indented JSON, atomically."""
     _write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -179,8 +186,8 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 def _allowed_changes(file: Path, config: RunConfig) -> str:
-    """A line for each key that differs from the run's and may; JloraError where one may not."""
-    # Keys that are newer than the file had their defaults, whatever those did.
+    """Returns a line for each key that differs from the run's; raises JloraError if one must not differ."""
+    # Keys that are newer than the file are treated as if they had their defaults.
     before = dotted_keys.defaults(type(config)) | flatten(yaml12.read_file(file), type(config))
     now = manifest.flat(config)
     differ = [key for key in sorted({*before, *now} - {"output_dir"}) if before.get(key) != now.get(key)]

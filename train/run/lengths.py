@@ -1,4 +1,4 @@
-"""The lengths that a run's batches are padded to: each further one saves padding, but needs programs compiled."""
+"""Chooses the lengths that a run's batches are padded to: each one saves padding, but needs programs compiled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from train.data.bucketing import bucket_lengths
 from train.run import manifest
 
 MOST = 16
-"""The most lengths, however much further ones would save."""
+"""The most lengths, even if further ones would save time."""
 
 COMPILE_SECONDS = {"cpu": 7.0, "gpu": 30.0, "tpu": 30.0}
 """Seconds that one more length costs, by platform: its programs to train and to evaluate. The CPU's figure was measured
@@ -33,7 +33,7 @@ EVALUATION = 0.5
 
 
 def choose_lengths(config: RunConfig, rows: Mapping[str, np.ndarray], base: Any) -> tuple[int, ...]:
-    """The padded lengths of a run's batches, ascending; at most `train.bucket_count` of them.
+    """Chooses the padded lengths of a run's batches, ascending; at most `train.bucket_count` of them.
 
     If that is null, each further length saves more seconds of padding over the whole run than its programs take to
     compile. Both are estimated from the figures above, not measured, so that all processes choose the same.
@@ -60,10 +60,12 @@ def lengths_of_run(
     resume: bool = False,
     width: int | None = None,
 ) -> tuple[int, ...]:
-    """As `choose_lengths`; a resumed run keeps its recorded lengths, even if its epochs or the platform have changed.
+    """Returns the recorded lengths of a resumed run, or chooses new ones with `choose_lengths`.
+
+    A resumed run keeps its lengths even if its epochs or the platform have changed.
 
     Args:
-      width: what all rows are padded to; None: a few lengths are chosen.
+      width: the length that all rows are padded to; None means that a few lengths are chosen.
 
     Raises:
       JloraError: the manifest of the run to resume is damaged.
@@ -78,7 +80,7 @@ def lengths_of_run(
 
 
 def program_tokens(config: RunConfig, base: Any) -> float:
-    """How many tokens could be trained on in the time that one more length costs."""
+    """Returns how many tokens could be trained on in the time that one more length costs."""
     leaves = {path: leaf for path, leaf in leaves_by_path(base).items() if not path.endswith("embedding")}
     weights = sum(int(np.prod(leaf.shape)) for leaf in leaves.values() if len(leaf.shape) > 1)
     # FLOPs per weight and token: 2 forward, 2 for the activations' gradients, 2 more for those of trained weights.

@@ -1,4 +1,4 @@
-"""One run at a time in a run folder: a lock of the kernel, which ends with the process however that ends."""
+"""Allows only one run at a time in a run folder, with a kernel lock that is released however the process ends."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from jlora.files.bounded_json import parse_json
 logger = logging.getLogger(__name__)
 
 NAME = ".lock"
-"""The file in the run folder; it stays, and holds the host and the process id of who locked it last."""
+"""The lock file in the run folder; it is not deleted, and names the host and process id of the last holder."""
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder, which is made where it is not there.
+    """Locks the folder for the block; creates it if it does not exist.
 
     Raises:
-      JloraError: another process holds it, or it cannot be made.
+      JloraError: another process holds the lock, or the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise JloraError(f"output_dir: {folder}: expected a folder that can be made, found {error}") from None
-    # `run` is a number of this holder alone.
+    # `run` is unique for this holder.
     ours = {"host": socket.gethostname(), "pid": os.getpid(), "run": uuid.uuid4().hex}
     with _acquired(folder):
         (folder / NAME).write_text(json.dumps(ours), encoding="utf-8")
@@ -42,7 +42,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def require_free(folder: Path) -> None:
-    """Raises JloraError where a process holds the folder."""
+    """Raises JloraError if a process holds the folder's lock."""
     if (folder / NAME).exists():
         with _acquired(folder):
             pass
@@ -71,7 +71,7 @@ def _acquired(folder: Path) -> Iterator[None]:
 
 
 def holder(folder: Path) -> str:
-    """What the file of the lock says of who holds it, and nobody else; empty where there is none."""
+    """Returns the text of the lock file, which identifies the holder; "" if there is no such file."""
     with suppress(OSError):
         return (folder / NAME).read_text(encoding="utf-8")
     return ""

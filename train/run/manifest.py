@@ -1,4 +1,4 @@
-"""manifest.json: what a run was started with. A run is resumed only with the same configuration, base and data.
+"""manifest.json: fingerprints of a run's inputs. A run is resumed only with the same configuration, base and data.
 
 {"config": {"fixed": hash}, "base": {path: type, shape, checksum}, "adapter": {path: type, shape, checksum},
 "data": {split/array: type, shape, hash}, "batches": {"lengths": "16 24 64"}, "code": {package: version},
@@ -41,8 +41,8 @@ MAY_CHANGE = (
     "train.remat", "tracker", "project",
     "mesh", "export", "hub", "samples",
 )  # fmt: skip
-"""Keys and whole sections that may be others when a run is resumed. Of model and data only the names may be others:
-the contents are compared."""
+"""Keys and sections that may change when a run is resumed. Model and data may only have other names: their contents
+are compared."""
 
 _SHOWN = 5
 
@@ -50,12 +50,12 @@ _REPAIR = "Put it back from a copy, or remove it: base and data are then not com
 
 
 def may_change(key: str) -> bool:
-    """Whether a dotted key may have another value when the run is resumed."""
+    """Returns whether a dotted key may have another value when the run is resumed."""
     return key in MAY_CHANGE or key.partition(".")[0] in MAY_CHANGE
 
 
 def flat(config: RunConfig) -> dict[str, Any]:
-    """{dotted key: value}, as config.yaml has them."""
+    """Returns {dotted key: value} with the values of config.yaml."""
     return flatten(yaml12.parse(to_yaml(config), "the configuration"), type(config))
 
 
@@ -73,11 +73,12 @@ def manifest(
       base: the base's tree of arrays; their checksums are computed on their devices.
       frozen: the adapter's arrays that are not trained. Only scales count: norms are sums, which a mesh rounds
         differently.
-      data: {split: {name: what the split holds}}; only numpy arrays count.
+      data: {split: {name: part of its content}}; only numpy arrays count.
       lengths: the padded lengths of batches.
       day: from `run_day`; None if nothing depends on it.
     """
-    # Left out: a key that comes with a later version changes no hash. The default of train.dtype was float32 once.
+    # Defaults are left out, so that keys of later versions do not change the hash. train.dtype once defaulted to
+    # float32.
     defaults = keys.defaults(type(config)) | {"train.dtype": "float32"}
     fixed = {k: value for k, value in flat(config).items() if not may_change(k) and defaults.get(k, ...) != value}
     found = environment.describe()
@@ -121,7 +122,7 @@ def batch_lengths(folder: Path) -> tuple[int, ...]:
     """Returns the padded lengths of the batches of the run in a folder; empty if no manifest has them.
 
     Raises:
-      JloraError: the manifest is not JSON, or has something else in their place.
+      JloraError: the manifest is not JSON, or its lengths are invalid.
     """
     file = folder / NAME
     part = read_json(file).get("batches") if file.exists() else None
@@ -137,7 +138,7 @@ def batch_lengths(folder: Path) -> tuple[int, ...]:
 
 
 def require_same(file: Path, now: dict[str, dict[str, str]]) -> None:
-    """Raises JloraError with the differences to the manifest in `file`; of other code it only warns."""
+    """Raises JloraError with the differences from the manifest in `file`; about other code it only warns."""
     before = read_json(file)
     before.setdefault("random", {"streams": "1"})  # as it was before the manifest had it
     if missing := [part for part in now if part not in before and part != "started"]:

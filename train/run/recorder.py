@@ -1,4 +1,4 @@
-"""What a run measured: `metrics.jsonl`, TensorBoard events and, where the config asks, W&B or trackio."""
+"""Records a run's numbers: `metrics.jsonl`, TensorBoard events and, if the config says so, W&B or trackio."""
 
 from __future__ import annotations
 
@@ -22,19 +22,23 @@ logger = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Writes a run's numbers as they come; a context manager.
+    """Writes a run's numbers as they are computed; a context manager.
 
-    run_dir: the run folder, which holds `metrics.jsonl` and `tensorboard/` afterwards.
-    resume_step: the step of the checkpoint that the run goes on from; None starts a new record.
-    resume_lines: how many lines the record had then. What a killed run recorded after them is dropped, with a
-        half-written last line.
-    tracker: `none`, `wandb` or `trackio`; `project` is where it puts the run, `config` what it shows as its settings.
+    W&B is used online if the machine is logged in and W&B answers, else offline (`wandb sync` uploads later);
+    `WANDB_MODE` overrides both. If a tracker fails later, it is dropped with a warning and the run continues.
 
-    W&B goes online where the machine is logged in and W&B answers, else offline (`wandb sync` uploads later);
-    `WANDB_MODE` overrides both. A tracker that fails later is dropped with a warning and the run goes on.
+    Args:
+      run_dir: the run folder, in which `metrics.jsonl` and `tensorboard/` are written.
+      resume_step: the step of the checkpoint from which the run resumes; None starts a new record.
+      resume_lines: how many lines the record had at that checkpoint. Later lines of a killed run are dropped, and so is
+        an incomplete last line.
+      tracker: `none`, `wandb` or `trackio`.
+      project: the tracker's project for the run.
+      config: the settings that the tracker shows.
 
-    Raises JloraError if there is a record already and no `resume_step`, if a line in its middle is damaged,
-    or if the tracker's package is not installed.
+    Raises:
+      JloraError: there is already a record but no `resume_step`, a line in its middle is damaged, or the tracker's
+        package is not installed.
     """
 
     def __init__(
@@ -47,7 +51,7 @@ class Recorder:
         project: str = "jlora",
         config: Mapping[str, Any] | None = None,
     ) -> None:
-        from train.run.tensorboard import (  # half a second, and who only reads records needs none
+        from train.run.tensorboard import (  # takes half a second, and reading records does not need it
             open_events,
             write_scalars,
         )
@@ -69,10 +73,10 @@ class Recorder:
         self._tracker = None if package is None else self._start_tracker(tracker, package, project, dict(config or {}))
 
     def log(self, step: int, values: Mapping[str, SupportsFloat], prefix: str) -> None:
-        """Record scalars of one step, each named `{prefix}/{key}`: prefixes are train, start, validation, test, best.
+        """Records scalars of one step, named `{prefix}/{key}`; prefixes are train, start, validation, test, best.
 
-        The line in `metrics.jsonl` is `{"step": int, "time": unix seconds, name: value, ...}`. A value that
-        is not finite is written as null, and as text under `non_finite`: {name: "nan" | "inf" | "-inf"}.
+        The line in `metrics.jsonl` is `{"step": int, "time": unix seconds, name: value, ...}`. A value that is not
+        finite is written as null, and as text under `non_finite`: {name: "nan" | "inf" | "-inf"}.
         """
         named = {f"{prefix}/{key}": float(value) for key, value in values.items()}
         finite = {name: value for name, value in named.items() if math.isfinite(value)}
@@ -89,8 +93,8 @@ class Recorder:
         self._track(lambda tracker: tracker.log(finite, step=step))
 
     def close(self) -> None:
-        """Flush and close everything."""
-        with suppress(OSError):  # of a disk that is full, what was flushed is there
+        """Flushes and closes everything."""
+        with suppress(OSError):  # if the disk is full, what was flushed before is there
             self._file.close()
             self._events.close()
         self._track(lambda tracker: tracker.finish())
@@ -122,7 +126,7 @@ class Recorder:
 
 
 class NoRecorder(Recorder):
-    """Records nothing: of several processes only the first writes."""
+    """A recorder that records nothing, for all processes except the first."""
 
     def __init__(self) -> None:
         self.lines = 0
@@ -135,11 +139,11 @@ class NoRecorder(Recorder):
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """Reads the lines of a `metrics.jsonl`, in order, without a half-written last one.
+    """Reads the lines of a `metrics.jsonl`, in order, without an incomplete last one.
 
     Raises:
-      JloraError: no such file, or a folder in its place; a line other than the last that is not a JSON object with a
-        `step` of at least 0.
+      JloraError: the file is missing or is a folder; a line other than the last is not a JSON object with an integer
+        `step`.
     """
     path = Path(path)
     if not path.is_file():
@@ -161,7 +165,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def last_step(path: Path) -> int:
-    """The step of the record's last line; 0 where there is none."""
+    """Returns the step of the record's last line; 0 if there is none."""
     lines = read_metrics(path) if path.exists() else []
     return lines[-1]["step"] if lines else 0
 
@@ -190,7 +194,11 @@ def _keep(path: Path, lines: int) -> int:
 
 
 def import_tracker(tracker: str) -> Any:
-    """The package of a tracker, None for `none`; JloraError for another name or a package that is not installed."""
+    """Imports the package of a tracker; returns None for `none`.
+
+    Raises:
+      JloraError: the name is unknown, or the package is not installed.
+    """
     if tracker == "none":
         return None
     if tracker not in ("wandb", "trackio"):

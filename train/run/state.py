@@ -1,4 +1,4 @@
-"""The state of a run's training, which its steps change and its checkpoints hold."""
+"""The train state, which steps change and checkpoints store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 
 
 class State(NamedTuple):
-    """What a step changes: the trained leaves, the optimizer's state, and the number of steps taken (int32)."""
+    """The train state: the trained leaves, the optimizer's state, and the number of steps taken (int32)."""
 
     trainable: Any
     optimizer: Any

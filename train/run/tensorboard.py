@@ -1,4 +1,4 @@
-"""TensorBoard's file of events: scalars of steps."""
+"""Writes TensorBoard event files with scalars of steps."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ with torch_hidden():
 
 
 def open_events(folder: Path, resume_step: int | None) -> EventsWriter:
-    """A new file of TensorBoard events; what others in the folder hold after `resume_step` is not shown.
+    """Opens a new file of TensorBoard events; TensorBoard hides events of other files after `resume_step`.
 
-    Written as they come: tensorboardX's own writer is a thread, which a full disk ends and the queue to it then blocks.
+    Events are written directly. tensorboardX's own writer is a thread: a full disk ends it, and its queue then blocks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     events = EventsWriter(str(folder / "events"), f".{os.getpid()}")

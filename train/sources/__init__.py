@@ -1,1 +1,1 @@
-"""Where model, tokenizer, data and the starting adapter come from."""
+"""Finds and loads model, tokenizer, data and the starting adapter."""

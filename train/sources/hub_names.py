@@ -1,4 +1,4 @@
-"""Which names of a config are on the hub; all others are files and folders here."""
+"""Finds the names in a config that are on the hub; all others are local files and folders."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from train.config.run_config import RunConfig
 
 
 def needs_hub(config: RunConfig) -> list[str]:
-    """The hub names of the model and the data, each once, the model first; empty where all is local.
+    """Returns the hub names of the model and the data, each once, the model first; empty if everything is local.
 
     Raises:
-      JloraError: a name that can only be a path or `package:` name, and nothing is there; with its key.
+      JloraError: a name can only be a path or a `package:` name, but does not exist; the message names the key.
     """
     return list(dict.fromkeys([*model_hub_names(config), *data_hub_names(config)]))
 
 
 def model_hub_names(config: RunConfig) -> list[str]:
-    """The model's name in a list, or an empty list where it is a folder. Raises as `needs_hub` does."""
+    """Returns the model's name in a list, or an empty list if it is local. Raises as `needs_hub` does."""
     return [config.model] if _is_on_hub("model", config.model) else []
 
 
 def data_hub_names(config: RunConfig) -> list[str]:
-    """The hub data sets of all splits, each once and without `:split`. Raises as `needs_hub` does."""
+    """Returns the hub data sets of all splits, each once and without `:split`. Raises as `needs_hub` does."""
     names = []
     for split in ("train", "validation", "test"):
         given = getattr(config.data, split, None) or []

@@ -1,4 +1,4 @@
-"""A model with what is trained on it: a fresh adapter, a stored one, or one that took its start out of the base."""
+"""Gives a model its starting adapter: a fresh one, a stored one, or one with a residual base (PiSSA, OLoRA)."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _OF_THE_FILE = (
     "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "bias",
     "trainable_token_indices",
 )  # fmt: skip
-"""Settings that a stored adapter brings with it."""
+"""Settings that come from a stored adapter instead of the config."""
 
 
 def lora_config(section: LoraSection, targets: str | list[str], task: str | None) -> jlora.LoraConfig:
-    """The section as the library's LoraConfig.
+    """Converts the section to the library's LoraConfig.
 
     Args:
-      targets: target_modules where the section gives none.
-      task: PEFT's task_type; None: none of them.
+      targets: target_modules if the section gives none.
+      task: PEFT's task_type, or None.
     """
     fields = section.model_dump(exclude={"from_"})
     if fields["target_modules"] is None:
@@ -48,7 +48,7 @@ def lora_config(section: LoraSection, targets: str | list[str], task: str | None
 def with_adapter(
     section: LoraSection, lora: jlora.LoraConfig, model: Any, base: Any, key: jax.Array, new: Sequence[str] = ()
 ) -> Adapted:
-    """Makes a fresh adapter (and the base without its start), or loads that of `lora.from`.
+    """Makes a fresh adapter (and the residual base, if it needs one), or loads that of `lora.from`.
 
     Args:
       new: names of the modules that the checkpoint does not have, as for `settings`.
@@ -66,7 +66,7 @@ def with_adapter(
 def with_abstract_adapter(
     section: LoraSection, lora: jlora.LoraConfig, model: Any, base: Any, new: Sequence[str] = ()
 ) -> Adapted:
-    """Returns what `with_adapter` does in ShapeDtypeStructs, reading only the configuration of `lora.from`."""
+    """Returns the same as `with_adapter` in ShapeDtypeStructs; reads only the configuration of `lora.from`."""
     if section.from_ is None:
         return Adapted(model, base, abstract_adapter(lora, base, model.apply, example_batch(model.config)), lora)
     stored = settings(section, lora, new)
@@ -79,7 +79,7 @@ def with_abstract_adapter(
 def settings(section: LoraSection, lora: jlora.LoraConfig, new: Sequence[str] = ()) -> jlora.LoraConfig:
     """Returns the settings of the run's adapter: those of `lora.from` if it is given, with the run's own dropout.
 
-    The modules in the section's modules_to_save are also trained whole. If it is null, so is the task's head, unless
+    The modules in the section's modules_to_save are also trained in full. If it is null, so is the task's head, unless
     the base or the stored adapter has one.
 
     Args:
@@ -103,7 +103,7 @@ def _with_whole(
 
 
 def _stored(section: LoraSection, given: jlora.LoraConfig, model: Any, base: Any, new: Sequence[str]) -> Adapted:
-    """Loads the adapter of `lora.from` with its own settings, and adds what the run also trains whole."""
+    """Loads the adapter of `lora.from` with its own settings, and adds what the run also trains in full."""
     adapter, stored = jlora.load_adapter(str(section.from_), base, model.apply, example_batch(model.config))
     for name in (*_OF_THE_FILE, *_chosen(section)):
         ours, theirs = getattr(given, name), getattr(stored, name)
@@ -119,20 +119,20 @@ def _stored(section: LoraSection, given: jlora.LoraConfig, model: Any, base: Any
 
 
 def _chosen(section: LoraSection) -> list[str]:
-    """The settings of which modules are adapted that the section gives; null is the stored adapter's own."""
+    """Returns the names of the settings in the section that choose modules; null means the stored adapter's own."""
     names = ("target_modules", "exclude_modules", "layers_to_transform")
     return [name for name in names if getattr(section, name) is not None]
 
 
 def _plain(setting: Any) -> Any:
-    """The setting, names of modules in one order."""
+    """Sorts a setting that is a list, so that two of them can be compared."""
     return sorted(setting, key=str) if isinstance(setting, (list, tuple)) else setting
 
 
 def _planned(
     section: LoraSection, given: jlora.LoraConfig, lora: jlora.LoraConfig, model: Any, base: Any
 ) -> dict[str, Any]:
-    """Plans the abstract adapter of `lora.from` with what is also trained whole.
+    """Plans the abstract adapter of `lora.from` with what is also trained in full.
 
     Raises:
       JloraError: the run's own modules_to_save matches no module; names in the stored configuration may be missing.

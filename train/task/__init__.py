@@ -1,1 +1,1 @@
-"""What all trainers do around their loop: begin, resume, end and report a run."""
+"""What all kinds of training share around the loop: starting, resuming, finishing and reporting a run."""

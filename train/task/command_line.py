@@ -1,4 +1,4 @@
-"""A training command by the folder that it is in: `train.classify`, whose files `config` and `task` say what it is."""
+"""Runs a training command from its package, such as `train.classify`, which has the modules `config` and `task`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from train.config.run_config import RunConfig
 
 
 def main(folder: str, argv: Sequence[str], *, alone: bool = False) -> int:
-    """Runs the command of a folder and returns its exit code, as `train.cli.run_command` does."""
+    """Runs the command of the package `folder` and returns its exit code, as `train.cli.run_command` does."""
 
     def work(config: RunConfig, flags: Flags, is_offline: bool) -> None:
         with working("importing JAX, Flax and transformers"):  # not for --help

@@ -1,4 +1,4 @@
-"""The splits of a run, batch by batch through the task's forward pass, and the metrics of them."""
+"""Evaluates a run's splits: batches go through the task's forward pass, and the task computes metrics."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from train.task.protocol import EndedRun, Run
 def evaluate(
     run: Run, eval_step: Callable, adapter: Any, base: Any, split: str, check: Callable[[], None] = never
 ) -> dict[str, float]:
-    """The metrics of a split. `check` is called before each batch; what it raises ends the evaluation.
+    """Computes the metrics of a split.
 
     Args:
-      eval_step: the run's, or that of another model on `base`. adapter: None for the base alone.
+      eval_step: the run's, or that of another model with its `base`.
+      adapter: None evaluates only the base.
+      check: called before each batch; an exception that it raises ends the evaluation.
     """
     size, lengths = run.config.train.eval_batch_size, run.opened.rows[split].lengths
     make = partial(run.task.batch, run.opened, split)
@@ -28,14 +30,14 @@ def evaluate(
 
 
 def evaluate_best(run: EndedRun, split: str) -> dict[str, float]:
-    """The metrics of the best step on a split; those of validation are known from training."""
+    """Returns the metrics of the best step on a split; those of validation are known from training."""
     if split == "validation" and run.best.metrics:
         return dict(run.best.metrics)
     return evaluate(run, run.eval_step, run.adapter, run.adapted.base, split)
 
 
 def validation(run: Run) -> Evaluation:
-    """The validation split's evaluation as the loop takes it; its programs are compiled ahead."""
+    """Makes the evaluation of the validation split for the loop; its programs are compiled ahead."""
     size = placement.rounded_up(run.mesh, run.config.train.eval_batch_size)
     plan = plan_evaluation(run.opened.rows["validation"].lengths, run.lengths, size)
 
@@ -54,5 +56,5 @@ def validation(run: Run) -> Evaluation:
 
 
 def make_batch(run: Run, split: str, size: int, planned: PlannedBatch) -> Any:
-    """A planned batch of `size` rows, where the run's devices take it."""
+    """Makes a planned batch of `size` rows on the run's devices."""
     return placement.put_batch(run.mesh, size, partial(run.task.batch, run.opened, split, planned, size))

@@ -1,4 +1,4 @@
-"""After the last step: the best step is evaluated, exported, read back, described and, where asked, pushed."""
+"""Finishes a run: evaluates and exports the best step, reads it back, writes cards and report, and uploads it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from train.task.report import base_name, conclude, drop_older, write_card
 
 
 def finish(run: EndedRun, recorder: Recorder) -> Finished:
-    """Writes what the run is for into its folder: adapter/, merged/, the task's own files and, last, report.json.
+    """Writes the run's results into its folder: adapter/, merged/, the task's own files and, last, report.json.
 
-    Of several processes all take part, and the first one writes.
+    With several processes all take part, and the first one writes.
     """
     results = _evaluate(run, recorder)
     predicted = run.task.predict(run)
@@ -35,7 +35,7 @@ def finish(run: EndedRun, recorder: Recorder) -> Finished:
 
 
 def _evaluate(run: EndedRun, recorder: Recorder) -> Results:
-    """{split: metrics of the best step}; a test split without a label has none."""
+    """Returns {split: metrics of the best step}; a test split without labels is left out."""
     results = {}
     for split in ("validation", "test"):
         if split in run.opened.rows:
@@ -51,7 +51,7 @@ def _evaluate(run: EndedRun, recorder: Recorder) -> Results:
 
 
 def _write_small(run: EndedRun, predicted: Any, facts: model_card.Facts | None) -> None:
-    """curves.png, adapter/ and the task's own files; what an earlier end has written and this one does not goes."""
+    """Writes curves.png, adapter/ and the task's own files, and deletes older exports that are not written again."""
     config, opened = run.config, run.opened
     small = to_host(run.adapter) if config.method == "lora" else {}
     with first_alone("adapter") as writes:
@@ -68,7 +68,7 @@ def _write_small(run: EndedRun, predicted: Any, facts: model_card.Facts | None) 
 
 
 def _export_merged(run: EndedRun, results: Results, predicted: Any, facts: model_card.Facts | None) -> Any:
-    """Writes merged/, reads it back, and returns what the task found when it compared the two."""
+    """Writes merged/, reads it back, and returns the result of the task's comparison."""
     with explain_out_of_memory(lambda: how_to_end(run.config, run.folder), " after the last step"):
         with working("writing merged/"):
             run.task.write_merged(run)

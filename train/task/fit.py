@@ -1,4 +1,4 @@
-"""Whether a model takes the rows that it is to learn, known before its weights are read."""
+"""Checks, before weights are read, whether a model accepts the training rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from train.data.bucketing import bucket_lengths
 
 
 def require_fit(model: Any, ids: Mapping[str, np.ndarray], longest: int, remedy: str = "") -> None:
-    """Raises JloraError if the model does not take the tokens of a split, or rows of `longest` tokens.
+    """Raises JloraError if the model does not accept the tokens of a split, or rows of `longest` tokens.
 
     Args:
       model: the linen module, without weights.
@@ -35,5 +35,5 @@ def require_fit(model: Any, ids: Mapping[str, np.ndarray], longest: int, remedy:
 
 
 def longest_batch(lengths: Iterable[np.ndarray], limit: int) -> int:
-    """The tokens that the longest of these rows is padded to."""
+    """Returns the length that the longest of these rows is padded to."""
     return bucket_lengths(np.array([rows.max() for rows in lengths]), 1, limit=limit)[-1]

@@ -1,4 +1,4 @@
-"""A training from Python: `train.classify.run` and `train.lm.run`."""
+"""Trains from Python: `train.classify.run` and `train.lm.run`."""
 
 from __future__ import annotations
 
@@ -37,28 +37,30 @@ def run(
     on_step: Callable[[int, Mapping[str, float]], None] | None = None,
     wrap_model: Callable[[Any], Any] | None = None,
 ) -> Finished:
-    """Trains as the command does, and returns what the run has made.
+    """Trains as the command does, and returns the results of the run.
 
         finished = train.classify.run("configs/sst2.yaml", {"lora.r": 4, "output_dir": "runs/r4"})
         finished.report["metrics"]["validation"]["accuracy"]
 
-    Progress is logged; where nobody has set up logging, to stderr. Of several processes, each calls
+    Progress is logged, to stderr if logging is not set up. With several processes, each must call
     `jax.distributed.initialize` first.
 
     Args:
-      folder: the package of the training, `train.classify` or `train.lm`, which its `run` gives.
+      folder: the package of the training, `train.classify` or `train.lm`; its `run` sets it.
       config: a YAML file, a mapping of its keys (nested or dotted), or a config of the command's own class.
-      overrides: {key: value} over it, as `key=value` on the command line: {"train.max_steps": 10}.
-      resume, overwrite: as --resume and --overwrite.
-      loss: loss(config, opened, model), trained in the place of `TrainingTask.loss`, which says what it gives.
-      metrics: metrics(opened, split, found), added to those of `TrainingTask.metrics`, whose arguments it takes.
+      overrides: {key: value} that replace values of the config, like `key=value` on the command line:
+        {"train.max_steps": 10}.
+      resume, overwrite: the same as --resume and --overwrite.
+      loss: loss(config, opened, model), used instead of `TrainingTask.loss`; see there for what it returns.
+      metrics: metrics(opened, split, found), whose result is added to that of `TrainingTask.metrics`.
       on_step: on_step(step, {"loss", "grad_norm"}), called after each step.
-      wrap_model: wrap_model(model) gives what training and evaluation call in the place of the module: an object
-        with its `config` and a function `apply` that takes what the module's takes. Files are written of the module.
+      wrap_model: wrap_model(model) returns the object that training and evaluation use instead of the module. It has
+        the module's `config` and a function `apply` with the same arguments as the module's. The exported files are
+        still those of the module.
 
     Raises:
-      JloraError: whatever ends the command with an error; the folder holds the finished run; a signal or
-        train.max_hours has stopped the training.
+      JloraError: an error that would end the command; the folder holds the finished run; or a signal or train.max_hours
+        has stopped the training.
       OSError: a file cannot be read or written.
     """
     if not logging.getLogger().handlers:
@@ -85,7 +87,7 @@ def run(
 
 
 def _request(command: Command, config: Any, overrides: Mapping[str, Any], flags: Flags) -> Request:
-    """What is asked for, as if it came from a command line."""
+    """Makes the same request as the command line would."""
     file: Path | str = _GIVEN
     if isinstance(config, RunConfig):
         if not isinstance(config, command.schema):
@@ -101,7 +103,7 @@ def _request(command: Command, config: Any, overrides: Mapping[str, Any], flags:
 
 
 def _plain(value: Any) -> Any:
-    """The value as YAML would give it: a path is its text, a tuple a list."""
+    """Converts a value to the types that YAML has: paths to text, tuples to lists."""
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -115,7 +117,7 @@ def _changed(
     metrics: Callable | None,
     wrap_model: Callable[[Any], Any] | None,
 ) -> TrainingTask:
-    """The task with the caller's functions in the place of its own methods, or around them."""
+    """Copies the task, with the caller's functions instead of its own methods or in addition to them."""
     changed, wrap = copy.copy(task), wrap_model or (lambda model: model)
     own_loss = loss or task.loss
     vars(changed).update(

@@ -1,4 +1,4 @@
-"""What a kind of training is: the methods that the runner calls, and what it hands to them."""
+"""The protocol of a kind of training: the methods that the runner calls, and the types of their arguments."""
 
 from __future__ import annotations
 
@@ -27,28 +27,30 @@ if TYPE_CHECKING:
 
 
 class SplitRows(Protocol):
-    """The rows of one split: how many there are, and how long each is."""
+    """The rows of one split: their number and their lengths."""
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, int (n,); ones where a row has no length."""
+        """The number of tokens of each row, int (n,); 1 if rows have no length."""
 
     def __len__(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Opened:
-    """What a task reads before it reads any weights; a task adds attributes of its own.
+    """Everything that a task reads before the weights; a task adds its own attributes.
 
     Attributes:
-      model: the module without weights. tokenizer: written beside adapter/ and merged/; None: there is none.
-      rows: {split: its rows}: `train`, `validation` and, where the end is to report on it, `test`.
-      contents: {split: {name: array}}, of which the run is made: it is resumed with equal arrays alone.
-      metric: the validation metric that chooses the best step. curve: the one in curves.png; None: `metric`.
-      width: the tokens that every row is padded to; None: a few lengths are chosen for the rows.
-      attention: what computes it and why, for environment.json.
-      day: the day that the data depend on, for manifest.json; None: they depend on none.
-      label_entries: what a classifier's labels add to a config.json, for adapter/labels.json.
+      model: the module without weights.
+      tokenizer: written into adapter/ and merged/; None if there is none.
+      rows: {split: its rows}: `train`, `validation` and, if the final report needs it, `test`.
+      contents: {split: {name: array}}, the data of the run: it is resumed only with equal arrays.
+      metric: the validation metric that chooses the best step.
+      curve: the metric in curves.png; None means `metric`.
+      width: the length that every row is padded to; None means that a few lengths are chosen for the rows.
+      attention: {"kernel": the attention kernel, "reason": why}, for environment.json.
+      day: the day on which the data depends, for manifest.json; None if it depends on no day.
+      label_entries: keys that a classifier's labels add to config.json, for adapter/labels.json.
     """
 
     model: Any
@@ -64,13 +66,13 @@ class Opened:
 
 
 AnyOpened = TypeVar("AnyOpened", bound=Opened)
-"""What one task opens."""
+"""The subclass of Opened of one task."""
 
 Results = Mapping[str, Mapping[str, float]]
-"""{split, or what else was evaluated: {metric: value}}."""
+"""{split, or another name of what was evaluated: {metric: value}}."""
 
 Found = Sequence[tuple[PlannedBatch, Any]]
-"""The batches of a split, each with what `TrainingTask.forward` computes of it, as numpy arrays."""
+"""The batches of a split, each with the result of `TrainingTask.forward`, as numpy arrays."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Run(Generic[AnyConfig, AnyOpened]):
 
     Attributes:
       adapted: the model with its base and the adapter that training starts from.
-      mesh: what they lie on; None is one device.
+      mesh: the mesh that they are on; None means one device.
       lengths: the padded lengths of batches, ascending.
       eval_step: `TrainingTask.forward` of the model, compiled ahead.
     """
@@ -98,8 +100,10 @@ class EndedRun(Run[AnyConfig, AnyOpened]):
     """A run after its last step.
 
     Attributes:
-      adapter: that of the best step, on the devices. folder: the run folder.
-      times: {part of the run: seconds}. offline: whether the config's `offline:` block was used.
+      adapter: of the best step, on the devices.
+      folder: the run folder.
+      times: {part of the run: seconds}.
+      offline: whether the config's `offline:` block was used.
     """
 
     adapter: dict[str, Any]
@@ -110,85 +114,85 @@ class EndedRun(Run[AnyConfig, AnyOpened]):
 
 
 class TrainingTask(Protocol[AnyConfig, AnyOpened]):
-    """One kind of training, in the order in which the runner calls it. What has a body here may be left out."""
+    """A kind of training. Methods are in the order in which the runner calls them; those with a body are optional."""
 
     unit: Literal["examples", "tokens"] = "examples"
-    """What the speed of training counts."""
+    """The unit in which the speed of training is measured."""
 
     records_best: bool = False
-    """Whether the numbers of the best step are recorded once more, as best/..."""
+    """Whether the metrics of the best step are recorded again at the end, as best/..."""
 
     def describe(self, config: AnyConfig, flags: Flags) -> None:
-        """Prints what --dry-run or --preview asks for; writes nothing."""
+        """Prints the output of --dry-run or --preview; writes no files."""
 
     def open(self, config: AnyConfig, mesh: Mesh | None, *, resume: bool) -> AnyOpened:
-        """Reads everything but weights, says what was left out of it, and refuses rows that the model does not take."""
+        """Reads everything except weights, logs what was left out, and refuses rows that the model cannot process."""
 
     def build(self, config: AnyConfig, opened: AnyOpened, mesh: Mesh | None) -> Adapted:
-        """Reads the weights and makes the adapter, on the mesh where there is one."""
+        """Loads the weights and makes the adapter, on the mesh if there is one."""
 
     def loss(self, config: AnyConfig, opened: AnyOpened, model: Any) -> TotalLoss:
-        """total_loss(trainable, frozen, base, batch, key): the batch's losses times its weights, summed."""
+        """Returns total_loss(trainable, frozen, base, batch, key): the sum of the batch's losses times its weights."""
 
     def batch(self, opened: AnyOpened, split: str, planned: PlannedBatch, size: int, places: Places) -> Any:
-        """The arrays of a batch of `size` rows, those at `places` of it: a tree with an attribute `weights`."""
+        """Makes a batch of `size` rows, or its rows at `places`: a tree of arrays with an attribute `weights`."""
 
     def forward(self, model: Any) -> Callable[[Any, Any, Any], Any]:
-        """forward(adapter, base, batch): what evaluation needs of a batch, without dropout; the adapter may be None."""
+        """Returns forward(adapter, base, batch): the outputs for evaluation, without dropout; adapter may be None."""
 
     def metrics(self, opened: AnyOpened, split: str, found: Found) -> dict[str, float]:
-        """The numbers of a whole split, `loss` among them; empty where there is nothing to hold them against."""
+        """Computes the metrics of a split, including `loss`; {} if the split has no labels to compare with."""
 
     def memory_help(
         self, config: AnyConfig, mesh: Mesh | None, adapted: Adapted | None = None, training: Training | None = None
     ) -> str:
-        """What to turn down where memory ran out: while the model was read, or in `training` it."""
+        """Says which settings to reduce after running out of memory, while loading the model or in `training`."""
         return advice(config, None if mesh is None else mesh.shape)
 
     def predict(self, run: EndedRun[AnyConfig, AnyOpened]) -> Any:
-        """What `write_files` shows of the best step, and `compare` holds merged/ against."""
+        """Computes predictions of the best step, which `write_files` writes and `compare` compares with merged/."""
         return None
 
     def card(self, run: EndedRun[AnyConfig, AnyOpened]) -> dict[str, Any] | None:
-        """The fields of `model_card.Facts` that the task knows; None: the folders get no README.md."""
+        """Returns the fields of `model_card.Facts` that the task knows; None if no README.md should be written."""
         return None
 
     def optional_files(self, config: AnyConfig) -> dict[str, bool]:
-        """{name in the run folder: whether this run writes it}, of files of the task that a run may leave out."""
+        """Returns {name in the run folder: whether this run writes it} of the task's optional files."""
         return {}
 
     def write_files(self, run: EndedRun[AnyConfig, AnyOpened], adapter: dict[str, Any], predicted: Any) -> None:
-        """Writes the task's files beside adapter/; called in one process, with the adapter in its memory."""
+        """Writes the task's files into the run folder; called in one process, with the adapter in its memory."""
         return None
 
     def write_merged(self, run: EndedRun[AnyConfig, AnyOpened]) -> None:
-        """Writes merged/."""
+        """Merges base and adapter and writes merged/."""
         folder, tokenizer = run.folder / "merged", run.opened.tokenizer
         write_merged(folder, run.adapted, run.adapter, tokenizer, run.config.export.dtype)
 
     def compare(self, run: EndedRun[AnyConfig, AnyOpened], results: Results, predicted: Any) -> Any:
-        """Reads merged/ back and returns what `report` says of it; raises JloraError where it is another model."""
+        """Reads merged/ back and returns a result for `report`; raises JloraError if it is not the same model."""
         return None
 
     def write_samples(self, run: EndedRun[AnyConfig, AnyOpened]) -> None:
-        """Writes what the tuned model makes, when everything else is exported."""
+        """Writes samples generated by the tuned model, after everything else has been exported."""
         return None
 
     def report(self, run: EndedRun[AnyConfig, AnyOpened], results: Results, compared: Any) -> dict[str, Any]:
-        """The task's entries of report.json; a `note` among them is said at the end, as a warning."""
+        """Returns the task's entries of report.json; a `note` among them is logged at the end, as a warning."""
         return {"rows": {name: len(rows) for name, rows in run.opened.rows.items()}}
 
     def next_steps(self, config: AnyConfig, opened: AnyOpened) -> list[str]:
-        """Lines said at the end: what is in the run folder, and what to do with it."""
+        """Returns lines that are logged at the end: what is in the run folder, and what to do with it."""
         return []
 
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """What a run has made.
+    """The results of a run.
 
     Attributes:
-      report: as report.json holds it.
+      report: the content of report.json.
       model, base, adapter: the module, its frozen tree, and the adapter of the best step, on the devices.
       folder: the run folder.
     """
@@ -201,17 +205,17 @@ class Finished:
 
     @property
     def report_file(self) -> Path:
-        """report.json."""
+        """The path of report.json."""
         return self.folder / "report.json"
 
     @property
     def adapter_folder(self) -> Path | None:
-        """adapter/, which PEFT opens; None where the method trains no adapter."""
+        """The folder adapter/, which PEFT opens; None if the method trains no adapter."""
         return _if_there(self.folder / "adapter")
 
     @property
     def merged_folder(self) -> Path | None:
-        """merged/, which transformers opens; None where `export.merged` is false."""
+        """The folder merged/, which transformers opens; None if `export.merged` is false."""
         return _if_there(self.folder / "merged")
 
 

@@ -1,4 +1,4 @@
-"""The end of every run: its card, its report, what its folders are called elsewhere, and the upload."""
+"""Writes the cards and the report of a run, and uploads the result."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from train.task.protocol import EndedRun, Results
 
 
 def drop_older(folder: Path, exported: Mapping[str, bool]) -> None:
-    """Deletes what an earlier end of the run has exported and this one does not, so that no loader takes it for new.
+    """Deletes older exports that are not written again, so that nobody mistakes them for current ones.
 
     Args:
       exported: {name in the run folder: whether it is written this time}.
@@ -30,7 +30,7 @@ def drop_older(folder: Path, exported: Mapping[str, bool]) -> None:
 
 
 def facts(run: EndedRun, results: Results, **of_the_task: Any) -> Facts:
-    """What the cards of a run say; `of_the_task` are the fields that depend on the command."""
+    """Collects the facts for the model cards of a run; `of_the_task` are the fields that depend on the command."""
     config, lora = run.config, run.adapted.lora
     models, data = model_hub_names(config), data_hub_names(config)
     return Facts(
@@ -50,7 +50,7 @@ def facts(run: EndedRun, results: Results, **of_the_task: Any) -> Facts:
 
 
 def write_card(run: EndedRun, facts: Facts | None, kind: Kind) -> None:
-    """README.md of the run's adapter/ or merged/, where there are facts to write."""
+    """Writes README.md in the run's adapter/ or merged/, if there are facts."""
     if facts is None or not is_first():
         return
     text = model_card(dataclasses.replace(facts, where=place(run.config, run.folder, kind)), kind)
@@ -58,7 +58,7 @@ def write_card(run: EndedRun, facts: Facts | None, kind: Kind) -> None:
 
 
 def report(run: EndedRun, results: Results, **of_the_task: Any) -> dict[str, Any]:
-    """What report.json holds; `of_the_task` are the entries that depend on the command."""
+    """Returns the content of report.json; `of_the_task` are the entries that depend on the command."""
     total, trainable = jlora.count_parameters(run.adapted.base, run.adapted.adapter)
     return {
         "metrics": results,
@@ -84,25 +84,25 @@ def base_name(config: RunConfig) -> str:
 
 
 def shipped(config: RunConfig) -> Kind:
-    """The folder that is uploaded."""
+    """Returns the folder that is uploaded."""
     return "merged" if config.export.merged else "adapter"
 
 
 def place(config: RunConfig, folder: Path, kind: Kind) -> str:
-    """What a reader loads a folder of the run by: the hub's name where it is uploaded, else its path."""
+    """Returns the name to load a folder of the run by: the hub's name if it is uploaded, else its path."""
     pushed = config.hub.repo if config.hub.push and kind == shipped(config) else None
     return pushed or str(folder / kind)
 
 
 def conclude(config: RunConfig, folder: Path, report: dict[str, Any]) -> dict[str, Any]:
-    """Writes report.json and, where the config says so, uploads and notes where to; returns the report.
+    """Writes report.json, uploads the result if the config says so, and returns the report with its address.
 
-    Of several processes the first one does.
+    With several processes only the first one does so.
     """
     if not is_first():
         return report
     report = report | {"files": exported_files(folder)}
-    # Written before the upload too: a hub that fails must not cost the numbers.
+    # Also written before the upload: if the upload fails, the report must not be lost.
     write_json(folder / "report.json", report)
     if config.hub.push and config.hub.repo:
         with working(f"uploading {shipped(config)}/ to {config.hub.repo}"):

@@ -1,4 +1,4 @@
-"""The one flow of every training: claim the run folder, open, build, train, and finish."""
+"""Runs every kind of training in the same order: claim the run folder, open, build, train, and finish."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def run(
     is_offline: bool = False,
     on_step: Callable[[int, Mapping[str, float]], None] = nothing,
 ) -> Finished | None:
-    """Trains as the config says; None where that is only described, or where the folder holds the finished run.
+    """Trains as the config says; returns None for --dry-run and --preview, and if the folder holds the finished run.
 
     Args:
-      is_offline: the config's `offline:` block is in it.
+      is_offline: whether the config's `offline:` block was used.
       on_step: on_step(step, {"loss", "grad_norm"}), called after each step.
 
     Raises:
-      JloraError: whatever the user can mend.
-      Stopped: a signal, or train.max_hours, ended the training; the newest checkpoint has all of it.
+      JloraError: an error that the user can fix.
+      Stopped: a signal or train.max_hours ended the training; the newest checkpoint has its latest state.
     """
     if flags.dry_run or flags.preview:
         task.describe(config, flags)
@@ -85,7 +85,7 @@ def run(
 def _prepare(
     task: TrainingTask[AnyConfig, AnyOpened], config: AnyConfig, flags: Flags, compiler: Compiler
 ) -> Run[AnyConfig, AnyOpened]:
-    """Reads what the run is made of: everything but weights, which may refuse it, then the weights."""
+    """Reads the inputs of the run: first everything except weights, which may raise errors, then the weights."""
     mesh = placement.mesh_of(config)
     opened = task.open(config, mesh, resume=flags.resume)
     helps = partial(task.memory_help, config, mesh)

@@ -1,4 +1,4 @@
-"""What every training command does around its loop: checks before, the run folder, resume, records, the end."""
+"""Runs the training loop in a run folder: checks, lock, resume, records, and the end of the run."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from train.task.protocol import Opened
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-"""What the end of a run gives."""
+"""The result of the function that finishes a run."""
 
 Finish = Callable[[Path, Best, dict[str, float], Recorder], Result]
 """finish(run folder, best evaluation, times in seconds, recorder)."""
 
 
 def is_to_run(config: RunConfig, flags: Flags) -> bool:
-    """Whether there is something to do: false, and said, where the run folder holds the finished run.
+    """Returns whether there is something to do: False, with a log line, if the folder holds this run, finished.
 
     Raises:
-      JloraError: the folder (which another run may be using), the tracker or the hub will refuse this run, before
-        anything is read or made.
+      JloraError: the folder (which another run may be using), the tracker or the hub would refuse this run. This is
+        checked before anything is read or written.
     """
     use_compilation_cache()
     if processes.is_first():
@@ -71,15 +71,15 @@ def train(
     begin: float,
     opened: Opened,
 ) -> Result:
-    """Claims the run folder, trains from `state` or the newest checkpoint, and returns what `finish` gives.
+    """Claims the run folder, trains from `state` or the newest checkpoint, and returns the result of `finish`.
 
     Args:
       begin: when the command began, by time.monotonic().
-      opened: what the run learns from, which the manifest describes; a run is resumed only with the same.
+      opened: the data of the run, which the manifest describes; a run is resumed only with the same data.
 
     Raises:
-      JloraError: the folder is in use or cannot be written, or this is not the run that it holds.
-      Stopped: a signal, or train.max_hours, ended the training; the newest checkpoint has all of it.
+      JloraError: the folder is in use, cannot be written, or holds another run.
+      Stopped: a signal or train.max_hours ended the training; the newest checkpoint has its latest state.
     """
     with working("computing checksums of base and data"):
         made_of = manifest.manifest(config, loop.base, loop.frozen, opened.contents, loop.lengths, opened.day)
@@ -114,7 +114,7 @@ def train(
 def _claimed(
     config: RunConfig, flags: Flags, made_of: dict[str, dict[str, str]], per_epoch: int, attention: dict[str, str]
 ) -> Iterator[Path]:
-    """The run folder, locked; of several processes, the first one locks and claims it for all."""
+    """Locks and claims the run folder; with several processes, the first one does it for all."""
     folder = Path(config.output_dir)
     with ExitStack() as held:
         with processes.first_alone("claimed") as is_first:

@@ -1,1 +1,1 @@
-"""Attention: who sees whom, and the kernels that compute it."""
+"""Attention: which keys each query sees, and the kernels that compute it."""

@@ -1,4 +1,4 @@
-"""Attention with all the options that models need, and the choice of the kernel that computes it.
+"""Attention with all the options that models need; chooses the kernel that computes it.
 
 auto       the fastest kernel that can compute the call, on the platform that the program is lowered for
 cudnn      cuDNN's fused kernel (NVIDIA GPUs)
@@ -28,7 +28,13 @@ from jlora.ops.dropout import dropout, hash_words
 
 
 class Kernel(NamedTuple):
-    """A kernel of one platform: why it cannot compute a call (None where it can), and the function that computes it."""
+    """A kernel of one platform.
+
+    Attributes:
+      platform: where it runs, as JAX calls it.
+      obstacle: returns why the kernel cannot compute a call; None if it can.
+      compute: computes the attention.
+    """
 
     platform: str
     obstacle: Callable[..., str | None]
@@ -45,7 +51,7 @@ _OBSTACLES: ContextVar[dict[str, str | None] | None] = ContextVar("_OBSTACLES", 
 
 @contextmanager
 def recorded_obstacles() -> Iterator[dict[str, str | None]]:
-    """Yields {kernel of FUSED: why it cannot compute some attention traced inside, None if it can all}."""
+    """Yields {kernel of FUSED: why it cannot compute one of the calls traced in the block; None if it can}."""
     found: dict[str, str | None] = {}
     token = _OBSTACLES.set(found)
     try:
@@ -66,7 +72,7 @@ def attention(
     dropout_key: jax.Array | None = None,
     dropout_rate: float = 0.0,
 ) -> jax.Array:
-    """softmax(scale query key^T + key_bias) value over the visible keys; 0 for a query that sees no key.
+    """Computes softmax(scale query key^T + key_bias) value over the visible keys; 0 for queries that see no key.
 
     Scores and softmax are float32. With a dropout key, probabilities are dropped by `jlora.ops.dropout`'s hash of their
     positions, so every kernel that supports dropout drops the same ones.
@@ -75,7 +81,7 @@ def attention(
       query: (B, T, H, D), floating point. key, value: (B, S, K, D); H / K query heads share each of the K heads.
       visibility: which keys each query sees, and which kernel computes the attention.
       scale: factor of the scores; None is 1 / sqrt(D). An array is multiplied into the queries.
-      softcap: scores become softcap * tanh(scores / softcap), as in Gemma 2; None leaves them.
+      softcap: scores become softcap * tanh(scores / softcap), as in Gemma 2; None does not cap them.
       key_bias: float32 (B, H, S), added to the scores of each key (ALiBi); None adds nothing.
       dropout_key: one JAX random key; None drops nothing.
       dropout_rate: probability that an attention probability is dropped.
@@ -138,7 +144,7 @@ def full_attention(
     visibility: Visibility,
     dropout_key: jax.Array | None,
 ) -> jax.Array:
-    """As `attention`, by the plain formula with all scores, float32 (B, H, T, S): the reference for the others."""
+    """Computes attention by the plain formula with all scores, float32 (B, H, T, S): the reference for tests."""
     (batch, length, heads, width), (slots, key_heads) = query.shape, key.shape[1:3]
     grouped = query.reshape(batch, length, key_heads, -1, width)
     scores = jnp.einsum("btkgd,bskd->bkgts", grouped, key, preferred_element_type=jnp.float32)

@@ -1,7 +1,7 @@
-"""Attention whose memory grows linearly with the number of tokens: it forms one block of scores at a time.
+"""Attention with memory linear in the number of tokens: it computes one block of scores at a time.
 
 Forward: a running maximum and sum for each query (Milakov and Gimelshein, 2018; FlashAttention, Dao et al., 2022).
-Backward: each block of scores is formed again. Pairs of blocks in which no query sees a key are skipped. A block of
+Backward: each block of scores is computed again. Pairs of blocks in which no query sees a key are skipped. A block of
 scores has the axes (keys, queries): sums over keys then run over rows, which XLA vectorizes on a CPU, and no product
 needs a transpose.
 """
@@ -23,19 +23,21 @@ from jlora.models.mesh_ops import KEPT
 from jlora.ops.dropout import is_kept
 
 _HIDDEN, _LOWEST = -1e30, -1e29
-"""The score of a key that is not seen, and the initial maximum: exp of their difference is 0."""
+"""The score of a hidden key, and the initial maximum: exp of their difference is 0."""
 _SCORES_AT_A_TIME = 2**21
 BLOCKS = "attention_blocks"
-"""The name of the blocks' products in a compiled program."""
+"""The name scope of the blocks' products in a compiled program."""
 _FEWEST, _MOST = (64, 128), (256, 256)
 """(queries, keys): `_grid` chooses the greatest size of a block between these two."""
 
 
 class Options(NamedTuple):
-    """What is done to scores and probabilities.
+    """Options that change scores and probabilities.
 
-    scale: the factor of the scores. softcap: scaled scores become softcap * tanh(score / softcap); None leaves them.
-    dropout_rate: the probability that a probability is dropped.
+    Attributes:
+      scale: the factor of the scores.
+      softcap: scaled scores become softcap * tanh(score / softcap); None does not cap them.
+      dropout_rate: the probability that an attention probability is dropped.
     """
 
     scale: float
@@ -46,7 +48,10 @@ class Options(NamedTuple):
 class _Grid(NamedTuple):
     """How the scores of a call are cut into blocks of `queries` by `keys` tokens.
 
-    batch, heads, length: sizes of the query. key_heads, slots: sizes of the key.
+    Attributes:
+      batch, heads, length: sizes of the query.
+      key_heads, slots: sizes of the key.
+      queries, keys: tokens of a block.
     """
 
     batch: int
@@ -59,7 +64,7 @@ class _Grid(NamedTuple):
 
     @property
     def group(self) -> int:
-        """How many query heads share a key head; in a block their queries are neighbours."""
+        """How many query heads share a key head; in a block their queries are adjacent."""
         return self.heads // self.key_heads
 
     @property
@@ -78,12 +83,12 @@ def blockwise_attention(
     visibility: Visibility,
     dropout_words: jax.Array | None,
 ) -> jax.Array:
-    """softmax(scaled and capped scores + key_bias) value over the visible keys; 0 for a query that sees no key.
+    """Computes softmax(capped scores + key_bias) value over the visible keys; 0 for queries that see no key.
 
     Args:
       query: (B, T, H, D), floating point. key, value: (B, S, K, D); H / K query heads share each of the K heads.
       key_bias: float32 (B, H, S), added to all scores of a key; None adds nothing.
-      dropout_words: uint32 (2,), the words that `hash_words` makes of a dropout key; None drops nothing.
+      dropout_words: uint32 (2,), `hash_words` of a dropout key; None drops nothing.
 
     Returns:
       (B, T, H, D) in the dtype of `query`.
@@ -145,7 +150,7 @@ def _backward(options: Options, kept: tuple, slope: jax.Array) -> tuple:
     grid = _grid(query, key)
     delta = (slope.astype(jnp.float32) * result.astype(jnp.float32)).sum(-1)
     log_sums, delta = (_rows_of(x[..., None], grid)[..., 0] for x in (log_sums.swapaxes(1, 2), delta))
-    # Rows that fill the last block up have no probabilities, whatever the bias adds to their scores.
+    # Rows that only pad the last block get probabilities of zero, whatever the bias adds to their scores.
     log_sums = jnp.where(np.arange(log_sums.shape[-1]) < grid.length * grid.group, log_sums, -_HIDDEN)
     q, k, v, slope = _rows_of(query, grid), _slots_of(key, grid), _slots_of(value, grid), _rows_of(slope, grid)
     bias, turned = _bias_of(key_bias, grid), jnp.swapaxes(k, -1, -2)
@@ -197,7 +202,7 @@ def _grid(query: jax.Array, key: jax.Array) -> _Grid:
 
 
 def _evenly(count: int, most: int) -> int:
-    """The block size that cuts `count` tokens into equal blocks: at most `most`, rounded up to a multiple of 8."""
+    """Returns the size that cuts `count` tokens into equal blocks: at most `most`, rounded up to a multiple of 8."""
     blocks = -(-count // most)
     return count if blocks == 1 else -(-count // (8 * blocks)) * 8
 
@@ -205,8 +210,8 @@ def _evenly(count: int, most: int) -> int:
 def _over_pairs(grid: _Grid, visibility: Visibility, q: jax.Array, step: Callable[..., Any], state: Any) -> Any:
     """Folds `step(state, i, j, is_seen)` over the pairs of blocks i of queries and j of keys; returns the last state.
 
-    Pairs that nobody can see because of their positions are skipped. `is_seen` is False for pairs that the segment
-    numbers or `start` hide, and None if that was not computed.
+    Pairs that positions hide are skipped. `is_seen` is False for pairs that segment numbers or `start` hide, and None
+    if that was not computed.
     """
     counts = -(-grid.length // grid.queries), -(-grid.slots // grid.keys)
     pairs = [
@@ -216,18 +221,18 @@ def _over_pairs(grid: _Grid, visibility: Visibility, q: jax.Array, step: Callabl
     ]
     if len(pairs) == 1:
         return step(state, *map(jnp.int32, pairs[0]), None)
-    # A loop over layers would compute what depends on the numbers of the blocks alone, such as which tokens see which,
-    # once and for all pairs before it begins, and keep it: so they come out of the queries.
+    # XLA would hoist everything that depends only on the block numbers, such as which tokens see which, out of a loop
+    # over layers, and keep it in memory for all pairs. The barrier makes the numbers depend on the queries.
     _, i, j = lax.optimization_barrier((q[0, 0, 0, 0], *jnp.array(pairs, jnp.int32).T))
     turns = (i, j, _are_seen(visibility, grid, i, j))
     return lax.scan(lambda state, turn: (step(state, *turn), None), state, turns)[0]
 
 
 def _are_seen(visibility: Visibility, grid: _Grid, i: jax.Array, j: jax.Array) -> jax.Array | None:
-    """bool (pairs,): whether some query of block i sees some key of block j in some row.
+    """Returns bool (pairs,): whether any query of block i sees any key of block j in any row.
 
-    None if `visibility` has neither segments nor a start. Computed before the loop, and for all rows at once:
-    devices that share the rows of a batch then communicate once, not once for each pair.
+    Returns None if `visibility` has neither segments nor a start. It is computed before the loop and for all rows at
+    once: devices that share the rows of a batch then communicate once, not once for each pair.
     """
     if visibility.query_segments is None and visibility.start is None:
         return None
@@ -257,7 +262,11 @@ def _scores(
     i: jax.Array,
     j: jax.Array,
 ) -> tuple[jax.Array, jax.Array | None]:
-    """(float32 scores (B, K, keys, rows) of blocks i of queries and j of keys, the softcap's derivative or None)."""
+    """Computes scores, float32 (B, K, keys, rows), of query block i and key block j.
+
+    Returns:
+      (scores, the derivative of the softcap or None).
+    """
     scores = _dot(_block(k, j, grid.keys, -2), _block(q, i, grid.rows, -2), 1, 1) * jnp.float32(options.scale)
     factor = None
     if options.softcap is not None:
@@ -274,7 +283,7 @@ def _scores(
 
 
 def _kept(options: Options, grid: _Grid, words: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
-    """bool (B, K, keys, rows): which probabilities are kept, the same ones as `dropout` of all (B, H, T, S) keeps."""
+    """Returns bool (B, K, keys, rows): the probabilities that `dropout` of all (B, H, T, S) keeps too."""
     row = np.arange(grid.rows)
     heads = np.arange(grid.key_heads)[:, None] * grid.group + row % grid.group
     places = (np.arange(grid.batch)[:, None, None] * grid.heads + heads) * grid.length + row // grid.group
@@ -284,7 +293,7 @@ def _kept(options: Options, grid: _Grid, words: jax.Array, i: jax.Array, j: jax.
 
 
 def _dot(left: jax.Array, right: jax.Array, left_axis: int, right_axis: int) -> jax.Array:
-    """float32 products of matrices (B, K, ., .), summed over axes left_axis and right_axis (0 or 1) of the matrices."""
+    """Multiplies matrices (B, K, ., .) in float32, summing over left_axis and right_axis (0 or 1) of the matrices."""
     contract = (((2 + left_axis,), (2 + right_axis,)), ((0, 1), (0, 1)))
     with jax.named_scope(BLOCKS):
         return lax.dot_general(left, right, contract, preferred_element_type=jnp.float32)
@@ -299,7 +308,7 @@ def _with_block(x: jax.Array, block: jax.Array, number: jax.Array, size: int, ax
 
 
 def _rows_of(x: jax.Array, grid: _Grid) -> jax.Array:
-    """(B, T, H, D) as (B, K, R, D): the queries of a group are neighbours; zeros pad the last block."""
+    """Reshapes (B, T, H, D) to (B, K, R, D): the queries of a group are adjacent; zeros pad the last block."""
     rows = x.reshape(grid.batch, grid.length, grid.key_heads, grid.group, -1).transpose(0, 2, 1, 3, 4)
     return _filled(rows, grid.queries).reshape(grid.batch, grid.key_heads, -1, x.shape[-1])
 
@@ -310,7 +319,7 @@ def _from_rows(x: jax.Array, grid: _Grid) -> jax.Array:
 
 
 def _slots_of(x: jax.Array, grid: _Grid) -> jax.Array:
-    """(B, S, K, D) as (B, K, S, D); zeros pad the last block."""
+    """Transposes (B, S, K, D) to (B, K, S, D); zeros pad the last block."""
     return _filled(x.transpose(0, 2, 1, 3), grid.keys)
 
 
@@ -319,7 +328,7 @@ def _from_slots(x: jax.Array, grid: _Grid) -> jax.Array:
 
 
 def _bias_of(bias: jax.Array | None, grid: _Grid) -> jax.Array | None:
-    """float32 (B, H, S) as (B, K, S, group); zeros pad the last block."""
+    """Reshapes float32 (B, H, S) to (B, K, S, group); zeros pad the last block."""
     if bias is None:
         return None
     return _filled(bias.reshape(grid.batch, grid.key_heads, grid.group, -1).swapaxes(2, 3), grid.keys)
@@ -330,6 +339,6 @@ def _from_bias(x: jax.Array, grid: _Grid) -> jax.Array:
 
 
 def _filled(x: jax.Array, size: int) -> jax.Array:
-    """x (B, K, length, ...) with zeros appended, so that length becomes a multiple of `size`."""
+    """Pads x (B, K, length, ...) with zeros, so that length becomes a multiple of `size`."""
     missing = -x.shape[2] % size
     return x if not missing else jnp.pad(x, [(0, missing) if axis == 2 else (0, 0) for axis in range(x.ndim)])

@@ -1,4 +1,4 @@
-"""Attention by cuDNN's fused kernel on NVIDIA GPUs: rows with padding at their end, or packed with several texts."""
+"""Attention by cuDNN's fused kernel on NVIDIA GPUs, for rows padded at their end or packed with several texts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from jlora.models.attention.visibility import Visibility
 from jlora.sharding.mesh import current_mesh
 
 _SHORTEST_TEXT = 64
-"""The fewest tokens per text, on average over a row; packed rows with more texts are computed by blocks."""
+"""The fewest tokens per text, on average over a row; blockwise attention computes packed rows with more texts."""
 
 
 def cudnn_obstacle(
     options: Options, query: Any, key: Any, visibility: Visibility, *, biased: bool, dropped: bool
 ) -> str | None:
-    """Why cuDNN cannot compute such a call; None if it can.
+    """Returns why cuDNN cannot compute such a call; None if it can.
 
     Args:
       query, key: arrays or ShapeDtypeStructs, as `attention` takes them.
@@ -52,7 +52,7 @@ def cudnn_obstacle(
 def cudnn_attention(
     options: Options, query: jax.Array, key: jax.Array, value: jax.Array, visibility: Visibility
 ) -> jax.Array:
-    """As `blockwise_attention`, which takes over if some row has padding before tokens or too many short texts."""
+    """Computes `blockwise_attention` with cuDNN, unless a row has padding before tokens or too many short texts."""
 
     def by_blocks(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         return blockwise_attention(options, query, key, value, None, visibility, None)
@@ -70,7 +70,7 @@ def cudnn_attention(
 
 
 def _are_split_alike(heads: int, key_heads: int) -> bool:
-    """Whether the mesh, if there is one, splits both numbers of heads over `tensor`, or neither."""
+    """Returns whether the mesh, if there is one, splits both numbers of heads over `tensor`, or neither."""
     mesh = current_mesh()
     parts = 1 if mesh is None else mesh.shape["tensor"]
     return (heads % parts == 0) == (key_heads % parts == 0)
@@ -120,7 +120,7 @@ def _packed_rows(
 
 
 def _prefixes(key_segments: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(tokens of each row, int32 (B,); whether each row has tokens and all its padding after them)."""
+    """Returns (tokens of each row, int32 (B,); whether each row has tokens and all its padding after them)."""
     holds_token = key_segments >= 0
     lengths = holds_token.sum(1, dtype=jnp.int32)
     in_front = jnp.arange(key_segments.shape[1], dtype=jnp.int32)[None] < lengths[:, None]
@@ -128,9 +128,11 @@ def _prefixes(key_segments: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _texts(query_segments: jax.Array, key_segments: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """(tokens of each text int32 (B, M), its first token (B, M + 1), whether each row has at most M texts, in order).
+    """Finds the texts in packed rows.
 
-    The entries after a row's last text are -1, as cuDNN requires.
+    Returns:
+      (tokens of each text, int32 (B, M); its first token, (B, M + 1); whether each row has at most M texts, in order).
+      The entries after a row's last text are -1, as cuDNN requires.
     """
     batch, length = key_segments.shape
     most = -(-length // _SHORTEST_TEXT)

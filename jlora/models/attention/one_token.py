@@ -1,4 +1,4 @@
-"""Attention of the one token that a decoding step adds: one row of scores per head, in the cache's own layouts."""
+"""Attention for the one token of a decoding step: one row of scores per head, in the cache's own layouts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def one_token_attention(
     key_bias: jax.Array | None,
     visibility: Visibility,
 ) -> jax.Array:
-    """As `blockwise_attention`, for queries (B, 1, H, D) and without dropout.
+    """Computes `blockwise_attention` for queries (B, 1, H, D), without dropout.
 
     The products read keys as (B, K, D, S) and values as (B, K, S, D). If the arguments are views of a cache in these
     layouts, they are not copied.
@@ -41,6 +41,6 @@ def one_token_attention(
 
 
 def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
-    """float32 matrix products of arrays (B, K, ., .)."""
+    """Multiplies matrices (B, K, ., .) in float32."""
     contract = (((3,), (2,)), ((0, 1), (0, 1)))
     return jax.lax.dot_general(left, right, contract, preferred_element_type=jnp.float32)

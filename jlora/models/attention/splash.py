@@ -1,4 +1,4 @@
-"""Attention by JAX's splash kernel on TPUs: causal, with a window, padding, packed texts, soft caps, shared keys."""
+"""Attention by JAX's splash kernel on TPUs: causal, windows, padding, packed texts, soft caps, shared keys."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SIZES = (
 def splash_obstacle(
     options: Options, query: Any, key: Any, visibility: Visibility, *, biased: bool, dropped: bool
 ) -> str | None:
-    """Why splash attention cannot compute such a call; None if it can. Takes the arguments of `cudnn_obstacle`."""
+    """Returns why splash attention cannot compute such a call; None if it can. Arguments as for `cudnn_obstacle`."""
     found = {
         "it takes no bias of the keys (ALiBi)": biased,
         "it has no dropout: train.dropout=false": dropped,
@@ -43,7 +43,9 @@ def splash_attention(
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """As `blockwise_attention`. The backward pass keeps only queries, keys and values, and runs the kernel again.
+    """Computes `blockwise_attention` with the splash kernel.
+
+    The backward pass keeps only queries, keys and values, and runs the kernel again.
 
     Args:
       interpret: run the kernel in Pallas's interpreter, which is slow but needs no TPU.
@@ -62,7 +64,10 @@ def splash_attention(
 
 
 def _are_seeing(visibility: Visibility) -> jax.Array | None:
-    """bool (B, T): which queries of rows with padding see a key; None if all do. The kernel averages for the rest."""
+    """Returns bool (B, T): which queries of padded rows see a key; None if all do.
+
+    For queries that see none, the kernel returns an average of the values, which has to be replaced by zeros.
+    """
     if visibility.query_segments is None or visibility.key_segments is None or visibility.packed:
         return None
     counts = jnp.cumsum(visibility.query_segments == visibility.key_segments, axis=1, dtype=jnp.int32)
@@ -84,7 +89,7 @@ def _rows(
     own: jax.Array,
     others: jax.Array,
 ) -> jax.Array:
-    """The result (B, H, T, D) for query, key and value (B, heads, T, D) and the tokens' segment numbers (B, T)."""
+    """Computes (B, H, T, D) from query, key and value (B, heads, T, D) and the tokens' segment numbers (B, T)."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash  # takes a second; no other kernel needs it
 
     heads, length = query.shape[1:3]
@@ -100,7 +105,7 @@ def _rows(
         interpret=interpret,
     )
     query = (query.astype(jnp.float32) * options.scale).astype(query.dtype)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # which the kernel's code needs
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # the kernel's code needs both
         return jax.vmap(kernel)(query, key, value, jax.vmap(splash.SegmentIds)(own, others))
 
 
@@ -112,7 +117,7 @@ def _mask(splash: Any, visibility: Visibility, length: int) -> Any:
 
 
 def _is_split_evenly(shape: tuple[int, ...]) -> bool:
-    """Whether the mesh, if there is one, splits the rows and the heads of keys (B, S, K, D) into equal parts."""
+    """Returns whether the mesh, if there is one, splits the rows and heads of keys (B, S, K, D) evenly."""
     mesh = current_mesh()
     if mesh is None:
         return True
@@ -121,7 +126,7 @@ def _is_split_evenly(shape: tuple[int, ...]) -> bool:
 
 
 def _on_mesh(run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """`run` with each device of the mesh computing its rows and heads, because JAX does not split the kernel itself."""
+    """Makes each device of the mesh `run` its own rows and heads, because JAX does not split the kernel itself."""
     mesh = current_mesh()
     if mesh is None:
         return run

@@ -1,4 +1,4 @@
-"""Which keys the queries of a batch see, from a few numbers for each token instead of an array over all pairs."""
+"""Describes which keys each query sees by a few numbers for each token, without an array over all pairs."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import jax
 import jax.numpy as jnp
 
 KERNELS = ("auto", "blockwise", "cudnn", "splash", "full")
-"""The choices of what computes attention; see `jlora.models.attention`."""
+"""The names of the attention kernels; see `jlora.models.attention.attention`."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Visibility:
-    """A query sees the keys that meet all conditions; a condition that is None or false is ignored.
+    """Conditions under which a query sees a key. All must hold; a condition that is None or false is ignored.
 
     Attributes:
-      query_segments: int32 (B, T), key_segments: int32 (B, S), both or neither: a query sees the keys with its own
-        number. Queries have 0 or more; nobody sees a key with -1 (padding).
-      start: int32 (), the position among the keys of the first query; None is 0.
+      query_segments, key_segments: int32 (B, T) and (B, S), both or neither: a query sees the keys with its own number.
+        Queries have numbers from 0 on; no query sees a key with -1 (padding).
+      start: int32 (), the position of the first query among the keys; None means 0.
       causal: a query sees no key after its own position.
       window: the number of positions that a query sees, its own and those right before it. Only with `causal`.
       packed: rows may hold several texts, each with a number of its own.
@@ -39,18 +39,18 @@ class Visibility:
 
 
 def mask_visibility(attention_mask: jax.Array, kernel: str) -> Visibility:
-    """The visibility of an encoder's batch: every token sees the tokens of its row where the mask (B, T) is not 0."""
+    """Describes an encoder's batch: every token sees all tokens of its row whose mask (B, T) is not 0."""
     return Visibility(*_segments(attention_mask.astype(bool), attention_mask), kernel=kernel)
 
 
 def causal_visibility(
     batch: dict[str, jax.Array], window: int | None, valid: jax.Array | None, start: jax.Array | None, kernel: str
 ) -> Visibility:
-    """Every token sees itself and the tokens before it in its row, but no padding and no other segment.
+    """Describes a decoder's batch: a token sees itself and earlier tokens of its segment, but no padding.
 
     Args:
       batch: `attention_mask` (B, T), and `segment_ids` (B, T) if rows hold several texts.
-      window: the most tokens that one token sees, itself included; None is all.
+      window: the most tokens that one token sees, itself included; None means all.
       valid: bool (B, S), which slots of a cache hold tokens, including the batch's; None without a cache.
       start: int32 (), the first of the batch's slots; None without a cache.
     """
@@ -62,13 +62,13 @@ def causal_visibility(
 
 
 def _segments(valid: jax.Array, mask: jax.Array, segments: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-    """(numbers of the queries, of the keys): their segments, 0 if there are none; -1 for keys that are not valid."""
+    """Returns segment numbers (of the queries, of the keys): 0 without segments; -1 for keys that are not valid."""
     own = jnp.zeros(mask.shape, jnp.int32) if segments is None else segments.astype(jnp.int32)
     return own, jnp.where(valid, jnp.int32(0) if segments is None else own, jnp.int32(-1))
 
 
 def sees(visibility: Visibility, queries: Any, keys: Any) -> jax.Array | None:
-    """bool (B or 1, s, t): whether the queries at positions `queries` see the keys at `keys`; None if all see all.
+    """Returns bool (B or 1, s, t): whether the queries at `queries` see the keys at `keys`; None if all see all.
 
     Args:
       queries: int32 (t,), counted from the batch's first query. keys: int32 (s,).
@@ -91,7 +91,7 @@ def sees(visibility: Visibility, queries: Any, keys: Any) -> jax.Array | None:
 
 
 def can_see(visibility: Visibility, query: int, queries: int, key: int, keys: int) -> bool:
-    """Whether positions alone let some of the `queries` tokens from `query` on see some of the `keys` from `key` on."""
+    """Returns whether, by position, any query in [query, query + queries) can see any key in [key, key + keys)."""
     if not visibility.causal or visibility.start is not None:
         return True
     too_old = visibility.window is not None and key + keys - 1 <= query - visibility.window

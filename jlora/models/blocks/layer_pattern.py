@@ -1,4 +1,4 @@
-"""Layers whose kinds alternate: a scan over the pattern's period, and what is left over one by one."""
+"""Runs layers whose types alternate: a scan over the periods of the pattern, then the remaining layers one by one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_PERIOD = 128
 
 
 def shortest_period(types: Sequence[str]) -> int:
-    """The smallest p for which each type is that of p places before: 1 where all are the same, 6 for Gemma 3."""
+    """Returns the smallest p such that types[i] == types[i - p]: 1 if all are the same, 6 for Gemma 3."""
     count = len(types)
     return next(p for p in range(1, count + 1) if all(types[i] == types[i - p] for i in range(p, count)))
 
@@ -33,21 +33,21 @@ def apply_layers(
     *,
     remat: bool,
 ) -> tuple[jax.Array, Any]:
-    """(x after all layers, their slots); to be called in a compact method of the module that owns the layers.
+    """Applies all layers and returns (x, slots); call it in a compact method of the module that owns the layers.
 
-    What is compiled grows with the period of `types`, not with their number. The parameters of layers 1, 7, 13, ...
-    are stacked under `layers_1_of_6` where the period is 6 and `name` is "layers", and under `layers` where it
-    is 1; the layers after the last whole period are single ones, `layers_24`.
+    The size of the compiled program grows with the period of `types`, not with the number of layers. If `name` is
+    "layers" and the period is 6, the parameters of layers 1, 7, 13, ... are stacked under `layers_1_of_6`; if the
+    period is 1, under `layers`. Layers after the last complete period are not stacked: `layers_24`.
 
     Args:
-      layer: `layer(*fields, type)(x, shared, slots)` gives (x, slots).
-      types: of each layer.
-      shared: what all layers are called with.
-      slots: their parts of a cache, (layers, ...) each; or None, and then None is returned.
+      layer: `layer(*fields, type)(x, shared, slots)` returns (x, slots).
+      types: the type of each layer.
+      shared: argument of all layers.
+      slots: the layers' parts of a cache, each (layers, ...); or None, and then None is returned.
       remat: compute a layer's values again in the backward pass instead of keeping them.
 
     Raises:
-      JloraError: a period of more than 128 layers, each of which would be compiled.
+      JloraError: the period has more than 128 layers, which would all be compiled.
     """
     period = shortest_period(types)
     if period > _MOST_PERIOD:
@@ -74,7 +74,7 @@ def apply_layers(
 
 
 class Period(nn.Module):
-    """Layers in turn, as a step of a scan: (x, shared, slots (period, ...) or None) -> (x, slots)."""
+    """Applies layers one after another, as a step of a scan: (x, shared, slots (period, ...) or None) -> (x, slots)."""
 
     layers: tuple[nn.Module, ...]
 

@@ -1,4 +1,4 @@
-"""What every model is built from: dense, embedding, layer norm, activation, dropout, the scanned stack."""
+"""Building blocks of all models: dense, embedding, layer norm, activation, dropout, scanned layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jlora.ops.products import dot_general
 
 @jax.custom_jvp
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact x Phi(x), evaluated in float32; any shape, returned in the dtype of `x`."""
+    """Computes the exact x Phi(x) in float32; any shape, returned in the dtype of `x`."""
     x32 = x.astype(jnp.float32)
     return (x32 * _normal_cdf(x32)).astype(x.dtype)
 
@@ -29,7 +29,7 @@ def _gelu_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     x32 = x.astype(jnp.float32)
     cdf = _normal_cdf(x32)
     density = jnp.exp(-0.5 * x32 * x32) * 0.3989422804014327
-    slope = (cdf + x32 * density).astype(x.dtype)  # the one array that the backward pass keeps
+    slope = (cdf + x32 * density).astype(x.dtype)  # the only array that the backward pass keeps
     return (x32 * cdf).astype(x.dtype), tangent * slope
 
 
@@ -61,7 +61,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """The elementwise function that Hugging Face configs call `name`.
+    """Returns the elementwise function that Hugging Face configs call `name`.
 
     Raises:
       JloraError: `name` is not in the table.
@@ -73,12 +73,12 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
 
 
 def normal(config: Any) -> Any:
-    """The initializer of weights, as wide as the config says: `init_std` is OPT's word for `initializer_range`."""
+    """Returns a normal initializer with the config's `initializer_range` (`init_std` in OPT)."""
     return nn.initializers.normal(config.init_std if hasattr(config, "init_std") else config.initializer_range)
 
 
 class Dense(nn.Module):
-    """x (..., in) to (..., features) in `dtype`: x kernel + bias, the kernel float32 (in, features)."""
+    """A linear layer: x (..., in) to x kernel + bias (..., features) in `dtype`; kernel float32 (in, features)."""
 
     features: int
     dtype: Any
@@ -97,7 +97,7 @@ class Dense(nn.Module):
 
 
 def dense(config: Any, features: int, dtype: Any, name: str | None = None, *, use_bias: bool = True) -> Dense:
-    """A dense layer, initialised as Hugging Face does."""
+    """Makes a dense layer that is initialised as Hugging Face's."""
     return Dense(features, dtype, normal(config), use_bias, name=name)
 
 
@@ -115,7 +115,7 @@ class Embed(nn.Embed):
 
 
 def embedding(config: Any, rows: int, features: int, name: str, *, padding_row: int | None = None) -> Embed:
-    """A lookup table; `padding_row` starts as zeros."""
+    """Makes an embedding table; the row `padding_row` starts as zeros."""
     normal = nn.initializers.normal(config.initializer_range)
 
     def init(key: jax.Array, shape: tuple[int, ...], param_dtype: Any) -> jax.Array:
@@ -142,7 +142,10 @@ class LayerNorm(nn.Module):
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def standardize(x: jax.Array, epsilon: float) -> jax.Array:
-    """`x` with mean 0 and variance 1 along its last axis; the backward pass keeps the result and the deviations."""
+    """Normalizes `x` to mean 0 and variance 1 along its last axis.
+
+    The backward pass keeps only the result and the inverse deviations.
+    """
     return _standardized(x, epsilon)[0]
 
 
@@ -161,25 +164,25 @@ def _standardized(x: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
 
 
 def drop(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
-    """Dropout at `rate` where `module` was applied with a "dropout" key, `x` itself otherwise."""
+    """Applies dropout at `rate` if `module` was applied with a "dropout" key; returns `x` otherwise."""
     if rate == 0.0 or not module.has_rng("dropout"):
         return x
     return dropout(module.make_rng("dropout"), x, rate)
 
 
 def scan_layers(layer: Callable[..., Any], count: int, *, remat: bool) -> Callable[..., Any]:
-    """The module class that applies `count` copies of `layer` in turn, their parameters stacked on axis 0.
+    """Makes a module class that applies `count` layers one after another, with parameters stacked on axis 0.
 
-    `layer.__call__(x, *shared)` returns `(x, None)`; so does the scanned one. With `remat` a layer's values
-    are computed again in the backward pass instead of being kept.
+    `layer.__call__(x, *shared)` returns `(x, None)`, and so does the scanned module. With `remat`, a layer's values are
+    computed again in the backward pass instead of being kept.
     """
     return _scan(layer, count, remat, nn.broadcast)
 
 
 def scan_decoder_layers(layer: Callable[..., Any], count: int, *, remat: bool) -> Callable[..., Any]:
-    """As `scan_layers`, for `layer.__call__(x, shared, slots)` that returns `(x, slots)`: slots are stacked too.
+    """Does the same as `scan_layers` for `layer.__call__(x, shared, slots)`, which returns `(x, slots)`.
 
-    `slots` may be None, and is then returned. The class has the layer's own as `layer`.
+    The slots are stacked too; they may be None, and then None is returned. The class has `layer` as an attribute.
     """
     scanned = _scan(layer, count, remat, (nn.broadcast, 0))
     scanned.layer = layer
@@ -198,7 +201,7 @@ def _scan(layer: Callable[..., Any], count: int, remat: bool, in_axes: Any) -> A
 
 
 def require_length(length: int, longest: int) -> None:
-    """Raises JloraError where a batch of `length` tokens is longer than the model's `longest`."""
+    """Raises JloraError if a batch of `length` tokens is longer than the model's `longest`."""
     if length > longest:
         raise JloraError(
             f"batch: expected at most {longest} tokens a row, the model has no more positions; "

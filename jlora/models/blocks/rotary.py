@@ -13,23 +13,23 @@ import numpy as np
 from jlora.errors import JloraError, nearest
 
 Length = int | jax.Array
-"""How far the positions of a row reach: a number for all rows, or int32 (B,)."""
+"""The length of the rows: one number for all, or int32 (B,)."""
 
 
 def rotary_frequencies(config: Any, width: int, length: Length = 1, layer_type: str | None = None) -> Any:
-    """Radians a position of each pair of features, scaled as the config says.
+    """Computes the radians per position of each pair of features, scaled as the config says.
 
     Args:
       config: with `rope_parameters` and `max_position_embeddings`.
-      width: how many features are turned.
-      length: of the rows; "dynamic" and "longrope" go by it.
-      layer_type: chooses the part of `rope_parameters` where each type of layer has its own.
+      width: how many features of a head are rotated.
+      length: of the rows; only "dynamic" and "longrope" depend on it.
+      layer_type: selects the part of `rope_parameters` if each type of layer has its own.
 
     Returns:
-      float32 (width / 2,); or (1, width / 2) or (B, width / 2) where they go by a number or by `length` (B,).
+      float32 (width / 2,); with "dynamic" and "longrope" (1, width / 2) for one length or (B, width / 2) for (B,).
 
     Raises:
-      JloraError: a `rope_type` that is not in the table.
+      JloraError: the `rope_type` is not in the table.
     """
     parameters = _parameters(config, layer_type)
     plain = plain_frequencies(parameters["rope_theta"], width)
@@ -37,20 +37,20 @@ def rotary_frequencies(config: Any, width: int, length: Length = 1, layer_type: 
 
 
 def plain_frequencies(theta: float, width: int) -> np.ndarray:
-    """Radians a position of each pair of features, unscaled: float32 (width / 2,), from 1 down to almost 1 / theta."""
+    """Computes unscaled radians per position of each feature pair: float32 (width / 2,), from 1 to about 1 / theta."""
     exponents = np.arange(0, width, 2, dtype=np.float32) / np.float32(width)
     return 1.0 / np.float32(theta) ** exponents
 
 
 def rotary_scale(config: Any, layer_type: str | None = None) -> float:
-    """What cosines and sines are multiplied by: not 1 for "yarn" and "longrope"."""
+    """Returns the factor of cosines and sines: 1, except for "yarn" and "longrope"."""
     parameters = _parameters(config, layer_type)
     scale = _SCALES.get(parameters["rope_type"])
     return 1.0 if scale is None else parameters.get("attention_factor") or scale(parameters)
 
 
 def longest_row(config: Any) -> int:
-    """How many positions there are: `max_position_embeddings`, or more where a scaling stretches them further."""
+    """Returns the number of positions: `max_position_embeddings`, or more if a scaling extends them."""
     longest, parameters = config.max_position_embeddings, config.rope_parameters
     trained = {"linear": longest, "dynamic": longest, "yarn": parameters.get("original_max_position_embeddings")}
     stretched = trained.get(parameters.get("rope_type"))
@@ -58,7 +58,7 @@ def longest_row(config: Any) -> int:
 
 
 def _parameters(config: Any, layer_type: str | None) -> dict[str, Any]:
-    """Those of one type of layer, without what is null, and with a `factor`."""
+    """Returns the rotary parameters of one type of layer, without null values, and with a `factor`."""
     parameters = config.rope_parameters
     parameters = parameters.get(layer_type, parameters)
     kind, longest = parameters.get("rope_type", "default"), config.max_position_embeddings
@@ -81,7 +81,7 @@ def _linear(plain: np.ndarray, parameters: Mapping[str, Any], length: Length) ->
 
 
 def _dynamic(plain: np.ndarray, parameters: Mapping[str, Any], length: Length) -> jax.Array:
-    """A base that grows with rows longer than the trained ones ("NTK-aware")."""
+    """Increases the base for rows longer than the trained ones ("NTK-aware")."""
     factor, width = parameters["factor"], 2 * len(plain)
     beyond = jnp.maximum(_column(length).astype(jnp.float32) / parameters["max_position_embeddings"], 1.0)
     growth = (factor * beyond - (factor - 1)) ** (width / (width - 2))
@@ -90,18 +90,18 @@ def _dynamic(plain: np.ndarray, parameters: Mapping[str, Any], length: Length) -
 
 
 def _longrope(plain: np.ndarray, parameters: Mapping[str, Any], length: Length) -> jax.Array:
-    """Each pair stretched by its own factor, another one in rows longer than the trained ones (Phi-3)."""
+    """Divides each frequency by its own factor, a different one in rows longer than the trained ones (Phi-3)."""
     short, long = (plain / np.asarray(parameters[f"{name}_factor"], np.float32) for name in ("short", "long"))
     return jnp.where(_column(length) > parameters["original_max_position_embeddings"], long[None], short[None])
 
 
 def _column(length: Length) -> jax.Array:
-    """(1, 1) or (B, 1)."""
+    """Reshapes a length to (1, 1) or (B, 1)."""
     return jnp.reshape(jnp.asarray(length), (-1, 1))
 
 
 def _llama3(plain: np.ndarray, parameters: Mapping[str, Any], length: Length) -> np.ndarray:
-    """Slow pairs are stretched by `factor`, fast ones kept, those between blended (Llama 3.1)."""
+    """Divides slow frequencies by `factor`, keeps fast ones, and blends those in between (Llama 3.1)."""
     low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
     turns = parameters["original_max_position_embeddings"] * plain / (2 * math.pi)
     share = np.clip((turns - low) / (high - low), 0, 1)
@@ -109,11 +109,11 @@ def _llama3(plain: np.ndarray, parameters: Mapping[str, Any], length: Length) ->
 
 
 def _yarn(plain: np.ndarray, parameters: Mapping[str, Any], length: Length) -> np.ndarray:
-    """As llama3, with the blend linear in the pair's number."""
+    """Scales as "llama3" does, but the blend is linear in the pair's number (YaRN)."""
     width, theta = 2 * len(plain), parameters["rope_theta"]
 
     def pair(turns: float) -> float:
-        """The number of the pair that makes so many turns over the trained length."""
+        """Returns the number of the pair that makes `turns` turns over the trained length."""
         trained = parameters["original_max_position_embeddings"]
         return width * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
@@ -150,13 +150,17 @@ _SCALES: dict[str, Callable[[Mapping[str, Any]], float]] = {"longrope": _longrop
 
 
 def rotation(positions: jax.Array, frequencies: Any, dtype: Any, scale: float = 1.0) -> tuple[jax.Array, jax.Array]:
-    """cos and sin of positions (B, T) times frequencies (W,) or (B, W), times `scale`: each (B, T, 1, W) of `dtype`."""
+    """Computes cos and sin of positions (B, T) times frequencies (W,) or (B, W), times `scale`.
+
+    Returns:
+      (cos, sin), each (B, T, 1, W) in `dtype`.
+    """
     angles = positions.astype(jnp.float32)[:, :, None, None] * frequencies.reshape(-1, 1, 1, frequencies.shape[-1])
     return (jnp.cos(angles) * scale).astype(dtype), (jnp.sin(angles) * scale).astype(dtype)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """x (B, T, H, D) with feature i and i + W turned by the angle i of (B, T, 1, W); features from 2 W on stay."""
+    """Rotates features i and i + W of x (B, T, H, D) by angle i of (B, T, 1, W); features from 2 W on do not change."""
     width = cos.shape[-1]
     first, second, rest = x[..., :width], x[..., width : 2 * width], x[..., 2 * width :]
     turned = [first * cos - second * sin, second * cos + first * sin]
@@ -164,7 +168,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def rotate_pairs(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """As `rotate`, with features 2 i and 2 i + 1 turned by the angle i, as GPT-J has them."""
+    """Rotates features 2 i and 2 i + 1 by angle i, as in GPT-J; otherwise the same as `rotate`."""
     turned, rest = jnp.split(x, [2 * cos.shape[-1]], axis=-1)
     first, second = turned[..., ::2], turned[..., 1::2]
     pairs = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)

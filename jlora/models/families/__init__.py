@@ -1,1 +1,1 @@
-"""One file for each `model_type` of Hugging Face's, and what two groups of them are built from."""
+"""Model families: a file for each `model_type` of Hugging Face's, and the parts that GPT-like and Llama-like share."""

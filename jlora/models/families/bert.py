@@ -1,4 +1,4 @@
-"""BERT with a sequence classification head; its embeddings' parts and its layers serve RoBERTa too."""
+"""BERT with a sequence classification head; RoBERTa uses its embeddings and layers too."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class BertForSequenceClassification(nn.Module):
-    """Logits float32 (B, num_labels) of a batch.
+    """Maps a batch to logits, float32 (B, num_labels).
 
-    The batch holds `input_ids` and `attention_mask`, and may hold `token_type_ids` (zero where absent), each
-    int32 (B, T). Dropout is on where `apply` is given `rngs={"dropout": key}`. Parameters are float32, the
-    layers' stacked on a leading axis:
+    The batch holds `input_ids` and `attention_mask`, and may hold `token_type_ids` (zero by default), each
+    int32 (B, T). Dropout is active if `apply` gets `rngs={"dropout": key}`. Parameters are float32, those of the layers
+    stacked on a leading axis:
 
         bert/embeddings/{word,position,token_type}_embeddings/embedding, LayerNorm/{scale,bias}
         bert/encoder/layer/attention/self/{query,key,value}/{kernel,bias}
@@ -65,12 +65,12 @@ FAMILY = Family(
 
 
 def head_dropout(config: Any) -> float:
-    """`classifier_dropout`, or `hidden_dropout_prob` where it is not set."""
+    """Returns `classifier_dropout`, or `hidden_dropout_prob` if it is not set."""
     return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
 class BertModel(nn.Module):
-    """The pooled first token (B, hidden) of a batch."""
+    """Maps a batch to its pooled first tokens (B, hidden)."""
 
     config: BertConfig
     dtype: Any
@@ -109,7 +109,7 @@ def embed(
     position_padding_row: int | None,
     module: nn.Module,
 ) -> jax.Array:
-    """Sums the three lookups of `batch`, inside `module`; `positions` is int32 (B, T): (B, T, hidden)."""
+    """Sums and normalizes token, type and position embeddings (B, T, hidden), as submodules of `module`."""
     ids, hidden = batch["input_ids"], config.hidden_size
     words = embedding(config, config.vocab_size, hidden, "word_embeddings", padding_row=config.pad_token_id)
     types = embedding(config, config.type_vocab_size, hidden, "token_type_embeddings")
@@ -125,7 +125,7 @@ def embed(
 
 
 class BertEncoder(nn.Module):
-    """All layers: (B, T, hidden) and the attention mask (B, T) to (B, T, hidden)."""
+    """Applies all layers: (B, T, hidden) and the attention mask (B, T) to (B, T, hidden)."""
 
     config: BertConfig
     dtype: Any
@@ -140,7 +140,7 @@ class BertEncoder(nn.Module):
 
 
 class BertLayer(nn.Module):
-    """One layer, as a scan step: (B, T, hidden) and who sees whom to ((B, T, hidden), None)."""
+    """One layer, as a step of a scan: (hidden (B, T, hidden), visibility) -> (hidden, None)."""
 
     config: BertConfig
     dtype: Any
@@ -165,7 +165,7 @@ class BertAttention(nn.Module):
 
 
 class BertSelfAttention(nn.Module):
-    """Every token's mixture of the values of the tokens that it sees, (B, T, hidden)."""
+    """Self-attention without the output projection: (B, T, hidden) to the same."""
 
     config: BertConfig
     dtype: Any

@@ -1,4 +1,4 @@
-"""Bloom: a norm behind the embedding, and ALiBi in the place of positions."""
+"""Bloom: a norm after the embedding, and ALiBi instead of position embeddings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jlora.models.kv_cache import Cache, Slots, opened, visible
 
 
 class BloomForCausalLM(LanguageModel):
-    """`LanguageModel` without positions; `position_ids` count for ALiBi.
+    """`LanguageModel` without position embeddings; ALiBi uses `position_ids`.
 
     Parameters:
 
@@ -23,7 +23,7 @@ class BloomForCausalLM(LanguageModel):
         transformer/h/self_attention/{query_key_value,dense}/{kernel,bias}
         transformer/h/mlp/{dense_h_to_4h,dense_4h_to_h}/{kernel,bias}
         transformer/h/{input_layernorm,post_attention_layernorm}/{scale,bias}
-        lm_head/kernel (absent where the config ties it to the embedding)
+        lm_head/kernel (absent if the config ties it to the embedding)
     """
 
     def setup(self) -> None:
@@ -36,7 +36,7 @@ class BloomForCausalLM(LanguageModel):
 
 
 class Transformer(nn.Module):
-    """(The normalized last hidden states (B, T, hidden) of a batch, the cache with its tokens in it)."""
+    """The decoder: (batch, cache or None) -> (normalized last hidden states (B, T, hidden), extended cache)."""
 
     config: Any
     dtype: Any
@@ -81,7 +81,7 @@ class Block(nn.Module):
         return self.residual(x, normed) + drop(self, mlp(normed), config.hidden_dropout), slots
 
     def residual(self, x: jax.Array, normed: jax.Array) -> jax.Array:
-        """What a sublayer's result is added to."""
+        """Returns what a sublayer's result is added to."""
         return normed if self.config.apply_residual_connection_post_layernorm else x
 
 

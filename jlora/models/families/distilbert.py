@@ -22,10 +22,10 @@ _EPSILON = 1e-12
 
 
 class DistilBertForSequenceClassification(nn.Module):
-    """Logits float32 (B, num_labels) of a batch.
+    """Maps a batch to logits, float32 (B, num_labels).
 
-    The batch holds `input_ids` and `attention_mask`, int32 (B, T). Dropout is on where `apply` is given
-    `rngs={"dropout": key}`. Parameters are float32, the layers' stacked on a leading axis:
+    The batch holds `input_ids` and `attention_mask`, int32 (B, T). Dropout is active if `apply` gets
+    `rngs={"dropout": key}`. Parameters are float32, those of the layers stacked on a leading axis:
 
         distilbert/embeddings/{word,position}_embeddings/embedding, LayerNorm/{scale,bias}
         distilbert/transformer/layer/attention/{q,k,v,out}_lin/{kernel,bias}
@@ -65,7 +65,7 @@ FAMILY = Family(
 
 
 class DistilBertModel(nn.Module):
-    """The last layer's output (B, T, dim) of a batch."""
+    """Maps a batch to the last layer's output (B, T, dim)."""
 
     config: DistilBertConfig
     dtype: Any
@@ -96,7 +96,7 @@ class Embeddings(nn.Module):
 
 
 class Transformer(nn.Module):
-    """All layers: (B, T, dim) and who sees whom to (B, T, dim)."""
+    """Applies all layers: (hidden (B, T, dim), visibility) -> hidden."""
 
     config: DistilBertConfig
     dtype: Any
@@ -110,7 +110,7 @@ class Transformer(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """One layer, as a scan step: (B, T, dim) and who sees whom to ((B, T, dim), None)."""
+    """One layer, as a step of a scan: (hidden (B, T, dim), visibility) -> (hidden, None)."""
 
     config: DistilBertConfig
     dtype: Any
@@ -142,7 +142,7 @@ class DistilBertSelfAttention(nn.Module):
 
 
 class FFN(nn.Module):
-    """The feed-forward block, dropout at its end: (B, T, dim) to the same."""
+    """The feed-forward block, with dropout at its end: (B, T, dim) to the same."""
 
     config: DistilBertConfig
     dtype: Any

@@ -1,4 +1,4 @@
-"""Falcon: 7B (one key head, one norm), 40B and 11B (grouped keys, two norms or one), RW (ALiBi, in turn)."""
+"""Falcon: 7B (one key head, one norm), 40B and 11B (grouped keys, two norms or one), RW (ALiBi, sequential blocks)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class FalconForCausalLM(LanguageModel):
     Parameters:
 
         transformer/word_embeddings/embedding, ln_f/{scale,bias}
-        transformer/h/self_attention/{query_key_value,dense}/{kernel,bias}   (biases where the config has them)
+        transformer/h/self_attention/{query_key_value,dense}/{kernel,bias}   (biases if the config has them)
         transformer/h/mlp/{dense_h_to_4h,dense_4h_to_h}/{kernel,bias}
         transformer/h/input_layernorm/{scale,bias}                           one norm (7B, 11B)
-        transformer/h/{ln_attn,ln_mlp}/{scale,bias}                          two, side by side (40B)
-        transformer/h/{input_layernorm,post_attention_layernorm}/{scale,bias}   two, in turn (RW)
-        lm_head/kernel (absent where the config ties it to the embedding)
+        transformer/h/{ln_attn,ln_mlp}/{scale,bias}                          two, parallel (40B)
+        transformer/h/{input_layernorm,post_attention_layernorm}/{scale,bias}   two, one after the other (RW)
+        lm_head/kernel (absent if the config ties it to the embedding)
     """
 
     def setup(self) -> None:
@@ -43,7 +43,7 @@ class FalconForCausalLM(LanguageModel):
 
 
 class Transformer(nn.Module):
-    """(The normalized last hidden states (B, T, hidden) of a batch, the cache with its tokens in it)."""
+    """The decoder: (batch, cache or None) -> (normalized last hidden states (B, T, hidden), extended cache)."""
 
     config: Any
     dtype: Any
@@ -62,7 +62,7 @@ class Transformer(nn.Module):
         return self.ln_f(x), cache
 
     def shared(self, batch: dict[str, jax.Array], cache: Cache | None) -> Shared:
-        """What the layers share in this call: ALiBi is rounded and scaled as the models were trained."""
+        """Computes what all layers share; ALiBi is rounded and scaled as when the models were trained."""
         config, mask, start = self.config, visible(batch, None, cache, self.attention), cache and cache.length
         if config.alibi:
             slopes = alibi(batch, cache, config.num_attention_heads, jnp.bfloat16)
@@ -94,12 +94,12 @@ class DecoderLayer(nn.Module):
         return x + drop(self, fed if mixed is None else fed + mixed, config.hidden_dropout), slots
 
     def norm(self, name: str, x: jax.Array) -> jax.Array:
-        """The layer norm called `name`, of x."""
+        """Applies the layer norm called `name` to x."""
         return LayerNorm(self.config.layer_norm_epsilon, self.dtype, name=name)(x)
 
 
 def key_heads(config: Any) -> int:
-    """How many heads the keys and values have."""
+    """Returns how many heads the keys and values have."""
     if config.new_decoder_architecture:
         return config.num_kv_heads
     return 1 if config.multi_query else config.num_attention_heads

@@ -1,4 +1,4 @@
-"""Gemma: Llama with scaled embeddings and norms whose scales are stored around 0."""
+"""Gemma: Llama with scaled embeddings, and norms that store scale - 1."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from jlora.models.family import decoder_family
 
 
 class GemmaForCausalLM(CausalLM):
-    """`CausalLM` with embeddings times the root of the hidden size, and norms times 1 + scale."""
+    """`CausalLM` with embeddings times the square root of the hidden size, and norms times 1 + scale."""
 
     def kind(self) -> Kind:
         bias = self.config.attention_bias

@@ -1,4 +1,4 @@
-"""Gemma 2: Gemma with soft caps, norms behind attention and MLP, and a window in every other layer."""
+"""Gemma 2: Gemma with soft caps, norms also after attention and MLP, and a window in every other layer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jlora.models.family import decoder_family
 
 
 class Gemma2ForCausalLM(CausalLM):
-    """`CausalLM` with Gemma's embeddings and norms, whose scores and logits have a soft cap."""
+    """`CausalLM` with Gemma's embeddings and norms, and soft caps on scores and logits."""
 
     def kind(self) -> Kind:
         config: Any = self.config

@@ -1,4 +1,4 @@
-"""Gemma 3's text model: Gemma 2 without caps, with normalized queries and keys, five layers of six with a window."""
+"""Gemma 3's text model: Gemma 2 without caps, normalized queries and keys, a window in five of six layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jlora.models.family import decoder_family
 
 
 class Gemma3ForCausalLM(CausalLM):
-    """`CausalLM` with Gemma 2's norms; positions turn at another pace in the layers with a window."""
+    """`CausalLM` with Gemma 2's norms; layers with a window have their own rotary frequencies."""
 
     def kind(self) -> Kind:
         config: Any = self.config

@@ -31,7 +31,7 @@ class GPT2LMHeadModel(LanguageModel):
 
         transformer/{wte,wpe}/embedding, ln_f/{scale,bias}
         transformer/h/attn/{c_attn,c_proj}/{weight,bias}, mlp/{c_fc,c_proj}/{weight,bias}, {ln_1,ln_2}/{scale,bias}
-        lm_head/kernel (absent where the config ties it to the embedding)
+        lm_head/kernel (absent if the config ties it to the embedding)
     """
 
     def setup(self) -> None:
@@ -41,7 +41,7 @@ class GPT2LMHeadModel(LanguageModel):
 
 
 class Transformer(nn.Module):
-    """(The normalized last hidden states (B, T, hidden) of a batch, the cache with its tokens in it)."""
+    """The decoder: (batch, cache or None) -> (normalized last hidden states (B, T, hidden), extended cache)."""
 
     config: Any
     dtype: Any
@@ -66,7 +66,7 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer, as a step of a scan: ((x (B, T, hidden), number from 1 on), shared, slots) -> (the next, slots)."""
+    """One layer, as a step of a scan: ((x (B, T, hidden), its number), shared, slots) -> ((x, next number), slots)."""
 
     config: Any
     dtype: Any
@@ -83,7 +83,7 @@ class Block(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention whose query, key and value are one product, (B, T, hidden)."""
+    """Attention that computes query, key and value in one product: (B, T, hidden) to the same."""
 
     config: Any
     dtype: Any
@@ -105,7 +105,7 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """c_proj(act(c_fc(x))), (B, T, hidden)."""
+    """The MLP c_proj(act(c_fc(x))): (B, T, hidden) to the same."""
 
     config: Any
     dtype: Any
@@ -119,7 +119,7 @@ class MLP(nn.Module):
 
 
 def conv1d(config: Any, features: int, dtype: Any, name: str) -> Dense:
-    """A dense layer with the parameters `weight` (in, features), as its checkpoints have it, and `bias`."""
+    """Makes a dense layer with the parameters `weight` (in, features), as in GPT-2's checkpoints, and `bias`."""
     return Dense(features, dtype, normal(config), parameter="weight", name=name)
 
 

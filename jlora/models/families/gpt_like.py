@@ -1,4 +1,4 @@
-"""What GPT-2 and its relatives are built from: attention, the MLP, ALiBi."""
+"""Building blocks of GPT-2 and similar models: attention, the MLP, ALiBi."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from jlora.models.layers_apart import run_apart, weights_apart
 
 
 class Shared(NamedTuple):
-    """What all layers of a call share.
+    """Values that all layers of a call share.
 
     Attributes:
       visibility: which keys each token sees.
-      start: the first slot that is written, int32 (); None without a cache.
-      rotation: (cos, sin) of the tokens' positions, as `rope.rotation` gives them; None without rotary positions.
-      alibi: what is added to the scores, as `alibi` gives it; None without.
+      start: the first slot of the cache to write, int32 (); None without a cache.
+      rotation: (cos, sin) of the tokens' positions, from `rotary.rotation`; None without rotary positions.
+      alibi: the bias of the scores, from `alibi`; None without ALiBi.
     """
 
     visibility: Visibility
@@ -35,14 +35,14 @@ class Shared(NamedTuple):
 
 
 def embed(config: Any, rows: int, features: int, dtype: Any) -> Embed:
-    """A lookup table, float32 (rows, features), that gives `dtype`, initialised as Hugging Face does."""
+    """Makes an embedding table, float32 (rows, features), with outputs in `dtype`, initialised as Hugging Face's."""
     return Embed(rows, features, dtype=dtype, embedding_init=normal(config))
 
 
 def run_layers(
     layers: Any, x: Any, shared: Shared, batch: dict[str, jax.Array], cache: Cache | None
 ) -> tuple[Any, Cache | None]:
-    """(what the scanned `layers` carry, after them all: x (B, T, hidden); the opened `cache` with the tokens in it)."""
+    """Runs the scanned `layers` and returns (their final carry, the opened `cache` with the new tokens)."""
     if cache is None:
         return layers(x, shared, None)[0], None
     slots = Slots(cache.keys, cache.values)
@@ -64,12 +64,15 @@ def attend(
     dropout_rate: float,
     scale: Any = None,
 ) -> tuple[jax.Array, Slots | None]:
-    """(the values that the tokens attend to (B, T, H * D), the layer's slots with the new keys and values in them).
+    """Writes keys and values into the layer's slots, and computes attention.
 
     Args:
-      module: whose "dropout" key, if any, drops probabilities at `dropout_rate`.
+      module: its "dropout" key, if any, drops probabilities at `dropout_rate`.
       query: (B, T, H, D). key, value: (B, T, K, D).
-      scale: of the scores; None is 1 / sqrt(D).
+      scale: factor of the scores; None is 1 / sqrt(D).
+
+    Returns:
+      (the attention's output (B, T, H * D), the layer's slots with the new keys and values).
     """
     key, value, slots = written(slots, key, value, shared.start)
     dropout_key = module.make_rng("dropout") if dropout_rate and module.has_rng("dropout") else None
@@ -87,9 +90,9 @@ def attend(
 
 
 class SelfAttention(nn.Module):
-    """Attention of q_proj, k_proj and v_proj: (x (B, T, hidden), shared, its slots or None) -> (x, its slots).
+    """Attention with q_proj, k_proj and v_proj: (x (B, T, hidden), shared, its slots or None) -> (x, its slots).
 
-    Rotary positions turn neighbouring features, as in GPT-J.
+    Rotary positions rotate adjacent features, as in GPT-J.
     """
 
     config: Any
@@ -113,9 +116,9 @@ class SelfAttention(nn.Module):
 
 
 class FusedAttention(nn.Module):
-    """As `SelfAttention`, of one product query_key_value: each key head's queries, then its key, then its value.
+    """Attention with one product query_key_value: each key head's queries, then its key, then its value.
 
-    Rotary positions turn the halves of a head against each other, as in Llama.
+    Rotary positions pair the two halves of a head, as in Llama. Otherwise the same as `SelfAttention`.
     """
 
     config: Any
@@ -142,7 +145,7 @@ class FusedAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """down(act(up(x))), (B, T, hidden), `inner` wide between, the two layers having the given `names`."""
+    """The MLP down(act(up(x))): (B, T, hidden) to the same, `inner` features in between; `names` are (up, down)."""
 
     config: Any
     dtype: Any
@@ -161,13 +164,13 @@ class MLP(nn.Module):
 
 
 def rotary(config: Any, width: int, batch: dict[str, jax.Array], cache: Cache | None, dtype: Any) -> Any:
-    """(cos, sin) of the tokens' positions, as `rope.rotation` gives them, for the first `width` features of a head.
+    """Computes (cos, sin) of the tokens' positions for the first `width` features of a head, as `rotation` does.
 
     Args:
-      cache: an opened one.
+      cache: an opened cache, or None.
 
     Raises:
-      JloraError: rows that are longer than the config's positions reach.
+      JloraError: rows are longer than the model's positions.
     """
     require_length(batch["input_ids"].shape[1], longest_row(config))
     frequencies = rotary_frequencies(config, width, row_lengths(batch, cache))
@@ -175,10 +178,10 @@ def rotary(config: Any, width: int, batch: dict[str, jax.Array], cache: Cache | 
 
 
 def alibi(batch: dict[str, jax.Array], cache: Cache | None, heads: int, dtype: Any = jnp.float32) -> jax.Array:
-    """float32 (B, heads, S): the position of each key times its head's slope, rounded to `dtype`.
+    """Computes float32 (B, heads, S): the position of each key times its head's slope, rounded to `dtype`.
 
     Args:
-      cache: an opened one; S is the number of its slots then, else that of the batch's tokens.
+      cache: an opened cache, or None. S is the number of its slots, or without one the length of the batch.
     """
     if cache is None:
         positions = token_positions(batch)
@@ -189,7 +192,7 @@ def alibi(batch: dict[str, jax.Array], cache: Cache | None, heads: int, dtype: A
 
 
 def _slopes(heads: int) -> np.ndarray:
-    """(heads,) float32: 2^(-8 i / n) for i = 1 .. n, the largest power of two in `heads`, then those between."""
+    """Returns float32 (heads,): 2^(-8 i / n) for i = 1 .. n, the largest power of 2 in `heads`, then those between."""
     power = 2 ** int(math.log2(heads))
     whole = 8 * np.arange(1, power + 1, dtype=np.float32) / power
     between = 4 * np.arange(1, 2 * (heads - power), 2, dtype=np.float32) / power

@@ -1,4 +1,4 @@
-"""GPT-Neo: GPT-2 with unscaled scores and, in every other layer, a window of tokens that are seen."""
+"""GPT-Neo: GPT-2 with unscaled scores and an attention window in every other layer."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from jlora.models.kv_cache import Cache, Slots, closed, opened, token_positions,
 
 
 class GPTNeoForCausalLM(LanguageModel):
-    """`LanguageModel` of two stacks of layers where global and local attention alternate, `h_0_of_2` and `h_1_of_2`.
+    """`LanguageModel` with alternating global and local attention, in two stacks of layers, `h_0_of_2` and `h_1_of_2`.
 
     Parameters:
 
         transformer/{wte,wpe}/embedding, ln_f/{scale,bias}
         transformer/h_0_of_2/attn/attention/{q_proj,k_proj,v_proj}/kernel, attn/attention/out_proj/{kernel,bias}
         transformer/h_0_of_2/mlp/{c_fc,c_proj}/{kernel,bias}, {ln_1,ln_2}/{scale,bias}
-        lm_head/kernel (absent where the config ties it to the embedding)
+        lm_head/kernel (absent if the config ties it to the embedding)
     """
 
     def setup(self) -> None:
@@ -34,7 +34,7 @@ class GPTNeoForCausalLM(LanguageModel):
 
 
 class Transformer(nn.Module):
-    """(The normalized last hidden states (B, T, hidden) of a batch, the cache with its tokens in it)."""
+    """The decoder: (batch, cache or None) -> (normalized last hidden states (B, T, hidden), extended cache)."""
 
     config: Any
     dtype: Any
@@ -64,7 +64,7 @@ class Transformer(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: (x (B, T, hidden), {type: what its layers share}, its slots or None) -> (x, its slots)."""
+    """One layer: (x (B, T, hidden), {layer type: Shared}, its slots or None) -> (x, its slots)."""
 
     config: Any
     dtype: Any
@@ -83,7 +83,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Holds the attention, as GPT-Neo's checkpoints do."""
+    """Wraps the attention in a submodule `attention`, as in GPT-Neo's checkpoints."""
 
     config: Any
     dtype: Any
@@ -96,10 +96,10 @@ class Attention(nn.Module):
 
 
 def layer_types(config: Any) -> list[str]:
-    """ "global" or "local" of each layer.
+    """Returns the type of each layer, "global" or "local".
 
     Raises:
-      JloraError: another type.
+      JloraError: the config has another type.
     """
     for layer, found in enumerate(config.attention_layers):
         if found not in ("global", "local"):

@@ -1,4 +1,4 @@
-"""GPT-NeoX (Pythia too): rotary positions of a part of each head, attention and MLP side by side or in turn."""
+"""GPT-NeoX (Pythia too): rotary positions for part of each head; attention and MLP in parallel or in sequence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class GPTNeoXForCausalLM(LanguageModel):
         gpt_neox/embed_in/embedding, final_layer_norm/{scale,bias}
         gpt_neox/layers/attention/{query_key_value,dense}/{kernel,bias}, mlp/{dense_h_to_4h,dense_4h_to_h}/{kernel,bias}
         gpt_neox/layers/{input_layernorm,post_attention_layernorm}/{scale,bias}
-        lm_head/kernel (absent where the config ties it to the embedding)
+        lm_head/kernel (absent if the config ties it to the embedding)
     """
 
     def setup(self) -> None:
@@ -38,7 +38,7 @@ class GPTNeoXForCausalLM(LanguageModel):
 
 
 class Decoder(nn.Module):
-    """(The normalized last hidden states (B, T, hidden) of a batch, the cache with its tokens in it)."""
+    """The decoder: (batch, cache or None) -> (normalized last hidden states (B, T, hidden), extended cache)."""
 
     config: Any
     dtype: Any

@@ -1,4 +1,4 @@
-"""GPT-J: attention and MLP side by side under one norm, rotary positions of neighbouring features."""
+"""GPT-J: attention and MLP in parallel after one norm, rotary positions of adjacent features."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jlora.models.kv_cache import Cache, Slots, opened, token_positions, visible
 
 
 class GPTJForCausalLM(LanguageModel):
-    """`LanguageModel` with a head of its own.
+    """`LanguageModel` with a head that is not tied to the embedding.
 
     Parameters:
 
@@ -31,7 +31,7 @@ class GPTJForCausalLM(LanguageModel):
 
 
 class Transformer(nn.Module):
-    """(The normalized last hidden states (B, T, hidden) of a batch, the cache with its tokens in it)."""
+    """The decoder: (batch, cache or None) -> (normalized last hidden states (B, T, hidden), extended cache)."""
 
     config: Any
     dtype: Any

@@ -9,7 +9,7 @@ from jlora.models.family import decoder_family
 
 
 class LlamaForCausalLM(CausalLM):
-    """`CausalLM` with biases where the config has them."""
+    """`CausalLM` with biases if the config has them."""
 
     def kind(self) -> Kind:
         config: Any = self.config

@@ -1,4 +1,4 @@
-"""What Llama and its relatives are built from: RMS norm, rotary grouped-query attention, a gated MLP, a tied head."""
+"""Building blocks of Llama and similar models: RMS norm, rotary grouped-query attention, gated MLP, tied head."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ LAYER_TYPES = ("full_attention", "sliding_attention")
 
 @dataclass(frozen=True)
 class Kind:
-    """In what the families of this file differ.
+    """The options in which Llama-like families differ.
 
     Attributes:
       qkv_bias, output_bias, mlp_bias: which dense layers have a bias.
-      qk_norm: whether queries and keys are normalized, head by head.
+      qk_norm: whether queries and keys are normalized, each head on its own.
       fused: whether query, key and value are one product, `qkv_proj`, and gate and up another, `gate_up_proj`.
-      output_norms: whether what attention and MLP give is normalized too.
-      norm_offset: added to the scales of all norms, which are stored around 0 where it is 1.
-      scaled_embedding: whether the embeddings are multiplied by the root of the hidden size.
-      activation: the MLP's; None is the config's `hidden_act`.
-      rotary_share: the share of a head's features that the positions turn.
-      layer_types: of each layer "full_attention", or "sliding_attention" for those that see `sliding_window` tokens
-        back; None is full attention in all.
-      attention_scale: of the scores; None is 1 / sqrt(head width).
+      output_norms: whether the outputs of attention and MLP are normalized too.
+      norm_offset: added to the scales of all norms; with 1, checkpoints store scale - 1.
+      scaled_embedding: whether the embeddings are multiplied by the square root of the hidden size.
+      activation: the MLP's; None means the config's `hidden_act`.
+      rotary_share: the share of a head's features that are rotated.
+      layer_types: for each layer "full_attention", or "sliding_attention" if its tokens see only the last
+        `sliding_window` tokens; None means full attention in all.
+      attention_scale: factor of the scores; None is 1 / sqrt(head width).
       attention_softcap, logit_softcap: the scores and the logits become cap * tanh(x / cap).
-      residual_dropout: the rate of dropout on what attention and MLP give.
+      residual_dropout: the rate of dropout on the outputs of attention and MLP.
     """
 
     qkv_bias: bool = False
@@ -62,12 +62,12 @@ class Kind:
 
 
 class Shared(NamedTuple):
-    """What all layers of a type share in a call.
+    """Values that all layers of a type share in a call.
 
     Attributes:
-      rotation: (cos, sin) of the tokens' positions, as `rope.rotation` gives them.
+      rotation: (cos, sin) of the tokens' positions, from `rotary.rotation`.
       visibility: which keys each token sees.
-      start: the first slot that is written, int32 (); None without a cache.
+      start: the first slot of the cache to write, int32 (); None without a cache.
     """
 
     rotation: tuple[jax.Array, jax.Array]
@@ -76,18 +76,18 @@ class Shared(NamedTuple):
 
 
 class CausalLM(LanguageModel):
-    """`LanguageModel` of the parameters
+    """`LanguageModel` with Llama's structure. Parameters:
 
         model/embed_tokens/embedding
         model/layers/self_attn/{q_proj,k_proj,v_proj,o_proj}/kernel, {input,post_attention}_layernorm/scale
         model/layers/mlp/{gate_proj,up_proj,down_proj}/kernel
-        model/norm/scale, lm_head/kernel (absent where the config ties it to the embedding)
+        model/norm/scale, lm_head/kernel (absent if the config ties it to the embedding)
 
-    Where types of layers alternate, `layers` are several stacks: see `pattern.apply_layers`.
+    If types of layers alternate, `layers` are several stacks: see `layer_pattern.apply_layers`.
     """
 
     def kind(self) -> Kind:
-        """In what this family differs from the others."""
+        """Returns the options of this family."""
         return Kind()
 
     def setup(self) -> None:
@@ -115,7 +115,7 @@ class CausalLM(LanguageModel):
 
 
 class Decoder(nn.Module):
-    """(The normalized last hidden states (B, T, hidden) of a batch, the cache with its tokens in it)."""
+    """The decoder: (batch, cache or None) -> (normalized last hidden states (B, T, hidden), extended cache)."""
 
     config: Any
     dtype: Any
@@ -144,7 +144,7 @@ class Decoder(nn.Module):
         return self.norm(hidden), cache and closed(cache, slots, batch)
 
     def shared(self, batch: dict[str, jax.Array], cache: Cache | None, layer_type: str) -> Shared:
-        """What the layers of a type share in this call."""
+        """Computes the values that all layers of a type share."""
         config, width = self.config, int(head_width(self.config) * self.kind.rotary_share)
         frequencies = rotary_frequencies(config, width, row_lengths(batch, cache), layer_type)
         scale = rotary_scale(config, layer_type)
@@ -157,7 +157,7 @@ class Decoder(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One layer: (x (B, T, hidden), {type: what its layers share}, its slots or None) -> (x, its slots)."""
+    """One layer: (x (B, T, hidden), {layer type: Shared}, its slots or None) -> (x, its slots)."""
 
     config: Any
     dtype: Any
@@ -184,7 +184,7 @@ class DecoderLayer(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Rotary attention in which several query heads share a key and value head."""
+    """Rotary grouped-query attention: several query heads share a key and value head."""
 
     config: Any
     dtype: Any
@@ -210,7 +210,7 @@ class SelfAttention(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """down(act(gate(x)) * up(x)), (B, T, hidden)."""
+    """The MLP down(act(gate(x)) * up(x)): (B, T, hidden) to the same."""
 
     config: Any
     dtype: Any
@@ -226,7 +226,7 @@ class GatedMLP(nn.Module):
 
 
 def projected(module: Any, x: jax.Array, names: list[str], widths: list[int], *, use_bias: bool) -> list[jax.Array]:
-    """Products of x (B, T, hidden), (B, T, width) each: of dense layers with these names, or parts of that of one."""
+    """Applies a dense layer for each name to x (B, T, hidden), or splits one layer's result: (B, T, width) each."""
 
     def product(name: str, width: int) -> jax.Array:
         return dense(module.config, width, module.dtype, name, use_bias=use_bias)(x)
@@ -237,7 +237,7 @@ def projected(module: Any, x: jax.Array, names: list[str], widths: list[int], *,
 
 
 class RMSNorm(nn.Module):
-    """x over the root of its mean square along the last axis, in float32, times `scale` + offset; in `dtype`."""
+    """Divides x by its root mean square over the last axis, in float32, times `scale` + offset; returns `dtype`."""
 
     epsilon: float
     dtype: Any
@@ -253,10 +253,10 @@ class RMSNorm(nn.Module):
 
 
 def layer_types(config: Any, kind: Kind) -> tuple[str, ...]:
-    """The type of each layer.
+    """Returns the type of each layer.
 
     Raises:
-      JloraError: a type other than those of `Kind`.
+      JloraError: the config has a type that is not in LAYER_TYPES.
     """
     types = kind.layer_types or (LAYER_TYPES[0],) * config.num_hidden_layers
     for layer, found in enumerate(types):
@@ -267,5 +267,5 @@ def layer_types(config: Any, kind: Kind) -> tuple[str, ...]:
 
 
 def head_width(config: Any) -> int:
-    """Features of an attention head: `head_dim`, or the hidden size over the number of heads."""
+    """Returns the features of an attention head: `head_dim`, or the hidden size over the number of heads."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

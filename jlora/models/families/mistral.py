@@ -7,7 +7,7 @@ from jlora.models.family import decoder_family
 
 
 class MistralForCausalLM(CausalLM):
-    """`CausalLM` that sees `sliding_window` tokens back, or all where that is null."""
+    """`CausalLM` whose tokens see only the last `sliding_window` tokens, or all if that is null."""
 
     def kind(self) -> Kind:
         return Kind(layer_types=("sliding_attention",) * self.config.num_hidden_layers)

@@ -1,4 +1,4 @@
-"""OPT (Galactica too): learned positions that start at row 2, norms before the sublayers or behind them."""
+"""OPT (Galactica too): learned positions that start at row 2, norms before or after the sublayers."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ _EPSILON = 1e-5
 
 
 class OPTForCausalLM(LanguageModel):
-    """`LanguageModel` whose positions, where the batch has none, count the tokens that are no padding.
+    """`LanguageModel` whose positions, if the batch has none, count the tokens that are not padding.
 
     Parameters:
 
         model/decoder/{embed_tokens,embed_positions}/embedding, final_layer_norm/{scale,bias}
-        model/decoder/{project_in,project_out}/kernel   where embeddings are narrower than the layers
+        model/decoder/{project_in,project_out}/kernel   if embeddings are narrower than the layers
         model/decoder/layers/self_attn/{q_proj,k_proj,v_proj,out_proj}/{kernel,bias}, {fc1,fc2}/{kernel,bias}
         model/decoder/layers/{self_attn_layer_norm,final_layer_norm}/{scale,bias}
-        lm_head/kernel (absent where the config ties it to the embedding)
+        lm_head/kernel (absent if the config ties it to the embedding)
     """
 
     def setup(self) -> None:
@@ -52,7 +52,7 @@ class OPTForCausalLM(LanguageModel):
 
 
 class Model(nn.Module):
-    """Holds the decoder, as OPT's checkpoints do."""
+    """Wraps the decoder in a submodule `decoder`, as in OPT's checkpoints."""
 
     config: Any
     dtype: Any
@@ -64,7 +64,7 @@ class Model(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(The normalized last hidden states (B, T, word_embed_proj_dim) of a batch, the cache with its tokens in it)."""
+    """The decoder: (batch, cache or None) -> (normalized last hidden states (B, T, word_embed_proj_dim), cache)."""
 
     config: Any
     dtype: Any
@@ -97,7 +97,7 @@ def _same(x: jax.Array) -> jax.Array:
 
 
 def _positions(batch: dict[str, jax.Array], cache: Cache | None) -> jax.Array:
-    """int32 (B, T): as `token_positions`, counted from the mask without a cache too."""
+    """Returns int32 (B, T): the same as `token_positions`, but also without a cache counted from the mask."""
     if cache is not None or "position_ids" in batch:
         return token_positions(batch, cache)
     return jnp.maximum(jnp.cumsum(batch["attention_mask"], axis=1, dtype=jnp.int32) - 1, 0)
@@ -126,7 +126,7 @@ class Layer(nn.Module):
 
 
 def norm(config: Any, dtype: Any, name: str | None = None) -> Callable[[jax.Array], jax.Array]:
-    """The layer norm called `name`, without parameters where the config says so."""
+    """Makes the layer norm called `name`, without parameters if the config says so."""
     if config.layer_norm_elementwise_affine:
         return LayerNorm(_EPSILON, dtype, name=name)
     return lambda x: standardize(x.astype(jnp.float32), _EPSILON).astype(dtype)

@@ -9,7 +9,7 @@ from jlora.models.family import decoder_family
 
 
 class Phi3ForCausalLM(CausalLM):
-    """`CausalLM` with `qkv_proj` and `gate_up_proj`, a part of each head turned, and dropout on the residuals."""
+    """`CausalLM` with `qkv_proj` and `gate_up_proj`, rotary positions for part of each head, and residual dropout."""
 
     def kind(self) -> Kind:
         config: Any = self.config

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class RobertaForSequenceClassification(nn.Module):
-    """Logits float32 (B, num_labels) of a batch.
+    """Maps a batch to logits, float32 (B, num_labels).
 
-    The batch holds `input_ids` and `attention_mask`, and may hold `token_type_ids` (zero where absent), each
-    int32 (B, T). Dropout is on where `apply` is given `rngs={"dropout": key}`. Parameters are float32, as
-    BERT's but for the prefix and the head:
+    The batch holds `input_ids` and `attention_mask`, and may hold `token_type_ids` (zero by default), each
+    int32 (B, T). Dropout is active if `apply` gets `rngs={"dropout": key}`. Parameters are float32 and the same as
+    BERT's, except for the prefix and the head:
 
         roberta/{embeddings,encoder}/..., classifier/{dense,out_proj}/{kernel,bias}
     """
@@ -54,7 +54,7 @@ FAMILY = Family(
 
 
 class RobertaModel(nn.Module):
-    """The last layer's output (B, T, hidden) of a batch."""
+    """Maps a batch to the last layer's output (B, T, hidden)."""
 
     config: RobertaConfig
     dtype: Any
@@ -84,13 +84,13 @@ class RobertaEmbeddings(nn.Module):
 
 
 def position_ids(input_ids: jax.Array, padding: int) -> jax.Array:
-    """int32 (B, T): `padding` + 1, + 2, ... over a row's tokens, `padding` where the id is `padding`."""
+    """Returns int32 (B, T): `padding` + 1, `padding` + 2, ... for a row's tokens, and `padding` for padding."""
     tokens = (input_ids != padding).astype(jnp.int32)
     return jnp.cumsum(tokens, axis=1) * tokens + padding
 
 
 class RobertaClassificationHead(nn.Module):
-    """First token (B, hidden) to logits (B, num_labels)."""
+    """Maps the first token (B, hidden) to logits (B, num_labels)."""
 
     config: RobertaConfig
     dtype: Any

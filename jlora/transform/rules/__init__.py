@@ -1,1 +1,1 @@
-"""What each kind of primitive does with a weight that has an update."""
+"""Rules: how each primitive is applied to a weight that has an update."""

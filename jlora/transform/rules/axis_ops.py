@@ -1,4 +1,4 @@
-"""Operations that only move, drop, add or cast axes of a weight with updates: each A and B is changed alike."""
+"""Rules of operations that only move, drop, add or cast axes of a weight: A and B are changed in the same way."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ class AxisOp:
 
 
 def moved(value: Factored, run: Callable, name: str, params: dict, others: list) -> list[Factored] | None:
-    """The results of a primitive that only moves, drops, adds or casts axes; None where it has no rule.
+    """Applies a primitive that only moves, drops, adds or casts axes; returns None if it has no rule.
 
     Args:
-      run: the primitive, of an array in the weight's place.
-      name, params, others: of the primitive, and its other operands.
+      run: applies the primitive to an array in place of the weight.
+      name, params, others: name, parameters and other operands of the primitive.
     """
     rule = AXIS_OPS.get(name)
     plans = rule.plan(value.shape, params, others) if rule else None
@@ -71,7 +71,7 @@ def _moved(
     if len(known) < len(updates) or (gain is None) != (value.gain is None):
         return None
     if value.gain is not None and gain is not None:
-        gain = gain.astype(value.gain.dtype)  # a gain in half precision would cost the result its own
+        gain = gain.astype(value.gain.dtype)  # a gain in half precision would make the result less precise
     return Factored(weight, tuple(known), gain)
 
 
@@ -146,7 +146,7 @@ def _slice(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
     strides = params["strides"] or (1,) * len(shape)
 
     def apply(x: jax.Array) -> jax.Array:
-        spread = [x.shape[dim] == 1 for dim in range(len(shape))]  # nothing to cut where a factor does not vary
+        spread = [x.shape[dim] == 1 for dim in range(len(shape))]  # nothing to slice if the factor does not vary
         return lax.slice(
             x,
             [0 if one else start for one, start in zip(spread, starts, strict=True)],
@@ -191,7 +191,7 @@ def _broadcast(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]
     target, dims = params["shape"], params["broadcast_dimensions"]
 
     def apply(x: jax.Array) -> jax.Array:
-        sizes = [1] * len(target)  # a new axis, or one that is spread, is left at 1 in a factor
+        sizes = [1] * len(target)  # new and broadcast axes have size 1 in a factor
         for source, dim in enumerate(dims):
             sizes[dim] = x.shape[source]
         return lax.broadcast_in_dim(x, sizes, dims)
@@ -209,7 +209,7 @@ def _reshape(shape: tuple[int, ...], params: dict, others: list) -> list[Plan] |
         for old, new in groups:
             varies = {x.shape[dim] != 1 for dim in old if shape[dim] != 1}
             if len(varies) > 1:
-                return None  # a factor that varies over a part of merged axes would have to be spread out
+                return None  # a factor that varies over only some of the merged axes would have to be broadcast
             sizes += new if True in varies or not varies else [1] * len(new)
         return lax.reshape(x, sizes)
 

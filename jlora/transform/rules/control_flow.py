@@ -1,6 +1,6 @@
-"""Functions inside of functions that a factored weight enters: jit, checkpoint, scan, while, cond and shard_map.
+"""Rules of nested functions with a factored weight as input: jit, checkpoint, scan, while, cond and shard_map.
 
-Each is evaluated inside and built again with JAX's public function of its name.
+The nested jaxpr is evaluated by the interpreter, inside JAX's public function of the same name.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _checkpoint(evaluate: Evaluate, context: Context, params: dict, inputs: list
 
 
 def _running_once(evaluate: Evaluate, context: Context, jaxpr: Any) -> Callable[..., list]:
-    """The nested function, for JAX to trace, which may do so more than once: each time the same keys are drawn."""
+    """Returns the nested function. JAX may trace it more than once, and it draws the same keys each time."""
     before = context.drawn.copy()
 
     def run(*values: Any) -> list:
@@ -132,7 +132,7 @@ def _shard_map(evaluate: Evaluate, context: Context, params: dict, inputs: list)
 
 
 def _specs(value: Any, spec: PartitionSpec) -> Any:
-    """The spec of a weight's dims, for its factors too where they vary."""
+    """Applies the spec of a weight's dims to its factors and gain, on the dims over which they vary."""
     if not isinstance(value, Factored):
         return spec
     names = (*spec, *[None] * (len(value.shape) - len(spec)))
@@ -159,4 +159,4 @@ CONTROL_FLOW: dict[str, Callable[[Evaluate, Context, dict, list], list]] = {
     "cond": _cond,
     "shard_map": _shard_map,
 }
-"""By the primitive's name."""
+"""{primitive: rule}."""

@@ -1,6 +1,6 @@
-"""Where a factored kernel meets the data in a convolution, in PEFT's form.
+"""Rules of convolutions with a factored kernel, in PEFT's form:
 
-conv_general_dilated   conv(x, W)  ->  gain * (conv(x, W) + b conv(x, a)),  a a kernel to r channels, b 1 x 1
+conv_general_dilated   conv(x, W)  ->  gain * (conv(x, W) + b conv(x, a)),  a: a kernel with r output channels, b: 1 x 1
 depthwise              conv(x, W)  ->  gain * (conv(x, W) + conv(x, b a))
 """
 
@@ -19,7 +19,7 @@ from jlora.transform.uses import Use, leaf_axes, stack_axes
 
 
 def conv_use(weight: Update, params: dict[str, Any]) -> Use:
-    """The use of a weight as the kernel of a convolution; inputs are its channels, then its window."""
+    """Describes the use of a weight as the kernel of a convolution; inputs are its channels, then its window."""
     out, *inputs = params["dimension_numbers"].rhs_spec
     axes = [axis for dim in inputs for axis in weight.axes[dim]]
     outputs = leaf_axes(weight, [out])
@@ -31,10 +31,10 @@ def conv_use(weight: Update, params: dict[str, Any]) -> Use:
 def conv_update(
     update: Update, shape: Sequence[int], x: jax.Array, params: dict[str, Any], key: jax.Array | None
 ) -> jax.Array | None:
-    """Computes b conv(x, a) in the layout of the convolution's result; None if the update has no such form.
+    """Computes b conv(x, a) in the layout of the convolution's result; None if the update does not have this form.
 
-    With groups each group of inputs goes through the same a, and each group of outputs has its own part of b. Where a
-    group has no more outputs than the rank (depthwise), b a is the smaller kernel: it is formed, and x goes through it.
+    With groups, each group of inputs is convolved with the same a, and each group of outputs has its own part of b. If
+    a group has at most as many outputs as the rank (depthwise), b a is the smaller kernel: x is convolved with b a.
 
     Args:
       update: of the kernel, whose dims have the sizes of `shape`.
@@ -76,7 +76,7 @@ def _through_each_group(x: jax.Array, kernel: jax.Array, params: dict[str, Any])
 
 
 def conv_gain(gain: jax.Array, params: dict[str, Any]) -> jax.Array | None:
-    """DoRA's gain, one for each output channel, in the layout of the result; None where it varies over more."""
+    """Reshapes DoRA's gain, one for each output channel, to the result's layout; None if it varies over more."""
     if gain.size != gain.shape[params["dimension_numbers"].rhs_spec[0]]:
         return None
     shape = [1] * gain.ndim
@@ -85,7 +85,7 @@ def conv_gain(gain: jax.Array, params: dict[str, Any]) -> jax.Array | None:
 
 
 def conv_arguments(params: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of `lax.conv_general_dilated` among the primitive's parameters."""
+    """Selects the arguments of `lax.conv_general_dilated` from the primitive's parameters."""
     names = (
         "window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers", "feature_group_count",
         "batch_group_count", "precision", "preferred_element_type",

@@ -1,4 +1,4 @@
-"""Where a factored weight meets the data: matrix products and table lookups.
+"""Rules of matrix products and table lookups with a factored weight:
 
 dot_general   x W   ->  gain * (x W + (x a) b)
 gather        W[i]  ->  gain * (W[i] + a[i] b)
@@ -23,7 +23,7 @@ from jlora.transform.uses import Use, leaf_axes, stack_axes
 
 
 def dot_use(weight: Update, contracted: Sequence[int], batch: Sequence[int]) -> Use:
-    """The use of a weight in a dot_general that contracts and batches over the given dims."""
+    """Describes the use of a weight in a dot_general that contracts and batches over the given dims."""
     inputs, stack = leaf_axes(weight, contracted), leaf_axes(weight, batch)
     outputs = leaf_axes(weight, [d for d in range(len(weight.axes)) if d not in {*contracted, *batch}])
     if set(inputs) & set(outputs):
@@ -38,11 +38,11 @@ def dot_update(
 
     Args:
       update: of the factored operand; a, b (r, *dims).
-      weight: the base's, used for its shape and sharding only.
+      weight: the base's; only its shape and sharding are used.
       x: the other operand.
       w_is_left: whether the weight is the first operand.
       params: of the dot_general.
-      key: drops elements of x where given.
+      key: if not None, drops elements of x.
     """
     if key is not None:
         x = dropout(key, x, update.dropout)
@@ -54,13 +54,13 @@ def dot_update(
 
 
 def _sides(params: dict, w_is_left: bool) -> tuple[tuple, tuple]:
-    """((contracted dims of w, of x), (batch dims of w, of x)) of a dot_general."""
+    """Returns ((contracted dims of w, of x), (batch dims of w, of x)) of a dot_general."""
     contract, batch = params["dimension_numbers"]
     return (contract, batch) if w_is_left else (contract[::-1], batch[::-1])
 
 
 def _plain(a: jax.Array, b: jax.Array, shape: Sequence[int], contracted: Sequence[int]) -> bool:
-    """Whether a varies over all contracted dims of the weight and no others, and b over all the free ones."""
+    """Returns whether a varies over exactly the contracted dims of the weight, and b over exactly the others."""
     a_sizes = tuple(size if dim in contracted else 1 for dim, size in enumerate(shape))
     b_sizes = tuple(1 if dim in contracted else size for dim, size in enumerate(shape))
     return a.shape[1:] == a_sizes and b.shape[1:] == b_sizes
@@ -69,7 +69,7 @@ def _plain(a: jax.Array, b: jax.Array, shape: Sequence[int], contracted: Sequenc
 def _flat_update(
     x: jax.Array, a: jax.Array, b: jax.Array, contract: tuple, w_is_left: bool, precision: Any
 ) -> jax.Array:
-    """Two products of matrices: (tokens, in) (r, in)^T (r, out). XLA:CPU is up to 3 times faster so."""
+    """Computes two matrix products, (tokens, in) (r, in)^T (r, out): up to 3 times faster on XLA:CPU."""
     w_contract, x_contract = contract
     free = [dim for dim in range(x.ndim) if dim not in x_contract]
     width = math.prod(x.shape[dim] for dim in x_contract)
@@ -89,7 +89,7 @@ def _flat_update(
 def _general_update(
     weight: jax.Array | Deferred, x: jax.Array, a: jax.Array, b: jax.Array, w_is_left: bool, params: dict
 ) -> jax.Array:
-    """Any other product, as an einsum of x, a and b, the factor that holds the contracted axes first."""
+    """Computes any other product as einsums of x, a and b, beginning with the factor that has the contracted axes."""
     contract, batch = _sides(params, w_is_left)
     letters = iter("abcdefghijklmnopqstuvwxyzABCDEFGHIJKLMNOPQSTUVWXYZ")
     w_letters = [next(letters) for _ in range(a.ndim - 1)]
@@ -110,7 +110,7 @@ def _general_update(
     names = _split_letters(dict(zip(x_letters, axis_names(x), strict=True)), w_letters, weight, out, params)
     low = split_einsum(f"{''.join(x_letters)},{first}->{kept}", (x, low), names, precision=params["precision"])
     update = split_einsum(f"{kept},{second}->{''.join(present)}", (low, high), names, precision=params["precision"])
-    # A free axis over which neither factor varies is left at size 1: adding to the base's product spreads it.
+    # A free axis over which neither factor varies has size 1: it is broadcast when it is added to the base's product.
     return jnp.expand_dims(update, [out.index(letter) for letter in absent])
 
 
@@ -137,7 +137,7 @@ def ragged_update(
 def _split_letters(
     names: dict[str, Any], w_letters: list[str], weight: jax.Array | Deferred, out: list[str], params: dict
 ) -> dict[str, Any]:
-    """{letter: axes of the mesh}: as x has them, else as the weight has, and in the result as the function asks."""
+    """Returns {letter: mesh axes}: those of the requested result, else of x, else of the weight."""
     of_weight = {} if isinstance(weight, Deferred) else dict(zip(w_letters, axis_names(weight), strict=True))
     asked = params.get("out_sharding")
     of_result = {} if asked is None else dict(zip(out, (*asked.spec, *[None] * len(out)), strict=False))
@@ -147,10 +147,10 @@ def _split_letters(
 def gain_places(
     gain: jax.Array, x_ndim: int, w_is_left: bool, params: dict
 ) -> tuple[jax.Array | None, jax.Array | None] | None:
-    """DoRA's gain as (factor of x, factor of the product), one of them None, shaped to broadcast.
+    """Shapes DoRA's gain to (factor of x, factor of the product); one of the two is None.
 
-    It goes before the product where it varies over contracted axes (an embedding used as the output head), after
-    it otherwise. None where it varies over contracted and free axes.
+    If it varies over contracted axes (an embedding used as the output head), it multiplies x; otherwise the product.
+    Returns None if it varies over both contracted and free axes.
     """
     (w_contract, x_contract), (w_batch, x_batch) = _sides(params, w_is_left)
     w_free = [dim for dim in range(gain.ndim) if dim not in {*w_contract, *w_batch}]
@@ -166,7 +166,10 @@ def gain_places(
 
 
 def _aligned(factor: jax.Array, places: dict[int, int], ndim: int) -> jax.Array:
-    """The factor's dims put where `places` says, size 1 elsewhere; dims without a place have size 1."""
+    """Moves the factor's dims to `places` among `ndim` axes, with size 1 elsewhere.
+
+    Dims without a place must have size 1.
+    """
     kept = sorted(places, key=lambda dim: places[dim])
     still = tuple(dim for dim in range(factor.ndim) if dim not in places)
     factor = lax.squeeze(factor, still)
@@ -176,14 +179,14 @@ def _aligned(factor: jax.Array, places: dict[int, int], ndim: int) -> jax.Array:
 
 
 def times(x: jax.Array, gain: jax.Array) -> jax.Array:
-    """x * gain, formed in the gain's dtype and rounded to that of x."""
+    """Multiplies x by the gain in the gain's dtype, and rounds to the dtype of x."""
     return (x.astype(gain.dtype) * gain).astype(x.dtype)
 
 
 def lookup_axis(params: dict[str, Any], shape: tuple[int, ...]) -> int | None:
-    """The axis that a gather looks up whole slices of, or None where it does something else."""
+    """Returns the axis on which a gather looks up complete slices, or None if it does something else."""
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
-    # An index into an axis that is taken whole is clamped to 0.
+    # An index on an axis that is returned in full is clamped to 0.
     clamped = "CLIP" in str(params["mode"]).upper()
     axes = [axis for axis in numbers.start_index_map if not (clamped and sizes[axis] == shape[axis])]
     if len(axes) != 1 or not set(numbers.collapsed_slice_dims) <= set(axes) or numbers.operand_batching_dims:
@@ -193,7 +196,7 @@ def lookup_axis(params: dict[str, Any], shape: tuple[int, ...]) -> int | None:
 
 
 def lookup_use(weight: Update, axis: int) -> Use:
-    """The use of a weight as a table indexed on `axis`."""
+    """Describes the use of a weight as a table indexed on `axis`."""
     inputs = leaf_axes(weight, [axis])
     outputs = leaf_axes(weight, [dim for dim in range(len(weight.axes)) if dim != axis])
     if set(inputs) & set(outputs):
@@ -202,19 +205,19 @@ def lookup_use(weight: Update, axis: int) -> Use:
 
 
 def lookup_update(table: Update, indices: jax.Array, params: dict[str, Any], axis: int) -> jax.Array:
-    """a[i] b in the layout of the gather's result: offset_dims hold the table's other axes."""
+    """Computes a[i] b in the layout of the gather's result: offset_dims hold the table's other axes."""
     a, b = (_rows(factor, indices, params, axis) for factor in table.factors)
     update = jnp.sum(a * b, axis=0) if a.shape[1:] == b.shape[1:] else _sum_of_products(a, b)
     return _in_layout(update, indices, params, axis)
 
 
 def lookup_gain(gain: jax.Array, indices: jax.Array, params: dict[str, Any], axis: int) -> jax.Array:
-    """DoRA's gain (*dims) in the layout of the gather's result, size 1 where it does not vary."""
+    """Looks up DoRA's gain (*dims) in the layout of the gather's result, with size 1 where it does not vary."""
     return _in_layout(_rows(gain[None], indices, params, axis)[0], indices, params, axis)
 
 
 def _in_layout(rows: jax.Array, indices: jax.Array, params: dict[str, Any], axis: int) -> jax.Array:
-    """(*lookups, *dims without the axis) as the gather's result has it."""
+    """Transposes (*lookups, *dims without the axis) to the layout of the gather's result."""
     numbers, lookups = params["dimension_numbers"], indices.ndim - 1
     if axis not in numbers.collapsed_slice_dims:
         rows = jnp.expand_dims(rows, lookups + axis)
@@ -222,7 +225,7 @@ def _in_layout(rows: jax.Array, indices: jax.Array, params: dict[str, Any], axis
 
 
 def _sum_of_products(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Sum over the leading r of a[r] * b[r], one of them constant over the lookups: (lookups, r) (r, out)."""
+    """Sums a[r] * b[r] over the leading r, where one is constant over the lookups: (lookups, r) (r, out)."""
     names = "abcdefghijklmnopqstuvwxyz"[: a.ndim - 1]
     (a_names, a_array), (b_names, b_array) = varying(a, names), varying(b, names)
     present = [name for name in names if name in a_names or name in b_names]
@@ -231,14 +234,14 @@ def _sum_of_products(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _rows(factor: jax.Array, indices: jax.Array, params: dict[str, Any], axis: int) -> jax.Array:
-    """(r, *dims) -> (r, *lookups, *dims without the axis); size 1 for the lookups where the axis is 1."""
+    """Looks up (r, *dims) -> (r, *lookups, *dims without the axis); the lookups have size 1 if the axis has."""
     lookups = indices.shape[:-1]
     if factor.shape[1 + axis] == 1:
         return jnp.expand_dims(lax.squeeze(factor, (1 + axis,)), tuple(range(1, 1 + len(lookups))))
     column = params["dimension_numbers"].start_index_map.index(axis)
     place = (slice(None),) * (1 + axis) + (indices[..., column],)
-    # Beyond the table the base's own rows say what comes out: the update adds nothing to them.
+    # For indices out of range, the base's gather decides the result: the update adds zero.
     options = {"mode": "clip"} if "CLIP" in str(params["mode"]).upper() else {"mode": "fill", "fill_value": 0}
     rows = factor.at[place].get(wrap_negative_indices=False, **options)
-    # The indexing leaves the lookups where the axis was; they belong right behind r.
+    # The indexing leaves the lookups at the axis; move them to directly after r.
     return jnp.moveaxis(rows, range(1 + axis, 1 + axis + len(lookups)), range(1, 1 + len(lookups)))

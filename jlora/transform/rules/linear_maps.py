@@ -1,4 +1,4 @@
-"""Linear maps of weights with updates (scales, masks, joins, padding, copies), applied to the factors."""
+"""Rules of linear maps of weights (scales, masks, joins, padding, copies), which are applied to the factors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jlora.transform.adapted_weight import Factored, Role, Update
 from jlora.transform.quantized_weight import formed
 
 Run = Callable[..., list]
-"""The primitive itself, of arrays in the places of its operands."""
+"""Applies the primitive to arrays in place of its operands."""
 
 
 def mapped(name: str, params: dict, inputs: list, narrow: list, run: Run) -> Factored | None:
@@ -24,16 +24,16 @@ def mapped(name: str, params: dict, inputs: list, narrow: list, run: Run) -> Fac
 
     Args:
       name, params, inputs: of the primitive.
-      narrow: the operands that are arrays, of size 1 on the dims over which they are known not to vary; None for the
-        others.
-      run: the primitive, of arrays.
+      narrow: the operands that are arrays, with size 1 on the dims over which they are known not to vary; None for
+        weights.
+      run: applies the primitive to arrays.
     """
     weight = run(*[formed(x.weight) if isinstance(x, Factored) else x for x in inputs])[0]
     return _RULES[name](weight, params, inputs, narrow)
 
 
 def is_matrix(value: Factored) -> bool:
-    """Tells whether it contains leaves of two axes or more; a broadcast scale or bias does not count."""
+    """Returns whether the weight contains a leaf of two axes or more; a broadcast scale or bias does not count."""
     sizes = value.shape
     return any(
         sum(len(axes) for axes, size in zip(update.axes, sizes, strict=True) if size > 1) > 1
@@ -63,7 +63,7 @@ def _scaled(value: Factored, weight: jax.Array, scale: jax.Array | None, scaled_
 
 
 def _scaled_updates(value: Factored, scale: jax.Array, scaled_by: Callable) -> tuple[Update, ...] | None:
-    """Each update scaled in one of its factors; None where the scale varies over the axes of both."""
+    """Scales one factor of each update; None if the scale varies over axes of both factors."""
     scale = jnp.asarray(scale).reshape(jnp.shape(scale) or (1,) * len(value.shape))
     dims = [dim for dim, size in enumerate(scale.shape) if size > 1]
     if value.role is Role.OBSERVED:  # A and B are not known yet
@@ -74,7 +74,7 @@ def _scaled_updates(value: Factored, scale: jax.Array, scaled_by: Callable) -> t
 
 
 def _may_scale(value: Factored, dims: list[int]) -> bool:
-    """Tells whether an array that varies over the dims can be a mask or a gain along one axis, rather than data."""
+    """Returns whether an array that varies over `dims` can be a mask or a gain along one axis, rather than data."""
     own = {d for update in value.updates for d, axes in enumerate(update.axes) if axes and value.shape[d] > 1}
     return not dims or (is_matrix(value) and set(dims) < own)
 
@@ -120,7 +120,7 @@ def _is_factored(value: Any) -> bool:
 
 
 def _under_gain(weight: jax.Array, gain: jax.Array, outside: jax.Array) -> jax.Array:
-    """Divides the numbers outside of the leaf by the gain, which will later multiply the whole weight."""
+    """Divides the numbers outside the leaf by the gain, because the gain will later multiply the whole weight."""
     outside = split_like(outside, weight)
     return jnp.where(outside, (weight / jnp.where(gain == 0, 1, gain)).astype(weight.dtype), weight)
 
@@ -171,7 +171,7 @@ def _joined(weight: jax.Array, parts: list, narrow: list, dim: int) -> Factored 
 
 
 def _may_join(values: list[Factored], narrow: list) -> bool:
-    """Tells whether weights are joined with each other or with constants, rather than with data."""
+    """Returns whether weights are joined with each other or with constants, rather than with data."""
     ranks = [sum(map(len, update.axes)) for value in values for update in value.updates]
     return min(ranks) > 1 and all(x is None or x.size == 1 for x in narrow)
 
@@ -200,7 +200,7 @@ def _padded(update: Update, shape: Sequence[int], amounts: Sequence[tuple[int, i
     if not update.has_factors:
         return update
     for dim, amount in enumerate(amounts):
-        if any(amount):  # one factor at least has to say where the weight is
+        if any(amount):  # at least one factor must be zero outside the weight
             varying = [name for name in ("a", "b") if getattr(update, name).shape[1 + dim] > 1] or ["b"]
             for name in varying:
                 update = _with_factor(update, name, partial(_pad, axis=1 + dim, size=shape[dim], amount=amount))
@@ -248,4 +248,4 @@ _RULES: dict[str, Callable[[jax.Array, dict, list, list], Factored | None]] = {
     "tile": _tile,
 }
 LINEAR_MAPS = frozenset(_RULES)
-"""The primitives' names."""
+"""The names of the primitives that have a rule here."""

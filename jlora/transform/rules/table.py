@@ -1,4 +1,4 @@
-"""The primitives that consume a weight with an update. A rule gives the results, or None where it does not apply."""
+"""The primitives that consume a weight with an update. A rule returns the results, or None if it does not apply."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from jlora.transform.uses import Use
 
 
 def primitive(eqn: Any) -> tuple[str, dict]:
-    """(name, parameters) of the primitive that an equation is; a product of `jlora.ops.products` is a dot_general."""
+    """Returns (name, parameters) of an equation's primitive; a product of `jlora.ops.products` is a dot_general."""
     name, params = eqn.primitive.name, eqn.params
     if name in jax_versions.JIT and params["name"] == ROUNDED:
         return "dot_general", next(_products(params["jaxpr"]))
@@ -41,7 +41,7 @@ def primitive(eqn: Any) -> tuple[str, dict]:
 
 
 def _products(jaxpr: Any) -> Iterator[dict]:
-    """The parameters of the dot_generals in it, of other platforms than a CPU first."""
+    """Yields the parameters of the dot_generals in a jaxpr, first those of other platforms than a CPU."""
     for eqn in jax_versions.closed(jaxpr)[0].eqns:
         if eqn.primitive.name == "dot_general":
             yield eqn.params
@@ -185,4 +185,4 @@ CONSUMERS: dict[str, Callable[[Context, dict, list], list | None]] = {
     "conv_general_dilated": _convolve,
     "ragged_dot_general": _ragged_dot,
 }
-"""By the primitive's name."""
+"""{primitive: rule}."""

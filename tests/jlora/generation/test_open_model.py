@@ -78,7 +78,7 @@ def test_what_is_no_language_model_is_refused(tmp_path):
         load_language_model(str(tmp_path))
     with pytest.raises(jlora.JloraError, match="no such file or folder"):
         load_language_model(str(tmp_path / "nowhere"))
-    with pytest.raises(jlora.JloraError, match="--base: expected none beside --adapter"):
+    with pytest.raises(jlora.JloraError, match="--base: expected none together with --adapter"):
         load_language_model("a", adapter="b", base="c")
 
 

@@ -222,7 +222,9 @@ def test_token_rows():
     for bad in ([99], [1, 1], {"embd": [1]}):
         with pytest.raises(jlora.JloraError, match=r"trainable_token_indices: .*expected"):
             _init(["dense"], trainable_token_indices=bad)
-    with pytest.raises(jlora.JloraError, match=r"^embed/embedding: expected an embedding of which either rows"):
+    with pytest.raises(
+        jlora.JloraError, match=r"^embed/embedding: expected an embedding that is either trained by rows"
+    ):
         _init(["embed"], trainable_token_indices=config.trainable_token_indices)
 
 

@@ -1,1 +1,1 @@
-"""Rows and labels of a classifier, from tables to batches."""
+"""Reads the rows and labels of a classifier from tables and makes batches of them."""

@@ -1,4 +1,4 @@
-"""Batches of tokenized texts and their labels, in few fixed shapes."""
+"""Makes batches of tokenized texts and their labels, in a few fixed shapes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from train.data.bucketing import ALL, Places, PlannedBatch, lay_out
 
 
 class Batch(NamedTuple):
-    """One batch of B rows and T tokens, all of them numpy arrays.
+    """A batch of B rows with T tokens, as numpy arrays.
 
-    inputs: {input_ids, attention_mask[, token_type_ids]}, int32 (B, T).
-    labels: (B, ...), dtype as given to `make_batch`.
-    weights: float32 (B,), 1, and 0 for a filler row.
-    rows: int32 (B,), the row's index in its split, -1 for a filler row.
+    Attributes:
+      inputs: {input_ids, attention_mask[, token_type_ids]}, int32 (B, T).
+      labels: (B, ...), in the dtype that `make_batch` was given.
+      weights: float32 (B,), 1, and 0 for a filler row.
+      rows: int32 (B,), the row's index in its split, -1 for a filler row.
     """
 
     inputs: dict[str, np.ndarray]
@@ -28,7 +29,7 @@ class Batch(NamedTuple):
 def make_batch(
     tokens: Tokens, labels: np.ndarray, planned: PlannedBatch, batch_size: int, pad_id: int, places: Places = ALL
 ) -> Batch:
-    """A planned batch with its labels; `lay_out` says what shape it has, what `places` are and what is raised."""
+    """Makes a planned batch with its labels; for its shape, `places` and errors see `lay_out`."""
     rows, mask, flat, real = lay_out(planned, tokens.lengths, tokens.offsets, batch_size, places)
     inputs = {
         "input_ids": np.where(mask, tokens.ids[flat], pad_id).astype(np.int32),

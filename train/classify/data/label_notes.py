@@ -1,4 +1,4 @@
-"""Log lines that describe the labels of a split before training."""
+"""Describes the labels of a split in log lines before training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from train.classify.data.label_values import spelling
 from train.classify.data.labels import Labels, is_labelled
 
 _SHOWN = 20
-"""Classes that are named in the log."""
+"""How many classes are named in the log."""
 
 
 def described(labels: Labels, encoded: np.ndarray, name: str) -> str:

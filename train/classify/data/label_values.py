@@ -1,4 +1,4 @@
-"""What a raw label is, as it stands in a file: a number, text, a list, nothing."""
+"""Recognizes what a raw label from a file is: a number, text, a list, or nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LONGEST_LIST = 100_000
 
 
 def label_kind(value: Any) -> LabelKind:
-    """The kind of a label; text that spells a number, as all numbers in CSV and TSV do, is that number."""
+    """Returns the kind of a label; text that spells a number (all numbers in CSV and TSV are text) is a number."""
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return "nothing"
     if isinstance(value, list):
@@ -38,7 +38,7 @@ def label_kind(value: Any) -> LabelKind:
 
 
 def whole_number(value: Any) -> int | None:
-    """The label as an id: 1, "1", True, 1.0 and "1.0" are 1; None where it is no whole number."""
+    """Returns the label as an id: 1, "1", True, 1.0 and "1.0" are 1; None if it is not a whole number."""
     kind = label_kind(value)
     if kind == "whole number":
         return int(value) if len(str(value)) < 20 else None
@@ -56,12 +56,12 @@ def number(value: Any) -> float:
 
 
 def has_decimal_comma(value: Any) -> bool:
-    """Tells whether the label is text such as "3,5"."""
+    """Returns whether the label is text such as "3,5"."""
     return isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value) is not None
 
 
 def are_class_ids(values: Sequence[Any]) -> bool:
-    """Tells whether the labels are two or more whole numbers from 0 without a gap, also if written 0.0, 1.0."""
+    """Returns whether the labels are two or more whole numbers from 0 without a gap, also if written 0.0, 1.0."""
     ids = {whole_number(value) for value in values}
     return len(ids) > 1 and ids == set(range(len(ids)))
 
@@ -74,8 +74,9 @@ def is_yes(value: Any) -> bool | None:
 
 
 def as_key(value: Any) -> str:
-    """The text by which labels and the keys of `data.label_names` are compared: 1, 1.0, "1" and "1.0" are one, and so
-    are true, "true" and "True".
+    """Converts a label or a key of `data.label_names` to the text by which they are compared.
+
+    1, 1.0, "1" and "1.0" are equal, and so are true, "true" and "True".
     """
     if str(value).lower() in ("true", "false"):
         return str(value).lower()

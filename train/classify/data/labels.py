@@ -1,4 +1,4 @@
-"""Raw labels to numbers: which task they mean, the class names, and errors for a label that does not fit."""
+"""Converts raw labels to numbers: infers the task and the class names, and refuses labels that do not fit."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ _ADVICE = "name the classes with data.label_names, or set task=regression if the
 
 @dataclass(frozen=True)
 class Labels:
-    """The task and its classes: class i is called `names[i]`; a regression has the one name LABEL_0.
+    """The task and its classes.
 
-    `numbers_are_ids` is False if the names were collected from text labels: a number is an error there. `multi_hot`
-    says that the rows of a multi-label task have a 0 or 1 for each class. `reason` says what in the labels decided the
-    task; it is empty if the config did.
+    Attributes:
+      names: class i is called `names[i]`; a regression has the single name LABEL_0.
+      numbers_are_ids: false if the names were collected from text labels: then a number as label is an error.
+      multi_hot: whether the rows of a multi-label task have a 0 or 1 for each class.
+      reason: what in the labels decided the task; empty if the config decided it.
     """
 
     problem_type: ProblemType
@@ -45,11 +47,11 @@ class Labels:
     reason: str = field(default="", compare=False)
 
     def __len__(self) -> int:
-        """How many outputs the head has."""
+        """Returns how many outputs the head has."""
         return len(self.names)
 
     def config_entries(self) -> dict[str, Any]:
-        """What a Hugging Face config keeps of them: id2label, label2id, problem_type."""
+        """Returns the labels' keys of a Hugging Face config: id2label, label2id, problem_type."""
         return {
             "id2label": dict(enumerate(self.names)),
             "label2id": {name: index for index, name in enumerate(self.names)},
@@ -58,7 +60,7 @@ class Labels:
 
 
 def labels_of_config(id2label: dict[Any, str], problem_type: str | None) -> Labels:
-    """The Labels of a trained model's config; one output without a problem type is a regression."""
+    """Makes the Labels from a trained model's config; one output without a problem type is a regression."""
     names = tuple(name for _, name in sorted((int(index), name) for index, name in id2label.items()))
     guess = "regression" if len(names) == 1 else "single_label_classification"
     return Labels(cast(ProblemType, problem_type or guess), names)
@@ -67,14 +69,14 @@ def labels_of_config(id2label: dict[Any, str], problem_type: str | None) -> Labe
 def infer_labels(train: Split, task: str | None = None, names: tuple[str, ...] | None = None) -> Labels:
     """Infers the task and the class names from the training labels.
 
-    `task` is the config's; without one, lists and text such as `a;b` are multi-label, mostly decimal numbers a
-    regression (unless they are ids from 0 that are written 0.0, 1.0), and everything else single-label. `names` come
-    from `data.label_names` or the data set; without any, whole numbers are the ids 0 .. k-1 called LABEL_0 .., and text
-    labels are sorted. Lists of one length that hold 0 and 1 alone have an entry for each class.
+    Args:
+      task: the config's. If None, lists and text such as `a;b` are multi-label, mostly decimal numbers a regression
+        (unless they are ids from 0 that are written 0.0, 1.0), and everything else is single-label.
+      names: from `data.label_names` or the data set. If None, whole numbers are the ids 0 .. k-1 called LABEL_0 ..,
+        and text labels are sorted. Lists of equal length that contain only 0 and 1 have an entry for each class.
 
     Raises:
-      JloraError: the first row that is wrong, with its number; labels that may mean two things, and the key that
-        decides.
+      JloraError: the first wrong row, with its number; or labels that are ambiguous, with the key that decides.
     """
     inferred, reason = (cast(ProblemType, task), "") if task else _infer_task(train, names)
     if inferred == "regression":
@@ -102,19 +104,23 @@ def of_one_kind(train: Split) -> Split:
 
 
 def encode(split: Split, labels: Labels, name: str) -> np.ndarray:
-    """The labels of the split called `name` as numbers: int32 (n,) class ids, float32 (n,) scores of a
-    regression, or float32 (n, k) of zeros and ones where a row has several labels (a list, or `a;b` in CSV
-    and TSV).
+    """Encodes the labels of the split called `name` as numbers.
 
-    A -1 in the test split is an unlabelled row: id -1, or NaN where the result is float32. As -1 can be a
-    score, a regression's test split is unlabelled only where every value is -1. Raises JloraError naming
-    file and row.
+    A -1 in the test split marks an unlabelled row: id -1, or NaN if the result is float32. Because -1 can be a score, a
+    regression's test split is unlabelled only if every value is -1.
+
+    Returns:
+      Class ids int32 (n,), scores of a regression float32 (n,), or zeros and ones float32 (n, k) if a row may have
+      several labels (a list, or `a;b` in CSV and TSV).
+
+    Raises:
+      JloraError: a label does not fit; the message names file and row.
     """
     return encode_rows(split, labels, name, skip=None)[1]
 
 
 def encode_rows(split: Split, labels: Labels, name: str, skip: bool | None) -> tuple[Split, np.ndarray, list[str]]:
-    """Returns (the rows, their labels as `encode` gives them, errors).
+    """Encodes labels as `encode` does, and returns (the rows, their labels, errors).
 
     With `skip`, as for `read_each`, rows whose labels do not fit are left out, and the errors say why; otherwise the
     first error is raised.
@@ -142,7 +148,7 @@ def encode_rows(split: Split, labels: Labels, name: str, skip: bool | None) -> t
 
 
 def is_labelled(encoded: np.ndarray) -> np.ndarray:
-    """bool (n,): which rows of what `encode` returned have a label."""
+    """Returns bool (n,): which rows of the result of `encode` have a label."""
     if encoded.dtype == np.int32:
         return encoded >= 0
     return ~np.isnan(encoded.reshape(len(encoded), -1)).any(axis=1)
@@ -171,7 +177,7 @@ def _infer_task(train: Split, names: tuple[str, ...] | None) -> tuple[ProblemTyp
 
 
 def _are_numbers_with_commas(values: Sequence[Any]) -> bool:
-    """Tells whether all labels that are not empty are numbers, some with a decimal comma."""
+    """Returns whether all labels that are not empty are numbers, some with a decimal comma."""
     given = [value for value in values if label_kind(value) != "nothing"]
     return any(map(has_decimal_comma, given)) and all(
         has_decimal_comma(value) or label_kind(value).endswith("number") for value in given
@@ -179,7 +185,7 @@ def _are_numbers_with_commas(values: Sequence[Any]) -> bool:
 
 
 def _is_several(value: Any, names: Iterable[str] | None) -> bool:
-    """Tells whether the label is text such as `a;b` and not the name of a class."""
+    """Returns whether the label is text such as `a;b` and not the name of a class."""
     return isinstance(value, str) and len(_parts(value)) > 1 and value not in (names or ())
 
 
@@ -215,7 +221,7 @@ def _collect_labels(train: Split, problem_type: ProblemType, reason: str) -> Lab
 
 
 def _expect_one_kind(kinds: list[tuple[int, str]], train: Split) -> None:
-    """JloraError for the first row whose label is of another kind than most."""
+    """Raises JloraError for the first row whose label is not of the most frequent kind."""
     if not kinds:
         raise JloraError(f"{train.source[0]}: no row has a label")
     expected = Counter(kind for _, kind in kinds if kind not in ("nothing", "something else")).most_common(1)
@@ -242,7 +248,7 @@ def _class_id(value: Any, labels: Labels, ids: dict[str, int], split: Split, ind
 
 
 def _several(cell: Any, labels: Labels, ids: dict[str, int], multi_hot: bool, split: Split, index: int) -> np.ndarray:
-    """float32 (k,): 1 where the row has the class."""
+    """Returns float32 (k,): 1 for each class of the row."""
     if not multi_hot:
         row = np.zeros(len(labels), np.float32)
         row[[_class_id(value, labels, ids, split, index) for value in _members(cell, split, index)]] = 1.0

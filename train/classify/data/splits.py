@@ -1,4 +1,4 @@
-"""The splits of a data set, from files or the hub: read, named, split off and sampled."""
+"""Reads the splits of a data set from files or the hub, names their labels, splits rows off and samples them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ _SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """The rows of one split; lists of equal length.
+    """The rows of one split, as lists of equal length.
 
-    `label` holds the raw values, or the class names where `data.label_names` is a mapping. `source` is the
-    file or hub set of a row, and `row` counts the data rows in it from 1: the header and blank lines are
-    not counted.
+    Attributes:
+      label: the raw values, or the class names if `data.label_names` is a mapping.
+      source: the file or hub set of each row.
+      row: the number of the data row in its source, from 1; the header and blank lines are not counted.
     """
 
     text: list[str]
@@ -41,20 +42,23 @@ class Split:
         return len(self.text)
 
     def take(self, indices: Sequence[int] | np.ndarray) -> Split:
-        """The rows at `indices`, in that order."""
+        """Returns the rows at `indices`, in that order."""
         columns = {name: values and [values[i] for i in indices] for name, values in vars(self).items()}
         return Split(**columns)
 
     def where(self, index: int) -> str:
-        """`file, data row 7`: how an error names the row at `index`."""
+        """Returns the name of the row at `index` for errors: `file, data row 7`."""
         return f"{self.source[index]}, data row {self.row[index]}"
 
 
 @dataclass(frozen=True)
 class Data:
-    """What `load_data` found: the splits that there are (train, validation, test), the class names where
-    the config or the data set gives them, and notes for the user: rows left out, sampled, split off,
-    without text.
+    """The result of `load_data`.
+
+    Attributes:
+      splits: the available ones of train, validation and test.
+      label_names: the class names, if the config or the data set gives them.
+      notes: for the user: rows that were left out, sampled, split off, or have no text.
     """
 
     splits: dict[str, Split]
@@ -63,12 +67,14 @@ class Data:
 
 
 def load_data(config: DataConfig, seed: int, task: str | None = None) -> Data:
-    """All configured splits, the same ones for the same `seed` on every machine.
+    """Loads all configured splits; the same `seed` gives the same rows on every machine.
 
-    Where no validation data is given, `validation_fraction` of train is split off, stratified by label, and so is
-    `test_fraction` where it is set and no test data is given; then `max_rows` takes a class-balanced sample of each
-    split. The labels of a regression, and lists of
-    labels, are neither stratified nor balanced. Rows stay in the order of the file. Raises JloraError.
+    If no validation data is given, `validation_fraction` of train is split off, stratified by label, and so is
+    `test_fraction` if it is set and no test data is given. Then `max_rows` takes a class-balanced sample of each split.
+    Regressions and lists of labels are neither stratified nor balanced. Rows keep the order of the file.
+
+    Raises:
+      JloraError: as for `read_split`; there are too few rows to split off.
     """
     notes: list[str] = []
     splits, found_names = {}, None
@@ -91,15 +97,20 @@ def load_data(config: DataConfig, seed: int, task: str | None = None) -> Data:
 
 
 def read_split(source: str | list[str], config: DataConfig, split: str, labelled: bool = True) -> Split:
-    """One split from a file, a hub set, or a list of them. A hub set is `repo`, or `repo:name` where its
-    split is not called `split`. With `labelled=False` no label column is needed and every label is -1.
-    Raises JloraError.
+    """Reads one split from a file, a hub set, or a list of them.
+
+    Args:
+      source: a hub set is `repo`, or `repo:name` if its split is not called `split`.
+      labelled: if false, no label column is needed and every label is -1.
+
+    Raises:
+      JloraError: a source or one of its rows cannot be read.
     """
     return rows_of(read_tables(source, split, config), config, split, labelled)
 
 
 def configured_names(config: DataConfig) -> tuple[str, ...] | None:
-    """The class names of `data.label_names` in the order of their ids, or None where it is not given."""
+    """Returns the class names of `data.label_names` in the order of their ids, or None if it is not given."""
     if isinstance(config.label_names, dict):
         return tuple(dict.fromkeys(config.label_names.values()))
     if config.label_names is None:
@@ -110,7 +121,7 @@ def configured_names(config: DataConfig) -> tuple[str, ...] | None:
 
 
 def rows_of(tables: Sequence[Table], config: DataConfig, split: str, labelled: bool = True) -> Split:
-    """Makes the split that `read_split` does, from tables that were already read."""
+    """Makes the same split as `read_split`, from tables that were already read."""
     rows = _joined(tables, config, split, None, [], labelled)
     return _name_labels(rows, config, split, []) if labelled else rows
 
@@ -219,10 +230,10 @@ def _name_labels(split: Split, config: DataConfig, name: str, notes: list[str]) 
 
 
 def _by_key(names: Mapping[Any, str]) -> dict[str, str]:
-    """`data.label_names` with its keys as labels are compared with them.
+    """Converts the keys of `data.label_names` to the form in which labels are compared with them.
 
     Raises:
-      JloraError: two keys are one value (1 and "1.0") and have different names.
+      JloraError: two keys are the same value (1 and "1.0") but have different names.
     """
     found: dict[str, str] = {}
     for value, name in names.items():
@@ -265,7 +276,7 @@ def _sample(split: Split, max_rows: int | None, seed: int, task: str | None, nam
 
 
 def _classes(split: Split, task: str | None) -> list[Hashable]:
-    """What the rows are balanced by: their labels, or nothing for regression and lists of labels."""
+    """Returns the classes by which rows are balanced: their labels, or None for regression and lists of labels."""
     several_or_scores = {"list", "decimal number"} & {label_kind(value) for value in split.label}
     if several_or_scores == {"decimal number"} and are_class_ids(split.label):
         several_or_scores = set()

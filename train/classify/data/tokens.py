@@ -1,4 +1,4 @@
-"""Texts to token ids, by the fast tokenizer on all cores, and cached."""
+"""Tokenizes texts with the fast tokenizer on all cores, and caches the result."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ _ROWS_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Tokens(TokenRows):
-    """The tokens of n texts, special tokens included, laid end to end.
+    """The tokens of n texts, special tokens included, concatenated.
 
-    Row i is `ids[offsets[i]:offsets[i + 1]]`. `ids` int32 (total,), `offsets` int64 (n + 1,),
-    `token_type_ids` int32 (total,) or None where the tokenizer's model takes none. `cut` rows were longer
-    than the maximal length.
+    Attributes:
+      ids: int32 (total,). Row i is `ids[offsets[i]:offsets[i + 1]]`.
+      offsets: int64 (n + 1,).
+      token_type_ids: int32 (total,), or None if the tokenizer's model does not use them.
+      cut: how many rows were longer than the maximal length.
     """
 
     ids: np.ndarray
@@ -41,18 +43,20 @@ class Tokens(TokenRows):
 
 
 def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/jlora/tokens`, or `~/.cache/jlora/tokens`."""
+    """Returns `$XDG_CACHE_HOME/jlora/tokens`, or `~/.cache/jlora/tokens`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jlora" / "tokens"
 
 
 def tokenize(
     split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, cache_dir: Path | None = None
 ) -> Tokens:
-    """The tokens of a split, at most `max_length` a row; of a pair the longer text is cut first.
+    """Tokenizes a split, with at most `max_length` tokens per row; in pairs the longer text is cut first.
 
-    With a `cache_dir` the result is read from there where the same texts, tokenizer and length were seen
-    before, and is written there otherwise. Raises JloraError for a slow tokenizer and an impossible
-    `max_length`.
+    Args:
+      cache_dir: if given, a result for the same texts, tokenizer and length is read from there, else written there.
+
+    Raises:
+      JloraError: the tokenizer is a slow one, or `max_length` is out of its range.
     """
     fast = _without_padding(tokenizer, max_length, pairs=split.text_pair is not None)
     typed = "token_type_ids" in tokenizer.model_input_names
@@ -67,9 +71,7 @@ def tokenize(
 
 
 def _without_padding(tokenizer: PreTrainedTokenizerBase, max_length: int, pairs: bool) -> Tokenizer:
-    """A copy of the Rust tokenizer with this truncation; a tokenizer.json may bring its own, and padding
-    too.
-    """
+    """Copies the Rust tokenizer, with this truncation and no padding in place of those in tokenizer.json."""
     if not tokenizer.is_fast:
         raise JloraError(f"{tokenizer.name_or_path}: expected a fast tokenizer, found a slow one")
     special = tokenizer.num_special_tokens_to_add(pair=pairs)
@@ -119,7 +121,7 @@ def _read(file: Path, typed: bool) -> Tokens | None:
 
 
 def _write(tokens: Tokens, file: Path) -> None:
-    """Written beside its place and moved there, so that a reader never finds half a file."""
+    """Writes a temporary file in the same folder and renames it, so that readers never see an incomplete file."""
     types = np.zeros(0, np.int32) if tokens.token_type_ids is None else tokens.token_type_ids
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

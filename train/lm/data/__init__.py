@@ -1,1 +1,1 @@
-"""Examples and batches of tokens, from the rows of a data set."""
+"""Makes examples and batches of tokens from the rows of a data set."""

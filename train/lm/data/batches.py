@@ -1,4 +1,4 @@
-"""Batches of token rows: few fixed shapes, the next token to each, and a weight where it is learnt."""
+"""Makes batches of token rows in a few fixed shapes, with the next token as target and a weight for each token."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from train.lm.data.packing import Packed
 
 
 class Batch(NamedTuple):
-    """One batch of B rows and T tokens, all of them numpy arrays.
+    """A batch of B rows with T tokens, as numpy arrays.
 
-    inputs: {input_ids, attention_mask}, of packed rows {segment_ids, position_ids} too; int32 (B, T). Padding is on the
-    right: 0, and `pad_id` in input_ids.
-    targets: int32 (B, T), the next token, 0 where it is not learnt.
-    weights: float32 (B, T), 1 where the next token is learnt, else 0; 0 everywhere in a filler row.
+    Attributes:
+      inputs: {input_ids, attention_mask}, and for packed rows {segment_ids, position_ids}; int32 (B, T). Padding is on
+        the right: 0, and `pad_id` in input_ids.
+      targets: int32 (B, T), the next token, 0 if it is not learnt.
+      weights: float32 (B, T), 1 if the next token is learnt, else 0; all 0 in a filler row.
     """
 
     inputs: dict[str, np.ndarray]
@@ -27,14 +28,14 @@ class Batch(NamedTuple):
 
 
 def packed_width(rows: Mapping[str, Examples | Packed]) -> int | None:
-    """What all rows are padded to where they are packed; None where they are not."""
+    """Returns the length that all rows are padded to if they are packed, else None."""
     return max((part.size for part in rows.values() if isinstance(part, Packed)), default=None)
 
 
 def make_batch(
     rows: Examples | Packed, planned: PlannedBatch, batch_size: int, pad_id: int, places: Places = ALL
 ) -> Batch:
-    """A planned batch with its targets; `lay_out` says what shape it has, what `places` are and what is raised."""
+    """Makes a planned batch with its targets; for its shape, `places` and errors see `lay_out`."""
     _, mask, flat, real = lay_out(planned, rows.lengths, rows.offsets, batch_size, places)
 
     def padded(values: np.ndarray, padding: int = 0) -> np.ndarray:
@@ -43,11 +44,11 @@ def make_batch(
     inputs = {"input_ids": padded(rows.ids, pad_id), "attention_mask": mask.astype(np.int32)}
     if isinstance(rows, Packed):
         inputs |= {"segment_ids": padded(rows.segment_ids), "position_ids": padded(rows.position_ids)}
-    # No first token of an example is learnt: no target is of another example than its input.
+    # The first token of an example is never learnt, so input and target always belong to the same example.
     learnt = _next(padded(rows.learn)) * real[:, None]
     return Batch(inputs, _next(inputs["input_ids"]) * learnt, learnt.astype(np.float32))
 
 
 def _next(values: np.ndarray) -> np.ndarray:
-    """(B, T): each row moved one to the left, 0 last."""
+    """Shifts each row of (B, T) by one to the left, with 0 at the end."""
     return np.concatenate([values[:, 1:], np.zeros_like(values[:, :1])], axis=1)

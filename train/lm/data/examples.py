@@ -1,4 +1,4 @@
-"""Examples: tokens laid end to end, and which of them are learnt."""
+"""Examples: concatenated tokens, and which of them are learnt."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from train.data.token_rows import TokenRows
 
 
 class Counts(NamedTuple):
-    """What became of the rows that were read.
+    """How many rows were read, and how many of them were changed or left out.
 
-    rows: all of them. split, cut, dropped: those that were too long, by what was done about it. unlearnt: examples left
-    out, as nothing in them is learnt. straddling: rows with a token of both prompt and completion; it is learnt.
+    Attributes:
+      rows: all rows that were read.
+      split, cut, dropped: rows that were too long, by how they were handled.
+      unlearnt: examples that were left out because no token in them is learnt.
+      straddling: rows in which a token spans both prompt and completion; it is learnt.
     """
 
     rows: int = 0
@@ -32,11 +35,11 @@ class Examples(TokenRows):
 
     Attributes:
       ids: int32 (total,).
-      learn: bool (total,), whether a token is learnt: predicted from those before it in its example. The first token
-        of an example never is.
+      learn: bool (total,), whether a token is learnt, that is, predicted from the tokens before it in its example. The
+        first token of an example never is.
       offsets: int64 (n + 1,).
       prompts: int64 (n,), tokens before the first answer; 0 in plain text.
-      counts: how the examples came about.
+      counts: of the rows that the examples were made from.
     """
 
     ids: np.ndarray
@@ -46,12 +49,13 @@ class Examples(TokenRows):
     counts: Counts
 
     def take(self, indices: np.ndarray) -> Examples:
-        """The examples at `indices`, in that order."""
+        """Returns the examples at `indices`, in that order."""
         return self.parts(indices, np.zeros_like(indices), self.lengths[indices])
 
     def parts(self, indices: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> Examples:
-        """Of the examples at `indices` the `lengths` tokens from `starts` on; all int64 (m,). Later parts of an
-        example have no prompt.
+        """Returns parts of the examples at `indices`: `lengths` tokens from `starts` on; all int64 (m,).
+
+        Only a part that starts at 0 keeps the example's prompt.
         """
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         places = np.repeat(self.offsets[indices] + starts - offsets[:-1], lengths) + np.arange(offsets[-1])
@@ -62,7 +66,7 @@ class Examples(TokenRows):
 
 
 def join(parts: Sequence[Examples]) -> Examples:
-    """All examples of at least one part, in order; the counts are added."""
+    """Joins the examples of one or more parts, in order, and adds their counts."""
     ends = np.cumsum([part.offsets[-1] for part in parts])
     offsets = [part.offsets[1:] + end - part.offsets[-1] for part, end in zip(parts, ends, strict=True)]
     return Examples(

@@ -1,4 +1,4 @@
-"""The ends of a few long texts, held out for validation."""
+"""Holds out the ends of a few long texts for validation."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def are_few_long_texts(parts: Sequence[Rows], config: DataSection) -> bool:
-    """Tells whether the rows are plain texts so few and long that their ends are held out instead of whole rows.
+    """Returns whether the rows are so few and long plain texts that their ends are held out instead of whole rows.
 
-    They are too few for `validation_fraction` to be one row, and have more characters on average than `max_length`.
-    Rows that are not text do not count.
+    This is so if `validation_fraction` of them is less than one row, and they have more than `max_length` characters on
+    average. Rows that are not text do not count.
     """
     count = sum(map(len, parts))
     plain = all(part.form == "text" and too_long(part.form, config) == "split" for part in parts)
@@ -29,9 +29,10 @@ def are_few_long_texts(parts: Sequence[Rows], config: DataSection) -> bool:
 
 
 def hold_out_ends(documents: Documents, fraction: float) -> tuple[Documents, Documents]:
-    """(the beginnings, the ends) of plain texts: the last `fraction` of each, by characters.
+    """Splits plain texts into (beginnings, ends); an end is the last `fraction` of a text, by characters.
 
-    Cut after a paragraph, else after a line, else after a word, where one ends within a tenth of the fraction before.
+    The cut is after a paragraph, else after a line, else after a word, if one ends at most a tenth of the end's length
+    before it.
     """
     places = [_place(text, fraction) for text in documents.texts]
     beginnings = [text[:place] for text, place in zip(documents.texts, places, strict=True)]

@@ -1,4 +1,4 @@
-"""No example longer than the model is to see: long ones are split, cut, dropped or refused, and counted."""
+"""Limits the length of examples: long ones are split, cut, dropped or refused, and counted."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from train.lm.text.formats import TooLong
 
 
 def fit(examples: Examples, max_length: int, too_long: TooLong, documents: Documents) -> Examples:
-    """The examples of `documents` with at most `max_length` tokens each, and without those that nothing is learnt of.
+    """Limits the examples of `documents` to `max_length` tokens, and removes those in which nothing is learnt.
 
-    `split` makes windows of max_length tokens. Each begins with the last token of the one before, so that every token
-    but the first is predicted in exactly one of them.
+    `split` makes windows of max_length tokens. Each begins with the last token of the previous one, so that every token
+    except the first is predicted in exactly one window.
 
     Raises:
-      JloraError: `error`, and a row is longer.
+      JloraError: `too_long` is "error" and a row is longer.
     """
     lengths = examples.lengths
     long = lengths > max_length
@@ -42,6 +42,6 @@ def fit(examples: Examples, max_length: int, too_long: TooLong, documents: Docum
 
 
 def _has_learnt(examples: Examples) -> np.ndarray:
-    """bool (n,): whether any token of an example is learnt."""
+    """Returns bool (n,): whether any token of an example is learnt."""
     learnt_before = np.concatenate([[0], np.cumsum(examples.learn)])[examples.offsets]
     return np.diff(learnt_before) > 0

@@ -1,4 +1,4 @@
-"""The splits of a language model's data, from files or the hub to examples: read, held out, sampled, tokenized."""
+"""Loads a language model's data from files or the hub: reads, holds out, samples, tokenizes and packs rows."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _SPLITS = ("train", "validation")
 
 @dataclass(frozen=True)
 class Data:
-    """What `load_examples` found.
+    """The result of `load_examples`.
 
     Attributes:
       splits: {"train", "validation"}: the examples.
-      rows: the same as batches are made of them: packed where `data.packing` says so.
-      notes: for the user: formats seen, rows held out, sampled, split, cut and left out, tokens, packing.
+      rows: the rows that batches are made of: the same examples, packed if `data.packing` is true.
+      notes: for the user: detected formats, rows held out, sampled, split, cut and left out, tokens, packing.
       chats: whether training rows are chats, written by the template.
     """
 
@@ -54,8 +54,8 @@ def load_examples(
     are few and long. Then `max_rows` takes a sample of each split.
 
     Raises:
-      JloraError: data that cannot be read or is not text or a chat, with its file and row; rows that are too long if
-        `data.too_long` makes that an error; a split in which nothing is left to learn.
+      JloraError: data cannot be read or is neither text nor a chat, with its file and row; rows are too long and
+        `data.too_long` makes that an error; or a split has nothing to learn.
     """
     tokenizer = with_template(tokenizer, config.chat_template)
     if config.max_length > tokenizer.model_max_length:
@@ -75,15 +75,15 @@ def load_examples(
 
 
 def prompts(examples: Examples, count: int, prompt_tokens: int) -> list[np.ndarray]:
-    """At most `count` beginnings of examples to complete, int32 (tokens,) each, spread evenly over the examples.
+    """Returns at most `count` prompts, int32 (tokens,) each, from examples that are spread evenly over the data.
 
-    A chat's, or a pair's, is all before its first answer; plain text's the first `prompt_tokens`, or half of it where
-    it is no longer than that.
+    The prompt of a chat or pair is everything before its first answer; that of a plain text its first `prompt_tokens`
+    tokens, or half of the text if it is not longer than that.
     """
     lengths = examples.lengths
     of_text = np.where(lengths > prompt_tokens, prompt_tokens, lengths // 2)
     wanted = np.where(examples.prompts > 0, examples.prompts, of_text)
-    open_ended = np.flatnonzero(wanted < lengths)  # a prompt that fills its example was cut, and asks nothing
+    open_ended = np.flatnonzero(wanted < lengths)  # if the prompt fills its example, the answer was cut off
     taken = min(count, len(open_ended))
     chosen = open_ended[np.arange(taken) * len(open_ended) // max(taken, 1)]
     starts = examples.offsets[chosen]
@@ -97,7 +97,7 @@ def _documents(
     day: datetime.date | None,
     notes: list[str],
 ) -> dict[str, list[Documents]]:
-    """{"train", "validation"}: the texts of each split, file by file."""
+    """Returns {"train", "validation"}: the texts of each split, file by file."""
     rows = {name: read_rows(name, config, notes) for name in _SPLITS if getattr(config, name) is not None}
     fraction = config.validation_fraction
     by_ends = "validation" not in rows and are_few_long_texts(rows["train"], config)
@@ -136,7 +136,7 @@ def _of_rows(name: str, part: Documents) -> list[str]:
 def _examples(
     name: str, parts: list[Documents], config: DataSection, tokenizer: PreTrainedTokenizerBase, notes: list[str]
 ) -> Examples:
-    """The examples of a split, at least one."""
+    """Makes the examples of a split; there must be at least one."""
     length = config.max_length
     examples = join([fit(encode(part, tokenizer), length, too_long(part.form, config), part) for part in parts])
     counted = _counted(examples.counts, length)
@@ -153,7 +153,7 @@ def _examples(
 
 
 def _counted(counts: Counts, max_length: int) -> list[str]:
-    """What became of rows that are not simply there, in words."""
+    """Describes in words how many rows were split, cut, dropped or left out."""
     longer = f"of {counts.rows:,} rows are longer than data.max_length={max_length} tokens and were"
     lines = {
         f"{counts.split:,} {longer} split": counts.split,

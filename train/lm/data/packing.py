@@ -1,4 +1,4 @@
-"""Packing: rows of one length, filled with whole examples that do not see each other."""
+"""Packs several complete examples, which do not see each other, into rows of one length."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Packed(TokenRows):
 
     @property
     def padding_share(self) -> float:
-        """The share of the rows' room that holds no token."""
+        """The share of the rows' places that hold no token."""
         return 1 - len(self.ids) / (len(self) * self.size)
 
 
 def pack(examples: Examples, size: int) -> Packed:
-    """Every example once, in as few rows of `size` tokens as best-fit decreasing finds. None may be longer."""
+    """Packs every example once, in as few rows of `size` tokens as best-fit decreasing finds; none may be longer."""
     rows = best_fit(examples.lengths, size)
     counts = np.array([len(row) for row in rows])
     packed = examples.take(np.array([index for row in rows for index in row], np.int64))
@@ -53,8 +53,9 @@ def pack(examples: Examples, size: int) -> Packed:
 
 
 def best_fit(lengths: np.ndarray, size: int) -> list[list[int]]:
-    """Rows of indices into `lengths` (n,), each with a sum of at most `size`: the longest first, each where the least
-    room is left over.
+    """Assigns `lengths` (n,) to rows with a sum of at most `size`, by best-fit decreasing; returns rows of indices.
+
+    The longest are assigned first, each to the row in which the least room remains.
     """
     rows: list[list[int]] = []
     rows_with: list[list[int]] = [[] for _ in range(size + 1)]  # {room left: rows}

@@ -1,4 +1,4 @@
-"""Rows as the model will see them, with what is not learnt marked."""
+"""Shows rows as the model will see them, and marks what is not learnt."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ _LEGEND = "«...» is read but not learnt; the first token never is, as nothing 
 
 
 def preview(rows: Examples | Packed, tokenizer: PreTrainedTokenizerBase, count: int) -> str:
-    """The first `count` rows as text, special tokens included, «what is not learnt» in quotation marks, and packed
-    examples one below another.
+    """Returns the first `count` rows as text, special tokens included, with «what is not learnt» marked.
+
+    Packed examples are shown one below another.
     """
     shown = [_row(rows, index, tokenizer) for index in range(min(count, len(rows)))]
     return "\n\n".join([_LEGEND, *shown])
@@ -37,7 +38,7 @@ def _row(rows: Examples | Packed, index: int, tokenizer: PreTrainedTokenizerBase
 
 
 def _marked(ids: np.ndarray, learn: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The text of the tokens, stretches that are not learnt in «»."""
+    """Returns the text of the tokens, with the parts that are not learnt in «»."""
     ends = [*(np.flatnonzero(np.diff(learn)) + 1).tolist(), len(ids)]
     pieces, before = [], ""
     for end in ends:

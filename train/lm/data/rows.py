@@ -1,4 +1,4 @@
-"""The rows that are used of each table: read, sampled, and some held out for validation."""
+"""Selects the rows that are used of each table: reads them, samples them, holds some out for validation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rows:
-    """A table, the format it is in, and those of its rows (int64, counted from 0, ascending) that are used."""
+    """A table, its format, and the rows of it that are used (int64, counted from 0, ascending)."""
 
     table: Table
     form: Format
@@ -37,7 +37,7 @@ def read_rows(split: str, config: DataSection, notes: list[str]) -> list[Rows]:
     Adds to the notes a format that was chosen by the columns, and the columns that are not used.
 
     Raises:
-      JloraError: data that cannot be read; columns that fit no format.
+      JloraError: data cannot be read, or the columns fit no format.
     """
     found, source, read_file = [], getattr(config, split), read_text_or_table(config)
     for table in read_tables(source, split, config, read_file):
@@ -52,7 +52,7 @@ def read_rows(split: str, config: DataSection, notes: list[str]) -> list[Rows]:
 
 
 def take_rows(parts: Sequence[Rows], indices: np.ndarray) -> list[Rows]:
-    """Those at `indices` (int64, ascending) of all rows of the parts, counted through; no part is left empty."""
+    """Takes the rows at `indices` (int64, ascending), counted over all parts; parts without rows are dropped."""
     ends = np.cumsum([len(part) for part in parts])
     places = np.split(indices, np.searchsorted(indices, ends[:-1]))
     taken = [
@@ -74,7 +74,7 @@ def hold_out_rows(parts: Sequence[Rows], fraction: float, seed: int) -> tuple[li
     """(the rest, a seeded share of the rows), both in the order of the files.
 
     Raises:
-      JloraError: too few rows.
+      JloraError: there are too few rows.
     """
     count = sum(map(len, parts))
     held_out = max(1, round(fraction * count))

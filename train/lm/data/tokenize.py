@@ -1,4 +1,4 @@
-"""From texts to tokens, by the fast tokenizer on all cores: their ids, and which of them are learnt."""
+"""Tokenizes texts with the fast tokenizer on all cores, and decides which tokens are learnt."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _TEXTS_AT_ONCE = 1024
 
 
 def encode(documents: Documents, tokenizer: PreTrainedTokenizerBase) -> Examples:
-    """Tokenizes the whole texts as examples, however long they are.
+    """Tokenizes complete texts as examples of any length.
 
-    A token is learnt if one of its characters is. Plain texts and completions begin as the tokenizer begins them
-    (with `bos_token`, but not twice if the text already begins with it) and end in `eos_token`, which is learnt; chats
-    begin and end as their template writes them.
+    A token is learnt if one of its characters is. Plain texts and completions begin as the tokenizer says (with
+    `bos_token`, but not twice if the text already begins with it) and end in `eos_token`, which is learnt; chats begin
+    and end as their template says.
 
     Raises:
-      JloraError: a slow tokenizer; one without an end token if texts need it.
+      JloraError: the tokenizer is a slow one, or has no end token although texts need it.
     """
     end = None if documents.from_template else _end_token(tokenizer)
     ids, learn, prompts, straddling = [np.zeros(0, np.int32)], [np.zeros(0, bool)], [], 0
     for index, encoding in enumerate(_encodings(documents, tokenizer)):
         row, (learnt, prompt, straddles) = encoding.ids, _asked(encoding, documents, index)
-        if not documents.from_template and row[:2] == [tokenizer.bos_token_id] * 2:  # the text has it, too
+        if not documents.from_template and row[:2] == [tokenizer.bos_token_id] * 2:  # the text begins with it, too
             row, learnt, prompt = row[1:], learnt[1:], max(prompt - 1, 0)
         if end is not None:
             if row[-1:] != [end]:
@@ -50,7 +50,10 @@ def encode(documents: Documents, tokenizer: PreTrainedTokenizerBase) -> Examples
 
 
 def _encodings(documents: Documents, tokenizer: PreTrainedTokenizerBase) -> Iterator[Encoding]:
-    """Every text, neither padded nor cut, whatever the tokenizer's file says; with spans only where they are needed."""
+    """Encodes every text without padding or truncation, also if the tokenizer's file has them.
+
+    The result has character spans only if they are needed.
+    """
     if not tokenizer.is_fast:
         raise JloraError(f"{tokenizer.name_or_path}: expected a fast tokenizer; found a slow one")
     fast: Tokenizer = copy.deepcopy(tokenizer.backend_tokenizer)
@@ -71,7 +74,11 @@ def _end_token(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _asked(encoding: Encoding, documents: Documents, index: int) -> tuple[np.ndarray, int, bool]:
-    """(bool (tokens,): whether each is learnt, tokens of the prompt, whether one is of both prompt and completion)."""
+    """Finds which tokens of one text are learnt.
+
+    Returns:
+      (bool (tokens,): whether each is learnt; number of prompt tokens; whether a token spans prompt and completion).
+    """
     answer, learnt = documents.prompts[index], np.ones(len(encoding.ids), bool)
     if not answer and documents.learnt is None:
         return learnt, 0, False

@@ -1,1 +1,1 @@
-"""Rows as text: their format, turns of a chat, and the templates that write these out."""
+"""Converts rows to text: formats, the turns of a chat, and chat templates."""

@@ -1,4 +1,4 @@
-"""Rows of instructions, written with the template of Stanford Alpaca."""
+"""Converts rows of instructions to text with the template of Stanford Alpaca."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _REQUEST = "### Instruction:\n{instruction}\n\n{shown}### Response:\n"
 
 
 def alpaca(table: Table, end: str | None) -> Callable[[int], tuple[str, tuple[tuple[int, int], ...]]]:
-    """Returns a function that gives a row (counted from 0) as (text, the spans of its answers, at least one).
+    """Returns a function that converts a row (counted from 0) to (text, the spans of its answers, at least one).
 
-    Optional columns: `input`; `system`, which replaces Alpaca's first paragraph; `history`, a list of earlier
-    [instruction, response] pairs, each of which ends in the `end` token.
+    Optional columns are `input`; `system`, which replaces Alpaca's first paragraph; and `history`, a list of earlier
+    [instruction, response] pairs, whose responses end in the `end` token.
 
     Raises:
-      JloraError: no column `instruction` or `output`. The function itself: a field that is not text, a history that is
-        not a list of pairs.
+      JloraError: there is no column `instruction` or `output`. The returned function: a field is not text, or a history
+        is not a list of pairs.
     """
     instructions = table.texts_by_row("instruction", _KEY)
     outputs = table.texts_by_row("output", _KEY)

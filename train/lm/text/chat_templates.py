@@ -1,4 +1,4 @@
-"""Writes chats with a chat template, and finds the spans of the turns that are learnt."""
+"""Renders chats with a chat template, and finds the spans of the turns that are learnt."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class Chat(NamedTuple):
     """A chat as text.
 
-    learnt: the spans to learn; None: all of it.
-    prompt: characters before the first answer that may be learnt, its generation prompt included.
+    Attributes:
+      learnt: the spans to learn; None means all of it.
+      prompt: the number of characters before the first answer that may be learnt, its generation prompt included.
     """
 
     text: str
@@ -30,10 +31,10 @@ class Chat(NamedTuple):
 
 
 def with_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> PreTrainedTokenizerBase:
-    """The tokenizer, or a copy of it that has the chat template in `file` (`data.chat_template`).
+    """Returns the tokenizer, or a copy of it with the chat template in `file` (`data.chat_template`).
 
     Raises:
-      JloraError: no such file, or one that is no text.
+      JloraError: the file is missing or is not text.
     """
     if file is None:
         return tokenizer
@@ -90,7 +91,7 @@ def write_chat(chat: Conversation, template: ChatTemplate, only: bool) -> Chat:
 
 
 def _require_written_calls(chat: Conversation, template: ChatTemplate) -> None:
-    """Raises JloraError for a turn that is tool calls alone, where the template leaves tool calls out."""
+    """Raises JloraError for a turn of only tool calls, if the template leaves tool calls out."""
     if "tool_calls" not in template.unread(chat):
         return
     for number, turn in enumerate(chat.turns, 1):
@@ -146,14 +147,14 @@ def _others(spans: tuple[Span, ...], length: int) -> tuple[Span, ...]:
 
 
 def _up_to_the_end_token(written: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Without the white space after the turn's end token: what follows that is never generated."""
+    """Strips white space after the turn's end token, because nothing after that token is ever generated."""
     stripped = written.rstrip()
     ends = tuple(str(token) for token in tokenizer.added_tokens_decoder.values())
     return stripped if stripped.endswith(ends) else written
 
 
 def _common(text: str, other: str) -> int:
-    """How many characters both begin with."""
+    """Returns the length of the common beginning."""
     if text.startswith(other):
         return len(other)
     return next((i for i, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))

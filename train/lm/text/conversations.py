@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from train.lm.config import DataSection
 
 _GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
-"""Variables of a template that rows cannot set with `chat_template_kwargs`."""
+"""Variables of a template that rows must not set with `chat_template_kwargs`."""
 
 _Turns = tuple[list[Turn], int, str]
-"""(turns of a row, how many of them are the prompt, their place for errors)."""
+"""(turns of a row, how many of them are the prompt, their location for errors)."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ def conversations(table: Table, form: Format, config: DataSection) -> Callable[[
     It also reads the columns `system`, `tools` and `chat_template_kwargs` if the table has them.
 
     Raises:
-      JloraError: no such column. The function itself: whatever `turns_of_messages` refuses; tools that are not a list
-        of schemas; a system prompt that is not text, or differs from the chat's own.
+      JloraError: the column is missing. The returned function: as for `turns_of_messages`; tools are not a list of
+        schemas; a system prompt is not text, or differs from the chat's own.
     """
     read_turns = _pairs(table, config) if form == "prompt_completion" else _chats(table, form, config)
 

@@ -1,4 +1,4 @@
-"""The rows of a table as texts for the tokenizer, with the spans of characters to learn."""
+"""Converts the rows of a table to texts for the tokenizer, with the spans of characters to learn."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Document(NamedTuple):
-    """A text, the spans of it to learn (None: all), and how many characters come before its first answer."""
+    """A text, its spans to learn (None means all), and how many characters come before its first answer."""
 
     text: str
     learnt: tuple[Span, ...] | None
@@ -31,18 +31,18 @@ class Document(NamedTuple):
 
 @dataclass(frozen=True)
 class Documents:
-    """n texts of one file or hub set; lists of equal length.
+    """n texts of one file or hub set, as lists of equal length.
 
     Attributes:
-      texts: as the tokenizer takes them, chats written out by their template.
-      learnt: the spans of each text whose tokens are learnt; None: all of every text.
+      texts: the input of the tokenizer; chats are rendered by their template.
+      learnt: the spans of each text whose tokens are learnt; None means all of every text.
       prompts: characters of each text before its first answer; 0 in plain text.
       rows: each text's data row, counted from 0.
       source: the file or hub set, as the user gave it.
       form: the format of the rows.
-      from_template: whether a chat template wrote the texts, which brings its own first and last tokens.
-      unread: keys of turns and of `chat_template_kwargs`, and `tools`, that the rows have and the chat template does
-        not name.
+      from_template: whether a chat template wrote the texts, which has its own first and last tokens.
+      unread: keys of turns and of `chat_template_kwargs`, and `tools`, that the rows have but the chat template does
+        not use.
       left_out: the error of each row that was left out (`data.skip_bad_rows`).
     """
 
@@ -60,7 +60,7 @@ class Documents:
         return len(self.texts)
 
     def where(self, index: int) -> str:
-        """`file, data row 7`: how an error names the text at `index`."""
+        """Returns the name of the text at `index` for errors: `file, data row 7`."""
         return f"{self.source}, data row {self.rows[index] + 1}"
 
 
@@ -72,13 +72,13 @@ def documents_of(
     tokenizer: PreTrainedTokenizerBase,
     day: datetime.date | None = None,
 ) -> Documents:
-    """Returns the texts of the table's `rows` (counted from 0). Chat templates see `day` (None: today) as today.
+    """Returns the texts of the table's `rows` (counted from 0). Chat templates get `day` (None: today) as today.
 
     With `data.skip_bad_rows`, rows that cannot be read are left out.
 
     Raises:
-      JloraError: a missing column; a field that is missing or not text; a malformed chat, or one whose roles are out of
-        order; a tokenizer without a chat template, or with one that fails on the chat; no row is left.
+      JloraError: a column is missing, a field is missing or not text, a chat is malformed or has roles out of order,
+        the tokenizer has no chat template or one that fails on the chat, or no row is left.
     """
     unread: set[str] = set()
     read = _reader(table, form, config, tokenizer, day, unread)

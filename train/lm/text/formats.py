@@ -1,4 +1,4 @@
-"""Which format the rows of a table are in, and what follows from it."""
+"""Detects the format of a table's rows, and chooses the settings that depend on it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ TooLong = Literal["split", "cut", "drop", "error"]
 
 
 def seen_format(table: Table, config: DataSection) -> Format:
-    """The format that the table's columns are in; of several the one that says most: chats, then pairs, then text.
+    """Detects the format from the table's columns; if several fit, chats come before pairs, and pairs before text.
 
     Raises:
-      JloraError: the columns are in none of them.
+      JloraError: the columns fit no format.
     """
     if config.messages or {"messages", "conversations"} & set(table.columns):
         return (
@@ -54,7 +54,7 @@ def used_columns(table: Table, form: Format, config: DataSection) -> set[str]:
 
 
 def has_chats(table: Table, form: Format, config: DataSection) -> bool:
-    """Tells whether the rows are chats, which a template writes.
+    """Returns whether the rows are chats, which a template renders.
 
     Prompts and completions are chats if the first prompt that is not empty is a list.
     """
@@ -65,7 +65,7 @@ def has_chats(table: Table, form: Format, config: DataSection) -> bool:
 
 
 def chat_column(table: Table, form: Format, config: DataSection) -> str:
-    """Returns `data.messages`, else `messages` or `conversations`; of both, the latter if it has ShareGPT's chats."""
+    """Returns `data.messages`, else `messages` or `conversations`; if the table has both, by the format."""
     if config.messages:
         return config.messages
     names = ("conversations", "messages") if form == "sharegpt" else ("messages", "conversations")
@@ -73,10 +73,10 @@ def chat_column(table: Table, form: Format, config: DataSection) -> str:
 
 
 def answers_only(form: Format, config: DataSection) -> bool:
-    """`data.completion_only_loss`; where it is null, whether the format is one of prompts and completions.
+    """Returns `data.completion_only_loss`, or if it is null, whether the format has prompts and completions.
 
     Raises:
-      JloraError: it is true of plain text, which has no completion.
+      JloraError: it is true for plain text, which has no completions.
     """
     if config.completion_only_loss is None:
         return form in ("prompt_completion", "alpaca")
@@ -86,12 +86,12 @@ def answers_only(form: Format, config: DataSection) -> bool:
 
 
 def too_long(form: Format, config: DataSection) -> TooLong:
-    """`data.too_long`; where it is null, plain text is split and everything else is cut."""
+    """Returns `data.too_long`, or if it is null, "split" for plain text and "cut" for everything else."""
     return config.too_long or ("split" if form == "text" else "cut")
 
 
 def _says_from(chats: list[object]) -> bool:
-    """Tells whether the first turn of the first chat with turns has the key `from`, as ShareGPT's do."""
+    """Returns whether the first turn of the first chat with turns has the key `from`, as ShareGPT's do."""
     turns = (chat[0] for chat in chats if isinstance(chat, list) and chat)
     first = next(turns, None)
     return isinstance(first, dict) and "from" in first

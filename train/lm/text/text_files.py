@@ -1,4 +1,4 @@
-"""Text files as tables of one column: a document a file, a paragraph or a line."""
+"""Reads text files as tables of one column, with the file, a paragraph or a line as a row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BETWEEN = {"paragraph": re.compile(r"\n\s*\n"), "line": re.compile("\n")}
 
 
 def read_text_or_table(config: DataSection) -> Callable[[Path, str, str, str], Table]:
-    """The function that reads a .txt file by `data.sample_by`, and any other as `read_table`."""
+    """Returns a function that reads .txt files by `data.sample_by`, and other files with `read_table`."""
 
     def read(path: Path, name: str, encoding: str, separator: str) -> Table:
         if path.suffix.lower() == ".txt" and path.is_file():
@@ -29,12 +29,16 @@ def read_text_or_table(config: DataSection) -> Callable[[Path, str, str, str], T
 
 
 def read_text(path: Path, name: str, encoding: str, sample_by: SampleBy, column: str) -> Table:
-    """A .txt file as a Table with one `column`; blank paragraphs and lines are no rows. `name` stands in errors.
+    """Reads a .txt file as a Table with one `column`; blank paragraphs and lines are skipped.
 
-    Line ends become `\\n`; a document is the file as it is otherwise, the ends of paragraphs and lines are left out.
+    Line ends become `\\n`. A document is the otherwise unchanged file; paragraphs and lines come without their line
+    ends.
+
+    Args:
+      name: the file's name in errors.
 
     Raises:
-      JloraError: text that is not in `encoding`; a file with nothing but white space.
+      JloraError: the text is not in `encoding`, or the file has only white space.
     """
     text = decode(path, name, encoding, lambda before: len(_documents(before + "?", sample_by)))
     if not (documents := _documents(text, sample_by)):

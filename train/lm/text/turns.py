@@ -18,7 +18,7 @@ _NEXT = {
     "assistant": ("user", "tool"),
     "tool": ("tool", "assistant"),
 }
-"""{role: the roles that may follow it}; the empty role stands before the first turn."""
+"""{role: the roles that may follow it}; "" means the beginning of the chat."""
 _SAME_ROLES = {"developer": "system", "function": "tool"}
 """OpenAI's other names for roles."""
 _SHAREGPT_ROLES = {
@@ -41,8 +41,8 @@ def turns_of_messages(chat: Any, where: str) -> list[Turn]:
     `developer` becomes `system`, OpenAI's older `function_call` and `function` become `tool_calls` and `tool`.
 
     Raises:
-      JloraError: not a list of turns, an empty list, a role that is unknown or out of order, content that is not text,
-        arguments that are not an object.
+      JloraError: the chat is not a list of turns or is empty, a role is unknown or out of order, content is not text,
+        or arguments are not an object.
     """
     turns: list[Turn] = []
     previous = ""
@@ -85,10 +85,10 @@ def turns_of_sharegpt(chat: Any, where: str) -> list[Turn]:
 def take_weights(turns: list[Turn], where: str) -> tuple[list[Turn], frozenset[int]]:
     """Returns (the turns without their keys `weight` and `train`, the indices of those that are not learnt).
 
-    `weight` is 0 or 1, as OpenAI and Mistral write it, `train` true or false, as Axolotl does.
+    `weight` is 0 or 1, as in OpenAI's and Mistral's data, `train` true or false, as in Axolotl's.
 
     Raises:
-      JloraError: another weight.
+      JloraError: a weight has another value.
     """
     unlearnt = set()
     for index, turn in enumerate(turns):
@@ -103,7 +103,7 @@ def take_weights(turns: list[Turn], where: str) -> tuple[list[Turn], frozenset[i
 
 
 def require_answer(turns: list[Turn], where: str) -> None:
-    """Raises JloraError where the last turn is not the assistant's: of such a chat there is no answer to learn."""
+    """Raises JloraError if the last turn is not the assistant's, because the chat then ends without an answer."""
     if (role := turns[-1]["role"]) != "assistant":
         raise JloraError(
             f"{where}: expected the assistant's turn last, as only such turns are learnt "
@@ -172,7 +172,7 @@ def _calls_in_text(text: str, place: str) -> list[Any]:
 
 
 def _places(chat: Any, where: str) -> list[tuple[Any, str]]:
-    """Each turn, and how an error names it."""
+    """Returns each turn with its name for errors."""
     if not isinstance(chat, list) or not chat:
         found = "nothing" if chat is None else "an empty list" if chat == [] else f"{ascii(chat)[:60]}"
         raise JloraError(f"{where}: expected a chat, a list of turns; found {found}")
@@ -180,7 +180,7 @@ def _places(chat: Any, where: str) -> list[tuple[Any, str]]:
 
 
 def _without_nothings(turn: Any, role: str, place: str) -> Turn:
-    """The turn's entries that are not None: tables give every turn the keys that one of them has."""
+    """Removes entries that are None: tables give every turn all keys that any of them has."""
     if not isinstance(turn, dict) or not isinstance(turn.get(role), str):
         raise JloraError(f"{place}: expected an object with {role!r}; found {ascii(turn)[:60]}")
     return {key: value for key, value in turn.items() if value is not None}

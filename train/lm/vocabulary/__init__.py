@@ -1,1 +1,1 @@
-"""Tokens that the base's vocabulary does not have, and the rows of the tables for them."""
+"""Adds tokens that the base's vocabulary does not have, and rows for them to the tables."""

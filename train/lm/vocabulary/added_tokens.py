@@ -1,4 +1,4 @@
-"""Tokens that a run adds to the tokenizer (`data.add_tokens`), and the settings that train their rows."""
+"""Adds tokens to the tokenizer (`data.add_tokens`), and makes the settings that train their rows."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _KEY = "data.add_tokens"
 def add_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], size: int) -> tuple[int, ...]:
     """Adds the texts that are not tokens yet to the tokenizer, and logs which are added and which it has already.
 
-    They are plain tokens, as with Axolotl's `tokens:`: recognized anywhere in a text, spaces around them kept, and
-    shown in generated text.
+    They are plain tokens, as with Axolotl's `tokens:`: they are recognized anywhere in a text, keep the spaces around
+    them, and are shown in generated text.
 
     Args:
       size: the number of tokens that the model has.
 
     Returns:
-      The ids whose rows must be trained, rising: those of the added tokens, and all others from `size` on.
+      The ids whose rows must be trained, ascending: those of the added tokens, and all others from `size` on.
     """
     texts, known = tuple(dict.fromkeys(texts)), tokenizer.get_vocab()
     if had := [text for text in texts if text in known]:
@@ -55,13 +55,13 @@ def vocabulary(stored: PreTrainedConfig, added: Sequence[int]) -> int:
 
 
 def training_added(lora: LoraConfig, model: PreTrainedConfig, added: Sequence[int]) -> LoraConfig:
-    """Returns the settings that also train the rows of the added tokens, unless they train the tables whole.
+    """Returns the settings that also train the rows of the added tokens, unless they train the tables in full.
 
     Args:
       model: says whether the head is tied.
 
     Raises:
-      JloraError: an adapter on a table, or only one of the two trained whole: PEFT's file would lack new rows.
+      JloraError: a table has an adapter, or only one of the two is trained in full: PEFT's file would lack new rows.
     """
     if not added:
         return lora
@@ -80,7 +80,7 @@ def training_added(lora: LoraConfig, model: PreTrainedConfig, added: Sequence[in
 
 
 def _with_rows(given: Any, tables: Sequence[str], added: Sequence[int]) -> Any:
-    """Adds the ids to `trainable_token_indices`, which stays a list if it is for the embedding alone."""
+    """Adds the ids to `trainable_token_indices`, which remains a list if it is only for the embedding."""
     if len(tables) == 1 and not isinstance(given, Mapping):
         return list(dict.fromkeys([*(given or ()), *added]))
     if not isinstance(given, Mapping):

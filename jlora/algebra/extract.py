@@ -151,7 +151,7 @@ def _absent(matrix: jax.Array) -> Matrices:
 
 
 def _names(path: str, entry: LowRank, copies: int) -> list[str]:
-    """A name for each matrix of the entry: its module's, and a number where the module holds several."""
+    """Names each matrix of the entry after its module, with a number if the module holds several."""
     modules = layer_names(path, entry)
     return modules if copies == 1 else [f"{module}[{copy}]" for module in modules for copy in range(copies)]
 

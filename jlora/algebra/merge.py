@@ -84,7 +84,7 @@ def _base_leaf(path: str, leaf: jax.Array, entry: LowRank) -> jax.Array:
 
 
 def _inverse_gain(entry: LowRank, merged: jax.Array) -> jax.Array:
-    """1 / gain, (*stack, *out), from M = gain (W + U) and the known |W|^2 = |M / gain - U|^2, a quadratic equation."""
+    """Solves M = gain (W + U) with the known |W|^2 = |M / gain - U|^2, a quadratic, for 1 / gain (*stack, *out)."""
     axes = entry.axes
     out, kept = axes.leaf, axes.stack + axes.outputs
     assert entry.squared_norm is not None
@@ -97,7 +97,7 @@ def _inverse_gain(entry: LowRank, merged: jax.Array) -> jax.Array:
 
 
 def _in_leafs_axes(entry: LowRank, factor: jax.Array) -> jax.Array:
-    """(*stack, *out) with the axes of the leaf, size 1 for its inputs."""
+    """Reshapes a factor (*stack, *out) to the leaf's axes, with size 1 for its input axes."""
     axes = entry.axes
     kept = axes.stack + axes.outputs
     order = [kept.index(letter) for letter in axes.leaf if letter in kept]

@@ -45,5 +45,5 @@ def type_in_words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
 
 
 def _has_wider(words: list[str], word: str) -> bool:
-    """Whether `whole number ...` stands beside `number ...`, which includes it."""
+    """Returns whether `word` is `whole number ...` and `words` also has `number ...`, which includes it."""
     return word.startswith("whole ") and word.removeprefix("whole ") in words

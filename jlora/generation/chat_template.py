@@ -22,9 +22,9 @@ Turn = dict[str, Any]
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-"""Names of a turn's reasoning."""
+"""The keys under which a turn may have its reasoning."""
 _READ = _REASONING[:2]
-"""The names that templates read: a turn's reasoning is given under both."""
+"""The keys that templates read: a turn's reasoning is passed under both."""
 
 
 class Conversation(Protocol):
@@ -88,7 +88,7 @@ class ChatTemplate:
         return (keys | set(chat.variables) | ({"tools"} if chat.tools else set())) - names
 
     def is_tagged(self, chat: Conversation) -> bool:
-        """Tells whether the template marks the assistant's turns itself."""
+        """Returns whether the template marks the assistant's turns itself (`{% generation %}`)."""
         return _GENERATION_TAG.search(self.tokenizer.get_chat_template(tools=chat.tools)) is not None
 
     def _compiled(self, chat: Conversation) -> Compiled:

@@ -81,7 +81,7 @@ class Generator:
 
 
 def context_length(model: Any) -> int | None:
-    """The most tokens that the model has positions for; None if it has no such limit (Bloom)."""
+    """Returns the most tokens that the model has positions for; None if it has no such limit (Bloom)."""
     return getattr(model.config, "max_position_embeddings", None)
 
 
@@ -159,7 +159,7 @@ def _stream(
 
 
 def _empty_cache(model: Any, batch: dict[str, jax.Array], count: int) -> Cache:
-    """A cache for the prompts alone, which knows that `count` tokens come after them."""
+    """Makes a cache with room for only the prompts; its `reach` includes the `count` tokens that follow them."""
     cache = model.empty_cache(*batch["input_ids"].shape, model.dtype)
     return cache._replace(reach=batch["attention_mask"].sum(1, dtype=jnp.int32) + count)
 
@@ -173,7 +173,7 @@ def _next(
     key: jax.Array | None,
     sampling: Sampling,
 ) -> tuple[jax.Array, Any]:
-    """(the next token of each row int32 (B,), the cache with the batch in it), from the logits of the last position."""
+    """Returns (the next token of each row, int32 (B,); the cache extended by the batch)."""
 
     def last_logits(base: Any, batch: dict[str, jax.Array], cache: Any) -> tuple[jax.Array, Any]:
         hidden, cache = model.apply(base, batch, cache, method="extend")
@@ -184,10 +184,10 @@ def _next(
 
 
 def _for_one_token(model: Any, base: Any, adapter: Any, cache: Cache) -> tuple[Any, Any, Cache]:
-    """(base, adapter, cache) in the form that is fastest for one token at a time.
+    """Converts (base, adapter, cache) to the form that is fastest for one token at a time.
 
-    On a CPU that is with layers set apart and the adapter merged. They stay stacked and factored if a mesh splits the
-    weights, if weights are quantized, or if only one of a weight's uses sees its update.
+    On a CPU, the layers are unstacked and the adapter is merged. Nothing is converted if a mesh splits the weights, if
+    weights are quantized, or if an update is for only one of a weight's uses.
     """
     leaves = jax.tree.leaves(base, is_leaf=is_quantized)
     is_whole = not any(map(is_quantized, leaves)) and all(
@@ -219,5 +219,5 @@ def _tree(adapter: Adapter | None) -> dict | None:
 
 
 def _padded(length: int) -> int:
-    """The smallest power of two, _SHORTEST at least, that `length` tokens fit into."""
+    """Returns the smallest power of two, at least _SHORTEST, that `length` tokens fit into."""
     return max(_SHORTEST, 1 << (length - 1).bit_length())

@@ -43,10 +43,10 @@ class LanguageModel:
 
 
 def causal_config(name: str, lora: LoraConfig | None = None) -> PreTrainedConfig:
-    """Loads the config of a causal language model, as `load_config` does; with an untied head if `lora` needs that.
+    """Loads the config of a causal language model with `load_config`, and unties the head if `lora` needs that.
 
     Raises:
-      JloraError: whatever `load_config` refuses; a model that is not a causal language model.
+      JloraError: as for `load_config`; the model is not a causal language model.
     """
     config = with_stored_head(load_config(model_folder(name)), model_folder(name))
     if family(config.model_type).task != "CAUSAL_LM":

@@ -12,7 +12,7 @@ from jlora.errors import JloraError
 
 
 class Sampling(NamedTuple):
-    """How a token is drawn from its logits: they are divided by the temperature, then cut as `filtered` says."""
+    """How a token is drawn: logits are divided by the temperature, then filtered by top_k and top_p."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -43,12 +43,12 @@ def draw_tokens(logits: jax.Array, key: jax.Array | None, sampling: Sampling) ->
 
 
 def filtered(logits: jax.Array, *, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
-    """Logits (..., vocab) with minus infinity for tokens that must not be drawn, the same as transformers' warpers.
+    """Sets the logits (..., vocab) of tokens that must not be drawn to minus infinity, as transformers' warpers do.
 
     Args:
       top_k: keep this many of the largest logits; 0 keeps all.
-      top_p: of those, keep the likeliest tokens whose probabilities add up to this (nucleus), at least one token. Of
-        tokens with equal logits all are kept or none.
+      top_p: of those, keep the likeliest tokens whose probabilities add up to this (nucleus), at least one token.
+        Tokens with equal logits are kept or removed together.
     """
     if 0 < top_k < logits.shape[-1]:
         logits = _at_least(logits, logits, lax.top_k(logits, top_k)[0][..., -1:])
@@ -63,10 +63,10 @@ def _at_least(logits: jax.Array, values: jax.Array, threshold: jax.Array) -> jax
 
 
 def _nucleus_threshold(probabilities: jax.Array, top_p: float) -> jax.Array:
-    """(..., 1), the largest number such that the probabilities at or above it add up to at least `top_p`.
+    """Finds the largest threshold (..., 1) such that the probabilities at or above it add up to at least `top_p`.
 
-    Found by bisecting the bit patterns of float32, which have the same order as the numbers. That is exact, and on a
-    CPU ten times faster than sorting the vocabulary.
+    Bisects the bit patterns of float32, which have the same order as the numbers. This is exact, and on a CPU ten times
+    faster than sorting the vocabulary.
     """
 
     def halve(_: Any, interval: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

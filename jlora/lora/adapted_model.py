@@ -10,13 +10,14 @@ from jlora.lora.config import LoraConfig
 
 @dataclasses.dataclass(frozen=True)
 class Adapted:
-    """The model with what is trained on it.
+    """A model together with everything that is trained on it.
 
     Attributes:
-      model: linen module. base: its frozen tree.
-      adapter: {path: LowRank | Full | Rows}: everything that is trained, with every method.
-      lora: the adapter's settings; None with other methods.
-      initial: where `base` gave up what the adapter started with (PiSSA, OLoRA), that start; else None.
+      model: the linen module.
+      base: its frozen tree.
+      adapter: {path: LowRank | Full | Rows}: everything that is trained, for all methods.
+      lora: the adapter's settings; None with methods other than lora.
+      initial: the adapter's start, if `base` is a residual base (PiSSA, OLoRA); else None.
     """
 
     model: Any

@@ -16,7 +16,7 @@ _EXACT = jax.lax.Precision.HIGHEST
 
 
 def squared_norm(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
-    """|leaf|^2 over the input axes: (*stack, *out), float32."""
+    """Computes |leaf|^2 over the input axes: (*stack, *out), float32."""
     axes = low_rank.axes
 
     def squares(leaf: jax.Array, stack: str, out: str) -> jax.Array:
@@ -51,7 +51,7 @@ def gain(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
 
 
 def _moved(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
-    """2 <W, U> + |U|^2 over the input axes: (*stack, *out)."""
+    """Computes 2 <W, U> + |U|^2 over the input axes: (*stack, *out)."""
     axes = low_rank.axes
     stack, inputs, outputs = axes.stack, axes.inputs, axes.outputs
     a, b = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (low_rank.a, scaled_b(low_rank)))

@@ -150,7 +150,7 @@ def _whole_fits(entry: Full | Rows, shape: tuple[int, ...]) -> bool:
 
 
 def replaced(leaf: jax.Array | Quantized, entry: Full | Rows) -> jax.Array:
-    """The base's leaf with what is trained whole in its place; dense, where the leaf is quantized."""
+    """Replaces the leaf, or its trained layers or rows, by the entry's value; the result is dense."""
     if entry.taken is None:
         return entry.value
     value = entry.value.astype(leaf.dtype)

@@ -76,7 +76,7 @@ def _padded(x: jax.Array, rank: int) -> jax.Array:
 
 
 def leaf_to_matrices(like: LowRank, leaf: jax.Array) -> jax.Array:
-    """A leaf, or anything of its shape, as (layers, out, in): the layout of torch's Linear."""
+    """Reshapes a leaf, or any array of its shape, to (layers, out, in): the layout of torch's Linear."""
     axes = like.axes
     sizes = dict(zip(axes.leaf, leaf.shape, strict=True))
     groups = (axes.stack, axes.outputs, axes.inputs)
@@ -85,7 +85,7 @@ def leaf_to_matrices(like: LowRank, leaf: jax.Array) -> jax.Array:
 
 
 def leaf_from_matrices(like: LowRank, layers: jax.Array) -> jax.Array:
-    """The inverse of `leaf_to_matrices`: (layers, out, in) in the leaf's shape."""
+    """Reshapes (layers, out, in) to the leaf's shape; the inverse of `leaf_to_matrices`."""
     axes = like.axes
     sizes = dict(zip(axes.leaf, like.shape, strict=True))
     order = axes.stack + axes.outputs + axes.inputs

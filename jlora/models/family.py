@@ -9,7 +9,7 @@ from typing import Any, Literal
 from jlora.tree.output_heads import HEAD
 
 HEAD_KEY = f"{HEAD}.weight"
-"""The head of every causal language model, as transformers calls it."""
+"""Transformers' key of the head of every causal language model."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ def base_of(folder: Path) -> str:
     """Returns the base model that `adapter_config.json` names.
 
     Raises:
-      JloraError: there is no such file, or it names no base, or one that is not a folder here or a name on the hub.
+      JloraError: there is no such file, or it names no base, or one that is neither a local folder nor a hub name.
     """
     file = folder / CONFIG
     name = read_base_name(folder)
@@ -34,7 +34,7 @@ def base_of(folder: Path) -> str:
 
 
 def _is_path(name: str) -> bool:
-    """Tells whether the name cannot be one on the hub, which is NAME or OWNER/NAME."""
+    """Returns whether the name cannot be a hub name, which is NAME or OWNER/NAME."""
     return name.startswith(("/", ".", "~")) or name.count("/") > 1 or "\\" in name or ":" in name
 
 

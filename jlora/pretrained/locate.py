@@ -40,7 +40,7 @@ def local_path(name: str) -> Path | None:
 
 
 def model_folder(name: str) -> str:
-    """The folder of a local model, or the hub's name as it is."""
+    """Returns the folder of a local model, or a hub name unchanged."""
     folder = local_path(name)
     return name if folder is None else str(folder)
 

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 
 def to_host(tree: Any) -> Any:
-    """Copies of all arrays as numpy, gathered one by one; of several processes all must take part."""
+    """Copies all arrays to numpy, gathered one by one; with several processes all must call it."""
     return jax.tree.map(leaf_to_host, tree)
 
 
@@ -20,7 +20,7 @@ def leaf_to_host(leaf: Any) -> np.ndarray:
 
 
 def gather(leaf: Any) -> Any:
-    """The array as each process has all of it."""
+    """Replicates an array that several processes share, so that each has all of it."""
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
         return leaf
     return jax.device_put(leaf, NamedSharding(placed_mesh(leaf), PartitionSpec()))

@@ -98,7 +98,7 @@ class Factored:
 
 
 def watch(path: str, weight: jax.Array | Quantized) -> Factored:
-    """The leaf without an update, to see how it is used."""
+    """Wraps a leaf without an update, to record how it is used."""
     return Factored(deferred(weight), (Update(None, None, path, _own_axes(weight), role=Role.OBSERVED),))
 
 

@@ -6,10 +6,10 @@ HEAD = "lm_head"
 """The name of a language model's output head in transformers and PEFT."""
 
 OUTPUT_EMBEDDINGS = (HEAD, "embed_out")
-"""What language models call the layer that gives their logits: "all-linear" leaves it out, as PEFT does."""
+"""Names of the layer that computes a language model's logits. "all-linear" leaves it out, as in PEFT."""
 
 HEAD_NAMES = ("classifier", "score")
-"""What PEFT adds to `modules_to_save` for the classification of sequences and of tokens."""
+"""The modules that PEFT adds to `modules_to_save` for sequence and token classification."""
 
 _ANSWERS = ("qa_outputs",)
 
@@ -21,7 +21,7 @@ TASK_HEADS: dict[str, tuple[str, ...]] = {
     "SEQ_2_SEQ_LM": (),
     "FEATURE_EXTRACTION": (),
 }
-"""PEFT's task types, and the modules that are trained whole for each."""
+"""{PEFT's task type: the modules that are trained in full for it}."""
 
 OUTPUT_HEADS = (*OUTPUT_EMBEDDINGS, *HEAD_NAMES, "pre_classifier", *_ANSWERS)
 """Modules that stay dense in a quantized model: errors there are not made good by any later layer."""

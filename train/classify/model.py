@@ -87,7 +87,7 @@ def prepare_splits(
 
 
 def prepare_model(config: Config, labels: Labels, mesh: Mesh | None = None) -> Adapted:
-    """Model, base weights and a fresh adapter (or the one of `lora.from`), on the mesh where there is one."""
+    """Loads model and base, and makes a fresh adapter (or loads that of `lora.from`), on the mesh if there is one."""
     model = labelled_model(config, labels)
     head_key = stream_key(config.seed, Stream.NEW_HEAD)
     base = load_weights(model, model_folder(config.model), key=head_key, new_head=config.new_head, mesh=mesh)

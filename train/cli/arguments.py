@@ -150,7 +150,7 @@ PARSERS = {
     "predict": predict, "generate": generate, "export": export, "extract": extract, "configs": configs,
     "completion": completion,
 }  # fmt: skip
-"""{command: what makes its parser}."""
+"""{command: the function that makes its parser}."""
 
 
 def whole_number(least: int, below: float = math.inf) -> Callable[[str], int]:

@@ -51,7 +51,7 @@ def kinds(annotation: Any) -> set[Any]:
 
 
 def describe(field: FieldInfo) -> str:
-    """The type of a field in words, such as `whole number >= 1 or null`."""
+    """Describes the type of a field in words, such as `whole number >= 1 or null`."""
     return type_in_words(field.annotation, field.metadata)
 
 

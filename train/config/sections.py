@@ -131,7 +131,7 @@ class LoraSection(Section):
 
     @property
     def is_residual(self) -> bool:
-        """Whether training starts with a part of the base's weights in the adapter, on the base that is left."""
+        """Whether training starts with part of the base's weights moved into the adapter (a residual base)."""
         return is_residual(self.init_lora_weights)
 
 

@@ -10,9 +10,9 @@ from huggingface_hub.errors import HFValidationError
 
 
 def is_cached(name: str, kind: Literal["model", "dataset"], configuration: str | None = None) -> bool:
-    """Whether the hub repository `name` (`repo` or `repo:split`) can be opened from the local cache alone.
+    """Returns whether the hub repository `name` (`repo` or `repo:split`) can be opened from only the local cache.
 
-    For data sets that is what `datasets` has prepared before; `configuration` is `data.config`.
+    Data sets must have been prepared by `datasets` before; `configuration` is `data.config`.
     """
     if kind == "model":
         weights = ("model.safetensors", "model.safetensors.index.json")

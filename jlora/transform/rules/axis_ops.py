@@ -218,7 +218,7 @@ def _reshape(shape: tuple[int, ...], params: dict, others: list) -> list[Plan] |
 
 
 def _spread_before_merging(value: Factored, new_sizes: tuple[int, ...]) -> Factored:
-    """Broadcasts the factors over dims of copies (`jnp.repeat`) before these merge with a dim over which they vary."""
+    """Broadcasts factors over repeated dims (`jnp.repeat`) that will be merged with a dim over which they vary."""
     if value.role is Role.OBSERVED:
         return value
     factors = [factor[0] for update in value.updates for factor in update.factors]
@@ -280,4 +280,4 @@ AXIS_OPS: dict[str, AxisOp] = {
     "transpose": AxisOp(_transpose, later.defer_transpose),
     "unstack": AxisOp(_unstack, later.defer_unstack),  # JAX 0.11: `for layer in stack`
 }
-"""By the primitive's name."""
+"""{primitive: rule}."""

@@ -20,13 +20,13 @@ from jlora.transform.quantized_weight import Deferred
 
 
 def _then(weight: Deferred, move: Callable) -> Deferred:
-    """The same done to each layer."""
+    """Adds an operation that is applied to each layer after dequantizing."""
     result = jax.eval_shape(move, jax.ShapeDtypeStruct(weight.inner, weight.dtype))
     return dataclasses.replace(weight, inner=result.shape, dtype=result.dtype, moves=(*weight.moves, move))
 
 
 def _to_codes(weight: Deferred, move: Callable[[jax.Array, tuple[int, ...]], jax.Array]) -> Deferred:
-    """`move(codes, their shape without the stack)` done to all arrays of the leaf."""
+    """Applies `move(array, its shape without the stack)` to all arrays of the leaf."""
     count = len(weight.leaf.stack)
     return dataclasses.replace(weight, leaf=jax.tree.map(lambda x: move(x, x.shape[count:]), weight.leaf))
 
@@ -110,7 +110,7 @@ def _part(weight: Deferred, axis: int, start: int, limit: int) -> Deferred:
 
 
 def defer_constrain(weight: Deferred, params: dict, others: list) -> list[Deferred] | None:
-    """The codes are what is moved between devices, and not the array."""
+    """Moves the codes between devices, instead of the dequantized array."""
     sharding = params["sharding"]
     if weight.moves or params["unconstrained_dims"] or not isinstance(sharding, NamedSharding):
         return None

@@ -51,7 +51,7 @@ def _products(jaxpr: Any) -> Iterator[dict]:
 
 
 def seen_by(kind: str, weight: Factored) -> tuple[list[Update], jax.Array | None]:
-    """Returns (the updates that a use of this kind sees, the gain)."""
+    """Returns (the updates that apply to a use of this kind, the gain)."""
     adapted = weight.role is Role.ADAPTED
     updates = [update for update in weight.updates if adapted and update.only in (None, kind)]
     return updates, weight.gain if updates else None

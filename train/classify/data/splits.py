@@ -286,7 +286,7 @@ def _classes(split: Split, task: str | None) -> list[Hashable]:
 
 
 def _ranks_within_class(classes: list[Hashable], stream: Stream, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's place in the seeded shuffle of its class, and the size of its class; both int64 (n,)."""
+    """Returns each row's place in the seeded shuffle of its class, and the size of its class; both int64 (n,)."""
     sizes = Counter(classes)
     seen: Counter[Hashable] = Counter()
     ranks = np.zeros(len(classes), np.int64)

@@ -9,7 +9,7 @@ from jlora.errors import JloraError
 from jlora.files.whole_text import require_text
 from jlora.generation.chat_template import Turn
 
-"""`role` and `content`, as chat templates take them, and whatever else the row has (tool_calls, name)."""
+"""A turn: `role` and `content`, the input of chat templates, and other keys of the row (tool_calls, name)."""
 
 _NEXT = {
     "": ("system", "user"),

@@ -23,9 +23,9 @@ import jlora
 from benchmarks.common.timing import spread, take_turns
 from jlora.sharding.gather import to_host
 from train.cli import offline
-from train.cli.parse import parse
+from train.cli.parse import parse_command_line
 from train.devices.compilation import use_compilation_cache
-from train.devices.platform import settled
+from train.devices.platform import settle_dtype
 from train.lm.config import COMMAND, LMConfig
 from train.lm.model import prepare_model
 from train.lm.objective import causal_loss
@@ -42,8 +42,8 @@ def main(argv: Sequence[str]) -> int:
     flags, rest = _parser().parse_known_args(argv)
     use_compilation_cache()
     given = ["--config", str(flags.config), *["--offline"] * flags.offline, *rest]
-    config = settled(offline.choose(parse(given, COMMAND))[0])
-    results = {"environment": environment.describe(), "load_before": os.getloadavg()}
+    config = settle_dtype(offline.choose(parse_command_line(given, COMMAND))[0])
+    results = {"environment": environment.collect(), "load_before": os.getloadavg()}
     results |= run(config, flags.steps, flags.rounds) | {"load_after": os.getloadavg()}
     print(table(results, flags.every))
     if flags.json:

@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     if flags.side:
         print(json.dumps(measure(flags.side, flags.layers, flags.hidden)))
         return 0
-    results = {"environment": environment.describe(), "load_before": os.getloadavg()}
+    results = {"environment": environment.collect(), "load_before": os.getloadavg()}
     results |= run(flags.layers, flags.hidden, flags.repeats) | {"load_after": os.getloadavg()}
     print(table(results))
     if flags.json:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from benchmarks.scaling import LLAMA, MODELS, line, planned_config
 from train.lm.step_plan import plan_step
-from train.planning.chip_plan import Plan
+from train.planning.chip_plan import ChipPlan
 from train.planning.chips import CHIPS, USABLE_SHARE
 from train.planning.step_time import step_time
 from train.planning.virtual_mesh import force_devices
@@ -84,7 +84,7 @@ def cells(published: Published) -> list[str]:
     ]
 
 
-def best(published: Published) -> tuple[bool, Plan]:
+def best(published: Published) -> tuple[bool, ChipPlan]:
     """(remat, the plan): without remat if that fits into the chip, else with it."""
     mesh = {"data": 1, "fsdp": published.fsdp, "tensor": published.tensor}
     rows = MICROBATCH * published.fsdp

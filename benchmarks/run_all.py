@@ -66,7 +66,7 @@ def begun(found: dict[str, Any], *, anew: bool, keys: Sequence[str]) -> dict[str
 
 def machine() -> dict[str, Any]:
     """The trainer's description of the environment, the peers' versions and the processor."""
-    found = environment.describe()
+    found = environment.collect()
     processor = Path("/proc/cpuinfo").read_text()
     (memory,) = re.findall(r"MemTotal:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     flags = set(re.findall(r"^flags\s*: (.*)", processor, re.MULTILINE)[0].split())

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from train.cli.arguments import whole_number
-from train.cli.parse import parse
+from train.cli.parse import parse_command_line
 from train.cli.resolve import resolve
 from train.lm.config import COMMAND, LMConfig
 from train.lm.step_plan import abstract_step, plan_step
-from train.planning.chip_plan import Plan
+from train.planning.chip_plan import ChipPlan
 from train.planning.chips import CHIPS, USABLE_SHARE, Chip, chip_named
-from train.planning.memory import held_bytes
+from train.planning.memory import count_bytes
 from train.planning.step_time import step_time
 from train.planning.virtual_mesh import force_devices
 
@@ -114,7 +114,7 @@ def _base_bytes(folder: str, method: str, length: int) -> int:
     _, _, (_, _, base, *_) = abstract_step(
         planned_config(folder, 1, 1, length, quantize=METHODS[method]), {"data": 1, "fsdp": 1, "tensor": 1}
     )
-    return held_bytes(base)
+    return count_bytes(base)
 
 
 def meshes(chips: int, rows: int, splits: Sequence[tuple[int, int]]) -> Iterator[dict[str, int]]:
@@ -125,7 +125,7 @@ def meshes(chips: int, rows: int, splits: Sequence[tuple[int, int]]) -> Iterator
             yield {"data": data, "fsdp": fsdp, "tensor": tensor}
 
 
-def plans(folder: str, method: str, mesh: dict[str, int], rows: int, length: int) -> Iterator[tuple[int, Plan]]:
+def plans(folder: str, method: str, mesh: dict[str, int], rows: int, length: int) -> Iterator[tuple[int, ChipPlan]]:
     """(rows of a microbatch in each part, the plan), from many rows to few."""
     parts = mesh["data"] * mesh["fsdp"]
     for each in _ROWS_A_CHIP:
@@ -151,10 +151,10 @@ def planned_config(
         f"train.remat={str(remat).lower()}",
         "train.dtype=bfloat16",
     ]
-    return resolve(parse(arguments, COMMAND), use_offline=False)
+    return resolve(parse_command_line(arguments, COMMAND), use_offline=False)
 
 
-def _row(model: str, method: str, rows: int, plan: Plan, chip: Chip) -> Row:
+def _row(model: str, method: str, rows: int, plan: ChipPlan, chip: Chip) -> Row:
     times = step_time(plan, chip)
     limits = {"products": times.products, "weights": times.gathers, "other collectives": times.others}
     return Row(

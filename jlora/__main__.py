@@ -11,12 +11,12 @@ from pathlib import Path
 def main() -> int:
     """Runs `jlora COMMAND ...` and returns its exit code.
 
-    Loads the commands from beside `jlora` and not by a search of the current folder and PYTHONPATH, where it might find
-    a user's own train.py.
+    Loads the commands from the folder that contains `jlora`. A normal import would search the current folder and
+    PYTHONPATH first, and might find a user's own train.py.
     """
-    beside = Path(__file__).resolve().parents[1]
-    name = "jlora_train" if (beside / "jlora_train").is_dir() else "train"
-    package = beside / name
+    folder = Path(__file__).resolve().parents[1]
+    name = "jlora_train" if (folder / "jlora_train").is_dir() else "train"
+    package = folder / name
     spec = spec_from_file_location(name, package / "__init__.py", submodule_search_locations=[str(package)])
     assert spec is not None
     assert spec.loader is not None

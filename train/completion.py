@@ -16,7 +16,7 @@ from train.config import dotted_keys
 from train.config.command import Command
 
 _LONGEST = 70
-"""Characters of a meaning that is shown beside a word."""
+"""The most characters of a word's meaning that are shown."""
 
 
 class _Word(NamedTuple):
@@ -29,7 +29,7 @@ class _Word(NamedTuple):
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; 0 is success."""
-    return exit_code(lambda: show(script(arguments.completion().parse_args(argv).shell)))
+    return exit_code(lambda: show(script(arguments.make_completion_parser().parse_args(argv).shell)))
 
 
 def script(shell: str) -> str:

@@ -16,7 +16,7 @@ from train.config.shipped import shipped_configs
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; 0 is success, 2 an error that the user can fix."""
-    return exit_code(lambda: _run(arguments.configs().parse_args(argv)))
+    return exit_code(lambda: _run(arguments.make_configs_parser().parse_args(argv)))
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -32,7 +32,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _table(found: dict[str, Path]) -> str:
-    """The name of each config beside its first line, a comment that says what it is."""
+    """Lists each config: its name, and its first line, a comment that says what it is."""
     width = max(map(len, found), default=0)
     lines = []
     for name, file in found.items():

@@ -38,7 +38,7 @@ _AUTO_CLASSES = {"SEQ_CLS": "AutoModelForSequenceClassification", "CAUSAL_LM": "
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; 0 is success, 2 an error that the user can fix."""
-    return exit_code(lambda: _export(arguments.export().parse_args(argv)))
+    return exit_code(lambda: _export(arguments.make_export_parser().parse_args(argv)))
 
 
 def _export(options: argparse.Namespace) -> None:
@@ -52,7 +52,7 @@ def _export(options: argparse.Namespace) -> None:
     written = [path for path in (options.out, options.gguf_lora) if path is not None]
     require_kept({"--adapter": options.adapter, "--base": base}, written, "give another --out")
     with working(f"reading {base} and {options.adapter}"):
-        adapted, tokenizer = _opened(options.adapter, base, options.quantize)
+        adapted, tokenizer = _open_adapted(options.adapter, base, options.quantize)
     if options.gguf_lora is not None:
         _write_for_llama_cpp(options, adapted)
     if options.out is not None:
@@ -62,7 +62,7 @@ def _export(options: argparse.Namespace) -> None:
             _write_merged(options, adapted, tokenizer)
 
 
-def _opened(folder: Path, base: str, quantize: Any) -> tuple[Adapted, PreTrainedTokenizerBase]:
+def _open_adapted(folder: Path, base: str, quantize: Any) -> tuple[Adapted, PreTrainedTokenizerBase]:
     """Loads the adapter and its base, whose config says what kind of model it is."""
     settle_hub(base)
     if family(load_config(model_folder(base)).model_type).task == "CAUSAL_LM":

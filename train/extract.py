@@ -63,7 +63,7 @@ class Pair:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; 0 is success, 2 an error that the user can fix."""
-    return exit_code(lambda: _extract(arguments.extract().parse_args(argv)))
+    return exit_code(lambda: _extract(arguments.make_extract_parser().parse_args(argv)))
 
 
 def _extract(options: argparse.Namespace) -> None:
@@ -81,7 +81,7 @@ def _extract(options: argparse.Namespace) -> None:
     write_adapter(options.out / "adapter", adapted, adapter, tokenizer, _labels(pair), _base_name(options.base))
     spectrum.write_csv(options.out / "spectrum.csv", spectra)
     title = f"What changed from {_short(options.base)} to {_short(options.tuned)}"
-    spectrum.plot(spectra, options.out / "spectrum.png", title)
+    spectrum.plot_spectrum(spectra, options.out / "spectrum.png", title)
     show(_table(spectra))
     _say_outside(outside(pair.tuned, pair.base, adapter))
     _say_where(options.out, pair.task)
@@ -193,7 +193,7 @@ def _table(spectra: Sequence[Spectrum]) -> str:
 
 
 def _line(name: str, group: Sequence[Spectrum]) -> tuple[str, ...]:
-    needed = zip(*(found.needed() for found in group), strict=True)
+    needed = zip(*(found.ranks_needed() for found in group), strict=True)
     columns = [[len(found.values) for found in group], [found.rank for found in group], *needed]
     full, rank, *ranks = (_range(column) for column in columns)
     return (name, str(len(group)), full, rank, f"{100 * spectrum.total_kept(group):.2f} %", *ranks)

@@ -12,7 +12,7 @@ import jax
 
 from jlora.errors import JloraError
 from jlora.generation.chat import chat_ids
-from jlora.generation.detokenize import decoded, until
+from jlora.generation.detokenize import decode_stream, until
 from jlora.generation.generator import context_length
 from jlora.generation.open_model import LanguageModel, load_language_model
 from jlora.generation.sampling import Sampling
@@ -27,7 +27,7 @@ from train.devices.compilation import use_compilation_cache
 def main(argv: Sequence[str]) -> int:
     """Runs the command; 0 is success, 2 an error that the user can fix, 130 an interruption."""
     use_compilation_cache()
-    return exit_code(lambda: _run(arguments.generate().parse_args(argv)))
+    return exit_code(lambda: _run(arguments.make_generate_parser().parse_args(argv)))
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class _Writer:
             )
         )
         text = ""
-        for piece in until(decoded(self.language.tokenizer, tokens, before), options.stop):
+        for piece in until(decode_stream(self.language.tokenizer, tokens, before), options.stop):
             # Escaped on a terminal, which would act on control characters; a pipe gets the text unchanged.
             print(printable(piece) if sys.stdout.isatty() else piece, end="", flush=True)
             text += piece
@@ -110,7 +110,7 @@ def _run(options: argparse.Namespace) -> None:
             quantize=options.quantize,
         )
     writer = _Writer(language, options)
-    text = options.prompt if options.prompt is not None else None if sys.stdin.isatty() else _piped()
+    text = options.prompt if options.prompt is not None else None if sys.stdin.isatty() else _read_stdin()
     if text is None:
         _hold_chat(writer)
     elif options.chat or options.system is not None:
@@ -120,7 +120,7 @@ def _run(options: argparse.Namespace) -> None:
         writer.write(ids, before=ids)
 
 
-def _piped() -> str:
+def _read_stdin() -> str:
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:

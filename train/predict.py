@@ -22,16 +22,16 @@ from jlora.pretrained.locate import settle_hub
 from train.classify import metrics
 from train.classify.classifier import load_trained
 from train.classify.config import Config, DataConfig
-from train.classify.data.labels import Labels, encode
-from train.classify.data.splits import Split, rows_of
+from train.classify.data.labels import Labels, encode_labels
+from train.classify.data.splits import Split, make_split
 from train.classify.evaluate import scores
-from train.classify.predictions import predicted
+from train.classify.predictions import format_prediction
 from train.cli import arguments
 from train.cli.exit_codes import exit_code, show
 from train.cli.signs_of_life import working
 from train.cli.without_torch import keep_torch_from_transformers
 from train.config import yaml12
-from train.config.validate import expected, flatten
+from train.config.validate import describe_mismatch, flatten
 from train.data.read_tables import read_tables
 from train.data.table_files import Table
 from train.devices.compilation import use_compilation_cache
@@ -51,7 +51,7 @@ _KEY = re.compile(rf"(?<![\w./\\-])data\.({'|'.join(_FLAGS)})(?![\w/-]|\.\w)(=?)
 def main(argv: Sequence[str]) -> int:
     """Runs the command; 0 is success, 2 an error that the user can fix."""
     use_compilation_cache()
-    return exit_code(lambda: _predict(arguments.predict().parse_args(argv)))
+    return exit_code(lambda: _predict(arguments.make_predict_parser().parse_args(argv)))
 
 
 def _predict(options: argparse.Namespace) -> None:
@@ -64,9 +64,9 @@ def _predict(options: argparse.Namespace) -> None:
         trained = load_trained(options.model, options.base)
     with _keys_as_flags():
         tables = read_tables(options.input, "test", config)
-        rows = rows_of(tables, config, "test", labelled=options.evaluate)
+        rows = make_split(tables, config, "test", labelled=options.evaluate)
     # Raises for wrong labels before anything is computed.
-    encoded = encode(rows, trained.labels, "test") if options.evaluate else None
+    encoded = encode_labels(rows, trained.labels, "test") if options.evaluate else None
     with working(f"labelling {len(rows):,} rows"):
         logits = trained.logits(rows, config.max_length, options.batch_size)
     _write(options.output, _columns(tables[0], rows), logits, trained.labels)
@@ -99,7 +99,7 @@ def _data_config(options: argparse.Namespace) -> DataConfig:
             raise JloraError(f"{stored}: {detail['ctx']['error']}") from None
         name = str(detail["loc"][0])
         place = _flag(name) if name in given else f"{stored}: data.{name}"
-        raise JloraError(f"{place}: {expected(DataConfig.model_fields[name], values[name])}") from None
+        raise JloraError(f"{place}: {describe_mismatch(DataConfig.model_fields[name], values[name])}") from None
 
 
 @contextmanager
@@ -139,7 +139,9 @@ def _write(path: Path, columns: dict[str, list[Any]], logits: np.ndarray, labels
         writer.writerow([*columns, *ours])
         for row, values in enumerate(shown):
             numbers = [] if labels.problem_type == "regression" else [f"{value:.6f}" for value in values]
-            writer.writerow([*(column[row] for column in columns.values()), predicted(labels, values), *numbers])
+            writer.writerow(
+                [*(column[row] for column in columns.values()), format_prediction(labels, values), *numbers]
+            )
 
 
 if __name__ == "__main__":

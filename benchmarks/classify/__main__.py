@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         config = read_config(flags.train, flags.model)
         with tempfile.TemporaryDirectory() as folder:
             setup = prepare(config, Path(folder))
-            torch.set_num_threads(environment.describe()["cpu_count"])
+            torch.set_num_threads(environment.collect()["cpu_count"])
             results = {"environment": _environment(), "recipe": _recipe(setup, config.model)}
             results |= run(setup, flags.repeats, with_epoch=flags.epoch)
     except JloraError as error:
@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _environment() -> dict[str, Any]:
     """The trainer's description, what PyTorch adds to it, and how busy the machine is before the start."""
-    found = environment.describe()
+    found = environment.collect()
     versions = {name: metadata.version(name) for name in ("torch", "peft")}
     return found | {
         "versions": found["versions"] | versions,

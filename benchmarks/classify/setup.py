@@ -21,7 +21,7 @@ from train.classify.data.batches import Batch
 from train.classify.data.labels import Labels
 from train.classify.data.splits import load_data
 from train.classify.model import Prepared, prepare_model, prepare_splits
-from train.cli.parse import parse
+from train.cli.parse import parse_command_line
 from train.cli.resolve import resolve
 from train.run.lengths import choose_lengths
 
@@ -47,7 +47,9 @@ def read_config(train: str | None, model: str | None) -> Config:
     """The offline recipe of configs/sst2.yaml, on other data or another model where they are given."""
     overrides = [f"data.train={train}"] * (train is not None) + [f"model={model}"] * (model is not None)
     sizes = [f"data.max_length={MAX_LENGTH}", f"data.max_rows={EPOCH_ROWS}", "train.dtype=float32"]
-    config = resolve(parse(["--config", str(SST2), "--offline", *sizes, *overrides], COMMAND), use_offline=True)
+    config = resolve(
+        parse_command_line(["--config", str(SST2), "--offline", *sizes, *overrides], COMMAND), use_offline=True
+    )
     # A validation split of its own, not read further, so that no training rows are split off.
     return config.model_copy(update={"data": config.data.model_copy(update={"validation": config.data.train})})
 

@@ -38,7 +38,7 @@ from jlora.pretrained.folder import open_tensors
 from jlora.pretrained.load import abstract_base, build, load_config
 from jlora.pretrained.tokenizer import load_tokenizer
 from train.classify.classifier import read_label_entries
-from train.cli.parse import parse
+from train.cli.parse import parse_command_line
 from train.cli.resolve import resolve
 from train.lm.config import COMMAND
 
@@ -109,7 +109,7 @@ def _read_tokenizer(folder: Path) -> None:
 
 def _read_run_config(folder: Path) -> None:
     """As the command does, up to the config of the run."""
-    resolve(parse(["--config", str(folder / "config.yaml")], COMMAND), use_offline=False)
+    resolve(parse_command_line(["--config", str(folder / "config.yaml")], COMMAND), use_offline=False)
 
 
 TARGETS = {

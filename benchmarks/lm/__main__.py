@@ -30,9 +30,9 @@ from jlora.errors import JloraError
 from jlora.generation.open_model import causal_config
 from jlora.pretrained.load import build
 from train.cli import offline
-from train.cli.parse import parse
+from train.cli.parse import parse_command_line
 from train.cli.progress import configure_logging
-from train.devices.platform import settled
+from train.devices.platform import settle_dtype
 from train.lm.config import COMMAND, LMConfig
 from train.lm.model import abstract_on
 from train.lm.objective import causal_loss
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     alone = [flag.removeprefix(_ALONE) for flag in argv if flag.startswith(_ALONE)]
     given = [flag for flag in argv if not flag.startswith(_ALONE)]
     try:
-        config = settled(offline.choose(parse(given, COMMAND))[0])
+        config = settle_dtype(offline.choose(parse_command_line(given, COMMAND))[0])
         found = peak_memory(config, alone[0]) if alone else _all(config, given)
     except JloraError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -72,7 +72,7 @@ def _all(config: LMConfig, given: Sequence[str]) -> dict[str, Any]:
 
 def run(setup: Setup, rounds: int = _ROUNDS) -> dict[str, Any]:
     """Seconds, tokens/s, ratios to PEFT and the share of the machine's matrix rate; all plain JSON."""
-    torch.set_num_threads(environment.describe()["cpu_count"])
+    torch.set_num_threads(environment.collect()["cpu_count"])
     config = setup.config
     compiled, flops = _jlora_step(setup)
     sides = {"jlora": compiled, "peft": _torch_step(setup, compiled=False)}

@@ -28,13 +28,13 @@ from benchmarks.lm.setup import Setup, Texts
 from jlora.errors import JloraError
 from jlora.pretrained.tokenizer import load_tokenizer, pad_id
 from train.cli import offline
-from train.cli.parse import parse
+from train.cli.parse import parse_command_line
 from train.cli.progress import configure_logging
 from train.config.run_config import steps_of
 from train.data.bucketing import plan_evaluation
-from train.devices.platform import settled
+from train.devices.platform import settle_dtype
 from train.lm.config import COMMAND, LMConfig
-from train.lm.data.batches import make_batch, packed_width
+from train.lm.data.batches import make_batch, width_of_packed
 from train.lm.data.load import load_examples
 from train.lm.model import prepare_model
 from train.lm.objective import causal_loss, loss_and_hits, split_metrics
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the command; 0 is success, 2 something that the user can mend."""
     configure_logging()
     try:
-        config = settled(offline.choose(parse(argv, COMMAND))[0])
+        config = settle_dtype(offline.choose(parse_command_line(argv, COMMAND))[0])
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(run(config, Path(folder)), indent=1))
     except JloraError as error:
@@ -84,7 +84,7 @@ def _texts(setup: Setup) -> Texts:
     tokenizer, config = load_tokenizer(setup.config.model), setup.config
     rows = load_examples(config.data, tokenizer, config.seed).rows
     lengths = {name: part.lengths for name, part in rows.items()}
-    buckets = lengths_of_run(config, lengths, setup.adapted.base, width=packed_width(rows))
+    buckets = lengths_of_run(config, lengths, setup.adapted.base, width=width_of_packed(rows))
     return Texts(rows, buckets, pad_id(tokenizer))
 
 

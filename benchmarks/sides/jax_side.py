@@ -25,11 +25,11 @@ from train.classify.data import batches as classify_batches
 from train.classify.data.labels import Labels
 from train.classify.loss import classification_loss, row_losses
 from train.classify.model import prepare_model as prepare_classifier
-from train.cli.parse import parse
+from train.cli.parse import parse_command_line
 from train.cli.progress import configure_logging
 from train.cli.resolve import resolve
 from train.config.run_config import learning_rate_of
-from train.devices.platform import settled
+from train.devices.platform import settle_dtype
 from train.lm.config import COMMAND as LM
 from train.lm.data import batches as lm_batches
 from train.lm.model import prepare_model as prepare_language_model
@@ -99,7 +99,7 @@ def trainer_config(work: Work, method: str) -> Any:
     given += [f"train.dropout={str(work.dropout).lower()}", "data.train=none.tsv", "output_dir=none"]  # never opened
     given += [f"lora.from={work.adapter}", f"lora.lora_dropout={0.1 if work.dropout else 0.0}"] * (method == "lora")
     given += [f"quantize={work.quantize}"] * (work.quantize is not None)
-    return settled(resolve(parse(given, CLASSIFY if work.is_encoder else LM), use_offline=False))
+    return settle_dtype(resolve(parse_command_line(given, CLASSIFY if work.is_encoder else LM), use_offline=False))
 
 
 def batch_of(work: Work) -> Any:

@@ -49,7 +49,7 @@ def extract(
       JloraError: whatever `init` refuses, trees of different shapes, a value that is not finite, no change in any
         targeted leaf, an impossible `energy`, `use_dora`, a tied embedding without `ensure_weight_tying`.
     """
-    config = _checked(config, energy)
+    config = _plan_config(config, energy)
     leaves, changed = array_leaves(base), array_leaves(tuned)
     plan = abstract_adapter(config, base, fn, *args, **kwargs)
     _require_all_uses(plan)
@@ -60,7 +60,7 @@ def extract(
     spectra: dict[str, np.ndarray] = {}
     for path, entry in plan.items():
         if isinstance(entry, LowRank):
-            adapter[path], found = _factored(path, entry, _difference(changed[path], leaves[path]), energy)
+            adapter[path], found = _factorize(path, entry, _difference(changed[path], leaves[path]), energy)
             spectra |= found
         else:
             adapter[path] = _whole(entry, changed[path])
@@ -80,13 +80,13 @@ def outside(tuned: Any, base: Any, adapter: Adapter) -> dict[str, float]:
     total, left = 0.0, dict[str, float]()
     for path, leaf in leaves.items():
         difference = _difference(changed[path], leaf)
-        total += _squared(difference)
-        left[path] = _squared(_uncovered(adapter.get(path), difference))
+        total += _sum_of_squares(difference)
+        left[path] = _sum_of_squares(_change_outside(adapter.get(path), difference))
     shares = {path: squared / total for path, squared in left.items() if squared}
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
-def _checked(config: LoraConfig, energy: float | None) -> LoraConfig:
+def _plan_config(config: LoraConfig, energy: float | None) -> LoraConfig:
     if config.use_dora:
         raise JloraError("LoraConfig.use_dora: expected false, found true: what is extracted is a plain sum")
     if energy is None:
@@ -122,7 +122,7 @@ def _difference(tuned: Any, base: Any) -> jax.Array:
     return jnp.asarray(tuned, jnp.float32) - jnp.asarray(base, jnp.float32)
 
 
-def _factored(
+def _factorize(
     path: str, entry: LowRank, difference: jax.Array, energy: float | None
 ) -> tuple[LowRank, dict[str, np.ndarray]]:
     """Returns (the entry with A and B filled in, {name: singular values} of its adapted layers)."""
@@ -161,7 +161,7 @@ def _whole(entry: Full | Rows, tuned: Any) -> Full | Rows:
     return dataclasses.replace(entry, value=jnp.array(value, entry.value.dtype, copy=True))
 
 
-def _uncovered(entry: Entry | None, difference: jax.Array) -> jax.Array:
+def _change_outside(entry: Entry | None, difference: jax.Array) -> jax.Array:
     """Returns the part of a leaf's change in layers or rows that the entry does not hold."""
     if entry is None:
         return difference
@@ -174,7 +174,7 @@ def _uncovered(entry: Entry | None, difference: jax.Array) -> jax.Array:
     return jnp.delete(difference, np.asarray(entry.taken), axis=entry.axis if isinstance(entry, Rows) else 0)
 
 
-def _squared(x: jax.Array) -> float:
+def _sum_of_squares(x: jax.Array) -> float:
     return float(jnp.sum(jnp.square(x))) if math.prod(x.shape) else 0.0
 
 

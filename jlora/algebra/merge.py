@@ -10,14 +10,14 @@ import jax.numpy as jnp
 
 from jlora.errors import JloraError
 from jlora.lora.dora import gain
-from jlora.lora.entries import Adapter, Entry, LowRank, Rows, replaced, require_fit, scaled_b
+from jlora.lora.entries import Adapter, Entry, LowRank, Rows, insert_trained, require_fit, scale_b
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.quantized import Quantized, as_array
 
 
 def update(low_rank: LowRank) -> jax.Array:
     """Computes einsum(spec, a, b * scale): the update in the leaf's shape, float32."""
-    return jnp.einsum(low_rank.spec, low_rank.a, scaled_b(low_rank), precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum(low_rank.spec, low_rank.a, scale_b(low_rank), precision=jax.lax.Precision.HIGHEST)
 
 
 def merge(base: Any, adapter: Adapter) -> Any:
@@ -30,10 +30,10 @@ def merge(base: Any, adapter: Adapter) -> Any:
       JloraError: a path of the adapter is not in the base, an entry has another shape than its leaf, the update is for
         only one of the leaf's uses (a tied embedding), or a result is not finite (checked if arrays are concrete).
     """
-    return replace_leaves(base, dict(merged_leaves(base, adapter)))
+    return replace_leaves(base, dict(merge_leaves(base, adapter)))
 
 
-def merged_leaves(base: Any, adapter: Adapter) -> Iterator[tuple[str, jax.Array | Quantized]]:
+def merge_leaves(base: Any, adapter: Adapter) -> Iterator[tuple[str, jax.Array | Quantized]]:
     """Yields (path, leaf) of the merged tree, one leaf at a time; leaves without an entry are not changed.
 
     Raises:
@@ -42,10 +42,10 @@ def merged_leaves(base: Any, adapter: Adapter) -> Iterator[tuple[str, jax.Array 
     leaves = leaves_by_path(base)
     require_fit(adapter, leaves)
     for path, leaf in leaves.items():
-        yield path, _merged(path, leaf, adapter[path]) if path in adapter else leaf
+        yield path, _merge_leaf(path, leaf, adapter[path]) if path in adapter else leaf
 
 
-def _merged(path: str, leaf: jax.Array | Quantized, entry: Entry) -> jax.Array:
+def _merge_leaf(path: str, leaf: jax.Array | Quantized, entry: Entry) -> jax.Array:
     if not isinstance(entry, Rows) and entry.only is not None:
         raise JloraError(
             f"{path}: expected an update for all uses of the weight, found one for the {entry.only} alone (a tied"
@@ -53,7 +53,7 @@ def _merged(path: str, leaf: jax.Array | Quantized, entry: Entry) -> jax.Array:
             " its own table; or adapt both uses with ensure_weight_tying=True"
         )
     if not isinstance(entry, LowRank):
-        return _finite(path, replaced(leaf, entry))
+        return _finite(path, insert_trained(leaf, entry))
     leaf = as_array(leaf)
     total = leaf.astype(jnp.float32) + update(entry)
     total = total if entry.magnitude is None else total * _in_leafs_axes(entry, gain(entry, leaf))

@@ -42,7 +42,8 @@ def reduce_rank(adapter: Adapter, rank: int | None = None, *, energy: float | No
     if energy is not None and not 0 < energy <= 1:
         raise JloraError(f"reduce_rank: energy: expected a share in (0, 1], found {energy!r}")
     return {
-        path: _reduced(entry, rank, energy) if isinstance(entry, LowRank) else entry for path, entry in adapter.items()
+        path: _reduce_entry(entry, rank, energy) if isinstance(entry, LowRank) else entry
+        for path, entry in adapter.items()
     }
 
 
@@ -83,10 +84,10 @@ def from_svd(u: jax.Array, s: jax.Array, vh: jax.Array, rank: int) -> Matrices:
     return Matrices(vh[:rank], u[:, :rank] * s[None, :rank], jnp.ones_like(s[:rank]))
 
 
-def _reduced(entry: LowRank, rank: int | None, energy: float | None) -> LowRank:
+def _reduce_entry(entry: LowRank, rank: int | None, energy: float | None) -> LowRank:
     parts = [svd(layer) for layer in to_matrices(entry)]
     if rank is None:
-        ranks = _shared([rank_for(np.asarray(s), energy or 1.0) for _, s, _ in parts], len(entry.ranks))
+        ranks = _largest_per_layer([rank_for(np.asarray(s), energy or 1.0) for _, s, _ in parts], len(entry.ranks))
     else:
         ranks = [min(rank, s.shape[0]) for _, s, _ in parts]
     reduced = from_matrices(entry, [from_svd(u, s, vh, kept) for (u, s, vh), kept in zip(parts, ranks, strict=True)])
@@ -106,7 +107,7 @@ def rank_for(singular_values: np.ndarray, energy: float) -> int:
     return min(int(np.searchsorted(kept, energy * kept[-1])), len(kept) - 1) + 1
 
 
-def _shared(ranks: Sequence[int], count: int) -> list[int]:
+def _largest_per_layer(ranks: Sequence[int], count: int) -> list[int]:
     """Gives the layers that share one entry of `LowRank.ranks` the largest rank that any of them needs."""
     copies = len(ranks) // count
     return [max(ranks[i - i % copies :][:copies]) for i in range(len(ranks))]

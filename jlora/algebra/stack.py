@@ -32,7 +32,7 @@ def stack(adapters: Sequence[Adapter]) -> dict[str, Entry]:
     if not adapters:
         raise JloraError("adapters: expected one at least, found none")
     paths = dict.fromkeys(path for adapter in adapters for path in adapter)
-    return {path: _stacked(path, [adapter.get(path) for adapter in adapters]) for path in paths}
+    return {path: _stack_entries(path, [adapter.get(path) for adapter in adapters]) for path in paths}
 
 
 def unstack(stacked: Adapter) -> list[dict[str, Entry]]:
@@ -46,10 +46,10 @@ def unstack(stacked: Adapter) -> list[dict[str, Entry]]:
     counts = {path: _count(path, entry) for path, entry in stacked.items()}
     if len(set(counts.values())) > 1:
         raise JloraError(f"unstack: expected one leading axis at all paths, as jlora.stack adds it, found {counts}")
-    return [_unstacked(stacked, index) for index in range(next(iter(counts.values()), 0))]
+    return [_unstack_one(stacked, index) for index in range(next(iter(counts.values()), 0))]
 
 
-def _stacked(path: str, entries: Sequence[Entry | None]) -> Entry:
+def _stack_entries(path: str, entries: Sequence[Entry | None]) -> Entry:
     """Stacks the entries of one path; an adapter without an entry has None."""
     _check_forms(path, entries)
     first = next(entry for entry in entries if entry is not None)
@@ -58,7 +58,7 @@ def _stacked(path: str, entries: Sequence[Entry | None]) -> Entry:
     present = [entry if isinstance(entry, LowRank) else _without_effect(first) for entry in entries]
     width = max(entry.scale.shape[-1] for entry in present)
     ranks = tuple(rank for entry in present for rank in entry.ranks)
-    same = [dataclasses.replace(_widened(entry, width), ranks=ranks) for entry in present]
+    same = [dataclasses.replace(_widen_rank(entry, width), ranks=ranks) for entry in present]
     return jax.tree.map(lambda *values: jnp.stack(values), *same)
 
 
@@ -69,16 +69,16 @@ def _without_effect(like: LowRank) -> LowRank:
     return dataclasses.replace(zeros, ranks=(0,) * len(like.ranks), magnitude=norm, squared_norm=like.squared_norm)
 
 
-def _widened(entry: LowRank, width: int) -> LowRank:
+def _widen_rank(entry: LowRank, width: int) -> LowRank:
     axis = entry.scale.ndim - 1
 
-    def padded(x: jax.Array) -> jax.Array:
+    def pad(x: jax.Array) -> jax.Array:
         return jnp.pad(x, [(0, width - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
 
-    return dataclasses.replace(entry, a=padded(entry.a), b=padded(entry.b), scale=padded(entry.scale))
+    return dataclasses.replace(entry, a=pad(entry.a), b=pad(entry.b), scale=pad(entry.scale))
 
 
-def _unstacked(stacked: Adapter, index: int) -> dict[str, Entry]:
+def _unstack_one(stacked: Adapter, index: int) -> dict[str, Entry]:
     parts = {path: _part(entry, index) for path, entry in stacked.items()}
     return {path: part for path, part in parts.items() if not isinstance(part, LowRank) or any(part.ranks)}
 

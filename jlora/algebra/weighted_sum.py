@@ -44,10 +44,12 @@ def scale(adapter: Adapter, factor: float | jax.Array) -> dict[str, Entry]:
     """
     if not isinstance(factor, jax.Array) and not math.isfinite(factor):
         raise JloraError(f"scale: factor: expected a finite number, found {factor!r}")
-    return {path: _scaled(entry, factor) if isinstance(entry, LowRank) else entry for path, entry in adapter.items()}
+    return {
+        path: _scale_entry(entry, factor) if isinstance(entry, LowRank) else entry for path, entry in adapter.items()
+    }
 
 
-def _scaled(entry: LowRank, factor: float | jax.Array) -> LowRank:
+def _scale_entry(entry: LowRank, factor: float | jax.Array) -> LowRank:
     return dataclasses.replace(entry, scale=entry.scale * jnp.asarray(factor, entry.scale.dtype))
 
 
@@ -87,7 +89,7 @@ def add_weighted_adapter(
     kind = "linear" if len(adapters) == 1 else combination_type
     _check_adapters(adapters, weights)
     _check_options(combination_type, svd_rank, svd_clamp, majority_sign_method)
-    density = _checked_density(kind, density)
+    density = _check_density(kind, density)
     if kind.startswith("dare") and density < 1 and key is None:
         raise JloraError(f"key: expected a key for {kind}, which drops values by chance, found None")
     entries = [entry for adapter in adapters for entry in adapter.values()]
@@ -99,7 +101,7 @@ def add_weighted_adapter(
         low_rank = {index: entry for index, entry in found.items() if isinstance(entry, LowRank)}
         if low_rank.keys() == found.keys():
             drawn = None if key is None else jax.random.fold_in(key, zlib.crc32(path.encode()))
-            combined[path] = _combined(path, low_rank, weights, mixture, drawn)
+            combined[path] = _combine_entries(path, low_rank, weights, mixture, drawn)
         else:
             combined[path] = _only_one(path, found)
     return combined
@@ -115,7 +117,7 @@ class _Mixture(NamedTuple):
     clamp: float | None
 
 
-def _combined(
+def _combine_entries(
     path: str, entries: dict[int, LowRank], weights: Sequence[float], mixture: _Mixture, key: jax.Array | None
 ) -> LowRank:
     """Combines the entries of one leaf, layer by layer; a layer that none of the adapters has keeps rank 0."""
@@ -129,24 +131,24 @@ def _combined(
         ]
         where = path if len(first.ranks) == 1 else f"{path}, layer {number}"
         layer_key = None if key is None else jax.random.fold_in(key, number)
-        layers.append(_combined_layer(where, present, mixture, layer_key) if present else parts[0])
+        layers.append(_combine_layer(where, present, mixture, layer_key) if present else parts[0])
     combined = from_matrices(first, layers)
     return dataclasses.replace(combined, a=combined.a.astype(first.a.dtype), b=combined.b.astype(first.b.dtype))
 
 
-def _combined_layer(
+def _combine_layer(
     where: str, parts: list[tuple[Matrices, float]], mixture: _Mixture, key: jax.Array | None
 ) -> Matrices:
     """Combines one layer; the result has scale 1."""
     if mixture.kind == "cat":
         return _side_by_side(parts)
     if mixture.kind == "svd":
-        return _cut(svd(_side_by_side(parts)), mixture)
+        return _truncate(svd(_side_by_side(parts)), mixture)
     if mixture.kind.endswith("_svd"):
         updates = [part.update for part, _ in parts]
-        mixed = _mixed(updates, [jnp.full((1, 1), weight, jnp.float32) for _, weight in parts], mixture, key)
-        return _cut(with_fixed_signs(*jnp.linalg.svd(mixed, full_matrices=False)), mixture)
-    return _mixed_factors(where, parts, mixture, key)
+        mixed = _mix(updates, [jnp.full((1, 1), weight, jnp.float32) for _, weight in parts], mixture, key)
+        return _truncate(with_fixed_signs(*jnp.linalg.svd(mixed, full_matrices=False)), mixture)
+    return _mix_factors(where, parts, mixture, key)
 
 
 def _side_by_side(parts: list[tuple[Matrices, float]]) -> Matrices:
@@ -156,7 +158,7 @@ def _side_by_side(parts: list[tuple[Matrices, float]]) -> Matrices:
     return Matrices(a, b, jnp.ones_like(a[:, 0]))
 
 
-def _cut(decomposed: tuple[jax.Array, jax.Array, jax.Array], mixture: _Mixture) -> Matrices:
+def _truncate(decomposed: tuple[jax.Array, jax.Array, jax.Array], mixture: _Mixture) -> Matrices:
     layer = from_svd(*decomposed, mixture.rank)
     if mixture.clamp is None:
         return layer
@@ -164,9 +166,7 @@ def _cut(decomposed: tuple[jax.Array, jax.Array, jax.Array], mixture: _Mixture) 
     return layer._replace(a=jnp.clip(layer.a, -highest, highest), b=jnp.clip(layer.b, -highest, highest))
 
 
-def _mixed_factors(
-    where: str, parts: list[tuple[Matrices, float]], mixture: _Mixture, key: jax.Array | None
-) -> Matrices:
+def _mix_factors(where: str, parts: list[tuple[Matrices, float]], mixture: _Mixture, key: jax.Array | None) -> Matrices:
     """Mixes the A's and the B's: each is multiplied by sqrt(|weight * scale|), A also by the sign."""
     ranks = [part.scale.shape[0] for part, _ in parts]
     if len(set(ranks)) > 1:
@@ -178,15 +178,15 @@ def _mixed_factors(
     roots = [jnp.sqrt(jnp.abs(weight)) for weight in signed]
     a_key, b_key = (None, None) if key is None else jax.random.split(key)
     a_weights = [jnp.copysign(root, weight)[:, None] for root, weight in zip(roots, signed, strict=True)]
-    a = _mixed([part.a for part, _ in parts], a_weights, mixture, a_key)
-    b = _mixed([part.b for part, _ in parts], [root[None, :] for root in roots], mixture, b_key)
+    a = _mix([part.a for part, _ in parts], a_weights, mixture, a_key)
+    b = _mix([part.b for part, _ in parts], [root[None, :] for root in roots], mixture, b_key)
     return Matrices(a, b, jnp.ones_like(roots[0]))
 
 
-def _mixed(tensors: list[jax.Array], weights: list[jax.Array], mixture: _Mixture, key: jax.Array | None) -> jax.Array:
+def _mix(tensors: list[jax.Array], weights: list[jax.Array], mixture: _Mixture, key: jax.Array | None) -> jax.Array:
     """Sums the pruned tensors with weights; with `ties`, averages the values that have the elected sign."""
     keys = [None] * len(tensors) if key is None else list(jax.random.split(key, len(tensors)))
-    pruned = jnp.stack([_pruned(tensor, mixture, own) for tensor, own in zip(tensors, keys, strict=True)])
+    pruned = jnp.stack([_prune(tensor, mixture, own) for tensor, own in zip(tensors, keys, strict=True)])
     weighted = pruned * jnp.stack(weights)
     if "ties" not in mixture.kind:
         return weighted.sum(axis=0)
@@ -196,7 +196,7 @@ def _mixed(tensors: list[jax.Array], weights: list[jax.Array], mixture: _Mixture
     return jnp.where(agrees, weighted, 0).sum(axis=0) / jnp.maximum(agrees.sum(axis=0), 1).astype(weighted.dtype)
 
 
-def _pruned(tensor: jax.Array, mixture: _Mixture, key: jax.Array | None) -> jax.Array:
+def _prune(tensor: jax.Array, mixture: _Mixture, key: jax.Array | None) -> jax.Array:
     """Sets a share of 1 - density of the values to zero: the smallest ones, or random ones with `dare`."""
     if mixture.density >= 1:
         return tensor
@@ -259,7 +259,7 @@ def _check_options(kind: str, svd_rank: int | None, svd_clamp: float | None, maj
         raise JloraError(f"majority_sign_method: expected total or frequency, found {majority_sign_method!r}")
 
 
-def _checked_density(kind: str, density: float | None) -> float:
+def _check_density(kind: str, density: float | None) -> float:
     """Returns the share of values to keep: 1 for the kinds that prune nothing."""
     if kind in ("linear", "cat", "svd"):
         return 1.0

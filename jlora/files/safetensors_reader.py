@@ -58,11 +58,11 @@ class StoredTensor:
           JloraError: a number that is not finite, or that `dtype` cannot hold.
         """
         with np.errstate(over="ignore"):
-            value = self.mapped()[index].astype(dtype, copy=False)
+            value = self.as_numpy()[index].astype(dtype, copy=False)
         require_finite(value, f"{self.file}: {self.key}")
         return value
 
-    def mapped(self) -> np.ndarray:
+    def as_numpy(self) -> np.ndarray:
         """Maps the tensor into memory; the file is read when the numbers are used."""
         if 0 in self.shape:
             return np.zeros(self.shape, READABLE[self.dtype])

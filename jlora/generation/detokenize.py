@@ -15,7 +15,7 @@ _CONTEXT = 8
 """How many of the tokens before the text are decoded with it, to decide whether it begins with a space."""
 
 
-def decoded(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int], before: Sequence[int] = ()) -> Iterator[str]:
+def decode_stream(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int], before: Sequence[int] = ()) -> Iterator[str]:
     """Yields the text of the ids in pieces of whole characters, which join to the tokenizer's text of all ids.
 
     Special tokens are left out, and so is a character that the last ids leave incomplete.

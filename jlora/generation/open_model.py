@@ -17,7 +17,7 @@ from jlora.lora.config import LoraConfig
 from jlora.lora.tied_embedding import needs_own_head
 from jlora.models.registry import FAMILIES, family
 from jlora.peft.base_model import base_of
-from jlora.peft.folder import load_adapter, stored_config
+from jlora.peft.folder import load_adapter, read_lora_config
 from jlora.pretrained.folder import WEIGHT_PATTERNS, fetch
 from jlora.pretrained.load import build, example_batch, load_config, load_weights, stop_ids
 from jlora.pretrained.locate import model_folder, settle_hub
@@ -85,7 +85,7 @@ def load_language_model(
     name, folder = _parts(name, adapter, base, use_adapter)
     settle_hub(name)
     fetch(model_folder(name), None, WEIGHT_PATTERNS)
-    lora = stored_config(folder) if folder is not None and use_adapter else None
+    lora = read_lora_config(folder) if folder is not None and use_adapter else None
     model = build(causal_config(name, lora), dtype=jnp.dtype(dtype))
     weights = load_weights(model, model_folder(name), param_dtype=jnp.dtype(dtype), quantize=quantize)
     if folder is not None and use_adapter:

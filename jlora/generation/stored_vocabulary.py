@@ -18,8 +18,8 @@ from jlora.lora.config import LoraConfig
 from jlora.lora.targets import matches
 from jlora.models.registry import family
 from jlora.peft.config_file import CONFIG
-from jlora.peft.folder import stored_config
-from jlora.peft.stored_tensors import stored_tensors, weights_file
+from jlora.peft.folder import read_lora_config
+from jlora.peft.stored_tensors import read_tensors, weights_file
 from jlora.peft.tensor_keys import PREFIX
 from jlora.pretrained.grown_tables import grown, table_paths, with_vocabulary
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
@@ -43,12 +43,12 @@ def with_stored_vocabulary(folder: Path, model: Any, base: Any) -> tuple[Any, An
       model, base: a causal language model, from `load_base`.
 
     Raises:
-      JloraError: as for `stored_tensors`; the file has only the embedding or only the head in another size; or it has
+      JloraError: as for `read_tensors`; the file has only the embedding or only the head in another size; or it has
         trained rows of only some of the new tokens.
     """
-    size, tensors, leaves = model.config.vocab_size, stored_tensors(folder), leaves_by_path(base)
+    size, tensors, leaves = model.config.vocab_size, read_tensors(folder), leaves_by_path(base)
     names = table_paths(model, base)
-    stored = {path: _stored(tensors, name) for path, name in names.items()}
+    stored = {path: _find_tensor(tensors, name) for path, name in names.items()}
     sizes = {path: size if tensor is None else tensor.shape[0] for path, tensor in stored.items()}
     rows = next((rows for rows in sizes.values() if rows != size), size)
     if rows == size:
@@ -63,7 +63,7 @@ def with_stored_vocabulary(folder: Path, model: Any, base: Any) -> tuple[Any, An
     return with_vocabulary(model, rows), replace_leaves(base, tables)
 
 
-def trained_ids(lora: LoraConfig, module: str, *, is_embedding: bool) -> frozenset[int]:
+def find_trained_ids(lora: LoraConfig, module: str, *, is_embedding: bool) -> frozenset[int]:
     """Returns the ids of this table's trained rows; a list of ids is for the embedding."""
     wanted = lora.trainable_token_indices or {}
     if not isinstance(wanted, Mapping):
@@ -73,10 +73,12 @@ def trained_ids(lora: LoraConfig, module: str, *, is_embedding: bool) -> frozens
 
 def _with_rows_of_new_tokens(folder: Path, model: Any, base: Any) -> tuple[Any, Any]:
     """Grows the tables to the last token whose row the adapter trains."""
-    lora, size = stored_config(folder), model.config.vocab_size
+    lora, size = read_lora_config(folder), model.config.vocab_size
     embedding = family(model.config.model_type).embedding
     modules = [embedding] if model.config.tie_word_embeddings else [embedding, HEAD]
-    new = {name: {i for i in trained_ids(lora, name, is_embedding=name == embedding) if i >= size} for name in modules}
+    new = {
+        name: {i for i in find_trained_ids(lora, name, is_embedding=name == embedding) if i >= size} for name in modules
+    }
     rows = max((index + 1 for ids in new.values() for index in ids), default=size)
     for name, ids in new.items():
         if len(ids) != rows - size:
@@ -90,7 +92,7 @@ def _with_rows_of_new_tokens(folder: Path, model: Any, base: Any) -> tuple[Any, 
     return grown(model, base, rows)
 
 
-def _stored(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray | None:
+def _find_tensor(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray | None:
     """Returns the base's tensor `name`, such as `model.embed_tokens.weight`, or the trained one that replaces it."""
     module, _, parameter = name.rpartition(".")
     keys = (f"{PREFIX}{module}.{form}{parameter}" for form in _FORMS)

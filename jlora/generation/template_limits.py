@@ -35,9 +35,9 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(finalize=self.written, **options)
+        super().__init__(finalize=self.count_output, **options)
         self.restart()
-        self.filters = {name: self._counted(name, function) for name, function in self.filters.items()}
+        self.filters = {name: self._count_calls(name, function) for name, function in self.filters.items()}
         self.globals.pop("lipsum")  # makes random text of any length
 
     def restart(self) -> None:
@@ -97,23 +97,23 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
             return values
         return self._one_by_one(values)
 
-    def joined(self, *values: Any) -> str:
+    def join(self, *values: Any) -> str:
         """Computes and counts `a ~ b`."""
         self.spend(1, sum(map(_size, values)))
         return "".join(map(str, values))
 
-    def sliced(self, value: Any, start: Any, stop: Any, step: Any) -> Any:
+    def slice(self, value: Any, start: Any, stop: Any, step: Any) -> Any:
         """Computes and counts `a[1:2]`."""
         part = value[start:stop:step]
         self.spend(1, _length(part))
         return part
 
-    def built(self, value: Any) -> Any:
+    def count_literal(self, value: Any) -> Any:
         """Counts a list or object literal."""
         self.spend(1, _size(value))
         return value
 
-    def written(self, value: Any) -> Any:
+    def count_output(self, value: Any) -> Any:
         """Counts the output of `{{ value }}`."""
         self.spend(1, _size(value))
         return value
@@ -126,7 +126,7 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
         return _Counting().visit(super()._parse(source, name, filename))
 
-    def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def _count_calls(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         first = 1 if hasattr(function, "jinja_pass_arg") else 0
 
         @functools.wraps(function)

@@ -63,7 +63,7 @@ class _Environment(LimitedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
-        self.filters["tojson"] = self._counted("tojson", _tojson)
+        self.filters["tojson"] = self._count_calls("tojson", _tojson)
         self.globals |= {
             "raise_exception": _raise_exception,
             "strftime_now": lambda form: datetime.datetime.combine(self.day, datetime.time()).strftime(form),

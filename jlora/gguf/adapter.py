@@ -89,7 +89,7 @@ def _layers(adapter: Adapter, names: Any) -> dict[str, Matrices]:
     """Returns {GGUF's name of the weight, without `.weight`: A, B and scale} of all adapted layers."""
     layers = {}
     for path, entry in adapter.items():
-        low_rank = _supported(path, entry)
+        low_rank = _require_supported(path, entry)
         for module, matrices in zip(peft_layer_names(path, low_rank), to_matrices(low_rank), strict=True):
             name = names.get_name(module)
             if name is None:
@@ -101,7 +101,7 @@ def _layers(adapter: Adapter, names: Any) -> dict[str, Matrices]:
     return layers
 
 
-def _supported(path: str, entry: Entry) -> LowRank:
+def _require_supported(path: str, entry: Entry) -> LowRank:
     merge = "merge the adapter, and convert the merged model with llama.cpp"
     if not isinstance(entry, LowRank):
         raise JloraError(f"{path}: expected A and B alone for llama.cpp, found what is trained whole; {merge}")

@@ -39,9 +39,9 @@ def gguf_tokenizer(file: Path) -> PreTrainedTokenizerFast:
       JloraError: the file is missing or not a complete GGUF file, or its kind of tokenizer is not supported.
     """
     from jlora.gguf.reader import read_gguf
-    from jlora.gguf.tokenizer import tokenizer_of  # which loads transformers
+    from jlora.gguf.tokenizer import make_tokenizer  # which loads transformers
 
-    return tokenizer_of(read_gguf(file))
+    return make_tokenizer(read_gguf(file))
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class GgufTensor:
             value = value.reshape(self.heads, half, 2, -1).swapaxes(1, 2).reshape(self.shape)
         return value[index]
 
-    def mapped(self) -> np.ndarray:
+    def as_numpy(self) -> np.ndarray:
         """Reads the whole tensor in float32."""
         return self.read(np.float32)
 

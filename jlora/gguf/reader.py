@@ -50,7 +50,7 @@ class StoredBlocks:
         Raises:
           JloraError: a number that is not finite, or that `dtype` cannot hold.
         """
-        stored = np.memmap(self.file, np.uint8, "r", self.start, self._stored_shape())
+        stored = np.memmap(self.file, np.uint8, "r", self.start, self._rows_and_bytes())
         out = np.empty((stored.shape[0], self.shape[-1]), dtype)
         step = max(1, _AT_ONCE // self.shape[-1])
         for row in range(0, len(out), step):
@@ -87,12 +87,12 @@ class StoredBlocks:
     def end(self) -> int:
         """The offset of the first byte after the tensor; `start` if its type is unknown."""
         known = self.type in list(gguf.GGMLQuantizationType)
-        return self.start + (math.prod(self._stored_shape()) if known else 0)
+        return self.start + (math.prod(self._rows_and_bytes()) if known else 0)
 
     def _kind(self) -> gguf.GGMLQuantizationType:
         return gguf.GGMLQuantizationType(self.type)
 
-    def _stored_shape(self) -> tuple[int, int]:
+    def _rows_and_bytes(self) -> tuple[int, int]:
         """Returns (rows, bytes of a row)."""
         numbers, width = gguf.GGML_QUANT_SIZES[self._kind()]
         return math.prod(self.shape[:-1]), self.shape[-1] // numbers * width
@@ -117,12 +117,12 @@ def read_gguf(file: Path) -> Gguf:
         raise JloraError(f"{file}: expected a GGUF file; found no such file")
     try:
         with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _parsed(Path(file), _Cursor(data))
+            return _parse(Path(file), _Cursor(data))
     except (ValueError, struct.error) as error:
         raise JloraError(f"{file}: expected a whole GGUF file; found: {error}") from None
 
 
-def _parsed(file: Path, cursor: _Cursor) -> Gguf:
+def _parse(file: Path, cursor: _Cursor) -> Gguf:
     if cursor.bytes(4) != b"GGUF":
         raise ValueError("no GGUF at its start")
     (version,) = cursor.numbers("I", 1)

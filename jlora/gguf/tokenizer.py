@@ -21,7 +21,7 @@ _MOST_MERGES = 2**21
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
-def tokenizer_of(content: Gguf) -> PreTrainedTokenizerFast:
+def make_tokenizer(content: Gguf) -> PreTrainedTokenizerFast:
     """Builds the tokenizer of a file, with its chat templates.
 
     Raises:

@@ -16,7 +16,7 @@ from jlora.errors import JloraError
 from jlora.initialization.base_uses import BaseUses, TorchAxes, base_uses, shaping_use, without_rule
 from jlora.initialization.token_rows import token_rows
 from jlora.lora.config import LoraConfig
-from jlora.lora.entries import Entry, Full, Kind, LowRank
+from jlora.lora.entries import Entry, Full, LowRank, UseKind
 from jlora.lora.spec import Spec
 from jlora.lora.targets import (
     check_other_modules,
@@ -53,7 +53,7 @@ def abstract_adapter(
     stopped = {} if allow_materialize else without_rule(seen, low_ranks)
     _check(config, seen, [path for path in shaping if path not in stopped], stopped)
     _warn_of_stopped(stopped)
-    return _planned(config, seen, {path: entry for path, entry in low_ranks.items() if path not in stopped})
+    return _plan_entries(config, seen, {path: entry for path, entry in low_ranks.items() if path not in stopped})
 
 
 def abstract_stored(
@@ -80,13 +80,13 @@ def abstract_stored(
     low_ranks = _low_ranks(config, seen, _shaping_uses(config, seen))
     stopped = {} if allow_materialize else without_rule(seen, low_ranks)
     _warn_of_stopped(stopped)
-    return _planned(config, seen, {path: entry for path, entry in low_ranks.items() if path not in stopped})
+    return _plan_entries(config, seen, {path: entry for path, entry in low_ranks.items() if path not in stopped})
 
 
-def _planned(config: LoraConfig, seen: BaseUses, low_ranks: Mapping[str, LowRank]) -> dict[str, Entry]:
+def _plan_entries(config: LoraConfig, seen: BaseUses, low_ranks: Mapping[str, LowRank]) -> dict[str, Entry]:
     """Returns {path: entry} of all leaves that the configuration trains, those of `low_ranks` included."""
     plan: dict[str, Entry] = dict(low_ranks)
-    for path, layers in _trained_whole(config, low_ranks, seen).items():
+    for path, layers in _layers_trained_whole(config, low_ranks, seen).items():
         plan[path] = _full(seen.leaves[path], layers, len(seen.modules[path]), seen.torch_axes[path])
     for path in seen.tied.keys() & plan.keys():
         plan[path] = _of_tied_table(plan[path], config.ensure_weight_tying)
@@ -191,7 +191,7 @@ def _low_rank(config: LoraConfig, path: str, shape: tuple[int, ...], use: Use, n
         spec=_spec(use, len(shape)),
         ranks=ranks,
         dropout=config.lora_dropout,
-        kind=cast(Kind, use.kind),
+        kind=cast(UseKind, use.kind),
         magnitude=norms,
         squared_norm=norms,
     )
@@ -228,7 +228,9 @@ def _whole_layers(config: LoraConfig, names: list[str]) -> tuple[int, ...]:
     return tuple(layer for layer, name in enumerate(names) if is_trained_whole(config, name))
 
 
-def _trained_whole(config: LoraConfig, low_ranks: Mapping[str, LowRank], seen: BaseUses) -> dict[str, tuple[int, ...]]:
+def _layers_trained_whole(
+    config: LoraConfig, low_ranks: Mapping[str, LowRank], seen: BaseUses
+) -> dict[str, tuple[int, ...]]:
     """Returns {path: layers} of the leaves of `modules_to_save` and of the trained biases."""
     adapted = {
         name

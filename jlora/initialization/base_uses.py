@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, get_args
 
-from jlora.lora.entries import Kind, LowRank
+from jlora.lora.entries import LowRank, UseKind
 from jlora.lora.layer_names import leaf_layer_names
-from jlora.transform.adapt import materialized_in, uses_in
+from jlora.transform.adapt import find_materialized_in, uses_in
 from jlora.transform.interpreter import Traced, trace
 from jlora.transform.uses import Use
 from jlora.tree.leaf_paths import array_leaves
@@ -16,7 +16,7 @@ from jlora.tree.module_names import has_outputs_first, is_bias, is_stacked, torc
 
 TorchAxes = tuple[tuple[int, ...], ...]
 
-_KINDS = frozenset(get_args(Kind))
+_KINDS = frozenset(get_args(UseKind))
 
 
 class BaseUses(NamedTuple):
@@ -70,7 +70,7 @@ def without_rule(seen: BaseUses, low_ranks: Mapping[str, LowRank]) -> dict[str, 
     without = {path: next((use.kind for use in seen.uses[path] if use.kind not in _KINDS), None) for path in low_ranks}
     stopped = {path: operation for path, operation in without.items() if operation is not None}
     others = {path: entry for path, entry in low_ranks.items() if path not in stopped}
-    return stopped | {path: places[0] for path, places in materialized_in(seen.traced, others).items()}
+    return stopped | {path: places[0] for path, places in find_materialized_in(seen.traced, others).items()}
 
 
 def shaping_use(path: str, leaf: Any, uses: tuple[Use, ...], *, only_linear: bool) -> Use | None:

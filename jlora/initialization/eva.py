@@ -63,12 +63,12 @@ def init_eva(
     low_rank = {path: entry for path, entry in plan.items() if isinstance(entry, LowRank)}
     moments = _total_moments(fn, base, low_rank, itertools.chain([first], batches))
     spectra = {path: _spectrum(low_rank[path], total) for path, total in moments.items()}
-    adapted = _with_ranks(config, low_rank, _redistributed(low_rank, spectra, rho))
+    adapted = _with_ranks(config, low_rank, _redistribute_ranks(low_rank, spectra, rho))
     adapter = draw_default(key, adapted, base, fn, first)
     for path in spectra.keys() & adapter.keys():
         entry = adapter[path]
         assert isinstance(entry, LowRank)
-        adapter[path] = _filled(entry, spectra[path].vectors)
+        adapter[path] = _fill_a(entry, spectra[path].vectors)
     return adapter, adapted
 
 
@@ -105,7 +105,7 @@ def _spectrum(entry: LowRank, moments: jax.Array) -> _Spectrum:
     return _Spectrum(by_layer, jnp.swapaxes(vectors[:, :, ::-1], 1, 2))
 
 
-def _redistributed(
+def _redistribute_ranks(
     adapter: Mapping[str, LowRank], spectra: Mapping[str, _Spectrum], rho: float
 ) -> dict[str, tuple[int, ...]]:
     """Returns {path: rank of each layer} after giving the old total of ranks to the largest shares of all layers."""
@@ -165,7 +165,7 @@ def _pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
     return pattern
 
 
-def _filled(entry: LowRank, vectors: jax.Array) -> LowRank:
+def _fill_a(entry: LowRank, vectors: jax.Array) -> LowRank:
     """Sets A to the first rows of `vectors` (layers, in, in), and B to zero."""
     layers = [
         Matrices(rows[: len(layer.scale)], jnp.zeros_like(layer.b), layer.scale)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from jlora.errors import JloraError
 from jlora.initialization.abstract_adapter import abstract_adapter
-from jlora.initialization.random_matrices import drawn
+from jlora.initialization.random_matrices import draw_factors
 from jlora.lora.config import LoraConfig
 from jlora.lora.dora import with_magnitude
 from jlora.lora.entries import Adapter, Entry, LowRank, own_values
@@ -71,18 +71,18 @@ def draw_default(
 
 def _draw(key: jax.Array, planned: Adapter, leaves: Mapping[str, Any], start: Start) -> dict[str, Entry]:
     return {
-        path: _filled(jax.random.fold_in(key, zlib.crc32(path.encode())), start, entry, leaves[path])
+        path: _fill_entry(jax.random.fold_in(key, zlib.crc32(path.encode())), start, entry, leaves[path])
         for path, entry in planned.items()
     }
 
 
-def _filled(key: jax.Array, start: Start, entry: Entry, leaf: jax.Array | Quantized) -> Entry:
+def _fill_entry(key: jax.Array, start: Start, entry: Entry, leaf: jax.Array | Quantized) -> Entry:
     if not isinstance(entry, LowRank):
         return dataclasses.replace(entry, value=jnp.array(own_values(as_array(leaf), entry), copy=True))
-    return started(drawn(key, entry, start), leaf)
+    return set_magnitude(draw_factors(key, entry, start), leaf)
 
 
-def started(entry: LowRank, leaf: jax.Array | Quantized) -> LowRank:
+def set_magnitude(entry: LowRank, leaf: jax.Array | Quantized) -> LowRank:
     """Sets DoRA's magnitude from leaf and update, if the entry has one."""
     return entry if entry.magnitude is None else with_magnitude(entry, leaf)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora.errors import JloraError
-from jlora.initialization.init_adapter import draw_default, started
+from jlora.initialization.init_adapter import draw_default, set_magnitude
 from jlora.initialization.residual import as_wide_as_its_rank, largest_components, require_positive_alpha
 from jlora.lora.config import LoraConfig
 from jlora.lora.entries import Entry, LowRank
@@ -17,7 +17,7 @@ from jlora.lora.matrices import from_matrices, leaf_from_matrices, leaf_to_matri
 from jlora.quantization.encode import quantize_like
 from jlora.quantization.quantize_base import quantize
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
-from jlora.tree.quantized import Kind, Quantized, as_array, is_quantized
+from jlora.tree.quantized import QuantizationKind, Quantized, as_array, is_quantized
 
 
 def init_loftq(
@@ -26,7 +26,7 @@ def init_loftq(
     base: Any,
     fn: Callable,
     *args: Any,
-    kind: Kind = "nf4",
+    kind: QuantizationKind = "nf4",
     iterations: int = 1,
     **kwargs: Any,
 ) -> tuple[Any, dict[str, Entry]]:
@@ -52,7 +52,7 @@ def init_loftq(
     leaves, codes = leaves_by_path(base), leaves_by_path(quantized)
     for path, entry in adapter.items():
         if isinstance(entry, LowRank) and is_quantized(codes[path]):
-            codes[path], adapter[path] = _alternated(entry, leaves[path], codes[path], iterations)
+            codes[path], adapter[path] = _alternate(entry, leaves[path], codes[path], iterations)
     return replace_leaves(base, codes), adapter
 
 
@@ -70,7 +70,7 @@ def _require(config: LoraConfig, base: Any, iterations: int) -> None:
         raise JloraError(f"{found}: expected a dense weight to quantize, found a quantized one")
 
 
-def _alternated(entry: LowRank, leaf: jax.Array, codes: Quantized, iterations: int) -> tuple[Quantized, LowRank]:
+def _alternate(entry: LowRank, leaf: jax.Array, codes: Quantized, iterations: int) -> tuple[Quantized, LowRank]:
     """Alternates the two steps for one leaf and returns (codes, entry).
 
     Args:
@@ -85,4 +85,4 @@ def _alternated(entry: LowRank, leaf: jax.Array, codes: Quantized, iterations: i
             for layer, error in zip(to_matrices(entry), errors, strict=True)
         ]
         rest = weights - jnp.stack([layer.update for layer in layers])
-    return codes, started(from_matrices(entry, layers), codes)
+    return codes, set_magnitude(from_matrices(entry, layers), codes)

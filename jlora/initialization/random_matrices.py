@@ -16,7 +16,7 @@ from jlora.lora.entries import LowRank
 from jlora.lora.matrices import Matrices, from_matrices, layer_ranks
 
 
-def drawn(key: jax.Array, entry: LowRank, init_lora_weights: bool | str | Callable[..., Any]) -> LowRank:
+def draw_factors(key: jax.Array, entry: LowRank, init_lora_weights: bool | str | Callable[..., Any]) -> LowRank:
     """Draws float32 A and B for an entry, as `LoraConfig.init_lora_weights` says.
 
     True: A Kaiming uniform, within 1 / sqrt(inputs), as torch draws its Linear and Conv; B zero.
@@ -40,7 +40,7 @@ def drawn(key: jax.Array, entry: LowRank, init_lora_weights: bool | str | Callab
     if entry.kind != "lookup" and init_lora_weights == "orthogonal":
         return _layer_by_layer(key, entry, _orthogonal)
     if entry.kind != "lookup" and callable(init_lora_weights):
-        return _layer_by_layer(a_key, entry, _given(init_lora_weights))
+        return _layer_by_layer(a_key, entry, _from_initializer(init_lora_weights))
     zero_b = init_lora_weights is not False
     if entry.kind == "lookup":
         a = jnp.zeros(entry.a.shape, jnp.float32) if zero_b else _normal(a_key, entry.a.shape)
@@ -99,7 +99,7 @@ def _orthogonal(key: jax.Array, inputs: int, outputs: int, rank: int) -> tuple[j
     return a.T / 10, b / 10
 
 
-def _given(function: Callable[..., Any]) -> Draw:
+def _from_initializer(function: Callable[..., Any]) -> Draw:
     """Draws A with a `jax.nn.initializers` function, as a matrix (inputs, rank) so that its fan-in is A's."""
 
     def draw(key: jax.Array, inputs: int, outputs: int, rank: int) -> tuple[jax.Array, jax.Array]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora.errors import JloraError
-from jlora.initialization.init_adapter import draw_default, started
+from jlora.initialization.init_adapter import draw_default, set_magnitude
 from jlora.lora.config import LoraConfig
 from jlora.lora.entries import Adapter, Entry, LowRank
 from jlora.lora.initializations import is_residual
@@ -170,7 +170,7 @@ def _split(given: Adapter, config: LoraConfig, start: Start, base: Any) -> tuple
             layers = [as_wide_as_its_rank(layer) for layer in start(path, entry, weights)]
             rest = weights - jnp.stack([layer.update for layer in layers])
             residual[path] = leaf_from_matrices(entry, rest).astype(leaves[path].dtype)
-            adapter[path] = started(from_matrices(entry, layers), residual[path])
+            adapter[path] = set_magnitude(from_matrices(entry, layers), residual[path])
     return replace_leaves(base, residual), adapter
 
 
@@ -220,15 +220,15 @@ def _of_weight(key: jax.Array, name: str, layer: Matrices, weight: jax.Array) ->
         return layer._replace(a=r[:rank], b=q[:, :rank])
     if name == "pissa":
         return largest_components(layer, weight)
-    return _balanced(layer, *_randomized_svd(key, weight, rank, int(name.rsplit("_", 1)[1])))
+    return _balance(layer, *_randomized_svd(key, weight, rank, int(name.rsplit("_", 1)[1])))
 
 
 def largest_components(layer: Matrices, matrix: jax.Array) -> Matrices:
     """Sets A and B so that the layer's update is the nearest of its rank to `matrix` (out, in)."""
-    return _balanced(layer, *_svd(matrix)) if len(layer.scale) else layer
+    return _balance(layer, *_svd(matrix)) if len(layer.scale) else layer
 
 
-def _balanced(layer: Matrices, u: jax.Array, s: jax.Array, vh: jax.Array) -> Matrices:
+def _balance(layer: Matrices, u: jax.Array, s: jax.Array, vh: jax.Array) -> Matrices:
     """Splits the components evenly: A and B are each multiplied by sqrt(singular value / scale)."""
     rank = len(layer.scale)
     root = jnp.sqrt(s[:rank] / layer.scale[: len(s)])

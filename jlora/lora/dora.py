@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jlora.lora.entries import LowRank, scaled_b
+from jlora.lora.entries import LowRank, scale_b
 from jlora.sharding.explicit_axes import axis_names, split_einsum, split_like
 from jlora.tree.quantized import Quantized, as_array
 
@@ -29,7 +29,7 @@ def with_magnitude(low_rank: LowRank, leaf: jax.Array | Quantized) -> LowRank:
     """Adds DoRA's magnitude: the norm of leaf + update, so that the weight does not change yet."""
     norms = squared_norm(low_rank, leaf)
     entry = dataclasses.replace(low_rank, squared_norm=norms, magnitude=jnp.ones_like(norms))
-    moved = _moved(entry, leaf)
+    moved = _change_of_squared_norm(entry, leaf)
     return dataclasses.replace(entry, magnitude=jnp.sqrt(split_like(norms, moved) + moved))
 
 
@@ -41,7 +41,7 @@ def gain(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
     assert low_rank.magnitude is not None
     assert low_rank.squared_norm is not None
     # The optimization barrier keeps XLA from multiplying by a reciprocal root: a fresh gain would not be exactly 1.
-    moved = _moved(low_rank, leaf)
+    moved = _change_of_squared_norm(low_rank, leaf)
     squares = jnp.maximum(split_like(low_rank.squared_norm, moved) + moved, 0.0)  # a sum near 0 may be rounded below it
     norms = jax.lax.stop_gradient(jax.lax.optimization_barrier(jnp.sqrt(squares)))
     adapted = jnp.any(low_rank.scale != 0, axis=-1)
@@ -50,11 +50,11 @@ def gain(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
     return jnp.where(used, split_like(low_rank.magnitude, norms) / jnp.where(used, norms, 1.0), jnp.ones_like(norms))
 
 
-def _moved(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
+def _change_of_squared_norm(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
     """Computes 2 <W, U> + |U|^2 over the input axes: (*stack, *out)."""
     axes = low_rank.axes
     stack, inputs, outputs = axes.stack, axes.inputs, axes.outputs
-    a, b = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (low_rank.a, scaled_b(low_rank)))
+    a, b = (jax.lax.stop_gradient(x.astype(jnp.float32)) for x in (low_rank.a, scale_b(low_rank)))
 
     def on_weight(w: jax.Array, stack: str, out: str, a: jax.Array) -> jax.Array:
         names = dict(zip(out, axis_names(w), strict=True))

@@ -15,7 +15,7 @@ from jlora.lora.spec import Spec, parse_spec
 from jlora.tree.leaf_paths import array_leaves, require
 from jlora.tree.quantized import Quantized, as_array
 
-Kind = Literal["linear", "lookup", "conv"]
+UseKind = Literal["linear", "lookup", "conv"]
 """How a function uses a weight: in a matrix product, as an embedding table, or as the kernel of a convolution."""
 
 
@@ -52,8 +52,8 @@ class LowRank:
     spec: str = dataclasses.field(metadata={"static": True})
     ranks: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
-    kind: Kind = dataclasses.field(default="linear", metadata={"static": True})
-    only: Kind | None = dataclasses.field(default=None, metadata={"static": True})
+    kind: UseKind = dataclasses.field(default="linear", metadata={"static": True})
+    only: UseKind | None = dataclasses.field(default=None, metadata={"static": True})
     tied: bool = dataclasses.field(default=False, metadata={"static": True})
     magnitude: jax.Array | None = None
     squared_norm: jax.Array | None = None
@@ -86,7 +86,7 @@ class Full:
 
     value: jax.Array
     layers: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
-    only: Kind | None = dataclasses.field(default=None, metadata={"static": True})
+    only: UseKind | None = dataclasses.field(default=None, metadata={"static": True})
     tied: bool = dataclasses.field(default=False, metadata={"static": True})
     torch_axes: tuple[tuple[int, ...], ...] | None = dataclasses.field(default=None, metadata={"static": True})
 
@@ -149,7 +149,7 @@ def _whole_fits(entry: Full | Rows, shape: tuple[int, ...]) -> bool:
     return bool(shape) and found == (len(taken), *shape[1:]) and all(0 <= i < shape[0] for i in taken)
 
 
-def replaced(leaf: jax.Array | Quantized, entry: Full | Rows) -> jax.Array:
+def insert_trained(leaf: jax.Array | Quantized, entry: Full | Rows) -> jax.Array:
     """Replaces the leaf, or its trained layers or rows, by the entry's value; the result is dense."""
     if entry.taken is None:
         return entry.value
@@ -162,16 +162,16 @@ def replaced(leaf: jax.Array | Quantized, entry: Full | Rows) -> jax.Array:
 def own_values(leaf: jax.Array, entry: Full | Rows) -> jax.Array:
     """Returns the leaf's own values of what the entry trains, in the shape of `entry.value`."""
     if isinstance(entry, Rows):
-        return rows_of(leaf, entry)
+        return gather_rows(leaf, entry)
     return leaf if entry.layers is None else leaf[jnp.asarray(entry.layers)]
 
 
-def rows_of(table: jax.Array, entry: Rows) -> jax.Array:
+def gather_rows(table: jax.Array, entry: Rows) -> jax.Array:
     """Returns the table's own values of the entry's rows, (n, dim)."""
     return jnp.moveaxis(table[entry.place], entry.axis, 0)
 
 
-def scaled_b(low_rank: LowRank) -> jax.Array:
+def scale_b(low_rank: LowRank) -> jax.Array:
     """Computes b * scale, (*stack, r, *out), without a gradient for the scale."""
     scale = jax.lax.stop_gradient(low_rank.scale)
     out_axes = range(scale.ndim, low_rank.b.ndim)
@@ -229,12 +229,12 @@ def count_parameters(base: Any, adapter: Adapter | None = None, prefix: str = ""
     trainable = 0
     for path, entry in (adapter or {}).items():
         if path.startswith(prefix):
-            trainable += trained_count(entry)
-            total += trained_count(entry) if isinstance(entry, LowRank) else 0
+            trainable += count_trained(entry)
+            total += count_trained(entry) if isinstance(entry, LowRank) else 0
     return total, trainable
 
 
-def trained_count(entry: Entry) -> int:
+def count_trained(entry: Entry) -> int:
     """Returns the number of trained parameters of one entry, without padding."""
     if not isinstance(entry, LowRank):
         return int(np.prod(entry.value.shape))

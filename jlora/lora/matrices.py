@@ -59,9 +59,9 @@ def from_matrices(like: LowRank, layers: Sequence[Matrices]) -> LowRank:
     stack = like.scale.shape[:-1]
     ranks = [layer.scale.shape[0] for layer in layers]
     width = max(1, *ranks)
-    a = jnp.stack([_padded(layer.a, width) for layer in layers])
-    b = jnp.stack([_padded(layer.b.T, width) for layer in layers])
-    scale = jnp.stack([_padded(layer.scale, width) for layer in layers])
+    a = jnp.stack([_pad_rank(layer.a, width) for layer in layers])
+    b = jnp.stack([_pad_rank(layer.b.T, width) for layer in layers])
+    scale = jnp.stack([_pad_rank(layer.scale, width) for layer in layers])
     return dataclasses.replace(
         like,
         a=a.reshape(*stack, width, *like.a.shape[len(stack) + 1 :]),
@@ -71,7 +71,7 @@ def from_matrices(like: LowRank, layers: Sequence[Matrices]) -> LowRank:
     )
 
 
-def _padded(x: jax.Array, rank: int) -> jax.Array:
+def _pad_rank(x: jax.Array, rank: int) -> jax.Array:
     return jnp.pad(x, [(0, rank - x.shape[0]), *[(0, 0)] * (x.ndim - 1)])
 
 

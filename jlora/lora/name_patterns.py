@@ -23,7 +23,7 @@ def is_expression(text: str) -> bool:
     """Returns whether the text is a regular expression with the same meaning in `re` and `regex`."""
     try:
         re.compile(text)
-        _compiled(text)
+        _compile(text)
     except (re.error, regex.error):
         return False
     return not re.search(r"\{[^\d,]", text)  # `{e}` is text to `re` and a fuzzy match to `regex`; no name has a brace
@@ -31,18 +31,18 @@ def is_expression(text: str) -> bool:
 
 def is_whole(pattern: str, name: str) -> bool:
     """Returns whether the expression matches the whole name (`target_modules`)."""
-    return _within_limit(pattern, _compiled(pattern).fullmatch, name) is not None
+    return _within_limit(pattern, _compile(pattern).fullmatch, name) is not None
 
 
 def is_end(pattern: str, name: str) -> bool:
     """Returns whether the expression matches the name, or its end after a dot (`rank_pattern`)."""
-    return _within_limit(pattern, _compiled(_END.format(pattern)).match, name) is not None
+    return _within_limit(pattern, _compile(_END.format(pattern)).match, name) is not None
 
 
 def layer_number(lists: Sequence[str], name: str) -> int | None:
     """Returns the number after the first of `lists` in the name (`layers_pattern`), or its first number; else None."""
     patterns = [_NUMBER.format(pattern) for pattern in lists] or [_FIRST_NUMBER]
-    found = (_within_limit(pattern, _compiled(pattern).match, name) for pattern in patterns)
+    found = (_within_limit(pattern, _compile(pattern).match, name) for pattern in patterns)
     number = next((match["number"] for match in found if match), None)
     return None if number is None else int(number)  # None if another branch of the expression matched
 
@@ -53,7 +53,7 @@ _FIRST_NUMBER = r".*?\.[^.]*\.(?P<number>\d+)\."
 
 
 @functools.lru_cache(maxsize=2**15)  # the most patterns that an adapter may have
-def _compiled(pattern: str) -> regex.Pattern:
+def _compile(pattern: str) -> regex.Pattern:
     return regex.compile(pattern, regex.VERSION0)  # the dialect of `re`
 
 
@@ -69,9 +69,9 @@ def require_quick(
     Raises:
       JloraError: together they take longer than 5 seconds.
     """
-    matchers = [(text, _compiled(text).fullmatch) for text in whole]
-    matchers += [(text, _compiled(_END.format(text)).match) for text in ends]
-    matchers += [(text, _compiled(_NUMBER.format(text)).match) for text in lists]
+    matchers = [(text, _compile(text).fullmatch) for text in whole]
+    matchers += [(text, _compile(_END.format(text)).match) for text in ends]
+    matchers += [(text, _compile(_NUMBER.format(text)).match) for text in lists]
     begin = time.thread_time()
     for text, match in matchers:
         for name in names:

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jlora.models.kv_cache import Cache, empty_cache
 
 
-class LanguageModel(nn.Module):
+class CausalLanguageModel(nn.Module):
     """Base class of causal language models: maps a batch to the next token's logits, float32 (B, T, vocab).
 
     The batch holds `input_ids` and `attention_mask`, int32 (B, T), and may hold `position_ids` (the default counts from

@@ -59,20 +59,20 @@ def with_room(cache: Cache, size: int) -> Cache:
     return cache._replace(keys=keys, values=values, valid=jnp.pad(cache.valid, [(0, 0), (0, more)]))
 
 
-def opened(cache: Cache, batch: dict[str, jax.Array]) -> Cache:
+def mark_tokens_valid(cache: Cache, batch: dict[str, jax.Array]) -> Cache:
     """Marks the batch's tokens as valid, before the layers write their keys and values."""
     new = batch["attention_mask"].astype(bool)
     valid = lax.dynamic_update_slice(cache.valid, new, (jnp.int32(0), cache.length))
     return cache._replace(valid=valid)
 
 
-def closed(cache: Cache, slots: Slots, batch: dict[str, jax.Array]) -> Cache:
+def store_slots(cache: Cache, slots: Slots, batch: dict[str, jax.Array]) -> Cache:
     """Stores the slots that all layers have written, stacked, and advances the cache's length."""
     length = cache.length + batch["input_ids"].shape[1]
     return cache._replace(keys=slots.keys, values=slots.values, length=length)
 
 
-def written(slots: Slots | None, key: jax.Array, value: jax.Array, start: Any) -> tuple[Any, Any, Any]:
+def update_slots(slots: Slots | None, key: jax.Array, value: jax.Array, start: Any) -> tuple[Any, Any, Any]:
     """Writes new keys and values into a layer's slots; returns (all keys, all values, slots).
 
     Args:

@@ -13,35 +13,35 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jlora.ops.products import dot_general
 from jlora.sharding.mesh import BATCH, current_mesh, fitting
-from jlora.sharding.rules import TABLE, Names, kernel_names
+from jlora.sharding.rules import TABLE, AxisNames, kernel_names
 
 
 def by_rows(x: jax.Array, last: str | None = None) -> jax.Array:
     """Splits the rows of hidden states (B, ..., features), and the features if `last` names a mesh axis."""
-    return _constrained(x, (*BATCH, *[None] * (x.ndim - 2), last))
+    return _constrain(x, (*BATCH, *[None] * (x.ndim - 2), last))
 
 
 def by_heads(x: jax.Array) -> jax.Array:
     """Splits the heads of attention's inputs (B, T, heads, width) over `tensor`, if there are enough of them."""
-    return _constrained(x, (*BATCH, None, "tensor", None))
+    return _constrain(x, (*BATCH, None, "tensor", None))
 
 
 _IN_REMAT = ContextVar("_IN_REMAT", default=False)
 """Whether the layer that is being traced is rematerialized (`remat_layer`)."""
 
 
-def gathered(weight: jax.Array, names: Names) -> jax.Array:
+def gather_weight(weight: jax.Array, names: AxisNames) -> jax.Array:
     """Gathers a weight, whose axes are split by `names`, over fsdp."""
     mesh = current_mesh()
     if mesh is not None and mesh.shape["fsdp"] > 1:
         # Without the barrier XLA gathers a layer's slice in another layout, and copies the stack of all layers for it.
         weight = lax.optimization_barrier(weight)
-    return _constrained(weight, tuple(None if name == "fsdp" else name for name in names))
+    return _constrain(weight, tuple(None if name == "fsdp" else name for name in names))
 
 
-def gathered_table(*arrays: jax.Array, **options: Any) -> tuple[jax.Array, ...]:
+def gather_table(*arrays: jax.Array, **options: Any) -> tuple[jax.Array, ...]:
     """Replaces Flax's `promote_dtype` in an embedding: also gathers the table, which is the last array."""
-    return promote_dtype(*arrays[:-1], gathered(arrays[-1], TABLE), **options)
+    return promote_dtype(*arrays[:-1], gather_weight(arrays[-1], TABLE), **options)
 
 
 def product(x: jax.Array, kernel: jax.Array, module: str, dtype: Any) -> jax.Array:
@@ -52,7 +52,7 @@ def product(x: jax.Array, kernel: jax.Array, module: str, dtype: Any) -> jax.Arr
     names = kernel_names(module)
 
     def multiply(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        kernel = gathered(kernel, names).astype(dtype)
+        kernel = gather_weight(kernel, names).astype(dtype)
         return dot_general(x.astype(dtype), kernel, (((x.ndim - 1,), (0,)), ((), ())))
 
     if current_mesh() is None:
@@ -97,6 +97,6 @@ def are_heads_split() -> bool:
     return mesh is not None and mesh.shape["tensor"] > 1
 
 
-def _constrained(x: jax.Array, names: Names) -> jax.Array:
+def _constrain(x: jax.Array, names: AxisNames) -> jax.Array:
     mesh = current_mesh()
     return x if mesh is None else lax.with_sharding_constraint(x, fitting(mesh, names, x.shape))

@@ -35,18 +35,18 @@ def dropout(key: jax.Array, x: jax.Array, rate: float) -> jax.Array:
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _dropout(words: jax.Array, x: jax.Array, rate: float) -> jax.Array:
-    return _masked(words, x, rate)
+    return _apply_mask(words, x, rate)
 
 
 @_dropout.defjvp
 def _dropout_jvp(rate: float, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
     words, x = primals
     # The checkpoint keeps no mask: the backward pass hashes the positions again.
-    tangent = jax.checkpoint(_masked, prevent_cse=False, static_argnums=(2,))(words, tangents[1], rate)
-    return _masked(words, x, rate), tangent
+    tangent = jax.checkpoint(_apply_mask, prevent_cse=False, static_argnums=(2,))(words, tangents[1], rate)
+    return _apply_mask(words, x, rate), tangent
 
 
-def _masked(words: jax.Array, x: jax.Array, rate: float) -> jax.Array:
+def _apply_mask(words: jax.Array, x: jax.Array, rate: float) -> jax.Array:
     keep = is_kept(words, jax.lax.iota(jnp.uint32, math.prod(x.shape)).reshape(x.shape), rate)
     return jnp.where(keep, x * jnp.asarray(1.0 / (1.0 - rate), x.dtype), jnp.zeros((), x.dtype))
 

@@ -191,10 +191,10 @@ def to_config(stored: Mapping[str, Any], path: Path) -> LoraConfig:
 
 def read_base_name(folder: Path) -> str | None:
     """Returns the base that `adapter_config.json` names; None if it names none."""
-    return base_name(read_fields(folder), folder / CONFIG)
+    return base_name_in(read_fields(folder), folder / CONFIG)
 
 
-def base_name(fields: Mapping[str, Any], path: Path) -> str | None:
+def base_name_in(fields: Mapping[str, Any], path: Path) -> str | None:
     """Returns the base that PEFT's fields, read from the file `path`, name; None if they name none."""
     found = fields.get("base_model_name_or_path") or None
     if found is not None and not isinstance(found, str):

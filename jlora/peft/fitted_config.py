@@ -67,10 +67,10 @@ def fold_scale(adapter: Adapter) -> dict[str, Entry]:
 
     Needed for servers that support only one lora_alpha / r for all modules. `Full` and `Rows` entries are not changed.
     """
-    return {path: _folded(entry) if isinstance(entry, LowRank) else entry for path, entry in adapter.items()}
+    return {path: _fold_entry(entry) if isinstance(entry, LowRank) else entry for path, entry in adapter.items()}
 
 
-def _folded(entry: LowRank) -> LowRank:
+def _fold_entry(entry: LowRank) -> LowRank:
     layers = [
         Matrices(a, b * scale[None, :].astype(b.dtype), jnp.ones_like(scale)) for a, b, scale in to_matrices(entry)
     ]

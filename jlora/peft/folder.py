@@ -22,20 +22,20 @@ from jlora.lora.config import LoraConfig
 from jlora.lora.dora import squared_norm
 from jlora.lora.entries import Adapter, Entry, LowRank
 from jlora.lora.tied_embedding import is_tied_in_peft
-from jlora.peft.config_file import CONFIG, RECOMPUTED, base_name, read_config, read_fields, to_config, write_config
+from jlora.peft.config_file import CONFIG, RECOMPUTED, base_name_in, read_config, read_fields, to_config, write_config
 from jlora.peft.fitted_config import fitted_config
 from jlora.peft.lora_bias import fold_lora_bias
 from jlora.peft.redundant_tensors import tied_head, without_copies
 from jlora.peft.saved_config import true_config
-from jlora.peft.stored_tensors import WEIGHTS, stored_tensors, weights_file
-from jlora.peft.tensor_keys import PREFIX, adapted_names, from_peft, is_conv1d, to_peft
+from jlora.peft.stored_tensors import WEIGHTS, read_tensors, weights_file
+from jlora.peft.tensor_keys import PREFIX, from_peft, is_conv1d, names_of_adapted, to_peft
 from jlora.peft.torch_paths import in_torch_paths
 from jlora.peft.vllm import for_vllm
 from jlora.tree.leaf_paths import array_leaves
 from jlora.tree.module_names import torch_path
 from jlora.tree.output_heads import HEAD_NAMES
 
-__all__ = ["from_peft", "head_rows", "load_adapter", "save_adapter", "stored_config", "to_peft"]
+__all__ = ["from_peft", "head_rows", "load_adapter", "save_adapter", "read_lora_config", "to_peft"]
 
 
 def save_adapter(
@@ -66,7 +66,7 @@ def save_adapter(
       JloraError: an entry that PEFT's files, or vLLM with `vllm`, cannot hold; a path whose name PEFT would not find.
     """
     adapter = in_torch_paths(adapter, names)
-    folder, adapted = Path(folder), adapted_names(adapter)
+    folder, adapted = Path(folder), names_of_adapted(adapter)
     if vllm:
         adapter, config = for_vllm(adapter, config, adapted)
     else:
@@ -113,11 +113,11 @@ def load_adapter(
     folder = Path(folder)
     fields, file = read_fields(folder), folder / CONFIG
     config, where = _with_tying(to_config(fields, file), folder), str(weights_file(folder))
-    _require_base(base_name(fields, file), base_model, file)
+    _require_base(base_name_in(fields, file), base_model, file)
     template = abstract_stored(
         str(file), config, base, fn, *args, allow_materialize=allow_materialize, names=names, **kwargs
     )
-    leaves, tensors = array_leaves(base), stored_tensors(folder)
+    leaves, tensors = array_leaves(base), read_tensors(folder)
     named, named_leaves = ({torch_path(path, names): x for path, x in tree.items()} for tree in (template, leaves))
     if fields.get("lora_bias"):
         tensors = fold_lora_bias(tensors, named, named_leaves, where)
@@ -136,7 +136,7 @@ def load_adapter(
     return adapter, config
 
 
-def stored_config(folder: str | os.PathLike) -> LoraConfig:
+def read_lora_config(folder: str | os.PathLike) -> LoraConfig:
     """Reads the configuration of an adapter's folder; `ensure_weight_tying` is true only if PEFT would tie modules.
 
     Raises:
@@ -146,13 +146,13 @@ def stored_config(folder: str | os.PathLike) -> LoraConfig:
 
 
 def _with_tying(config: LoraConfig, folder: Path) -> LoraConfig:
-    tied = config.ensure_weight_tying and is_tied_in_peft(config, stored_tensors(folder))
+    tied = config.ensure_weight_tying and is_tied_in_peft(config, read_tensors(folder))
     return dataclasses.replace(config, ensure_weight_tying=tied)
 
 
 def head_rows(folder: str | os.PathLike) -> int | None:
     """Returns the number of outputs of the classification head in an adapter's file; None if it has no head."""
-    tensors = stored_tensors(Path(folder))
+    tensors = read_tensors(Path(folder))
     ends = tuple(f"{head}{layer}.weight" for head in HEAD_NAMES for layer in ("", ".out_proj"))
     return next((value.shape[0] for key, value in tensors.items() if key.removeprefix(PREFIX) in ends), None)
 

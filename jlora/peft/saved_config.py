@@ -12,7 +12,7 @@ from jlora.lora.entries import Adapter, Full, LowRank, Rows
 from jlora.lora.targets import is_in_module, is_trained_whole
 from jlora.lora.tied_embedding import naming_head
 from jlora.peft.fitted_config import fitted_config
-from jlora.peft.tensor_keys import adapted_names
+from jlora.peft.tensor_keys import names_of_adapted
 from jlora.tree.module_names import hf_keys, is_stacked, module_names
 from jlora.tree.output_heads import HEAD_NAMES
 
@@ -50,7 +50,7 @@ def _is_dora(adapter: Adapter) -> bool:
 
 def _whole(config: LoraConfig, adapter: Adapter) -> dict[str, Any]:
     """Returns {} if `modules_to_save` matches the adapter's Full entries, else a corrected `modules_to_save`."""
-    adapted, names, missing = set(adapted_names(adapter)), set[str](), set[str]()
+    adapted, names, missing = set(names_of_adapted(adapter)), set[str](), set[str]()
     for path, entry in adapter.items():
         if isinstance(entry, Full):
             for name in _full_names(path, entry):

@@ -48,7 +48,7 @@ def weights_file(folder: Path) -> Path:
     raise JloraError(f"{path}: expected the adapter's weights as safetensors, found {', '.join(others) or 'none'}")
 
 
-def stored_tensors(folder: Path) -> dict[str, np.ndarray]:
+def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """Returns {PEFT's key: tensor} of the folder's file; values are read from the disk when they are used.
 
     Raises:
@@ -64,7 +64,7 @@ def stored_tensors(folder: Path) -> dict[str, np.ndarray]:
                 " writes these if weights are saved without being gathered. Save again with"
                 " stage3_gather_16bit_weights_on_model_save, or run zero_to_fp32.py on the checkpoint"
             )
-    found = {key: tensor.mapped() for key, tensor in tensors.items()}
+    found = {key: tensor.as_numpy() for key, tensor in tensors.items()}
     return mlx.peft_tensors(found) if file.name == mlx.WEIGHTS else peft_keys(found, file)
 
 

@@ -66,7 +66,7 @@ def slots(adapter: Adapter) -> list[Slot]:
     Raises:
       JloraError: PEFT's files cannot hold an entry.
     """
-    adapted, found = set(adapted_names(adapter)), list[Slot]()
+    adapted, found = set(names_of_adapted(adapter)), list[Slot]()
     for path, entry in adapter.items():
         if isinstance(entry, LowRank):
             found += _low_rank_slots(path, entry)
@@ -122,7 +122,7 @@ def from_peft(tensors: Mapping[str, np.ndarray], template: Adapter, where: str) 
             fields[slot.field] = _blank(getattr(template[slot.path], slot.field), slot.field)
         part = slot.view(fields[slot.field])
         part[...] = tensors[slot.key].reshape(part.shape)
-    return {path: _filled(entry, arrays[path]) for path, entry in template.items()}
+    return {path: _fill_entry(entry, arrays[path]) for path, entry in template.items()}
 
 
 def _blank(like: jax.Array, field: str) -> np.ndarray:
@@ -131,12 +131,12 @@ def _blank(like: jax.Array, field: str) -> np.ndarray:
     return np.zeros(like.shape, like.dtype if field == "value" else np.float32)
 
 
-def _filled(entry: Entry, arrays: Mapping[str, np.ndarray]) -> Entry:
+def _fill_entry(entry: Entry, arrays: Mapping[str, np.ndarray]) -> Entry:
     changes: dict[str, Any] = {field: jnp.asarray(array) for field, array in arrays.items()}
     return dataclasses.replace(entry, **changes) if changes else entry
 
 
-def adapted_names(adapter: Adapter) -> list[str]:
+def names_of_adapted(adapter: Adapter) -> list[str]:
     """Returns the sorted names of the modules with a low-rank update.
 
     Raises:

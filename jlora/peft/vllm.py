@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jlora.errors import JloraError
 from jlora.lora.config import LoraConfig
-from jlora.lora.entries import Adapter, Entry, Full, LowRank, Rows, scaled_b
+from jlora.lora.entries import Adapter, Entry, Full, LowRank, Rows, scale_b
 
 _LARGEST_RANK = 512
 """The largest `max_lora_rank` that vLLM can be started with."""
@@ -29,7 +29,7 @@ def for_vllm(adapter: Adapter, config: LoraConfig, names: list[str]) -> tuple[di
     Raises:
       JloraError: vLLM cannot serve an entry; the message says what to do instead.
     """
-    low_ranks = {path: _supported(path, entry) for path, entry in adapter.items()}
+    low_ranks = {path: _require_supported(path, entry) for path, entry in adapter.items()}
     rank = max((max(entry.ranks) for entry in low_ranks.values()), default=0)
     if not 0 < rank <= _LARGEST_RANK:
         raise JloraError(
@@ -38,10 +38,10 @@ def for_vllm(adapter: Adapter, config: LoraConfig, names: list[str]) -> tuple[di
     plain = LoraConfig(
         r=rank, lora_alpha=rank, target_modules=names, lora_dropout=config.lora_dropout, modules_to_save=()
     )
-    return {path: _folded(entry, rank) for path, entry in low_ranks.items()}, plain
+    return {path: _fold_and_pad(entry, rank) for path, entry in low_ranks.items()}, plain
 
 
-def _supported(path: str, entry: Entry) -> LowRank:
+def _require_supported(path: str, entry: Entry) -> LowRank:
     merge = "jlora.merge puts it into the base, to be saved and served whole"
     if isinstance(entry, Full):
         what = "a bias" if path.endswith("/bias") else "a weight of modules_to_save"
@@ -59,17 +59,17 @@ def _supported(path: str, entry: Entry) -> LowRank:
     return entry
 
 
-def _folded(entry: LowRank, rank: int) -> LowRank:
+def _fold_and_pad(entry: LowRank, rank: int) -> LowRank:
     """Pads the entry to `rank` and multiplies B by the scale, which becomes 1 for adapted layers."""
     stack = entry.scale.shape[:-1]
     present = jnp.expand_dims(entry.scale != 0, tuple(range(entry.scale.ndim, entry.a.ndim)))
-    a, b = (_widened(x, len(stack), rank) for x in (jnp.where(present, entry.a, 0), scaled_b(entry)))
+    a, b = (_set_rank(x, len(stack), rank) for x in (jnp.where(present, entry.a, 0), scale_b(entry)))
     adapted = jnp.asarray([float(number > 0) for number in entry.ranks], entry.scale.dtype)
     scale = jnp.broadcast_to(adapted.reshape(*stack, 1), (*stack, rank))
     ranks = tuple(rank if number else 0 for number in entry.ranks)
     return dataclasses.replace(entry, a=a, b=b, scale=scale, ranks=ranks)
 
 
-def _widened(factor: jax.Array, axis: int, rank: int) -> jax.Array:
+def _set_rank(factor: jax.Array, axis: int, rank: int) -> jax.Array:
     factor = jax.lax.slice_in_dim(factor, 0, min(rank, factor.shape[axis]), axis=axis)
     return jnp.pad(factor, [(0, rank - factor.shape[axis] if i == axis else 0) for i in range(factor.ndim)])

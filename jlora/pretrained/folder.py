@@ -61,7 +61,7 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
         ) from error
 
 
-def downloaded(name: str, revision: str | None, patterns: Sequence[str]) -> Path | None:
+def find_downloaded(name: str, revision: str | None, patterns: Sequence[str]) -> Path | None:
     """Returns what `fetch` would return without a download; None if there are no such files on this disk."""
     folder = as_path(name)
     if folder.is_file():
@@ -199,10 +199,10 @@ def _write_file(file: Path, tensors: Mapping[str, Planned], dtype: np.dtype) -> 
     with file.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         for key, tensor in tensors.items():
-            stream.write(_rounded(key, tensor, dtype).reshape(-1).view(np.uint8).data)
+            stream.write(_cast(key, tensor, dtype).reshape(-1).view(np.uint8).data)
 
 
-def _rounded(key: str, tensor: Planned, dtype: np.dtype) -> np.ndarray:
+def _cast(key: str, tensor: Planned, dtype: np.dtype) -> np.ndarray:
     value = tensor.value()
     with np.errstate(over="ignore"):
         rounded = np.ascontiguousarray(value.astype(dtype, copy=False))

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jlora.models.registry import family
 from jlora.pretrained.load import load_config, load_weights
 from jlora.pretrained.locate import model_folder
-from jlora.pretrained.place_leaf import spread
+from jlora.pretrained.place_leaf import place_on_mesh
 from jlora.sharding.gather import to_host
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.module_names import hf_keys, is_transposed
@@ -76,7 +76,7 @@ def _grown(path: str, leaf: Any, size: int, mesh: Mesh | None) -> Any:
     new = np.broadcast_to(_mean(rows).astype(rows.dtype), (size - len(rows), *rows.shape[1:]))
     value = np.concatenate([rows, new])
     value = value.T if is_transposed(path) else value
-    return jnp.asarray(value) if mesh is None else spread(path, value, mesh)
+    return jnp.asarray(value) if mesh is None else place_on_mesh(path, value, mesh)
 
 
 def _mean(rows: np.ndarray) -> np.ndarray:

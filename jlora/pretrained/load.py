@@ -23,7 +23,7 @@ from jlora.pretrained.folder import GENERATION_FILE, WEIGHT_PATTERNS, fetch
 from jlora.pretrained.stored_head import with_stored_head
 from jlora.pretrained.weights import load_weights, save_base
 from jlora.tree.module_names import hf_keys
-from jlora.tree.quantized import Kind
+from jlora.tree.quantized import QuantizationKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -57,7 +57,7 @@ def load_config(name: str, *, revision: str | None = None, **overrides: Any) -> 
 
     place = fetch(name, revision, ["config.json", GENERATION_FILE])
     file = place if is_gguf(place) else place / "config.json"
-    stored = gguf_config(place).to_dict() if is_gguf(place) else _stored(place)
+    stored = gguf_config(place).to_dict() if is_gguf(place) else _read_stored(place)
     family(stored.get("model_type"))
     config_class = CONFIG_MAPPING[stored["model_type"]]
     known = config_class()
@@ -66,12 +66,12 @@ def load_config(name: str, *, revision: str | None = None, **overrides: Any) -> 
         if not hasattr(known, key):
             raise JloraError(f"{key}: expected a key of {config_class.__name__}{nearest(key, known.to_dict())}")
     try:
-        return config_class(**_merged(stored, overrides))
+        return config_class(**_merge_overrides(stored, overrides))
     except Exception as error:  # transformers' classes raise various exceptions for wrong values
         raise JloraError(f"{file}: {error}") from error
 
 
-def _stored(folder: Path) -> dict[str, Any]:
+def _read_stored(folder: Path) -> dict[str, Any]:
     """Reads config.json; the stop tokens of generation_config.json, which generation uses, replace its own."""
     stored, generation = read_json(folder / "config.json"), folder / GENERATION_FILE
     stops = read_json(generation).get("eos_token_id") if generation.is_file() else None
@@ -85,7 +85,7 @@ def stop_ids(config: PreTrainedConfig) -> tuple[int, ...]:
     return tuple(found) if isinstance(found, list | tuple) else () if found is None else (found,)
 
 
-def _merged(stored: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+def _merge_overrides(stored: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """Applies `overrides` to `stored`, and drops label names that were stored for another number of labels."""
     merged = {key: value for key, value in stored.items() if key not in ("dtype", "torch_dtype")} | overrides
     names, count = overrides.get("id2label"), overrides.get("num_labels")
@@ -109,7 +109,7 @@ def load_base(
     new_head: bool = False,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
-    quantize: Kind | None = None,
+    quantize: QuantizationKind | None = None,
     remat: bool = False,
     mesh: Mesh | None = None,
     **config_overrides: Any,

@@ -15,19 +15,19 @@ from jlora.sharding.mesh import on_devices
 from jlora.sharding.rules import leaf_shardings
 from jlora.tree.module_names import is_stacked, is_transposed
 from jlora.tree.output_heads import is_linear_weight
-from jlora.tree.quantized import Kind
+from jlora.tree.quantized import QuantizationKind
 
 
-def load_leaf(path: str, tensors: list[Any], dtype: Any, quantize: Kind | None, mesh: Mesh | None) -> Any:
+def load_leaf(path: str, tensors: list[Any], dtype: Any, quantize: QuantizationKind | None, mesh: Mesh | None) -> Any:
     """Loads one leaf from its tensor, or from the tensors of all layers, which are stacked on axis 0.
 
     Each layer is quantized before the next one is read, so that the dense stack is never in memory.
     """
     if not is_stacked(path):
-        return _quantized(path, tensors[0], dtype, quantize, mesh)
+        return _place_weight(path, tensors[0], dtype, quantize, mesh)
     stack = None
     for layer, tensor in enumerate(tensors):
-        value = _quantized(path, tensor, dtype, quantize, mesh)
+        value = _place_weight(path, tensor, dtype, quantize, mesh)
         if stack is None:
             stack = jax.tree.map(partial(_zeros, len(tensors)), value)
         stack = jax.block_until_ready(_with_layer(stack, value, layer))
@@ -41,14 +41,14 @@ def _zeros(count: int, layer: jax.Array) -> jax.Array:
     return jnp.zeros((count, *layer.shape), layer.dtype, device=stacked)
 
 
-def _quantized(path: str, tensor: Any, dtype: Any, kind: Kind | None, mesh: Mesh | None) -> Any:
+def _place_weight(path: str, tensor: Any, dtype: Any, kind: QuantizationKind | None, mesh: Mesh | None) -> Any:
     """Places one checkpoint tensor on its device or mesh. A linear weight is quantized first.
 
     It is quantized as a whole, so that its scales do not depend on the mesh.
     """
     if kind is None or not is_linear_weight(path):
         return _put(path, tensor, dtype, mesh)
-    return spread(path, quantize_leaf(_put(path, tensor, dtype, None), kind), mesh)
+    return place_on_mesh(path, quantize_leaf(_put(path, tensor, dtype, None), kind), mesh)
 
 
 def _put(path: str, tensor: Any, dtype: Any, mesh: Mesh | None) -> jax.Array:
@@ -65,7 +65,7 @@ def _put(path: str, tensor: Any, dtype: Any, mesh: Mesh | None) -> jax.Array:
     return on_devices(layer.shape, leaf_shardings(path, layer, mesh), part).block_until_ready()
 
 
-def spread(path: str, leaf: Any, mesh: Mesh | None) -> Any:
+def place_on_mesh(path: str, leaf: Any, mesh: Mesh | None) -> Any:
     """Splits a leaf, or one of its layers, that is on this process's first device over the mesh."""
     if mesh is None:
         return leaf

@@ -19,7 +19,7 @@ from jlora.files.bounded_json import read_json
 from jlora.gguf.model import is_gguf
 from jlora.models.family import HEAD_KEY
 from jlora.models.registry import family
-from jlora.pretrained.folder import WEIGHT_PATTERNS, downloaded, open_tensors
+from jlora.pretrained.folder import WEIGHT_PATTERNS, find_downloaded, open_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -45,7 +45,7 @@ def with_stored_head(config: PreTrainedConfig, name: str, *, revision: str | Non
     kind = family(config.model_type)
     if kind.task != "CAUSAL_LM" or not config.tie_word_embeddings:
         return config
-    folder = downloaded(name, revision, WEIGHT_PATTERNS)
+    folder = find_downloaded(name, revision, WEIGHT_PATTERNS)
     if folder is None or is_gguf(folder):  # a GGUF file has no second table, or its config is not tied
         return config
     tensors = open_tensors(folder)
@@ -121,6 +121,6 @@ def _are_equal(head: Any, embedding: Any) -> bool:
         tensor.require_float()
     if head.shape != embedding.shape:
         return False
-    left, right = (np.asarray(tensor.mapped()) for tensor in (head, embedding))
+    left, right = (np.asarray(tensor.as_numpy()) for tensor in (head, embedding))
     blocks = (slice(start, start + _ROWS) for start in range(0, len(left), _ROWS))
     return all(np.array_equal(left[rows].astype(np.float32), right[rows].astype(np.float32)) for rows in blocks)

@@ -73,7 +73,7 @@ def copy_tokenizer_files(folder: Path, out: Path) -> None:
     """
     for name, content in _files(folder):
         (out / name).parent.mkdir(exist_ok=True)
-        (out / name).write_bytes(_checked(folder / name, content))
+        (out / name).write_bytes(_check_file(folder / name, content))
 
 
 def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
@@ -90,7 +90,7 @@ def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
         yield str(file.relative_to(folder)), content
 
 
-def _checked(file: Path, content: bytes) -> bytes:
+def _check_file(file: Path, content: bytes) -> bytes:
     if file.suffix in (".jinja", ".txt"):
         _require_text(file, content)
     if file.suffix != ".json":
@@ -122,11 +122,13 @@ def _plain_config(file: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
                 f"{file}: {key}: expected no value, because transformers would open the file or run the code that it"
                 f" names; found {reprlib.repr(stored[key])}. Delete the key to load the tokenizer without it"
             )
-    return _known(file, stored, _KINDS)
+    return _keep_known(file, stored, _KINDS)
 
 
 def _plain_special_tokens(file: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
-    return _known(file, stored, {key: _KINDS[key] for key in ("additional_special_tokens", "extra_special_tokens")})
+    return _keep_known(
+        file, stored, {key: _KINDS[key] for key in ("additional_special_tokens", "extra_special_tokens")}
+    )
 
 
 def _plain_added_tokens(file: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,7 +162,7 @@ def _is_tokenizer_class(name: Any) -> bool:
     return isinstance(known, type) and issubclass(known, transformers.PreTrainedTokenizerBase)
 
 
-def _known(file: Path, stored: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
+def _keep_known(file: Path, stored: Mapping[str, Any], kinds: Mapping[str, Any]) -> dict[str, Any]:
     """Keeps the keys of `kinds`, all `*_token` keys, and those with true, false or null, which open no file."""
     known, left_out = {}, []
     for key, value in stored.items():

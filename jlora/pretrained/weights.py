@@ -18,11 +18,11 @@ from jlora.errors import JloraError, nearest
 from jlora.models.family import HEAD_KEY
 from jlora.models.registry import abstract_base, example_batch, family
 from jlora.pretrained.folder import WEIGHT_PATTERNS, Planned, fetch, open_tensors, write_model
-from jlora.pretrained.place_leaf import load_leaf, spread
+from jlora.pretrained.place_leaf import load_leaf, place_on_mesh
 from jlora.pretrained.stored_head import with_both_tables
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.module_names import hf_keys, is_stacked, is_transposed
-from jlora.tree.quantized import Kind, as_array, is_quantized
+from jlora.tree.quantized import QuantizationKind, as_array, is_quantized
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -35,7 +35,7 @@ def load_weights(
     name: str,
     *,
     param_dtype: Any = jnp.float32,
-    quantize: Kind | None = None,
+    quantize: QuantizationKind | None = None,
     key: jax.Array | None = None,
     new_head: bool = False,
     revision: str | None = None,
@@ -66,7 +66,7 @@ def load_weights(
     _require_options(param_dtype, quantize)
     folder, abstract = fetch(name, revision, WEIGHT_PATTERNS), abstract_base(model)
     leaves = leaves_by_path(abstract)
-    wanted, tensors, new, dropped, replaced = _matched(model, folder, leaves, new_head)
+    wanted, tensors, new, dropped, replaced = _match_tensors(model, folder, leaves, new_head)
     if dropped:
         logger.info("%s: not used: %s", folder, ", ".join(dropped))
     if new and key is None:
@@ -84,16 +84,16 @@ def load_weights(
     if new and key is not None:
         instead = "".join(f"; this replaces {name} of shape {shape}" for name, shape in replaced.items())
         logger.warning("%s: newly initialised: %s%s", folder, ", ".join(_names(new, wanted)), instead)
-        made = {path: leaf.astype(param_dtype) for path, leaf in _initialised(model, key, new).items()}
-        loaded |= {path: spread(path, leaf, mesh) for path, leaf in made.items()}
+        made = {path: leaf.astype(param_dtype) for path, leaf in _initialise(model, key, new).items()}
+        loaded |= {path: place_on_mesh(path, leaf, mesh) for path, leaf in made.items()}
     return replace_leaves(abstract, loaded)
 
 
 def _require_options(param_dtype: Any, quantize: Any) -> None:
     if param_dtype not in (jnp.float32, jnp.bfloat16):
         raise JloraError(f"param_dtype: expected float32 or bfloat16; found {param_dtype!r}")
-    if quantize not in (None, *get_args(Kind)):
-        raise JloraError(f"quantize: expected one of {', '.join(get_args(Kind))}; found {quantize!r}")
+    if quantize not in (None, *get_args(QuantizationKind)):
+        raise JloraError(f"quantize: expected one of {', '.join(get_args(QuantizationKind))}; found {quantize!r}")
 
 
 def new_heads(model: Any, name: str, *, new_head: bool = False, revision: str | None = None) -> dict[str, list[str]]:
@@ -101,7 +101,9 @@ def new_heads(model: Any, name: str, *, new_head: bool = False, revision: str | 
 
     Arguments and errors are those of `load_weights`; no tensor is read.
     """
-    match = _matched(model, fetch(name, revision, WEIGHT_PATTERNS), leaves_by_path(abstract_base(model)), new_head)
+    match = _match_tensors(
+        model, fetch(name, revision, WEIGHT_PATTERNS), leaves_by_path(abstract_base(model)), new_head
+    )
     return {path: match.wanted[path] for path in sorted(match.new)}
 
 
@@ -135,7 +137,7 @@ def save_base(
     for path, leaf in leaves.items():
         for layer, name in enumerate(_keys(path, leaf.shape)):
             tensors[stored_names.get(name, name)] = Planned(
-                _stored_shape(path, leaf.shape), partial(_tensor, path, leaf, layer)
+                _checkpoint_shape(path, leaf.shape), partial(_tensor, path, leaf, layer)
             )
     config = copy.deepcopy(model.config)
     config.architectures, config.dtype = [type(model).__name__], dtype
@@ -155,7 +157,7 @@ def _keys(path: str, shape: tuple[int, ...]) -> list[str]:
     return hf_keys(path, shape[0] if is_stacked(path) else None)
 
 
-def _stored_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def _checkpoint_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Returns the shape of one layer's tensor in a checkpoint."""
     shape = shape[1:] if is_stacked(path) else shape
     return shape[::-1] if is_transposed(path) else shape
@@ -179,12 +181,12 @@ class _Match(NamedTuple):
     replaced: dict[str, tuple[int, ...]]
 
 
-def _matched(model: Any, folder: Path, leaves: Mapping[str, Any], new_head: bool) -> _Match:
+def _match_tensors(model: Any, folder: Path, leaves: Mapping[str, Any], new_head: bool) -> _Match:
     module = family(model.config.model_type)
     wanted = {path: _keys(path, leaf.shape) for path, leaf in leaves.items()}
     names = {name for names in wanted.values() for name in names}
     head = {HEAD_KEY} if module.task == "CAUSAL_LM" else set()
-    tensors, dropped = _known_tensors(module, open_tensors(folder), names | head)
+    tensors, dropped = _find_known_tensors(module, open_tensors(folder), names | head)
     tensors = with_both_tables(model, folder, tensors) if head else tensors
     others = _of_another_size(module, tensors, wanted, leaves) if new_head else {}
     kept = {name: tensor for name, tensor in tensors.items() if name not in others}
@@ -195,12 +197,12 @@ def _of_another_size(
     module: Any, tensors: Mapping[str, Any], wanted: Mapping[str, list[str]], leaves: Mapping[str, Any]
 ) -> dict[str, tuple[int, ...]]:
     """Returns {key: its shape in the files} of heads that have another shape in the model."""
-    expected = {name: _stored_shape(path, leaves[path].shape) for path, names in wanted.items() for name in names}
+    expected = {name: _checkpoint_shape(path, leaves[path].shape) for path, names in wanted.items() for name in names}
     shapes = {name: tensor.shape for name, tensor in tensors.items() if name.startswith(module.new_heads)}
     return {name: shape for name, shape in shapes.items() if shape != expected.get(name, shape)}
 
 
-def _known_tensors(module: Any, stored: Mapping[str, Any], wanted: set[str]) -> tuple[dict[str, Any], list[str]]:
+def _find_known_tensors(module: Any, stored: Mapping[str, Any], wanted: set[str]) -> tuple[dict[str, Any], list[str]]:
     """Returns ({current full key: stored tensor}, the keys that are not read)."""
     known: dict[str, Any] = {}
     dropped = []
@@ -251,7 +253,7 @@ def _some(names: list[str]) -> str:
 
 
 def _require_shapes(path: str, shape: tuple[int, ...], tensors: Iterable[Any], heads: tuple[str, ...]) -> None:
-    expected = _stored_shape(path, shape)
+    expected = _checkpoint_shape(path, shape)
     for tensor in tensors:
         tensor.require_float()
         if tensor.shape != expected:
@@ -267,7 +269,7 @@ def _tensor(path: str, leaf: Any, layer: int) -> np.ndarray:
     return value.T if is_transposed(path) else value
 
 
-def _initialised(model: Any, key: jax.Array, paths: set[str]) -> dict[str, jax.Array]:
+def _initialise(model: Any, key: jax.Array, paths: set[str]) -> dict[str, jax.Array]:
     """Computes the leaves at `paths` of `model.init(key, ...)`; jit removes the computation of all others."""
     batch = {name: jnp.zeros(spec.shape, spec.dtype) for name, spec in example_batch(model.config).items()}
 

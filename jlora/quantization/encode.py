@@ -13,11 +13,11 @@ import numpy as np
 
 from jlora.errors import JloraError
 from jlora.quantization import int8, nf4
-from jlora.tree.quantized import Kind, Quantized, stored_order
+from jlora.tree.quantized import QuantizationKind, Quantized, storage_order
 
 
 def quantize_leaf(
-    leaf: jax.Array | np.ndarray, kind: Kind, *, inputs: tuple[int, ...] = (0,), stack: int | None = None
+    leaf: jax.Array | np.ndarray, kind: QuantizationKind, *, inputs: tuple[int, ...] = (0,), stack: int | None = None
 ) -> Quantized:
     """Quantizes one weight to 4 or 8 bits; a stack is quantized layer by layer.
 
@@ -35,21 +35,21 @@ def quantize_leaf(
     stack = max(0, np.ndim(leaf) - 2) if stack is None else stack
     _require(leaf, kind, stack)
     layer, inputs = tuple(leaf.shape[stack:]), tuple(sorted(inputs))
-    return Quantized(_encoded(leaf, kind, stack, inputs), layer, inputs, np.dtype(leaf.dtype))
+    return Quantized(_encode_layers(leaf, kind, stack, inputs), layer, inputs, np.dtype(leaf.dtype))
 
 
 def quantize_like(like: Quantized, leaf: jax.Array) -> Quantized:
     """Quantizes a weight in the same way as `like`, which has the same shape and dtype."""
-    kind: Kind = "nf4" if isinstance(like.stored, nf4.NF4) else "int8"
-    return dataclasses.replace(like, stored=_encoded(leaf, kind, len(like.stack), like.inputs))
+    kind: QuantizationKind = "nf4" if isinstance(like.stored, nf4.NF4) else "int8"
+    return dataclasses.replace(like, stored=_encode_layers(leaf, kind, len(like.stack), like.inputs))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _encoded(leaf: jax.Array, kind: Kind, stack: int, inputs: tuple[int, ...]) -> nf4.NF4 | int8.Int8:
+def _encode_layers(leaf: jax.Array, kind: QuantizationKind, stack: int, inputs: tuple[int, ...]) -> nf4.NF4 | int8.Int8:
     layer = leaf.shape[stack:]
 
     def encode(numbers: jax.Array) -> nf4.NF4 | int8.Int8:
-        numbers = jnp.transpose(numbers.astype(jnp.float32), stored_order(layer, inputs))
+        numbers = jnp.transpose(numbers.astype(jnp.float32), storage_order(layer, inputs))
         encode = nf4.encode if kind == "nf4" else int8.encode
         return encode(numbers.reshape(_matrix(layer, inputs, kind)))
 
@@ -64,7 +64,7 @@ def _matrix(layer: tuple[int, ...], inputs: tuple[int, ...], kind: str) -> tuple
 
 
 def _require(leaf: Any, kind: str, stack: int) -> None:
-    if kind not in get_args(Kind):
+    if kind not in get_args(QuantizationKind):
         raise JloraError(f"quantize: expected nf4 or int8, found {kind!r}")
     if np.ndim(leaf) - stack < 2 or not jnp.issubdtype(leaf.dtype, jnp.floating):
         raise JloraError(

@@ -85,7 +85,7 @@ def decode(nf4: NF4, size: int) -> jax.Array:
     mean = jnp.expand_dims(nf4.mean, tuple(range(len(stack), len(places))))
     largest = jnp.asarray(dynamic_map())[nf4.scales] * steps + mean
     codes = jnp.stack([nf4.codes >> 4, nf4.codes & 15], -1).reshape(*places[:-1], -1)
-    numbers = _padded(jnp.asarray(_QUANTILES)[codes], BLOCK).reshape(*places, BLOCK) * largest[..., None]
+    numbers = _pad_to_multiple(jnp.asarray(_QUANTILES)[codes], BLOCK).reshape(*places, BLOCK) * largest[..., None]
     return numbers.reshape(*places[:-1], -1)[..., :size]
 
 
@@ -123,7 +123,7 @@ def _inverse(largest: jax.Array) -> jax.Array:
 
 def _blocks(numbers: jax.Array, size: int) -> jax.Array:
     """Splits into blocks (count, size); the last one is padded with zeros."""
-    return _padded(numbers, size).reshape(-1, size)
+    return _pad_to_multiple(numbers, size).reshape(-1, size)
 
 
 def _count(shape: tuple[int, ...]) -> jax.Array:
@@ -132,6 +132,6 @@ def _count(shape: tuple[int, ...]) -> jax.Array:
     return numbers if len(shape) == 1 else numbers + shape[1] * jax.lax.broadcasted_iota(jnp.int32, shape, 0)
 
 
-def _padded(numbers: jax.Array, size: int) -> jax.Array:
+def _pad_to_multiple(numbers: jax.Array, size: int) -> jax.Array:
     """Appends zeros on the last axis, up to a multiple of `size`."""
     return jnp.pad(numbers, [*[(0, 0)] * (numbers.ndim - 1), (0, -numbers.shape[-1] % size)])

@@ -16,11 +16,16 @@ from jlora.transform.adapt import find_uses
 from jlora.transform.uses import Use
 from jlora.tree.leaf_paths import array_leaves, replace_leaves
 from jlora.tree.output_heads import is_in_head
-from jlora.tree.quantized import Kind, Quantized, as_array, is_quantized
+from jlora.tree.quantized import QuantizationKind, Quantized, as_array, is_quantized
 
 
 def quantize(
-    base: Any, kind: Kind, fn: Callable, *args: Any, target_modules: str | Sequence[str] = "all-linear", **kwargs: Any
+    base: Any,
+    kind: QuantizationKind,
+    fn: Callable,
+    *args: Any,
+    target_modules: str | Sequence[str] = "all-linear",
+    **kwargs: Any,
 ) -> Any:
     """Quantizes the weights of a base to 4 or 8 bits: the same tree with `Quantized` leaves, which `adapt` accepts.
 
@@ -44,7 +49,7 @@ def quantize(
     names = {path: _names(path, leaf, uses[path]) for path, leaf in leaves.items() if _quantizable(leaf, uses[path])}
     check_targets(config, [name for found in names.values() for name in found])
     chosen = [path for path in names if _is_chosen(config, path, names[path], uses[path])]
-    return replace_leaves(base, {path: _quantized(path, leaves[path], kind, uses[path]) for path in chosen})
+    return replace_leaves(base, {path: _quantize_weight(path, leaves[path], kind, uses[path]) for path in chosen})
 
 
 def dequantize(tree: Any, dtype: Any = None) -> Any:
@@ -71,7 +76,7 @@ def _is_chosen(config: LoraConfig, path: str, names: list[str], uses: tuple[Use,
     return hits > 0
 
 
-def _quantized(path: str, leaf: Any, kind: Kind, uses: tuple[Use, ...]) -> Quantized:
+def _quantize_weight(path: str, leaf: Any, kind: QuantizationKind, uses: tuple[Use, ...]) -> Quantized:
     """Quantizes the leaf with the rows of its torch weight: the outputs of a Linear, the entries of an embedding."""
     use = next(use for use in uses if use.inputs and use.outputs)
     stack = len(use.stack) if use.stack == tuple(range(len(use.stack))) else 0

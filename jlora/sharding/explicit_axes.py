@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jlora.ops.products import einsum
 
-Names = Mapping[str, Any]
+LetterAxes = Mapping[str, Any]
 """{an einsum's letter: the mesh axes over which it is split, or None}."""
 
 
@@ -42,7 +42,7 @@ def first_place(x: jax.Array, dim: int) -> jax.Array:
     return jax.lax.slice_in_dim(x, 0, 1, axis=dim)
 
 
-def split_einsum(form: str, arrays: Sequence[jax.Array], names: Names, **options: Any) -> jax.Array:
+def split_einsum(form: str, arrays: Sequence[jax.Array], names: LetterAxes, **options: Any) -> jax.Array:
     """Computes the einsum; on a mesh with explicit axes, operands and result are split as `names` says.
 
     A mesh axis that would split two axes of an array splits only the first.

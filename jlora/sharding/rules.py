@@ -13,7 +13,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from jlora.sharding.mesh import fitting
-from jlora.sharding.stored import stored_shardings
+from jlora.sharding.stored import codes_shardings
 from jlora.tree.quantized import is_quantized
 
 ROW_PARALLEL = (
@@ -26,7 +26,7 @@ ROW_PARALLEL = (
 TABLE = ("tensor", "fsdp")
 """The axes that split an embedding (rows, features)."""
 
-Names = tuple[Any, ...]
+AxisNames = tuple[Any, ...]
 """For each axis of an array: the mesh axis that splits it, a tuple of several, or None."""
 
 
@@ -37,17 +37,17 @@ def leaf_shardings(path: str, leaf: Any, mesh: Mesh) -> Any:
         return fitting(mesh, names, leaf.shape)
     if names[-1] == "tensor":
         names = (*names[:-2], None, ("tensor", "fsdp"))  # inputs are grouped in blocks, perhaps too few to split
-    return dataclasses.replace(leaf, stored=stored_shardings(leaf, mesh, names))
+    return dataclasses.replace(leaf, stored=codes_shardings(leaf, mesh, names))
 
 
-def leaf_names(path: str, ndim: int) -> Names:
+def leaf_names(path: str, ndim: int) -> AxisNames:
     """Returns the mesh axes that split a leaf's axes: kernels and embeddings are split, norms and biases are not.
 
     Args:
       path: of the leaf, from `leaves_by_path`. A leading axis of layers is not split.
     """
     module, _, parameter = path.rpartition("/")
-    names: Names = ()
+    names: AxisNames = ()
     if parameter == "embedding":
         names = TABLE
     elif parameter in ("kernel", "weight") and ndim > 1:
@@ -55,6 +55,6 @@ def leaf_names(path: str, ndim: int) -> Names:
     return (*[None] * (ndim - len(names)), *names)
 
 
-def kernel_names(module: str) -> Names:
+def kernel_names(module: str) -> AxisNames:
     """Returns the mesh axes that split the kernel (in, out) of the linear layer at this path."""
     return ("tensor", "fsdp") if module.endswith(ROW_PARALLEL) else ("fsdp", "tensor")

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from jlora.sharding.mesh import fitting
-from jlora.tree.quantized import Codes, Quantized, stored_order
+from jlora.tree.quantized import Codes, Quantized, storage_order
 
 
-def stored_shardings(leaf: Quantized, mesh: Any, names: Sequence[Any]) -> Codes:
+def codes_shardings(leaf: Quantized, mesh: Any, names: Sequence[Any]) -> Codes:
     """Returns the shardings of the arrays of `leaf.stored` for a weight whose axes are split by `names`.
 
     Blocks are never split, nor axes that the mesh does not divide evenly. If there are several output (or input) axes,
     the name of the first is used.
     """
-    count, order = len(leaf.stack), stored_order(leaf.layer, leaf.inputs)
+    count, order = len(leaf.stack), storage_order(leaf.layer, leaf.inputs)
     stack, row, column = tuple(names[:count]), names[count + order[0]], names[count + leaf.inputs[0]]
     return leaf.stored.shardings(functools.partial(fitting, mesh), stack, row, column)

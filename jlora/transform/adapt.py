@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from jlora.lora.entries import Adapter, Entry, Full, replaced, require_fit
-from jlora.transform.adapted_weight import factored, unadapted, watch
+from jlora.lora.entries import Adapter, Entry, Full, insert_trained, require_fit
+from jlora.transform.adapted_weight import attach_update, watch, wrap_quantized
 from jlora.transform.context import Context
 from jlora.transform.interpreter import Traced, results_of, trace
 from jlora.transform.uses import Use
@@ -44,14 +44,14 @@ def adapt(fn: Callable, *, allow_materialize: bool = False) -> Callable:
     """
 
     @functools.wraps(fn)
-    def adapted(
+    def call_adapted(
         base: Any, adapter: Adapter | None, *args: Any, dropout_key: jax.Array | None = None, **kwargs: Any
     ) -> Any:
         adapter, leaves = adapter or {}, leaves_by_path(base)
         require_fit(adapter, leaves)
         updates = _updates(adapter)
         others = {path: entry for path, entry in adapter.items() if isinstance(entry, Full) and path not in updates}
-        whole = {path: replaced(leaves[path], entry) for path, entry in others.items()}
+        whole = {path: insert_trained(leaves[path], entry) for path, entry in others.items()}
         base = replace_leaves(base, whole)
         if not updates and not any(is_quantized(leaf) for leaf in (leaves | whole).values()):
             return fn(base, *args, **kwargs)
@@ -59,7 +59,7 @@ def adapt(fn: Callable, *, allow_materialize: bool = False) -> Callable:
         results = results_of(Context(dropout_key, allow_materialize), traced, _values(traced, traced.leaves, updates))
         return jax.tree.unflatten(traced.structure, results)
 
-    return adapted
+    return call_adapted
 
 
 def _updates(adapter: Adapter) -> dict[str, Entry]:
@@ -70,7 +70,7 @@ def _updates(adapter: Adapter) -> dict[str, Entry]:
 def _values(traced: Traced, leaves: list, updates: Mapping[str, Entry]) -> list:
     """Returns the jaxpr's inputs, with adapted and quantized leaves as Factored."""
     return [
-        unadapted(path, leaf) if path is None or path not in updates else factored(path, leaf, updates[path])
+        wrap_quantized(path, leaf) if path is None or path not in updates else attach_update(path, leaf, updates[path])
         for path, leaf in zip(traced.paths, leaves, strict=True)
     ]
 
@@ -106,10 +106,10 @@ def find_materialized(
     inside a loop is listed once.
     """
     require_fit(adapter, leaves_by_path(base))
-    return materialized_in(trace(fn, base, args, kwargs), adapter)
+    return find_materialized_in(trace(fn, base, args, kwargs), adapter)
 
 
-def materialized_in(traced: Traced, adapter: Adapter) -> dict[str, tuple[str, ...]]:
+def find_materialized_in(traced: Traced, adapter: Adapter) -> dict[str, tuple[str, ...]]:
     """Returns what `find_materialized` does, for a traced function and an adapter that fits it."""
     context = Context(None, materialize=True)
     jax.eval_shape(

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora.lora import dora
-from jlora.lora.entries import Entry, Full, LowRank, Rows, rows_of, scaled_b
+from jlora.lora.entries import Entry, Full, LowRank, Rows, gather_rows, scale_b
 from jlora.ops.products import einsum
-from jlora.transform.quantized_weight import Deferred, deferred, formed
+from jlora.transform.quantized_weight import Deferred, defer, materialize
 from jlora.tree.quantized import Quantized, as_array
 
 
@@ -99,7 +99,7 @@ class Factored:
 
 def watch(path: str, weight: jax.Array | Quantized) -> Factored:
     """Wraps a leaf without an update, to record how it is used."""
-    return Factored(deferred(weight), (Update(None, None, path, _own_axes(weight), role=Role.OBSERVED),))
+    return Factored(defer(weight), (Update(None, None, path, _own_axes(weight), role=Role.OBSERVED),))
 
 
 def probed(path: str, weight: jax.Array | Quantized, entry: LowRank, moments: jax.Array) -> Factored:
@@ -108,16 +108,16 @@ def probed(path: str, weight: jax.Array | Quantized, entry: LowRank, moments: ja
     leading, rest = moments.shape[: len(axes.stack) + 1], len(axes.stack) + 1
     a = moments.reshape(*leading, *entry.a.shape[rest:])
     b = jnp.zeros((*leading, *entry.b.shape[rest:]), jnp.float32)
-    a, b = _spread(a, axes.a, f"r{axes.leaf}"), _spread(b, axes.b, f"r{axes.leaf}")
-    return Factored(deferred(weight), (Update(a, b, path, _own_axes(weight), role=Role.PROBED),))
+    a, b = _align_axes(a, axes.a, f"r{axes.leaf}"), _align_axes(b, axes.b, f"r{axes.leaf}")
+    return Factored(defer(weight), (Update(a, b, path, _own_axes(weight), role=Role.PROBED),))
 
 
-def unadapted(path: str | None, leaf: Any) -> Any:
+def wrap_quantized(path: str | None, leaf: Any) -> Any:
     """Wraps a quantized leaf without an update as Factored; returns any other leaf or argument unchanged."""
-    return leaf if path is None or not isinstance(leaf, Quantized) else Factored(deferred(leaf), ())
+    return leaf if path is None or not isinstance(leaf, Quantized) else Factored(defer(leaf), ())
 
 
-def factored(path: str, weight: jax.Array | Quantized, entry: Entry) -> Factored:
+def attach_update(path: str, weight: jax.Array | Quantized, entry: Entry) -> Factored:
     """Returns the leaf with its update: a and b broadcast over the leaf's axes, r in front.
 
     Each row of `Rows` is one component: a is 1 at the row's index, b is the change of the row; in a kernel (dim, vocab)
@@ -126,23 +126,23 @@ def factored(path: str, weight: jax.Array | Quantized, entry: Entry) -> Factored
     if isinstance(entry, Full):
         a = (entry.value - as_array(weight).astype(entry.value.dtype)).T[..., None]
         b = jnp.eye(len(a), dtype=a.dtype)[:, None]
-        return Factored(deferred(weight), (Update(a, b, path, _own_axes(weight), only=entry.only),))
+        return Factored(defer(weight), (Update(a, b, path, _own_axes(weight), only=entry.only),))
     if isinstance(entry, Rows):
-        return Factored(deferred(weight), (Update(*_of_rows(entry, weight), path, _own_axes(weight)),))
+        return Factored(defer(weight), (Update(*_of_rows(entry, weight), path, _own_axes(weight)),))
     axes = entry.axes
-    a = _spread(entry.a, axes.a, f"r{axes.leaf}")
-    b = _spread(scaled_b(entry), axes.b, f"r{axes.leaf}")
+    a = _align_axes(entry.a, axes.a, f"r{axes.leaf}")
+    b = _align_axes(scale_b(entry), axes.b, f"r{axes.leaf}")
     gain = None
     if entry.magnitude is not None:
-        gain = _spread(dora.gain(entry, weight), axes.stack + axes.outputs, axes.leaf)
+        gain = _align_axes(dora.gain(entry, weight), axes.stack + axes.outputs, axes.leaf)
     update = Update(a, b, path, _own_axes(weight), dropout=entry.dropout, only=entry.only)
-    return Factored(deferred(weight), (update,), gain)
+    return Factored(defer(weight), (update,), gain)
 
 
 def _of_rows(entry: Rows, weight: jax.Array | Quantized) -> tuple[jax.Array, jax.Array]:
     """Returns (a, b) of trained rows: their positions on their axis, and their changes along the others."""
     token = jax.nn.one_hot(jnp.asarray(entry.indices), weight.shape[entry.axis], dtype=entry.value.dtype)
-    gained = entry.value - rows_of(as_array(weight), entry).astype(entry.value.dtype)
+    gained = entry.value - gather_rows(as_array(weight), entry).astype(entry.value.dtype)
     others = [1 + axis for axis in range(weight.ndim) if axis != entry.axis]
     token, gained = jnp.expand_dims(token, others), jnp.expand_dims(gained, 1 + entry.axis)
     return (gained, token) if entry.axis else (token, gained)
@@ -152,7 +152,7 @@ def _own_axes(weight: jax.Array | Quantized) -> tuple[tuple[int, ...], ...]:
     return tuple((axis,) for axis in range(len(weight.shape)))
 
 
-def _spread(factor: jax.Array, letters: str, out: str) -> jax.Array:
+def _align_axes(factor: jax.Array, letters: str, out: str) -> jax.Array:
     """Transposes the factor's axes to the order of `out`, with size 1 where it does not vary."""
     order = [letters.index(letter) for letter in out if letter in letters]
     missing = [axis for axis, letter in enumerate(out) if letter not in letters]
@@ -161,19 +161,19 @@ def _spread(factor: jax.Array, letters: str, out: str) -> jax.Array:
 
 def with_formed_weight(value: Factored) -> Factored:
     """Dequantizes the weight, if it is quantized."""
-    return dataclasses.replace(value, weight=formed(value.weight))
+    return dataclasses.replace(value, weight=materialize(value.weight))
 
 
-def dense(value: Factored) -> jax.Array:
+def compute_dense(value: Factored) -> jax.Array:
     """Computes gain * (weight + the updates), for uses without a rule."""
-    weight = formed(value.weight)
+    weight = materialize(value.weight)
     for update in value.updates:
         if update.has_factors:
-            weight = weight + _formed(update).astype(weight.dtype)
+            weight = weight + _multiply_factors(update).astype(weight.dtype)
     return weight if value.gain is None else (weight.astype(value.gain.dtype) * value.gain).astype(weight.dtype)
 
 
-def _formed(update: Update) -> jax.Array:
+def _multiply_factors(update: Update) -> jax.Array:
     """Computes the sum over r of a * b, of size 1 on dims over which neither varies."""
     names = "abcdefghijklmnopq"[: update.factors[0].ndim - 1]
     (a_names, a), (b_names, b) = (varying(factor, names) for factor in update.factors)

@@ -11,7 +11,7 @@ import jax
 
 from jlora.errors import JloraError
 from jlora.transform import jax_versions
-from jlora.transform.adapted_weight import Factored, Role, Update, dense
+from jlora.transform.adapted_weight import Factored, Role, Update, compute_dense
 from jlora.transform.uses import Use
 
 
@@ -54,7 +54,7 @@ class Context:
                 self.formed[update.path, where, equation] = None
             else:
                 raise _no_rule(update.path, where)
-        return dense(value)
+        return compute_dense(value)
 
     def draw(self, weight: Update, x: jax.Array) -> jax.Array | None:
         """Draws the dropout key of `x` for this use of the weight; no two uses and no two shards share a key."""

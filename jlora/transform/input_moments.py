@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora.lora.entries import Adapter, LowRank
-from jlora.transform.adapted_weight import probed, unadapted
+from jlora.transform.adapted_weight import probed, wrap_quantized
 from jlora.transform.context import Context
 from jlora.transform.interpreter import results_of, trace
 
@@ -34,7 +34,7 @@ def second_moments(fn: Callable, base: Any, adapter: Adapter, *args: Any, **kwar
 
     def outputs(taps: dict[str, jax.Array]) -> jax.Array:
         values = [
-            unadapted(path, leaf)
+            wrap_quantized(path, leaf)
             if path is None or path not in taps
             else probed(path, leaf, products[path], taps[path])
             for path, leaf in zip(traced.paths, traced.leaves, strict=True)

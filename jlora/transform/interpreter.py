@@ -16,11 +16,11 @@ from jax.extend import core
 
 from jlora.sharding.explicit_axes import first_place
 from jlora.transform import jax_versions
-from jlora.transform.adapted_weight import Factored, Role, dense
+from jlora.transform.adapted_weight import Factored, Role, compute_dense
 from jlora.transform.context import Context
-from jlora.transform.rules.axis_ops import moved
+from jlora.transform.rules.axis_ops import move_axes
 from jlora.transform.rules.control_flow import CONTROL_FLOW
-from jlora.transform.rules.linear_maps import LINEAR_MAPS, is_matrix, mapped
+from jlora.transform.rules.linear_maps import LINEAR_MAPS, apply_linear_map, is_matrix
 from jlora.transform.rules.table import CONSUMERS, primitive
 from jlora.tree.leaf_paths import is_array, leaves_by_path
 from jlora.tree.quantized import Quantized, is_quantized
@@ -64,12 +64,12 @@ def _as_seen(leaf: Any) -> Any:
 
 def results_of(context: Context, traced: Traced, values: list) -> list:
     """Evaluates a traced function and returns its flat results; some of the inputs `values` may be Factored."""
-    return [context.whole(result, "the result") for result in evaluate(context, traced.jaxpr, values)]
+    return [context.whole(result, "the result") for result in evaluate_jaxpr(context, traced.jaxpr, values)]
 
 
-def evaluate(context: Context, closed: Any, values: list) -> list:
+def evaluate_jaxpr(context: Context, closed: Any, values: list) -> list:
     """Evaluates a jaxpr and returns its outputs; some of the inputs `values` may be Factored."""
-    jaxpr, consts = jax_versions.closed(closed)
+    jaxpr, consts = jax_versions.split_closed_jaxpr(closed)
     env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *values), strict=True))
     last = {var: i for i, eqn in enumerate(jaxpr.eqns) for var in eqn.invars if not isinstance(var, core.Literal)}
     kept = {var for var in jaxpr.outvars if not isinstance(var, core.Literal)}
@@ -103,9 +103,9 @@ def _apply_rule(context: Context, producers: Mapping[Any, Any], eqn: Any, inputs
     """Evaluates one equation with a Factored input."""
     name, params = primitive(eqn)
     if name in CONTROL_FLOW:
-        return CONTROL_FLOW[name](evaluate, context, params, inputs)
+        return CONTROL_FLOW[name](evaluate_jaxpr, context, params, inputs)
     if _count(inputs) > 1:
-        inputs = [dense(x) if _role(x) is Role.QUANTIZED else x for x in inputs]
+        inputs = [compute_dense(x) if _role(x) is Role.QUANTIZED else x for x in inputs]
     if name in LINEAR_MAPS:
         results = _map(context, producers, eqn, inputs)
     elif name in CONSUMERS:
@@ -137,7 +137,7 @@ def _consume(context: Context, name: str, params: dict, inputs: list) -> list | 
     results: list | None = []
     for i, value in enumerate(inputs):  # each in turn is the weight, and the others are data
         if isinstance(value, Factored) and results is not None:
-            alone = [x if i == j or not isinstance(x, Factored) else dense(x) for j, x in enumerate(inputs)]
+            alone = [x if i == j or not isinstance(x, Factored) else compute_dense(x) for j, x in enumerate(inputs)]
             results = CONSUMERS[name](context, params, alone)
     return results
 
@@ -146,7 +146,7 @@ def _move(eqn: Any, inputs: list) -> list | None:
     value, *others = inputs
     if not isinstance(value, Factored) or _count(others):
         return None
-    return moved(value, lambda weight: _alone(eqn, [weight, *others]), eqn.primitive.name, eqn.params, others)
+    return move_axes(value, lambda weight: _alone(eqn, [weight, *others]), eqn.primitive.name, eqn.params, others)
 
 
 def _map(context: Context, producers: Mapping[Any, Any], eqn: Any, inputs: list) -> list | None:
@@ -163,14 +163,14 @@ def _map(context: Context, producers: Mapping[Any, Any], eqn: Any, inputs: list)
             for value in inputs
         ]
     narrow = [
-        None if isinstance(value, Factored) else _narrowed(producers, var, value)
+        None if isinstance(value, Factored) else _narrow(producers, var, value)
         for var, value in zip(eqn.invars, inputs, strict=True)
     ]
-    result = mapped(name, eqn.params, inputs, narrow, lambda *arrays: _alone(eqn, list(arrays)))
+    result = apply_linear_map(name, eqn.params, inputs, narrow, lambda *arrays: _alone(eqn, list(arrays)))
     return None if result is None else [result]
 
 
-def _narrowed(producers: Mapping[Any, Any], var: Any, value: Any) -> jax.Array:
+def _narrow(producers: Mapping[Any, Any], var: Any, value: Any) -> jax.Array:
     """Reduces the array to size 1 on the dims over which it cannot vary, according to the equations that made it."""
     value = jnp.asarray(value)
     for dim in _constant_dims(producers, var) if value.ndim else ():

@@ -11,7 +11,7 @@ JIT = frozenset({"jit", "pjit"})
 CHECKPOINT = frozenset({"checkpoint", "remat", "remat2"})
 
 
-def closed(jaxpr: Any) -> tuple[Any, tuple]:
+def split_closed_jaxpr(jaxpr: Any) -> tuple[Any, tuple]:
     """Returns (jaxpr, constants) of an equation's parameter, closed or open (JAX 0.11 no longer distinguishes them)."""
     return (jaxpr.jaxpr, tuple(jaxpr.consts)) if hasattr(jaxpr, "consts") else (jaxpr, ())
 

@@ -39,12 +39,12 @@ class Deferred:
         return len(self.shape)
 
 
-def deferred(leaf: Any) -> Any:
+def defer(leaf: Any) -> Any:
     """Wraps a quantized leaf as Deferred; returns an array unchanged."""
     return Deferred(leaf, leaf.layer, leaf.dtype) if isinstance(leaf, Quantized) else leaf
 
 
-def formed(weight: Any) -> jax.Array:
+def materialize(weight: Any) -> jax.Array:
     """Dequantizes a Deferred to an array; returns an array unchanged."""
     if not isinstance(weight, Deferred):
         return weight
@@ -59,8 +59,8 @@ def formed(weight: Any) -> jax.Array:
     return move(as_array(weight.leaf))
 
 
-def used(fn: Callable, weight: Any, *others: Any) -> Any:
+def apply_with_remat(fn: Callable, weight: Any, *others: Any) -> Any:
     """Calls `fn(weight, *others)`; the backward pass keeps a quantized weight's codes, not the dequantized array."""
     if not isinstance(weight, Deferred):
         return fn(weight, *others)
-    return jax.checkpoint(lambda weight, *others: fn(formed(weight), *others))(weight, *others)
+    return jax.checkpoint(lambda weight, *others: fn(materialize(weight), *others))(weight, *others)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Kind = Literal["nf4", "int8"]
+QuantizationKind = Literal["nf4", "int8"]
 """How a weight is stored: in 4 bits (as in QLoRA) or in 8 bits (as in LLM.int8)."""
 
 
@@ -71,7 +71,7 @@ def is_quantized(leaf: Any) -> bool:
     return isinstance(leaf, Quantized)
 
 
-def stored_order(layer: tuple[int, ...], inputs: tuple[int, ...]) -> list[int]:
+def storage_order(layer: tuple[int, ...], inputs: tuple[int, ...]) -> list[int]:
     """Returns the axes of a layer in the stored order: outputs, inputs."""
     return [axis for axis in range(len(layer)) if axis not in inputs] + list(inputs)
 
@@ -81,7 +81,7 @@ def as_array(leaf: Any, dtype: Any = None) -> jax.Array:
     dtype = leaf.dtype if dtype is None else dtype
     if not isinstance(leaf, Quantized):
         return leaf.astype(dtype)
-    order = stored_order(leaf.layer, leaf.inputs)
+    order = storage_order(leaf.layer, leaf.inputs)
     columns = math.prod(leaf.layer[axis] for axis in leaf.inputs)
     numbers = leaf.stored.numbers(math.prod(leaf.layer) // columns, columns)
     numbers = numbers.reshape(*leaf.stack, *(leaf.layer[axis] for axis in order))

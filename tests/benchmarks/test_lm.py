@@ -13,7 +13,7 @@ from benchmarks.lm import __main__ as lm
 from benchmarks.lm import perplexity
 from benchmarks.lm import setup as lm_setup
 from tests.support.training import tiny_lm
-from train.cli.parse import parse
+from train.cli.parse import parse_command_line
 from train.cli.resolve import resolve
 from train.lm.config import COMMAND
 
@@ -21,7 +21,7 @@ from train.lm.config import COMMAND
 def _config(tmp_path, *more):
     telling = ["train.learning_rate=1e-2", "train.max_steps=6", "train.dropout=false", "lora.lora_alpha=16"]
     arguments = tiny_lm.arguments(tmp_path / "run", *telling, *more)
-    return resolve(parse(arguments, COMMAND), use_offline=False)
+    return resolve(parse_command_line(arguments, COMMAND), use_offline=False)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tests.support.training import tiny, tiny_lm
 from tests.support.training.shipped import CLASSIFIERS, CONFIGS, LANGUAGE_MODELS, command_of
 from train.classify import __main__ as classify
 from train.classify.config import Config
-from train.cli.parse import Request, parse
+from train.cli.parse import Request, parse_command_line
 from train.cli.resolve import resolve
 from train.lm import __main__ as lm
 from train.lm.default_targets import trainer_targets
@@ -41,7 +41,7 @@ def _write(path, columns, labels, rows=24):
 
 
 def _asked(file: Path) -> Request[Config]:
-    return parse(["--config", str(file)], train.classify.config.COMMAND)
+    return parse_command_line(["--config", str(file)], train.classify.config.COMMAND)
 
 
 def _files(config, tmp_path):
@@ -55,7 +55,7 @@ def _files(config, tmp_path):
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_as_it_is_shipped_it_names_what_it_should(file):
     assert file.read_text().startswith("# ")
-    config = resolve(parse(["--config", str(file)], command_of(file)), use_offline=False)
+    config = resolve(parse_command_line(["--config", str(file)], command_of(file)), use_offline=False)
     assert config.output_dir == f"runs/{file.stem}"
     assert config.lora.from_ is None
     assert not config.hub.push
@@ -112,7 +112,7 @@ def test_language_models_with_files(file, tmp_path):
 
 def _language_model(name, use_offline):
     (file,) = (file for file in LANGUAGE_MODELS if file.stem == name)
-    return resolve(parse(["--config", str(file)], command_of(file)), use_offline)
+    return resolve(parse_command_line(["--config", str(file)], command_of(file)), use_offline)
 
 
 def test_the_usual_llama_command():

@@ -15,7 +15,7 @@ import train.lm.config
 from jlora.errors import JloraError
 from jlora.pretrained.locate import local_path
 from train.cli.arguments import PARSERS
-from train.cli.parse import parse
+from train.cli.parse import parse_command_line
 from train.devices.placement import require_shared
 from train.planning.virtual_mesh import mesh_sizes
 
@@ -67,7 +67,7 @@ def test_the_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPat
     _, program, *arguments = shlex.split(command)
     asked = {"classify": train.classify.config.COMMAND, "lm": train.lm.config.COMMAND}[program]
     # my.tsv stands for the reader's own file, which is looked for only when the run begins.
-    request = parse(arguments, asked)
+    request = parse_command_line(arguments, asked)
     config = resolve(request, use_offline=request.flags.offline)
     assert config.output_dir
     if request.flags.mesh:

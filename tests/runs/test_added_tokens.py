@@ -23,7 +23,7 @@ from train.lm import __main__ as lm
 from train.lm.config import LMConfig
 from train.lm.model import abstract_model, prepare_model
 from train.lm.vocabulary.added_tokens import add_tokens
-from train.planning.memory import held_bytes
+from train.planning.memory import count_bytes
 
 TOKENS = ["<|im_start|>", "<|im_end|>"]
 ADDED = f"data.add_tokens={json.dumps(TOKENS)}"
@@ -151,8 +151,8 @@ def test_the_plan_holds_what_the_run_holds(sections, tied):
     config, added = _config(tied, **sections), (SIZE, SIZE + 1)
     planned, found = abstract_model(config, added), prepare_model(config, added=added)
     assert planned.model.config.vocab_size == found.model.config.vocab_size == SIZE + 2
-    assert held_bytes(planned.base) == held_bytes(found.base)
-    assert held_bytes(planned.adapter) == held_bytes(found.adapter)
+    assert count_bytes(planned.base) == count_bytes(found.base)
+    assert count_bytes(planned.adapter) == count_bytes(found.adapter)
 
 
 def test_a_table_with_room_does_not_grow():

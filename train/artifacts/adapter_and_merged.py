@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 import jlora
-from jlora.algebra.merge import merged_leaves
+from jlora.algebra.merge import merge_leaves
 from jlora.errors import JloraError
 from jlora.files.atomic_folder import whole_folder
 from jlora.initialization.residual import subtract_initial
@@ -75,7 +75,7 @@ def write_merged(
     Leaves are merged one after another into the host's memory. With several processes all take part in merging, but
     only the first one keeps the model in memory and writes it.
     """
-    leaves = {path: _in_host(leaf) for path, leaf in merged_leaves(adapted.base, adapter)}
+    leaves = {path: _in_host(leaf) for path, leaf in merge_leaves(adapted.base, adapter)}
     merged = replace_leaves(adapted.base, leaves)
     with first_alone("merged") as writes:
         if writes:

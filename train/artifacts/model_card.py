@@ -14,7 +14,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from jlora.lora.initializations import is_residual
 from jlora.printable import printable
 
-Kind = Literal["merged", "adapter"]
+ExportKind = Literal["merged", "adapter"]
 
 _HUB_METRICS = {
     "mcc": "matthews_correlation",
@@ -79,7 +79,7 @@ class Facts:
         return "text-generation" if self.problem_type is None else "text-classification"
 
 
-def model_card(facts: Facts, kind: Kind) -> str:
+def model_card(facts: Facts, kind: ExportKind) -> str:
     """Returns the text of README.md: YAML front matter for the hub, then Markdown.
 
     Paths of this machine appear only in code, which needs them to run; elsewhere only their last part appears.
@@ -104,7 +104,7 @@ def model_card(facts: Facts, kind: Kind) -> str:
     return printable("\n\n".join(sections)) + "\n"
 
 
-def _front_matter(facts: Facts, kind: Kind) -> str:
+def _front_matter(facts: Facts, kind: ExportKind) -> str:
     names = {_HUB_METRICS.get(name, name) for values in facts.results.values() for name in values}
     data = ModelCardData(
         base_model=facts.base_model_id,
@@ -135,7 +135,7 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
     ]
 
 
-def _what(facts: Facts, kind: Kind) -> str:
+def _what(facts: Facts, kind: ExportKind) -> str:
     subject = "An adapter in PEFT's format for" if kind == "adapter" else "A fine-tuned copy of"
     method = _DORA if facts.lora.get("use_dora") else _METHODS[facts.method]
     method += ", merged into it" if facts.method == "lora" and kind == "merged" else ""
@@ -177,7 +177,7 @@ def _without_folders(command: str) -> str:
     return shlex.join(map(without_folder, shlex.split(command)))
 
 
-def _loading_code(facts: Facts, kind: Kind) -> str:
+def _loading_code(facts: Facts, kind: ExportKind) -> str:
     if facts.problem_type is None:
         return _generating_code(facts, kind)
     if kind == "merged":
@@ -199,7 +199,7 @@ def _loading_code(facts: Facts, kind: Kind) -> str:
     )
 
 
-def _generating_code(facts: Facts, kind: Kind) -> str:
+def _generating_code(facts: Facts, kind: ExportKind) -> str:
     merged = kind == "merged"
     lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", ""]
     lines = lines if merged else ["from peft import PeftModel", *lines]

@@ -35,21 +35,21 @@ class Spectrum:
     rank: int
 
     @property
-    def squared(self) -> np.ndarray:
+    def squares(self) -> np.ndarray:
         """(k,) float64, the squared singular values."""
         return np.square(self.values, dtype=np.float64)
 
     def share(self, ranks: Sequence[int] | np.ndarray) -> np.ndarray:
         """Returns the share of the squared change that each of these ranks keeps; 1 if nothing changed."""
-        kept = np.concatenate([[0.0], np.cumsum(self.squared)])
+        kept = np.concatenate([[0.0], np.cumsum(self.squares)])
         return kept[np.minimum(ranks, len(self.values))] / kept[-1] if kept[-1] else np.ones(len(ranks))
 
     @property
-    def kept(self) -> float:
+    def share_kept(self) -> float:
         """The share of the squared change that `rank` keeps."""
         return float(self.share([self.rank])[0])
 
-    def needed(self) -> list[int]:
+    def ranks_needed(self) -> list[int]:
         """Returns the ranks that keep the SHARES of the squared change."""
         return [rank_for(self.values, share) for share in SHARES]
 
@@ -61,20 +61,20 @@ def write_csv(path: Path, spectra: Sequence[Spectrum]) -> None:
         needed = [f"rank_for_{100 * share:.0f}_percent" for share in SHARES]
         writer.writerow(["module", "full_rank", "rank", "energy_kept", *needed])
         for spectrum in spectra:
-            row = [spectrum.module, len(spectrum.values), spectrum.rank, f"{spectrum.kept:.6f}"]
-            writer.writerow([*row, *spectrum.needed()])
+            row = [spectrum.module, len(spectrum.values), spectrum.rank, f"{spectrum.share_kept:.6f}"]
+            writer.writerow([*row, *spectrum.ranks_needed()])
 
 
-def plot(spectra: Sequence[Spectrum], out_png: str | Path, title: str) -> None:
+def plot_spectrum(spectra: Sequence[Spectrum], out_png: str | Path, title: str) -> None:
     """Draws the share of the squared change over the rank as a PNG of 1350 x 825 pixels.
 
     Each module is a faint line, the median a bold one, and kept ranks are marked. The same input gives the same bytes.
     """
-    draw(spectra, title).savefig(out_png, dpi=150, metadata={"Software": None})
+    draw_spectrum(spectra, title).savefig(out_png, dpi=150, metadata={"Software": None})
 
 
-def draw(spectra: Sequence[Spectrum], title: str) -> Figure:
-    """Draws the figure that `plot` saves."""
+def draw_spectrum(spectra: Sequence[Spectrum], title: str) -> Figure:
+    """Draws the figure that `plot_spectrum` saves."""
     from matplotlib.figure import Figure  # half a second
 
     figure = Figure(figsize=(9, 5.5), layout="constrained")
@@ -95,7 +95,7 @@ def _mark_kept(panel: Axes, spectra: Sequence[Spectrum]) -> None:
     low, high = min(kept), max(kept)
     ranks = f"rank {low}" if low == high else f"ranks {low} to {high}"
     label = f"kept: {ranks}, {100 * total_kept(spectra):.1f} % of the whole"
-    shares = [spectrum.kept for spectrum in spectra]
+    shares = [spectrum.share_kept for spectrum in spectra]
     panel.scatter(kept, shares, s=18, color=_KEPT, alpha=0.8, linewidths=0, zorder=3, label=label)
     if low == high:
         panel.axvline(low, color=_KEPT, linewidth=1, linestyle="--")
@@ -121,8 +121,8 @@ def _dress(panel: Axes, full: int, title: str) -> None:
 
 def total_kept(spectra: Sequence[Spectrum]) -> float:
     """Returns the share of all modules' squared change that their ranks keep; 1 if nothing changed."""
-    kept = sum(float(spectrum.squared[: spectrum.rank].sum()) for spectrum in spectra)
-    total = sum(float(spectrum.squared.sum()) for spectrum in spectra)
+    kept = sum(float(spectrum.squares[: spectrum.rank].sum()) for spectrum in spectra)
+    total = sum(float(spectrum.squares.sum()) for spectrum in spectra)
     return kept / total if total else 1.0
 
 

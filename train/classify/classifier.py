@@ -86,7 +86,7 @@ def load_adapted(folder: Path, base: str | None = None) -> Trained:
     """Loads an adapter folder and its base; class names come from the folder's `labels.json`, if it has one."""
     name = base or base_of(folder)
     settle_hub(name)
-    model = build(classifier_config(name, **_stored_labels(folder)))
+    model = build(classifier_config(name, **_read_labels(folder)))
     # The adapter brings the head that the base lacks, and replaces these random values.
     weights = load_weights(model, model_folder(name), key=jax.random.key(0), new_head=True)
     adapter, config = jlora.load_adapter(folder, weights, model.apply, example_batch(model.config))
@@ -95,7 +95,7 @@ def load_adapted(folder: Path, base: str | None = None) -> Trained:
     return Trained(Adapted(model, weights, adapter, config), load_tokenizer(place), _labels(model))
 
 
-def _stored_labels(folder: Path) -> dict[str, Any]:
+def _read_labels(folder: Path) -> dict[str, Any]:
     """Returns the config's label entries: from `labels.json`, else only the number of rows of the adapter's head."""
     file = folder / "labels.json"
     if file.is_file():

@@ -19,7 +19,7 @@ _PRIMARY = {
 }
 
 
-def names(problem_type: str, num_labels: int) -> list[str]:
+def metric_names(problem_type: str, num_labels: int) -> list[str]:
     """Returns the names of the metrics that `compute` returns for a task, the primary one first."""
     if problem_type == "single_label_classification":
         return ["accuracy", "f1" if num_labels == 2 else "f1_macro", "mcc"]
@@ -37,15 +37,15 @@ def primary(problem_type: str) -> str:
     return _PRIMARY[problem_type]
 
 
-def check(metric: str, problem_type: str, num_labels: int) -> None:
+def require_metric(metric: str, problem_type: str, num_labels: int) -> None:
     """Raises JloraError, with the nearest name, unless the task has `metric`; every task has `loss`."""
-    known = [*names(problem_type, num_labels), "loss"]
+    known = [*metric_names(problem_type, num_labels), "loss"]
     if metric not in known:
         raise _unknown("train.metric", metric, known)
 
 
 def compute(problem_type: str, logits: ArrayLike, labels: ArrayLike) -> dict[str, float]:
-    """Computes the task's metrics, as `names` lists them.
+    """Computes the task's metrics, as `metric_names` lists them.
 
     A metric that is undefined for the data is 0.0: F1 if a class is neither present nor predicted, MCC and correlations
     if predictions or labels are constant (or there is one row). With several classes, those that are neither present

@@ -23,11 +23,11 @@ from jlora.pretrained.weights import new_heads
 from jlora.tree.leaf_paths import leaves_by_path
 from jlora.tree.module_names import module_names
 from train.classify.config import Config
-from train.classify.data.label_notes import described, near_equal
+from train.classify.data.label_notes import describe_labels, near_equal
 from train.classify.data.labels import Labels, encode_rows, infer_labels, of_one_kind
 from train.classify.data.splits import Data, Split
 from train.classify.data.tokens import Tokens, default_cache_dir, tokenize
-from train.data.bad_rows import left_out
+from train.data.bad_rows import note_left_out
 from train.data.random_streams import Stream, stream_key
 from train.devices.placement import put_adapted
 from train.sources.starting_adapter import lora_config, with_abstract_adapter, with_adapter
@@ -66,7 +66,7 @@ def prepare_splits(
     rows, encoded = {}, {}
     for name, given in data.splits.items():
         rows[name], encoded[name], errors = encode_rows(given, labels, name, skip)
-        for line in [*left_out(name, errors, len(given)), described(labels, encoded[name], name)]:
+        for line in [*note_left_out(name, errors, len(given)), describe_labels(labels, encoded[name], name)]:
             logger.info(line)
     for line in near_equal(labels):
         logger.warning("classes: %s", line)
@@ -88,7 +88,7 @@ def prepare_splits(
 
 def prepare_model(config: Config, labels: Labels, mesh: Mesh | None = None) -> Adapted:
     """Loads model and base, and makes a fresh adapter (or loads that of `lora.from`), on the mesh if there is one."""
-    model = labelled_model(config, labels)
+    model = build_labelled(config, labels)
     head_key = stream_key(config.seed, Stream.NEW_HEAD)
     base = load_weights(model, model_folder(config.model), key=head_key, new_head=config.new_head, mesh=mesh)
     if config.method == "lora":
@@ -157,12 +157,12 @@ def classifier_config(name: str, **overrides: Any) -> PreTrainedConfig:
     return config
 
 
-def unlabelled_model(config: Config) -> Any:
+def build_unlabelled(config: Config) -> Any:
     """Builds the linen model before the labels are known, without weights; its head has the stored config's size."""
     return _build(config, {})
 
 
-def labelled_model(config: Config, labels: Labels) -> Any:
+def build_labelled(config: Config, labels: Labels) -> Any:
     """Builds the linen model that the run trains, without weights."""
     return _build(config, labels.config_entries())
 

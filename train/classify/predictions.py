@@ -25,10 +25,10 @@ def write_predictions(path: Path, split: Prepared, logits: np.ndarray, labels: L
         for row in range(len(logits)):
             texts = [split.rows.text[row]] + ([split.rows.text_pair[row]] if split.rows.text_pair else [])
             numbers = [f"{value:.4f}" for value in shown[row]]
-            writer.writerow([*texts, split.rows.label[row], predicted(labels, shown[row]), *numbers])
+            writer.writerow([*texts, split.rows.label[row], format_prediction(labels, shown[row]), *numbers])
 
 
-def predicted(labels: Labels, probabilities: np.ndarray) -> str:
+def format_prediction(labels: Labels, probabilities: np.ndarray) -> str:
     """Returns the predicted class of one row, the classes (`a;b`) if multi-label, or a regression's number."""
     if labels.problem_type == "regression":
         return f"{float(probabilities[0]):.4f}"

@@ -29,10 +29,10 @@ from train.classify.loss import classification_loss
 from train.classify.model import (
     Prepared,
     abstract_model,
-    labelled_model,
+    build_labelled,
+    build_unlabelled,
     prepare_model,
     prepare_splits,
-    unlabelled_model,
 )
 from train.classify.predictions import ROWS_SHOWN, write_predictions
 from train.cli.exit_codes import show
@@ -44,7 +44,7 @@ from train.devices.platform import attention_of
 from train.loop.evaluation import make_eval_step
 from train.loop.step import TotalLoss
 from train.planning.parameter_table import summary
-from train.task.fit import longest_batch, require_fit
+from train.task.fit import longest_batch, require_tokens_fit
 from train.task.protocol import EndedRun, Found, Opened, Results, TrainingTask
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class ClassifyTask(TrainingTask[Config, LabelledTexts]):
 
     def open(self, config: Config, mesh: Mesh | None, *, resume: bool) -> LabelledTexts:
         """Reads the rows, finds the classes in them, and tokenizes them."""
-        model = unlabelled_model(config)
+        model = build_unlabelled(config)
         attention = attention_of(config, model, list(example_batch(model.config)), mesh)
         tokenizer = load_tokenizer(config.model)
         data = load_data(config.data, config.seed, config.task)
@@ -82,9 +82,11 @@ class ClassifyTask(TrainingTask[Config, LabelledTexts]):
         with working(f"tokenizing {rows} rows"):
             labels, splits = prepare_splits(config, data, tokenizer)
         metric = config.train.metric or metrics.primary(labels.problem_type)
-        metrics.check(metric, labels.problem_type, len(labels))
-        model, ids = labelled_model(config, labels), {name: split.tokens.ids for name, split in splits.items()}
-        require_fit(model, ids, longest_batch((split.lengths for split in splits.values()), config.data.max_length))
+        metrics.require_metric(metric, labels.problem_type, len(labels))
+        model, ids = build_labelled(config, labels), {name: split.tokens.ids for name, split in splits.items()}
+        require_tokens_fit(
+            model, ids, longest_batch((split.lengths for split in splits.values()), config.data.max_length)
+        )
         return LabelledTexts(
             model=model,
             tokenizer=tokenizer,

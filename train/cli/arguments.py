@@ -24,7 +24,7 @@ Without --prompt, text is read from stdin; on a terminal a chat begins. An empty
 """
 
 
-def predict() -> argparse.ArgumentParser:
+def make_predict_parser() -> argparse.ArgumentParser:
     """Makes the parser of `jlora predict`."""
     parser = argparse.ArgumentParser(
         prog="jlora predict",
@@ -52,7 +52,7 @@ def predict() -> argparse.ArgumentParser:
     return parser
 
 
-def generate() -> argparse.ArgumentParser:
+def make_generate_parser() -> argparse.ArgumentParser:
     """Makes the parser of `jlora generate`."""
     parser = argparse.ArgumentParser(
         prog="jlora generate",
@@ -85,7 +85,7 @@ def generate() -> argparse.ArgumentParser:
     return parser
 
 
-def export() -> argparse.ArgumentParser:
+def make_export_parser() -> argparse.ArgumentParser:
     """Makes the parser of `jlora export`."""
     purpose = "Merges an adapter, made here or by PEFT, or writes it for vLLM or llama.cpp."
     parser = argparse.ArgumentParser(prog="jlora export", description=purpose)
@@ -105,7 +105,7 @@ def export() -> argparse.ArgumentParser:
     return parser
 
 
-def extract() -> argparse.ArgumentParser:
+def make_extract_parser() -> argparse.ArgumentParser:
     """Makes the parser of `jlora extract`."""
     purpose = "Makes an adapter of a fully fine-tuned model."
     parser = argparse.ArgumentParser(prog="jlora extract", description=purpose)
@@ -115,14 +115,16 @@ def extract() -> argparse.ArgumentParser:
     cut = parser.add_mutually_exclusive_group()
     cut.add_argument("--rank", type=whole_number(1), default=_RANK, help=f"rank of every module ({_RANK})")
     cut.add_argument("--energy", type=_share, help="or the share of each module's squared change to keep, such as 0.9")
-    parser.add_argument("--targets", type=names, help="modules to adapt: a,b or all-linear (all-linear)")
-    parser.add_argument("--modules-to-save", type=names, default=[], help="modules to copy whole, as the head is: a,b")
+    parser.add_argument("--targets", type=split_names, help="modules to adapt: a,b or all-linear (all-linear)")
+    parser.add_argument(
+        "--modules-to-save", type=split_names, default=[], help="modules to copy whole, as the head is: a,b"
+    )
     parser.add_argument("--bias", choices=("none", "all", "lora_only"), default="none", help="biases to copy (none)")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds something")
     return parser
 
 
-def configs() -> argparse.ArgumentParser:
+def make_configs_parser() -> argparse.ArgumentParser:
     """Makes the parser of `jlora configs`."""
     parser = argparse.ArgumentParser(
         prog="jlora configs", description="Lists the configs that come with jlora, prints one, or copies it."
@@ -136,7 +138,7 @@ def configs() -> argparse.ArgumentParser:
     return parser
 
 
-def completion() -> argparse.ArgumentParser:
+def make_completion_parser() -> argparse.ArgumentParser:
     """Makes the parser of `jlora completion`."""
     purpose = "Prints a script from which a shell knows the commands, their flags and the keys of the configs."
     parser = argparse.ArgumentParser(
@@ -147,9 +149,13 @@ def completion() -> argparse.ArgumentParser:
 
 
 PARSERS = {
-    "predict": predict, "generate": generate, "export": export, "extract": extract, "configs": configs,
-    "completion": completion,
-}  # fmt: skip
+    "predict": make_predict_parser,
+    "generate": make_generate_parser,
+    "export": make_export_parser,
+    "extract": make_extract_parser,
+    "configs": make_configs_parser,
+    "completion": make_completion_parser,
+}
 """{command: the function that makes its parser}."""
 
 
@@ -165,7 +171,7 @@ def whole_number(least: int, below: float = math.inf) -> Callable[[str], int]:
     return read
 
 
-def names(text: str) -> list[str]:
+def split_names(text: str) -> list[str]:
     """Parses an argument of comma-separated names."""
     found = [name.strip() for name in text.split(",") if name.strip()]
     if not found:

@@ -40,11 +40,11 @@ def help_text(command: Command) -> str:
 
 
 def _meaning(field: FieldInfo) -> str:
-    default = "required" if field.is_required() else f"default {_shown(field.get_default(call_default_factory=True))}"
-    return f"{field.description} ({dotted_keys.describe(field)}; {default})"
+    default = "required" if field.is_required() else f"default {_to_yaml(field.get_default(call_default_factory=True))}"
+    return f"{field.description} ({dotted_keys.describe_field(field)}; {default})"
 
 
-def _shown(value: Any) -> str:
+def _to_yaml(value: Any) -> str:
     return yaml12.dump({"": value}).partition(": ")[2].strip()
 
 

@@ -39,7 +39,7 @@ class Request(Generic[AnyConfig]):
     given_by: str = "command line"
 
 
-def parse(argv: Sequence[str], command: Command[AnyConfig]) -> Request[AnyConfig]:
+def parse_command_line(argv: Sequence[str], command: Command[AnyConfig]) -> Request[AnyConfig]:
     """Reads a command line (without the program's name) and the config file that it names.
 
     A value is YAML. But the value of a key of type text is used unchanged, unless it is empty, null, quoted or starts
@@ -55,9 +55,9 @@ def parse(argv: Sequence[str], command: Command[AnyConfig]) -> Request[AnyConfig
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--config", metavar="FILE", type=Path)
     for name in command.flags:
-        parser.add_argument(_written(name), action="store_true")
+        parser.add_argument(_to_flag(name), action="store_true")
     for name, option in command.options.items():
-        parser.add_argument(_written(name), metavar=option.metavar, type=option.takes)
+        parser.add_argument(_to_flag(name), metavar=option.metavar, type=option.takes)
     known, rest = parser.parse_known_args(argv)
     if known.help:
         print(help_text(command), end="")
@@ -77,14 +77,14 @@ class _Parser(argparse.ArgumentParser):
         raise JloraError(f"command line: {message}; --help shows the usage")
 
 
-def _written(name: str) -> str:
+def _to_flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
 def _override(argument: str, command: Command) -> tuple[str, Any]:
     key, equals, text = argument.partition("=")
     if argument.startswith("-"):
-        flags = ["--config", "--help", *map(_written, (*command.flags, *command.options))]
+        flags = ["--config", "--help", *map(_to_flag, (*command.flags, *command.options))]
         hint = f"; did you mean {argument.lstrip('-')}, without dashes?" if equals else nearest(key, flags)
         raise JloraError(f"command line: unknown flag {argument}{hint}\n  flags: {', '.join(flags)}")
     if not equals or not key:

@@ -55,7 +55,7 @@ class Progress:
     """Shows loss, examples/s (or tokens/s) and time left of a training loop; a context manager.
 
     Rate and time left exclude compilation: waits under `compiling` are not counted, and neither are steps during which
-    something was compiled, once there are others. The rate also excludes time spent under `paused`. The loss is read
+    something was compiled, once there are others. The rate also excludes time spent under `pause`. The loss is read
     only when it is shown or during a compilation, because reading it waits for the step.
 
     Args:
@@ -137,7 +137,7 @@ class Progress:
         return for_work * self._left.work + pauses
 
     @contextmanager
-    def paused(self, what: str) -> Iterator[None]:
+    def pause(self, what: str) -> Iterator[None]:
         """Excludes an evaluation or a checkpoint (`what`) from the rate, and expects later ones to take as long."""
         begin = self._now()
         yield

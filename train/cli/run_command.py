@@ -8,7 +8,7 @@ from functools import partial
 
 from jlora.errors import HubError, JloraError
 from train.cli.exit_codes import exit_code
-from train.cli.parse import Request, parse
+from train.cli.parse import Request, parse_command_line
 from train.cli.signals import leave_when_time_is_up
 from train.config.command import Command, Flags
 from train.config.run_config import AnyConfig
@@ -28,7 +28,7 @@ def run_command(
     interrupted = "stopped: the same command with --resume goes on from the newest checkpoint"
     run = partial(exit_code, verbose="--verbose" in argv, interrupted=interrupted)
     requests: list[Request[AnyConfig]] = []
-    code = run(lambda: requests.append(parse(argv, command)))  # --help ends the program here
+    code = run(lambda: requests.append(parse_command_line(argv, command)))  # --help ends the program here
     if code:
         return code
     from train.cli.without_torch import keep_torch_from_transformers
@@ -42,15 +42,15 @@ def run_command(
 
 def _work(request: Request[AnyConfig], work: Callable[[AnyConfig, Flags, bool], None]) -> None:
     from train.cli.offline import choose
-    from train.devices.platform import settled, with_dtype
-    from train.devices.processes import joined
+    from train.devices.platform import settle_dtype, with_dtype
+    from train.devices.processes import join_processes
 
     single = request.flags.dry_run or request.flags.preview
-    with nullcontext() if single else joined(request.flags):
+    with nullcontext() if single else join_processes(request.flags):
         config, is_offline = choose(request)
         # A plan for other chips must not ask which devices this machine has: that would fix their number in JAX.
         if not request.flags.mesh:
-            config = settled(config)
+            config = settle_dtype(config)
         elif config.train.dtype == "auto":
             config = with_dtype(config, "bfloat16")
         try:

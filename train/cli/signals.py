@@ -53,7 +53,7 @@ class Stop:
         self._deadline = deadline
         self._asked = 0
 
-    def requested(self) -> bool:
+    def is_requested(self) -> bool:
         """Returns whether to save and leave. With several processes all must call it at the same steps; all agree."""
         import jax  # not at the top of the file: --help must not wait for JAX
         from jax.experimental import multihost_utils
@@ -70,8 +70,8 @@ class Stop:
         return self.number is not None or (self.is_late and alone)
 
     def check(self) -> None:
-        """Raises Cut if `requested`."""
-        if self.requested():
+        """Raises Cut if `is_requested`."""
+        if self.is_requested():
             raise Cut
 
     def note(self, number: int, frame: FrameType | None) -> None:
@@ -102,12 +102,12 @@ def listening(deadline: float = math.inf) -> Iterator[Stop]:
     if jax.process_count() > 1:
         before = {number: signal.signal(number, stop.note_for_all) for number in _OUT_OF_TIME}
         yield stop
-        stop.requested()  # a signal may have come while the last checkpoint was written
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # `requested` is not called any more
+        stop.is_requested()  # a signal may have come while the last checkpoint was written
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # `is_requested` is not called any more
         for number, handler in before.items():
             signal.signal(number, handler)
     else:
-        with _handled(stop):
+        with _handle_signals(stop):
             yield stop
     if stop.number is not None or stop.is_late:
         raise Stopped(_why(stop))
@@ -140,7 +140,7 @@ def _code(number: int) -> int:
 
 
 @contextmanager
-def _handled(stop: Stop) -> Iterator[None]:
+def _handle_signals(stop: Stop) -> Iterator[None]:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     before_fd = signal.set_wakeup_fd(writer)

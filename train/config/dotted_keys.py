@@ -50,7 +50,7 @@ def kinds(annotation: Any) -> set[Any]:
     return {origin or annotation}
 
 
-def describe(field: FieldInfo) -> str:
+def describe_field(field: FieldInfo) -> str:
     """Describes the type of a field in words, such as `whole number >= 1 or null`."""
     return type_in_words(field.annotation, field.metadata)
 

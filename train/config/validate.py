@@ -55,7 +55,7 @@ def validate(flat: dict[str, Any], schema: type[AnyConfig]) -> tuple[AnyConfig |
 def _unknown(key: str, value: Any, schema: type[RunConfig]) -> str:
     if key in dotted_keys.sections(schema):
         first = next(name for name in dotted_keys.fields(schema) if name.startswith(f"{key}."))
-        return f"expected a mapping of keys such as {first}; found {_found(value)}"
+        return f"expected a mapping of keys such as {first}; found {_describe_value(value)}"
     return dotted_keys.unknown(key, schema)
 
 
@@ -67,22 +67,24 @@ def _translate(error: ValidationError, flat: dict[str, Any], known: dict[str, Fi
             key, _, message = str(detail["ctx"]["error"]).partition(": ")
             problems[key] = message
         elif detail["type"] == "missing":
-            problems[key] = f"missing; expected {dotted_keys.describe(known[key])}: {_in_short(known[key].description)}"
+            problems[key] = (
+                f"missing; expected {dotted_keys.describe_field(known[key])}: {_in_short(known[key].description)}"
+            )
         else:
-            problems[key] = expected(known[key], flat[key])
+            problems[key] = describe_mismatch(known[key], flat[key])
     return problems
 
 
-def expected(field: FieldInfo, value: Any) -> str:
+def describe_mismatch(field: FieldInfo, value: Any) -> str:
     """Describes what a key accepts and what was given: `expected whole number >= 1; found the text 'one'`."""
-    return f"expected {dotted_keys.describe(field)}; found {_found(value)}{_meant(field, value)}"
+    return f"expected {dotted_keys.describe_field(field)}; found {_describe_value(value)}{_meant(field, value)}"
 
 
 def _in_short(description: str | None) -> str:
     return (description or "").split(":")[0].split(";")[0]
 
 
-def _found(value: Any) -> str:
+def _describe_value(value: Any) -> str:
     """Describes a value for an error: its type in words and the value, cut at 60 characters."""
     words: dict[type, str] = {str: "the text ", list: "the list ", dict: "the mapping "}
     shown = (
@@ -94,5 +96,5 @@ def _found(value: Any) -> str:
 
 
 def _meant(field: FieldInfo, value: Any) -> str:
-    words = dotted_keys.describe(field).replace(" or ", ", ").split(", ")
+    words = dotted_keys.describe_field(field).replace(" or ", ", ").split(", ")
     return nearest(value, words) if isinstance(value, str) else ""

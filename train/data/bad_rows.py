@@ -39,7 +39,7 @@ def read_each(rows: Iterable[int], read: Callable[[int], Row], skip: bool | None
     return found, errors
 
 
-def left_out(split: str, errors: Sequence[str], rows: int) -> list[str]:
+def note_left_out(split: str, errors: Sequence[str], rows: int) -> list[str]:
     """Returns a note with the number of left-out rows and the first errors; no note if there are none."""
     if not errors:
         return []

@@ -80,12 +80,12 @@ def plan_epoch(
         full += [PlannedBatch(length, rows) for rows in waiting[:whole].reshape(-1, batch_size)]
         left = waiting[whole:]
     shuffled = [full[index] for index in permutation(len(full), Stream.EPOCH_BATCHES, seed, epoch)]
-    return shuffled + _cut_into_batches(left, lengths, buckets, batch_size)
+    return shuffled + _split_into_batches(left, lengths, buckets, batch_size)
 
 
 def plan_evaluation(lengths: np.ndarray, buckets: tuple[int, ...], batch_size: int) -> list[PlannedBatch]:
     """Plans batches with every row once, the shortest first, all full except the last. Raises as `plan_epoch`."""
-    return _cut_into_batches(np.argsort(lengths, kind="stable"), lengths, buckets, batch_size)
+    return _split_into_batches(np.argsort(lengths, kind="stable"), lengths, buckets, batch_size)
 
 
 class Layout(NamedTuple):
@@ -143,7 +143,7 @@ def padding_share(plan: list[PlannedBatch], lengths: np.ndarray, batch_size: int
     return 1 - float(np.sum(lengths)) / computed if computed else 0.0
 
 
-def _cut_into_batches(
+def _split_into_batches(
     rows: np.ndarray, lengths: np.ndarray, buckets: tuple[int, ...], batch_size: int
 ) -> list[PlannedBatch]:
     bucket_of = _bucket_of(lengths, buckets)

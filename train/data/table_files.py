@@ -87,7 +87,7 @@ def read_table(path: Path, name: str, encoding: str = "utf-8", separator: str = 
 
 
 def _read_csv(path: Path, name: str, encoding: str, separator: str = ",") -> Table:
-    records = _csv_records(decode(path, name, encoding, _csv_row), name, separator)
+    records = _csv_records(decode_text(path, name, encoding, _csv_row), name, separator)
     header = next(records, (1, []))
     if len(header[1]) == 1 and (others := [mark for mark in ",;|\t" if mark != separator and mark in header[1][0]]):
         reads = "rename the file to end in .tsv" if others[0] == "\t" else f"set data.separator={others[0]!r}"
@@ -99,12 +99,12 @@ def _read_csv(path: Path, name: str, encoding: str, separator: str = ",") -> Tab
 
 
 def _read_tsv(path: Path, name: str, encoding: str) -> Table:
-    lines = [line.removesuffix("\r") for line in decode(path, name, encoding, _tsv_row).split("\n")]
+    lines = [line.removesuffix("\r") for line in decode_text(path, name, encoding, _tsv_row).split("\n")]
     return _from_records(((number, line.split("\t")) for number, line in enumerate(lines, 1) if line), name)
 
 
 def _read_json(path: Path, name: str, encoding: str) -> Table:
-    text = decode(path, name, encoding, _json_row)
+    text = decode_text(path, name, encoding, _json_row)
     try:
         objects = json.loads(text)
     except json.JSONDecodeError as error:
@@ -119,7 +119,7 @@ def _read_json(path: Path, name: str, encoding: str) -> Table:
 
 
 def _read_jsonl(path: Path, name: str, encoding: str) -> Table:
-    lines = [line for line in decode(path, name, encoding, _jsonl_row).split("\n") if line.strip()]
+    lines = [line for line in decode_text(path, name, encoding, _jsonl_row).split("\n") if line.strip()]
     objects = []
     for row, line in enumerate(lines, 1):
         try:
@@ -245,7 +245,7 @@ def _from_objects(objects: list[Any], name: str, hint: str = "") -> Table:
     return Table(name, {column: [found.get(column) for found in objects] for column in names})
 
 
-def decode(path: Path, name: str, encoding: str, row_after: Callable[[str], int]) -> str:
+def decode_text(path: Path, name: str, encoding: str, row_after: Callable[[str], int]) -> str:
     """Reads the text of a file, without a byte order mark.
 
     Args:

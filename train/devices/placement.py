@@ -58,7 +58,7 @@ def row_parts(mesh: Mesh | None) -> int:
     return 1 if mesh is None else math.prod(mesh.shape[name] for name in BATCH[0])
 
 
-def rounded_up(mesh: Mesh | None, rows: int) -> int:
+def round_up(mesh: Mesh | None, rows: int) -> int:
     """Rounds the rows of an evaluation batch up to a number that the devices can split evenly."""
     parts = row_parts(mesh)
     return -(-rows // parts) * parts
@@ -132,16 +132,16 @@ def eval_step_on(mesh: Mesh | None, step: Any) -> Callable:
     )
 
 
-def kept(tree: Any) -> Any:
+def copy_to_host(tree: Any) -> Any:
     """Copies all arrays to host memory, so that the originals can be donated.
 
     The copies are numpy arrays. If several processes share an array, each copies its own shards to a jax.Array.
     """
-    return jax.tree.map(_kept_leaf, tree)
+    return jax.tree.map(_copy_leaf_to_host, tree)
 
 
 def put_like(placed: Any, tree: Any) -> Any:
-    """Copies the arrays of a tree that `kept` returned to the devices of those of `placed`."""
+    """Copies the arrays of a tree that `copy_to_host` returned to the devices of those of `placed`."""
     return jax.tree.map(_like_leaf, placed, tree)
 
 
@@ -166,7 +166,7 @@ def on_cpu() -> AbstractContextManager:
         return nullcontext()
 
 
-def _kept_leaf(leaf: Any) -> Any:
+def _copy_leaf_to_host(leaf: Any) -> Any:
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
         return leaf_to_host(leaf)
     return jax.device_put(leaf, leaf.sharding.with_memory_kind("pinned_host"))

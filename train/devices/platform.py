@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jlora.errors import JloraError
-from jlora.models.attention.attention import FUSED, recorded_obstacles
+from jlora.models.attention.attention import FUSED, record_obstacles
 from jlora.pretrained.load import abstract_base
 from train.config.run_config import AnyConfig, RunConfig
 from train.devices.placement import set_mesh
@@ -25,7 +25,7 @@ _BACKENDS = {"cuda": "gpu", "tpu": "tpu"}
 """{platform of a kernel: JAX's name for its backend}."""
 
 
-def settled(config: AnyConfig) -> AnyConfig:
+def settle_dtype(config: AnyConfig) -> AnyConfig:
     """Replaces `train.dtype: auto` in the config by the dtype that this machine multiplies fast.
 
     That is bfloat16 on GPUs, TPUs and CPUs with units for it, and float32 elsewhere. A run keeps its first dtype.
@@ -80,7 +80,7 @@ def attention_of(config: RunConfig, model: Any, names: list[str], mesh: Mesh | N
     batch = dict.fromkeys(names, jax.ShapeDtypeStruct((rows, config.data.max_length), np.int32))
     key = jax.eval_shape(lambda: jax.random.key(0))
     rngs = {"dropout": key} if config.train.dropout else None
-    with recorded_obstacles() as obstacles, set_mesh(mesh):
+    with record_obstacles() as obstacles, set_mesh(mesh):
         try:
             jax.eval_shape(lambda base, batch, rngs: model.apply(base, batch, rngs=rngs), base, batch, rngs)
         except JloraError as error:

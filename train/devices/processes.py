@@ -36,7 +36,7 @@ _LOST = re.compile("gloo|nccl|coordination service|socket closed|heartbeat", re.
 
 
 @contextmanager
-def joined(flags: Flags) -> Iterator[None]:
+def join_processes(flags: Flags) -> Iterator[None]:
     """Connects this process to the others for the block, if the flags or the launcher say that there are several.
 
     JAX must not have been initialized yet. Only the first process logs messages below warnings.

@@ -13,12 +13,12 @@ from train.lm.config import LMConfig
 from train.lm.data.preview import preview
 from train.lm.model import abstract_model
 from train.lm.objective import causal_loss
-from train.lm.opening import read_texts, tokenizer_of
+from train.lm.opening import open_tokenizer, read_texts
 from train.lm.step_arguments import arguments
 from train.lm.step_plan import plan_step
 from train.loop.assemble import training_of
 from train.planning.chips import chip_named
-from train.planning.dry_run import describe
+from train.planning.dry_run import describe_run
 from train.planning.flops import matrix_rate
 from train.planning.parameter_table import parameters
 from train.planning.plan_report import plan_text
@@ -35,13 +35,13 @@ def dry_run(config: LMConfig, *, verbose: bool) -> None:
     if config.mesh.fsdp * config.mesh.tensor > 1 or config.mesh.data > 1:
         sizes = ",".join(f"{axis}={max(1, getattr(config.mesh, axis))}" for axis in AXES)
         raise JloraError(f"--dry-run: plans one device, and mesh asks for more: add --mesh {sizes}")
-    adapted, steps = abstract_model(config, _planned_tokens(config)), config.train.max_steps
+    adapted, steps = abstract_model(config, _find_added_tokens(config)), config.train.max_steps
     show(parameters(adapted.base, adapted.adapter, verbose=verbose) + "\n")
     loss = causal_loss(adapted.model, model_dropout=config.train.dropout)
     training = training_of(config, loss, steps or 1)
     inputs, words = arguments(config, adapted, training.tx), adapted.model.config.vocab_size
     rate = matrix_rate(config.train.dtype)
-    show(describe(training.step, inputs, vocab_size=words, steps=steps, rate=rate))
+    show(describe_run(training.step, inputs, vocab_size=words, steps=steps, rate=rate))
     _say_what_was_read(config)
 
 
@@ -51,19 +51,19 @@ def plan(config: LMConfig, mesh: str, chip: str | None) -> None:
     sizes = mesh_sizes(mesh)
     placement.require_shared(config.train.batch_size, sizes)
     force_devices(math.prod(sizes.values()))
-    show(plan_text(plan_step(config, sizes, _planned_tokens(config)), known))
+    show(plan_text(plan_step(config, sizes, _find_added_tokens(config)), known))
     _say_what_was_read(config)
 
 
 def preview_rows(config: LMConfig) -> None:
     """Prints training rows as the model will see them."""
-    tokenizer, _ = tokenizer_of(config)
+    tokenizer, _ = open_tokenizer(config)
     show(preview(read_texts(config, tokenizer).rows["train"], tokenizer, PREVIEWED))
 
 
-def _planned_tokens(config: LMConfig) -> tuple[int, ...]:
+def _find_added_tokens(config: LMConfig) -> tuple[int, ...]:
     """Returns the ids of added tokens; without any, a plan does not need the tokenizer."""
-    return tokenizer_of(config)[1] if config.data.add_tokens else ()
+    return open_tokenizer(config)[1] if config.data.add_tokens else ()
 
 
 def _say_what_was_read(config: LMConfig) -> None:

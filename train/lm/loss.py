@@ -49,7 +49,7 @@ def next_token_sums(
     """
 
     def chunk(sums: Sums, rows: tuple) -> tuple[Sums, None]:
-        return _added(sums, _chunk_sums(logits, trainable, frozen, *rows)), None
+        return _add(sums, _chunk_sums(logits, trainable, frozen, *rows)), None
 
     return jax.lax.scan(chunk, _zero(), _chunks(hidden, targets, weights))[0]
 
@@ -62,11 +62,11 @@ def _forward(logits: Callable, trainable: Any, frozen: Any, hidden: Any, targets
     def chunk(carry: tuple, rows: tuple) -> tuple[tuple, jax.Array]:
         sums, slopes = carry
         (_, more), (slope, hidden_slope) = jax.value_and_grad(chunk_loss, (0, 1), has_aux=True)(trainable, *rows)
-        return (_added(sums, more), jax.tree.map(jnp.add, slopes, slope)), hidden_slope
+        return (_add(sums, more), jax.tree.map(jnp.add, slopes, slope)), hidden_slope
 
     start = (_zero(), jax.tree.map(jnp.zeros_like, trainable))
     (sums, slopes), hidden_slopes = jax.lax.scan(chunk, start, _chunks(hidden, targets, weights))
-    return sums, (slopes, _joined(hidden_slopes, hidden.shape))
+    return sums, (slopes, _join_chunks(hidden_slopes, hidden.shape))
 
 
 def _backward(logits: Callable, kept: tuple, slope: Sums) -> tuple:
@@ -96,7 +96,7 @@ def _chunks(hidden: jax.Array, *others: jax.Array) -> tuple[jax.Array, ...]:
     return *cut, jnp.arange(count, dtype=jnp.int32)
 
 
-def _joined(chunks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _join_chunks(chunks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Joins (chunks, B, C, D) to (B, T, D)."""
     return jnp.moveaxis(chunks, 0, 1).reshape(shape[0], -1, shape[2])[:, : shape[1]]
 
@@ -105,5 +105,5 @@ def _zero() -> Sums:
     return Sums(jnp.float32(0), jnp.float32(0))
 
 
-def _added(sums: Sums, more: Sums) -> Sums:
+def _add(sums: Sums, more: Sums) -> Sums:
     return Sums(sums.loss + more.loss, sums.correct + more.correct)

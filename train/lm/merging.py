@@ -24,15 +24,15 @@ TOLERANCE = 1e-4
 """The largest relative difference of float32 losses that is allowed between merged/ and the model in memory."""
 
 
-def merge(run: LanguageRun) -> None:
+def write_merged_model(run: LanguageRun) -> None:
     """Merges base and adapter of a run and writes merged/."""
     # The accelerator still holds the base used in training, and may have no room for another one.
     with placement.on_cpu():
-        whole, adapter = _unrounded(run)
+        whole, adapter = _load_unrounded(run)
         write_merged(run.folder / "merged", whole, adapter, run.opened.tokenizer, run.config.export.dtype)
 
 
-def _unrounded(run: LanguageRun) -> tuple[Adapted, dict[str, Any]]:
+def _load_unrounded(run: LanguageRun) -> tuple[Adapted, dict[str, Any]]:
     """Returns the model and adapter to merge.
 
     An adapter that LoftQ started belongs to the quantized weights, because it corrects their quantization errors.

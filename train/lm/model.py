@@ -39,10 +39,10 @@ def prepare_model(config: LMConfig, mesh: Mesh | None = None, added: Sequence[in
     """
     fetch(model_folder(config.model), None, WEIGHT_PATTERNS)  # which say whether the head is tied
     model, key = build_model(config, added), stream_key(config.seed, Stream.ADAPTER)
-    return put_adapted(mesh, _adapted(config, model, key, mesh, added), config)
+    return put_adapted(mesh, _adapt_base(config, model, key, mesh, added), config)
 
 
-def _adapted(config: LMConfig, model: Any, key: jax.Array, mesh: Mesh | None, added: Sequence[int]) -> Adapted:
+def _adapt_base(config: LMConfig, model: Any, key: jax.Array, mesh: Mesh | None, added: Sequence[int]) -> Adapted:
     load = partial(load_grown, model, config.model, mesh=mesh)
     if config.method == "full":
         base = load()
@@ -66,7 +66,7 @@ def abstract_on(config: LMConfig, model: Any, added: Sequence[int] = ()) -> Adap
     base = abstract_base(model)
     if config.method == "full":
         return Adapted(model, base, jax.eval_shape(_whole_leaves, base), None)
-    base = jax.eval_shape(lambda base: _stored(config, model, base), base)
+    base = jax.eval_shape(lambda base: _cast_and_quantize(config, model, base), base)
     return with_abstract_adapter(config.lora, _lora(config, model.config, added), model, base)
 
 
@@ -93,7 +93,7 @@ def _base_dtype(config: LMConfig) -> Any:
     return jnp.dtype(jnp.float32 if exact else config.train.dtype)
 
 
-def _stored(config: LMConfig, model: Any, base: Any) -> Any:
+def _cast_and_quantize(config: LMConfig, model: Any, base: Any) -> Any:
     """Converts the base to the form in which it is kept in memory."""
     base = jax.tree.map(lambda x: x.astype(_base_dtype(config)), base)
     if config.quantize is None:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jlora import adapt, combine
-from jlora.models.mesh_ops import gathered
+from jlora.models.mesh_ops import gather_weight
 from jlora.sharding.rules import leaf_names
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.output_heads import is_in_head
@@ -84,7 +84,9 @@ def _with_whole_tables(base: Any) -> Any:
     leaves = {
         path: leaf for path, leaf in leaves_by_path(base).items() if path.endswith("embedding") or is_in_head(path)
     }
-    return replace_leaves(base, {path: gathered(leaf, leaf_names(path, leaf.ndim)) for path, leaf in leaves.items()})
+    return replace_leaves(
+        base, {path: gather_weight(leaf, leaf_names(path, leaf.ndim)) for path, leaf in leaves.items()}
+    )
 
 
 def _whole(trainable: Any, frozen: Any) -> Any:

@@ -15,7 +15,7 @@ from jlora.pretrained.tokenizer import load_tokenizer
 from train.cli.signs_of_life import working
 from train.devices.platform import attention_of
 from train.lm.config import LMConfig
-from train.lm.data.batches import packed_width
+from train.lm.data.batches import width_of_packed
 from train.lm.data.examples import Examples
 from train.lm.data.load import Data, load_examples
 from train.lm.data.packing import Packed
@@ -24,7 +24,7 @@ from train.lm.step_arguments import batch_names
 from train.lm.text.chat_templates import with_template
 from train.lm.vocabulary.added_tokens import add_tokens
 from train.run.manifest import run_day
-from train.task.fit import longest_batch, require_fit
+from train.task.fit import longest_batch, require_tokens_fit
 from train.task.protocol import EndedRun, Opened
 
 if TYPE_CHECKING:
@@ -55,15 +55,15 @@ LanguageRun = EndedRun[LMConfig, Texts]
 def open_texts(config: LMConfig, mesh: Mesh | None, *, resume: bool) -> Texts:
     """Reads tokenizer and texts, and checks that they fit the model; checks the model before it reads any data."""
     causal_config(config.model)
-    tokenizer, added = tokenizer_of(config)
+    tokenizer, added = open_tokenizer(config)
     model = build_model(config, added)
     attention = attention_of(config, model, batch_names(config), mesh)
     day = run_day(Path(config.output_dir), resume=resume)
     data = read_texts(config, tokenizer, day)
-    width = packed_width(data.rows)
+    width = width_of_packed(data.rows)
     longest = width or longest_batch((rows.lengths for rows in data.rows.values()), config.data.max_length)
     remedy = ". With a tokenizer without them, data.add_tokens adds them to both"
-    require_fit(model, {name: rows.ids for name, rows in data.rows.items()}, longest, remedy)
+    require_tokens_fit(model, {name: rows.ids for name, rows in data.rows.items()}, longest, remedy)
     return Texts(
         model=model,
         tokenizer=tokenizer,
@@ -78,7 +78,7 @@ def open_texts(config: LMConfig, mesh: Mesh | None, *, resume: bool) -> Texts:
     )
 
 
-def tokenizer_of(config: LMConfig) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
+def open_tokenizer(config: LMConfig) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
     """Loads the model's tokenizer, and returns it with the ids of the tokens that were added."""
     tokenizer = with_template(load_tokenizer(config.model), config.data.chat_template)
     if not config.data.add_tokens:

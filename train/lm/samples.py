@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from jlora.generation.detokenize import decoded
+from jlora.generation.detokenize import decode_stream
 from jlora.generation.generate import generate
 from jlora.generation.generator import context_length
 from jlora.generation.open_model import end_ids
@@ -69,7 +69,7 @@ def write_samples(
     lines = [json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples]
     if is_first():
         file.write_text("".join(lines), encoding="utf-8")
-    return "\n\n".join(map(_shown, samples[: section.show]))
+    return "\n\n".join(map(_format_sample, samples[: section.show]))
 
 
 def _completions(
@@ -89,7 +89,7 @@ def _completions(
     count = min(section.max_length - shortest, limit - longest)
     for start in range(0, len(prompts), rows):
         batch = prompts[start : start + rows]
-        ids, mask = _padded_left([*batch, *[batch[-1]] * (rows - len(batch))], longest)
+        ids, mask = _pad_left([*batch, *[batch[-1]] * (rows - len(batch))], longest)
         found = generate(
             adapted.model,
             adapted.base,
@@ -105,11 +105,11 @@ def _completions(
         )
         for prompt, row in zip(batch, to_host(found), strict=False):
             answer = _up_to(row[: section.max_length - len(prompt)], ends)
-            texts.append("".join(decoded(tokenizer, answer, prompt.tolist())))
+            texts.append("".join(decode_stream(tokenizer, answer, prompt.tolist())))
     return texts
 
 
-def _padded_left(prompts: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
+def _pad_left(prompts: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
     """Pads prompts on the left; returns (ids, mask), int32 (rows, width)."""
     ids, mask = np.zeros((2, len(prompts), width), np.int32)
     for row, prompt in enumerate(prompts):
@@ -124,7 +124,7 @@ def _up_to(ids: np.ndarray, ends: Sequence[int]) -> list[int]:
     return ids[: stops[0] if len(stops) else None].tolist()
 
 
-def _shown(sample: dict[str, str]) -> str:
+def _format_sample(sample: dict[str, str]) -> str:
     return "\n".join(
         textwrap.fill(f"{name:>6}: {' '.join(text.split())}", 100, subsequent_indent=" " * 8)
         for name, text in sample.items()

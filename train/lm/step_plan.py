@@ -30,10 +30,10 @@ from train.lm.objective import causal_loss
 from train.lm.step_arguments import arguments
 from train.loop.assemble import training_of
 from train.loop.step import StepArguments
-from train.planning.chip_plan import Plan
+from train.planning.chip_plan import ChipPlan
 from train.planning.collectives import collectives
-from train.planning.flops import compiled_products
-from train.planning.memory import compiled_memory
+from train.planning.flops import list_products
+from train.planning.memory import measure_compiled
 from train.run.state import State
 
 _COMPILER_OPTIONS: dict[str, str | bool] = {
@@ -43,7 +43,7 @@ _COMPILER_OPTIONS: dict[str, str | bool] = {
 }
 
 
-def plan_step(config: LMConfig, sizes: dict[str, int], added: Sequence[int] = ()) -> Plan:
+def plan_step(config: LMConfig, sizes: dict[str, int], added: Sequence[int] = ()) -> ChipPlan:
     """Plans the step of a config on a mesh of these sizes; JAX must have that many devices, see `force_devices`.
 
     If the config says bfloat16, the step is compiled in float16, which has the same size: the CPU's compiler would
@@ -53,20 +53,20 @@ def plan_step(config: LMConfig, sizes: dict[str, int], added: Sequence[int] = ()
       JloraError: as for `abstract_model`; the mesh cannot split a batch evenly.
     """
     step, mesh, inputs = abstract_step(config, sizes, added)
-    compiled = _lowered(step, mesh, inputs).compile(_COMPILER_OPTIONS)
+    compiled = _lower(step, mesh, inputs).compile(_COMPILER_OPTIONS)
     text = compiled.as_text()
-    return Plan(
+    return ChipPlan(
         mesh=sizes,
         tokens=rows_of_a_step(config) * config.data.max_length,
         width=jnp.dtype(config.train.dtype).itemsize,
-        memory=compiled_memory(compiled, inputs),
-        products=compiled_products(text),
+        memory=measure_compiled(compiled, inputs),
+        products=list_products(text),
         collectives=collectives(text, sizes),
-        undivided=_undivided(inputs.base, sizes),
+        undivided=_find_undivided(inputs.base, sizes),
     )
 
 
-def _undivided(base: Any, sizes: dict[str, int]) -> dict[str, list[str]]:
+def _find_undivided(base: Any, sizes: dict[str, int]) -> dict[str, list[str]]:
     """Returns {axis: last names of modules with a matrix that the axis should split but does not divide evenly}."""
     found: dict[str, list[str]] = {}
     for path, leaf in leaves_by_path(base).items():
@@ -101,7 +101,7 @@ def _for_a_cpus_compiler(config: LMConfig, sizes: dict[str, int]) -> LMConfig:
     return config.model_copy(update={"mesh": mesh, "train": train})
 
 
-def _lowered(step: Any, mesh: Mesh | None, inputs: StepArguments) -> Any:
+def _lower(step: Any, mesh: Mesh | None, inputs: StepArguments) -> Any:
     """Lowers the step as `placement.train_step_on` does: the state keeps its shardings, values are replicated."""
     if mesh is None:
         return step.lower(*inputs)
@@ -117,7 +117,7 @@ def _on_mesh(
     """Adds to the step's arguments the shardings that a run gives them."""
     state, base = inputs.state, inputs.base
     mode = config.mesh.adapters if config.method == "lora" else "inherit"
-    adapter = _placed(adapted.adapter, adapter_shardings(adapted.adapter, mesh, mode))
+    adapter = _add_shardings(adapted.adapter, adapter_shardings(adapted.adapter, mesh, mode))
     trainable, frozen = jlora.split(adapter)
     whole = NamedSharding(mesh, PartitionSpec())
     moments = optax.tree.map_params(
@@ -128,12 +128,12 @@ def _on_mesh(
         transform_non_params=lambda leaf: _struct(leaf, whole),
     )
     rows = jax.tree.map(lambda leaf: _struct(leaf, NamedSharding(mesh, BATCH)), inputs.batch)
-    placed_base = _placed(base, base_shardings(base, mesh))
+    placed_base = _add_shardings(base, base_shardings(base, mesh))
     state = State(trainable, moments, _struct(state.step, whole))
     return StepArguments(state, frozen, placed_base, rows, _struct(inputs.key, whole))
 
 
-def _placed(tree: Any, shardings: Any) -> Any:
+def _add_shardings(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(_struct, tree, shardings)
 
 

@@ -25,7 +25,7 @@ from train.lm.data.batches import Batch, make_batch
 from train.lm.data.load import prompts
 from train.lm.describe import dry_run, plan, preview_rows
 from train.lm.memory_advice import offers, training_help
-from train.lm.merging import merge, require_same_loss
+from train.lm.merging import require_same_loss, write_merged_model
 from train.lm.model import prepare_model
 from train.lm.objective import causal_loss, loss_and_hits, split_metrics
 from train.lm.opening import LanguageRun, Texts, open_texts
@@ -102,7 +102,7 @@ class LanguageTask(TrainingTask[LMConfig, Texts]):
 
     def write_merged(self, run: LanguageRun) -> None:
         """Merges into the weights as stored, not as rounded or quantized for training."""
-        merge(run)
+        write_merged_model(run)
 
     def compare(self, run: LanguageRun, results: Results, predicted: None) -> dict[str, float]:
         """Returns the metrics of merged/ on the validation split; its loss must be that of the model in memory."""

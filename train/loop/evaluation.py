@@ -69,7 +69,7 @@ def run_through(
     Returns:
       Each batch of the plan with the result of `step`, as numpy arrays.
     """
-    size = placement.rounded_up(mesh, batch_size)
+    size = placement.round_up(mesh, batch_size)
     plan = plan_evaluation(lengths, buckets, size)
 
     def step_of(planned: PlannedBatch) -> Any:

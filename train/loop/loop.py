@@ -18,7 +18,7 @@ from jlora.errors import JloraError
 from train.cli.progress import Left, Progress
 from train.cli.signals import Cut, Stop
 from train.config.sections import TrainSection
-from train.devices.placement import kept, put_like
+from train.devices.placement import copy_to_host, put_like
 from train.devices.programs import Compiler
 from train.run import checkpoints
 from train.run.best import Best, is_better
@@ -87,7 +87,7 @@ class Loop:
     on_step: Callable[[int, Mapping[str, float]], None] = nothing
 
 
-def run(
+def run_loop(
     loop: Loop, begin: Checkpoint, manager: ocp.CheckpointManager, recorder: Recorder, stop: Stop
 ) -> tuple[Best, float]:
     """Trains from `begin` to the last step, or until early stopping or a signal ends it.
@@ -105,16 +105,18 @@ def run(
     with _progress(loop, start) as progress, loop.compiler.saying(progress.compiling):
         run = _Run(loop, manager, recorder, stop, progress, begin.state, begin.best, list(begin.rest.losses), start)
         ended = (begin.rest.unevaluated and not run.evaluate(start)) or run.is_exhausted()
-        for step, (planned, left) in enumerate(planned_steps(loop, start, run.prepare), start + 1):
+        for step, (planned, left) in enumerate(plan_steps(loop, start, run.prepare), start + 1):
             if ended:
                 break
             run.state, values = loop.train_step(run.state, loop.frozen, loop.base, loop.batch(planned), loop.key)
             unread.append((step, values))
-            stopped, (log, evaluate, save) = stop.requested(), _due(loop, step)
+            stopped, (log, evaluate, save) = stop.is_requested(), _due(loop, step)
             while len(unread) > (0 if log or evaluate or save or stopped else 1):
                 run.read(*unread.popleft())
             rate = float(loop.rate(step - 1))
-            progress.update(values["loss"], loop.count(planned), rate, loop.work(planned), _left(loop, step, left))
+            progress.update(
+                values["loss"], loop.count(planned), rate, loop.work(planned), _count_left(loop, step, left)
+            )
             run.losses.append(values["loss"])
             if step == evaluation_prepared:
                 loop.prepare_evaluation(run.state)
@@ -125,13 +127,13 @@ def run(
                 unevaluated = not run.evaluate(step)
             ended = stopped or unevaluated or run.is_exhausted()
             if save or ended:
-                with progress.paused("checkpoint"):
+                with progress.pause("checkpoint"):
                     run.save(step, unevaluated)
         checkpoints.wait(manager)
         return run.best, progress.per_second
 
 
-def planned_steps(
+def plan_steps(
     loop: Loop, start: int, prepare: Callable[[Sequence[Any]], None] = lambda plan: None
 ) -> Iterator[tuple[Any, float]]:
     """Yields (planned batch, work that is left after it) for each step from `start` on.
@@ -167,7 +169,7 @@ def _progress(loop: Loop, start: int) -> Progress:
     )
 
 
-def _left(loop: Loop, step: int, work: float) -> Left:
+def _count_left(loop: Loop, step: int, work: float) -> Left:
     """Returns what remains after a step, including the step's own evaluation and checkpoint."""
     evaluate_every = loop.train.eval_every or loop.per_epoch
     checkpoint_every = loop.train.checkpoint_every or evaluate_every
@@ -185,7 +187,7 @@ def _due(loop: Loop, step: int) -> tuple[bool, bool, bool]:
     return log, evaluate, save
 
 
-def _shown(found: Mapping[str, float]) -> str:
+def _format_metrics(found: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4f}" for name, value in found.items())
 
 
@@ -232,7 +234,7 @@ class _Run:
                 )
 
     def log(self, step: int, values: dict[str, Any], per_second: float) -> None:
-        checkpoints.check(self.manager)
+        checkpoints.raise_failed_write(self.manager)
         numbers = {
             "loss": np.mean([float(loss) for loss in self.losses]),
             "grad_norm": values["grad_norm"],
@@ -248,32 +250,32 @@ class _Run:
         try:
             # The initial model is evaluated here, because evaluation programs are compiled while the first steps run.
             is_first = self.best.value is None and self.loop.train.eval_on_start
-            start = self._evaluated_start() if is_first else None
-            with self.progress.paused("evaluation"):
-                found = self._evaluated(self.state.trainable)
+            start = self._evaluate_start() if is_first else None
+            with self.progress.pause("evaluation"):
+                found = self._evaluate(self.state.trainable)
         except Cut:
             return False
         if start is not None:
             self.recorder.log(step, start, "start")
-            logger.info("before training  validation: %s", _shown(start))
+            logger.info("before training  validation: %s", _format_metrics(start))
         self.require_finite(step, {"validation loss": found["loss"]})
         self.recorder.log(step, found, "validation")
         metric, before = self.loop.metric, self.best
         value, loss = found[metric], found["loss"]
         better = is_better(metric, value, before.value, loss, before.metrics.get("loss"))
-        logger.info("step %d  validation: %s%s", step, _shown(found), "  (best so far)" if better else "")
+        logger.info("step %d  validation: %s%s", step, _format_metrics(found), "  (best so far)" if better else "")
         stale = 0 if is_better(metric, value, before.value) else before.stale + 1
         if better:
-            self.best = Best(kept(self.state.trainable), value, step, stale, found)
+            self.best = Best(copy_to_host(self.state.trainable), value, step, stale, found)
         else:
             self.best = dataclasses.replace(before, stale=stale)
         return True
 
-    def _evaluated_start(self) -> dict[str, float]:
-        with self.progress.paused("start"):
-            return self._evaluated(put_like(self.state.trainable, self.best.trainable))
+    def _evaluate_start(self) -> dict[str, float]:
+        with self.progress.pause("start"):
+            return self._evaluate(put_like(self.state.trainable, self.best.trainable))
 
-    def _evaluated(self, trainable: Any) -> dict[str, float]:
+    def _evaluate(self, trainable: Any) -> dict[str, float]:
         """Computes metrics of the validation split; raises Cut if a signal comes."""
         with self.progress.counting("evaluating", self.loop.evaluation_batches) as tick:
 

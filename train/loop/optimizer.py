@@ -48,12 +48,12 @@ def optimizer(train: TrainSection, rate: Schedule) -> optax.GradientTransformati
         b2=train.adam_beta2,
         eps=train.adam_epsilon,
         weight_decay=train.weight_decay,
-        mask=decayed,
+        mask=decay_mask,
     )
     return optax.chain(optax.clip_by_global_norm(train.max_grad_norm), adamw) if train.max_grad_norm else adamw
 
 
-def decayed(trainable: dict[str, Any]) -> dict[str, Any]:
+def decay_mask(trainable: dict[str, Any]) -> dict[str, Any]:
     """Returns a tree that is True for leaves with weight decay: A, B, kernels and embeddings.
 
     Biases and norms are not decayed, and neither are DoRA's magnitudes, which are norms of weights.

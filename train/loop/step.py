@@ -36,7 +36,7 @@ def make_train_step(total_loss: TotalLoss, tx: optax.GradientTransformation, acc
     batch, even if it is computed in `accumulation` equal parts: their sums are added and divided once.
     """
 
-    def summed(trainable: Any, frozen: Any, base: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+    def sum_gradients(trainable: Any, frozen: Any, base: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
         value_and_grad = jax.value_and_grad(total_loss)
         if accumulation == 1:
             return value_and_grad(trainable, frozen, base, batch, key)
@@ -51,7 +51,7 @@ def make_train_step(total_loss: TotalLoss, tx: optax.GradientTransformation, acc
         return jax.lax.scan(part, zero, (jnp.arange(accumulation), parts))[0]
 
     def train_step(state: State, frozen: Any, base: Any, batch: Any, key: jax.Array) -> tuple[State, dict]:
-        loss, grads = summed(state.trainable, frozen, base, batch, hash_key(jax.random.fold_in(key, state.step)))
+        loss, grads = sum_gradients(state.trainable, frozen, base, batch, hash_key(jax.random.fold_in(key, state.step)))
         count = jnp.maximum(jnp.sum(batch.weights), 1.0)
         grads = jax.tree.map(lambda g: g / count.astype(g.dtype), grads)
         updates, opt_state = tx.update(grads, state.optimizer, state.trainable)

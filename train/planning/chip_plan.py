@@ -10,7 +10,7 @@ from train.planning.flops import Product
 from train.planning.memory import Memory
 
 
-class Plan(NamedTuple):
+class ChipPlan(NamedTuple):
     """The memory, work and communication of one chip of a mesh in one optimizer step.
 
     Attributes:

@@ -93,4 +93,4 @@ def collective_seconds(chip: Chip, collective: Collective) -> float:
         members = Counter(device // chip.domain for device in group)
         if len(members) > 1:
             rate = min(rate, chip.network * min(members.values()))
-    return collective.times * (LATENCY + collective.received / (rate * LINK_SHARE))
+    return collective.times * (LATENCY + collective.bytes_received / (rate * LINK_SHARE))

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jlora.errors import JloraError
-from train.planning.hlo import Instruction, executed
+from train.planning.hlo import Instruction, walk_executed
 from train.planning.replica_groups import replica_groups
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "collective-permute", "all-to-all")
@@ -38,7 +38,7 @@ class Collective(NamedTuple):
     times: int
 
     @property
-    def received(self) -> float:
+    def bytes_received(self) -> float:
         """Bytes that a device receives in one run, with algorithms that send the least, such as rings."""
         size = len(self.groups[0])
         others, share = size - 1, (size - 1) / size
@@ -57,7 +57,7 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
       JloraError: the text has loops or groups of devices in an unknown notation.
     """
     found = []
-    for instruction, times in executed(text):
+    for instruction, times in walk_executed(text):
         kind = instruction.opcode.removesuffix("-start")
         if kind not in KINDS:
             if _UNKNOWN.fullmatch(kind):

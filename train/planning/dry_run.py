@@ -12,7 +12,7 @@ from train.planning.memory import memory_table, step_memory
 from train.planning.parameter_table import facts_table
 
 
-def describe(step: Any, arguments: StepArguments, *, vocab_size: int, steps: int | None, rate: float) -> str:
+def describe_run(step: Any, arguments: StepArguments, *, vocab_size: int, steps: int | None, rate: float) -> str:
     """Describes memory, steps, tokens, work and time of a run as text.
 
     Args:

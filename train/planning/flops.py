@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora.models.attention.blockwise import BLOCKS
-from train.planning.hlo import Instruction, executed
+from train.planning.hlo import Instruction, walk_executed
 
 _LARGEST = 8192
 _LONG_ENOUGH = 0.02  # seconds
@@ -53,9 +53,9 @@ class Product(NamedTuple):
     times: int
 
 
-def compiled_products(text: str) -> list[Product]:
+def list_products(text: str) -> list[Product]:
     """Lists the products in a compiled program's text, `compiled.as_text()`; if it is partitioned, of one device."""
-    return [_product(instruction, times) for instruction, times in executed(text) if instruction.opcode == "dot"]
+    return [_product(instruction, times) for instruction, times in walk_executed(text) if instruction.opcode == "dot"]
 
 
 def matrix_rate(dtype: Any) -> float:

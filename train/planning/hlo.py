@@ -45,16 +45,16 @@ class Instruction(NamedTuple):
     text: str
 
 
-def executed(text: str) -> Iterator[tuple[Instruction, int]]:
+def walk_executed(text: str) -> Iterator[tuple[Instruction, int]]:
     """Yields (instruction, how often one device runs it in one call) from a program's text, `compiled.as_text()`.
 
     Loop bodies count as often as the loop iterates; each branch of a conditional counts once.
     """
     entry, computations = _computations(text)
-    yield from _executed(computations, entry, 1)
+    yield from _walk_computation(computations, entry, 1)
 
 
-def _executed(computations: dict[str, list[str]], name: str, times: int) -> Iterator[tuple[Instruction, int]]:
+def _walk_computation(computations: dict[str, list[str]], name: str, times: int) -> Iterator[tuple[Instruction, int]]:
     shapes: dict[str, tuple[Shape, ...]] = {}
     if name not in computations:
         raise JloraError(f"compiled step: expected a computation {name or 'that is the entry'}; found none in its text")
@@ -65,8 +65,8 @@ def _executed(computations: dict[str, list[str]], name: str, times: int) -> Iter
         if instruction.opcode in ("async-update", "async-done"):  # async-start has already counted its computation
             continue
         turns = _turns(line, computations) if instruction.opcode == "while" else 1
-        for called in _called(line):
-            yield from _executed(computations, called, times * turns)
+        for called in _find_callees(line):
+            yield from _walk_computation(computations, called, times * turns)
 
 
 def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
@@ -94,7 +94,7 @@ def _shapes(text: str) -> tuple[Shape, ...]:
     return tuple(Shape(dtype, tuple(map(int, filter(None, sizes.split(","))))) for dtype, sizes in _SHAPE.findall(text))
 
 
-def _called(line: str) -> list[str]:
+def _find_callees(line: str) -> list[str]:
     """Returns the computations that an instruction runs, except the scalar functions of reductions."""
     names = "body|calls|branch_computations|true_computation|false_computation"
     lists = re.findall(rf"(?:{names})=(\{{[^}}]*\}}|%[\w.-]+)", line)

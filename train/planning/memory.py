@@ -41,19 +41,19 @@ def step_memory(step: Any, arguments: StepArguments, vocab_size: int) -> Memory:
       vocab_size: the size of the logits' last axis.
     """
     traced = step.trace(*arguments)
-    return compiled_memory(traced.lower().compile(), arguments, _largest_logits(traced.jaxpr, vocab_size))
+    return measure_compiled(traced.lower().compile(), arguments, _largest_logits(traced.jaxpr, vocab_size))
 
 
-def compiled_memory(compiled: Any, arguments: StepArguments, logits: int | None = None) -> Memory:
+def measure_compiled(compiled: Any, arguments: StepArguments, logits: int | None = None) -> Memory:
     """Returns the memory of a compiled step on one device; on a mesh each device holds its part of the arguments."""
     plan = compiled.memory_analysis()
     state = arguments.state
     # XLA's sum of arguments lacks unused ones: with `method: full` the base, which the run still has in memory.
-    in_all = held_bytes(arguments) + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    in_all = count_bytes(arguments) + plan.output_size_in_bytes - plan.alias_size_in_bytes
     return Memory(
-        base=held_bytes(arguments.base),
-        adapter=held_bytes((state.trainable, arguments.frozen)),
-        optimizer=held_bytes(state.optimizer),
+        base=count_bytes(arguments.base),
+        adapter=count_bytes((state.trainable, arguments.frozen)),
+        optimizer=count_bytes(state.optimizer),
         activations=plan.temp_size_in_bytes,
         logits=logits,
         in_all=in_all + plan.temp_size_in_bytes,
@@ -71,7 +71,7 @@ def memory_table(memory: Memory) -> str:
     return align(lines, right=[1])
 
 
-def held_bytes(tree: Any) -> int:
+def count_bytes(tree: Any) -> int:
     """Returns the bytes of all arrays of a tree on the device; two 4-bit numbers share a byte."""
     plan: Any = jax.jit(lambda tree: (), keep_unused=True).lower(tree).compile().memory_analysis()
     return plan.argument_size_in_bytes

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jlora.lora.entries import Adapter, Entry, Full, LowRank, Rows, trained_count
+from jlora.lora.entries import Adapter, Entry, Full, LowRank, Rows, count_trained
 from jlora.peft.tensor_keys import PREFIX, Slot, slots
 from jlora.tree.leaf_paths import leaves_by_path
 
@@ -19,7 +19,7 @@ _MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Row:
+class ParameterRow:
     """One parameter of one layer, with its name and shape in a checkpoint.
 
     Attributes:
@@ -42,7 +42,7 @@ class Row:
         return math.prod(self.shape) - self.elsewhere
 
 
-def rows(base: Any, adapter: Adapter | None = None) -> list[Row]:
+def rows(base: Any, adapter: Adapter | None = None) -> list[ParameterRow]:
     """Lists every parameter of the base with the adapter, layer by layer; arrays or ShapeDtypeStructs.
 
     The counts add up to the result of `jlora.count_parameters`.
@@ -51,17 +51,17 @@ def rows(base: Any, adapter: Adapter | None = None) -> list[Row]:
     leaves = {path: Full(leaf) for path, leaf in leaves_by_path(base).items()}
     added = {path: entry for path, entry in entries.items() if not isinstance(entry, Full)}
     found = [_leaf_row(slot, entries.get(slot.path)) for slot in slots(leaves)]
-    found += [Row(slot.key.removeprefix(PREFIX), slot.shape, True, False) for slot in slots(added)]
+    found += [ParameterRow(slot.key.removeprefix(PREFIX), slot.shape, True, False) for slot in slots(added)]
     return sorted(found, key=lambda row: [part.zfill(6) if part.isdigit() else part for part in row.name.split(".")])
 
 
-def table(rows: Sequence[Row], verbose: bool = False) -> str:
+def table(rows: Sequence[ParameterRow], verbose: bool = False) -> str:
     """Formats the rows as an aligned table: name, trainable, count.
 
     By default there is one line for the same parameter of all layers (`layer.*.`), and one for all frozen ones. With
     `verbose` there is one line for each parameter, with its shape and whether it is a target.
     """
-    return align(_every_parameter(rows) if verbose else _trained_over_layers(rows), right=[2])
+    return align(_every_parameter(rows) if verbose else _group_over_layers(rows), right=[2])
 
 
 def parameters(base: Any, adapter: Adapter | None, *, verbose: bool = False) -> str:
@@ -99,12 +99,12 @@ def training_bytes(trainable: int) -> int:
     return 12 * trainable
 
 
-def _every_parameter(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+def _every_parameter(rows: Sequence[ParameterRow]) -> list[tuple[str, ...]]:
     lines = [(r.name, _yes(r.trainable), f"{r.count:,}", str(r.shape), _yes(r.target)) for r in rows]
     return [("name", "trainable", "count", "shape", "target"), *lines]
 
 
-def _trained_over_layers(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+def _group_over_layers(rows: Sequence[ParameterRow]) -> list[tuple[str, ...]]:
     trained: dict[str, int] = {}
     for row in rows:
         if row.trainable:
@@ -118,7 +118,7 @@ def _trained_over_layers(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     return lines
 
 
-def _counts(rows: Sequence[Row]) -> tuple[int, int]:
+def _counts(rows: Sequence[ParameterRow]) -> tuple[int, int]:
     """Returns (the number of all parameters, of those that are trained)."""
     return sum(row.count for row in rows), sum(row.count for row in rows if row.trainable)
 
@@ -128,13 +128,13 @@ def _memory(weights: int, training: int) -> str:
     return f"{parts} = {(weights + training) / _MIB:,.1f} MiB, activations apart"
 
 
-def _leaf_row(slot: Slot, entry: Entry | None) -> Row:
+def _leaf_row(slot: Slot, entry: Entry | None) -> ParameterRow:
     """Makes the row of one layer of a leaf of the base; the slot is one of `Full(leaf)`."""
     layer = int(slot.index[0]) if slot.index else 0  # type: ignore[arg-type]
     trained = isinstance(entry, Full) and (entry.layers is None or layer in entry.layers)
     target = isinstance(entry, LowRank) and entry.ranks[layer] > 0
-    elsewhere = trained_count(entry) if isinstance(entry, Rows) else 0
-    return Row(slot.key.removeprefix(PREFIX), slot.shape, trained, target, elsewhere)
+    elsewhere = count_trained(entry) if isinstance(entry, Rows) else 0
+    return ParameterRow(slot.key.removeprefix(PREFIX), slot.shape, trained, target, elsewhere)
 
 
 def _yes(value: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 from train.cli.progress import clock
-from train.planning.chip_plan import Plan
+from train.planning.chip_plan import ChipPlan
 from train.planning.chips import USABLE_SHARE, Chip, collective_seconds
 from train.planning.memory import memory_table
 from train.planning.parameter_table import align, facts_table
@@ -14,7 +14,7 @@ from train.planning.step_time import is_weight_gather, step_time
 _GIB = 2**30
 
 
-def plan_text(plan: Plan, chip: Chip | None) -> str:
+def plan_text(plan: ChipPlan, chip: Chip | None) -> str:
     """Formats a chip's memory, collectives and work; with a `chip` also whether the memory suffices, and the time."""
     flops = sum(product.flops * product.times for product in plan.products)
     sizes = " x ".join(f"{name} {size}" for name, size in plan.mesh.items())
@@ -35,13 +35,13 @@ def plan_text(plan: Plan, chip: Chip | None) -> str:
     return "\n\n".join([*parts, facts_table(facts)])
 
 
-def _collectives(plan: Plan, chip: Chip | None) -> str:
+def _collectives(plan: ChipPlan, chip: Chip | None) -> str:
     """Makes a table with a line for each kind and axes: runs, bytes that one chip receives, and seconds."""
     rows: dict[tuple, list[float]] = defaultdict(lambda: [0, 0.0, 0.0])
     for one in plan.collectives:
         row = rows[one.axes, one.kind]
         row[0] += one.times
-        row[1] += one.times * one.received
+        row[1] += one.times * one.bytes_received
         row[2] += 0 if chip is None else collective_seconds(chip, one)
     lines = [("over", "what", "runs", "a chip receives", *["seconds"] * (chip is not None), "")]
     for (axes, kind), (runs, received, seconds) in sorted(rows.items(), key=lambda row: -row[1][1]):
@@ -51,20 +51,21 @@ def _collectives(plan: Plan, chip: Chip | None) -> str:
     return align(lines, right=[2, 3, 4] if chip is not None else [2, 3])
 
 
-def _fits(plan: Plan, chip: Chip) -> str:
+def _fits(plan: ChipPlan, chip: Chip) -> str:
     held, usable = plan.memory.in_all, chip.memory * USABLE_SHARE
     return f"{'yes' if held <= usable else 'no'}: {held / 1e9:,.1f} of {usable / 1e9:,.0f} GB that a program can use"
 
 
-def _time(plan: Plan, chip: Chip) -> str:
+def _time(plan: ChipPlan, chip: Chip) -> str:
     found = step_time(plan, chip)
     parts = {"products": found.products, "weights": found.gathers, "other collectives": found.others}
     return (
-        f"about {_shown(found.step)} a step, {plan.tokens / found.step:,.0f} tokens/s; predicted, see docs/scaling.md\n"
-        f"{'':10} {', '.join(f'{name} {_shown(seconds)}' for name, seconds in parts.items())};"
-        f" {_shown(found.unhidden)} without overlap"
+        f"about {_format_seconds(found.step)} a step, {plan.tokens / found.step:,.0f} tokens/s;"
+        " predicted, see docs/scaling.md\n"
+        f"{'':10} {', '.join(f'{name} {_format_seconds(seconds)}' for name, seconds in parts.items())};"
+        f" {_format_seconds(found.unhidden)} without overlap"
     )
 
 
-def _shown(seconds: float) -> str:
+def _format_seconds(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds < 60 else clock(seconds)

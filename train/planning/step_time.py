@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from train.planning.chip_plan import Plan
+from train.planning.chip_plan import ChipPlan
 from train.planning.chips import Chip, collective_seconds, product_seconds
 
 
@@ -32,7 +32,7 @@ class StepTime(NamedTuple):
         return sum(self)
 
 
-def step_time(plan: Plan, chip: Chip) -> StepTime:
+def step_time(plan: ChipPlan, chip: Chip) -> StepTime:
     """Predicts the time; `chips.MATRIX_SHARE` accounts for the operations between products, such as norms."""
     products = sum(p.times * product_seconds(chip, p.flops, p.numbers, plan.width) for p in plan.products)
     seconds = {False: 0.0, True: 0.0}

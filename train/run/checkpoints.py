@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 from jlora.errors import JloraError
 from jlora.tree.leaf_paths import leaves_by_path
 from train.devices import processes
-from train.devices.placement import kept
+from train.devices.placement import copy_to_host
 from train.run.best import Best
 from train.run.checksum import checksums
 from train.run.state import State
@@ -71,16 +71,16 @@ def open_checkpoints(folder: Path, keep: int) -> Iterator[ocp.CheckpointManager]
         # If folders were created in the background, a run that cannot create them would wait for minutes.
         async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
-    with _explained(folder):
+    with _explain_errors(folder):
         manager = _Manager(folder.resolve(), options=options)
-    with _hushed():
+    with _hush_late_reports():
         try:
             yield manager
         except BaseException:
             with suppress(Exception):  # has the same cause as the error that is being raised
                 manager.close()
             raise
-        with _explained(folder):
+        with _explain_errors(folder):
             manager.close()
 
 
@@ -91,32 +91,32 @@ def save(manager: ocp.CheckpointManager, checkpoint: Checkpoint) -> None:
       JloraError: this checkpoint or the previous one cannot be written.
     """
     state, best, rest = checkpoint
-    arrays = _named(state, best.trainable)
+    arrays = _name_arrays(state, best.trainable)
     notes = {
         "best": {name: value for name, value in vars(best).items() if name != "trainable"},
         "rest": dataclasses.asdict(rest),
         "checksums": checksums(arrays),
     }
     args = ocp.args.Composite(
-        arrays=ocp.args.StandardSave(kept(arrays)),
+        arrays=ocp.args.StandardSave(copy_to_host(arrays)),
         notes=ocp.args.JsonSave({"notes": notes, "sha256": _sha256(notes)}),
     )
     folder = Path(manager.directory)
     if not folder.parent.is_dir():  # orbax would make it again
-        raise _moved(folder.parent)
-    with _explained(folder):
+        raise _missing_folder(folder.parent)
+    with _explain_errors(folder):
         manager.save(int(state.step), args=args)
 
 
-def check(manager: ocp.CheckpointManager) -> None:
+def raise_failed_write(manager: ocp.CheckpointManager) -> None:
     """Raises JloraError if a checkpoint could not be written in the background."""
-    with _explained(Path(manager.directory)):
+    with _explain_errors(Path(manager.directory)):
         manager.check_for_errors()
 
 
 def wait(manager: ocp.CheckpointManager) -> None:
     """Waits until the newest checkpoint is complete; raises JloraError if it cannot be written."""
-    with _explained(Path(manager.directory)):
+    with _explain_errors(Path(manager.directory)):
         manager.wait_until_finished()
 
 
@@ -131,8 +131,8 @@ def restore(manager: ocp.CheckpointManager, like: State) -> Checkpoint:
     """
     steps = sorted(manager.all_steps(), reverse=True)
     if not steps:
-        return Checkpoint(like, Best(kept(like.trainable)))
-    wanted = {name: _template(name, leaf) for name, leaf in _named(like, like.trainable).items()}
+        return Checkpoint(like, Best(copy_to_host(like.trainable)))
+    wanted = {name: _template(name, leaf) for name, leaf in _name_arrays(like, like.trainable).items()}
     for leaf in jax.tree.leaves(like):
         leaf.delete()
     damaged: dict[int, str] = {}
@@ -151,10 +151,10 @@ def restore(manager: ocp.CheckpointManager, like: State) -> Checkpoint:
 
 def _read(manager: ocp.CheckpointManager, step: int, like: State, wanted: dict[str, Any]) -> Checkpoint | str:
     """Reads a checkpoint, or returns what is wrong with it; several processes get the same outcome."""
-    notes = _agreed(lambda: _notes(manager, step, wanted))
+    notes = _read_or_reason(lambda: _notes(manager, step, wanted))
     if isinstance(notes, str):
         return notes
-    arrays = _agreed(
+    arrays = _read_or_reason(
         lambda: manager.restore(step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted))).arrays
     )
     if isinstance(arrays, str):
@@ -164,7 +164,7 @@ def _read(manager: ocp.CheckpointManager, step: int, like: State, wanted: dict[s
     other = [name for name, value in notes["checksums"].items() if sums[name] != value]
     if other:
         return f"{len(other)} of {len(sums)} arrays are not those that were written: {', '.join(other[:3])}"
-    best, state = _filled(like.trainable, "best/", arrays), _filled(like, "state/", arrays)
+    best, state = _fill_tree(like.trainable, "best/", arrays), _fill_tree(like, "state/", arrays)
     rest = notes["rest"] | {"losses": tuple(notes["rest"]["losses"])}
     return Checkpoint(state, Best(best, **notes["best"]), Rest(**rest))
 
@@ -181,7 +181,7 @@ def _notes(manager: ocp.CheckpointManager, step: int, wanted: dict[str, Any]) ->
     return found["notes"]
 
 
-def _agreed(read: Callable[[], Any]) -> Any:
+def _read_or_reason(read: Callable[[], Any]) -> Any:
     """Returns the result of `read`, or if it fails in any process, what is wrong with the file.
 
     Errors that do not show that the checkpoint is damaged are raised: a device without memory, a lost process, a file
@@ -199,18 +199,18 @@ def _agreed(read: Callable[[], Any]) -> Any:
     return reason or "another process cannot read it"
 
 
-def _named(state: State, best: Any) -> dict[str, Any]:
+def _name_arrays(state: State, best: Any) -> dict[str, Any]:
     arrays = {f"state/{path}": leaf for path, leaf in leaves_by_path(state).items()}
     return arrays | {f"best/{path}": leaf for path, leaf in leaves_by_path(best).items()}
 
 
-def _filled(like: Any, prefix: str, arrays: dict[str, Any]) -> Any:
+def _fill_tree(like: Any, prefix: str, arrays: dict[str, Any]) -> Any:
     """Builds the tree of `like` from the arrays with these names, and removes them from the dict."""
-    leaves = [_owned(leaf, arrays.pop(prefix + path)) for path, leaf in leaves_by_path(like).items()]
+    leaves = [_copy_to_own_memory(leaf, arrays.pop(prefix + path)) for path, leaf in leaves_by_path(like).items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def _owned(like: Any, array: Any) -> Any:
+def _copy_to_own_memory(like: Any, array: Any) -> Any:
     """Copies the array to its own memory, because a donated array must not share a buffer with the reader.
 
     It is committed to its device only if `like` is: JAX compiles different programs for the two cases.
@@ -263,14 +263,14 @@ def _reason(error: Exception) -> str:
     return line if len(line) <= 1000 else f"{line[:500]} ... {line[-500:]}"
 
 
-def _moved(folder: Path) -> JloraError:
+def _missing_folder(folder: Path) -> JloraError:
     return JloraError(
         f"{folder}: expected the run folder, found none. If it was moved, go on with --resume output_dir=FOLDER"
     )
 
 
 @contextmanager
-def _hushed() -> Iterator[None]:
+def _hush_late_reports() -> Iterator[None]:
     """Hides tracebacks that repeat an error of a write.
 
     After the first error of a write, TensorStore reports further ones to an event loop that orbax has already closed.
@@ -290,7 +290,7 @@ def _hushed() -> Iterator[None]:
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def _explain_errors(folder: Path) -> Iterator[None]:
     """Turns errors of writing a checkpoint, which have many types, into a JloraError that says what to do."""
     try:
         yield
@@ -299,7 +299,7 @@ def _explained(folder: Path) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as error:
         parent = folder.parent
         if parent.is_dir() and not (parent / "config.yaml").exists():  # orbax has created a new folder
-            raise _moved(parent) from error
+            raise _missing_folder(parent) from error
         raise JloraError(
             f"{folder}: a checkpoint could not be written: {_reason(error)}\n"
             "Those before it are whole. Free disk space or allow the folder to be written, then go on with --resume"

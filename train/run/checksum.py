@@ -45,7 +45,7 @@ def _sum(array: Any) -> jax.Array:
     position = jnp.zeros(words.shape, jnp.uint32)
     for axis, size in enumerate(words.shape):
         position = position * np.uint32(size % 2**32) + jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-    return jnp.stack([jnp.sum(_mixed(words, position * np.uint32(seed)), dtype=jnp.uint32) for seed in _SEEDS])
+    return jnp.stack([jnp.sum(_mix(words, position * np.uint32(seed)), dtype=jnp.uint32) for seed in _SEEDS])
 
 
 def _is_on_host(array: Any) -> bool:
@@ -66,11 +66,11 @@ def _sum_on_host(array: Any) -> np.ndarray:
 def _sum_of_part(words: np.ndarray, start: int) -> np.ndarray:
     part = words[start : start + _AT_ONCE].astype(np.uint32)
     position = np.arange(start, start + len(part)).astype(np.uint32)
-    sums = [_mixed(part, position * np.uint32(seed)).sum(dtype=np.uint64) for seed in _SEEDS]
+    sums = [_mix(part, position * np.uint32(seed)).sum(dtype=np.uint64) for seed in _SEEDS]
     return np.array(sums, np.uint64)
 
 
-def _mixed(words: Any, places: Any) -> Any:
+def _mix(words: Any, places: Any) -> Any:
     """Applies MurmurHash3's finalizer to each word and its place, uint32: a bijection of the word at any place."""
     x = words ^ places
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):

@@ -22,7 +22,7 @@ _LABELS |= {"pearson": "Pearson correlation", "spearman": "Spearman correlation"
 _LABELS |= {"mae": "mean absolute error"}
 
 
-def plot(metrics_jsonl: str | Path, out_png: str | Path, metric: str, title: str, rows: int) -> None:
+def plot_metrics(metrics_jsonl: str | Path, out_png: str | Path, metric: str, title: str, rows: int) -> None:
     """Draws a run's `metrics.jsonl` as a PNG of 1650 x 750 pixels.
 
     Left: the training loss (as recorded, faint, and smoothed) and the validation loss. Top right: `validation/{metric}`
@@ -36,10 +36,12 @@ def plot(metrics_jsonl: str | Path, out_png: str | Path, metric: str, title: str
     Raises:
       JloraError: the file is damaged.
     """
-    draw(read_metrics(metrics_jsonl), metric, title, rows).savefig(out_png, dpi=150, metadata={"Software": None})
+    draw_metrics(read_metrics(metrics_jsonl), metric, title, rows).savefig(
+        out_png, dpi=150, metadata={"Software": None}
+    )
 
 
-def draw(lines: list[dict[str, Any]], metric: str, title: str, rows: int) -> Figure:
+def draw_metrics(lines: list[dict[str, Any]], metric: str, title: str, rows: int) -> Figure:
     """Draws the figure from the lines that `read_metrics` returns."""
     from matplotlib.figure import Figure  # takes half a second, and only the end of a run needs it
 
@@ -59,7 +61,7 @@ def draw(lines: list[dict[str, Any]], metric: str, title: str, rows: int) -> Fig
     return figure
 
 
-def smoothed(values: Sequence[float], window: int) -> np.ndarray:
+def smooth(values: Sequence[float], window: int) -> np.ndarray:
     """Returns (n,): at each place the mean of the last `window` values, or of fewer at the beginning."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
@@ -73,7 +75,7 @@ def _loss(panel: Axes, lines: list[dict[str, Any]]) -> None:
     panel.plot(steps, losses, color=_TRAIN, alpha=0.3, linewidth=0.8, marker=marker)
     window = max(1, len(losses) // 20)
     label = "train" if window == 1 else f"train (mean of {window} records)"
-    panel.plot(steps, smoothed(losses, window), color=_TRAIN, label=label)
+    panel.plot(steps, smooth(losses, window), color=_TRAIN, label=label)
     evaluated = _series(lines, "validation/loss")
     if evaluated[0]:
         panel.plot(*evaluated, color=_VALIDATION, marker="o", label="validation")

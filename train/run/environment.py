@@ -30,7 +30,7 @@ _PACKAGES = (
 )
 
 
-def describe() -> dict[str, Any]:
+def collect() -> dict[str, Any]:
     """Returns the content of `environment.json`; every value is plain JSON.
 
     `cpu_count` is the number of cores that this process may use: runs repeat bit for bit only on the same number.

@@ -47,7 +47,7 @@ _UNFINISHED = ".unfinished"
 """The suffix of files that are being written."""
 
 
-def check(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finished"]:
+def choose_action(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finished"]:
     """Decides what a run does in the folder; writes nothing.
 
     Raises:
@@ -81,7 +81,7 @@ def check(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finishe
             f"output_dir: {folder}: holds a run. Go on with --resume, replace it with --overwrite, or name"
             " another folder: output_dir=FOLDER"
         )
-    if _allowed_changes(folder / "config.yaml", config) or "report.json" not in found:
+    if _list_allowed_changes(folder / "config.yaml", config) or "report.json" not in found:
         return "resumed"
     if reason := _incomplete(folder, config):
         logger.warning("%s: %s; exporting again", folder, reason)
@@ -89,7 +89,7 @@ def check(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finishe
     return "finished"
 
 
-def exported_files(folder: Path) -> list[str]:
+def list_exported_files(folder: Path) -> list[str]:
     """Returns the files that the end of a run wrote, as paths in its folder, without cards, which users may edit."""
     found = [file for name in EXPORTED for file in (folder / name, *(folder / name).rglob("*")) if file.is_file()]
     return sorted(file.relative_to(folder).as_posix() for file in found if file.name != "README.md")
@@ -128,7 +128,7 @@ def claim(config: RunConfig, flags: Flags, attention: dict[str, str]) -> None:
         delete(folder, OURS)
     if not (folder / "config.yaml").exists():
         _write_whole(folder / "config.yaml", to_yaml(config))
-        write_json(folder / "environment.json", environment.describe() | {"attention": attention})
+        write_json(folder / "environment.json", environment.collect() | {"attention": attention})
 
 
 def require_checkpoints(folder: Path, per_epoch: int) -> None:
@@ -157,7 +157,7 @@ def take_over(config: RunConfig) -> None:
     """
     folder = Path(config.output_dir)
     _warn_of_other_cores(folder / "environment.json")
-    changed = _allowed_changes(folder / "config.yaml", config)
+    changed = _list_allowed_changes(folder / "config.yaml", config)
     if changed:
         logger.info("resumed with another configuration\n%s", changed)
         (folder / "report.json").unlink(missing_ok=True)
@@ -185,7 +185,7 @@ def _write_whole(path: Path, text: str) -> None:
     unfinished.replace(path)
 
 
-def _allowed_changes(file: Path, config: RunConfig) -> str:
+def _list_allowed_changes(file: Path, config: RunConfig) -> str:
     """Returns a line for each key that differs from the run's; raises JloraError if one must not differ."""
     # Keys that are newer than the file are treated as if they had their defaults.
     before = dotted_keys.defaults(type(config)) | flatten(yaml12.read_file(file), type(config))
@@ -206,6 +206,6 @@ def _warn_of_other_cores(file: Path) -> None:
     except JloraError as error:  # used only for the number of cores, which affects nothing but rounding
         logger.warning("%s. It is not needed: the run goes on", error)
         return
-    now = environment.describe()["cpu_count"]
+    now = environment.collect()["cpu_count"]
     if cores != now:
         logger.warning("the run was started on %s cores, this is %s: results are equal to rounding only", cores, now)

@@ -24,7 +24,7 @@ NAME = ".lock"
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def hold_lock(folder: Path) -> Iterator[None]:
     """Locks the folder for the block; creates it if it does not exist.
 
     Raises:
@@ -36,7 +36,7 @@ def locked(folder: Path) -> Iterator[None]:
         raise JloraError(f"output_dir: {folder}: expected a folder that can be made, found {error}") from None
     # `run` is unique for this holder.
     ours = {"host": socket.gethostname(), "pid": os.getpid(), "run": uuid.uuid4().hex}
-    with _acquired(folder):
+    with _acquire(folder):
         (folder / NAME).write_text(json.dumps(ours), encoding="utf-8")
         yield
 
@@ -44,18 +44,18 @@ def locked(folder: Path) -> Iterator[None]:
 def require_free(folder: Path) -> None:
     """Raises JloraError if a process holds the folder's lock."""
     if (folder / NAME).exists():
-        with _acquired(folder):
+        with _acquire(folder):
             pass
 
 
 @contextmanager
-def _acquired(folder: Path) -> Iterator[None]:
+def _acquire(folder: Path) -> Iterator[None]:
     lock = FileLock(folder / NAME, fallback_to_soft=False)  # a soft one would outlive a killed process
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise JloraError(
-            f"output_dir: {folder}: {_named(folder)} is training in it. Wait for it, or name another folder:"
+            f"output_dir: {folder}: {_name_holder(folder)} is training in it. Wait for it, or name another folder:"
             " output_dir=FOLDER"
         ) from None
     except OSError as error:
@@ -77,7 +77,7 @@ def holder(folder: Path) -> str:
     return ""
 
 
-def _named(folder: Path) -> str:
+def _name_holder(folder: Path) -> str:
     try:
         found = parse_json(holder(folder).encode(), folder / NAME)
         return f"process {found['pid']} on {found['host']}"

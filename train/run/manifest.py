@@ -81,7 +81,7 @@ def manifest(
     # float32.
     defaults = keys.defaults(type(config)) | {"train.dtype": "float32"}
     fixed = {k: value for k, value in flat(config).items() if not may_change(k) and defaults.get(k, ...) != value}
-    found = environment.describe()
+    found = environment.collect()
     git = found["git"] or {}
     commit = {"commit": git["commit"] + " and changes" * git["dirty"]} if git else {}
     return {
@@ -89,7 +89,7 @@ def manifest(
         "base": _of_tree(base),
         "adapter": {path: text for path, text in _of_tree(frozen).items() if path.endswith("scale")},
         "data": {
-            f"{split}/{name}": _described(array, _digest(np.ascontiguousarray(array)))
+            f"{split}/{name}": _describe_array(array, _digest(np.ascontiguousarray(array)))
             for split, parts in data.items()
             for name, array in parts.items()
             if isinstance(array, np.ndarray)
@@ -137,7 +137,7 @@ def batch_lengths(folder: Path) -> tuple[int, ...]:
     return tuple(lengths)
 
 
-def require_same(file: Path, now: dict[str, dict[str, str]]) -> None:
+def require_same_inputs(file: Path, now: dict[str, dict[str, str]]) -> None:
     """Raises JloraError with the differences from the manifest in `file`; about other code it only warns."""
     before = read_json(file)
     before.setdefault("random", {"streams": "1"})  # as it was before the manifest had it
@@ -165,10 +165,10 @@ def _of_tree(tree: Any) -> dict[str, str]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     named = {jax.tree_util.keystr(keys, simple=True, separator="/"): leaf for keys, leaf in leaves}
     sums = checksums(named)
-    return {name: _described(leaf, sums[name]) for name, leaf in named.items()}
+    return {name: _describe_array(leaf, sums[name]) for name, leaf in named.items()}
 
 
-def _described(array: Any, contents: str) -> str:
+def _describe_array(array: Any, contents: str) -> str:
     return f"{array.dtype} {tuple(array.shape)} {contents}"
 
 

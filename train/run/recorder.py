@@ -84,11 +84,11 @@ class Recorder:
         line.update({name: finite.get(name) for name in named})
         if len(finite) < len(named):
             line["non_finite"] = {name: str(value) for name, value in named.items() if name not in finite}
-        with _explained(Path(self._file.name)):
+        with _explain_errors(Path(self._file.name)):
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
         self.lines += 1
-        with _explained(self._run_dir / "tensorboard"):
+        with _explain_errors(self._run_dir / "tensorboard"):
             self._write_scalars(self._events, step, line["time"], finite)
         self._track(lambda tracker: tracker.log(finite, step=step))
 
@@ -171,7 +171,7 @@ def last_step(path: Path) -> int:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def _explain_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -16,7 +16,7 @@ from jlora.initialization.residual import init_residual
 from jlora.lora.adapted_model import Adapted
 from jlora.lora.targets import check_other_modules, is_in_module
 from jlora.peft.config_file import RECOMPUTED
-from jlora.peft.folder import stored_config
+from jlora.peft.folder import read_lora_config
 from jlora.pretrained.load import example_batch
 from jlora.tree.leaf_paths import leaves_by_path
 from jlora.tree.module_names import is_stacked, module_names
@@ -54,7 +54,7 @@ def with_adapter(
       new: names of the modules that the checkpoint does not have, as for `settings`.
     """
     if section.from_ is not None:
-        return _stored(section, lora, model, base, new)
+        return _load_stored(section, lora, model, base, new)
     example = example_batch(model.config)
     if not section.is_residual:
         return Adapted(model, base, jlora.init(key, lora, base, model.apply, example), lora)
@@ -73,7 +73,7 @@ def with_abstract_adapter(
     if stored.init_lora_weights in RECOMPUTED:  # the start is added to such an adapter when it is loaded
         ranks = {pattern: 2 * rank for pattern, rank in stored.rank_pattern.items()}
         stored = dataclasses.replace(stored, r=2 * stored.r, rank_pattern=ranks)
-    return Adapted(model, base, _planned(section, lora, stored, model, base), stored)
+    return Adapted(model, base, _plan_adapter(section, lora, stored, model, base), stored)
 
 
 def settings(section: LoraSection, lora: jlora.LoraConfig, new: Sequence[str] = ()) -> jlora.LoraConfig:
@@ -85,7 +85,7 @@ def settings(section: LoraSection, lora: jlora.LoraConfig, new: Sequence[str] = 
     Args:
       new: names of the modules that the checkpoint does not have.
     """
-    return lora if section.from_ is None else _with_whole(section, lora, stored_config(section.from_), new)
+    return lora if section.from_ is None else _with_whole(section, lora, read_lora_config(section.from_), new)
 
 
 def _with_whole(
@@ -102,15 +102,15 @@ def _with_whole(
     )
 
 
-def _stored(section: LoraSection, given: jlora.LoraConfig, model: Any, base: Any, new: Sequence[str]) -> Adapted:
+def _load_stored(section: LoraSection, given: jlora.LoraConfig, model: Any, base: Any, new: Sequence[str]) -> Adapted:
     """Loads the adapter of `lora.from` with its own settings, and adds what the run also trains in full."""
     adapter, stored = jlora.load_adapter(str(section.from_), base, model.apply, example_batch(model.config))
-    for name in (*_OF_THE_FILE, *_chosen(section)):
+    for name in (*_OF_THE_FILE, *_list_given_settings(section)):
         ours, theirs = getattr(given, name), getattr(stored, name)
         if _plain(ours) != _plain(theirs):
             logger.info("lora.from: the stored adapter's %s=%s is used; the config's %s is ignored", name, theirs, ours)
     lora = _with_whole(section, given, stored, new)
-    plan, leaves = _planned(section, given, lora, model, base), leaves_by_path(base)
+    plan, leaves = _plan_adapter(section, given, lora, model, base), leaves_by_path(base)
     if more := [path for path in plan if path not in adapter]:
         logger.info("lora.from: not in the stored adapter, so trained whole: %s", ", ".join(more))
     whole = {path: dataclasses.replace(plan[path], value=jnp.array(leaves[path], copy=True)) for path in more}
@@ -118,7 +118,7 @@ def _stored(section: LoraSection, given: jlora.LoraConfig, model: Any, base: Any
     return Adapted(model, base, entries, lora)
 
 
-def _chosen(section: LoraSection) -> list[str]:
+def _list_given_settings(section: LoraSection) -> list[str]:
     """Returns the names of the settings in the section that choose modules; null means the stored adapter's own."""
     names = ("target_modules", "exclude_modules", "layers_to_transform")
     return [name for name in names if getattr(section, name) is not None]
@@ -129,7 +129,7 @@ def _plain(setting: Any) -> Any:
     return sorted(setting, key=str) if isinstance(setting, (list, tuple)) else setting
 
 
-def _planned(
+def _plan_adapter(
     section: LoraSection, given: jlora.LoraConfig, lora: jlora.LoraConfig, model: Any, base: Any
 ) -> dict[str, Any]:
     """Plans the abstract adapter of `lora.from` with what is also trained in full.

@@ -17,7 +17,7 @@ def main(folder: str, argv: Sequence[str], *, alone: bool = False) -> int:
     def work(config: RunConfig, flags: Flags, is_offline: bool) -> None:
         with working("importing JAX, Flax and transformers"):  # not for --help
             runner, task = (importlib.import_module(name) for name in ("train.task.runner", f"{folder}.task"))
-        runner.run(task.TASK, config, flags, is_offline=is_offline)
+        runner.run_task(task.TASK, config, flags, is_offline=is_offline)
 
     command = importlib.import_module(f"{folder}.config").COMMAND
     return run_command.run_command(argv, command, work, alone=alone)

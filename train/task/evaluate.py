@@ -38,13 +38,13 @@ def evaluate_best(run: EndedRun, split: str) -> dict[str, float]:
 
 def validation(run: Run) -> Evaluation:
     """Makes the evaluation of the validation split for the loop; its programs are compiled ahead."""
-    size = placement.rounded_up(run.mesh, run.config.train.eval_batch_size)
+    size = placement.round_up(run.mesh, run.config.train.eval_batch_size)
     plan = plan_evaluation(run.opened.rows["validation"].lengths, run.lengths, size)
 
     def prepare(adapter: Any) -> None:
         for planned in first_of_each_length(plan):
             name = f"evaluation, {planned.length} tokens a row"
-            run.eval_step.prepare(name, adapter, run.adapted.base, make_batch(run, "validation", size, planned))
+            run.eval_step.prepare(name, adapter, run.adapted.base, place_batch(run, "validation", size, planned))
 
     return Evaluation(
         run=lambda adapter, check: evaluate(run, run.eval_step, adapter, run.adapted.base, "validation", check),
@@ -55,6 +55,6 @@ def validation(run: Run) -> Evaluation:
     )
 
 
-def make_batch(run: Run, split: str, size: int, planned: PlannedBatch) -> Any:
+def place_batch(run: Run, split: str, size: int, planned: PlannedBatch) -> Any:
     """Makes a planned batch of `size` rows on the run's devices."""
     return placement.put_batch(run.mesh, size, partial(run.task.batch, run.opened, split, planned, size))

@@ -59,7 +59,7 @@ def _write_small(run: EndedRun, predicted: Any, facts: model_card.Facts | None) 
             return
         drop_older(run.folder, {"merged": config.export.merged} | run.task.optional_files(config))
         metrics, rows = run.folder / "metrics.jsonl", len(opened.rows["validation"])
-        curves.plot(metrics, run.folder / "curves.png", opened.curve or opened.metric, run.folder.name, rows)
+        curves.plot_metrics(metrics, run.folder / "curves.png", opened.curve or opened.metric, run.folder.name, rows)
         if config.method == "lora":
             folder, base = run.folder / "adapter", base_name(config)
             adapter_and_merged.write_adapter(folder, run.adapted, small, opened.tokenizer, opened.label_entries, base)

@@ -13,7 +13,7 @@ from jlora.pretrained.load import abstract_base, example_batch
 from train.data.bucketing import bucket_lengths
 
 
-def require_fit(model: Any, ids: Mapping[str, np.ndarray], longest: int, remedy: str = "") -> None:
+def require_tokens_fit(model: Any, ids: Mapping[str, np.ndarray], longest: int, remedy: str = "") -> None:
     """Raises JloraError if the model does not accept the tokens of a split, or rows of `longest` tokens.
 
     Args:

@@ -66,16 +66,18 @@ def run(
     if not logging.getLogger().handlers:
         configure_logging()
     from train.cli.offline import choose  # these import JAX, which `import train.classify` does not
-    from train.devices.platform import settled
+    from train.devices.platform import settle_dtype
     from train.loop.loop import nothing
     from train.task import runner
 
     command = importlib.import_module(f"{folder}.config").COMMAND
     request = _request(command, config, overrides or {}, Flags(resume=resume, overwrite=overwrite))
-    task = _changed(importlib.import_module(f"{folder}.task").TASK, loss, metrics, wrap_model)
+    task = _replace_methods(importlib.import_module(f"{folder}.task").TASK, loss, metrics, wrap_model)
     resolved, is_offline = choose(request)
     try:
-        finished = runner.run(task, settled(resolved), request.flags, is_offline=is_offline, on_step=on_step or nothing)
+        finished = runner.run_task(
+            task, settle_dtype(resolved), request.flags, is_offline=is_offline, on_step=on_step or nothing
+        )
     except Stopped as stop:
         raise JloraError(f"{resolved.output_dir}: stopped ({stop}); resume=True goes on from there") from stop
     if finished is None:
@@ -111,7 +113,7 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _changed(
+def _replace_methods(
     task: TrainingTask,
     loss: Callable | None,
     metrics: Callable | None,

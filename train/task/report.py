@@ -10,12 +10,12 @@ from typing import Any
 import jlora
 from jlora.pretrained.locate import model_folder
 from train.artifacts.hub_upload import push
-from train.artifacts.model_card import Facts, Kind, model_card
+from train.artifacts.model_card import ExportKind, Facts, model_card
 from train.cli.signs_of_life import working
 from train.config.run_config import RunConfig
 from train.devices.processes import is_first
 from train.run import environment
-from train.run.folder import delete, exported_files, write_json
+from train.run.folder import delete, list_exported_files, write_json
 from train.sources.hub_names import data_hub_names, model_hub_names
 from train.task.protocol import EndedRun, Results
 
@@ -49,7 +49,7 @@ def facts(run: EndedRun, results: Results, **of_the_task: Any) -> Facts:
     )
 
 
-def write_card(run: EndedRun, facts: Facts | None, kind: Kind) -> None:
+def write_card(run: EndedRun, facts: Facts | None, kind: ExportKind) -> None:
     """Writes README.md in the run's adapter/ or merged/, if there are facts."""
     if facts is None or not is_first():
         return
@@ -80,17 +80,17 @@ def base_name(config: RunConfig) -> str:
     if model_hub_names(config):
         return config.model
     path = Path(model_folder(config.model)).resolve()
-    return path.name if config.hub.push and shipped(config) == "adapter" else str(path)
+    return path.name if config.hub.push and kind_to_upload(config) == "adapter" else str(path)
 
 
-def shipped(config: RunConfig) -> Kind:
+def kind_to_upload(config: RunConfig) -> ExportKind:
     """Returns the folder that is uploaded."""
     return "merged" if config.export.merged else "adapter"
 
 
-def place(config: RunConfig, folder: Path, kind: Kind) -> str:
+def place(config: RunConfig, folder: Path, kind: ExportKind) -> str:
     """Returns the name to load a folder of the run by: the hub's name if it is uploaded, else its path."""
-    pushed = config.hub.repo if config.hub.push and kind == shipped(config) else None
+    pushed = config.hub.repo if config.hub.push and kind == kind_to_upload(config) else None
     return pushed or str(folder / kind)
 
 
@@ -101,11 +101,11 @@ def conclude(config: RunConfig, folder: Path, report: dict[str, Any]) -> dict[st
     """
     if not is_first():
         return report
-    report = report | {"files": exported_files(folder)}
+    report = report | {"files": list_exported_files(folder)}
     # Also written before the upload: if the upload fails, the report must not be lost.
     write_json(folder / "report.json", report)
     if config.hub.push and config.hub.repo:
-        with working(f"uploading {shipped(config)}/ to {config.hub.repo}"):
-            report = report | {"pushed_to": push(folder / shipped(config), config.hub.repo, config.hub.private)}
+        with working(f"uploading {kind_to_upload(config)}/ to {config.hub.repo}"):
+            report = report | {"pushed_to": push(folder / kind_to_upload(config), config.hub.repo, config.hub.private)}
         write_json(folder / "report.json", report)
     return report

@@ -29,14 +29,14 @@ from train.run.lengths import lengths_of_run
 from train.run.recorder import Recorder
 from train.run.state import State
 from train.task import session
-from train.task.evaluate import make_batch, validation
+from train.task.evaluate import place_batch, validation
 from train.task.finish import finish
 from train.task.protocol import AnyOpened, EndedRun, Finished, Run, TrainingTask
 
 logger = logging.getLogger(__name__)
 
 
-def run(
+def run_task(
     task: TrainingTask[AnyConfig, AnyOpened],
     config: AnyConfig,
     flags: Flags,
@@ -107,7 +107,7 @@ def _loop(run: Run, training: Training, compiler: Compiler) -> tuple[Loop, State
     rows = TrainingRows(
         len(lengths),
         plan=lambda epoch: plan_epoch(lengths, run.lengths, size, config.seed, epoch),
-        batch=partial(make_batch, run, "train", size),
+        batch=partial(place_batch, run, "train", size),
         count=count,
         unit=run.task.unit,
         lengths=run.lengths,

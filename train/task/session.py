@@ -19,12 +19,12 @@ from train.config.run_config import RunConfig, length_key
 from train.devices import processes
 from train.devices.compilation import use_compilation_cache
 from train.loop.loop import Loop
-from train.loop.loop import run as train_steps
+from train.loop.loop import run_loop as train_steps
 from train.run import checkpoints, lock, manifest
 from train.run import folder as run_folder
 from train.run.best import Best
 from train.run.checkpoints import Checkpoint
-from train.run.lock import locked, require_free
+from train.run.lock import hold_lock, require_free
 from train.run.recorder import NoRecorder, Recorder, import_tracker
 from train.run.state import State
 from train.task.protocol import Opened
@@ -48,7 +48,7 @@ def is_to_run(config: RunConfig, flags: Flags) -> bool:
     use_compilation_cache()
     if processes.is_first():
         require_free(Path(config.output_dir))
-    if run_folder.check(config, flags) == "finished":
+    if run_folder.choose_action(config, flags) == "finished":
         logger.info(
             "%s: this run is finished, nothing to do. A larger %s trains it longer, a changed export.* exports it"
             " again, output_dir=FOLDER begins another run",
@@ -87,7 +87,7 @@ def train(
         processes.require_same(json.dumps(made_of[part], sort_keys=True), part)
     with (
         loop.compiler,
-        _claimed(config, flags, made_of, loop.per_epoch, opened.attention) as folder,
+        _claim_folder(config, flags, made_of, loop.per_epoch, opened.attention) as folder,
         checkpoints.open_checkpoints(folder / "checkpoints", config.train.keep_checkpoints) as manager,
     ):
         found = checkpoints.restore(manager, state)
@@ -111,7 +111,7 @@ def train(
 
 
 @contextmanager
-def _claimed(
+def _claim_folder(
     config: RunConfig, flags: Flags, made_of: dict[str, dict[str, str]], per_epoch: int, attention: dict[str, str]
 ) -> Iterator[Path]:
     """Locks and claims the run folder; with several processes, the first one does it for all."""
@@ -119,7 +119,7 @@ def _claimed(
     with ExitStack() as held:
         with processes.first_alone("claimed") as is_first:
             if is_first:
-                held.enter_context(locked(folder))
+                held.enter_context(hold_lock(folder))
                 if flags.resume and (folder / "config.yaml").exists():
                     run_folder.require_checkpoints(folder, per_epoch)
                     _require_same_run(folder, made_of)
@@ -133,7 +133,7 @@ def _claimed(
 def _require_same_run(folder: Path, made_of: dict[str, dict[str, str]]) -> None:
     file = folder / manifest.NAME
     if file.exists():
-        manifest.require_same(file, made_of)
+        manifest.require_same_inputs(file, made_of)
     elif any((folder / "checkpoints").glob("*")):
         logger.warning("%s: missing, so that base and data are not compared with those of the checkpoints", file)
 

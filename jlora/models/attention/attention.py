@@ -50,7 +50,7 @@ _OBSTACLES: ContextVar[dict[str, str | None] | None] = ContextVar("_OBSTACLES", 
 
 
 @contextmanager
-def recorded_obstacles() -> Iterator[dict[str, str | None]]:
+def record_obstacles() -> Iterator[dict[str, str | None]]:
     """Yields {kernel of FUSED: why it cannot compute one of the calls traced in the block; None if it can}."""
     found: dict[str, str | None] = {}
     token = _OBSTACLES.set(found)
@@ -113,13 +113,13 @@ def attention(
     def by_blocks(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         return blockwise_attention(options, query, key, value, key_bias, visibility, words)
 
-    def fused(name: str) -> Callable[..., jax.Array]:
+    def bind_kernel(name: str) -> Callable[..., jax.Array]:
         return lambda query, key, value: FUSED[name].compute(options, query, key, value, visibility)
 
-    return _chosen(visibility.kernel, obstacles, fused, by_blocks)(query, key, value)
+    return _choose_kernel(visibility.kernel, obstacles, bind_kernel, by_blocks)(query, key, value)
 
 
-def _chosen(kernel: str, obstacles: dict[str, str | None], fused: Callable, by_blocks: Callable) -> Callable:
+def _choose_kernel(kernel: str, obstacles: dict[str, str | None], fused: Callable, by_blocks: Callable) -> Callable:
     if kernel == "blockwise":
         return by_blocks
     if kernel in FUSED:

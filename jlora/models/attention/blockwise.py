@@ -115,7 +115,11 @@ def _forward(options: Options, *inputs: Any) -> tuple[jax.Array, tuple]:
         largest = jnp.maximum(sums.largest, scores.max(-2))
         p, shrink = jnp.exp(scores - largest[..., None, :]), jnp.exp(sums.largest - largest)
         total = sums.total * shrink + p.sum(-2)
-        p = p if words is None else jnp.where(_kept(options, grid, words, i, j), p / (1 - options.dropout_rate), 0)
+        p = (
+            p
+            if words is None
+            else jnp.where(_dropout_mask(options, grid, words, i, j), p / (1 - options.dropout_rate), 0)
+        )
         values = _block(v, j, grid.keys, -1)
         return _Sums(largest, total, sums.mixed * shrink[..., None, :] + _dot(values, p.astype(v.dtype), 1, 0))
 
@@ -161,7 +165,9 @@ def _backward(options: Options, kept: tuple, slope: jax.Array) -> tuple:
         p = jnp.exp(scores - _block(log_sums, i, grid.rows, -1)[..., None, :])
         dp, dropped = _dot(_block(v, j, grid.keys, -2), slopes, 1, 1), p
         if words is not None:
-            scaled = jnp.where(_kept(options, grid, words, i, j), jnp.float32(1 / (1 - options.dropout_rate)), 0)
+            scaled = jnp.where(
+                _dropout_mask(options, grid, words, i, j), jnp.float32(1 / (1 - options.dropout_rate)), 0
+            )
             dp, dropped = dp * scaled, p * scaled
         ds = p * (dp - _block(delta, i, grid.rows, -1)[..., None, :])
         dbias = None if bias is None else ds.reshape(*ds.shape[:-1], -1, grid.group).sum(-2)
@@ -175,10 +181,10 @@ def _backward(options: Options, kept: tuple, slope: jax.Array) -> tuple:
         shapes = jax.eval_shape(step, i, j)
         new = _where(is_seen, lambda: step(i, j), jax.tree.map(_zeros_like, shapes))
 
-        def added(x: jax.Array | None, more: Any, place: Any, at: jax.Array) -> Any:
+        def add_block(x: jax.Array | None, more: Any, place: Any, at: jax.Array) -> Any:
             return x if x is None else _with_block(x, _block(x, at, *place) + more, at, *place)
 
-        return _Slopes(*(added(*parts) for parts in zip(slopes, new, places, (i, j, j, j), strict=True)))
+        return _Slopes(*(add_block(*parts) for parts in zip(slopes, new, places, (i, j, j, j), strict=True)))
 
     zeros = _Slopes(jnp.swapaxes(q, -1, -2), k, v, bias)
     found = _over_pairs(grid, visibility, q, add, jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), zeros))
@@ -282,7 +288,7 @@ def _scores(
     return scores if seen is None else jnp.where(seen[:, None], scores, _HIDDEN), factor
 
 
-def _kept(options: Options, grid: _Grid, words: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
+def _dropout_mask(options: Options, grid: _Grid, words: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
     """Returns bool (B, K, keys, rows): the probabilities that `dropout` of all (B, H, T, S) keeps too."""
     row = np.arange(grid.rows)
     heads = np.arange(grid.key_heads)[:, None] * grid.group + row % grid.group
@@ -310,7 +316,7 @@ def _with_block(x: jax.Array, block: jax.Array, number: jax.Array, size: int, ax
 def _rows_of(x: jax.Array, grid: _Grid) -> jax.Array:
     """Reshapes (B, T, H, D) to (B, K, R, D): the queries of a group are adjacent; zeros pad the last block."""
     rows = x.reshape(grid.batch, grid.length, grid.key_heads, grid.group, -1).transpose(0, 2, 1, 3, 4)
-    return _filled(rows, grid.queries).reshape(grid.batch, grid.key_heads, -1, x.shape[-1])
+    return _pad_length(rows, grid.queries).reshape(grid.batch, grid.key_heads, -1, x.shape[-1])
 
 
 def _from_rows(x: jax.Array, grid: _Grid) -> jax.Array:
@@ -320,7 +326,7 @@ def _from_rows(x: jax.Array, grid: _Grid) -> jax.Array:
 
 def _slots_of(x: jax.Array, grid: _Grid) -> jax.Array:
     """Transposes (B, S, K, D) to (B, K, S, D); zeros pad the last block."""
-    return _filled(x.transpose(0, 2, 1, 3), grid.keys)
+    return _pad_length(x.transpose(0, 2, 1, 3), grid.keys)
 
 
 def _from_slots(x: jax.Array, grid: _Grid) -> jax.Array:
@@ -331,14 +337,14 @@ def _bias_of(bias: jax.Array | None, grid: _Grid) -> jax.Array | None:
     """Reshapes float32 (B, H, S) to (B, K, S, group); zeros pad the last block."""
     if bias is None:
         return None
-    return _filled(bias.reshape(grid.batch, grid.key_heads, grid.group, -1).swapaxes(2, 3), grid.keys)
+    return _pad_length(bias.reshape(grid.batch, grid.key_heads, grid.group, -1).swapaxes(2, 3), grid.keys)
 
 
 def _from_bias(x: jax.Array, grid: _Grid) -> jax.Array:
     return x[:, :, : grid.slots].swapaxes(2, 3).reshape(grid.batch, grid.heads, grid.slots)
 
 
-def _filled(x: jax.Array, size: int) -> jax.Array:
+def _pad_length(x: jax.Array, size: int) -> jax.Array:
     """Pads x (B, K, length, ...) with zeros, so that length becomes a multiple of `size`."""
     missing = -x.shape[2] % size
     return x if not missing else jnp.pad(x, [(0, missing) if axis == 2 else (0, 0) for axis in range(x.ndim)])

@@ -62,7 +62,7 @@ def cudnn_attention(
         return _whole_rows(options, visibility, None, query, key, value)
     if visibility.packed:
         lengths, starts, fits = _texts(visibility.query_segments, visibility.key_segments)
-        fused = partial(_packed_rows, options, visibility, lengths, starts)
+        fused = partial(_attend_packed, options, visibility, lengths, starts)
     else:
         lengths, fits = _prefixes(visibility.key_segments)
         fused = partial(_whole_rows, options, visibility, lengths)
@@ -98,7 +98,7 @@ def _whole_rows(
     )
 
 
-def _packed_rows(
+def _attend_packed(
     options: Options,
     visibility: Visibility,
     lengths: jax.Array,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jlora.errors import JloraError, nearest
-from jlora.models.mesh_ops import by_rows, gathered_table, keep, product, remat_layer
+from jlora.models.mesh_ops import by_rows, gather_table, keep, product, remat_layer
 from jlora.ops.dropout import dropout
 from jlora.ops.products import dot_general
 
@@ -104,7 +104,7 @@ def dense(config: Any, features: int, dtype: Any, name: str | None = None, *, us
 class Embed(nn.Embed):
     """A lookup table, float32 (rows, features): ids (B, ...) to (B, ..., features), and back to scores of each row."""
 
-    promote_dtype: Any = gathered_table
+    promote_dtype: Any = gather_table
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         return by_rows(super().__call__(inputs))
@@ -146,18 +146,18 @@ def standardize(x: jax.Array, epsilon: float) -> jax.Array:
 
     The backward pass keeps only the result and the inverse deviations.
     """
-    return _standardized(x, epsilon)[0]
+    return _standardize(x, epsilon)[0]
 
 
 @standardize.defjvp
 def _standardize_jvp(epsilon: float, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    y, inverse_deviation = _standardized(primals[0], epsilon)
+    y, inverse_deviation = _standardize(primals[0], epsilon)
     (t,) = tangents
     mean, slope = t.mean(-1, keepdims=True), (t * y).mean(-1, keepdims=True)
     return y, inverse_deviation * (t - mean - y * slope)
 
 
-def _standardized(x: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
+def _standardize(x: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
     centered = x - x.mean(-1, keepdims=True)
     inverse_deviation = jax.lax.rsqrt((centered * centered).mean(-1, keepdims=True) + epsilon)
     return centered * inverse_deviation, inverse_deviation

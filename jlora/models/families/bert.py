@@ -97,10 +97,10 @@ class BertEmbeddings(nn.Module):
         config, ids = self.config, batch["input_ids"]
         require_length(ids.shape[1], config.max_position_embeddings)
         positions = jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32)[None, :], ids.shape)
-        return embed(config, batch, positions, self.dtype, position_padding_row=None, module=self)
+        return sum_embeddings(config, batch, positions, self.dtype, position_padding_row=None, module=self)
 
 
-def embed(
+def sum_embeddings(
     config: Any,
     batch: dict[str, jax.Array],
     positions: jax.Array,

@@ -8,14 +8,14 @@ import jax
 from flax import linen as nn
 
 from jlora.models.blocks.layers import LayerNorm, dense, drop, scan_decoder_layers
-from jlora.models.causal_lm import LanguageModel
-from jlora.models.families.gpt_like import MLP, FusedAttention, Shared, alibi, embed, run_layers
+from jlora.models.causal_lm import CausalLanguageModel
+from jlora.models.families.gpt_like import MLP, FusedAttention, Shared, alibi, lookup_table, run_layers
 from jlora.models.family import Family
-from jlora.models.kv_cache import Cache, Slots, opened, visible
+from jlora.models.kv_cache import Cache, Slots, mark_tokens_valid, visible
 
 
-class BloomForCausalLM(LanguageModel):
-    """`LanguageModel` without position embeddings; ALiBi uses `position_ids`.
+class BloomForCausalLM(CausalLanguageModel):
+    """`CausalLanguageModel` without position embeddings; ALiBi uses `position_ids`.
 
     Parameters:
 
@@ -27,7 +27,7 @@ class BloomForCausalLM(LanguageModel):
     """
 
     def setup(self) -> None:
-        self.transformer = Transformer(self.config, self.dtype, self.remat, self.attention)
+        self.transformer = BloomModel(self.config, self.dtype, self.remat, self.attention)
         if not self.config.tie_word_embeddings:
             self.lm_head = dense(self.config, self.config.vocab_size, self.dtype, use_bias=False)
 
@@ -35,7 +35,7 @@ class BloomForCausalLM(LanguageModel):
         return self.transformer.word_embeddings
 
 
-class Transformer(nn.Module):
+class BloomModel(nn.Module):
     """The decoder: (batch, cache or None) -> (normalized last hidden states (B, T, hidden), extended cache)."""
 
     config: Any
@@ -45,13 +45,13 @@ class Transformer(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        self.word_embeddings = embed(config, config.vocab_size, config.hidden_size, self.dtype)
+        self.word_embeddings = lookup_table(config, config.vocab_size, config.hidden_size, self.dtype)
         self.word_embeddings_layernorm = LayerNorm(config.layer_norm_epsilon, self.dtype)
-        self.h = scan_decoder_layers(Block, config.n_layer, remat=self.remat)(config, self.dtype)
+        self.h = scan_decoder_layers(BloomBlock, config.n_layer, remat=self.remat)(config, self.dtype)
         self.ln_f = LayerNorm(config.layer_norm_epsilon, self.dtype)
 
     def __call__(self, batch: dict[str, jax.Array], cache: Cache | None = None) -> tuple[jax.Array, Any]:
-        cache = cache and opened(cache, batch)
+        cache = cache and mark_tokens_valid(cache, batch)
         slopes = alibi(batch, cache, self.config.n_head)
         shared = Shared(visible(batch, None, cache, self.attention), cache and cache.length, alibi=slopes)
         x = self.word_embeddings_layernorm(self.word_embeddings(batch["input_ids"]))
@@ -59,7 +59,7 @@ class Transformer(nn.Module):
         return self.ln_f(x), cache
 
 
-class Block(nn.Module):
+class BloomBlock(nn.Module):
     """One layer, as a step of a scan: (x (B, T, hidden), shared, its slots or None) -> (x, its slots)."""
 
     config: Any

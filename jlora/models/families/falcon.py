@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jlora.models.blocks.layers import LayerNorm, dense, drop, scan_decoder_layers
-from jlora.models.causal_lm import LanguageModel
-from jlora.models.families.gpt_like import MLP, FusedAttention, Shared, alibi, embed, rotary, run_layers
+from jlora.models.causal_lm import CausalLanguageModel
+from jlora.models.families.gpt_like import MLP, FusedAttention, Shared, alibi, lookup_table, rotary, run_layers
 from jlora.models.family import Family
-from jlora.models.kv_cache import Cache, Slots, opened, visible
+from jlora.models.kv_cache import Cache, Slots, mark_tokens_valid, visible
 
 
-class FalconForCausalLM(LanguageModel):
-    """`LanguageModel` with rotary positions or ALiBi.
+class FalconForCausalLM(CausalLanguageModel):
+    """`CausalLanguageModel` with rotary positions or ALiBi.
 
     Parameters:
 
@@ -30,7 +30,7 @@ class FalconForCausalLM(LanguageModel):
     """
 
     def setup(self) -> None:
-        self.transformer = Transformer(self.config, self.dtype, self.remat, self.attention)
+        self.transformer = FalconModel(self.config, self.dtype, self.remat, self.attention)
         if not self.config.tie_word_embeddings:
             self.lm_head = dense(self.config, self.config.vocab_size, self.dtype, use_bias=False)
 
@@ -42,7 +42,7 @@ class FalconForCausalLM(LanguageModel):
         return key_heads(self.config)
 
 
-class Transformer(nn.Module):
+class FalconModel(nn.Module):
     """The decoder: (batch, cache or None) -> (normalized last hidden states (B, T, hidden), extended cache)."""
 
     config: Any
@@ -52,16 +52,18 @@ class Transformer(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        self.word_embeddings = embed(config, config.vocab_size, config.hidden_size, self.dtype)
-        self.h = scan_decoder_layers(DecoderLayer, config.num_hidden_layers, remat=self.remat)(config, self.dtype)
+        self.word_embeddings = lookup_table(config, config.vocab_size, config.hidden_size, self.dtype)
+        self.h = scan_decoder_layers(FalconDecoderLayer, config.num_hidden_layers, remat=self.remat)(config, self.dtype)
         self.ln_f = LayerNorm(config.layer_norm_epsilon, self.dtype)
 
     def __call__(self, batch: dict[str, jax.Array], cache: Cache | None = None) -> tuple[jax.Array, Any]:
-        cache = cache and opened(cache, batch)
-        x, cache = run_layers(self.h, self.word_embeddings(batch["input_ids"]), self.shared(batch, cache), batch, cache)
+        cache = cache and mark_tokens_valid(cache, batch)
+        x, cache = run_layers(
+            self.h, self.word_embeddings(batch["input_ids"]), self.make_shared(batch, cache), batch, cache
+        )
         return self.ln_f(x), cache
 
-    def shared(self, batch: dict[str, jax.Array], cache: Cache | None) -> Shared:
+    def make_shared(self, batch: dict[str, jax.Array], cache: Cache | None) -> Shared:
         """Computes what all layers share; ALiBi is rounded and scaled as when the models were trained."""
         config, mask, start = self.config, visible(batch, None, cache, self.attention), cache and cache.length
         if config.alibi:
@@ -70,7 +72,7 @@ class Transformer(nn.Module):
         return Shared(mask, start, rotary(config, config.head_dim, batch, cache, self.dtype))
 
 
-class DecoderLayer(nn.Module):
+class FalconDecoderLayer(nn.Module):
     """One layer, as a step of a scan: (x (B, T, hidden), shared, its slots or None) -> (x, its slots)."""
 
     config: Any

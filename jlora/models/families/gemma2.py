@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from jlora.models.families.llama_like import CausalLM, Kind
+from jlora.models.families.llama_like import CausalLM, DecoderOptions
 from jlora.models.family import decoder_family
 
 
 class Gemma2ForCausalLM(CausalLM):
     """`CausalLM` with Gemma's embeddings and norms, and soft caps on scores and logits."""
 
-    def kind(self) -> Kind:
+    def kind(self) -> DecoderOptions:
         config: Any = self.config
-        return Kind(
+        return DecoderOptions(
             qkv_bias=config.attention_bias,
             output_bias=config.attention_bias,
             output_norms=True,

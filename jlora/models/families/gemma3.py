@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from jlora.models.families.llama_like import CausalLM, Kind
+from jlora.models.families.llama_like import CausalLM, DecoderOptions
 from jlora.models.family import decoder_family
 
 
 class Gemma3ForCausalLM(CausalLM):
     """`CausalLM` with Gemma 2's norms; layers with a window have their own rotary frequencies."""
 
-    def kind(self) -> Kind:
+    def kind(self) -> DecoderOptions:
         config: Any = self.config
-        return Kind(
+        return DecoderOptions(
             qkv_bias=config.attention_bias,
             output_bias=config.attention_bias,
             qk_norm=True,

@@ -18,14 +18,14 @@ from jlora.models.blocks.layers import (
     require_length,
     scan_decoder_layers,
 )
-from jlora.models.causal_lm import LanguageModel
-from jlora.models.families.gpt_like import Shared, attend, embed, run_layers
+from jlora.models.causal_lm import CausalLanguageModel
+from jlora.models.families.gpt_like import Shared, attend, lookup_table, run_layers
 from jlora.models.family import Family
-from jlora.models.kv_cache import Cache, Slots, opened, token_positions, visible
+from jlora.models.kv_cache import Cache, Slots, mark_tokens_valid, token_positions, visible
 
 
-class GPT2LMHeadModel(LanguageModel):
-    """`LanguageModel` whose layers store their kernels as (in, out).
+class GPT2LMHeadModel(CausalLanguageModel):
+    """`CausalLanguageModel` whose layers store their kernels as (in, out).
 
     Parameters:
 
@@ -35,12 +35,12 @@ class GPT2LMHeadModel(LanguageModel):
     """
 
     def setup(self) -> None:
-        self.transformer = Transformer(self.config, self.dtype, self.remat, self.attention)
+        self.transformer = GPT2Model(self.config, self.dtype, self.remat, self.attention)
         if not self.config.tie_word_embeddings:
             self.lm_head = dense(self.config, self.config.vocab_size, self.dtype, use_bias=False)
 
 
-class Transformer(nn.Module):
+class GPT2Model(nn.Module):
     """The decoder: (batch, cache or None) -> (normalized last hidden states (B, T, hidden), extended cache)."""
 
     config: Any
@@ -50,14 +50,14 @@ class Transformer(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        self.wte = embed(config, config.vocab_size, config.n_embd, self.dtype)
-        self.wpe = embed(config, config.n_positions, config.n_embd, self.dtype)
-        self.h = scan_decoder_layers(Block, config.n_layer, remat=self.remat)(config, self.dtype)
+        self.wte = lookup_table(config, config.vocab_size, config.n_embd, self.dtype)
+        self.wpe = lookup_table(config, config.n_positions, config.n_embd, self.dtype)
+        self.h = scan_decoder_layers(GPT2Block, config.n_layer, remat=self.remat)(config, self.dtype)
         self.ln_f = LayerNorm(config.layer_norm_epsilon, self.dtype)
 
     def __call__(self, batch: dict[str, jax.Array], cache: Cache | None = None) -> tuple[jax.Array, Any]:
         require_length(batch["input_ids"].shape[1], self.config.n_positions)
-        cache = cache and opened(cache, batch)
+        cache = cache and mark_tokens_valid(cache, batch)
         x = self.wte(batch["input_ids"]) + self.wpe(token_positions(batch, cache))
         x = drop(self, x, self.config.embd_pdrop)
         shared = Shared(visible(batch, None, cache, self.attention), cache and cache.length)
@@ -65,7 +65,7 @@ class Transformer(nn.Module):
         return self.ln_f(x), cache
 
 
-class Block(nn.Module):
+class GPT2Block(nn.Module):
     """One layer, as a step of a scan: ((x (B, T, hidden), its number), shared, slots) -> ((x, next number), slots)."""
 
     config: Any
@@ -76,13 +76,13 @@ class Block(nn.Module):
         x, number = carry
         epsilon = self.config.layer_norm_epsilon
         normed = LayerNorm(epsilon, self.dtype, name="ln_1")(x)
-        mixed, slots = SelfAttention(self.config, self.dtype, name="attn")(normed, number, shared, slots)
+        mixed, slots = GPT2Attention(self.config, self.dtype, name="attn")(normed, number, shared, slots)
         x = x + mixed
-        x = x + MLP(self.config, self.dtype, name="mlp")(LayerNorm(epsilon, self.dtype, name="ln_2")(x))
+        x = x + GPT2MLP(self.config, self.dtype, name="mlp")(LayerNorm(epsilon, self.dtype, name="ln_2")(x))
         return (x, number + 1), slots
 
 
-class SelfAttention(nn.Module):
+class GPT2Attention(nn.Module):
     """Attention that computes query, key and value in one product: (B, T, hidden) to the same."""
 
     config: Any
@@ -104,7 +104,7 @@ class SelfAttention(nn.Module):
         return drop(self, mixed, config.resid_pdrop), slots
 
 
-class MLP(nn.Module):
+class GPT2MLP(nn.Module):
     """The MLP c_proj(act(c_fc(x))): (B, T, hidden) to the same."""
 
     config: Any

@@ -14,7 +14,7 @@ from jlora.models.attention.attention import attention
 from jlora.models.attention.visibility import Visibility
 from jlora.models.blocks.layers import Embed, activation, dense, normal, require_length
 from jlora.models.blocks.rotary import longest_row, rotary_frequencies, rotary_scale, rotate, rotate_pairs, rotation
-from jlora.models.kv_cache import Cache, Slots, closed, row_lengths, token_positions, written
+from jlora.models.kv_cache import Cache, Slots, row_lengths, store_slots, token_positions, update_slots
 from jlora.models.layers_apart import run_apart, weights_apart
 
 
@@ -34,7 +34,7 @@ class Shared(NamedTuple):
     alibi: jax.Array | None = None
 
 
-def embed(config: Any, rows: int, features: int, dtype: Any) -> Embed:
+def lookup_table(config: Any, rows: int, features: int, dtype: Any) -> Embed:
     """Makes an embedding table, float32 (rows, features), with outputs in `dtype`, initialised as Hugging Face's."""
     return Embed(rows, features, dtype=dtype, embedding_init=normal(config))
 
@@ -51,7 +51,7 @@ def run_layers(
         x, slots = run_apart([(single, weights) for weights in apart], x, shared, slots)
     else:
         x, slots = layers(x, shared, slots)
-    return x, closed(cache, slots, batch)
+    return x, store_slots(cache, slots, batch)
 
 
 def attend(
@@ -74,7 +74,7 @@ def attend(
     Returns:
       (the attention's output (B, T, H * D), the layer's slots with the new keys and values).
     """
-    key, value, slots = written(slots, key, value, shared.start)
+    key, value, slots = update_slots(slots, key, value, shared.start)
     dropout_key = module.make_rng("dropout") if dropout_rate and module.has_rng("dropout") else None
     mixed = attention(
         query,

@@ -10,14 +10,14 @@ from flax import linen as nn
 from jlora.errors import JloraError
 from jlora.models.blocks.layer_pattern import apply_layers
 from jlora.models.blocks.layers import LayerNorm, dense, drop, require_length
-from jlora.models.causal_lm import LanguageModel
-from jlora.models.families.gpt_like import MLP, SelfAttention, Shared, embed
+from jlora.models.causal_lm import CausalLanguageModel
+from jlora.models.families.gpt_like import MLP, SelfAttention, Shared, lookup_table
 from jlora.models.family import Family
-from jlora.models.kv_cache import Cache, Slots, closed, opened, token_positions, visible
+from jlora.models.kv_cache import Cache, Slots, mark_tokens_valid, store_slots, token_positions, visible
 
 
-class GPTNeoForCausalLM(LanguageModel):
-    """`LanguageModel` with alternating global and local attention, in two stacks of layers, `h_0_of_2` and `h_1_of_2`.
+class GPTNeoForCausalLM(CausalLanguageModel):
+    """`CausalLanguageModel` with global and local attention in turn, in two stacks of layers: `h_0_of_2`, `h_1_of_2`.
 
     Parameters:
 
@@ -28,12 +28,12 @@ class GPTNeoForCausalLM(LanguageModel):
     """
 
     def setup(self) -> None:
-        self.transformer = Transformer(self.config, self.dtype, self.remat, self.attention)
+        self.transformer = GPTNeoModel(self.config, self.dtype, self.remat, self.attention)
         if not self.config.tie_word_embeddings:
             self.lm_head = dense(self.config, self.config.vocab_size, self.dtype, use_bias=False)
 
 
-class Transformer(nn.Module):
+class GPTNeoModel(nn.Module):
     """The decoder: (batch, cache or None) -> (normalized last hidden states (B, T, hidden), extended cache)."""
 
     config: Any
@@ -43,27 +43,27 @@ class Transformer(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        self.wte = embed(config, config.vocab_size, config.hidden_size, self.dtype)
-        self.wpe = embed(config, config.max_position_embeddings, config.hidden_size, self.dtype)
+        self.wte = lookup_table(config, config.vocab_size, config.hidden_size, self.dtype)
+        self.wpe = lookup_table(config, config.max_position_embeddings, config.hidden_size, self.dtype)
         self.ln_f = LayerNorm(config.layer_norm_epsilon, self.dtype)
 
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array], cache: Cache | None = None) -> tuple[jax.Array, Any]:
         config = self.config
         require_length(batch["input_ids"].shape[1], config.max_position_embeddings)
-        cache = cache and opened(cache, batch)
+        cache = cache and mark_tokens_valid(cache, batch)
         shared = {
             layer_type: Shared(visible(batch, window, cache, self.attention), cache and cache.length)
             for layer_type, window in (("global", None), ("local", config.window_size))
         }
         x = self.wte(batch["input_ids"]) + self.wpe(token_positions(batch, cache))
         x = drop(self, x, config.embed_dropout)
-        types, slots = layer_types(config), cache and Slots(cache.keys, cache.values)
-        x, slots = apply_layers(Block, (config, self.dtype), types, "h", x, shared, slots, remat=self.remat)
-        return self.ln_f(x), cache and closed(cache, slots, batch)
+        types, slots = attention_types(config), cache and Slots(cache.keys, cache.values)
+        x, slots = apply_layers(GPTNeoBlock, (config, self.dtype), types, "h", x, shared, slots, remat=self.remat)
+        return self.ln_f(x), cache and store_slots(cache, slots, batch)
 
 
-class Block(nn.Module):
+class GPTNeoBlock(nn.Module):
     """One layer: (x (B, T, hidden), {layer type: Shared}, its slots or None) -> (x, its slots)."""
 
     config: Any
@@ -95,7 +95,7 @@ class Attention(nn.Module):
         return attention(x, shared, slots)
 
 
-def layer_types(config: Any) -> list[str]:
+def attention_types(config: Any) -> list[str]:
     """Returns the type of each layer, "global" or "local".
 
     Raises:

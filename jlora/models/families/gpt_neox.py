@@ -8,14 +8,14 @@ import jax
 from flax import linen as nn
 
 from jlora.models.blocks.layers import LayerNorm, dense, drop, scan_decoder_layers
-from jlora.models.causal_lm import LanguageModel
-from jlora.models.families.gpt_like import MLP, FusedAttention, Shared, embed, rotary, run_layers
+from jlora.models.causal_lm import CausalLanguageModel
+from jlora.models.families.gpt_like import MLP, FusedAttention, Shared, lookup_table, rotary, run_layers
 from jlora.models.family import Family
-from jlora.models.kv_cache import Cache, Slots, opened, visible
+from jlora.models.kv_cache import Cache, Slots, mark_tokens_valid, visible
 
 
-class GPTNeoXForCausalLM(LanguageModel):
-    """`LanguageModel` whose head is called embed_out in checkpoints.
+class GPTNeoXForCausalLM(CausalLanguageModel):
+    """`CausalLanguageModel` whose head is called embed_out in checkpoints.
 
     Parameters:
 
@@ -26,7 +26,7 @@ class GPTNeoXForCausalLM(LanguageModel):
     """
 
     def setup(self) -> None:
-        self.gpt_neox = Decoder(self.config, self.dtype, self.remat, self.attention)
+        self.gpt_neox = GPTNeoXModel(self.config, self.dtype, self.remat, self.attention)
         if not self.config.tie_word_embeddings:
             self.lm_head = dense(self.config, self.config.vocab_size, self.dtype, use_bias=False)
 
@@ -37,7 +37,7 @@ class GPTNeoXForCausalLM(LanguageModel):
         return self.gpt_neox.embed_in
 
 
-class Decoder(nn.Module):
+class GPTNeoXModel(nn.Module):
     """The decoder: (batch, cache or None) -> (normalized last hidden states (B, T, hidden), extended cache)."""
 
     config: Any
@@ -47,12 +47,12 @@ class Decoder(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        self.embed_in = embed(config, config.vocab_size, config.hidden_size, self.dtype)
-        self.layers = scan_decoder_layers(Layer, config.num_hidden_layers, remat=self.remat)(config, self.dtype)
+        self.embed_in = lookup_table(config, config.vocab_size, config.hidden_size, self.dtype)
+        self.layers = scan_decoder_layers(GPTNeoXLayer, config.num_hidden_layers, remat=self.remat)(config, self.dtype)
         self.final_layer_norm = LayerNorm(config.layer_norm_eps, self.dtype)
 
     def __call__(self, batch: dict[str, jax.Array], cache: Cache | None = None) -> tuple[jax.Array, Any]:
-        config, cache = self.config, cache and opened(cache, batch)
+        config, cache = self.config, cache and mark_tokens_valid(cache, batch)
         share = config.rope_parameters.get("partial_rotary_factor", 1.0)
         width = int(config.hidden_size // config.num_attention_heads * share)
         turned = rotary(config, width, batch, cache, self.dtype)
@@ -62,7 +62,7 @@ class Decoder(nn.Module):
         return self.final_layer_norm(x), cache
 
 
-class Layer(nn.Module):
+class GPTNeoXLayer(nn.Module):
     """One layer, as a step of a scan: (x (B, T, hidden), shared, its slots or None) -> (x, its slots)."""
 
     config: Any

@@ -9,14 +9,14 @@ from flax import linen as nn
 
 from jlora.models.blocks.layers import LayerNorm, dense, drop, require_length, scan_decoder_layers
 from jlora.models.blocks.rotary import plain_frequencies, rotation
-from jlora.models.causal_lm import LanguageModel
-from jlora.models.families.gpt_like import MLP, SelfAttention, Shared, embed, run_layers
+from jlora.models.causal_lm import CausalLanguageModel
+from jlora.models.families.gpt_like import MLP, SelfAttention, Shared, lookup_table, run_layers
 from jlora.models.family import Family
-from jlora.models.kv_cache import Cache, Slots, opened, token_positions, visible
+from jlora.models.kv_cache import Cache, Slots, mark_tokens_valid, token_positions, visible
 
 
-class GPTJForCausalLM(LanguageModel):
-    """`LanguageModel` with a head that is not tied to the embedding.
+class GPTJForCausalLM(CausalLanguageModel):
+    """`CausalLanguageModel` with a head that is not tied to the embedding.
 
     Parameters:
 
@@ -26,11 +26,11 @@ class GPTJForCausalLM(LanguageModel):
     """
 
     def setup(self) -> None:
-        self.transformer = Transformer(self.config, self.dtype, self.remat, self.attention)
+        self.transformer = GPTJModel(self.config, self.dtype, self.remat, self.attention)
         self.lm_head = dense(self.config, self.config.vocab_size, self.dtype)
 
 
-class Transformer(nn.Module):
+class GPTJModel(nn.Module):
     """The decoder: (batch, cache or None) -> (normalized last hidden states (B, T, hidden), extended cache)."""
 
     config: Any
@@ -40,13 +40,13 @@ class Transformer(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        self.wte = embed(config, config.vocab_size, config.n_embd, self.dtype)
-        self.h = scan_decoder_layers(Block, config.n_layer, remat=self.remat)(config, self.dtype)
+        self.wte = lookup_table(config, config.vocab_size, config.n_embd, self.dtype)
+        self.h = scan_decoder_layers(GPTJBlock, config.n_layer, remat=self.remat)(config, self.dtype)
         self.ln_f = LayerNorm(config.layer_norm_epsilon, self.dtype)
 
     def __call__(self, batch: dict[str, jax.Array], cache: Cache | None = None) -> tuple[jax.Array, Any]:
         require_length(batch["input_ids"].shape[1], self.config.n_positions)
-        cache = cache and opened(cache, batch)
+        cache = cache and mark_tokens_valid(cache, batch)
         frequencies = plain_frequencies(10000.0, self.config.rotary_dim)
         turned = rotation(token_positions(batch, cache), frequencies, self.dtype)
         shared = Shared(visible(batch, None, cache, self.attention), cache and cache.length, turned)
@@ -55,7 +55,7 @@ class Transformer(nn.Module):
         return self.ln_f(x), cache
 
 
-class Block(nn.Module):
+class GPTJBlock(nn.Module):
     """One layer, as a step of a scan: (x (B, T, hidden), shared, its slots or None) -> (x, its slots)."""
 
     config: Any

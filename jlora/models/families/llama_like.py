@@ -17,15 +17,24 @@ from jlora.models.attention.visibility import Visibility
 from jlora.models.blocks.layer_pattern import apply_layers
 from jlora.models.blocks.layers import Embed, activation, dense, drop, require_length
 from jlora.models.blocks.rotary import longest_row, rotary_frequencies, rotary_scale, rotate, rotation
-from jlora.models.causal_lm import LanguageModel
-from jlora.models.kv_cache import Cache, Slots, closed, opened, row_lengths, token_positions, visible, written
+from jlora.models.causal_lm import CausalLanguageModel
+from jlora.models.kv_cache import (
+    Cache,
+    Slots,
+    mark_tokens_valid,
+    row_lengths,
+    store_slots,
+    token_positions,
+    update_slots,
+    visible,
+)
 from jlora.models.mesh_ops import by_heads
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
 @dataclass(frozen=True)
-class Kind:
+class DecoderOptions:
     """The options in which Llama-like families differ.
 
     Attributes:
@@ -61,7 +70,7 @@ class Kind:
     residual_dropout: float = 0.0
 
 
-class Shared(NamedTuple):
+class SharedByType(NamedTuple):
     """Values that all layers of a type share in a call.
 
     Attributes:
@@ -75,8 +84,8 @@ class Shared(NamedTuple):
     start: jax.Array | None
 
 
-class CausalLM(LanguageModel):
-    """`LanguageModel` with Llama's structure. Parameters:
+class CausalLM(CausalLanguageModel):
+    """`CausalLanguageModel` with Llama's structure. Parameters:
 
         model/embed_tokens/embedding
         model/layers/self_attn/{q_proj,k_proj,v_proj,o_proj}/kernel, {input,post_attention}_layernorm/scale
@@ -86,9 +95,9 @@ class CausalLM(LanguageModel):
     If types of layers alternate, `layers` are several stacks: see `layer_pattern.apply_layers`.
     """
 
-    def kind(self) -> Kind:
+    def kind(self) -> DecoderOptions:
         """Returns the options of this family."""
-        return Kind()
+        return DecoderOptions()
 
     def setup(self) -> None:
         self.model = Decoder(self.config, self.dtype, self.remat, self.attention, self.kind())
@@ -121,7 +130,7 @@ class Decoder(nn.Module):
     dtype: Any
     remat: bool
     attention: str
-    kind: Kind
+    kind: DecoderOptions
 
     def setup(self) -> None:
         config = self.config
@@ -133,23 +142,23 @@ class Decoder(nn.Module):
     def __call__(self, batch: dict[str, jax.Array], cache: Cache | None = None) -> tuple[jax.Array, Any]:
         ids, types = batch["input_ids"], layer_types(self.config, self.kind)
         require_length(ids.shape[1], longest_row(self.config))
-        cache = cache and opened(cache, batch)
+        cache = cache and mark_tokens_valid(cache, batch)
         hidden = self.embed_tokens(ids)
         if self.kind.scaled_embedding:
             hidden = hidden * jnp.asarray(self.config.hidden_size**0.5, hidden.dtype)
-        shared = {layer_type: self.shared(batch, cache, layer_type) for layer_type in sorted(set(types))}
+        shared = {layer_type: self.make_shared(batch, cache, layer_type) for layer_type in sorted(set(types))}
         slots = cache and Slots(cache.keys, cache.values)
         fields = (self.config, self.dtype, self.kind)
         hidden, slots = apply_layers(DecoderLayer, fields, types, "layers", hidden, shared, slots, remat=self.remat)
-        return self.norm(hidden), cache and closed(cache, slots, batch)
+        return self.norm(hidden), cache and store_slots(cache, slots, batch)
 
-    def shared(self, batch: dict[str, jax.Array], cache: Cache | None, layer_type: str) -> Shared:
+    def make_shared(self, batch: dict[str, jax.Array], cache: Cache | None, layer_type: str) -> SharedByType:
         """Computes the values that all layers of a type share."""
         config, width = self.config, int(head_width(self.config) * self.kind.rotary_share)
         frequencies = rotary_frequencies(config, width, row_lengths(batch, cache), layer_type)
         scale = rotary_scale(config, layer_type)
         window = config.sliding_window if layer_type == "sliding_attention" else None
-        return Shared(
+        return SharedByType(
             rotation(token_positions(batch, cache), frequencies, self.dtype, scale),
             visible(batch, window, cache, self.attention),
             cache and cache.length,
@@ -161,18 +170,20 @@ class DecoderLayer(nn.Module):
 
     config: Any
     dtype: Any
-    kind: Kind
+    kind: DecoderOptions
     layer_type: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, shared: dict[str, Shared], slots: Slots | None) -> tuple[jax.Array, Slots | None]:
+    def __call__(
+        self, x: jax.Array, shared: dict[str, SharedByType], slots: Slots | None
+    ) -> tuple[jax.Array, Slots | None]:
         kind, own = self.kind, shared[self.layer_type]
 
         def norm(name: str, x: jax.Array) -> jax.Array:
             return RMSNorm(self.config.rms_norm_eps, self.dtype, kind.norm_offset, name=name)(x)
 
         normed = norm("input_layernorm", x)
-        mixed, slots = SelfAttention(self.config, self.dtype, kind, name="self_attn")(normed, own, slots)
+        mixed, slots = GroupedQueryAttention(self.config, self.dtype, kind, name="self_attn")(normed, own, slots)
         if kind.output_norms:
             mixed = norm("post_attention_layernorm", mixed)
         x = x + drop(self, mixed, kind.residual_dropout)
@@ -183,25 +194,25 @@ class DecoderLayer(nn.Module):
         return x + drop(self, found, kind.residual_dropout), slots
 
 
-class SelfAttention(nn.Module):
+class GroupedQueryAttention(nn.Module):
     """Rotary grouped-query attention: several query heads share a key and value head."""
 
     config: Any
     dtype: Any
-    kind: Kind
+    kind: DecoderOptions
 
     @nn.compact
-    def __call__(self, x: jax.Array, shared: Shared, slots: Slots | None) -> tuple[jax.Array, Slots | None]:
+    def __call__(self, x: jax.Array, shared: SharedByType, slots: Slots | None) -> tuple[jax.Array, Slots | None]:
         kind, width = self.kind, head_width(self.config)
         counts = [self.config.num_attention_heads, *[self.config.num_key_value_heads] * 2]
         names = ["qkv_proj"] if kind.fused else ["q_proj", "k_proj", "v_proj"]
-        parts = projected(self, x, names, [count * width for count in counts], use_bias=kind.qkv_bias)
+        parts = project(self, x, names, [count * width for count in counts], use_bias=kind.qkv_bias)
         query, key, value = (by_heads(part.reshape(*x.shape[:-1], -1, width)) for part in parts)
         if kind.qk_norm:
             norm = partial(RMSNorm, self.config.rms_norm_eps, self.dtype, kind.norm_offset)
             query, key = norm(name="q_norm")(query), norm(name="k_norm")(key)
         query, key = rotate(query, *shared.rotation), rotate(key, *shared.rotation)
-        key, value, slots = written(slots, key, value, shared.start)
+        key, value, slots = update_slots(slots, key, value, shared.start)
         mixed = attention(
             query, key, value, shared.visibility, scale=kind.attention_scale, softcap=kind.attention_softcap
         ).reshape(*x.shape[:-1], -1)
@@ -214,18 +225,18 @@ class GatedMLP(nn.Module):
 
     config: Any
     dtype: Any
-    kind: Kind
+    kind: DecoderOptions
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kind = self.kind
         names = ["gate_up_proj"] if kind.fused else ["gate_proj", "up_proj"]
-        gate, up = projected(self, x, names, [self.config.intermediate_size] * 2, use_bias=kind.mlp_bias)
+        gate, up = project(self, x, names, [self.config.intermediate_size] * 2, use_bias=kind.mlp_bias)
         down = dense(self.config, self.config.hidden_size, self.dtype, "down_proj", use_bias=kind.mlp_bias)
         return down(activation(kind.activation or self.config.hidden_act)(gate) * up)
 
 
-def projected(module: Any, x: jax.Array, names: list[str], widths: list[int], *, use_bias: bool) -> list[jax.Array]:
+def project(module: Any, x: jax.Array, names: list[str], widths: list[int], *, use_bias: bool) -> list[jax.Array]:
     """Applies a dense layer for each name to x (B, T, hidden), or splits one layer's result: (B, T, width) each."""
 
     def product(name: str, width: int) -> jax.Array:
@@ -252,7 +263,7 @@ class RMSNorm(nn.Module):
         return (x * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(self.dtype)
 
 
-def layer_types(config: Any, kind: Kind) -> tuple[str, ...]:
+def layer_types(config: Any, kind: DecoderOptions) -> tuple[str, ...]:
     """Returns the type of each layer.
 
     Raises:

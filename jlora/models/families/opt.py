@@ -18,17 +18,17 @@ from jlora.models.blocks.layers import (
     scan_decoder_layers,
     standardize,
 )
-from jlora.models.causal_lm import LanguageModel
-from jlora.models.families.gpt_like import SelfAttention, Shared, embed, run_layers
+from jlora.models.causal_lm import CausalLanguageModel
+from jlora.models.families.gpt_like import SelfAttention, Shared, lookup_table, run_layers
 from jlora.models.family import Family
-from jlora.models.kv_cache import Cache, Slots, opened, token_positions, visible
+from jlora.models.kv_cache import Cache, Slots, mark_tokens_valid, token_positions, visible
 
 _FIRST_POSITION = 2
 _EPSILON = 1e-5
 
 
-class OPTForCausalLM(LanguageModel):
-    """`LanguageModel` whose positions, if the batch has none, count the tokens that are not padding.
+class OPTForCausalLM(CausalLanguageModel):
+    """`CausalLanguageModel` whose positions, if the batch has none, count the tokens that are not padding.
 
     Parameters:
 
@@ -60,10 +60,10 @@ class Model(nn.Module):
     attention: str
 
     def setup(self) -> None:
-        self.decoder = Decoder(self.config, self.dtype, self.remat, self.attention)
+        self.decoder = OPTDecoder(self.config, self.dtype, self.remat, self.attention)
 
 
-class Decoder(nn.Module):
+class OPTDecoder(nn.Module):
     """The decoder: (batch, cache or None) -> (normalized last hidden states (B, T, word_embed_proj_dim), cache)."""
 
     config: Any
@@ -74,17 +74,21 @@ class Decoder(nn.Module):
     def setup(self) -> None:
         config = self.config
         hidden, narrow = config.hidden_size, config.word_embed_proj_dim
-        self.embed_tokens = embed(config, config.vocab_size, narrow, self.dtype)
-        self.embed_positions = embed(config, config.max_position_embeddings + _FIRST_POSITION, hidden, self.dtype)
+        self.embed_tokens = lookup_table(config, config.vocab_size, narrow, self.dtype)
+        self.embed_positions = lookup_table(
+            config, config.max_position_embeddings + _FIRST_POSITION, hidden, self.dtype
+        )
         self.project_in = dense(config, hidden, self.dtype, use_bias=False) if narrow != hidden else _same
         self.project_out = dense(config, narrow, self.dtype, use_bias=False) if narrow != hidden else _same
-        self.layers = scan_decoder_layers(Layer, config.num_hidden_layers, remat=self.remat)(config, self.dtype)
+        self.layers = scan_decoder_layers(OPTDecoderLayer, config.num_hidden_layers, remat=self.remat)(
+            config, self.dtype
+        )
         normed = config.do_layer_norm_before and not config._remove_final_layer_norm
         self.final_layer_norm = norm(config, self.dtype) if normed else _same
 
     def __call__(self, batch: dict[str, jax.Array], cache: Cache | None = None) -> tuple[jax.Array, Any]:
         require_length(batch["input_ids"].shape[1], self.config.max_position_embeddings)
-        cache = cache and opened(cache, batch)
+        cache = cache and mark_tokens_valid(cache, batch)
         shared = Shared(visible(batch, None, cache, self.attention), cache and cache.length)
         x = self.project_in(self.embed_tokens(batch["input_ids"]))
         x = x + self.embed_positions(_positions(batch, cache) + _FIRST_POSITION)
@@ -103,7 +107,7 @@ def _positions(batch: dict[str, jax.Array], cache: Cache | None) -> jax.Array:
     return jnp.maximum(jnp.cumsum(batch["attention_mask"], axis=1, dtype=jnp.int32) - 1, 0)
 
 
-class Layer(nn.Module):
+class OPTDecoderLayer(nn.Module):
     """One layer, as a step of a scan: (x (B, T, hidden), shared, its slots or None) -> (x, its slots)."""
 
     config: Any

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from jlora.models.families.llama_like import CausalLM, Kind
+from jlora.models.families.llama_like import CausalLM, DecoderOptions
 from jlora.models.family import decoder_family
 
 
 class Qwen3ForCausalLM(CausalLM):
     """`CausalLM` that normalizes queries and keys head by head, with a window in the layers that the config names."""
 
-    def kind(self) -> Kind:
+    def kind(self) -> DecoderOptions:
         bias = self.config.attention_bias
-        return Kind(qkv_bias=bias, output_bias=bias, qk_norm=True, layer_types=tuple(self.config.layer_types))
+        return DecoderOptions(qkv_bias=bias, output_bias=bias, qk_norm=True, layer_types=tuple(self.config.layer_types))
 
 
 FAMILY = decoder_family(Qwen3ForCausalLM)

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from jlora.models.blocks.layers import dense, drop, require_length
 from jlora.models.families import bert
-from jlora.models.families.bert import BertEncoder, embed, head_dropout
+from jlora.models.families.bert import BertEncoder, head_dropout, sum_embeddings
 from jlora.models.family import Family
 
 if TYPE_CHECKING:
@@ -80,7 +80,9 @@ class RobertaEmbeddings(nn.Module):
         config, ids = self.config, batch["input_ids"]
         require_length(ids.shape[1], config.max_position_embeddings - config.pad_token_id - 1)
         positions = position_ids(ids, config.pad_token_id)
-        return embed(config, batch, positions, self.dtype, position_padding_row=config.pad_token_id, module=self)
+        return sum_embeddings(
+            config, batch, positions, self.dtype, position_padding_row=config.pad_token_id, module=self
+        )
 
 
 def position_ids(input_ids: jax.Array, padding: int) -> jax.Array:

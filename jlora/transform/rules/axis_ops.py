@@ -13,10 +13,10 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jlora.transform.adapted_weight import Factored, Role, Update
-from jlora.transform.quantized_weight import Deferred, formed
+from jlora.transform.quantized_weight import Deferred, materialize
 from jlora.transform.rules import deferred_moves as later
 
-Plan = tuple[tuple[tuple[int, ...], ...], Callable]
+AxisPlan = tuple[tuple[tuple[int, ...], ...], Callable]
 """Of one result: the sources of its dims among the old ones, and what to do to a factor, an array of the old dims, some
 of them of size 1."""
 
@@ -29,15 +29,15 @@ class AxisOp:
       plan: (shape of the weight, parameters, other operands) -> a Plan for each result, or None if there is no rule.
       defer: (quantized weight, parameters, other operands) -> the results, dequantized later, or None. Without it the
         weight is dequantized here.
-      cuts: whether it keeps all axes, and one of which a single place is left counts as picked.
+      cuts: whether it keeps all axes; an axis that it cuts to a single place then counts as picked.
     """
 
-    plan: Callable[[tuple[int, ...], dict, list], list[Plan] | None]
+    plan: Callable[[tuple[int, ...], dict, list], list[AxisPlan] | None]
     defer: Callable[[Deferred, dict, list], list[Deferred] | None] | None = None
     cuts: bool = False
 
 
-def moved(value: Factored, run: Callable, name: str, params: dict, others: list) -> list[Factored] | None:
+def move_axes(value: Factored, run: Callable, name: str, params: dict, others: list) -> list[Factored] | None:
     """Applies a primitive that only moves, drops, adds or casts axes; returns None if it has no rule.
 
     Args:
@@ -49,15 +49,15 @@ def moved(value: Factored, run: Callable, name: str, params: dict, others: list)
     if rule is None or plans is None:
         return None
     deferred = rule.defer(value.weight, params, others) if rule.defer and isinstance(value.weight, Deferred) else None
-    weights = run(formed(value.weight)) if deferred is None else deferred
+    weights = run(materialize(value.weight)) if deferred is None else deferred
     if name == "reshape":
-        value = _spread_before_merging(value, params["new_sizes"])
-    results = [_moved(value, weight, rule.cuts, *plan) for weight, plan in zip(weights, plans, strict=True)]
+        value = _broadcast_before_merging(value, params["new_sizes"])
+    results = [_move_value(value, weight, rule.cuts, *plan) for weight, plan in zip(weights, plans, strict=True)]
     known = [result for result in results if result is not None]
     return known if len(known) == len(results) else None
 
 
-def _moved(
+def _move_value(
     value: Factored, weight: jax.Array | Deferred, cuts: bool, sources: tuple, apply: Callable
 ) -> Factored | None:
     if cuts:
@@ -65,7 +65,7 @@ def _moved(
     else:
         kept = {dim for dims in sources for dim in dims}
         cut = [dim for dim, size in enumerate(value.shape) if size > 1 and dim not in kept]
-    updates = [_moved_update(update, sources, cut, apply) for update in value.updates]
+    updates = [_move_update(update, sources, cut, apply) for update in value.updates]
     gain = None if value.gain is None else apply(value.gain)
     known = [update for update in updates if update is not None]
     if len(known) < len(updates) or (gain is None) != (value.gain is None):
@@ -75,7 +75,7 @@ def _moved(
     return Factored(weight, tuple(known), gain)
 
 
-def _moved_update(update: Update, sources: tuple, cut: list[int], apply: Callable) -> Update | None:
+def _move_update(update: Update, sources: tuple, cut: list[int], apply: Callable) -> Update | None:
     a, b = (None if factor is None else jax.vmap(apply)(factor) for factor in (update.a, update.b))
     if update.has_factors and (a is None or b is None):
         return None
@@ -84,19 +84,19 @@ def _moved_update(update: Update, sources: tuple, cut: list[int], apply: Callabl
     return dataclasses.replace(update, a=a, b=b, axes=axes, picked=picked)
 
 
-def _same(shape: tuple[int, ...], apply: Callable) -> list[Plan]:
+def _same(shape: tuple[int, ...], apply: Callable) -> list[AxisPlan]:
     return [(tuple((dim,) for dim in range(len(shape))), apply)]
 
 
-def _unchanged(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+def _keep_axes(shape: tuple[int, ...], params: dict, others: list) -> list[AxisPlan]:
     return _same(shape, lambda x: x)
 
 
-def _stop_gradient(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+def _stop_gradient(shape: tuple[int, ...], params: dict, others: list) -> list[AxisPlan]:
     return _same(shape, lax.stop_gradient)
 
 
-def _constrain(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+def _constrain(shape: tuple[int, ...], params: dict, others: list) -> list[AxisPlan]:
     sharding = params["sharding"]
     if not isinstance(sharding, NamedSharding):
         return _same(shape, lambda x: x)
@@ -109,7 +109,7 @@ def _constrain(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]
     return _same(shape, apply)
 
 
-def _reshard(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+def _reshard(shape: tuple[int, ...], params: dict, others: list) -> list[AxisPlan]:
     sharding = params["dst_sharding"]
     names = (*sharding.spec, *[None] * (len(shape) - len(sharding.spec)))
 
@@ -120,28 +120,28 @@ def _reshard(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
     return _same(shape, apply)
 
 
-def _cast(shape: tuple[int, ...], params: dict, others: list) -> list[Plan] | None:
+def _cast(shape: tuple[int, ...], params: dict, others: list) -> list[AxisPlan] | None:
     if not jnp.issubdtype(params["new_dtype"], jnp.floating):
         return None
     return _same(shape, lambda x: lax.convert_element_type(x, params["new_dtype"]))
 
 
-def _transpose(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+def _transpose(shape: tuple[int, ...], params: dict, others: list) -> list[AxisPlan]:
     permutation = params["permutation"]
     return [(tuple((dim,) for dim in permutation), lambda x: lax.transpose(x, permutation))]
 
 
-def _rev(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+def _rev(shape: tuple[int, ...], params: dict, others: list) -> list[AxisPlan]:
     return _same(shape, lambda x: lax.rev(x, params["dimensions"]))
 
 
-def _squeeze(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+def _squeeze(shape: tuple[int, ...], params: dict, others: list) -> list[AxisPlan]:
     dropped = {dim % len(shape) for dim in params["dimensions"]}
     kept = tuple((dim,) for dim in range(len(shape)) if dim not in dropped)
     return [(kept, lambda x: lax.squeeze(x, tuple(dropped)))]
 
 
-def _slice(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+def _slice(shape: tuple[int, ...], params: dict, others: list) -> list[AxisPlan]:
     starts, limits = params["start_indices"], params["limit_indices"]
     strides = params["strides"] or (1,) * len(shape)
 
@@ -157,7 +157,7 @@ def _slice(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
     return _same(shape, apply)
 
 
-def _dynamic_slice(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+def _dynamic_slice(shape: tuple[int, ...], params: dict, others: list) -> list[AxisPlan]:
     def apply(x: jax.Array) -> jax.Array:
         one = [x.shape[dim] == 1 for dim in range(len(shape))]
         starts = [jnp.zeros_like(i) if still else i for still, i in zip(one, others, strict=True)]
@@ -167,7 +167,7 @@ def _dynamic_slice(shape: tuple[int, ...], params: dict, others: list) -> list[P
     return _same(shape, apply)
 
 
-def _split(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+def _split(shape: tuple[int, ...], params: dict, others: list) -> list[AxisPlan]:
     axis, plans, start = params["axis"], [], 0
     for size in params["sizes"]:
         begin, end = [0] * len(shape), list(shape)
@@ -177,7 +177,7 @@ def _split(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
     return plans
 
 
-def _unstack(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+def _unstack(shape: tuple[int, ...], params: dict, others: list) -> list[AxisPlan]:
     axis = params["axis"]
     kept = tuple((dim,) for dim in range(len(shape)) if dim != axis)
     return [(kept, partial(_place, axis=axis, place=place)) for place in range(shape[axis])]
@@ -187,7 +187,7 @@ def _place(x: jax.Array, axis: int, place: int) -> jax.Array:
     return lax.index_in_dim(x, 0 if x.shape[axis] == 1 else place, axis, keepdims=False)
 
 
-def _broadcast(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]:
+def _broadcast(shape: tuple[int, ...], params: dict, others: list) -> list[AxisPlan]:
     target, dims = params["shape"], params["broadcast_dimensions"]
 
     def apply(x: jax.Array) -> jax.Array:
@@ -199,7 +199,7 @@ def _broadcast(shape: tuple[int, ...], params: dict, others: list) -> list[Plan]
     return [(tuple((dims.index(dim),) if dim in dims else () for dim in range(len(target))), apply)]
 
 
-def _reshape(shape: tuple[int, ...], params: dict, others: list) -> list[Plan] | None:
+def _reshape(shape: tuple[int, ...], params: dict, others: list) -> list[AxisPlan] | None:
     if params.get("dimensions") is not None:
         return None
     groups = _matching_groups(shape, params["new_sizes"])
@@ -217,7 +217,7 @@ def _reshape(shape: tuple[int, ...], params: dict, others: list) -> list[Plan] |
     return [(tuple(sources), apply)]
 
 
-def _spread_before_merging(value: Factored, new_sizes: tuple[int, ...]) -> Factored:
+def _broadcast_before_merging(value: Factored, new_sizes: tuple[int, ...]) -> Factored:
     """Broadcasts factors over repeated dims (`jnp.repeat`) that will be merged with a dim over which they vary."""
     if value.role is Role.OBSERVED:
         return value
@@ -226,13 +226,13 @@ def _spread_before_merging(value: Factored, new_sizes: tuple[int, ...]) -> Facto
     copies = {dim for dim in range(len(value.shape)) if all(factor.shape[dim] == 1 for factor in factors)}
     groups = [old for old, _ in _matching_groups(value.shape, new_sizes)]
 
-    def spread(x: jax.Array) -> jax.Array:
+    def broadcast(x: jax.Array) -> jax.Array:
         taken = {dim for old in groups if any(x.shape[dim] > 1 for dim in old) for dim in old}
         return jnp.broadcast_to(x, [value.shape[d] if d in taken & copies else x.shape[d] for d in range(x.ndim)])
 
-    pairs = [(update, [jax.vmap(spread)(factor) for factor in update.factors]) for update in value.updates]
+    pairs = [(update, [jax.vmap(broadcast)(factor) for factor in update.factors]) for update in value.updates]
     updates = (dataclasses.replace(update, a=a, b=b) for update, (a, b) in pairs)
-    return Factored(value.weight, tuple(updates), None if value.gain is None else spread(value.gain))
+    return Factored(value.weight, tuple(updates), None if value.gain is None else broadcast(value.gain))
 
 
 def _matching_groups(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:
@@ -254,21 +254,21 @@ def _matching_groups(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[l
     return groups
 
 
-def _unchanged_alone(shape: tuple[int, ...], params: dict, others: list) -> list[Plan] | None:
-    return None if others else _unchanged(shape, params, others)
+def _keep_axes_of_one(shape: tuple[int, ...], params: dict, others: list) -> list[AxisPlan] | None:
+    return None if others else _keep_axes(shape, params, others)
 
 
 AXIS_OPS: dict[str, AxisOp] = {
     "broadcast_in_dim": AxisOp(_broadcast),
     "convert_element_type": AxisOp(_cast, later.defer_cast),
-    "copy": AxisOp(_unchanged, later.defer_nothing),
+    "copy": AxisOp(_keep_axes, later.defer_nothing),
     "dynamic_slice": AxisOp(_dynamic_slice, later.defer_dynamic_slice, cuts=True),
     # checkpoint_name: a policy sees the weight, which is no residual
-    "name": AxisOp(_unchanged, later.defer_nothing),
-    "optimization_barrier": AxisOp(_unchanged_alone, later.defer_barrier),
-    "pcast": AxisOp(_unchanged),  # inside shard_map JAX spreads the factors where they meet the data
-    "pvary": AxisOp(_unchanged),
-    "reduce_precision": AxisOp(_unchanged),
+    "name": AxisOp(_keep_axes, later.defer_nothing),
+    "optimization_barrier": AxisOp(_keep_axes_of_one, later.defer_barrier),
+    "pcast": AxisOp(_keep_axes),  # inside shard_map JAX spreads the factors where they meet the data
+    "pvary": AxisOp(_keep_axes),
+    "reduce_precision": AxisOp(_keep_axes),
     "reshape": AxisOp(_reshape, later.defer_reshape),
     "reshard": AxisOp(_reshard),
     "rev": AxisOp(_rev),

@@ -15,7 +15,7 @@ import jax
 from jax import lax
 from jax.sharding import NamedSharding
 
-from jlora.sharding.stored import stored_shardings
+from jlora.sharding.stored import codes_shardings
 from jlora.transform.quantized_weight import Deferred
 
 
@@ -32,14 +32,17 @@ def _to_codes(weight: Deferred, move: Callable[[jax.Array, tuple[int, ...]], jax
 
 
 def defer_nothing(weight: Deferred, params: dict, others: list) -> list[Deferred]:
+    """Leaves the weight as it is: the primitive does not change an array's values."""
     return [weight]
 
 
 def defer_cast(weight: Deferred, params: dict, others: list) -> list[Deferred]:
+    """Casts after dequantizing."""
     return [_then(weight, partial(lax.convert_element_type, new_dtype=params["new_dtype"]))]
 
 
 def defer_transpose(weight: Deferred, params: dict, others: list) -> list[Deferred] | None:
+    """Transposes the axes of a layer after dequantizing; None if the stack's axes move."""
     order, count = params["permutation"], len(weight.leaf.stack)
     if tuple(order[:count]) != tuple(range(count)):
         return None
@@ -47,6 +50,7 @@ def defer_transpose(weight: Deferred, params: dict, others: list) -> list[Deferr
 
 
 def defer_reshape(weight: Deferred, params: dict, others: list) -> list[Deferred] | None:
+    """Reshapes stack and layer separately; None if the new shape mixes them."""
     sizes, layers = tuple(params["new_sizes"]), math.prod(weight.leaf.stack)
     ends = [end for end in range(len(sizes) + 1) if math.prod(sizes[:end]) == layers]
     if params.get("dimensions") is not None or not ends:
@@ -56,6 +60,7 @@ def defer_reshape(weight: Deferred, params: dict, others: list) -> list[Deferred
 
 
 def defer_squeeze(weight: Deferred, params: dict, others: list) -> list[Deferred]:
+    """Removes axes of size 1: those of the stack from the codes, the others after dequantizing."""
     count, dims = len(weight.leaf.stack), [dim % weight.ndim for dim in params["dimensions"]]
     inner = [dim - count for dim in dims if dim >= count]
     layers = _to_codes(weight, lambda x, rest: lax.squeeze(x, [dim for dim in dims if dim < count]))
@@ -63,6 +68,7 @@ def defer_squeeze(weight: Deferred, params: dict, others: list) -> list[Deferred
 
 
 def defer_slice(weight: Deferred, params: dict, others: list) -> list[Deferred]:
+    """Slices the stack's axes in the codes, the others after dequantizing."""
     return [_cut(weight, params["start_indices"], params["limit_indices"], params["strides"] or (1,) * weight.ndim)]
 
 
@@ -79,6 +85,7 @@ def _cut(weight: Deferred, starts: Sequence[int], limits: Sequence[int], strides
 
 
 def defer_dynamic_slice(weight: Deferred, params: dict, others: list) -> list[Deferred] | None:
+    """Takes layers from the codes; None if the slice also cuts a layer."""
     sizes, n = tuple(params["slice_sizes"]), len(weight.leaf.stack)
     if sizes[n:] != weight.inner:
         return None
@@ -90,6 +97,7 @@ def defer_dynamic_slice(weight: Deferred, params: dict, others: list) -> list[De
 
 
 def defer_split(weight: Deferred, params: dict, others: list) -> list[Deferred]:
+    """Returns the parts, each a slice."""
     axis, start, parts = params["axis"], 0, []
     for size in params["sizes"]:
         parts.append(_part(weight, axis, start, start + size))
@@ -98,6 +106,7 @@ def defer_split(weight: Deferred, params: dict, others: list) -> list[Deferred]:
 
 
 def defer_unstack(weight: Deferred, params: dict, others: list) -> list[Deferred]:
+    """Returns the places along an axis, each a slice without that axis."""
     axis = params["axis"]
     places = [_part(weight, axis, place, place + 1) for place in range(weight.shape[axis])]
     return [place for part in places for place in defer_squeeze(part, {"dimensions": (axis,)}, [])]
@@ -115,11 +124,12 @@ def defer_constrain(weight: Deferred, params: dict, others: list) -> list[Deferr
     if weight.moves or params["unconstrained_dims"] or not isinstance(sharding, NamedSharding):
         return None
     names = (*sharding.spec, *[None] * (weight.ndim - len(sharding.spec)))
-    shardings = stored_shardings(weight.leaf, sharding.mesh, names)
+    shardings = codes_shardings(weight.leaf, sharding.mesh, names)
     stored = jax.tree.map(lax.with_sharding_constraint, weight.leaf.stored, shardings)
     return [dataclasses.replace(weight, leaf=dataclasses.replace(weight.leaf, stored=stored))]
 
 
 def defer_barrier(weight: Deferred, params: dict, others: list) -> list[Deferred]:
+    """Puts the barrier on the codes."""
     stored = jax.tree.map(lax.optimization_barrier, weight.leaf.stored)
     return [dataclasses.replace(weight, leaf=dataclasses.replace(weight.leaf, stored=stored))]

@@ -158,14 +158,14 @@ def gain_places(
     if before and after:
         return None
     if before:
-        return _aligned(gain, dict(zip((*w_contract, *w_batch), (*x_contract, *x_batch), strict=True)), x_ndim), None
+        return _place_dims(gain, dict(zip((*w_contract, *w_batch), (*x_contract, *x_batch), strict=True)), x_ndim), None
     ndim = x_ndim - len(x_contract) + len(w_free)
     start = len(w_batch) if w_is_left else ndim - len(w_free)
     places = {dim: i for i, dim in enumerate(w_batch)} | {dim: start + i for i, dim in enumerate(w_free)}
-    return None, _aligned(gain, places, ndim)
+    return None, _place_dims(gain, places, ndim)
 
 
-def _aligned(factor: jax.Array, places: dict[int, int], ndim: int) -> jax.Array:
+def _place_dims(factor: jax.Array, places: dict[int, int], ndim: int) -> jax.Array:
     """Moves the factor's dims to `places` among `ndim` axes, with size 1 elsewhere.
 
     Dims without a place must have size 1.

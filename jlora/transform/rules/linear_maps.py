@@ -13,13 +13,13 @@ from jax import lax
 
 from jlora.sharding.explicit_axes import first_place, split_like
 from jlora.transform.adapted_weight import Factored, Role, Update
-from jlora.transform.quantized_weight import formed
+from jlora.transform.quantized_weight import materialize
 
-Run = Callable[..., list]
+RunPrimitive = Callable[..., list]
 """Applies the primitive to arrays in place of its operands."""
 
 
-def mapped(name: str, params: dict, inputs: list, narrow: list, run: Run) -> Factored | None:
+def apply_linear_map(name: str, params: dict, inputs: list, narrow: list, run: RunPrimitive) -> Factored | None:
     """Applies a primitive that is linear in the weights among its operands; returns None if it has no rule.
 
     Args:
@@ -28,7 +28,7 @@ def mapped(name: str, params: dict, inputs: list, narrow: list, run: Run) -> Fac
         weights.
       run: applies the primitive to arrays.
     """
-    weight = run(*[formed(x.weight) if isinstance(x, Factored) else x for x in inputs])[0]
+    weight = run(*[materialize(x.weight) if isinstance(x, Factored) else x for x in inputs])[0]
     return _RULES[name](weight, params, inputs, narrow)
 
 
@@ -48,27 +48,27 @@ def _negate(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Fact
 
 def _multiply(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Factored | None:
     value, scale = (inputs[0], narrow[1]) if narrow[0] is None else (inputs[1], narrow[0])
-    return _scaled(value, weight, scale, lax.mul)
+    return _scale_value(value, weight, scale, lax.mul)
 
 
 def _divide(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Factored | None:
-    return _scaled(inputs[0], weight, narrow[1], lax.div) if narrow[0] is None else None
+    return _scale_value(inputs[0], weight, narrow[1], lax.div) if narrow[0] is None else None
 
 
-def _scaled(value: Factored, weight: jax.Array, scale: jax.Array | None, scaled_by: Callable) -> Factored | None:
+def _scale_value(value: Factored, weight: jax.Array, scale: jax.Array | None, scaled_by: Callable) -> Factored | None:
     if scale is None or weight.shape != value.shape:
         return None
-    updates = _scaled_updates(value, scale, scaled_by)
+    updates = _scale_updates(value, scale, scaled_by)
     return None if updates is None else Factored(weight, updates, value.gain)
 
 
-def _scaled_updates(value: Factored, scale: jax.Array, scaled_by: Callable) -> tuple[Update, ...] | None:
+def _scale_updates(value: Factored, scale: jax.Array, scaled_by: Callable) -> tuple[Update, ...] | None:
     """Scales one factor of each update; None if the scale varies over axes of both factors."""
     scale = jnp.asarray(scale).reshape(jnp.shape(scale) or (1,) * len(value.shape))
     dims = [dim for dim, size in enumerate(scale.shape) if size > 1]
     if value.role is Role.OBSERVED:  # A and B are not known yet
         return value.updates if _may_scale(value, dims) else None
-    updates = [_scaled_update(update, dims, scale, scaled_by) for update in value.updates]
+    updates = [_scale_update(update, dims, scale, scaled_by) for update in value.updates]
     known = [update for update in updates if update is not None]
     return tuple(known) if len(known) == len(updates) else None
 
@@ -79,16 +79,16 @@ def _may_scale(value: Factored, dims: list[int]) -> bool:
     return not dims or (is_matrix(value) and set(dims) < own)
 
 
-def _scaled_update(update: Update, dims: list[int], scale: jax.Array, scaled_by: Callable) -> Update | None:
+def _scale_update(update: Update, dims: list[int], scale: jax.Array, scaled_by: Callable) -> Update | None:
     a, b = update.factors
     for name, factor, other in (("b", b, a), ("a", a, b)):
         fits = all(factor.shape[1 + dim] > 1 or other.shape[1 + dim] == 1 for dim in dims)
         if fits and not (name == "a" and update.role is Role.PROBED):
-            return _with_factor(update, name, lambda x: scaled_by(*_spread(x, scale[None].astype(x.dtype))))
+            return _with_factor(update, name, lambda x: scaled_by(*_broadcast_arrays(x, scale[None].astype(x.dtype))))
     return None
 
 
-def _spread(*arrays: jax.Array) -> list[jax.Array]:
+def _broadcast_arrays(*arrays: jax.Array) -> list[jax.Array]:
     shape = jnp.broadcast_shapes(*(x.shape for x in arrays))
     return [jnp.broadcast_to(x, shape) for x in arrays]
 
@@ -104,7 +104,7 @@ def _select(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Fact
     if which is None or any(x is not None and x.size > 1 for x in narrow[1:]):
         return None
     picked = {i: which == (bool(i) if which.dtype == bool else i) for i, case in enumerate(cases) if _is_factored(case)}
-    parts = [_scaled_updates(cases[number], mask, lax.mul) for number, mask in picked.items()]
+    parts = [_scale_updates(cases[number], mask, lax.mul) for number, mask in picked.items()]
     updates = [update for part in parts if part is not None for update in part]
     gains = [cases[number].gain for number in picked]
     if None in parts or (len(gains) > 1 and any(gain is not None for gain in gains)):
@@ -126,15 +126,15 @@ def _under_gain(weight: jax.Array, gain: jax.Array, outside: jax.Array) -> jax.A
 
 
 def _concatenate(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Factored | None:
-    return _joined(weight, inputs, narrow, params["dimension"])
+    return _join_parts(weight, inputs, narrow, params["dimension"])
 
 
 def _stack(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Factored | None:
     axis = params["axis"]
-    return _joined(weight, [_expanded(x, axis) for x in inputs], narrow, axis)
+    return _join_parts(weight, [_expand_dims(x, axis) for x in inputs], narrow, axis)
 
 
-def _expanded(value: Any, axis: int) -> Any:
+def _expand_dims(value: Any, axis: int) -> Any:
     if not isinstance(value, Factored):
         return jnp.expand_dims(value, axis)
     updates = [
@@ -144,7 +144,7 @@ def _expanded(value: Any, axis: int) -> Any:
     axes = [(*update.axes[:axis], (), *update.axes[axis:]) for update in updates]
     updates = [dataclasses.replace(update, axes=named) for update, named in zip(updates, axes, strict=True)]
     gain = None if value.gain is None else jnp.expand_dims(value.gain, axis)
-    return Factored(jnp.expand_dims(formed(value.weight), axis), tuple(updates), gain)
+    return Factored(jnp.expand_dims(materialize(value.weight), axis), tuple(updates), gain)
 
 
 def _with_factors(update: Update, change: Callable) -> Update:
@@ -152,7 +152,7 @@ def _with_factors(update: Update, change: Callable) -> Update:
     return dataclasses.replace(update, a=a, b=b)
 
 
-def _joined(weight: jax.Array, parts: list, narrow: list, dim: int) -> Factored | None:
+def _join_parts(weight: jax.Array, parts: list, narrow: list, dim: int) -> Factored | None:
     """Concatenates the parts on `dim`: each update is padded with zeros where the other parts are."""
     values = [part for part in parts if isinstance(part, Factored)]
     observed = any(value.role is Role.OBSERVED for value in values)
@@ -165,9 +165,9 @@ def _joined(weight: jax.Array, parts: list, narrow: list, dim: int) -> Factored 
         if isinstance(part, Factored):
             amounts = [(0, 0, 0)] * weight.ndim
             amounts[dim] = (start, weight.shape[dim] - start - size, 0)
-            updates += [_padded(update, part.shape, amounts) for update in part.updates]
+            updates += [_pad_update(update, part.shape, amounts) for update in part.updates]
         start += size
-    return Factored(weight, tuple(updates), _joined_gain(parts, dim))
+    return Factored(weight, tuple(updates), _join_gains(parts, dim))
 
 
 def _may_join(values: list[Factored], narrow: list) -> bool:
@@ -181,13 +181,13 @@ def _differ_under_a_gain(values: list[Factored]) -> bool:
     return len(seen) > 1 and any(value.gain is not None for value in values)
 
 
-def _joined_gain(parts: list, dim: int) -> jax.Array | None:
+def _join_gains(parts: list, dim: int) -> jax.Array | None:
     gains = [part.gain if isinstance(part, Factored) else None for part in parts]
     first = next((gain for gain in gains if gain is not None), None)
     if first is None:
         return None
     one = jnp.ones((1,) * first.ndim, first.dtype)
-    spread = _spread(*(one if gain is None else first_place(gain, dim) for gain in gains))
+    spread = _broadcast_arrays(*(one if gain is None else first_place(gain, dim) for gain in gains))
     sized = []
     for gain, whole, part in zip(gains, spread, parts, strict=True):
         shape = [part.shape[d] if d == dim else size for d, size in enumerate(whole.shape)]
@@ -195,7 +195,7 @@ def _joined_gain(parts: list, dim: int) -> jax.Array | None:
     return jnp.concatenate(sized, dim)
 
 
-def _padded(update: Update, shape: Sequence[int], amounts: Sequence[tuple[int, int, int]]) -> Update:
+def _pad_update(update: Update, shape: Sequence[int], amounts: Sequence[tuple[int, int, int]]) -> Update:
     """Returns the update of a weight of this shape after `lax.pad` with these amounts."""
     if not update.has_factors:
         return update
@@ -217,7 +217,7 @@ def _pad_weight(weight: jax.Array, params: dict, inputs: list, narrow: list) -> 
     if not isinstance(value, Factored) or isinstance(number, Factored):
         return None
     amounts, gain = [(int(low), int(high), int(inner)) for low, high, inner in params["padding_config"]], value.gain
-    updates = tuple(_padded(update, value.shape, amounts) for update in value.updates)
+    updates = tuple(_pad_update(update, value.shape, amounts) for update in value.updates)
     if gain is not None:
         kept = [(0, 0, 0) if gain.shape[dim] == 1 else amount for dim, amount in enumerate(amounts)]
         gain = lax.pad(gain, jnp.ones((), gain.dtype), kept)

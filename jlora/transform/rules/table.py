@@ -16,7 +16,7 @@ from jlora.transform import jax_versions
 from jlora.transform.adapted_weight import Factored, Role, Update
 from jlora.transform.context import Context
 from jlora.transform.moment_probe import tap
-from jlora.transform.quantized_weight import used
+from jlora.transform.quantized_weight import apply_with_remat
 from jlora.transform.rules.convolution import conv_arguments, conv_gain, conv_update, conv_use
 from jlora.transform.rules.dot_and_gather import (
     dot_update,
@@ -42,7 +42,7 @@ def primitive(eqn: Any) -> tuple[str, dict]:
 
 def _products(jaxpr: Any) -> Iterator[dict]:
     """Yields the parameters of the dot_generals in a jaxpr, first those of other platforms than a CPU."""
-    for eqn in jax_versions.closed(jaxpr)[0].eqns:
+    for eqn in jax_versions.split_closed_jaxpr(jaxpr)[0].eqns:
         if eqn.primitive.name == "dot_general":
             yield eqn.params
         inner = [eqn.params.get("call_jaxpr"), *reversed(eqn.params.get("branches", ()))]
@@ -50,7 +50,7 @@ def _products(jaxpr: Any) -> Iterator[dict]:
             yield from _products(nested)
 
 
-def seen_by(kind: str, weight: Factored) -> tuple[list[Update], jax.Array | None]:
+def select_updates(kind: str, weight: Factored) -> tuple[list[Update], jax.Array | None]:
     """Returns (the updates that apply to a use of this kind, the gain)."""
     adapted = weight.role is Role.ADAPTED
     updates = [update for update in weight.updates if adapted and update.only in (None, kind)]
@@ -82,7 +82,7 @@ def _dot(context: Context, params: dict, inputs: list) -> list | None:
     contract, batch = params["dimension_numbers"]
 
     def product(x: jax.Array) -> jax.Array:
-        return used(lambda w, x: _multiply(*((w, x) if w_is_left else (x, w)), params), weight.weight, x)
+        return apply_with_remat(lambda w, x: _multiply(*((w, x) if w_is_left else (x, w)), params), weight.weight, x)
 
     match weight.role:
         case Role.OBSERVED:
@@ -92,7 +92,7 @@ def _dot(context: Context, params: dict, inputs: list) -> list | None:
             return [_tapped(product(x), weight, x, w_is_left, params)]
         case Role.QUANTIZED:
             return [product(x)]
-    updates, gain = seen_by("linear", weight)
+    updates, gain = select_updates("linear", weight)
     gains = (None, None) if gain is None else gain_places(gain, x.ndim, w_is_left, params)
     if gains is None:
         return None
@@ -116,9 +116,9 @@ def _lookup(context: Context, params: dict, inputs: list) -> list | None:
     axis = lookup_axis(params, table.shape) if isinstance(table, Factored) else None
     if axis is None:
         return None
-    rows = used(lambda w: lax.gather(w, indices, **_gather_arguments(params)), table.weight)
+    rows = apply_with_remat(lambda w: lax.gather(w, indices, **_gather_arguments(params)), table.weight)
     _note(context, table, partial(lookup_use, axis=axis))
-    updates, gain = seen_by("lookup", table)
+    updates, gain = select_updates("lookup", table)
     for update in updates:
         rows = rows + _as(lookup_update(update, indices, params, axis), rows)
     return [rows if gain is None else times(rows, lookup_gain(gain, indices, params, axis))]
@@ -133,9 +133,9 @@ def _convolve(context: Context, params: dict, inputs: list) -> list | None:
     x, kernel = inputs
     if not isinstance(kernel, Factored):
         return None
-    result = used(lambda w, x: lax.conv_general_dilated(x, w, **conv_arguments(params)), kernel.weight, x)
+    result = apply_with_remat(lambda w, x: lax.conv_general_dilated(x, w, **conv_arguments(params)), kernel.weight, x)
     _note(context, kernel, partial(conv_use, params=params))
-    updates, whole_gain = seen_by("conv", kernel)
+    updates, whole_gain = select_updates("conv", kernel)
     gain = None if whole_gain is None else conv_gain(whole_gain, params)
     if (gain is None) != (whole_gain is None):
         return None
@@ -156,10 +156,10 @@ def _ragged_dot(context: Context, params: dict, inputs: list) -> list | None:
         return None
     multiply = partial(_multiply_groups, params, sizes)
     _note(context, weight, lambda update: dot_use(update, [1], [0]))
-    updates, gain = seen_by("linear", weight)
+    updates, gain = select_updates("linear", weight)
     if (gain is not None and gain.shape[1] != 1) or weight.role is Role.PROBED:
         return None
-    result = used(lambda w, x: multiply(x, w), weight.weight, x)
+    result = apply_with_remat(lambda w, x: multiply(x, w), weight.weight, x)
     for update in updates:
         change = ragged_update(update, weight.shape, x, multiply, context.draw(update, x))
         if change is None:

@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from jlora.generation.detokenize import decoded, until
+from jlora.generation.detokenize import decode_stream, until
 from tests.support.training import lm_data
 
 _TEXTS = ["Paris.", "naïve café ☕ 🧑‍🚀 — 東京", " leading and\n\n  double spaces ", "<end>"]
@@ -14,7 +14,7 @@ _TEXTS = ["Paris.", "naïve café ☕ 🧑‍🚀 — 東京", " leading and\n\n
 def test_pieces_are_whole_characters_and_together_the_text(text):
     tokenizer = lm_data.byte_tokenizer(merges=[("Ã", "¯"), ("Ġ", "Ġ")])
     ids = tokenizer(text)["input_ids"]
-    pieces = list(decoded(tokenizer, ids))
+    pieces = list(decode_stream(tokenizer, ids))
     assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
     assert len(ids) > len(pieces) or text.isascii()
     assert not any("\ufffd" in piece for piece in pieces)
@@ -23,9 +23,9 @@ def test_pieces_are_whole_characters_and_together_the_text(text):
 def test_a_character_that_stays_unfinished_is_left_out():
     tokenizer = lm_data.byte_tokenizer()
     ids = tokenizer("a ☕")["input_ids"]
-    assert "".join(decoded(tokenizer, ids[:-1])) == "a "
+    assert "".join(decode_stream(tokenizer, ids[:-1])) == "a "
     wrong = [ids[-1], *tokenizer("b")["input_ids"]]  # no character begins so, and the text goes on
-    assert "".join(decoded(tokenizer, wrong)) == "\ufffdb"
+    assert "".join(decode_stream(tokenizer, wrong)) == "\ufffdb"
 
 
 @pytest.fixture(scope="module")
@@ -40,14 +40,14 @@ def words():
 
 def test_spaces_between_the_prompt_and_its_completion_are_kept(words):
     prompt, answer = words("The capital")["input_ids"], words("is capital")["input_ids"]
-    assert "".join(decoded(words, answer, prompt)) == " is capital"
-    assert "".join(decoded(words, answer)) == "is capital"
-    assert "".join(decoded(words, [words.convert_tokens_to_ids("s")], prompt)) == "s"
+    assert "".join(decode_stream(words, answer, prompt)) == " is capital"
+    assert "".join(decode_stream(words, answer)) == "is capital"
+    assert "".join(decode_stream(words, [words.convert_tokens_to_ids("s")], prompt)) == "s"
 
 
 def test_many_tokens_before_do_not_come_again(words):
     prompt = words("The capital " * 20)["input_ids"]
-    assert "".join(decoded(words, words("is")["input_ids"], prompt)) == " is"
+    assert "".join(decode_stream(words, words("is")["input_ids"], prompt)) == " is"
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100])

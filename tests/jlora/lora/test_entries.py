@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import jlora
-from jlora.lora.entries import require_fit, scaled_b, trained_count
+from jlora.lora.entries import count_trained, require_fit, scale_b
 from tests.support.adapters.lora_cases import low_rank, normal, random_adapter
 
 ADAPTER = {
@@ -69,8 +69,8 @@ def test_the_trainable_part_alone_can_be_differentiated():
 
 def test_the_scale_stands_on_the_rank_axis_and_has_no_gradient():
     entry = dataclasses.replace(ADAPTER["layers/kernel"], scale=jnp.arange(8.0).reshape(4, 2))
-    assert (scaled_b(entry) == jnp.einsum("lrc,lr->lrc", entry.b, entry.scale)).all()
-    assert not jax.grad(lambda entry: jnp.sum(scaled_b(entry)))(entry).scale.any()
+    assert (scale_b(entry) == jnp.einsum("lrc,lr->lrc", entry.b, entry.scale)).all()
+    assert not jax.grad(lambda entry: jnp.sum(scale_b(entry)))(entry).scale.any()
 
 
 def test_an_entry_knows_its_leafs_shape():
@@ -120,4 +120,4 @@ def test_padding_of_a_stack_does_not_count_and_stacks_inside_do():
     assert adapter["layers/kernel"].a.shape == (3, 5, 4)
     assert jlora.count_parameters(base, adapter)[1] == (2 + 5) * (4 + 4)
     one_module = dataclasses.replace(low_rank("arb,arc->abc", (3, 4, 4)), ranks=(2,))
-    assert trained_count(one_module) == 3 * 2 * (4 + 4)
+    assert count_trained(one_module) == 3 * 2 * (4 + 4)

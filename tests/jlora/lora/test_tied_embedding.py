@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 import jlora
 from jlora.lora.tied_embedding import is_tied_in_peft, means, needs_own_head
 from jlora.models.registry import default_targets, family
-from jlora.peft.folder import stored_config
+from jlora.peft.folder import read_lora_config
 from jlora.pretrained.load import build, load_config, load_weights
 from jlora.tree.output_heads import HEAD
 from tests.support.models import decoder_cases as cases
@@ -98,7 +98,7 @@ def _opened(name, folder):
 def test_the_logits_are_pefts_there_and_back(name, case, tmp_path):
     theirs = _peft_model(name, _fields(name, case))
     theirs.save_pretrained(tmp_path / "peft")
-    lora = stored_config(tmp_path / "peft")
+    lora = read_lora_config(tmp_path / "peft")
     model, base, logits = _ours(name, needs_own_head(lora, family(name).embedding))
     batch = cases.random_tokens(model.config)
     real = np.asarray(batch["attention_mask"], bool)
@@ -124,7 +124,7 @@ def test_an_embedding_of_which_the_lookups_alone_change_needs_no_second_table(na
     found = cases.quick(jlora.adapt(model.apply))(base, adapter, batch)
     real = np.asarray(batch["attention_mask"], bool)
     assert difference(np.asarray(found)[real], cases.torch_logits(theirs, batch)[real]) < 1e-5
-    if not stored_config(tmp_path).ensure_weight_tying:
+    if not read_lora_config(tmp_path).ensure_weight_tying:
         with pytest.raises(jlora.JloraError, match=r"for the lookup alone.*tie_word_embeddings=False"):
             jlora.merge(base, adapter)
 

@@ -9,7 +9,15 @@ import pytest
 
 from jlora.errors import JloraError
 from jlora.models.attention.visibility import sees
-from jlora.models.kv_cache import Slots, empty_cache, opened, row_lengths, token_positions, visible, written
+from jlora.models.kv_cache import (
+    Slots,
+    empty_cache,
+    mark_tokens_valid,
+    row_lengths,
+    token_positions,
+    update_slots,
+    visible,
+)
 from jlora.models.registry import build
 from tests.support.models import decoder_cases as cases
 from tests.support.models.encoder_cases import difference
@@ -42,9 +50,9 @@ def test_a_token_sees_the_slots_before_it_that_hold_tokens():
     cache = empty_cache(1, 1, 5, 1, 2, jnp.float32)
     cache = cache._replace(valid=cache.valid.at[0, 1].set(True), length=jnp.int32(2))
     batch = {"input_ids": jnp.zeros((1, 2), jnp.int32), "attention_mask": jnp.ones((1, 2), jnp.int32)}
-    seen = sees(visible(batch, None, opened(cache, batch), "auto"), jnp.arange(2), jnp.arange(5))
+    seen = sees(visible(batch, None, mark_tokens_valid(cache, batch), "auto"), jnp.arange(2), jnp.arange(5))
     np.testing.assert_array_equal(seen[0].T, [[0, 1, 1, 0, 0], [0, 1, 1, 1, 0]])
-    np.testing.assert_array_equal(token_positions(batch, opened(cache, batch)), [[1, 2]])
+    np.testing.assert_array_equal(token_positions(batch, mark_tokens_valid(cache, batch)), [[1, 2]])
 
 
 def test_positions_and_lengths():
@@ -61,12 +69,12 @@ def test_positions_and_lengths():
 def test_slots_are_written_from_the_start_on():
     old = Slots(jnp.zeros((1, 1, 2, 4), jnp.bfloat16), jnp.zeros((1, 1, 4, 2), jnp.bfloat16))
     new = jnp.ones((1, 2, 1, 2))
-    keys, values, slots = jax.jit(written)(old, new, 2 * new, jnp.int32(1))
+    keys, values, slots = jax.jit(update_slots)(old, new, 2 * new, jnp.int32(1))
     np.testing.assert_array_equal(keys[0, :, 0, 0], [0, 1, 1, 0])
     np.testing.assert_array_equal(values[0, :, 0, 0], [0, 2, 2, 0])
     assert keys.dtype == jnp.float32
     assert slots.keys.dtype == jnp.bfloat16
-    assert written(None, new, new, None) == (new, new, None)
+    assert update_slots(None, new, new, None) == (new, new, None)
 
 
 @pytest.mark.parametrize("window", [0, -3])

@@ -14,7 +14,7 @@ from jlora.algebra.reduce_rank import reduce_rank
 from jlora.algebra.stack import stack, unstack
 from jlora.algebra.weighted_sum import add_weighted_adapter, scale
 from jlora.initialization.abstract_adapter import abstract_adapter
-from jlora.lora.entries import scaled_b
+from jlora.lora.entries import scale_b
 from jlora.lora.matrices import from_matrices, layer_ranks, to_matrices
 from jlora.models.registry import abstract_base, build
 from jlora.peft.fitted_config import fitted_config, fold_scale
@@ -167,7 +167,7 @@ def test_folding_keeps_the_function_bit_for_bit():
     mixed = dataclasses.replace(mixed, scale=mixed.scale.at[1].set(0).at[2, 1].set(0))
     whole = jlora.Full(normal(1, 4))
     folded = fold_scale({"w": mixed, "bias": whole})
-    assert (scaled_b(folded["w"]) == scaled_b(mixed)).all()
+    assert (scale_b(folded["w"]) == scale_b(mixed)).all()
     assert (folded["w"].scale == jnp.array([[1.0, 1], [0, 0], [1, 0]])).all()
     assert folded["w"].ranks == mixed.ranks
     assert folded["bias"] is whole

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jlora.errors import JloraError
-from jlora.peft.stored_tensors import WEIGHTS, peft_keys, stored_tensors
+from jlora.peft.stored_tensors import WEIGHTS, peft_keys, read_tensors
 from tests.support.adapters import peft_cases, small_adapter
 from tests.support.models.encoder_cases import tiny_config, torch_classifier
 
@@ -44,14 +44,14 @@ def test_a_state_dict_has_the_keys_of_a_file(family, fields, name):
 def test_keys_of_a_file_stay_as_they_are(tmp_path):
     tensors = load_file(small_adapter.save(tmp_path) / WEIGHTS)
     assert peft_keys(tensors, "file").keys() == tensors.keys()
-    assert stored_tensors(tmp_path).keys() == tensors.keys()
+    assert read_tensors(tmp_path).keys() == tensors.keys()
 
 
 @pytest.mark.parametrize("change", peft_cases.OTHER_FILES, ids=str)
 def test_what_others_do_to_keys_is_undone(change, tmp_path):
     expected = load_file(small_adapter.save(tmp_path) / WEIGHTS)
     peft_cases.OTHER_FILES[change](tmp_path)
-    assert stored_tensors(tmp_path).keys() == expected.keys()
+    assert read_tensors(tmp_path).keys() == expected.keys()
 
 
 def test_two_adapters_are_not_one():

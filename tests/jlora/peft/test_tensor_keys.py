@@ -11,7 +11,7 @@ import pytest
 
 import jlora
 from jlora.lora.entries import Rows
-from jlora.peft.tensor_keys import adapted_names, from_peft, is_conv1d, to_peft
+from jlora.peft.tensor_keys import from_peft, is_conv1d, names_of_adapted, to_peft
 from tests.support.adapters.lora_cases import low_rank, normal
 from tests.support.models.encoder_cases import difference
 
@@ -93,7 +93,7 @@ SHAPES = {
 def test_every_entry_has_pefts_keys_and_shapes():
     found = {key.removeprefix(PREFIX): tensor.shape for key, tensor in to_peft(ADAPTER).items()}
     assert found == SHAPES
-    assert adapted_names(ADAPTER) == ["bert.encoder.layer.0.query", "bert.encoder.layer.2.query", "patches", "words"]
+    assert names_of_adapted(ADAPTER) == ["bert.encoder.layer.0.query", "bert.encoder.layer.2.query", "patches", "words"]
 
 
 def test_kernels_trained_whole_lie_as_in_a_checkpoint():

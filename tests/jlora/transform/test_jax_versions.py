@@ -27,6 +27,6 @@ def test_the_operands_of_a_scan_are_constants_carry_and_what_it_goes_over():
 def test_a_jaxpr_comes_with_its_constants():
     array = jnp.arange(3.0)
     closed = jax.make_jaxpr(lambda x: x + array)(array)
-    assert jax_versions.closed(closed) == (closed.jaxpr, tuple(closed.consts))
+    assert jax_versions.split_closed_jaxpr(closed) == (closed.jaxpr, tuple(closed.consts))
     open_jaxpr = closed.jaxpr.replace(constvars=[], invars=[*closed.jaxpr.constvars, *closed.jaxpr.invars])
-    assert jax_versions.closed(open_jaxpr)[1] == ()
+    assert jax_versions.split_closed_jaxpr(open_jaxpr)[1] == ()

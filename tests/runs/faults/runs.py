@@ -111,7 +111,7 @@ def _plan(kind: str, number: int, seconds: float) -> None:
         return
     if kind == "any":
         _kill(lambda: None, seconds)
-    planned_steps, save, calls = loop.planned_steps, checkpoint.save, []
+    planned_steps, save, calls = loop.plan_steps, checkpoint.save, []
 
     def poisoned(loop: Any, *arguments: Any) -> Any:
         for place, planned in enumerate(planned_steps(loop, *arguments), 1):
@@ -120,7 +120,7 @@ def _plan(kind: str, number: int, seconds: float) -> None:
             yield planned
 
     if kind == "nan":
-        loop.planned_steps = poisoned
+        loop.plan_steps = poisoned
         return
 
     def steps_until_killed(*arguments: Any) -> Any:
@@ -138,7 +138,7 @@ def _plan(kind: str, number: int, seconds: float) -> None:
             _kill(lambda: _wait_for_a_folder(Path(manager.directory)), seconds)
         save(manager, begun_at)
 
-    loop.planned_steps, checkpoint.save = steps_until_killed, save_until_killed
+    loop.plan_steps, checkpoint.save = steps_until_killed, save_until_killed
 
 
 def _poisoned_batch(make: Callable[[Any], Any], planned: Any) -> Any:

@@ -90,7 +90,8 @@ def restored(folder: Path) -> dict[str, Any]:
 
     with checkpoints.open_checkpoints(folder, 1) as manager:
         checkpoints.save(
-            manager, checkpoints.Checkpoint(saved := state(4), checkpoints.Best(placement.kept(saved.trainable)))
+            manager,
+            checkpoints.Checkpoint(saved := state(4), checkpoints.Best(placement.copy_to_host(saved.trainable))),
         )
         checkpoints.wait(manager)
         like = state(8)

@@ -10,13 +10,13 @@ import json
 import sys
 from typing import Any
 
-from train.cli.parse import parse
+from train.cli.parse import parse_command_line
 from train.cli.resolve import resolve
 from train.lm import __main__ as lm
 from train.lm.config import COMMAND, LMConfig
 from train.lm.step_plan import abstract_step, plan_step
 from train.planning.flops import matrix_flops
-from train.planning.memory import held_bytes
+from train.planning.memory import count_bytes
 from train.planning.virtual_mesh import mesh_sizes
 
 LLAMA = {"model_type": "llama", "tie_word_embeddings": False}
@@ -60,7 +60,7 @@ def case(folder: str, sizes: str, *more: str) -> dict[str, Any]:
     plan["memory"] = plan["memory"]._asdict()
     plan["products"] = sum(product.flops * product.times for product in plan["products"])
     plan["collectives"] = [
-        {"kind": one.kind, "axes": one.axes, "times": one.times, "received": one.received * one.times}
+        {"kind": one.kind, "axes": one.axes, "times": one.times, "received": one.bytes_received * one.times}
         for one in plan["collectives"]
     ]
     return plan | {"flops": matrix_flops(step.trace(*inputs).jaxpr)}
@@ -70,7 +70,7 @@ def held_on(folder: str, sizes: str, *more: str) -> list[int]:
     """Bytes of base, adapter and optimizer on each chip."""
     _, _, inputs = abstract_step(config_of(folder, "train.batch_size=8", *more), mesh_sizes(sizes))
     state = inputs.state
-    return [held_bytes(tree) for tree in (inputs.base, (state.trainable, inputs.frozen), state.optimizer)]
+    return [count_bytes(tree) for tree in (inputs.base, (state.trainable, inputs.frozen), state.optimizer)]
 
 
 def config_of(folder: str, *more: str) -> LMConfig:
@@ -81,7 +81,7 @@ def config_of(folder: str, *more: str) -> LMConfig:
         "lora.r=16",
         "lora.target_modules=all-linear",
     ]
-    return resolve(parse([f"model={folder}", *common, *more], COMMAND), use_offline=False)
+    return resolve(parse_command_line([f"model={folder}", *common, *more], COMMAND), use_offline=False)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def signal_at(step: int, number: signal.Signals) -> None:
     """Has the signal come to this process with the batch of a step, counted from where the run goes on."""
     from train.loop import loop
 
-    planned_steps = loop.planned_steps
+    planned_steps = loop.plan_steps
 
     def signalling(*arguments: Any) -> Iterator[Any]:
         for count, planned in enumerate(planned_steps(*arguments), 1):
@@ -93,7 +93,7 @@ def signal_at(step: int, number: signal.Signals) -> None:
                 os.kill(os.getpid(), number)
             yield planned
 
-    loop.planned_steps = signalling
+    loop.plan_steps = signalling
 
 
 def _prepared(sent: Signal | None, places: Sequence[Path] | None, index: int) -> Callable[[], None] | None:

@@ -4,7 +4,7 @@ import struct
 import numpy as np
 import pytest
 
-from train.artifacts.spectrum import Spectrum, by_module, draw, plot, total_kept, write_csv
+from train.artifacts.spectrum import Spectrum, by_module, draw_spectrum, plot_spectrum, total_kept, write_csv
 
 
 def _spectra():
@@ -15,8 +15,8 @@ def _spectra():
 def test_shares_and_ranks():
     a, b, c = _spectra()
     assert a.share([0, 1, 2, 9]).tolist() == [0, 0.64, 1, 1]
-    assert (a.kept, b.kept, c.kept) == (0.64, 1, 1)
-    assert (a.needed(), b.needed(), c.needed()) == ([1, 2, 2], [1, 2, 2], [1, 1, 1])
+    assert (a.share_kept, b.share_kept, c.share_kept) == (0.64, 1, 1)
+    assert (a.ranks_needed(), b.ranks_needed(), c.ranks_needed()) == ([1, 2, 2], [1, 2, 2], [1, 1, 1])
     assert total_kept([a, b, c]) == pytest.approx(18 / 27)
     assert total_kept([c]) == 1
 
@@ -31,14 +31,14 @@ def test_the_table_has_a_line_a_module(tmp_path):
 
 def test_the_same_spectra_give_the_same_picture(tmp_path):
     for name in ("a.png", "b.png"):
-        plot(_spectra(), tmp_path / name, "a title")
+        plot_spectrum(_spectra(), tmp_path / name, "a title")
     picture = (tmp_path / "a.png").read_bytes()
     assert picture == (tmp_path / "b.png").read_bytes()
     assert struct.unpack(">II", picture[16:24]) == (1350, 825)
 
 
 def test_a_line_a_module_and_their_median():
-    (panel,) = draw(_spectra(), "a title").axes
+    (panel,) = draw_spectrum(_spectra(), "a title").axes
     *modules, median = panel.get_lines()
     assert [len(line.get_xdata()) for line in modules] == [4, 2, 3]
     assert median.get_ydata().tolist() == [0.64, 1, 1, 1]
@@ -52,5 +52,5 @@ def test_a_line_a_module_and_their_median():
 
 def test_one_rank_is_marked_by_a_line():
     same = [Spectrum("a", np.float32([2, 1]), 1), Spectrum("b", np.float32([1, 1]), 1)]
-    (panel,) = draw(same, "").axes
+    (panel,) = draw_spectrum(same, "").axes
     assert panel.get_lines()[-1].get_xdata() == [1, 1]

@@ -74,11 +74,11 @@ def test_regression_equals_scipy():
 
 @pytest.mark.parametrize(("problem_type", "k"), [(SINGLE, 2), (SINGLE, 4), (MULTI, 3), (REGRESSION, 1)])
 def test_names_are_those_that_compute_returns_and_start_with_the_primary(problem_type, k):
-    listed = metrics.names(problem_type, k)
+    listed = metrics.metric_names(problem_type, k)
     assert listed == list(metrics.compute(problem_type, *_random(problem_type, 10, k)))
     assert listed[0] == metrics.primary(problem_type)
     for name in [*listed, "loss"]:
-        metrics.check(name, problem_type, k)
+        metrics.require_metric(name, problem_type, k)
 
 
 @pytest.mark.parametrize(
@@ -120,10 +120,10 @@ def test_probabilities():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: metrics.check("acuracy", SINGLE, 2), ["train.metric", "nearest: accuracy"]),
-        (lambda: metrics.check("f1", SINGLE, 3), ["f1_macro"]),
+        (lambda: metrics.require_metric("acuracy", SINGLE, 2), ["train.metric", "nearest: accuracy"]),
+        (lambda: metrics.require_metric("f1", SINGLE, 3), ["f1_macro"]),
         (lambda: metrics.primary("regresion"), ["nearest: regression"]),
-        (lambda: metrics.names("multi_label", 3), ["nearest: multi_label_classification"]),
+        (lambda: metrics.metric_names("multi_label", 3), ["nearest: multi_label_classification"]),
         (lambda: metrics.probabilities("softmax", [[1.0]]), ["softmax"]),
         (lambda: metrics.compute(SINGLE, [[0.0, 1.0]], [2]), ["row 0", "label 2", "0..1"]),
         (lambda: metrics.compute(SINGLE, [[0.0, 1.0]] * 2, [1, -1]), ["row 1", "label -1"]),

@@ -15,8 +15,8 @@ from train.classify import model as prepare
 from train.classify.config import Config
 from train.classify.data.labels import Labels
 from train.classify.data.splits import load_data
-from train.classify.model import abstract_model, labelled_model, prepare_model, prepare_splits
-from train.task.fit import require_fit
+from train.classify.model import abstract_model, build_labelled, prepare_model, prepare_splits
+from train.task.fit import require_tokens_fit
 
 _LABELS = Labels("single_label_classification", ("no", "yes"))
 
@@ -257,13 +257,13 @@ def test_a_frozen_head_that_the_model_has_is_no_news(caplog):
 def test_tokens_must_fit_the_model():
     config = _config()
     labels, splits = _splits(config)
-    model, ids = labelled_model(config, labels), {name: split.tokens.ids for name, split in splits.items()}
-    require_fit(model, ids, 24)
+    model, ids = build_labelled(config, labels), {name: split.tokens.ids for name, split in splits.items()}
+    require_tokens_fit(model, ids, 24)
     with pytest.raises(JloraError, match=r"at most 24 tokens a row.*found 25.*data\.max_length"):
-        require_fit(model, ids, 25)
+        require_tokens_fit(model, ids, 25)
     ids["train"][0] = 60
     with pytest.raises(JloraError, match=r"train: expected token ids below .* vocab_size 60, found 60"):
-        require_fit(model, ids, 24)
+        require_tokens_fit(model, ids, 24)
 
 
 def test_a_model_that_does_not_classify_is_refused(tmp_path):

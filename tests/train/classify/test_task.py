@@ -9,7 +9,7 @@ from tests.support.training import tiny
 from train.artifacts import adapter_and_merged
 from train.classify import __main__ as classify
 from train.classify.data.labels import Labels
-from train.classify.predictions import predicted
+from train.classify.predictions import format_prediction
 from train.loop import loop
 from train.run import environment
 from train.run.best import Best
@@ -41,7 +41,7 @@ def test_predictions_show_text_label_and_probabilities():
 )
 def test_what_a_row_is_predicted_to_be(problem_type, values, expected):
     names = ("LABEL_0",) if problem_type == "regression" else ("a", "b", "c")
-    assert predicted(Labels(problem_type, names), np.array(values)) == expected
+    assert format_prediction(Labels(problem_type, names), np.array(values)) == expected
 
 
 def test_the_report_says_what_was_used_and_what_came_out():

@@ -2,14 +2,14 @@ import argparse
 
 import pytest
 
-from train.cli.arguments import PARSERS, names, whole_number
+from train.cli.arguments import PARSERS, split_names, whole_number
 
 
 def test_types():
     assert whole_number(2)("12") == 12
-    assert names("query, value,") == ["query", "value"]
+    assert split_names("query, value,") == ["query", "value"]
     wrong = [(whole_number(2), "1"), (whole_number(0), "-1"), (whole_number(0), "x"), (whole_number(0), "9" * 5000)]
-    for read, text in (*wrong, (whole_number(0, 5), "5"), (names, " ,")):
+    for read, text in (*wrong, (whole_number(0, 5), "5"), (split_names, " ,")):
         with pytest.raises(argparse.ArgumentTypeError, match="expected"):
             read(text)
 

@@ -20,7 +20,7 @@ offline:
 
 
 def parse(argv):
-    return command_line.parse(argv, COMMAND)
+    return command_line.parse_command_line(argv, COMMAND)
 
 
 @pytest.fixture

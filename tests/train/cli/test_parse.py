@@ -11,7 +11,7 @@ from train.config.command import Flags
 
 
 def parse(argv):
-    return command_line.parse(argv, COMMAND)
+    return command_line.parse_command_line(argv, COMMAND)
 
 
 def value_of(argument):
@@ -37,7 +37,7 @@ def test_each_flag_sets_its_own_switch(name):
 
 
 def test_a_flag_of_another_command_is_unknown():
-    assert command_line.parse(["--preview"], train.lm.config.COMMAND).flags == Flags(preview=True)
+    assert command_line.parse_command_line(["--preview"], train.lm.config.COMMAND).flags == Flags(preview=True)
     with pytest.raises(JloraError, match="unknown flag --preview"):
         parse(["--preview"])
 
@@ -46,7 +46,9 @@ def test_flags_with_values():
     assert parse(["--coordinator=node0:1234", "--process", "1", "--processes", "4"]).flags == Flags(
         coordinator="node0:1234", process=1, processes=4
     )
-    planned = command_line.parse(["--dry-run", "--mesh", "data=2,fsdp=4", "--chip=h100"], train.lm.config.COMMAND)
+    planned = command_line.parse_command_line(
+        ["--dry-run", "--mesh", "data=2,fsdp=4", "--chip=h100"], train.lm.config.COMMAND
+    )
     assert planned.flags == Flags(dry_run=True, mesh="data=2,fsdp=4", chip="h100")
 
 
@@ -59,7 +61,7 @@ def test_flags_with_values():
 )
 def test_a_plan_is_a_dry_run_with_a_mesh(flags, message):
     with pytest.raises(JloraError, match=message):
-        command_line.parse(flags, train.lm.config.COMMAND)
+        command_line.parse_command_line(flags, train.lm.config.COMMAND)
 
 
 @pytest.mark.parametrize(

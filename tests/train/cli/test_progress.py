@@ -92,9 +92,9 @@ def test_pauses_leave_the_rate_alone_but_not_the_time_left(now):
     bar = Progress(100, log_every=10, evaluation=30.0)
     _train(bar, now, 40, total=100, evaluations=2)
     assert bar.seconds_left == pytest.approx(60 * 0.5 + 2 * 30 * 0.5)  # not timed yet
-    with bar.paused("evaluation"), bar.compiling("evaluation, 64 tokens a row"):
+    with bar.pause("evaluation"), bar.compiling("evaluation, 64 tokens a row"):
         now.time += 1000
-    with bar.paused("evaluation"):
+    with bar.pause("evaluation"):
         now.time += 44
     _train(bar, now, 10, total=60, evaluations=2)
     assert bar.per_second == pytest.approx(64.0)
@@ -104,7 +104,7 @@ def test_pauses_leave_the_rate_alone_but_not_the_time_left(now):
 def test_checkpoints_to_come_take_what_they_took(now):
     bar = Progress(100, log_every=10)
     _train(bar, now, 20)
-    with bar.paused("checkpoint"):
+    with bar.pause("checkpoint"):
         now.time += 3
     bar.update(1.0, 32, 1e-3, 1.0, Left(0.0, 0, 5))
     assert bar.seconds_left == pytest.approx(15)

@@ -44,7 +44,7 @@ FILE = {
 
 
 def parse(argv):
-    return command_line.parse(argv, COMMAND)
+    return command_line.parse_command_line(argv, COMMAND)
 
 
 def request(*arguments, values=FILE):
@@ -64,11 +64,11 @@ def problems(*arguments, values=FILE):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_resolve_and_survive_being_written(path, tmp_path):
     command = command_of(path)
-    asked = command_line.parse(["--config", str(path)], command)
+    asked = command_line.parse_command_line(["--config", str(path)], command)
     for offline in [False, True] if "offline" in asked.values else [False]:
         config = resolve(asked, offline)
         (tmp_path / "config.yaml").write_text(to_yaml(config))
-        again = command_line.parse(["--config", str(tmp_path / "config.yaml")], command)
+        again = command_line.parse_command_line(["--config", str(tmp_path / "config.yaml")], command)
         assert resolve(again, use_offline=False) == config
         assert config.model.startswith("package:") == offline
 
@@ -229,12 +229,12 @@ def test_an_offline_block_holds_no_other():
 
 def test_the_schema_is_that_of_the_command():
     arguments = ["model=m", "output_dir=o", "data.train=owner/chats", "quantize=nf4"]
-    found = resolve(command_line.parse(arguments, train.lm.config.COMMAND), use_offline=False)
+    found = resolve(command_line.parse_command_line(arguments, train.lm.config.COMMAND), use_offline=False)
     assert (type(found), found.quantize) == (LMConfig, "nf4")
     with pytest.raises(JloraError, match="quantize: unknown key"):
         resolve(parse(arguments), use_offline=False)
     with pytest.raises(JloraError, match=r"such as configs/smollm2\.yaml"):
-        resolve(command_line.parse([], train.lm.config.COMMAND), use_offline=False)
+        resolve(command_line.parse_command_line([], train.lm.config.COMMAND), use_offline=False)
 
 
 def test_chats_given_on_the_command_line_are_read_as_they_are_written():

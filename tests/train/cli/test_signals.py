@@ -24,14 +24,14 @@ from train.run.state import State
 try:
     with listening() as stop, open_checkpoints(Path(sys.argv[3]), 1) as manager:
         for _ in range(8):  # as many steps and batches of evaluations
-            stop.requested()
+            stop.is_requested()
         state = State({"w": jnp.ones(2)}, (), jnp.int32(5))
         save(manager, Checkpoint(state, Best(state.trainable)))
         if sys.argv[2] == "1":
             os.kill(os.getpid(), signal.SIGTERM)
         wait(manager)
         patience = 1200
-        while not stop.requested() and patience:  # until all processes have heard of it
+        while not stop.is_requested() and patience:  # until all processes have heard of it
             patience -= 1
             time.sleep(0.05)
 except Stopped as stopped:
@@ -65,10 +65,10 @@ CODES = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIG
 def test_a_signal_is_noted_and_raised_at_the_end(number):
     def work():
         with listening() as stop:
-            assert not stop.requested()
+            assert not stop.is_requested()
             _signal(number)
-            assert stop.requested()
-            assert stop.requested()
+            assert stop.is_requested()
+            assert stop.is_requested()
 
     with pytest.raises(Stopped, match=number.name) as caught:
         work()
@@ -80,7 +80,7 @@ def test_a_deadline_is_one_too():
 
     def work():
         with listening(deadline) as stop:
-            while not stop.requested():
+            while not stop.is_requested():
                 time.sleep(0.05)
             with pytest.raises(Cut):
                 stop.check()
@@ -93,14 +93,14 @@ def test_a_deadline_is_one_too():
 
 def test_a_run_that_ends_before_its_deadline_knows_nothing_of_it():
     with listening(time.monotonic() + 600) as stop:
-        assert not stop.requested()
+        assert not stop.is_requested()
 
 
 def test_a_signal_before_the_deadline_keeps_its_code():
     def work():
         with listening(time.monotonic()) as stop:
             _signal(signal.SIGINT)
-            assert stop.requested()
+            assert stop.is_requested()
 
     with pytest.raises(Stopped) as caught:
         work()
@@ -121,7 +121,7 @@ def test_where_nothing_is_to_be_saved_it_leaves_with_the_same_code(number):
 def test_without_a_signal_nothing_is_raised_and_the_handlers_are_those_of_before():
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     with listening() as stop:
-        assert not stop.requested()
+        assert not stop.is_requested()
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
 
 

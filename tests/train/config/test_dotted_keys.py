@@ -35,7 +35,7 @@ def test_keys_use_the_names_of_the_file():
     ],
 )
 def test_types_in_words(key, words):
-    assert dotted_keys.describe(dotted_keys.fields(Config)[key]) == words
+    assert dotted_keys.describe_field(dotted_keys.fields(Config)[key]) == words
 
 
 KEYS = [

@@ -100,7 +100,7 @@ def test_on_one_device_nothing_is_touched():
     assert placement.put_rest(None, given) is given
     assert placement.put_adapted(None, given, config) is given
     assert placement.to_first(given) == given
-    assert placement.rounded_up(None, 3) == 3
+    assert placement.round_up(None, 3) == 3
     step = object()
     assert placement.train_step_on(None, step, given) is step
     assert placement.eval_step_on(None, step) is step

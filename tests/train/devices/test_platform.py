@@ -12,7 +12,7 @@ from jlora.models.attention.visibility import KERNELS
 from tests.support.training import config_cases, tiny, tiny_lm
 from train.config.sections import TrainSection
 from train.devices import platform
-from train.devices.platform import attention_of, bfloat16_units, settled
+from train.devices.platform import attention_of, bfloat16_units, settle_dtype
 from train.lm.config import LMConfig
 from train.lm.model import build_model
 
@@ -43,30 +43,30 @@ def cpu_info(tmp_path, monkeypatch):
 def test_auto_is_what_the_cpu_multiplies_fast(flags, units, dtype, cpu_info):
     cpu_info(flags)
     assert bfloat16_units() == units
-    assert settled(config_cases.config()).train.dtype == dtype
+    assert settle_dtype(config_cases.config()).train.dtype == dtype
 
 
 def test_a_machine_that_does_not_tell_computes_in_float32(tmp_path, monkeypatch):
     monkeypatch.setattr(platform, "_CPU_INFO", tmp_path / "none")
-    assert settled(config_cases.config()).train.dtype == "float32"
+    assert settle_dtype(config_cases.config()).train.dtype == "float32"
 
 
 @pytest.mark.parametrize("backend", ["gpu", "tpu"])
 def test_auto_is_bfloat16_on_accelerators(backend, monkeypatch, cpu_info):
     cpu_info("avx2")
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert settled(config_cases.config()).train.dtype == "bfloat16"
+    assert settle_dtype(config_cases.config()).train.dtype == "bfloat16"
 
 
 def test_a_dtype_that_is_given_stays():
     config = config_cases.config(train={"dtype": "float32"})
-    assert settled(config) is config
+    assert settle_dtype(config) is config
 
 
 @pytest.mark.parametrize(("kernel", "machine"), [("cudnn", "an NVIDIA GPU"), ("splash", "a TPU")])
 def test_a_kernel_of_another_platform_is_refused(kernel, machine, tmp_path, capsys):
     with pytest.raises(JloraError, match=rf"train.attention: .*this machine's cpu, found {kernel}, .* {machine}"):
-        settled(config_cases.config(train={"attention": kernel}))
+        settle_dtype(config_cases.config(train={"attention": kernel}))
     assert tiny.call(tiny.classify.main, tiny.arguments(tmp_path / "run", f"train.attention={kernel}")) == 2
     assert "train.attention" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

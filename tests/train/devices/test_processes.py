@@ -31,7 +31,7 @@ _LM = ["train.learning_rate=1e-2", "train.max_steps=6", "train.eval_every=2", "e
     ],
 )
 def test_flags_that_name_no_place_among_processes(flags, message):
-    with pytest.raises(JloraError, match=message), distributed.joined(flags):
+    with pytest.raises(JloraError, match=message), distributed.join_processes(flags):
         pytest.fail("joined")
 
 
@@ -40,7 +40,7 @@ def test_a_port_that_is_taken():
         port = taken.getsockname()[1]
         with (
             pytest.raises(JloraError, match=f"--coordinator: port {port}: expected a free one"),
-            distributed.joined(Flags(coordinator=f"localhost:{port}", process=0, processes=2)),
+            distributed.join_processes(Flags(coordinator=f"localhost:{port}", process=0, processes=2)),
         ):
             pytest.fail("joined")
 
@@ -60,7 +60,7 @@ def test_what_a_launcher_leaves_in_the_environment(environment, launched):
 
 
 def test_alone_nothing_waits_and_errors_pass():
-    with distributed.joined(Flags(processes=1)), distributed.first_alone("here") as is_first:
+    with distributed.join_processes(Flags(processes=1)), distributed.first_alone("here") as is_first:
         assert is_first
     distributed.wait_for_all("there")
     distributed.require_same("text", "configuration")

@@ -28,7 +28,7 @@ def test_keys_of_both_commands_take_the_same_and_what_is_only_of_classifiers_is_
     assert set(theirs) - set(ours) == of_classifiers
     narrower = {"method", "train.learning_rate"}
     for key in (set(ours) & set(theirs)) - narrower:
-        assert dotted_keys.describe(ours[key]) == dotted_keys.describe(theirs[key]), key
+        assert dotted_keys.describe_field(ours[key]) == dotted_keys.describe_field(theirs[key]), key
 
 
 def test_the_learning_rate_is_the_methods():

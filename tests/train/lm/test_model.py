@@ -6,7 +6,7 @@ import pytest
 from tests.support.training import tiny_lm
 from train.lm.config import LMConfig
 from train.lm.model import abstract_model, prepare_model
-from train.planning.memory import held_bytes
+from train.planning.memory import count_bytes
 
 
 def _config(**changes):
@@ -24,7 +24,7 @@ def stored(tmp_path_factory):
 
 def _of(adapted):
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), adapted.adapter)
-    return held_bytes(adapted.base), held_bytes(adapted.adapter), shapes
+    return count_bytes(adapted.base), count_bytes(adapted.adapter), shapes
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from train.config.sections import TrainSection
 from train.data.bucketing import plan_epoch
 from train.devices.programs import Compiler
 from train.loop import loop as loops
-from train.loop.loop import Loop, planned_steps, run
+from train.loop.loop import Loop, plan_steps, run_loop
 from train.run import checkpoints
 from train.run.best import Best
 from train.run.checkpoints import Checkpoint, Rest
@@ -110,7 +110,7 @@ def _start(step=0, best=None, rest=NOTHING):
 def _run(loop, begin=None, stop=None):
     """(best, what was recorded)"""
     recorder = _Recorder()
-    best, rate = run(loop, begin or _start(), _Manager(), recorder, stop or Stop())
+    best, rate = run_loop(loop, begin or _start(), _Manager(), recorder, stop or Stop())
     assert rate >= 0
     return best, recorder.logged
 
@@ -292,32 +292,32 @@ def _fingerprints(found):
 @pytest.mark.parametrize("start", [1, 2, 3, 5])
 def test_the_batches_of_a_resumed_run_are_those_that_were_left(start):
     loop = _loop()
-    assert _fingerprints(planned_steps(loop, start)) == _fingerprints(planned_steps(loop, 0))[start:]
+    assert _fingerprints(plan_steps(loop, start)) == _fingerprints(plan_steps(loop, 0))[start:]
 
 
 def test_an_epoch_holds_every_row_once_and_no_two_are_alike():
-    found = list(planned_steps(_loop(), 0))
+    found = list(plan_steps(_loop(), 0))
     epochs = [np.concatenate([batch.rows for batch, _ in found[first : first + 3]]) for first in (0, 3)]
     for rows in epochs:
         assert sorted(rows) == list(range(10))
     assert epochs[0].tolist() != epochs[1].tolist()
-    assert _fingerprints(found) != _fingerprints(planned_steps(_loop(seed=1), 0))
+    assert _fingerprints(found) != _fingerprints(plan_steps(_loop(seed=1), 0))
 
 
 def test_the_work_that_is_left_is_that_of_the_steps_to_come():
     loop = _loop()
-    work = [batch.length for batch, _ in planned_steps(loop, 0)]
-    left = [left for _, left in planned_steps(loop, 0)]
+    work = [batch.length for batch, _ in plan_steps(loop, 0)]
+    left = [left for _, left in plan_steps(loop, 0)]
     per_epoch = sum(work[:3])
     # Known for the epoch that runs; those to come are like it.
     assert left[:3] == pytest.approx([sum(work[step:3]) + 4 / 3 * per_epoch for step in (1, 2, 3)])
     assert left[6] == 0
-    assert [left for _, left in planned_steps(loop, 4)] == left[4:]
+    assert [left for _, left in plan_steps(loop, 4)] == left[4:]
 
 
 def test_each_epochs_programs_are_prepared_before_its_steps():
     events, loop = [], _loop()
-    for batch, _ in planned_steps(loop, 1, lambda plan: events.append(len(plan))):
+    for batch, _ in plan_steps(loop, 1, lambda plan: events.append(len(plan))):
         events.append(batch.length)
     assert [event for event in events if event < 4] == [2, 3, 1]
     assert events[0] == 2
@@ -366,6 +366,6 @@ def test_evaluations_do_not_count_as_training(monkeypatch):
         paused.append(what)
         yield
 
-    monkeypatch.setattr(loops.Progress, "paused", noted)
+    monkeypatch.setattr(loops.Progress, "pause", noted)
     _run(_loop(eval_every=2))
     assert paused == ["evaluation", "checkpoint"] * 4

@@ -9,7 +9,7 @@ from jlora.tree.leaf_paths import leaves_by_path
 from jlora.tree.module_names import is_stacked
 from tests.support.models.encoder_cases import tiny_config, torch_classifier
 from train.config.sections import TrainSection
-from train.loop.optimizer import decayed, optimizer, schedule
+from train.loop.optimizer import decay_mask, optimizer, schedule
 
 _SCHEDULES = [
     ({"schedule": "linear", "warmup_ratio": 0.0}, 20, 0),
@@ -50,7 +50,7 @@ def test_weight_decay_spares_what_the_hf_trainer_spares(family):
 
     expected = set(Trainer.get_decay_parameter_names(None, oracle))
     base = abstract_base(build(config))
-    marks = decayed({path: jlora.Full(leaf) for path, leaf in leaves_by_path(base).items()})
+    marks = decay_mask({path: jlora.Full(leaf) for path, leaf in leaves_by_path(base).items()})
     found = {
         key
         for path, leaf in leaves_by_path(base).items()
@@ -65,7 +65,7 @@ def test_weight_decay_holds_for_both_factors_and_the_head_kernel():
     config = jlora.LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS")
     base = jax.jit(model.init)(jax.random.key(0), {n: jnp.zeros(s.shape, s.dtype) for n, s in _specs(model)})
     trainable, _ = jlora.split(jlora.init(jax.random.key(0), config, base, model.apply, dict(_specs(model))))
-    marks = decayed(trainable)
+    marks = decay_mask(trainable)
     assert jax.tree.structure(marks) == jax.tree.structure(trainable)
     query = marks["params/bert/encoder/layer/attention/self/query/kernel"]
     assert (query.a, query.b, query.scale) == (True, True, None)
@@ -79,7 +79,7 @@ def test_weight_decay_leaves_biases_norms_and_magnitudes_alone():
     config = jlora.LoraConfig(r=2, target_modules=["query"], use_dora=True, bias="lora_only", **fields)
     base = jax.jit(model.init)(jax.random.key(0), {n: jnp.zeros(s.shape, s.dtype) for n, s in _specs(model)})
     trainable, _ = jlora.split(jlora.init(jax.random.key(0), config, base, model.apply, dict(_specs(model))))
-    marks = decayed(trainable)
+    marks = decay_mask(trainable)
     assert jax.tree.structure(marks) == jax.tree.structure(trainable)
     query = "params/bert/encoder/layer/attention/self/query"
     assert (marks[f"{query}/kernel"].a, marks[f"{query}/kernel"].magnitude) == (True, False)

@@ -21,7 +21,7 @@ def test_a_product_takes_its_flops_or_its_bytes_whichever_are_more():
 def _seconds_of_a_byte(group):
     """Of an all-to-all, less its latency."""
     found = Collective("all-to-all", ((0, 1, 2, 3)[: len(group)], group), ("data",), 1e9, 3)
-    return (collective_seconds(CHIP, found) / 3 - chips.LATENCY) / found.received
+    return (collective_seconds(CHIP, found) / 3 - chips.LATENCY) / found.bytes_received
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_groups_that_fit_no_node_are_as_slow_as_the_one_that_spans_two():
     found = Collective("all-gather", ((0, 1, 2), (3, 4, 5)), ("fsdp",), 1e9, 1)
     slow = Collective("all-gather", ((3, 4, 5),), ("fsdp",), 1e9, 1)
     assert collective_seconds(CHIP, found) == collective_seconds(CHIP, slow)
-    assert found.received / collective_seconds(CHIP, found) < CHIP.network
+    assert found.bytes_received / collective_seconds(CHIP, found) < CHIP.network
 
 
 def test_many_ports_are_no_faster_than_the_links_behind_them():

@@ -51,7 +51,7 @@ def test_kinds(line, kind, axes, received):
     found = _only(line)
     assert (found.kind, found.axes, found.times) == (kind, (axes,), 1)
     assert found.payload == 4 * 256 * 2
-    assert found.received == received
+    assert found.bytes_received == received
 
 
 def test_a_group_may_span_several_axes():
@@ -83,4 +83,4 @@ def test_an_all_reduce_sends_what_a_reduce_scatter_and_an_all_gather_of_its_part
         Collective("reduce-scatter", group, ("data",), 800.0, 1),
         Collective("all-gather", group, ("data",), 100.0, 1),
     ]
-    assert whole.received == sum(part.received for part in parts)
+    assert whole.bytes_received == sum(part.bytes_received for part in parts)

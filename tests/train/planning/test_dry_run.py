@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from train.loop.step import StepArguments, make_train_step
-from train.planning.dry_run import describe
+from train.planning.dry_run import describe_run
 from train.planning.memory import memory_table, step_memory
 from train.run.state import State
 
@@ -41,7 +41,7 @@ def _facts(text):
 def test_everything_is_said(step_and_arguments):
     step, arguments = step_and_arguments
     flops = 2 * 2 * 4 * 8 * 16 * WORDS  # forward, and the weight's gradient
-    text = describe(step, arguments, vocab_size=WORDS, steps=300, rate=flops / 2)
+    text = describe_run(step, arguments, vocab_size=WORDS, steps=300, rate=flops / 2)
     assert text.startswith(memory_table(step_memory(step, arguments, WORDS)) + "\n\n")
     facts = _facts(text)
     assert facts["steps"] == "300"
@@ -53,12 +53,12 @@ def test_everything_is_said(step_and_arguments):
 @pytest.mark.parametrize(("seconds", "shown"), [(0.0123, "about 0.012 s a"), (7200.0, "about 2:00:00 a step")])
 def test_short_and_long_steps(step_and_arguments, seconds, shown):
     rate = 2 * 2 * 4 * 8 * 16 * WORDS / seconds
-    facts = _facts(describe(*step_and_arguments, vocab_size=WORDS, steps=None, rate=rate))
+    facts = _facts(describe_run(*step_and_arguments, vocab_size=WORDS, steps=None, rate=rate))
     assert facts["time"].startswith(shown)
 
 
 def test_what_is_not_known_is_not_said(step_and_arguments):
-    facts = _facts(describe(*step_and_arguments, vocab_size=WORDS, steps=None, rate=1e9))
+    facts = _facts(describe_run(*step_and_arguments, vocab_size=WORDS, steps=None, rate=1e9))
     assert facts["steps"] == "unknown, no data read"
     assert facts["tokens"] == "32 a step at most"
     assert "in all" not in facts["time"]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from train.planning.flops import compiled_products, equations, matrix_flops, matrix_rate
+from train.planning.flops import equations, list_products, matrix_flops, matrix_rate
 
 
 def _layers(weights, x):
@@ -43,7 +43,7 @@ def test_without_a_loop_it_is_what_xla_counts():
 def test_a_compiled_program_does_the_products_of_its_source():
     """Loops included; the numbers of a product are those of its operands and its result."""
     gradient = jax.jit(jax.grad(_layers, (0, 1)))
-    found = compiled_products(gradient.lower(*_arguments(5)).compile().as_text())
+    found = list_products(gradient.lower(*_arguments(5)).compile().as_text())
     assert sum(product.flops * product.times for product in found) == flops(gradient, *_arguments(5))
     assert {product.times for product in found} == {5}
     assert {product.numbers for product in found} == {2 * 8 * 16 + 16 * 16}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from jlora.errors import JloraError
-from train.planning.hlo import Shape, executed
+from train.planning.hlo import Shape, walk_executed
 
 NESTED = """\
 HloModule nested
@@ -55,7 +55,7 @@ backend_config={"known_trip_count":{"n":"3"}}
 
 
 def _found(text, opcode):
-    return [(instruction, times) for instruction, times in executed(text) if instruction.opcode == opcode]
+    return [(instruction, times) for instruction, times in walk_executed(text) if instruction.opcode == opcode]
 
 
 def test_loops_inside_of_loops_multiply():
@@ -76,7 +76,7 @@ def test_operands_that_are_tuples_count_by_their_parts():
 
 def test_a_loop_of_unknown_length_is_refused():
     with pytest.raises(JloraError, match="expected loops that turn a known number of times, found %loop = "):
-        list(executed(NESTED.replace('"known_trip_count":{"n":"3"}', "")))
+        list(walk_executed(NESTED.replace('"known_trip_count":{"n":"3"}', "")))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.planning.chip_plan import Plan
+from train.planning.chip_plan import ChipPlan
 from train.planning.chips import CHIPS, MATRIX_SHARE
 from train.planning.collectives import Collective
 from train.planning.flops import Product
@@ -12,7 +12,7 @@ from train.planning.step_time import step_time
 
 GIB = 2**30
 MEMORY = Memory(base=15 * GIB, adapter=GIB, optimizer=2 * GIB, activations=9 * GIB, logits=None, in_all=27 * GIB)
-PLAN = Plan(
+PLAN = ChipPlan(
     {"data": 2, "fsdp": 4, "tensor": 2},
     4096,
     2,

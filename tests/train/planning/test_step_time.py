@@ -2,7 +2,7 @@
 
 import pytest
 
-from train.planning.chip_plan import Plan
+from train.planning.chip_plan import ChipPlan
 from train.planning.chips import CHIPS, collective_seconds, product_seconds
 from train.planning.collectives import Collective
 from train.planning.flops import Product
@@ -16,7 +16,7 @@ PRODUCTS = [Product(10**12, 10**6, 3), Product(10**3, 10**8, 4)]
 
 
 def _plan(*collectives):
-    return Plan(
+    return ChipPlan(
         {"data": 1, "fsdp": 4, "tensor": 2}, 100, 2, Memory(0, 0, 0, 0, None, 0), PRODUCTS, list(collectives), {}
     )
 

@@ -221,7 +221,10 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_that_says_what_to_do(tm
 
 def test_the_cause_at_the_end_of_a_long_message_is_shown(tmp_path):
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(JloraError, match="No space left on device"), checkpoints._explained(tmp_path / "checkpoints"):
+    with (
+        pytest.raises(JloraError, match="No space left on device"),
+        checkpoints._explain_errors(tmp_path / "checkpoints"),
+    ):
         raise ValueError(f"{'/a long path' * 200}: No space left on device")
 
 

@@ -4,7 +4,7 @@ import struct
 import numpy as np
 import pytest
 
-from train.run.curves import draw, plot, smoothed
+from train.run.curves import draw_metrics, plot_metrics, smooth
 
 
 def _lines(metric="accuracy", values=(0.6, 0.9, 0.9, 0.7)):
@@ -25,7 +25,7 @@ def test_the_same_file_gives_the_same_picture(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in _lines()) + '{"step": 41, "train/lo')
     for name in ("a.png", "b.png"):
-        plot(path, tmp_path / name, "accuracy", "a run", 100)
+        plot_metrics(path, tmp_path / name, "accuracy", "a run", 100)
     picture = (tmp_path / "a.png").read_bytes()
     assert picture == (tmp_path / "b.png").read_bytes()
     assert struct.unpack(">II", picture[16:24]) == (1650, 750)
@@ -37,7 +37,9 @@ def test_the_same_file_gives_the_same_picture(tmp_path):
 )
 def test_the_marked_step_is_the_one_the_trainer_keeps(metric, values, best):
     panel = next(
-        axes for label, axes in _panels(draw(_lines(metric, values), metric, "", 100)).items() if "validation" in label
+        axes
+        for label, axes in _panels(draw_metrics(_lines(metric, values), metric, "", 100)).items()
+        if "validation" in label
     )
     curve, mark = panel.get_lines()
     assert curve.get_xydata().tolist() == [[10 * (i + 1), v] for i, v in enumerate(values)]
@@ -45,7 +47,7 @@ def test_the_marked_step_is_the_one_the_trainer_keeps(metric, values, best):
 
 
 def test_loss_and_learning_rate_are_drawn_where_they_are_finite():
-    panels = _panels(draw(_lines(), "accuracy", "", 100))
+    panels = _panels(draw_metrics(_lines(), "accuracy", "", 100))
     raw, mean, validation = panels["loss"].get_lines()
     assert len(raw.get_xdata()) == len(mean.get_xdata()) == 39
     assert 5 not in raw.get_xdata()
@@ -55,13 +57,13 @@ def test_loss_and_learning_rate_are_drawn_where_they_are_finite():
 
 @pytest.mark.parametrize("lines", [[], [{"step": 1, "train/loss": 0.5, "train/learning_rate": 1e-3}]])
 def test_a_run_that_was_never_evaluated_has_a_picture_that_says_so(lines, tmp_path):
-    figure = draw(lines, "accuracy", "", 100)
+    figure = draw_metrics(lines, "accuracy", "", 100)
     figure.savefig(tmp_path / "curves.png")
     assert "not evaluated" in [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
 def _metric_panel(lines, rows, metric="accuracy"):
-    return next(axes for label, axes in _panels(draw(lines, metric, "", rows)).items() if "validation" in label)
+    return next(axes for label, axes in _panels(draw_metrics(lines, metric, "", rows)).items() if "validation" in label)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +80,7 @@ def test_the_axis_is_no_narrower_than_the_noise_of_so_many_rows(metric, rows, le
 
 def test_the_values_before_training_are_at_step_0():
     lines = [{"step": 10, "start/accuracy": 0.4, "start/loss": 0.7}, *_lines()]
-    panels = _panels(draw(lines, "accuracy", "", 100))
+    panels = _panels(draw_metrics(lines, "accuracy", "", 100))
     assert _metric_panel(lines, 100).get_lines()[-1].get_xydata().tolist() == [[0, 0.4], [10, 0.6]]
     assert panels["loss"].get_lines()[-1].get_xydata().tolist() == [[0, 0.7], [10, 0.5]]
 
@@ -93,5 +95,5 @@ def test_of_equal_values_the_one_of_the_lower_loss_is_marked():
 def test_smoothing_is_the_mean_of_what_came_before():
     values = np.random.default_rng(0).normal(size=20)
     expected = [values[max(0, i - 4) : i + 1].mean() for i in range(20)]
-    np.testing.assert_allclose(smoothed(values, 5), expected)
-    np.testing.assert_allclose(smoothed(values, 1), values)
+    np.testing.assert_allclose(smooth(values, 5), expected)
+    np.testing.assert_allclose(smooth(values, 1), values)

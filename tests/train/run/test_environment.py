@@ -9,7 +9,7 @@ from train.run import environment
 
 
 def test_describe_is_json_and_names_this_machine():
-    described = json.loads(json.dumps(environment.describe()))
+    described = json.loads(json.dumps(environment.collect()))
     assert described["jax"] == {
         "backend": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],

@@ -11,7 +11,7 @@ from train.classify.config import Config
 from train.config.command import Flags
 from train.run import environment, lock
 from train.run import folder as run_folder
-from train.run.folder import check, claim, require_checkpoints, take_over, write_json
+from train.run.folder import choose_action, claim, require_checkpoints, take_over, write_json
 
 
 def _config(folder, **changes):
@@ -19,7 +19,7 @@ def _config(folder, **changes):
 
 
 def _finish(run):
-    write_json(run / "report.json", {"files": run_folder.exported_files(run)})
+    write_json(run / "report.json", {"files": run_folder.list_exported_files(run)})
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def run(tmp_path):
 
 def test_a_new_or_empty_folder_is_free(tmp_path):
     for flags in (Flags(), Flags(resume=True), Flags(overwrite=True)):
-        assert check(_config(tmp_path / "new"), flags) == "new"
-        assert check(_config(tmp_path), flags) == "new"
+        assert choose_action(_config(tmp_path / "new"), flags) == "new"
+        assert choose_action(_config(tmp_path), flags) == "new"
     assert not (tmp_path / "new").exists()
 
 
@@ -43,11 +43,11 @@ def test_claiming_writes_config_and_environment(run):
 
 def test_a_run_is_resumed_finished_or_refused(run):
     with pytest.raises(JloraError, match=r"holds a run.*--resume.*--overwrite.*output_dir=FOLDER"):
-        check(_config(run), Flags())
-    assert check(_config(run), Flags(resume=True)) == "resumed"
-    assert check(_config(run), Flags(overwrite=True)) == "new"
+        choose_action(_config(run), Flags())
+    assert choose_action(_config(run), Flags(resume=True)) == "resumed"
+    assert choose_action(_config(run), Flags(overwrite=True)) == "new"
     _finish(run)
-    assert check(_config(run), Flags(resume=True)) == "finished"
+    assert choose_action(_config(run), Flags(resume=True)) == "finished"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_run_is_not_replaced_by_one_that_reads_it(key, source, run):
         | ({"data": {"train": "t", "max_length": 16, **changes.get("data", {})}} if section == "data" else {})
     )
     with pytest.raises(JloraError, match=rf"{key}: .*{source}: would be lost, because --overwrite replaces"):
-        check(config, Flags(overwrite=True))
+        choose_action(config, Flags(overwrite=True))
     assert tiny.contents(run) == before
 
 
@@ -84,13 +84,13 @@ def test_a_run_whose_exports_are_not_all_there_is_not_finished(lost, run, caplog
         (run / name).touch()
     _finish(run)
     (run / "adapter" / "README.md").unlink()  # a card is the user's
-    assert check(_config(run), Flags(resume=True)) == "finished"
+    assert choose_action(_config(run), Flags(resume=True)) == "finished"
     if lost == "report.json":
         (run / lost).write_text("")
     else:
         shutil.rmtree(run / lost) if (run / lost).is_dir() else (run / lost).unlink()
     with caplog.at_level("WARNING", "train"):
-        assert check(_config(run), Flags(resume=True)) == "resumed"
+        assert choose_action(_config(run), Flags(resume=True)) == "resumed"
     assert lost in caplog.text
     assert "exporting again" in caplog.text
 
@@ -99,16 +99,16 @@ def test_a_run_whose_upload_failed_is_not_finished(run):
     config = _config(run, hub={"push": True, "repo": "me/mine"})
     claim(config, Flags(overwrite=True), {})
     _finish(run)
-    assert check(config, Flags(resume=True)) == "resumed"
+    assert choose_action(config, Flags(resume=True)) == "resumed"
     write_json(run / "report.json", {"files": [], "pushed_to": "https://example.org"})
-    assert check(config, Flags(resume=True)) == "finished"
+    assert choose_action(config, Flags(resume=True)) == "finished"
 
 
 @pytest.mark.parametrize("flags", [Flags(), Flags(resume=True), Flags(overwrite=True)])
 def test_a_run_without_its_config_is_named_as_that(flags, run):
     (run / "config.yaml").unlink()
     with pytest.raises(JloraError, match=r"holds a run whose config.yaml is missing.*Put the file back"):
-        check(_config(run), flags)
+        choose_action(_config(run), flags)
 
 
 @pytest.mark.parametrize("damage", ["", "[]", '{"cpu_count": '])
@@ -121,7 +121,7 @@ def test_a_damaged_environment_json_costs_no_run(damage, run, caplog):
 
 def test_only_the_same_configuration_is_resumed(run):
     with pytest.raises(JloraError, match="found 2 differences") as caught:
-        check(_config(run, seed=4, lora={"r": 2}, train={"epochs": 9}), Flags(resume=True))
+        choose_action(_config(run, seed=4, lora={"r": 2}, train={"epochs": 9}), Flags(resume=True))
     assert "epochs" not in str(caught.value)
     assert "  seed: the run has 0, now given 4" in str(caught.value)
     assert "  lora.r: the run has 8, now given 2" in str(caught.value)
@@ -130,24 +130,24 @@ def test_only_the_same_configuration_is_resumed(run):
 def test_a_finished_run_goes_on_where_what_may_change_does(run, caplog):
     _finish(run)
     longer = _config(run, train={"epochs": 9}, export={"merged": False})
-    assert check(longer, Flags(resume=True)) == "resumed"
+    assert choose_action(longer, Flags(resume=True)) == "resumed"
     with caplog.at_level("INFO", "train"):
         take_over(longer)
     assert "train.epochs: the run has 3.0, now given 9.0" in caplog.text
     assert "export.merged: the run has True, now given False" in caplog.text
     assert not (run / "report.json").exists()
-    assert check(longer, Flags(resume=True)) == "resumed"
+    assert choose_action(longer, Flags(resume=True)) == "resumed"
     _finish(run)
-    assert check(longer, Flags(resume=True)) == "finished"
+    assert choose_action(longer, Flags(resume=True)) == "finished"
 
 
 def test_a_key_that_is_newer_than_the_run_had_its_default(run):
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text("".join(line for line in text.splitlines(True) if "adam_beta1" not in line))
     assert (run / "config.yaml").read_text() != text
-    assert check(_config(run), Flags(resume=True)) == "resumed"
+    assert choose_action(_config(run), Flags(resume=True)) == "resumed"
     with pytest.raises(JloraError, match=r"train\.adam_beta1: the run has 0\.9, now given 0\.8"):
-        check(_config(run, train={"adam_beta1": 0.8}), Flags(resume=True))
+        choose_action(_config(run, train={"adam_beta1": 0.8}), Flags(resume=True))
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "environment.json"])
@@ -163,36 +163,36 @@ def test_killed_while_it_replaces_a_run_it_can_do_so_again(name, run, monkeypatc
     with pytest.raises(KeyboardInterrupt):
         claim(_config(run, seed=1), Flags(overwrite=True), {})
     monkeypatch.undo()
-    assert check(_config(run, seed=1), Flags(overwrite=True)) == "new"
+    assert choose_action(_config(run, seed=1), Flags(overwrite=True)) == "new"
 
 
 def test_a_run_that_was_moved_is_the_same(run, tmp_path):
     run.rename(tmp_path / "moved")
     _finish(tmp_path / "moved")
-    assert check(_config(tmp_path / "moved"), Flags(resume=True)) == "finished"
+    assert choose_action(_config(tmp_path / "moved"), Flags(resume=True)) == "finished"
 
 
 def test_a_lock_is_no_run(tmp_path):
     (tmp_path / lock.NAME).touch()
-    assert check(_config(tmp_path), Flags()) == "new"
+    assert choose_action(_config(tmp_path), Flags()) == "new"
 
 
 def test_both_flags_contradict(run):
     with pytest.raises(JloraError, match="--resume or --overwrite, found both"):
-        check(_config(run), Flags(resume=True, overwrite=True))
+        choose_action(_config(run), Flags(resume=True, overwrite=True))
 
 
 @pytest.mark.parametrize("flags", [Flags(), Flags(resume=True), Flags(overwrite=True)])
 def test_what_is_no_run_is_never_touched(flags, tmp_path):
     (tmp_path / "adapter").mkdir()
     with pytest.raises(JloraError, match=r"one that holds a run; found \['adapter'\]"):
-        check(_config(tmp_path), flags)
+        choose_action(_config(tmp_path), flags)
 
 
 def test_a_users_own_config_is_no_run(tmp_path):
     (tmp_path / "config.yaml").write_text("model: mine")
     with pytest.raises(JloraError, match=r"one that holds a run; found \['config.yaml'\]"):
-        check(_config(tmp_path), Flags(overwrite=True))
+        choose_action(_config(tmp_path), Flags(overwrite=True))
 
 
 def test_a_disk_that_is_full_at_the_first_file_leaves_a_new_folder(tmp_path, monkeypatch):
@@ -206,7 +206,7 @@ def test_a_disk_that_is_full_at_the_first_file_leaves_a_new_folder(tmp_path, mon
     monkeypatch.undo()
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "config.yaml.unfinished").touch()  # of a process that was killed there
-    assert check(_config(tmp_path), Flags(resume=True)) == "new"
+    assert choose_action(_config(tmp_path), Flags(resume=True)) == "new"
 
 
 def test_of_a_link_the_link_is_deleted(run, tmp_path):
@@ -254,8 +254,8 @@ def test_overwriting_deletes_what_a_run_leaves_and_no_more(run):
 
 def test_resuming_keeps_what_is_there_and_says_where_the_cores_differ(run, monkeypatch, caplog):
     before = (run / "environment.json").read_bytes()
-    there = environment.describe() | {"cpu_count": 3000}
-    monkeypatch.setattr(environment, "describe", lambda: there)
+    there = environment.collect() | {"cpu_count": 3000}
+    monkeypatch.setattr(environment, "collect", lambda: there)
     with caplog.at_level("WARNING", "train"):
         take_over(_config(run))
     assert "this is 3000: results are equal to rounding only" in caplog.text

@@ -11,7 +11,7 @@ from train.classify.config import Config
 from train.config import dotted_keys
 from train.lm.config import LMConfig
 from train.run import manifest as module
-from train.run.manifest import MAY_CHANGE, manifest, may_change, require_same, run_day
+from train.run.manifest import MAY_CHANGE, manifest, may_change, require_same_inputs, run_day
 
 
 def _config(**changes):
@@ -47,8 +47,8 @@ def test_what_it_holds():
 
 
 def test_the_same_run_is_the_same(file, caplog):
-    require_same(file, _made())
-    require_same(file, _made(_config(model="elsewhere", train={"epochs": 7, "log_every": 1}, mesh={"fsdp": 2})))
+    require_same_inputs(file, _made())
+    require_same_inputs(file, _made(_config(model="elsewhere", train={"epochs": 7, "log_every": 1}, mesh={"fsdp": 2})))
     assert not caplog.records
 
 
@@ -87,18 +87,18 @@ def test_a_float32_run_of_the_time_when_that_was_the_default_is_the_same():
 )
 def test_another_one_is_refused_with_the_differences(file, other, message):
     with pytest.raises(JloraError, match=message):
-        require_same(file, other())
+        require_same_inputs(file, other())
 
 
 def test_many_differences_are_cut_short(file):
     with pytest.raises(JloraError, match="and 4 more"):
-        require_same(file, _made(data={"train": {str(name): np.zeros(1) for name in range(7)}}))
+        require_same_inputs(file, _made(data={"train": {str(name): np.zeros(1) for name in range(7)}}))
 
 
 def test_other_code_is_said_and_no_more(file, caplog):
     made = _made()
     made["code"] = made["code"] | {"jax": "0.0.1"}
-    require_same(file, made)
+    require_same_inputs(file, made)
     assert "jax: the run has " in caplog.text
     assert "now 0.0.1" in caplog.text
 
@@ -122,17 +122,17 @@ def test_what_decides_the_numbers_may_not_change():
 def test_a_broken_manifest_is_said(text, file):
     file.write_text(text)
     with pytest.raises(JloraError, match=r"manifest\.json: expected"):
-        require_same(file, _made())
+        require_same_inputs(file, _made())
 
 
 def test_what_an_older_version_did_not_write_down_is_said_and_not_compared(file, caplog):
     found = json.loads(file.read_text())
     del found["adapter"]
     file.write_text(json.dumps(found))
-    require_same(file, _made(scale=4.0))
+    require_same_inputs(file, _made(scale=4.0))
     assert "not compared: adapter" in caplog.text
     with pytest.raises(JloraError, match="expected the data that the run was started with"):
-        require_same(file, _made(data={}))
+        require_same_inputs(file, _made(data={}))
 
 
 def test_a_key_that_comes_with_a_default_changes_no_hash(monkeypatch):
@@ -154,7 +154,7 @@ def test_the_day_of_a_run_is_the_one_that_it_was_started_on(tmp_path):
     file.write_text(json.dumps(made))
     assert run_day(tmp_path, resume=True) == day
     assert run_day(tmp_path, resume=False) >= today
-    require_same(file, made)
+    require_same_inputs(file, made)
     file.write_text(json.dumps(_made()))  # an older version's
     assert run_day(tmp_path, resume=True) >= today
     for wrong in (3, {}, {"day": 7}, {"day": "yesterday"}):
@@ -168,4 +168,4 @@ def test_a_run_with_the_streams_of_an_older_version_is_refused(file):
     assert before.pop("random") == {"streams": "2"}
     file.write_text(json.dumps(before))
     with pytest.raises(JloraError, match=r"random streams .*\n  streams: the run has 1, now 2"):
-        require_same(file, _made())
+        require_same_inputs(file, _made())

@@ -119,7 +119,7 @@ def _config(folder, **train):
 def _run(folder, *, on_step=runner.nothing, resume=False, **train):
     folder.mkdir(exist_ok=True)
     with tiny.isolated():
-        return runner.run(MatrixTask(), _config(folder, **train), Flags(resume=resume), on_step=on_step)
+        return runner.run_task(MatrixTask(), _config(folder, **train), Flags(resume=resume), on_step=on_step)
 
 
 @pytest.fixture(scope="module")
@@ -175,10 +175,10 @@ def test_a_finished_run_is_left_alone_and_other_data_are_refused(whole):
     folder = finished.folder.parent
     assert _run(folder, resume=True) is None
     with pytest.raises(JloraError, match="seed: the run has 0, now given 1"), tiny.isolated():
-        runner.run(MatrixTask(), _config(folder).model_copy(update={"seed": 1}), Flags(resume=True))
+        runner.run_task(MatrixTask(), _config(folder).model_copy(update={"seed": 1}), Flags(resume=True))
 
 
 def test_a_dry_run_describes_it(tmp_path, capsys):
-    assert runner.run(MatrixTask(), _config(tmp_path), Flags(dry_run=True)) is None
+    assert runner.run_task(MatrixTask(), _config(tmp_path), Flags(dry_run=True)) is None
     assert capsys.readouterr().out == "a matrix, 6 x 4\n"
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ _SHOWN = 20
 """How many classes are named in the log."""
 
 
-def described(labels: Labels, encoded: np.ndarray, name: str) -> str:
+def describe_labels(labels: Labels, encoded: np.ndarray, name: str) -> str:
     """Returns a line about the labels of a split: the task, the classes and how many rows each has."""
     known = encoded[is_labelled(encoded)]
     unlabelled = f"; {len(encoded) - len(known):,} without a label" * (len(known) < len(encoded))

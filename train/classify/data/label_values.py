@@ -37,7 +37,7 @@ def label_kind(value: Any) -> LabelKind:
     return "text" if isinstance(value, str) and not _LONE_SURROGATE.search(value) else "something else"
 
 
-def whole_number(value: Any) -> int | None:
+def to_class_id(value: Any) -> int | None:
     """Returns the label as an id: 1, "1", True, 1.0 and "1.0" are 1; None if it is not a whole number."""
     kind = label_kind(value)
     if kind == "whole number":
@@ -62,7 +62,7 @@ def has_decimal_comma(value: Any) -> bool:
 
 def are_class_ids(values: Sequence[Any]) -> bool:
     """Returns whether the labels are two or more whole numbers from 0 without a gap, also if written 0.0, 1.0."""
-    ids = {whole_number(value) for value in values}
+    ids = {to_class_id(value) for value in values}
     return len(ids) > 1 and ids == set(range(len(ids)))
 
 
@@ -70,7 +70,7 @@ def is_yes(value: Any) -> bool | None:
     """Reads a cell of a column for one class: True for 1, 1.0, "1", "true"; None if it is neither 0 nor 1."""
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
-    return {0: False, 1: True}.get(whole_number(value))  # type: ignore[arg-type]
+    return {0: False, 1: True}.get(to_class_id(value))  # type: ignore[arg-type]
 
 
 def as_key(value: Any) -> str:
@@ -80,7 +80,7 @@ def as_key(value: Any) -> str:
     """
     if str(value).lower() in ("true", "false"):
         return str(value).lower()
-    whole = whole_number(value)
+    whole = to_class_id(value)
     return str(value if whole is None else whole)
 
 
@@ -98,20 +98,20 @@ def multi_hot_length(values: Sequence[Any]) -> int | None:
     return length if length > 1 and are else None
 
 
-def parsed_lists(values: Sequence[Any]) -> list[Any]:
+def parse_lists(values: Sequence[Any]) -> list[Any]:
     """Parses labels that are the text of a list: '[1, 0]', "['a', 'b']", '[1 0]'.
 
     It does so only if most labels that are neither empty nor -1 are such text; the others stay unchanged.
     """
-    given = [value for value in values if label_kind(value) != "nothing" and whole_number(value) != -1]
+    given = [value for value in values if label_kind(value) != "nothing" and to_class_id(value) != -1]
     texts = {text for text in given if isinstance(text, str) and _LIST.fullmatch(text.strip())}
-    parsed = {text: found for text in texts if isinstance(found := _parsed(text.strip()), list)}
+    parsed = {text: found for text in texts if isinstance(found := _parse_list(text.strip()), list)}
     if 2 * sum(isinstance(value, str) and value in parsed for value in given) <= len(given):
         return list(values)
     return [parsed.get(value, value) if isinstance(value, str) else value for value in values]
 
 
-def _parsed(text: str) -> Any:
+def _parse_list(text: str) -> Any:
     if _NUMBERS.fullmatch(text):
         return text.strip("[]").split()
     try:

@@ -20,7 +20,7 @@ from train.classify.data.label_values import (
     multi_hot_length,
     number,
     spelling,
-    whole_number,
+    to_class_id,
 )
 from train.classify.data.splits import Split
 from train.data.bad_rows import read_each
@@ -103,7 +103,7 @@ def of_one_kind(train: Split) -> Split:
     return train.take([index for index, kind in enumerate(general) if kind == most])
 
 
-def encode(split: Split, labels: Labels, name: str) -> np.ndarray:
+def encode_labels(split: Split, labels: Labels, name: str) -> np.ndarray:
     """Encodes the labels of the split called `name` as numbers.
 
     A -1 in the test split marks an unlabelled row: id -1, or NaN if the result is float32. Because -1 can be a score, a
@@ -120,7 +120,7 @@ def encode(split: Split, labels: Labels, name: str) -> np.ndarray:
 
 
 def encode_rows(split: Split, labels: Labels, name: str, skip: bool | None) -> tuple[Split, np.ndarray, list[str]]:
-    """Encodes labels as `encode` does, and returns (the rows, their labels, errors).
+    """Encodes labels as `encode_labels` does, and returns (the rows, their labels, errors).
 
     With `skip`, as for `read_each`, rows whose labels do not fit are left out, and the errors say why; otherwise the
     first error is raised.
@@ -148,7 +148,7 @@ def encode_rows(split: Split, labels: Labels, name: str, skip: bool | None) -> t
 
 
 def is_labelled(encoded: np.ndarray) -> np.ndarray:
-    """Returns bool (n,): which rows of the result of `encode` have a label."""
+    """Returns bool (n,): which rows of the result of `encode_labels` have a label."""
     if encoded.dtype == np.int32:
         return encoded >= 0
     return ~np.isnan(encoded.reshape(len(encoded), -1)).any(axis=1)
@@ -201,12 +201,12 @@ def _collect_labels(train: Split, problem_type: ProblemType, reason: str) -> Lab
     values = list(enumerate(train.label))
     if problem_type == "multi_label_classification":
         values = [(index, value) for index, cell in values for value in _members(cell, train, index)]
-    kinds = ["whole number" if whole_number(value) is not None else label_kind(value) for _, value in values]
+    kinds = ["whole number" if to_class_id(value) is not None else label_kind(value) for _, value in values]
     _expect_one_kind([(index, kind) for (index, _), kind in zip(values, kinds, strict=True)], train)
     if kinds[0] == "text":
         names = tuple(sorted({value for _, value in values}))
         return Labels(problem_type, names, numbers_are_ids=False, reason=reason)
-    ids = sorted({found for _, value in values if (found := whole_number(value)) is not None})
+    ids = sorted({found for _, value in values if (found := to_class_id(value)) is not None})
     if ids and ids == list(range(ids[0], ids[0] + len(ids))) and ids[0] > 0:
         named = ", ".join(f"{index}: ..." for index in ids[:3]) + ", ..." * (len(ids) > 3)
         raise JloraError(
@@ -214,7 +214,7 @@ def _collect_labels(train: Split, problem_type: ProblemType, reason: str) -> Lab
             f" of their ids with data.label_names={{{named}}}, or set task=regression if they are scores"
         )
     for index, value in values:
-        if whole_number(value) not in range(len(ids)):
+        if to_class_id(value) not in range(len(ids)):
             there = _some(ids) or "none"
             _refuse(value, train, index, f"whole numbers from 0 without a gap (there are {there}); {_ADVICE}")
     return Labels(problem_type, tuple(f"LABEL_{i}" for i in range(len(ids))), reason=reason)
@@ -236,7 +236,7 @@ def _expect_one_kind(kinds: list[tuple[int, str]], train: Split) -> None:
 def _class_id(value: Any, labels: Labels, ids: dict[str, int], split: Split, index: int) -> int:
     if isinstance(value, str) and value in ids:
         return ids[value]
-    found = whole_number(value) if labels.numbers_are_ids else None
+    found = to_class_id(value) if labels.numbers_are_ids else None
     if found is None or not 0 <= found < len(labels):
         expected = [f"a number from 0 to {len(labels) - 1}"] * labels.numbers_are_ids
         if list(labels.names) != [f"LABEL_{i}" for i in range(len(labels))]:
@@ -274,7 +274,7 @@ def _members(cell: Any, split: Split, index: int) -> list[Any]:
 
 
 def _is_minus_one(value: Any) -> bool:
-    return whole_number(value) == -1 or value == [-1]
+    return to_class_id(value) == -1 or value == [-1]
 
 
 def _some(values: Sequence[Any]) -> str:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jlora.errors import JloraError
-from train.classify.data.label_values import are_class_ids, as_key, is_yes, label_kind, parsed_lists, whole_number
-from train.data.bad_rows import left_out, read_each
+from train.classify.data.label_values import are_class_ids, as_key, is_yes, label_kind, parse_lists, to_class_id
+from train.data.bad_rows import note_left_out, read_each
 from train.data.random_streams import SAMPLE_STREAMS, SPLIT_STREAMS, Stream, permutation
 from train.data.read_tables import read_tables
 from train.data.table_files import Table
@@ -93,7 +93,7 @@ def load_data(config: DataConfig, seed: int, task: str | None = None) -> Data:
         if empty:
             rows = "1 row has" if empty == 1 else f"{empty:,} rows have"
             notes.append(f"{name}: {rows} an empty text; data.skip_bad_rows=true leaves such rows out")
-    return Data(splits, configured_names(config) or found_names, tuple(notes))
+    return Data(splits, names_from_config(config) or found_names, tuple(notes))
 
 
 def read_split(source: str | list[str], config: DataConfig, split: str, labelled: bool = True) -> Split:
@@ -106,10 +106,10 @@ def read_split(source: str | list[str], config: DataConfig, split: str, labelled
     Raises:
       JloraError: a source or one of its rows cannot be read.
     """
-    return rows_of(read_tables(source, split, config), config, split, labelled)
+    return make_split(read_tables(source, split, config), config, split, labelled)
 
 
-def configured_names(config: DataConfig) -> tuple[str, ...] | None:
+def names_from_config(config: DataConfig) -> tuple[str, ...] | None:
     """Returns the class names of `data.label_names` in the order of their ids, or None if it is not given."""
     if isinstance(config.label_names, dict):
         return tuple(dict.fromkeys(config.label_names.values()))
@@ -120,9 +120,9 @@ def configured_names(config: DataConfig) -> tuple[str, ...] | None:
     return tuple(config.label_names)
 
 
-def rows_of(tables: Sequence[Table], config: DataConfig, split: str, labelled: bool = True) -> Split:
+def make_split(tables: Sequence[Table], config: DataConfig, split: str, labelled: bool = True) -> Split:
     """Makes the same split as `read_split`, from tables that were already read."""
-    rows = _joined(tables, config, split, None, [], labelled)
+    rows = _join_tables(tables, config, split, None, [], labelled)
     return _name_labels(rows, config, split, []) if labelled else rows
 
 
@@ -132,14 +132,14 @@ def _read(
     """Returns (the rows of a split, the names of their classes if the source gives them)."""
     tables = read_tables(source, split, config)
     if isinstance(config.label, list):
-        return _joined(tables, config, split, config.skip_bad_rows, notes), tuple(config.label)
+        return _join_tables(tables, config, split, config.skip_bad_rows, notes), tuple(config.label)
     names = {table.class_names.get(config.label) for table in tables}
     if len(names) > 1:
         raise JloraError(f"data.{split}: the parts name their classes differently: {names}")
-    return _joined(tables, config, split, config.skip_bad_rows, notes), names.pop()
+    return _join_tables(tables, config, split, config.skip_bad_rows, notes), names.pop()
 
 
-def _joined(
+def _join_tables(
     tables: Sequence[Table],
     config: DataConfig,
     split: str,
@@ -151,7 +151,7 @@ def _joined(
     return Split(
         text=[text for part in parts for text in part.text],
         text_pair=[text for part in parts for text in part.text_pair or []] if config.text_pair else None,
-        label=parsed_lists([label for part in parts for label in part.label]),
+        label=parse_lists([label for part in parts for label in part.label]),
         row=[row for part in parts for row in part.row],
         source=[name for part in parts for name in part.source],
     )
@@ -172,7 +172,7 @@ def _to_split(
         return found, pair(row) if pair else None, label(row)
 
     found, errors = read_each(range(count), read, skip)
-    notes += left_out(split, errors, count)
+    notes += note_left_out(split, errors, count)
     texts, pairs, labels = (list(column) for column in zip(*found.values(), strict=True))
     return Split(texts, pairs if pair else None, labels, [row + 1 for row in found], [table.name] * len(found))
 
@@ -189,7 +189,7 @@ def _labels(table: Table, column: str | list[str]) -> Callable[[int], Any]:
 
     def read(row: int) -> Any:
         cells = {name: values[row] for name, values in columns.items()}
-        if all(whole_number(cell) == -1 for cell in cells.values()):
+        if all(to_class_id(cell) == -1 for cell in cells.values()):
             return -1
         for name, cell in cells.items():
             if is_yes(cell) is None:

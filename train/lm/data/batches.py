@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     weights: np.ndarray
 
 
-def packed_width(rows: Mapping[str, Examples | Packed]) -> int | None:
+def width_of_packed(rows: Mapping[str, Examples | Packed]) -> int | None:
     """Returns the length that all rows are padded to if they are packed, else None."""
     return max((part.size for part in rows.values() if isinstance(part, Packed)), default=None)
 
@@ -38,14 +38,14 @@ def make_batch(
     """Makes a planned batch with its targets; for its shape, `places` and errors see `lay_out`."""
     _, mask, flat, real = lay_out(planned, rows.lengths, rows.offsets, batch_size, places)
 
-    def padded(values: np.ndarray, padding: int = 0) -> np.ndarray:
+    def pad(values: np.ndarray, padding: int = 0) -> np.ndarray:
         return np.where(mask, values[flat], padding).astype(np.int32)
 
-    inputs = {"input_ids": padded(rows.ids, pad_id), "attention_mask": mask.astype(np.int32)}
+    inputs = {"input_ids": pad(rows.ids, pad_id), "attention_mask": mask.astype(np.int32)}
     if isinstance(rows, Packed):
-        inputs |= {"segment_ids": padded(rows.segment_ids), "position_ids": padded(rows.position_ids)}
+        inputs |= {"segment_ids": pad(rows.segment_ids), "position_ids": pad(rows.position_ids)}
     # The first token of an example is never learnt, so input and target always belong to the same example.
-    learnt = _next(padded(rows.learn)) * real[:, None]
+    learnt = _next(pad(rows.learn)) * real[:, None]
     return Batch(inputs, _next(inputs["input_ids"]) * learnt, learnt.astype(np.float32))
 
 

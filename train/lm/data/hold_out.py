@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from train.lm.data.rows import Rows
+from train.lm.data.rows import TableRows
 from train.lm.text.documents import Documents
 from train.lm.text.formats import too_long
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from train.lm.config import DataSection
 
 
-def are_few_long_texts(parts: Sequence[Rows], config: DataSection) -> bool:
+def are_few_long_texts(parts: Sequence[TableRows], config: DataSection) -> bool:
     """Returns whether the rows are so few and long plain texts that their ends are held out instead of whole rows.
 
     This is so if `validation_fraction` of them is less than one row, and they have more than `max_length` characters on

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jlora.errors import JloraError
-from train.data.bad_rows import left_out
+from train.data.bad_rows import note_left_out
 from train.lm.data.examples import Counts, Examples, join
 from train.lm.data.hold_out import are_few_long_texts, hold_out_ends
 from train.lm.data.length import fit
 from train.lm.data.packing import Packed, pack
 from train.lm.data.rows import hold_out_rows, read_rows, sample_rows
-from train.lm.data.tokenize import encode
+from train.lm.data.tokenize import tokenize_texts
 from train.lm.text.chat_templates import with_template
 from train.lm.text.documents import Documents, documents_of
 from train.lm.text.formats import too_long
@@ -130,7 +130,7 @@ def _of_rows(name: str, part: Documents) -> list[str]:
     if part.unread:
         keys = ", ".join(sorted(part.unread))
         notes.append(f"{name}: {part.source}: not used, because the chat template does not name them: {keys}")
-    return notes + left_out(name, part.left_out, len(part) + len(part.left_out))
+    return notes + note_left_out(name, part.left_out, len(part) + len(part.left_out))
 
 
 def _examples(
@@ -138,8 +138,8 @@ def _examples(
 ) -> Examples:
     """Makes the examples of a split; there must be at least one."""
     length = config.max_length
-    examples = join([fit(encode(part, tokenizer), length, too_long(part.form, config), part) for part in parts])
-    counted = _counted(examples.counts, length)
+    examples = join([fit(tokenize_texts(part, tokenizer), length, too_long(part.form, config), part) for part in parts])
+    counted = _describe_counts(examples.counts, length)
     if not len(examples):
         raise JloraError(
             f"data.{name}: expected something to learn; found none in {examples.counts.rows:,} rows: "
@@ -152,7 +152,7 @@ def _examples(
     return examples
 
 
-def _counted(counts: Counts, max_length: int) -> list[str]:
+def _describe_counts(counts: Counts, max_length: int) -> list[str]:
     """Describes in words how many rows were split, cut, dropped or left out."""
     longer = f"of {counts.rows:,} rows are longer than data.max_length={max_length} tokens and were"
     lines = {

@@ -29,15 +29,15 @@ def _row(rows: Examples | Packed, index: int, tokenizer: PreTrainedTokenizerBase
     ids, learn = rows.ids[part], rows.learn[part]
     title = f"--- row {index + 1}: {len(ids)} tokens, {learn.sum()} learnt"
     if not isinstance(rows, Packed):
-        return f"{title} ---\n{_marked(ids, learn, tokenizer)}"
+        return f"{title} ---\n{_mark_unlearnt(ids, learn, tokenizer)}"
     starts = np.flatnonzero(rows.position_ids[part] == 0)
     segments = zip(np.split(ids, starts[1:]), np.split(learn, starts[1:]), strict=True)
-    texts = [f"[{number}] {_marked(*segment, tokenizer)}" for number, segment in enumerate(segments, 1)]
+    texts = [f"[{number}] {_mark_unlearnt(*segment, tokenizer)}" for number, segment in enumerate(segments, 1)]
     padding = rows.size - len(ids)
     return "\n".join([f"{title}, {len(texts)} examples that do not see each other, {padding} padding ---", *texts])
 
 
-def _marked(ids: np.ndarray, learn: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> str:
+def _mark_unlearnt(ids: np.ndarray, learn: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> str:
     """Returns the text of the tokens, with the parts that are not learnt in «»."""
     ends = [*(np.flatnonzero(np.diff(learn)) + 1).tolist(), len(ids)]
     pieces, before = [], ""

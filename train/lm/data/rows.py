@@ -12,7 +12,7 @@ from jlora.errors import JloraError
 from train.data.random_streams import SAMPLE_STREAMS, Stream, permutation
 from train.data.read_tables import read_tables
 from train.data.table_files import Table
-from train.lm.text.formats import Format, seen_format, used_columns
+from train.lm.text.formats import Format, detect_format, used_columns
 from train.lm.text.text_files import read_text_or_table
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Rows:
+class TableRows:
     """A table, its format, and the rows of it that are used (int64, counted from 0, ascending)."""
 
     table: Table
@@ -31,7 +31,7 @@ class Rows:
         return len(self.rows)
 
 
-def read_rows(split: str, config: DataSection, notes: list[str]) -> list[Rows]:
+def read_rows(split: str, config: DataSection, notes: list[str]) -> list[TableRows]:
     """Reads all rows of `data.{split}`, table by table.
 
     Adds to the notes a format that was chosen by the columns, and the columns that are not used.
@@ -41,17 +41,17 @@ def read_rows(split: str, config: DataSection, notes: list[str]) -> list[Rows]:
     """
     found, source, read_file = [], getattr(config, split), read_text_or_table(config)
     for table in read_tables(source, split, config, read_file):
-        form = config.format or seen_format(table, config)
+        form = config.format or detect_format(table, config)
         if config.format is None:
             notes.append(f"{split}: {table.name} is read as data.format={form} (columns: {', '.join(table.columns)})")
         used = used_columns(table, form, config)
         if unused := [column for column in table.columns if column not in used]:
             notes.append(f"{split}: {table.name}: columns that are not used: {', '.join(unused)}")
-        found.append(Rows(table, form, np.arange(len(next(iter(table.columns.values()))))))
+        found.append(TableRows(table, form, np.arange(len(next(iter(table.columns.values()))))))
     return found
 
 
-def take_rows(parts: Sequence[Rows], indices: np.ndarray) -> list[Rows]:
+def take_rows(parts: Sequence[TableRows], indices: np.ndarray) -> list[TableRows]:
     """Takes the rows at `indices` (int64, ascending), counted over all parts; parts without rows are dropped."""
     ends = np.cumsum([len(part) for part in parts])
     places = np.split(indices, np.searchsorted(indices, ends[:-1]))
@@ -62,7 +62,7 @@ def take_rows(parts: Sequence[Rows], indices: np.ndarray) -> list[Rows]:
     return [part for part in taken if len(part)]
 
 
-def sample_rows(parts: Sequence[Rows], max_rows: int | None, split: str, seed: int) -> list[Rows]:
+def sample_rows(parts: Sequence[TableRows], max_rows: int | None, split: str, seed: int) -> list[TableRows]:
     """Returns all rows, or a seeded sample of `max_rows`, in the order of the files. `split`: "train", "validation"."""
     count = sum(map(len, parts))
     if max_rows is None or count <= max_rows:
@@ -70,7 +70,7 @@ def sample_rows(parts: Sequence[Rows], max_rows: int | None, split: str, seed: i
     return take_rows(parts, np.sort(permutation(count, SAMPLE_STREAMS[split], seed)[:max_rows]))
 
 
-def hold_out_rows(parts: Sequence[Rows], fraction: float, seed: int) -> tuple[list[Rows], list[Rows]]:
+def hold_out_rows(parts: Sequence[TableRows], fraction: float, seed: int) -> tuple[list[TableRows], list[TableRows]]:
     """(the rest, a seeded share of the rows), both in the order of the files.
 
     Raises:

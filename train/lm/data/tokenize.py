@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _TEXTS_AT_ONCE = 1024
 
 
-def encode(documents: Documents, tokenizer: PreTrainedTokenizerBase) -> Examples:
+def tokenize_texts(documents: Documents, tokenizer: PreTrainedTokenizerBase) -> Examples:
     """Tokenizes complete texts as examples of any length.
 
     A token is learnt if one of its characters is. Plain texts and completions begin as the tokenizer says (with
@@ -32,7 +32,7 @@ def encode(documents: Documents, tokenizer: PreTrainedTokenizerBase) -> Examples
     end = None if documents.from_template else _end_token(tokenizer)
     ids, learn, prompts, straddling = [np.zeros(0, np.int32)], [np.zeros(0, bool)], [], 0
     for index, encoding in enumerate(_encodings(documents, tokenizer)):
-        row, (learnt, prompt, straddles) = encoding.ids, _asked(encoding, documents, index)
+        row, (learnt, prompt, straddles) = encoding.ids, _find_learnt(encoding, documents, index)
         if not documents.from_template and row[:2] == [tokenizer.bos_token_id] * 2:  # the text begins with it, too
             row, learnt, prompt = row[1:], learnt[1:], max(prompt - 1, 0)
         if end is not None:
@@ -73,7 +73,7 @@ def _end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.eos_token_id
 
 
-def _asked(encoding: Encoding, documents: Documents, index: int) -> tuple[np.ndarray, int, bool]:
+def _find_learnt(encoding: Encoding, documents: Documents, index: int) -> tuple[np.ndarray, int, bool]:
     """Finds which tokens of one text are learnt.
 
     Returns:

@@ -84,7 +84,7 @@ def write_chat(chat: Conversation, template: ChatTemplate, only: bool) -> Chat:
     if not only and not places:
         return Chat(text, None, prompt)
     if places and template.is_tagged(chat):
-        spans = _tagged(chat, places, text, generated, template)
+        spans = _select_spans(chat, places, text, generated, template)
     else:
         spans = tuple(_span(chat, place, text, template) for place in places)
     return Chat(text, spans if only else _others(spans, len(text)), prompt)
@@ -103,7 +103,7 @@ def _require_written_calls(chat: Conversation, template: ChatTemplate) -> None:
             )
 
 
-def _tagged(
+def _select_spans(
     chat: Conversation, places: list[int], text: str, generated: tuple[Span, ...], template: ChatTemplate
 ) -> tuple[Span, ...]:
     """Returns the spans of the turns at `places`, from the template's marks of all the assistant's turns."""

@@ -112,7 +112,7 @@ def _with_system(turns: list[Turn], system: Any, place: str) -> list[Turn]:
 
 def _tools(found: Any, where: str) -> list[dict[str, Any]] | None:
     """Reads the functions that a chat may call: a list of JSON schemas, or its JSON text."""
-    tools = _given(found, where)
+    tools = _decode_cell(found, where)
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise JloraError(f"{where}: expected a list of JSON schemas; found {ascii(tools)[:60]}")
     return tools
@@ -120,7 +120,7 @@ def _tools(found: Any, where: str) -> list[dict[str, Any]] | None:
 
 def _variables(found: Any, where: str) -> dict[str, Any]:
     """Reads more variables of the template: an object, or its JSON text."""
-    variables = _given(found, where) or {}
+    variables = _decode_cell(found, where) or {}
     if not isinstance(variables, dict):
         expected = 'expected an object such as {"enable_thinking": false}'
         raise JloraError(f"{where}: {expected}; found {ascii(found)[:60]}")
@@ -129,7 +129,7 @@ def _variables(found: Any, where: str) -> dict[str, Any]:
     return variables
 
 
-def _given(found: Any, where: str) -> Any:
+def _decode_cell(found: Any, where: str) -> Any:
     """Returns the value of a cell, decoded if it is JSON text; None if it is empty."""
     if isinstance(found, str):
         found = from_json(found, where) if found.strip() else None

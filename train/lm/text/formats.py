@@ -14,7 +14,7 @@ Format = Literal["text", "prompt_completion", "alpaca", "sharegpt", "messages"]
 TooLong = Literal["split", "cut", "drop", "error"]
 
 
-def seen_format(table: Table, config: DataSection) -> Format:
+def detect_format(table: Table, config: DataSection) -> Format:
     """Detects the format from the table's columns; if several fit, chats come before pairs, and pairs before text.
 
     Raises:

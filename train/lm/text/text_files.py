@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from jlora.errors import JloraError
-from train.data.table_files import Table, decode, read_table
+from train.data.table_files import Table, decode_text, read_table
 
 if TYPE_CHECKING:
     from train.lm.config import DataSection
@@ -40,7 +40,7 @@ def read_text(path: Path, name: str, encoding: str, sample_by: SampleBy, column:
     Raises:
       JloraError: the text is not in `encoding`, or the file has only white space.
     """
-    text = decode(path, name, encoding, lambda before: len(_documents(before + "?", sample_by)))
+    text = decode_text(path, name, encoding, lambda before: len(_documents(before + "?", sample_by)))
     if not (documents := _documents(text, sample_by)):
         raise JloraError(f"{name}: expected text; found an empty file")
     return Table(name, {column: documents})

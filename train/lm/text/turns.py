@@ -127,11 +127,11 @@ def _in_one_form(turn: Turn, place: str) -> Turn:
     if calls := _calls(found or [], f"{place}, 'tool_calls'"):
         turn["tool_calls"] = calls
     if isinstance(turn.get("content"), list):
-        turn["content"] = _joined(turn["content"], f"{place}, 'content'")
+        turn["content"] = _join_text(turn["content"], f"{place}, 'content'")
     return turn
 
 
-def _joined(parts: list[Any], where: str) -> str:
+def _join_text(parts: list[Any], where: str) -> str:
     """Joins the text of content that is a list of parts."""
     texts = []
     for part in parts:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken
 
 from jlora.errors import JloraError
-from jlora.generation.stored_vocabulary import trained_ids
+from jlora.generation.stored_vocabulary import find_trained_ids
 from jlora.lora.config import LoraConfig
 from jlora.lora.targets import is_trained_whole, matches
 from jlora.lora.tied_embedding import means
@@ -102,7 +102,7 @@ def require_trained(lora: LoraConfig, model: PreTrainedConfig, added: Sequence[i
     """
     embedding = family(model.model_type).embedding
     for table in [embedding] if model.tie_word_embeddings else [embedding, HEAD]:
-        ids = trained_ids(lora, table, is_embedding=table == embedding)
+        ids = find_trained_ids(lora, table, is_embedding=table == embedding)
         if missing := sorted(set(added) - ids) if not is_trained_whole(lora, table) else []:
             raise JloraError(
                 f"lora.from: {where}: expected an adapter that trains rows of {table} for the tokens of {_KEY}, ids"

@@ -12,7 +12,7 @@ import jlora
 from jlora.errors import JloraError
 from jlora.initialization.abstract_adapter import abstract_adapter
 from jlora.models.attention import cudnn
-from jlora.models.attention.attention import attention, recorded_obstacles
+from jlora.models.attention.attention import attention, record_obstacles
 from jlora.models.attention.visibility import Visibility, mask_visibility
 from jlora.models.registry import abstract_base, build
 
@@ -150,7 +150,7 @@ def test_one_query_is_computed_whatever_kernel_a_run_names(kernel):
 
 def test_an_obstacle_of_one_layer_is_that_of_the_model():
     query = _inputs()[0]
-    with recorded_obstacles() as found:
+    with record_obstacles() as found:
         attention(query, query, query, Visibility(), dropout_key=jax.random.key(0), dropout_rate=0.1)
         attention(query, query, query, Visibility())
     assert "dropout" in found["splash"]

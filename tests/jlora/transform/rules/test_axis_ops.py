@@ -13,9 +13,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jlora.algebra.merge import update
 from jlora.errors import JloraError
-from jlora.transform.adapted_weight import Role, dense, factored, watch
+from jlora.transform.adapted_weight import Role, attach_update, compute_dense, watch
 from jlora.transform.context import Context
-from jlora.transform.interpreter import evaluate
+from jlora.transform.interpreter import evaluate_jaxpr
 from tests.support.adapters.lora_cases import low_rank, normal
 from tests.support.models.encoder_cases import difference
 
@@ -46,20 +46,20 @@ MOVES = {
 def _carried(fn, value):
     """What `fn` makes of the factored value; None where a primitive has no rule."""
     try:
-        return evaluate(Context(None), jax.make_jaxpr(fn)(value.weight), [value])[0]
+        return evaluate_jaxpr(Context(None), jax.make_jaxpr(fn)(value.weight), [value])[0]
     except JloraError:
         return None
 
 
 def _update(value):
-    return dense(value) - value.weight
+    return compute_dense(value) - value.weight
 
 
 @pytest.mark.parametrize("spec", ["ra,rbc->abc", "rc,rab->abc", "rac,rb->abc"])
 @pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
 def test_moves(move, spec):
     weight, entry = normal(3, 4, 3, 5), low_rank(spec, (4, 3, 5))
-    value = _carried(move, factored("w", weight, entry))
+    value = _carried(move, attach_update("w", weight, entry))
     if value is None:  # a factor that varies over a part of merged axes
         assert move is MOVES["reshape of out dims"]
         assert spec != "ra,rbc->abc"
@@ -91,7 +91,7 @@ def test_an_observed_leaf_moves_without_factors():
 
 def test_other_primitives_have_no_rule():
     for fn in (jnp.tanh, lambda w: w.astype(jnp.int32)):
-        assert _carried(fn, factored("w", normal(3, 4, 3), low_rank("ra,rb->ab", (4, 3)))) is None
+        assert _carried(fn, attach_update("w", normal(3, 4, 3), low_rank("ra,rb->ab", (4, 3)))) is None
 
 
 @pytest.mark.parametrize("move", [MOVES["one place"], MOVES["one place, found at run time"]])
@@ -102,7 +102,7 @@ def test_a_place_that_was_picked_is_remembered(move):
 def test_a_gain_moves_as_the_factors_do_and_keeps_its_dtype():
     entry = low_rank("rb,rac->abc", (4, 3, 5))
     gain = 1 + 0.1 * jnp.abs(normal(5, 4, 1, 5))
-    value = dataclasses.replace(factored("w", normal(3, 4, 3, 5), entry), gain=gain)
+    value = dataclasses.replace(attach_update("w", normal(3, 4, 3, 5), entry), gain=gain)
     for name in ("transpose", "strided slice", "one place", "reversed", "half of a split"):
-        assert difference(dense(_carried(MOVES[name], value)), MOVES[name](dense(value))) < 1e-6, name
+        assert difference(compute_dense(_carried(MOVES[name], value)), MOVES[name](compute_dense(value))) < 1e-6, name
     assert _carried(MOVES["cast"], value).gain.dtype == jnp.float32

@@ -9,7 +9,7 @@ from jax.extend import core
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from jlora.quantization.encode import quantize_leaf
-from jlora.transform.quantized_weight import Deferred, deferred, formed
+from jlora.transform.quantized_weight import Deferred, defer, materialize
 from jlora.transform.rules.axis_ops import AXIS_OPS
 from jlora.transform.rules.deferred_moves import defer_constrain
 from jlora.tree.quantized import as_array
@@ -57,17 +57,17 @@ def _run(fn, weight):
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 def test_what_is_put_off_is_what_it_is_of_the_dense_weight(name, kind):
     leaf = quantize_leaf(WEIGHT, kind)
-    results = _run(MOVES[name], deferred(leaf))
+    results = _run(MOVES[name], defer(leaf))
     expected = jax.tree.leaves(MOVES[name](as_array(leaf)))
     for found, dense in zip(results, expected, strict=True):
         assert isinstance(found, Deferred)
         assert (found.shape, found.ndim, found.dtype) == (dense.shape, dense.ndim, dense.dtype)
-        assert difference(formed(found).astype(jnp.float32), dense.astype(jnp.float32)) < 1e-6
+        assert difference(materialize(found).astype(jnp.float32), dense.astype(jnp.float32)) < 1e-6
 
 
 @pytest.mark.parametrize("name", KEPT_APART)
 def test_what_mixes_layers_is_not_put_off(name):
-    assert _run(KEPT_APART[name], deferred(quantize_leaf(WEIGHT, "int8"))) is None
+    assert _run(KEPT_APART[name], defer(quantize_leaf(WEIGHT, "int8"))) is None
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
@@ -77,7 +77,7 @@ def test_a_place_on_a_mesh_is_one_of_the_codes(kind):
 
     def placed(leaf):
         params = {"sharding": NamedSharding(mesh, PartitionSpec(None, "x", "y")), "unconstrained_dims": set()}
-        return defer_constrain(deferred(leaf), params, [])[0].leaf
+        return defer_constrain(defer(leaf), params, [])[0].leaf
 
     with jax.sharding.use_abstract_mesh(mesh):
         jaxpr = jax.make_jaxpr(placed)(leaf).jaxpr
@@ -88,6 +88,6 @@ def test_a_place_on_a_mesh_is_one_of_the_codes(kind):
 
 def test_a_scan_slices_the_codes():
     leaf = quantize_leaf(WEIGHT, "nf4")
-    (cast,) = _run(MOVES["transpose_of_layers"], deferred(leaf))
-    _, layers = jax.lax.scan(lambda _, layer: (None, formed(layer)), None, cast)
+    (cast,) = _run(MOVES["transpose_of_layers"], defer(leaf))
+    _, layers = jax.lax.scan(lambda _, layer: (None, materialize(layer)), None, cast)
     assert difference(layers, jnp.swapaxes(as_array(leaf), 1, 2)) < 1e-6

@@ -10,7 +10,7 @@ from jax import lax
 import jlora
 from jlora.algebra.merge import update
 from jlora.transform.adapt import find_uses
-from jlora.transform.adapted_weight import factored
+from jlora.transform.adapted_weight import attach_update
 from jlora.transform.rules.dot_and_gather import dot_update, lookup_axis
 from jlora.transform.uses import Use
 from tests.support.adapters.lora_cases import assert_adapted_is_merged, low_rank, normal
@@ -39,7 +39,7 @@ def _numbers(contract, batch=((), ())):
 def test_the_update_of_a_product_is_that_with_the_dense_sum(spec, x_shape, contract, batch, w_is_left):
     x, entry = normal(4, *x_shape), low_rank(spec, (4, 3, 5))
     params = _numbers(contract, batch)
-    weight = factored("w", normal(3, 4, 3, 5), entry)
+    weight = attach_update("w", normal(3, 4, 3, 5), entry)
     operands = (x, update(entry))
     if w_is_left:
         operands = operands[::-1]

@@ -12,9 +12,9 @@ from jax import lax
 import jlora
 from jlora.errors import JloraError
 from jlora.transform.adapt import find_uses
-from jlora.transform.adapted_weight import Factored, dense, factored
+from jlora.transform.adapted_weight import Factored, attach_update, compute_dense
 from jlora.transform.context import Context
-from jlora.transform.interpreter import evaluate
+from jlora.transform.interpreter import evaluate_jaxpr
 from jlora.transform.uses import Use
 from tests.support.adapters.lora_cases import assert_adapted_is_merged, low_rank, normal
 from tests.support.models.encoder_cases import difference
@@ -50,29 +50,29 @@ MAPS = {
 
 
 def _mapped(fn, value):
-    return evaluate(Context(None), jax.make_jaxpr(fn)(value.weight), [value])[0]
+    return evaluate_jaxpr(Context(None), jax.make_jaxpr(fn)(value.weight), [value])[0]
 
 
 @pytest.mark.parametrize("spec", ["ra,rbc->abc", "rc,rab->abc", "arb,arc->abc"])
 @pytest.mark.parametrize("name", MAPS)
 def test_the_map_of_the_sum(name, spec):
-    value = factored("w", normal(3, 4, 3, 5), low_rank(spec, (4, 3, 5)))
+    value = attach_update("w", normal(3, 4, 3, 5), low_rank(spec, (4, 3, 5)))
     found = _mapped(MAPS[name], value)
     assert isinstance(found, Factored)
     assert (found.weight == MAPS[name](value.weight)).all()
-    assert difference(dense(found), MAPS[name](dense(value))) < 1e-6
+    assert difference(compute_dense(found), MAPS[name](compute_dense(value))) < 1e-6
 
 
 @pytest.mark.parametrize("name", MAPS)
 def test_a_gain_goes_with_the_weight(name):
     gain = 1 + 0.1 * jnp.abs(normal(5, 1, 3, 5))
-    value = dataclasses.replace(factored("w", normal(3, 4, 3, 5), low_rank("ra,rbc->abc", (4, 3, 5))), gain=gain)
+    value = dataclasses.replace(attach_update("w", normal(3, 4, 3, 5), low_rank("ra,rbc->abc", (4, 3, 5))), gain=gain)
     if name == "one of two":
         with pytest.raises(JloraError, match="no low-rank rule"):
             _mapped(MAPS[name], value)
         return
     found = _mapped(MAPS[name], value)
-    assert difference(dense(found), MAPS[name](dense(value))) < 1e-6
+    assert difference(compute_dense(found), MAPS[name](compute_dense(value))) < 1e-6
     assert found.gain.shape[0] == 1 or name == "joined on inputs", "no product takes a gain that varies over A's axes"
 
 
@@ -80,7 +80,7 @@ def test_a_gain_goes_with_the_weight(name):
     "fn", [lambda w: w * normal(9, 4, 5), lambda w: jnp.tril(w), lambda w: w * w, lambda w: 1 / w], ids=range(4)
 )
 def test_what_mixes_the_axes_of_both_factors_has_no_rule(fn):
-    value = factored("w", normal(3, 4, 5), low_rank("ra,rb->ab", (4, 5)))
+    value = attach_update("w", normal(3, 4, 5), low_rank("ra,rb->ab", (4, 5)))
     with pytest.raises(JloraError, match=r"^w: .*no low-rank rule"):
         _mapped(fn, value)
 

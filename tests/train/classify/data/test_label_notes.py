@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from tests.train.classify.data.test_labels import REGRESSION, SINGLE, _split
-from train.classify.data.label_notes import described, near_equal
-from train.classify.data.labels import Labels, encode, infer_labels
+from train.classify.data.label_notes import describe_labels, near_equal
+from train.classify.data.labels import Labels, encode_labels, infer_labels
 
 
 @pytest.mark.parametrize(
@@ -23,15 +23,15 @@ from train.classify.data.labels import Labels, encode, infer_labels
 )  # fmt: skip
 def test_what_the_labels_are_taken_for_is_said(raw, line):
     labels = infer_labels(_split(*raw))
-    assert described(labels, encode(_split(*raw), labels, "train"), "train") == f"train: {line}"
+    assert describe_labels(labels, encode_labels(_split(*raw), labels, "train"), "train") == f"train: {line}"
 
 
 def test_of_other_splits_the_counts_are_said():
     labels = Labels(SINGLE, tuple(f"c{i}" for i in range(30)), reason="x")
-    line = described(labels, np.array([0, 2, -1], np.int32), "test")
+    line = describe_labels(labels, np.array([0, 2, -1], np.int32), "test")
     assert line.startswith("test: 3 rows, single_label_classification, 30 classes: c0 1, c1 0, c2 1, ")
     assert line.endswith("c19 0 and 10 more; 1 without a label")
-    assert described(Labels(REGRESSION, ("LABEL_0",)), np.array([np.nan], np.float32), "test").endswith(
+    assert describe_labels(Labels(REGRESSION, ("LABEL_0",)), np.array([np.nan], np.float32), "test").endswith(
         "scores: none; 1 without a label"
     )
 

@@ -9,9 +9,9 @@ from train.classify.data.label_values import (
     label_kind,
     multi_hot_length,
     number,
-    parsed_lists,
+    parse_lists,
     spelling,
-    whole_number,
+    to_class_id,
 )
 
 
@@ -41,7 +41,7 @@ from train.classify.data.label_values import (
 )
 def test_kinds_of_labels_and_the_whole_numbers_among_them(value, kind, number):
     assert label_kind(value) == kind
-    assert whole_number(value) == number
+    assert to_class_id(value) == number
 
 
 @pytest.mark.parametrize(
@@ -121,12 +121,12 @@ def test_a_zero_or_one_for_each_class(values, classes):
     ],
 )
 def test_lists_that_csv_has_as_text(texts, lists):
-    assert parsed_lists(texts) == lists
+    assert parse_lists(texts) == lists
 
 
 @pytest.mark.parametrize("values", [["[a]", "[b]"], ["[1]", "x"], [1, 2], ["", None], [[1]], ["[" * 5000 + "]" * 5000]])
 def test_other_labels_are_as_they_were(values):
-    assert parsed_lists(values) == values
+    assert parse_lists(values) == values
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from jlora.errors import JloraError
 from train.classify.data.labels import (
     Labels,
-    encode,
+    encode_labels,
     encode_rows,
     infer_labels,
     is_labelled,
@@ -47,7 +47,7 @@ def _split(*labels, file="a.csv"):
 def test_the_labels_tell_the_task(raw, problem_type, names, encoded):
     labels = infer_labels(_split(*raw))
     assert (labels.problem_type, labels.names, len(labels)) == (problem_type, names, len(names))
-    numbers = encode(_split(*raw), labels, "train")
+    numbers = encode_labels(_split(*raw), labels, "train")
     assert numbers.dtype == (np.int32 if problem_type == SINGLE else np.float32)
     np.testing.assert_array_equal(numbers, np.array(encoded, numbers.dtype))
     assert is_labelled(numbers).all()
@@ -68,37 +68,37 @@ def test_the_labels_tell_the_task(raw, problem_type, names, encoded):
 def test_the_configured_task_decides(raw, task, encoded):
     labels = infer_labels(_split(*raw), task)
     assert labels.problem_type == task
-    np.testing.assert_array_equal(encode(_split(*raw), labels, "train"), np.array(encoded, np.float32))
+    np.testing.assert_array_equal(encode_labels(_split(*raw), labels, "train"), np.array(encoded, np.float32))
 
 
 def test_given_names_take_names_and_ids():
     labels = infer_labels(_split("yes", "0", 1), names=("no", "yes"))
-    assert encode(_split("yes", "0", 1, 1.0), labels, "train").tolist() == [1, 0, 1, 1]
+    assert encode_labels(_split("yes", "0", 1, 1.0), labels, "train").tolist() == [1, 0, 1, 1]
     assert infer_labels(_split([0], ["yes"]), names=("no", "yes")).problem_type == MULTI
 
 
 def test_numbers_are_no_ids_of_names_that_were_collected_from_text():
     labels = infer_labels(_split("neg", "pos"))
     with pytest.raises(JloraError, match="the label 1; expected one of neg, pos"):
-        encode(_split("neg", 1), labels, "validation")
+        encode_labels(_split("neg", 1), labels, "validation")
 
 
 def test_text_is_a_name_before_it_is_an_id():
     labels = Labels(SINGLE, ("1", "2"))
-    assert encode(_split("1", "2", 1), labels, "train").tolist() == [0, 1, 1]
+    assert encode_labels(_split("1", "2", 1), labels, "train").tolist() == [0, 1, 1]
 
 
 def test_unlabelled_rows_of_a_test_split():
-    single = encode(_split(-1, "-1", 0), Labels(SINGLE, ("a", "b")), "test")
-    several = encode(_split(-1, ["b"], [-1]), Labels(MULTI, ("a", "b")), "test")
-    scores = encode(_split(-1.0, "-1"), Labels(REGRESSION, ("LABEL_0",)), "test")
+    single = encode_labels(_split(-1, "-1", 0), Labels(SINGLE, ("a", "b")), "test")
+    several = encode_labels(_split(-1, ["b"], [-1]), Labels(MULTI, ("a", "b")), "test")
+    scores = encode_labels(_split(-1.0, "-1"), Labels(REGRESSION, ("LABEL_0",)), "test")
     assert is_labelled(single).tolist() == [False, False, True]
     assert is_labelled(several).tolist() == [False, True, False]
     assert is_labelled(scores).tolist() == [False, False]
 
 
 def test_minus_one_among_scores_is_a_score():
-    scores = encode(_split(-1.0, 0.5), Labels(REGRESSION, ("LABEL_0",)), "test")
+    scores = encode_labels(_split(-1.0, 0.5), Labels(REGRESSION, ("LABEL_0",)), "test")
     assert scores.tolist() == [-1.0, 0.5]
     assert is_labelled(scores).all()
 
@@ -185,7 +185,7 @@ def test_training_labels_that_do_not_fit_are_refused_with_their_row(raw, task, m
 def test_validation_labels_that_do_not_fit_are_refused_with_their_row(labels, value, message):
     good = {SINGLE: labels.names[0], REGRESSION: 0.5, MULTI: [labels.names[0]]}[labels.problem_type]
     with pytest.raises(JloraError, match=r"b\.csv, data row 3: found " + f".*{message}"):
-        encode(_split(good, good, value, file="b.csv"), labels, "validation")
+        encode_labels(_split(good, good, value, file="b.csv"), labels, "validation")
     with pytest.raises(JloraError, match=r"\. data\.skip_bad_rows=true leaves such rows out and counts them$"):
         encode_rows(_split(good, good, value, file="b.csv"), labels, "validation", skip=False)
 
@@ -212,13 +212,13 @@ def test_ids_that_do_not_begin_with_0_are_refused_with_what_names_them(raw):
 )
 def test_a_label_that_is_nearly_right_is_refused_too(labels, value, message):
     with pytest.raises(JloraError, match=rf"b\.csv, data row 1: found .*{message}"):
-        encode(_split(value, file="b.csv"), labels, "validation")
+        encode_labels(_split(value, file="b.csv"), labels, "validation")
 
 
 def test_zeros_and_ones_of_a_trained_model_are_seen_again():
     labels = labels_of_config({0: "a", 1: "b", 2: "c"}, MULTI)
-    assert encode(_split([1, 0, 1], -1, [0, 0, 0]), labels, "test").tolist()[::2] == [[1, 0, 1], [0, 0, 0]]
-    assert encode(_split([1, 0], [2]), labels, "test").tolist() == [[1, 1, 0], [0, 0, 1]]
+    assert encode_labels(_split([1, 0, 1], -1, [0, 0, 0]), labels, "test").tolist()[::2] == [[1, 0, 1], [0, 0, 0]]
+    assert encode_labels(_split([1, 0], [2]), labels, "test").tolist() == [[1, 1, 0], [0, 0, 1]]
 
 
 @pytest.mark.parametrize("odd", [[1, 0], [1, 0, 2], [1]])
@@ -229,7 +229,7 @@ def test_a_list_that_does_not_fit_zeros_and_ones_is_refused_or_left_out(odd):
     expected = r"data row 3: found .*expected a list of 3 numbers, 0 or 1 for each class"
     for known in (labels, labels_of_config(dict(enumerate("abc")), MULTI)):
         with pytest.raises(JloraError, match=expected):
-            encode(split, known, "train")
+            encode_labels(split, known, "train")
     rows, encoded, _ = encode_rows(split, infer_labels(of_one_kind(split)), "train", skip=True)
     assert (rows.row, encoded.tolist()) == ([1, 2, 4], [[1, 0, 0], [0, 1, 0], [0, 0, 1]])
 

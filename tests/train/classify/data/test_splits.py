@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jlora.errors import JloraError
 from tests.support.training.hub_stand_in import serve_hub
 from train.classify.config import DataConfig
-from train.classify.data.splits import configured_names, load_data, read_split
+from train.classify.data.splits import load_data, names_from_config, read_split
 
 SHARED = Path(__file__).parents[5] / "shared" / "data"
 ROOT = Path(__file__).parents[4]
@@ -144,11 +144,11 @@ def test_an_unlabelled_test_split_needs_no_name_for_it(tmp_path):
 
 
 def test_configured_names():
-    assert configured_names(DataConfig(train="x")) is None
-    assert configured_names(DataConfig(train="x", label_names=["b", "a"])) == ("b", "a")
-    assert configured_names(DataConfig(train="x", label_names={1: "a", 2: "b", 3: "a"})) == ("a", "b")
+    assert names_from_config(DataConfig(train="x")) is None
+    assert names_from_config(DataConfig(train="x", label_names=["b", "a"])) == ("b", "a")
+    assert names_from_config(DataConfig(train="x", label_names={1: "a", 2: "b", 3: "a"})) == ("a", "b")
     with pytest.raises(JloraError, match=r"data\.label_names: expected different names"):
-        configured_names(DataConfig(train="x", label_names=["a", "a"]))
+        names_from_config(DataConfig(train="x", label_names=["a", "a"]))
 
 
 def test_empty_texts_are_counted(tmp_path):

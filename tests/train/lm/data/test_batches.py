@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.support.training.lm_data import examples
 from train.data.bucketing import PlannedBatch, plan_epoch
 from train.lm.config import LMConfig
-from train.lm.data.batches import make_batch, packed_width
+from train.lm.data.batches import make_batch, width_of_packed
 from train.lm.data.packing import pack
 from train.run.lengths import lengths_of_run
 from train.task.fit import longest_batch
@@ -71,7 +71,7 @@ def _lengths(count, limit, *rows):
     data, train = {"train": "t", "max_length": limit}, {"bucket_count": count}
     config = LMConfig(**{"model": "m", "output_dir": "o", "data": data, "train": train})
     splits = dict(zip(("train", "validation"), rows, strict=False))
-    lengths, width = {name: part.lengths for name, part in splits.items()}, packed_width(splits)
+    lengths, width = {name: part.lengths for name, part in splits.items()}, width_of_packed(splits)
     found = lengths_of_run(config, lengths, {}, width=width)
     assert found[-1] == (width or longest_batch(lengths.values(), limit))
     return found

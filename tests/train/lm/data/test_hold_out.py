@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tests.support.training.lm_data import section
 from train.data.table_files import Table
 from train.lm.data.hold_out import are_few_long_texts, hold_out_ends
-from train.lm.data.rows import Rows
+from train.lm.data.rows import TableRows
 from train.lm.text.documents import Documents
 
 
@@ -33,7 +33,7 @@ def test_the_cut_is_after_a_paragraph_else_a_line_else_a_word(between, expected)
 
 
 def rows(*texts, form="text"):
-    return Rows(Table("a", {"text": list(texts), "prompt": list(texts)}), form, np.arange(len(texts)))
+    return TableRows(Table("a", {"text": list(texts), "prompt": list(texts)}), form, np.arange(len(texts)))
 
 
 def test_few_long_plain_texts_are_cut_and_others_are_not():

@@ -6,11 +6,13 @@ from hypothesis import strategies as st
 from jlora.errors import JloraError
 from tests.support.training.lm_data import CHAT, jsonl, section
 from train.data.table_files import Table
-from train.lm.data.rows import Rows, hold_out_rows, read_rows, sample_rows, take_rows
+from train.lm.data.rows import TableRows, hold_out_rows, read_rows, sample_rows, take_rows
 
 
 def parts(*sizes):
-    return [Rows(Table(f"{i}.csv", {"text": ["x"] * size}), "text", np.arange(size)) for i, size in enumerate(sizes)]
+    return [
+        TableRows(Table(f"{i}.csv", {"text": ["x"] * size}), "text", np.arange(size)) for i, size in enumerate(sizes)
+    ]
 
 
 def numbered(found):

@@ -3,7 +3,7 @@ import pytest
 from jlora.errors import JloraError
 from tests.support.training.lm_data import CHAT, section
 from train.data.table_files import Table
-from train.lm.text.formats import answers_only, chat_column, has_chats, seen_format, too_long, used_columns
+from train.lm.text.formats import answers_only, chat_column, detect_format, has_chats, too_long, used_columns
 
 SHAREGPT = [{"from": "human", "value": "Hi"}]
 FORMATS = ("text", "prompt_completion", "alpaca", "sharegpt", "messages")
@@ -28,16 +28,16 @@ def table(**columns):
     ],
 )
 def test_a_format_is_seen_from_the_columns(columns, expected):
-    assert seen_format(table(**columns), section()) == expected
+    assert detect_format(table(**columns), section()) == expected
 
 
 def test_the_config_names_columns():
     other = table(review="x", question="y", answer="z", turns=SHAREGPT)
-    assert seen_format(other, section(text="review")) == "text"
-    assert seen_format(other, section(prompt="question", completion="answer")) == "prompt_completion"
-    assert seen_format(other, section(messages="turns")) == "sharegpt"
+    assert detect_format(other, section(text="review")) == "text"
+    assert detect_format(other, section(prompt="question", completion="answer")) == "prompt_completion"
+    assert detect_format(other, section(messages="turns")) == "sharegpt"
     with pytest.raises(JloraError, match=r"no column 'talk' \(data\.messages\); the columns are review"):
-        seen_format(other, section(messages="talk"))
+        detect_format(other, section(messages="talk"))
 
 
 def test_unknown_columns_are_refused():
@@ -45,7 +45,7 @@ def test_unknown_columns_are_refused():
         r"^a\.jsonl: expected the columns of a format: .*text \(text\); found review\. data\.messages, .* name them"
     )
     with pytest.raises(JloraError, match=expected):
-        seen_format(table(review="x"), section())
+        detect_format(table(review="x"), section())
 
 
 def test_the_column_of_the_chats():
@@ -79,7 +79,7 @@ def test_pairs_are_chats_where_the_first_prompt_is_a_list():
 
 
 def test_rows_with_nothing_in_them_decide_nothing():
-    assert seen_format(Table("a.jsonl", {"conversations": [None, [], SHAREGPT]}), section()) == "sharegpt"
+    assert detect_format(Table("a.jsonl", {"conversations": [None, [], SHAREGPT]}), section()) == "sharegpt"
     assert has_chats(Table("a.jsonl", {"prompt": [None, CHAT[:1]]}), "prompt_completion", section())
 
 
@@ -87,4 +87,4 @@ def test_rows_with_nothing_in_them_decide_nothing():
 @pytest.mark.parametrize("chat", [SHAREGPT, CHAT], ids=["sharegpt", "messages"])
 def test_the_column_that_the_format_was_seen_in_is_read(column, chat):
     found = table(**{column: chat})
-    assert chat_column(found, seen_format(found, section()), section()) == column
+    assert chat_column(found, detect_format(found, section()), section()) == column

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class _Chat:
-    """As `jlora.generation.chat_template.Conversation`."""
+    """A chat to continue; its attributes are those of `TemplateVariables`."""
 
     turns: list[Turn]
     tools: list[dict[str, Any]] | None

@@ -27,7 +27,7 @@ _READ = _REASONING[:2]
 """The keys that templates read: a turn's reasoning is passed under both."""
 
 
-class Conversation(Protocol):
+class TemplateVariables(Protocol):
     """What a template needs of a chat.
 
     Attributes:
@@ -61,40 +61,40 @@ class ChatTemplate:
     day: datetime.date
     source: str
 
-    def write(self, chat: Conversation, turns: list[Turn], *, call: bool = False) -> Rendered:
+    def write(self, chat: TemplateVariables, turns: list[Turn], *, call: bool = False) -> Rendered:
         """Writes the first turns of a chat; with `call`, followed by the generation prompt.
 
         Raises:
           JloraError: the template cannot be compiled, or fails on the chat; its error is quoted.
         """
         try:
-            written = self._rendered(chat, turns, call)
+            written = self._render(chat, turns, call)
         except Exception as error:  # a template's expressions raise whatever Python's do
             # Some templates, such as DeepSeek's, concatenate arguments as text, as OpenAI's API sends them.
             if not (isinstance(error, TypeError) and any("tool_calls" in turn for turn in turns)):
-                raise self._refused(chat, error) from error
+                raise self._error(chat, error) from error
             try:
-                written = self._rendered(chat, _with_arguments_as_text(turns), call)
+                written = self._render(chat, _with_arguments_as_text(turns), call)
             except Exception as error:
-                raise self._refused(chat, error) from error
+                raise self._error(chat, error) from error
         require_text(written.text, f"{chat.where}: what the chat template of {self.source} writes")
         return written
 
-    def unread(self, chat: Conversation) -> set[str]:
+    def unread(self, chat: TemplateVariables) -> set[str]:
         """Returns the keys of the chat's turns, its variables and `tools` that the template does not name."""
-        names, keys = self._compiled(chat).names, {key for turn in chat.turns for key in turn} - {"role", "content"}
+        names, keys = self._compile(chat).names, {key for turn in chat.turns for key in turn} - {"role", "content"}
         if names.intersection(_READ):
             keys -= set(_REASONING)
         return (keys | set(chat.variables) | ({"tools"} if chat.tools else set())) - names
 
-    def is_tagged(self, chat: Conversation) -> bool:
+    def is_tagged(self, chat: TemplateVariables) -> bool:
         """Returns whether the template marks the assistant's turns itself (`{% generation %}`)."""
         return _GENERATION_TAG.search(self.tokenizer.get_chat_template(tools=chat.tools)) is not None
 
-    def _compiled(self, chat: Conversation) -> Compiled:
+    def _compile(self, chat: TemplateVariables) -> Compiled:
         return compile_template(self.tokenizer.get_chat_template(tools=chat.tools))
 
-    def _rendered(self, chat: Conversation, turns: list[Turn], call: bool) -> Rendered:
+    def _render(self, chat: TemplateVariables, turns: list[Turn], call: bool) -> Rendered:
         variables = {
             **self.tokenizer.special_tokens_map,
             **chat.variables,
@@ -102,9 +102,9 @@ class ChatTemplate:
             "tools": chat.tools,
             "add_generation_prompt": call,
         }
-        return render(self._compiled(chat).template, {"documents": None} | variables, self.day)
+        return render(self._compile(chat).template, {"documents": None} | variables, self.day)
 
-    def _refused(self, chat: Conversation, error: Exception) -> JloraError:
+    def _error(self, chat: TemplateVariables, error: Exception) -> JloraError:
         said = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
         return JloraError(f"{chat.where}: the chat template of {self.source} refuses this chat: {said}")
 

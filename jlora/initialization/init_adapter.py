@@ -20,7 +20,7 @@ from jlora.lora.initializations import find_initialization
 from jlora.tree.leaf_paths import leaves_by_path
 from jlora.tree.quantized import Quantized, as_array
 
-Start = bool | str | Callable[..., Any]
+InitLoraWeights = bool | str | Callable[..., Any]
 """A value of `LoraConfig.init_lora_weights`."""
 
 
@@ -69,14 +69,14 @@ def draw_default(
     return _draw(key, abstract_adapter(config, base, fn, *args, **kwargs), leaves_by_path(base), True)
 
 
-def _draw(key: jax.Array, planned: Adapter, leaves: Mapping[str, Any], start: Start) -> dict[str, Entry]:
+def _draw(key: jax.Array, planned: Adapter, leaves: Mapping[str, Any], start: InitLoraWeights) -> dict[str, Entry]:
     return {
         path: _fill_entry(jax.random.fold_in(key, zlib.crc32(path.encode())), start, entry, leaves[path])
         for path, entry in planned.items()
     }
 
 
-def _fill_entry(key: jax.Array, start: Start, entry: Entry, leaf: jax.Array | Quantized) -> Entry:
+def _fill_entry(key: jax.Array, start: InitLoraWeights, entry: Entry, leaf: jax.Array | Quantized) -> Entry:
     if not isinstance(entry, LowRank):
         return dataclasses.replace(entry, value=jnp.array(own_values(as_array(leaf), entry), copy=True))
     return set_magnitude(draw_factors(key, entry, start), leaf)
@@ -87,7 +87,7 @@ def set_magnitude(entry: LowRank, leaf: jax.Array | Quantized) -> LowRank:
     return entry if entry.magnitude is None else with_magnitude(entry, leaf)
 
 
-def _require_draw(start: Start) -> None:
+def _require_draw(start: InitLoraWeights) -> None:
     found = find_initialization(start)
     if found is not None and found.function != "init":
         raise JloraError(

@@ -149,17 +149,17 @@ def require_positive_alpha(config: LoraConfig, method: str) -> None:
             raise JloraError(f"LoraConfig: {field}: expected an alpha above 0 for {method}, found {alpha}")
 
 
-Start = Callable[[str, LowRank, jax.Array], list[Matrices]]
+FactorRule = Callable[[str, LowRank, jax.Array], list[Matrices]]
 """(path, entry, weights (layers, out, in) float32) -> the initial A and B of each layer."""
 
 
 def _split_off(
-    key: jax.Array, config: LoraConfig, start: Start, base: Any, fn: Callable, *args: Any, **kwargs: Any
+    key: jax.Array, config: LoraConfig, start: FactorRule, base: Any, fn: Callable, *args: Any, **kwargs: Any
 ) -> tuple[Any, dict[str, Entry]]:
     return _split(draw_default(key, config, base, fn, *args, **kwargs), config, start, base)
 
 
-def _split(given: Adapter, config: LoraConfig, start: Start, base: Any) -> tuple[Any, dict[str, Entry]]:
+def _split(given: Adapter, config: LoraConfig, start: FactorRule, base: Any) -> tuple[Any, dict[str, Entry]]:
     """Returns (the base without the starts, the given adapter with the starts as A and B)."""
     adapter, leaves, residual = dict(given), leaves_by_path(base), dict[str, jax.Array]()
     for path, entry in given.items():

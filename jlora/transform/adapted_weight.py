@@ -34,7 +34,7 @@ class Role(enum.Enum):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """The update that one leaf adds to a weight: the sum over r of a[r] * b[r], which is never formed.
+    """The update that one leaf adds to a weight: the sum over r of a[r] * b[r], which only `dense` computes.
 
     Attributes:
       a, b: (r, *dims), of size 1 on the axes over which they do not vary; the scale is in b. None if the leaf
@@ -74,7 +74,7 @@ class Update:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Factored:
-    """Stands for gain * (weight + the sum of the updates).
+    """Represents gain * (weight + the sum of the updates) without computing it.
 
     Attributes:
       weight: the base's weight (*dims), after all operations on it so far; Deferred if it is quantized.

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from typing import NamedTuple, Self, SupportsFloat, TextIO
+from typing import Any, NamedTuple, Self, SupportsFloat, TextIO
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
@@ -25,6 +25,7 @@ _OURS = ("jlora", __name__.partition(".")[0], "__main__")
 """Whose loggers are ours; the second is `train`, in a wheel `jlora_train`."""
 _REDRAW_SECONDS = 0.2
 _TICK_SECONDS = 1.0
+_NOTEBOOK_COLUMNS = 100
 _MEMORY = 0.9
 """The decay of the smoothed examples/s: each new window of steps multiplies the weight of all earlier ones by it."""
 
@@ -175,9 +176,11 @@ class Progress:
         self._tell(self._shown)
 
     def __enter__(self) -> Self:
-        if self._stream.isatty() and _has_columns(self._stream):
+        in_notebook = _is_notebook(self._stream)
+        if in_notebook or (self._stream.isatty() and _has_columns(self._stream)):
             form = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps  {elapsed}  {desc}"
-            bar = tqdm(total=self._total, initial=self._start, file=self._stream, bar_format=form, dynamic_ncols=True)
+            width: dict[str, Any] = {"ncols": _NOTEBOOK_COLUMNS} if in_notebook else {"dynamic_ncols": True}
+            bar = tqdm(total=self._total, initial=self._start, file=self._stream, bar_format=form, **width)
             self._bar = self._exits.enter_context(bar)
             self._exits.enter_context(logging_redirect_tqdm())
             self._exits.enter_context(_ticking(bar))
@@ -222,6 +225,11 @@ class Progress:
         else:
             gone = f"{clock(time.monotonic() - self._begin)} gone"
             logger.info("step %d/%d  %s", self._step, self._total, "  ".join([*parts, gone, *left]))
+
+
+def _is_notebook(stream: TextIO) -> bool:
+    """Returns whether the stream is the output of a notebook's cell, which shows a bar as a terminal does."""
+    return type(stream).__module__.startswith("ipykernel")
 
 
 def _has_columns(terminal: TextIO) -> bool:

@@ -48,6 +48,22 @@ def _lines(caplog):
     return [record.getMessage() for record in caplog.records]
 
 
+def test_a_notebook_shows_the_bar():
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    source = (
+        "from train.cli.progress import Left, Progress\n"
+        "with Progress(3) as bar:\n"
+        "    for step in range(3):\n"
+        "        bar.update(1.0, 32, 1e-3, 1.0, Left(2 - step))"
+    )
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    nbclient.NotebookClient(notebook, timeout=120, startup_timeout=120, kernel_name="python3").execute()
+    shown = "".join(output.text for output in notebook.cells[0].outputs)
+    assert "100%|" in shown
+    assert "3/3 steps" in shown
+
+
 def test_without_a_terminal_one_line_at_the_first_every_nth_and_the_last_step(caplog, now):
     stream = io.StringIO()
     with caplog.at_level(logging.INFO), Progress(25, log_every=10, stream=stream, per_epoch=5) as bar:

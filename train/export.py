@@ -59,7 +59,11 @@ def _export(options: argparse.Namespace) -> None:
         if options.vllm:
             _write_for_vllm(options.out, adapted, tokenizer, base)
         else:
-            _write_merged(options, adapted, tokenizer)
+            with working(f"merging, and writing {options.out}"):
+                write_merged(options.out, adapted, adapted.adapter, tokenizer, options.dtype)
+            auto = _AUTO_CLASSES[family(adapted.model.config.model_type).task]
+            logger.info("merged model: %s", options.out)
+            logger.info("It opens with transformers: %s.from_pretrained(%r)", auto, str(options.out))
 
 
 def _open_adapted(folder: Path, base: str, quantize: Any) -> tuple[Adapted, PreTrainedTokenizerBase]:
@@ -72,14 +76,6 @@ def _open_adapted(folder: Path, base: str, quantize: Any) -> tuple[Adapted, PreT
         raise JloraError(f"--quantize: expected none for a classifier, whose base is not quantized; found {quantize}")
     trained = load_adapted(folder, base)
     return trained.adapted, trained.tokenizer
-
-
-def _write_merged(options: argparse.Namespace, adapted: Adapted, tokenizer: PreTrainedTokenizerBase) -> None:
-    with working(f"merging, and writing {options.out}"):
-        write_merged(options.out, adapted, adapted.adapter, tokenizer, options.dtype)
-    auto = _AUTO_CLASSES[family(adapted.model.config.model_type).task]
-    logger.info("merged model: %s", options.out)
-    logger.info("It opens with transformers: %s.from_pretrained(%r)", auto, str(options.out))
 
 
 def _write_for_llama_cpp(options: argparse.Namespace, adapted: Adapted) -> None:

@@ -78,7 +78,10 @@ def _extract(options: argparse.Namespace) -> None:
     ranks = [rank for entry in adapter.values() if isinstance(entry, jlora.LowRank) for rank in layer_ranks(entry)]
     spectra = spectrum.by_module(values, [rank for rank in ranks if rank])
     adapted = Adapted(pair.model, pair.base, adapter, config)
-    write_adapter(options.out / "adapter", adapted, adapter, tokenizer, _labels(pair), _base_name(options.base))
+    folder = model_folder(options.base)
+    is_hub_name = folder == options.base and not Path(options.base).exists()
+    base = options.base if is_hub_name else str(Path(folder).resolve())
+    write_adapter(options.out / "adapter", adapted, adapter, tokenizer, _labels(pair), base)
     spectrum.write_csv(options.out / "spectrum.csv", spectra)
     title = f"What changed from {_short(options.base)} to {_short(options.tuned)}"
     spectrum.plot_spectrum(spectra, options.out / "spectrum.png", title)
@@ -169,11 +172,6 @@ def _config(options: argparse.Namespace, task: str | None) -> jlora.LoraConfig:
     )
 
 
-def _base_name(name: str) -> str:
-    folder = model_folder(name)
-    return name if folder == name and not Path(name).exists() else str(Path(folder).resolve())
-
-
 def _short(name: str) -> str:
     """Returns the last two parts of a folder's path, or a hub name."""
     return "/".join(Path(name).parts[-2:])
@@ -195,13 +193,9 @@ def _table(spectra: Sequence[Spectrum]) -> str:
 def _line(name: str, group: Sequence[Spectrum]) -> tuple[str, ...]:
     needed = zip(*(found.ranks_needed() for found in group), strict=True)
     columns = [[len(found.values) for found in group], [found.rank for found in group], *needed]
-    full, rank, *ranks = (_range(column) for column in columns)
+    ends = [(min(column), max(column)) for column in columns]
+    full, rank, *ranks = (str(low) if low == high else f"{low}-{high}" for low, high in ends)
     return (name, str(len(group)), full, rank, f"{100 * spectrum.total_kept(group):.2f} %", *ranks)
-
-
-def _range(numbers: Sequence[int]) -> str:
-    low, high = min(numbers), max(numbers)
-    return str(low) if low == high else f"{low}-{high}"
 
 
 def _say_outside(left: Mapping[str, float]) -> None:

@@ -118,11 +118,11 @@ def _flag(key: str) -> str:
 
 def _columns(table: Table, rows: Split) -> dict[str, list[Any]]:
     """Returns {column: values} of the input for the labelled rows; lists and objects become JSON text."""
-    return {name: [_as_cell(values[row - 1]) for row in rows.row] for name, values in table.columns.items()}
-
-
-def _as_cell(value: Any) -> Any:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+    columns = {name: [values[row - 1] for row in rows.row] for name, values in table.columns.items()}
+    return {
+        name: [json.dumps(cell, ensure_ascii=False) if isinstance(cell, list | dict) else cell for cell in cells]
+        for name, cells in columns.items()
+    }
 
 
 def _write(path: Path, columns: dict[str, list[Any]], logits: np.ndarray, labels: Labels) -> None:

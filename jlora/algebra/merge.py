@@ -73,14 +73,13 @@ def unmerge(merged: Any, adapter: Adapter) -> Any:
     leaves = leaves_by_path(merged)
     low_rank = {path: entry for path, entry in adapter.items() if isinstance(entry, LowRank)}
     require_fit(low_rank, leaves)
-    return replace_leaves(merged, {path: _base_leaf(path, leaves[path], entry) for path, entry in low_rank.items()})
-
-
-def _base_leaf(path: str, leaf: jax.Array, entry: LowRank) -> jax.Array:
-    total = leaf.astype(jnp.float32)
-    if entry.magnitude is not None:
-        total = total * _in_leafs_axes(entry, _inverse_gain(entry, total))
-    return _finite(path, (total - update(entry)).astype(leaf.dtype))
+    base = {}
+    for path, entry in low_rank.items():
+        total = leaves[path].astype(jnp.float32)
+        if entry.magnitude is not None:
+            total = total * _in_leafs_axes(entry, _inverse_gain(entry, total))
+        base[path] = _finite(path, (total - update(entry)).astype(leaves[path].dtype))
+    return replace_leaves(merged, base)
 
 
 def _inverse_gain(entry: LowRank, merged: jax.Array) -> jax.Array:

@@ -46,7 +46,11 @@ def unstack(stacked: Adapter) -> list[dict[str, Entry]]:
     counts = {path: _count(path, entry) for path, entry in stacked.items()}
     if len(set(counts.values())) > 1:
         raise JloraError(f"unstack: expected one leading axis at all paths, as jlora.stack adds it, found {counts}")
-    return [_unstack_one(stacked, index) for index in range(next(iter(counts.values()), 0))]
+    adapters = []
+    for index in range(next(iter(counts.values()), 0)):
+        parts = {path: _part(entry, index) for path, entry in stacked.items()}
+        adapters.append({p: part for p, part in parts.items() if not isinstance(part, LowRank) or any(part.ranks)})
+    return adapters
 
 
 def _stack_entries(path: str, entries: Sequence[Entry | None]) -> Entry:
@@ -76,11 +80,6 @@ def _widen_rank(entry: LowRank, width: int) -> LowRank:
         return jnp.pad(x, [(0, width - x.shape[axis] if i == axis else 0) for i in range(x.ndim)])
 
     return dataclasses.replace(entry, a=pad(entry.a), b=pad(entry.b), scale=pad(entry.scale))
-
-
-def _unstack_one(stacked: Adapter, index: int) -> dict[str, Entry]:
-    parts = {path: _part(entry, index) for path, entry in stacked.items()}
-    return {path: part for path, part in parts.items() if not isinstance(part, LowRank) or any(part.ranks)}
 
 
 def _part(entry: Entry, index: int) -> Entry:

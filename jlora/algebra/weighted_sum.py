@@ -45,12 +45,11 @@ def scale(adapter: Adapter, factor: float | jax.Array) -> dict[str, Entry]:
     if not isinstance(factor, jax.Array) and not math.isfinite(factor):
         raise JloraError(f"scale: factor: expected a finite number, found {factor!r}")
     return {
-        path: _scale_entry(entry, factor) if isinstance(entry, LowRank) else entry for path, entry in adapter.items()
+        path: dataclasses.replace(entry, scale=entry.scale * jnp.asarray(factor, entry.scale.dtype))
+        if isinstance(entry, LowRank)
+        else entry
+        for path, entry in adapter.items()
     }
-
-
-def _scale_entry(entry: LowRank, factor: float | jax.Array) -> LowRank:
-    return dataclasses.replace(entry, scale=entry.scale * jnp.asarray(factor, entry.scale.dtype))
 
 
 def add_weighted_adapter(

@@ -132,16 +132,12 @@ def _tensor(file: Path, key: str, entry: Any, begin: int) -> StoredTensor:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BITS:
         raise refusal(": dtype", f"one of {', '.join(_BITS)}", dtype)
-    if not _is_shape(shape):
+    if not _are_sizes(shape) or len(shape) > _MOST_AXES or math.prod(n or 1 for n in shape) > _MOST_NUMBERS:
         raise refusal(": shape", f"the sizes of at most {_MOST_AXES} axes, {_MOST_NUMBERS} numbers in all", shape)
     size, rest = divmod(math.prod(shape) * _BITS[dtype], 8)
     if rest or not _are_sizes(offsets) or len(offsets) != 2 or offsets[1] - offsets[0] != size:
         raise refusal(": data_offsets", f"a start and an end, {size} bytes apart as dtype and shape say", offsets)
     return StoredTensor(file, key, tuple(shape), dtype, begin + offsets[0], size)
-
-
-def _is_shape(found: Any) -> bool:
-    return _are_sizes(found) and len(found) <= _MOST_AXES and math.prod(n or 1 for n in found) <= _MOST_NUMBERS
 
 
 def _are_sizes(found: Any) -> bool:

@@ -21,7 +21,9 @@ def _alternatives(annotation: Any, metadata: Iterable[Any] = ()) -> list[str]:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         words = [word for argument in arguments for word in _alternatives(argument)]
-        return [word for word in dict.fromkeys(words) if not _has_wider(words, word)]
+        # `number ...` includes `whole number ...`
+        included = {f"whole {word}" for word in words}
+        return [word for word in dict.fromkeys(words) if word not in included]
     if origin is Annotated:
         return _alternatives(arguments[0], [part for info in arguments[1:] for part in info.metadata])
     if origin is Literal:
@@ -42,8 +44,3 @@ def type_in_words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     """
     words = _alternatives(annotation, metadata)
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-
-
-def _has_wider(words: list[str], word: str) -> bool:
-    """Returns whether `word` is `whole number ...` and `words` also has `number ...`, which includes it."""
-    return word.startswith("whole ") and word.removeprefix("whole ") in words

@@ -94,7 +94,8 @@ def load_language_model(
     if folder is not None and use_adapter:
         entries, config = load_adapter(folder, weights, model.apply, example_batch(model.config))
         adapted = dataclasses.replace(adapted, adapter=entries, lora=config)
-    tokenizer = load_tokenizer(_tokenizer_place(name, folder))
+    has_tokenizer = folder is not None and (folder / "tokenizer_config.json").is_file()
+    tokenizer = load_tokenizer(str(folder) if has_tokenizer else name)
     return LanguageModel(adapted, tokenizer, end_ids(model.config, tokenizer))
 
 
@@ -118,11 +119,6 @@ def _parts(name: str, adapter: str | None, base: str | None, use_adapter: bool) 
             " (adapter_config.json), found none of them"
         )
     return name, None
-
-
-def _tokenizer_place(name: str, folder: Path | None) -> str:
-    """Returns the adapter's folder if it has a tokenizer, else the base."""
-    return str(folder) if folder is not None and (folder / "tokenizer_config.json").is_file() else name
 
 
 def end_ids(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

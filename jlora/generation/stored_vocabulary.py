@@ -59,7 +59,11 @@ def with_stored_vocabulary(folder: Path, model: Any, base: Any) -> tuple[Any, An
             f" found it for {sizes[other]}. Save the adapter again with save_embedding_layers=True"
         )
     logger.info("%s: its tables replace the base's: %d tokens instead of %d", folder, rows, size)
-    tables = {path: _as_leaf(path, tensor, leaves[path]) for path, tensor in stored.items() if tensor is not None}
+    tables = {}
+    for path, tensor in stored.items():
+        if tensor is not None:
+            value = tensor.astype(np.float32)
+            tables[path] = jnp.asarray(value.T if is_transposed(path) else value, leaves[path].dtype)
     return with_vocabulary(model, rows), replace_leaves(base, tables)
 
 
@@ -97,8 +101,3 @@ def _find_tensor(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray | N
     module, _, parameter = name.rpartition(".")
     keys = (f"{PREFIX}{module}.{form}{parameter}" for form in _FORMS)
     return next((tensors[key] for key in keys if key in tensors), None)
-
-
-def _as_leaf(path: str, tensor: np.ndarray, leaf: Any) -> Any:
-    value = tensor.astype(np.float32)
-    return jnp.asarray(value.T if is_transposed(path) else value, leaf.dtype)

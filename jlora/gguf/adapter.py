@@ -65,7 +65,12 @@ def save_gguf_lora(
     Raises:
       JloraError: a family or an entry that llama.cpp's adapter format cannot hold.
     """
-    architecture = _architecture(config)
+    if config.model_type not in _ARCHITECTURES:
+        raise JloraError(
+            f"model_type: expected one whose adapters llama.cpp takes from here ({', '.join(_ARCHITECTURES)}); found"
+            f" {config.model_type!r}; merge the adapter, and convert the merged model with llama.cpp"
+        )
+    architecture = _ARCHITECTURES[config.model_type]
     layers = _layers(adapter, gguf.get_tensor_name_map(architecture.name, config.num_hidden_layers))
     alpha = max((float(np.abs(scale).max()) * len(scale) for _, _, scale in layers.values()), default=0.0) or 1.0
     tensors: dict[str, np.ndarray] = {}
@@ -74,15 +79,6 @@ def save_gguf_lora(
         tensors[f"{name}.weight.lora_a"] = np.asarray(a)
         tensors[f"{name}.weight.lora_b"] = _in_their_order(folded, name, architecture, config)
     _write(Path(file), architecture, tensors, alpha, np.dtype(dtype))
-
-
-def _architecture(config: PreTrainedConfig) -> _Architecture:
-    if config.model_type not in _ARCHITECTURES:
-        raise JloraError(
-            f"model_type: expected one whose adapters llama.cpp takes from here ({', '.join(_ARCHITECTURES)}); found"
-            f" {config.model_type!r}; merge the adapter, and convert the merged model with llama.cpp"
-        )
-    return _ARCHITECTURES[config.model_type]
 
 
 def _layers(adapter: Adapter, names: Any) -> dict[str, Matrices]:

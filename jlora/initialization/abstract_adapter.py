@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora.errors import JloraError
-from jlora.initialization.base_uses import BaseUses, TorchAxes, base_uses, shaping_use, without_rule
+from jlora.initialization.base_uses import BaseUses, base_uses, shaping_use, without_rule
 from jlora.initialization.token_rows import token_rows
 from jlora.lora.config import LoraConfig
 from jlora.lora.entries import Entry, Full, LowRank, UseKind
@@ -87,9 +87,14 @@ def _plan_entries(config: LoraConfig, seen: BaseUses, low_ranks: Mapping[str, Lo
     """Returns {path: entry} of all leaves that the configuration trains, those of `low_ranks` included."""
     plan: dict[str, Entry] = dict(low_ranks)
     for path, layers in _layers_trained_whole(config, low_ranks, seen).items():
-        plan[path] = _full(seen.leaves[path], layers, len(seen.modules[path]), seen.torch_axes[path])
+        leaf, is_whole = seen.leaves[path], len(layers) == len(seen.modules[path])
+        value = _abstract(leaf.shape if is_whole else (len(layers), *leaf.shape[1:]), leaf.dtype)
+        plan[path] = Full(value, None if is_whole else layers, torch_axes=seen.torch_axes[path])
+    # The entry of a tied table is one for both of its uses, or for only the lookups.
+    both = config.ensure_weight_tying
+    changes: dict[str, Any] = {"tied": both, "only": None if both else "lookup"}
     for path in seen.tied.keys() & plan.keys():
-        plan[path] = _of_tied_table(plan[path], config.ensure_weight_tying)
+        plan[path] = dataclasses.replace(plan[path], **changes)
     for path, rows in token_rows(config, seen).items():
         if path in plan:
             raise JloraError(
@@ -115,12 +120,6 @@ def _naming_embeddings(config: LoraConfig, seen: BaseUses) -> LoraConfig:
     for names in seen.tied.values():
         config = with_embedding_for_head(config, names[0])
     return config
-
-
-def _of_tied_table(entry: Entry, both: bool) -> Entry:
-    """Marks the entry of a tied table as one for both of its uses, or for only the lookups."""
-    changes: dict[str, Any] = {"tied": both, "only": None if both else "lookup"}
-    return dataclasses.replace(entry, **changes)
 
 
 def _require_used(config: LoraConfig, seen: BaseUses) -> None:
@@ -168,14 +167,11 @@ def _shaping_uses(config: LoraConfig, seen: BaseUses) -> dict[str, Use]:
 def _low_ranks(config: LoraConfig, seen: BaseUses, shaping: Mapping[str, Use]) -> dict[str, LowRank]:
     found: dict[str, LowRank] = {}
     for path, use in shaping.items():
-        if _is_adapted(config, seen.modules[path]):
-            found[path] = _low_rank(config, path, seen.leaves[path].shape, use, seen.modules[path])
+        names = seen.modules[path]
+        is_whole = any(is_trained_whole(config, name) for name in names)
+        if not is_whole and any(is_target(config, name) for name in names):
+            found[path] = _low_rank(config, path, seen.leaves[path].shape, use, names)
     return found
-
-
-def _is_adapted(config: LoraConfig, names: list[str]) -> bool:
-    whole = any(is_trained_whole(config, name) for name in names)
-    return not whole and any(is_target(config, name) for name in names)
 
 
 def _low_rank(config: LoraConfig, path: str, shape: tuple[int, ...], use: Use, names: list[str]) -> LowRank:
@@ -224,10 +220,6 @@ def _warn_of_rank(path: str, rank: int, inputs: int, outputs: int) -> None:
         warnings.warn(f"{message}, but no larger updates than rank {min(inputs, outputs)}", stacklevel=6)
 
 
-def _whole_layers(config: LoraConfig, names: list[str]) -> tuple[int, ...]:
-    return tuple(layer for layer, name in enumerate(names) if is_trained_whole(config, name))
-
-
 def _layers_trained_whole(
     config: LoraConfig, low_ranks: Mapping[str, LowRank], seen: BaseUses
 ) -> dict[str, tuple[int, ...]]:
@@ -240,16 +232,10 @@ def _layers_trained_whole(
     }
     found: dict[str, tuple[int, ...]] = {}
     for path, names in seen.modules.items():
-        layers = _whole_layers(config, names)
+        layers = tuple(layer for layer, name in enumerate(names) if is_trained_whole(config, name))
         if config.bias != "none" and path in seen.biases:
             trained = set(names) if config.bias == "all" else adapted
             layers = tuple(layer for layer, name in enumerate(names) if layer in layers or name in trained)
         if layers:
             found[path] = layers
     return found
-
-
-def _full(leaf: Any, layers: tuple[int, ...], count: int, axes: TorchAxes | None) -> Full:
-    if len(layers) == count:
-        return Full(_abstract(leaf.shape, leaf.dtype), torch_axes=axes)
-    return Full(_abstract((len(layers), *leaf.shape[1:]), leaf.dtype), layers, torch_axes=axes)

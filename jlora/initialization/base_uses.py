@@ -45,16 +45,14 @@ def base_uses(fn: Callable, base: Any, args: tuple, kwargs: dict, names: Mapping
     """Traces `fn(base, *args, **kwargs)`. `names`: {path: PyTorch's name}, as for `save_adapter`."""
     leaves, traced = array_leaves(base), trace(fn, base, args, kwargs)
     uses = {path: _of_one_layer(torch_path(path, names), leaves[path], uses) for path, uses in uses_in(traced).items()}
-    modules = {path: _layer_names(torch_path(path, names), leaf, uses[path]) for path, leaf in leaves.items()}
-    biases = [path for path in leaves if is_bias(torch_path(path, names)) and not _has_rule(uses[path])]
+    stacks = {path: {axis for use in uses[path] for axis in use.stack} for path in leaves}
+    modules = {p: leaf_layer_names(torch_path(p, names), leaf.shape, stacks[p]) for p, leaf in leaves.items()}
+    without_rule = [path for path in leaves if not any(use.kind in _KINDS for use in uses[path])]
+    biases = [path for path in without_rule if is_bias(torch_path(path, names))]
     by_use = [path for path in leaves if path in (names or {}) or not has_outputs_first(path)]
     axes = dict.fromkeys(leaves) | {path: _torch_axes(leaves[path].ndim, uses[path]) for path in by_use}
     tied = {path: modules[path] for path in leaves if {"lookup", "linear"} <= {use.kind for use in uses[path]}}
     return BaseUses(traced, leaves, uses, modules, biases, axes, tied)
-
-
-def _layer_names(path: str, leaf: Any, uses: tuple[Use, ...]) -> list[str]:
-    return leaf_layer_names(path, leaf.shape, {axis for use in uses for axis in use.stack})
 
 
 def _of_one_layer(path: str, leaf: Any, uses: tuple[Use, ...]) -> tuple[Use, ...]:
@@ -97,10 +95,6 @@ def shaping_use(path: str, leaf: Any, uses: tuple[Use, ...], *, only_linear: boo
         inputs = tuple(free[1:] if has_outputs_first(path) else free[:-1])
     outputs = tuple(axis for axis in range(leaf.ndim) if axis not in {*use.stack, *inputs})
     return dataclasses.replace(use, inputs=inputs, outputs=outputs) if inputs and outputs else None
-
-
-def _has_rule(uses: tuple[Use, ...]) -> bool:
-    return any(use.kind in _KINDS for use in uses)
 
 
 def _torch_axes(ndim: int, uses: tuple[Use, ...]) -> TorchAxes | None:

@@ -68,7 +68,11 @@ def init_eva(
     for path in spectra.keys() & adapter.keys():
         entry = adapter[path]
         assert isinstance(entry, LowRank)
-        adapter[path] = _fill_a(entry, spectra[path].vectors)
+        layers = [
+            Matrices(rows[: len(layer.scale)], jnp.zeros_like(layer.b), layer.scale)
+            for rows, layer in zip(spectra[path].vectors, to_matrices(entry), strict=True)
+        ]
+        adapter[path] = from_matrices(entry, layers)
     return adapter, adapted
 
 
@@ -163,12 +167,3 @@ def _pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
     if any(pattern_value(pattern, name, default) != value for name, value in values.items()):
         return dict(sorted(values.items(), key=lambda item: -len(item[0])))
     return pattern
-
-
-def _fill_a(entry: LowRank, vectors: jax.Array) -> LowRank:
-    """Sets A to the first rows of `vectors` (layers, in, in), and B to zero."""
-    layers = [
-        Matrices(rows[: len(layer.scale)], jnp.zeros_like(layer.b), layer.scale)
-        for rows, layer in zip(vectors, to_matrices(entry), strict=True)
-    ]
-    return from_matrices(entry, layers)

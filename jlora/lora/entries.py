@@ -184,19 +184,16 @@ def labels(adapter: Adapter) -> dict[str, Any]:
     {"…/kernel": LowRank(a="a", b="b", scale="frozen", magnitude="magnitude", squared_norm="frozen"),
      "…/bias": Full(value="head"), "…/embedding": Rows(value="rows")}
     """
-    return {path: _label(entry) for path, entry in adapter.items()}
+    labelled = {}
+    for path, entry in adapter.items():
+        found: dict[str, Any] = {"value": "rows" if isinstance(entry, Rows) else "head"}
+        if isinstance(entry, LowRank):
+            found = {name: label for name, label in _LABELS.items() if getattr(entry, name) is not None}
+        labelled[path] = dataclasses.replace(entry, **found)
+    return labelled
 
 
 _LABELS = {"a": "a", "b": "b", "scale": "frozen", "magnitude": "magnitude", "squared_norm": "frozen"}
-
-
-def _label(entry: Entry) -> Any:
-    if isinstance(entry, LowRank):
-        present = {name: label for name, label in _LABELS.items() if getattr(entry, name) is not None}
-    else:
-        present = {"value": "rows" if isinstance(entry, Rows) else "head"}
-    changes: dict[str, Any] = present
-    return dataclasses.replace(entry, **changes)
 
 
 def split(adapter: Adapter) -> tuple[dict, dict]:

@@ -147,13 +147,9 @@ def check_other_modules(config: LoraConfig, names: Sequence[str]) -> None:
 
 
 def _no_match(field: str, expected: str, found: str, names: Sequence[str], is_regex: bool = False) -> JloraError:
-    ends = sorted({_behind_layer_number(name) for name in names})
+    # `encoder.layer.3.attention.self.query` -> `attention.self.query`
+    ends = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in names})
     hint = nearest(found, [*ends, *(end.split(".")[-1] for end in ends)])
     if is_regex and any(re.search(found, name) for name in names):
         hint = f'; a string must match the whole name: ".*({found}).*" matches any part of it, [{found}] the end'
     return JloraError(f"LoraConfig.{field}: expected {expected}, found {found!r}{hint}\nThere are: {', '.join(ends)}")
-
-
-def _behind_layer_number(name: str) -> str:
-    """Strips everything up to the layer number: `encoder.layer.3.attention.self.query` -> `attention.self.query`."""
-    return re.sub(r"^.*\.\d+\.", "", name)

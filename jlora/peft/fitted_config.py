@@ -43,7 +43,11 @@ def fitted_config(config: LoraConfig, adapter: Adapter) -> LoraConfig:
     """
     layers = _layers(adapter)
     adapted = {name: layer for name, layer in layers.items() if layer.rank}
-    if not adapted or _describes(config, layers):
+    if not adapted or (
+        # `init` with this configuration would give each layer its rank and scale.
+        _means(config, layers)
+        and all(_layer_of(config, name) == (layer.rank, layer.scale) for name, layer in adapted.items())
+    ):
         return config
     ranks = {name: layer.rank for name, layer in adapted.items()}
     alphas = {name: _alpha(layer) for name, layer in adapted.items()}
@@ -67,14 +71,12 @@ def fold_scale(adapter: Adapter) -> dict[str, Entry]:
 
     Needed for servers that support only one lora_alpha / r for all modules. `Full` and `Rows` entries are not changed.
     """
-    return {path: _fold_entry(entry) if isinstance(entry, LowRank) else entry for path, entry in adapter.items()}
-
-
-def _fold_entry(entry: LowRank) -> LowRank:
-    layers = [
-        Matrices(a, b * scale[None, :].astype(b.dtype), jnp.ones_like(scale)) for a, b, scale in to_matrices(entry)
-    ]
-    return from_matrices(entry, layers)
+    folded = dict(adapter)
+    for path, entry in adapter.items():
+        if isinstance(entry, LowRank):
+            layers = [Matrices(a, b * s[None, :].astype(b.dtype), jnp.ones_like(s)) for a, b, s in to_matrices(entry)]
+            folded[path] = from_matrices(entry, layers)
+    return folded
 
 
 class _Layer(NamedTuple):
@@ -104,13 +106,6 @@ def _layer(name: str, scale: np.ndarray) -> _Layer:
             f" found {scale.min()} to {scale.max()}; jlora.fold_scale puts the scales into B"
         )
     return _Layer(scale.size, scale[0])
-
-
-def _describes(config: LoraConfig, layers: Mapping[str, _Layer]) -> bool:
-    """Returns whether `init` with this configuration would give each layer its rank and scale."""
-    return _means(config, layers) and all(
-        _layer_of(config, name) == (layer.rank, layer.scale) for name, layer in layers.items() if layer.rank
-    )
 
 
 def _layer_of(config: LoraConfig, name: str) -> _Layer:

@@ -195,17 +195,13 @@ def _same_base(first: str, second: str) -> bool:
 
     If at least one is a folder, only the last parts are compared: a copy of a hub model may be in any folder.
     """
-    first, second = (_hub_id(name) for name in (first, second))
-    if any(_is_folder(name) or "/" not in name for name in (first, second)):
-        first, second = (Path(os.path.abspath(name)).name for name in (first, second))
-    return first.lower() == second.lower()
+    names = [_hub_id(name) for name in (first, second)]
+    if any(name.count("/") != 1 or name.startswith(("/", ".", "~")) or Path(name).is_dir() for name in names):
+        names = [Path(os.path.abspath(name)).name for name in names]
+    return names[0].lower() == names[1].lower()
 
 
 def _hub_id(name: str) -> str:
     """Returns the hub id if the name is in the hub's cache (`…/models--org--name/snapshots/…`), else `name`."""
     cached = next((part for part in Path(name).parts if part.startswith("models--")), None)
     return name if cached is None else cached.removeprefix("models--").replace("--", "/")
-
-
-def _is_folder(name: str) -> bool:
-    return name.count("/") != 1 or name.startswith(("/", ".", "~")) or Path(name).is_dir()

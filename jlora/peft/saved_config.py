@@ -56,7 +56,8 @@ def _whole(config: LoraConfig, adapter: Adapter) -> dict[str, Any]:
             for name in _full_names(path, entry):
                 names.add(name)
                 is_bias = hf_keys(path, None)[0].endswith(".bias")
-                if is_trained_whole(config, name) or (is_bias and _trains_bias(config, name in adapted)):
+                trains_bias = config.bias == "all" or (config.bias == "lora_only" and name in adapted)
+                if is_trained_whole(config, name) or (is_bias and trains_bias):
                     continue
                 if name in adapted:
                     raise JloraError(
@@ -68,10 +69,6 @@ def _whole(config: LoraConfig, adapter: Adapter) -> dict[str, Any]:
     if not missing and (len(kept) == len(config.trained_whole) or set(kept) & set(HEAD_NAMES)):
         return {}
     return {"modules_to_save": [*kept, *sorted(missing)]}
-
-
-def _trains_bias(config: LoraConfig, adapted: bool) -> bool:
-    return config.bias == "all" or (config.bias == "lora_only" and adapted)
 
 
 def _full_names(path: str, entry: Full) -> list[str]:

@@ -73,14 +73,9 @@ def load_grown(model: Any, name: str, *, mesh: Mesh | None = None, **options: An
 def _grown(path: str, leaf: Any, size: int, mesh: Mesh | None) -> Any:
     table = to_host(leaf)
     rows = table.T if is_transposed(path) else table
-    new = np.broadcast_to(_mean(rows).astype(rows.dtype), (size - len(rows), *rows.shape[1:]))
+    blocks = (rows[start : start + _BLOCK].astype(np.float64) for start in range(0, len(rows), _BLOCK))
+    mean = sum(block.sum(axis=0) for block in blocks) / len(rows)
+    new = np.broadcast_to(np.asarray(mean).astype(rows.dtype), (size - len(rows), *rows.shape[1:]))
     value = np.concatenate([rows, new])
     value = value.T if is_transposed(path) else value
     return jnp.asarray(value) if mesh is None else place_on_mesh(path, value, mesh)
-
-
-def _mean(rows: np.ndarray) -> np.ndarray:
-    """Returns the mean over the first axis, float64."""
-    starts = range(0, len(rows), _BLOCK)
-    total = sum(rows[start : start + _BLOCK].astype(np.float64).sum(axis=0) for start in starts)
-    return np.asarray(total / len(rows))

@@ -49,7 +49,9 @@ def with_stored_head(config: PreTrainedConfig, name: str, *, revision: str | Non
     if folder is None or is_gguf(folder):  # a GGUF file has no second table, or its config is not tied
         return config
     tensors = open_tensors(folder)
-    head, embedding = (_first(tensors, names) for names in (_head_names(kind), _embedding_names(kind)))
+    head = _first(tensors, (HEAD_KEY, kind.stored_names.get(HEAD_KEY, HEAD_KEY)))
+    table = f"{kind.embedding}.weight"
+    embedding = _first(tensors, (table, table.removeprefix(f"{kind.prefix}.")))
     if head is None or embedding is None or _are_equal(head, embedding):
         return config
     config = copy(config)
@@ -98,15 +100,6 @@ def _files_tie(folder: Path, config: PreTrainedConfig, tensors: Mapping[str, Any
     file = folder / "config.json"
     stored = read_json(file) if file.is_file() else {}
     return bool(stored.get("tie_word_embeddings", type(config)().tie_word_embeddings))
-
-
-def _head_names(kind: Any) -> tuple[str, ...]:
-    return HEAD_KEY, kind.stored_names.get(HEAD_KEY, HEAD_KEY)
-
-
-def _embedding_names(kind: Any) -> tuple[str, ...]:
-    full = f"{kind.embedding}.weight"
-    return full, full.removeprefix(f"{kind.prefix}.")
 
 
 def _first(tensors: Mapping[str, Any], names: tuple[str, ...]) -> Any:

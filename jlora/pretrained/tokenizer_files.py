@@ -92,19 +92,15 @@ def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 def _check_file(file: Path, content: bytes) -> bytes:
     if file.suffix in (".jinja", ".txt"):
-        _require_text(file, content)
+        try:
+            content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise JloraError(f"{file}: expected text in UTF-8; found {error}") from None
     if file.suffix != ".json":
         return content
     stored = parse_json(content, file)
     plain = _PLAIN.get(file.name)
     return content if plain is None else json.dumps(plain(file, stored)).encode()
-
-
-def _require_text(file: Path, content: bytes) -> None:
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise JloraError(f"{file}: expected text in UTF-8; found {error}") from None
 
 
 def _plain_model_config(file: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,7 +164,11 @@ def _keep_known(file: Path, stored: Mapping[str, Any], kinds: Mapping[str, Any])
     for key, value in stored.items():
         kind = kinds.get(key, _TOKEN if key.endswith("_token") and not isinstance(value, bool) else None)
         if kind is not None:
-            known[key] = _of_kind(file, key, value, kind)
+            try:
+                known[key] = TypeAdapter(kind | None, config=_STRICT).validate_python(value)
+            except ValidationError:
+                expected = type_in_words(kind | None)
+                raise JloraError(f"{file}: {key}: expected {expected}; found {reprlib.repr(value)}") from None
         elif isinstance(value, bool | None) and not key.endswith("file"):
             known[key] = value
         else:
@@ -176,11 +176,3 @@ def _keep_known(file: Path, stored: Mapping[str, Any], kinds: Mapping[str, Any])
     if left_out:
         logger.debug("%s: not used: %s", file, ", ".join(left_out))
     return known
-
-
-def _of_kind(file: Path, key: str, value: Any, kind: Any) -> Any:
-    try:
-        return TypeAdapter(kind | None, config=_STRICT).validate_python(value)
-    except ValidationError:
-        expected = type_in_words(kind | None)
-        raise JloraError(f"{file}: {key}: expected {expected}; found {reprlib.repr(value)}") from None

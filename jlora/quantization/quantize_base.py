@@ -46,7 +46,9 @@ def quantize(
     """
     leaves, uses = array_leaves(base), find_uses(fn, base, *args, **kwargs)
     config = LoraConfig(target_modules=target_modules)
-    names = {path: _names(path, leaf, uses[path]) for path, leaf in leaves.items() if _quantizable(leaf, uses[path])}
+    dense = {path: leaf for path, leaf in leaves.items() if not is_quantized(leaf)}
+    weights = [path for path in dense if any(use.inputs and use.outputs for use in uses[path])]
+    names = {path: _names(path, dense[path], uses[path]) for path in weights}
     check_targets(config, [name for found in names.values() for name in found])
     chosen = [path for path in names if _is_chosen(config, path, names[path], uses[path])]
     return replace_leaves(base, {path: _quantize_weight(path, leaves[path], kind, uses[path]) for path in chosen})
@@ -59,10 +61,6 @@ def dequantize(tree: Any, dtype: Any = None) -> Any:
 
 def _names(path: str, leaf: Any, uses: tuple[Use, ...]) -> list[str]:
     return leaf_layer_names(path, leaf.shape, {axis for use in uses for axis in use.stack})
-
-
-def _quantizable(leaf: Any, uses: tuple[Use, ...]) -> bool:
-    return not is_quantized(leaf) and any(use.inputs and use.outputs for use in uses)
 
 
 def _is_chosen(config: LoraConfig, path: str, names: list[str], uses: tuple[Use, ...]) -> bool:

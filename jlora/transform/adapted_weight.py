@@ -169,14 +169,18 @@ def compute_dense(value: Factored) -> jax.Array:
     weight = materialize(value.weight)
     for update in value.updates:
         if update.has_factors:
-            weight = weight + _multiply_factors(update).astype(weight.dtype)
+            weight = weight + sum_products(*update.factors).astype(weight.dtype)
     return weight if value.gain is None else (weight.astype(value.gain.dtype) * value.gain).astype(weight.dtype)
 
 
-def _multiply_factors(update: Update) -> jax.Array:
-    """Computes the sum over r of a * b, of size 1 on dims over which neither varies."""
-    names = "abcdefghijklmnopq"[: update.factors[0].ndim - 1]
-    (a_names, a), (b_names, b) = (varying(factor, names) for factor in update.factors)
+def sum_products(a: jax.Array, b: jax.Array) -> jax.Array:
+    """Computes the sum over r of a * b, of size 1 on dims over which neither varies.
+
+    Args:
+      a, b: (r, *dims), of size 1 on dims over which they do not vary.
+    """
+    names = "abcdefghijklmnopqstuvwxyz"[: a.ndim - 1]
+    (a_names, a), (b_names, b) = varying(a, names), varying(b, names)
     present = "".join(name for name in names if name in a_names or name in b_names)
     product = einsum(f"{a_names},{b_names}->{present}", a, b)
     return jnp.expand_dims(product, [axis for axis, name in enumerate(names) if name not in present])

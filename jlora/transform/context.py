@@ -53,7 +53,12 @@ class Context:
             elif self.materialize:
                 self.formed[update.path, where, equation] = None
             else:
-                raise _no_rule(update.path, where)
+                raise JloraError(
+                    f"{update.path}: expected to be used in a matrix product, a convolution or a table lookup, found it"
+                    f" in {where!r}, for which there is no low-rank rule. Leave the leaf out of target_modules, train"
+                    " it whole with modules_to_save, or allow W + BA to be computed there: adapt(fn,"
+                    " allow_materialize=True)."
+                )
         return compute_dense(value)
 
     def draw(self, weight: Update, x: jax.Array) -> jax.Array | None:
@@ -88,11 +93,3 @@ class Context:
 
 def _fold(key: jax.Array, what: str | int) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(what.encode()) if isinstance(what, str) else what)
-
-
-def _no_rule(path: str, where: str) -> JloraError:
-    return JloraError(
-        f"{path}: expected to be used in a matrix product, a convolution or a table lookup, found it in {where!r}, for"
-        " which there is no low-rank rule. Leave the leaf out of target_modules, train it whole with modules_to_save,"
-        " or allow W + BA to be computed there: adapt(fn, allow_materialize=True)."
-    )

@@ -54,12 +54,9 @@ def trace(fn: Callable, base: Any, args: tuple, kwargs: dict) -> Traced:
         return results
 
     arrays = [leaves[i] for i in dynamic]
-    return Traced(jax.make_jaxpr(flat)(*map(_as_seen, arrays)), arrays, paths, out_structure)
-
-
-def _as_seen(leaf: Any) -> Any:
-    """Replaces a quantized weight by the shape and dtype of the dense one, for tracing."""
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, Quantized) else leaf
+    # The function sees a quantized weight as a dense one.
+    seen = [jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, Quantized) else x for x in arrays]
+    return Traced(jax.make_jaxpr(flat)(*seen), arrays, paths, out_structure)
 
 
 def results_of(context: Context, traced: Traced, values: list) -> list:

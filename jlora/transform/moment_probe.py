@@ -30,13 +30,10 @@ def tap(weight: Update, product: jax.Array, x: jax.Array, w_is_left: bool, param
             f"{weight.path}: expected a product over all input axes, without a batch of weights, to measure"
         )
     # Tokens (n, in) twice: in the order of the weight's dims here, and in that of the leaf's axes.
-    here, leaf = (_tokens(x, [x_contract[i] for i in order]) for order in _orders(weight, w_contract))
-    return _tap(product, here, leaf, weight.a)
-
-
-def _orders(weight: Update, w_contract: Sequence[int]) -> tuple[list[int], list[int]]:
     places = range(len(w_contract))
-    return sorted(places, key=lambda i: w_contract[i]), sorted(places, key=lambda i: weight.axes[w_contract[i]])
+    orders = sorted(places, key=lambda i: w_contract[i]), sorted(places, key=lambda i: weight.axes[w_contract[i]])
+    here, leaf = (_tokens(x, [x_contract[i] for i in order]) for order in orders)
+    return _tap(product, here, leaf, weight.a)
 
 
 def _tokens(x: jax.Array, last: Sequence[int]) -> jax.Array:

@@ -94,7 +94,7 @@ def model_card(facts: Facts, kind: ExportKind) -> str:
         f"## Results\n\n{_results_table(facts)}",
         f"## How to load it\n\n```python\n{_loading_code(facts, kind)}\n```",
         f"From the command line, in JAX:\n\n```bash\n{_command(facts)}\n```",
-        f"## How it was made\n\n```bash\n{_without_folders(facts.command)}\n```",
+        f"## How it was made\n\n```bash\n{shlex.join(map(without_folder, shlex.split(facts.command)))}\n```",
     ]
     if facts.lora:
         settings = yaml.safe_dump(dict(facts.lora), sort_keys=True).strip()
@@ -171,10 +171,6 @@ def _command(facts: Facts) -> str:
 def without_folder(names: str) -> str:
     """Shortens each absolute path in a comma-separated list to its last part."""
     return re.sub(r"(^|[\[,=]\s*)[~/][^,\]]*/(?=[^,\]])", r"\1", names)
-
-
-def _without_folders(command: str) -> str:
-    return shlex.join(map(without_folder, shlex.split(command)))
 
 
 def _loading_code(facts: Facts, kind: ExportKind) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from typing import Any
 
 from pydantic.fields import FieldInfo
 
@@ -40,12 +39,11 @@ def help_text(command: Command) -> str:
 
 
 def _meaning(field: FieldInfo) -> str:
-    default = "required" if field.is_required() else f"default {_to_yaml(field.get_default(call_default_factory=True))}"
+    default = "required"
+    if not field.is_required():
+        written = yaml12.dump({"": field.get_default(call_default_factory=True)})
+        default = f"default {written.partition(': ')[2].strip()}"
     return f"{field.description} ({dotted_keys.describe_field(field)}; {default})"
-
-
-def _to_yaml(value: Any) -> str:
-    return yaml12.dump({"": value}).partition(": ")[2].strip()
 
 
 def _entry(name: str, meaning: str, width: int) -> str:

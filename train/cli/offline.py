@@ -7,7 +7,7 @@ import logging
 from jlora.pretrained.locate import forbid_network, hub_answers
 from train.cli.parse import Request
 from train.cli.resolve import resolve
-from train.config.run_config import AnyConfig, RunConfig
+from train.config.run_config import AnyConfig
 from train.sources.hub_cache import is_cached
 from train.sources.hub_names import data_hub_names, model_hub_names, needs_hub
 
@@ -30,7 +30,8 @@ def choose(request: Request[AnyConfig]) -> tuple[AnyConfig, bool]:
     if not (model_hub_names(online) if dry else needs_hub(online)) or hub_answers():
         return online, False
     forbid_network()
-    if _all_cached(online, with_data=not dry):
+    has_models = all(is_cached(name, "model") for name in model_hub_names(online))
+    if has_models and (dry or all(is_cached(name, "dataset", online.data.config) for name in data_hub_names(online))):
         logger.warning("the hub does not answer: using its local cache")
         return online, False
     return _offline(request, online, "the hub does not answer and its cache does not hold what is needed")
@@ -49,9 +50,3 @@ def _offline(request: Request[AnyConfig], online: AnyConfig, reason: str) -> tup
             logger.warning("! %s %s instead of %s", name, now, else_)
     logger.warning(line)
     return config, True
-
-
-def _all_cached(config: RunConfig, with_data: bool) -> bool:
-    models = all(is_cached(name, "model") for name in model_hub_names(config))
-    data = not with_data or all(is_cached(name, "dataset", config.data.config) for name in data_hub_names(config))
-    return models and data

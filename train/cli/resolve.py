@@ -75,19 +75,15 @@ def _over(lower: dict[str, Any], upper: dict[str, Any], schema: type[RunConfig])
     if "data.train" in upper:
         for name in _OF_ITS_SOURCE:
             merged.pop(f"data.{name}", None)
+    mappings = [
+        name for name, field in dotted_keys.fields(schema).items() if dict in dotted_keys.kinds(field.annotation)
+    ]
     for key, value in upper.items():
-        if (mapping := _mapping_of(key, schema)) is not None:
+        if mapping := next((name for name in mappings if key.startswith(f"{name}.")), None):
             entries = merged.get(mapping)
             value = {**(entries if isinstance(entries, dict) else {}), key.removeprefix(f"{mapping}."): value}
         merged[mapping or key] = value
     return merged
-
-
-def _mapping_of(key: str, schema: type[RunConfig]) -> str | None:
-    mappings = (
-        name for name, field in dotted_keys.fields(schema).items() if dict in dotted_keys.kinds(field.annotation)
-    )
-    return next((name for name in mappings if key.startswith(f"{name}.")), None)
 
 
 def _gives(layer: dict[str, Any], key: str) -> bool:

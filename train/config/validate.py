@@ -67,9 +67,8 @@ def _translate(error: ValidationError, flat: dict[str, Any], known: dict[str, Fi
             key, _, message = str(detail["ctx"]["error"]).partition(": ")
             problems[key] = message
         elif detail["type"] == "missing":
-            problems[key] = (
-                f"missing; expected {dotted_keys.describe_field(known[key])}: {_in_short(known[key].description)}"
-            )
+            meaning = (known[key].description or "").split(":")[0].split(";")[0]
+            problems[key] = f"missing; expected {dotted_keys.describe_field(known[key])}: {meaning}"
         else:
             problems[key] = describe_mismatch(known[key], flat[key])
     return problems
@@ -77,11 +76,9 @@ def _translate(error: ValidationError, flat: dict[str, Any], known: dict[str, Fi
 
 def describe_mismatch(field: FieldInfo, value: Any) -> str:
     """Describes what a key accepts and what was given: `expected whole number >= 1; found the text 'one'`."""
-    return f"expected {dotted_keys.describe_field(field)}; found {_describe_value(value)}{_meant(field, value)}"
-
-
-def _in_short(description: str | None) -> str:
-    return (description or "").split(":")[0].split(";")[0]
+    expected = dotted_keys.describe_field(field)
+    hint = nearest(value, expected.replace(" or ", ", ").split(", ")) if isinstance(value, str) else ""
+    return f"expected {expected}; found {_describe_value(value)}{hint}"
 
 
 def _describe_value(value: Any) -> str:
@@ -93,8 +90,3 @@ def _describe_value(value: Any) -> str:
     if value == "":
         return "empty text"
     return words.get(type(value), "") + (shown if len(shown) <= 60 else shown[:57] + "...")
-
-
-def _meant(field: FieldInfo, value: Any) -> str:
-    words = dotted_keys.describe_field(field).replace(" or ", ", ").split(", ")
-    return nearest(value, words) if isinstance(value, str) else ""

@@ -99,7 +99,8 @@ def _read_csv(path: Path, name: str, encoding: str, separator: str = ",") -> Tab
 
 
 def _read_tsv(path: Path, name: str, encoding: str) -> Table:
-    lines = [line.removesuffix("\r") for line in decode_text(path, name, encoding, _tsv_row).split("\n")]
+    text = decode_text(path, name, encoding, lambda before: _jsonl_row(before) - 1)  # the header is no row
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
     return _from_records(((number, line.split("\t")) for number, line in enumerate(lines, 1) if line), name)
 
 
@@ -271,10 +272,6 @@ def decode_text(path: Path, name: str, encoding: str, row_after: Callable[[str],
 def _csv_row(before: str) -> int:
     csv.field_size_limit(_LONGEST_CSV_FIELD)
     return sum(1 for fields in csv.reader(io.StringIO(before + "?", newline="")) if fields) - 1
-
-
-def _tsv_row(before: str) -> int:
-    return _jsonl_row(before) - 1
 
 
 def _jsonl_row(before: str) -> int:

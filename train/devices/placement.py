@@ -142,7 +142,9 @@ def copy_to_host(tree: Any) -> Any:
 
 def put_like(placed: Any, tree: Any) -> Any:
     """Copies the arrays of a tree that `copy_to_host` returned to the devices of those of `placed`."""
-    return jax.tree.map(_like_leaf, placed, tree)
+    return jax.tree.map(
+        lambda x, leaf: jax.device_put(leaf, x.sharding) if x.committed else jnp.array(leaf), placed, tree
+    )
 
 
 def to_first(tree: Any) -> Any:
@@ -170,10 +172,6 @@ def _copy_leaf_to_host(leaf: Any) -> Any:
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
         return leaf_to_host(leaf)
     return jax.device_put(leaf, leaf.sharding.with_memory_kind("pinned_host"))
-
-
-def _like_leaf(placed: jax.Array, leaf: Any) -> jax.Array:
-    return jax.device_put(leaf, placed.sharding) if placed.committed else jnp.array(leaf)
 
 
 def _on_first(leaf: Any) -> Any:

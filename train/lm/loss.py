@@ -66,7 +66,10 @@ def _forward(logits: Callable, trainable: Any, frozen: Any, hidden: Any, targets
 
     start = (_zero(), jax.tree.map(jnp.zeros_like, trainable))
     (sums, slopes), hidden_slopes = jax.lax.scan(chunk, start, _chunks(hidden, targets, weights))
-    return sums, (slopes, _join_chunks(hidden_slopes, hidden.shape))
+    rows, tokens, width = hidden.shape
+    # (chunks, B, C, D) to (B, T, D)
+    hidden_slopes = jnp.moveaxis(hidden_slopes, 0, 1).reshape(rows, -1, width)[:, :tokens]
+    return sums, (slopes, hidden_slopes)
 
 
 def _backward(logits: Callable, kept: tuple, slope: Sums) -> tuple:
@@ -94,11 +97,6 @@ def _chunks(hidden: jax.Array, *others: jax.Array) -> tuple[jax.Array, ...]:
     filled = (jnp.pad(x, [(0, 0), (0, count * width - length)] + [(0, 0)] * (x.ndim - 2)) for x in (hidden, *others))
     cut = (jnp.moveaxis(x.reshape(rows, count, width, *x.shape[2:]), 1, 0) for x in filled)
     return *cut, jnp.arange(count, dtype=jnp.int32)
-
-
-def _join_chunks(chunks: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Joins (chunks, B, C, D) to (B, T, D)."""
-    return jnp.moveaxis(chunks, 0, 1).reshape(shape[0], -1, shape[2])[:, : shape[1]]
 
 
 def _zero() -> Sums:

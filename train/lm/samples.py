@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import textwrap
@@ -104,7 +105,8 @@ def _completions(
             stop_ids=ends,
         )
         for prompt, row in zip(batch, to_host(found), strict=False):
-            answer = _up_to(row[: section.max_length - len(prompt)], ends)
+            answer = row[: section.max_length - len(prompt)].tolist()
+            answer = list(itertools.takewhile(lambda token: token not in ends, answer))
             texts.append("".join(decode_stream(tokenizer, answer, prompt.tolist())))
     return texts
 
@@ -116,12 +118,6 @@ def _pad_left(prompts: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np
         ids[row, width - len(prompt) :] = prompt
         mask[row, width - len(prompt) :] = 1
     return ids, mask
-
-
-def _up_to(ids: np.ndarray, ends: Sequence[int]) -> list[int]:
-    """Returns the ids before the first one that ends a text."""
-    stops = np.flatnonzero(np.isin(ids, ends))
-    return ids[: stops[0] if len(stops) else None].tolist()
 
 
 def _format_sample(sample: dict[str, str]) -> str:

@@ -250,7 +250,10 @@ class _Run:
         try:
             # The initial model is evaluated here, because evaluation programs are compiled while the first steps run.
             is_first = self.best.value is None and self.loop.train.eval_on_start
-            start = self._evaluate_start() if is_first else None
+            start = None
+            if is_first:
+                with self.progress.pause("start"):
+                    start = self._evaluate(put_like(self.state.trainable, self.best.trainable))
             with self.progress.pause("evaluation"):
                 found = self._evaluate(self.state.trainable)
         except Cut:
@@ -270,10 +273,6 @@ class _Run:
         else:
             self.best = dataclasses.replace(before, stale=stale)
         return True
-
-    def _evaluate_start(self) -> dict[str, float]:
-        with self.progress.pause("start"):
-            return self._evaluate(put_like(self.state.trainable, self.best.trainable))
 
     def _evaluate(self, trainable: Any) -> dict[str, float]:
         """Computes metrics of the validation split; raises Cut if a signal comes."""

@@ -58,11 +58,8 @@ def decay_mask(trainable: dict[str, Any]) -> dict[str, Any]:
 
     Biases and norms are not decayed, and neither are DoRA's magnitudes, which are norms of weights.
     """
-    return {
-        path: jax.tree.map(lambda label, path=path: _is_decayed(path, label), entry)
-        for path, entry in labels(trainable).items()
-    }
-
-
-def _is_decayed(path: str, label: str) -> bool:
-    return label in ("a", "b", "rows") or (label == "head" and path.endswith(("/kernel", "/embedding")))
+    mask = {}
+    for path, entry in labels(trainable).items():
+        decayed = ("a", "b", "rows", "head") if path.endswith(("/kernel", "/embedding")) else ("a", "b", "rows")
+        mask[path] = jax.tree.map(lambda label, decayed=decayed: label in decayed, entry)
+    return mask

@@ -36,7 +36,13 @@ def equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
 
 def matrix_flops(jaxpr: Any) -> int:
     """Counts multiplications and additions of all matrix products; XLA's `cost_analysis` counts loop bodies once."""
-    return sum(times * _flops(equation) for equation, times in equations(jaxpr))
+    total = 0
+    for equation, times in equations(jaxpr):
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            summed = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            total += times * 2 * summed * math.prod(equation.outvars[0].aval.shape)
+    return total
 
 
 class Product(NamedTuple):
@@ -81,14 +87,6 @@ def _product(dot: Instruction, times: int) -> Product:
     numbers = sum(math.prod(array.sizes) for array in (*dot.operands, result))
     stays_on_chip = BLOCKS in dot.text
     return Product(2 * summed * math.prod(result.sizes), 0 if stays_on_chip else numbers, times)
-
-
-def _flops(equation: Any) -> int:
-    if equation.primitive.name != "dot_general":
-        return 0
-    (contracted, _), _ = equation.params["dimension_numbers"]
-    summed = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-    return 2 * summed * math.prod(equation.outvars[0].aval.shape)
 
 
 def _seconds(call: Any) -> float:

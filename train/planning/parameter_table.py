@@ -61,7 +61,10 @@ def table(rows: Sequence[ParameterRow], verbose: bool = False) -> str:
     By default there is one line for the same parameter of all layers (`layer.*.`), and one for all frozen ones. With
     `verbose` there is one line for each parameter, with its shape and whether it is a target.
     """
-    return align(_every_parameter(rows) if verbose else _group_over_layers(rows), right=[2])
+    if not verbose:
+        return align(_group_over_layers(rows), right=[2])
+    lines = [(r.name, _yes(r.trainable), f"{r.count:,}", str(r.shape), _yes(r.target)) for r in rows]
+    return align([("name", "trainable", "count", "shape", "target"), *lines], right=[2])
 
 
 def parameters(base: Any, adapter: Adapter | None, *, verbose: bool = False) -> str:
@@ -79,8 +82,10 @@ def parameters(base: Any, adapter: Adapter | None, *, verbose: bool = False) -> 
 def summary(base: Any, adapter: Adapter | None, *, verbose: bool = False, steps: int | None = None) -> str:
     """Formats `parameters`, then estimated memory and the run's optimizer steps (None if no data was read)."""
     _, trainable = _counts(rows(base, adapter))
+    weights, training = weight_bytes(base, adapter) / _MIB, training_bytes(trainable) / _MIB
+    memory = f"weights {weights:,.1f} + gradients and optimizer state {training:,.1f} = {weights + training:,.1f} MiB"
     facts = [
-        ("memory", _memory(weight_bytes(base, adapter), training_bytes(trainable))),
+        ("memory", f"{memory}, activations apart"),
         ("steps", "unknown, no data read" if steps is None else f"{steps:,}"),
     ]
     return parameters(base, adapter, verbose=verbose) + "\n" + facts_table(facts)
@@ -97,11 +102,6 @@ def weight_bytes(base: Any, adapter: Adapter | None = None) -> int:
 def training_bytes(trainable: int) -> int:
     """Returns 12 bytes for each trained parameter: its gradient and AdamW's two moments, each float32."""
     return 12 * trainable
-
-
-def _every_parameter(rows: Sequence[ParameterRow]) -> list[tuple[str, ...]]:
-    lines = [(r.name, _yes(r.trainable), f"{r.count:,}", str(r.shape), _yes(r.target)) for r in rows]
-    return [("name", "trainable", "count", "shape", "target"), *lines]
 
 
 def _group_over_layers(rows: Sequence[ParameterRow]) -> list[tuple[str, ...]]:
@@ -121,11 +121,6 @@ def _group_over_layers(rows: Sequence[ParameterRow]) -> list[tuple[str, ...]]:
 def _counts(rows: Sequence[ParameterRow]) -> tuple[int, int]:
     """Returns (the number of all parameters, of those that are trained)."""
     return sum(row.count for row in rows), sum(row.count for row in rows if row.trainable)
-
-
-def _memory(weights: int, training: int) -> str:
-    parts = f"weights {weights / _MIB:,.1f} + gradients and optimizer state {training / _MIB:,.1f}"
-    return f"{parts} = {(weights + training) / _MIB:,.1f} MiB, activations apart"
 
 
 def _leaf_row(slot: Slot, entry: Entry | None) -> ParameterRow:

@@ -28,7 +28,9 @@ def plan_text(plan: ChipPlan, chip: Chip | None) -> str:
             ("whole", f"{axis} {plan.mesh[axis]} does not divide {', '.join(names)}: each of its chips has all")
         )
     if chip is not None:
-        facts += [("fits", _fits(plan, chip)), ("time", _time(plan, chip))]
+        held, usable = plan.memory.in_all, chip.memory * USABLE_SHARE
+        fits = f"{held / 1e9:,.1f} of {usable / 1e9:,.0f} GB that a program can use"
+        facts += [("fits", f"{'yes' if held <= usable else 'no'}: {fits}"), ("time", _time(plan, chip))]
     parts = [f"bytes of one chip, temporaries as the CPU's compiler lays them out\n{memory_table(plan.memory)}"]
     if plan.collectives:
         parts.append(f"collectives of a step\n{_collectives(plan, chip)}")
@@ -49,11 +51,6 @@ def _collectives(plan: ChipPlan, chip: Chip | None) -> str:
         note = "weights, during the products" if is_weight_gather(kind, axes) else ""
         lines.append((", ".join(axes), kind, f"{runs:,.0f}", f"{received / _GIB:,.3f} GiB", *time, note))
     return align(lines, right=[2, 3, 4] if chip is not None else [2, 3])
-
-
-def _fits(plan: ChipPlan, chip: Chip) -> str:
-    held, usable = plan.memory.in_all, chip.memory * USABLE_SHARE
-    return f"{'yes' if held <= usable else 'no'}: {held / 1e9:,.1f} of {usable / 1e9:,.0f} GB that a program can use"
 
 
 def _time(plan: ChipPlan, chip: Chip) -> str:

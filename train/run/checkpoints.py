@@ -239,15 +239,10 @@ def _set_aside(manager: ocp.CheckpointManager, damaged: dict[int, str], used: in
         place = Path(manager.directory) / str(step)
         logger.warning("%s: damaged, set aside as %s.damaged, step %d is used: %s", place, step, used, reason)
         if processes.is_first():
-            place.rename(_free(place))
+            names = [place.with_name(f"{place.name}.damaged{number}") for number in ("", *range(2, 1000))]
+            place.rename(next(name for name in names if not name.exists()))
     processes.wait_for_all("set aside")
     manager.reload()
-
-
-def _free(place: Path) -> Path:
-    """Returns an unused name for a damaged checkpoint."""
-    names = [place.with_name(f"{place.name}.damaged{number}") for number in ("", *range(2, 1000))]
-    return next(name for name in names if not name.exists())
 
 
 def _sha256(notes: dict[str, Any]) -> str:

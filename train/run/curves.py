@@ -100,7 +100,9 @@ def _metric(panel: Axes, lines: list[dict[str, Any]], metric: str, rows: int) ->
     panel.plot(steps[best], values[best], color=_VALIDATION, marker="o", markersize=12, fillstyle="none")
     panel.set_title(f"best {values[best]:.4f} at step {steps[best]:,}", fontsize="medium")
     _before(panel, lines, metric, (steps, values))
-    _widen(panel, noise(metric, values[best], rows))
+    low, high = panel.get_ylim()
+    if high - low < (least := noise(metric, values[best], rows)):
+        panel.set_ylim((low + high - least) / 2, (low + high + least) / 2)
 
 
 def noise(metric: str, value: float, rows: int) -> float:
@@ -118,12 +120,6 @@ def _before(panel: Axes, lines: list[dict[str, Any]], name: str, evaluated: tupl
     if values:
         (first, *_), (value, *_) = evaluated
         panel.plot([0, first], [values[0], value], color="tab:gray", linestyle=":", marker="o", zorder=0)
-
-
-def _widen(panel: Axes, least: float) -> None:
-    low, high = panel.get_ylim()
-    if high - low < least:
-        panel.set_ylim((low + high - least) / 2, (low + high + least) / 2)
 
 
 def _learning_rate(panel: Axes, lines: list[dict[str, Any]]) -> None:

@@ -105,7 +105,9 @@ def _with_whole(
 def _load_stored(section: LoraSection, given: jlora.LoraConfig, model: Any, base: Any, new: Sequence[str]) -> Adapted:
     """Loads the adapter of `lora.from` with its own settings, and adds what the run also trains in full."""
     adapter, stored = jlora.load_adapter(str(section.from_), base, model.apply, example_batch(model.config))
-    for name in (*_OF_THE_FILE, *_list_given_settings(section)):
+    # null means the stored adapter's own
+    chosen = ("target_modules", "exclude_modules", "layers_to_transform")
+    for name in (*_OF_THE_FILE, *(name for name in chosen if getattr(section, name) is not None)):
         ours, theirs = getattr(given, name), getattr(stored, name)
         if _plain(ours) != _plain(theirs):
             logger.info("lora.from: the stored adapter's %s=%s is used; the config's %s is ignored", name, theirs, ours)
@@ -114,14 +116,11 @@ def _load_stored(section: LoraSection, given: jlora.LoraConfig, model: Any, base
     if more := [path for path in plan if path not in adapter]:
         logger.info("lora.from: not in the stored adapter, so trained whole: %s", ", ".join(more))
     whole = {path: dataclasses.replace(plan[path], value=jnp.array(leaves[path], copy=True)) for path in more}
-    entries = _with_dropout({path: (adapter | whole)[path] for path in plan}, lora.lora_dropout)
+    entries = {path: (adapter | whole)[path] for path in plan}
+    for path, entry in entries.items():
+        if isinstance(entry, jlora.LowRank):
+            entries[path] = dataclasses.replace(entry, dropout=lora.lora_dropout)
     return Adapted(model, base, entries, lora)
-
-
-def _list_given_settings(section: LoraSection) -> list[str]:
-    """Returns the names of the settings in the section that choose modules; null means the stored adapter's own."""
-    names = ("target_modules", "exclude_modules", "layers_to_transform")
-    return [name for name in names if getattr(section, name) is not None]
 
 
 def _plain(setting: Any) -> Any:
@@ -144,10 +143,3 @@ def _plan_adapter(
     ]
     check_other_modules(dataclasses.replace(given, exclude_modules=None), [*names, HEAD])  # a tied head has no leaf
     return abstract_stored(str(section.from_), lora, base, model.apply, example_batch(model.config))
-
-
-def _with_dropout(adapter: dict[str, Any], rate: float) -> dict[str, Any]:
-    return {
-        path: dataclasses.replace(entry, dropout=rate) if isinstance(entry, jlora.LowRank) else entry
-        for path, entry in adapter.items()
-    }

@@ -179,7 +179,7 @@ def _backward(options: Options, kept: tuple, slope: jax.Array) -> tuple:
 
     def add(slopes: _Slopes, i: jax.Array, j: jax.Array, is_seen: jax.Array | None) -> _Slopes:
         shapes = jax.eval_shape(step, i, j)
-        new = _where(is_seen, lambda: step(i, j), jax.tree.map(_zeros_like, shapes))
+        new = _where(is_seen, lambda: step(i, j), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
 
         def add_block(x: jax.Array | None, more: Any, place: Any, at: jax.Array) -> Any:
             return x if x is None else _with_block(x, _block(x, at, *place) + more, at, *place)
@@ -194,10 +194,6 @@ def _backward(options: Options, kept: tuple, slope: jax.Array) -> tuple:
 
 
 blockwise_attention.defvjp(_forward, _backward)
-
-
-def _zeros_like(x: Any) -> jax.Array:
-    return jnp.zeros(x.shape, x.dtype)
 
 
 def _grid(query: jax.Array, key: jax.Array) -> _Grid:

@@ -30,6 +30,8 @@ def cudnn_obstacle(
       biased, dropped: whether there is a bias of the keys, and whether probabilities are dropped.
     """
     widest = 256 if cudnn.check_compute_capability("9.0") else 128
+    heads, key_heads, mesh = query.shape[2], key.shape[2], current_mesh()
+    parts = 1 if mesh is None else mesh.shape["tensor"]
     found = {
         f"it needs bfloat16 or float16, found {query.dtype}": query.dtype not in (jnp.bfloat16, jnp.float16),
         "it has no soft cap": options.softcap is not None,
@@ -41,8 +43,8 @@ def cudnn_obstacle(
         ),
         "it packs several texts into a row on Hopper and later only": visibility.packed and widest == 128,
         "it packs no texts into rows with a window": visibility.packed and visibility.window is not None,
-        f"a mesh splits its {query.shape[2]} heads otherwise than the {key.shape[2]} of the keys": not _are_split_alike(
-            query.shape[2], key.shape[2]
+        f"a mesh splits its {heads} heads otherwise than the {key_heads} of the keys": (
+            (heads % parts == 0) != (key_heads % parts == 0)
         ),
         "it was not found": not _is_found(),
     }
@@ -67,13 +69,6 @@ def cudnn_attention(
         lengths, fits = _prefixes(visibility.key_segments)
         fused = partial(_whole_rows, options, visibility, lengths)
     return jax.lax.cond(fits, fused, by_blocks, query, key, value)
-
-
-def _are_split_alike(heads: int, key_heads: int) -> bool:
-    """Returns whether the mesh, if there is one, splits both numbers of heads over `tensor`, or neither."""
-    mesh = current_mesh()
-    parts = 1 if mesh is None else mesh.shape["tensor"]
-    return (heads % parts == 0) == (key_heads % parts == 0)
 
 
 def _is_found() -> bool:

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora.ops.dropout import dropout
-from jlora.ops.products import dot_general, einsum
+from jlora.ops.products import dot_general
 from jlora.sharding.explicit_axes import axis_names, explicit_mesh, split_einsum
-from jlora.transform.adapted_weight import Update, varying
+from jlora.transform.adapted_weight import Update, sum_products, varying
 from jlora.transform.quantized_weight import Deferred
 from jlora.transform.uses import Use, leaf_axes, stack_axes
 
@@ -207,7 +207,8 @@ def lookup_use(weight: Update, axis: int) -> Use:
 def lookup_update(table: Update, indices: jax.Array, params: dict[str, Any], axis: int) -> jax.Array:
     """Computes a[i] b in the layout of the gather's result: offset_dims hold the table's other axes."""
     a, b = (_rows(factor, indices, params, axis) for factor in table.factors)
-    update = jnp.sum(a * b, axis=0) if a.shape[1:] == b.shape[1:] else _sum_of_products(a, b)
+    # A factor may be constant over the lookups: (lookups, r) (r, out).
+    update = jnp.sum(a * b, axis=0) if a.shape[1:] == b.shape[1:] else sum_products(a, b)
     return _in_layout(update, indices, params, axis)
 
 
@@ -222,15 +223,6 @@ def _in_layout(rows: jax.Array, indices: jax.Array, params: dict[str, Any], axis
     if axis not in numbers.collapsed_slice_dims:
         rows = jnp.expand_dims(rows, lookups + axis)
     return jnp.moveaxis(rows, range(lookups, rows.ndim), numbers.offset_dims)
-
-
-def _sum_of_products(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Sums a[r] * b[r] over the leading r, where one is constant over the lookups: (lookups, r) (r, out)."""
-    names = "abcdefghijklmnopqstuvwxyz"[: a.ndim - 1]
-    (a_names, a_array), (b_names, b_array) = varying(a, names), varying(b, names)
-    present = [name for name in names if name in a_names or name in b_names]
-    update = einsum(f"{a_names},{b_names}->{''.join(present)}", a_array, b_array)
-    return jnp.expand_dims(update, [names.index(name) for name in names if name not in present])
 
 
 def _rows(factor: jax.Array, indices: jax.Array, params: dict[str, Any], axis: int) -> jax.Array:

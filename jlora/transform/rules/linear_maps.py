@@ -103,7 +103,8 @@ def _select(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Fact
     which, cases = narrow[0], inputs[1:]
     if which is None or any(x is not None and x.size > 1 for x in narrow[1:]):
         return None
-    picked = {i: which == (bool(i) if which.dtype == bool else i) for i, case in enumerate(cases) if _is_factored(case)}
+    factored = [i for i, case in enumerate(cases) if isinstance(case, Factored)]
+    picked = {i: which == (bool(i) if which.dtype == bool else i) for i in factored}
     parts = [_scale_updates(cases[number], mask, lax.mul) for number, mask in picked.items()]
     updates = [update for part in parts if part is not None for update in part]
     gains = [cases[number].gain for number in picked]
@@ -113,10 +114,6 @@ def _select(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Fact
         (mask,) = picked.values()
         weight = _under_gain(weight, gains[0], ~jnp.broadcast_to(mask, weight.shape))
     return Factored(weight, tuple(updates), gains[0])
-
-
-def _is_factored(value: Any) -> bool:
-    return isinstance(value, Factored)
 
 
 def _under_gain(weight: jax.Array, gain: jax.Array, outside: jax.Array) -> jax.Array:

@@ -89,7 +89,10 @@ def _dot(context: Context, params: dict, inputs: list) -> list | None:
             _note(context, weight, lambda update: dot_use(update, contract[side], batch[side]))
             return [product(x)]
         case Role.PROBED:
-            return [_tapped(product(x), weight, x, w_is_left, params)]
+            result = product(x)
+            for update in weight.updates:
+                result = tap(update, result, x, w_is_left, params)
+            return [result]
         case Role.QUANTIZED:
             return [product(x)]
     updates, gain = select_updates("linear", weight)
@@ -105,28 +108,19 @@ def _dot(context: Context, params: dict, inputs: list) -> list | None:
     return [result if after is None else times(result, after)]
 
 
-def _tapped(product: jax.Array, weight: Factored, x: jax.Array, w_is_left: bool, params: dict) -> jax.Array:
-    for update in weight.updates:
-        product = tap(update, product, x, w_is_left, params)
-    return product
-
-
 def _lookup(context: Context, params: dict, inputs: list) -> list | None:
     table, indices = inputs
     axis = lookup_axis(params, table.shape) if isinstance(table, Factored) else None
     if axis is None:
         return None
-    rows = apply_with_remat(lambda w: lax.gather(w, indices, **_gather_arguments(params)), table.weight)
+    names = ("dimension_numbers", "slice_sizes", "unique_indices", "indices_are_sorted", "mode", "fill_value")
+    arguments = {name: params[name] for name in names}
+    rows = apply_with_remat(lambda w: lax.gather(w, indices, **arguments), table.weight)
     _note(context, table, partial(lookup_use, axis=axis))
     updates, gain = select_updates("lookup", table)
     for update in updates:
         rows = rows + _as(lookup_update(update, indices, params, axis), rows)
     return [rows if gain is None else times(rows, lookup_gain(gain, indices, params, axis))]
-
-
-def _gather_arguments(params: dict) -> dict:
-    names = ("dimension_numbers", "slice_sizes", "unique_indices", "indices_are_sorted", "mode", "fill_value")
-    return {name: params[name] for name in names}
 
 
 def _convolve(context: Context, params: dict, inputs: list) -> list | None:

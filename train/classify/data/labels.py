@@ -135,7 +135,10 @@ def encode_rows(split: Split, labels: Labels, name: str, skip: bool | None) -> t
     def read(index: int) -> Any:
         value = split.label[index]
         if labels.problem_type == "regression":
-            return math.nan if unlabelled[index] else _score(value, split, index)
+            score = math.nan if unlabelled[index] else number(value)
+            if not unlabelled[index] and not math.isfinite(score):
+                _refuse(value, split, index, "a finite number (task=regression)")
+            return score
         if labels.problem_type == "single_label_classification":
             return -1 if unlabelled[index] else _class_id(value, labels, ids, split, index)
         if unlabelled[index]:
@@ -161,8 +164,8 @@ def _infer_task(train: Split, names: tuple[str, ...] | None) -> tuple[ProblemTyp
         index = next(i for i, value in enumerate(train.label) if has_decimal_comma(value))
         expected = "a number with a decimal point. Set task=regression to read the comma as a decimal point"
         _refuse(train.label[index], train, index, f"{expected}, or task=single_label_classification for class names")
-    if any(_is_several(value, names) for value in train.label):
-        return "multi_label_classification", f"{_first_several(train.label, names)!r} is several labels"
+    if several := [value for value in train.label if _is_several(value, names)]:
+        return "multi_label_classification", f"{several[0]!r} is several labels"
     if kinds.count("decimal number") > kinds.count("whole number"):
         kinds = ["decimal number" if kind == "whole number" else kind for kind in kinds]
     if names is None or "list" in kinds:
@@ -187,10 +190,6 @@ def _are_numbers_with_commas(values: Sequence[Any]) -> bool:
 def _is_several(value: Any, names: Iterable[str] | None) -> bool:
     """Returns whether the label is text such as `a;b` and not the name of a class."""
     return isinstance(value, str) and len(_parts(value)) > 1 and value not in (names or ())
-
-
-def _first_several(values: Sequence[Any], names: Iterable[str] | None) -> str:
-    return next(value for value in values if _is_several(value, names))
 
 
 def _parts(cell: str) -> list[str]:
@@ -256,13 +255,6 @@ def _several(cell: Any, labels: Labels, ids: dict[str, int], multi_hot: bool, sp
     if not (isinstance(cell, list) and len(cell) == len(labels) and all(is_yes(part) is not None for part in cell)):
         _refuse(cell, split, index, f"a list of {len(labels)} numbers, 0 or 1 for each class")
     return np.array([is_yes(part) for part in cell], np.float32)
-
-
-def _score(value: Any, split: Split, index: int) -> float:
-    found = number(value)
-    if not math.isfinite(found):
-        _refuse(value, split, index, "a finite number (task=regression)")
-    return found
 
 
 def _members(cell: Any, split: Split, index: int) -> list[Any]:

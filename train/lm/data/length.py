@@ -35,13 +35,8 @@ def fit(examples: Examples, max_length: int, too_long: TooLong, documents: Docum
     indices = np.repeat(np.arange(len(examples)), windows)
     starts = (np.arange(len(indices)) - np.repeat(np.cumsum(windows) - windows, windows)) * (max_length - 1)
     parts = examples.parts(indices, starts, np.minimum(lengths[indices] - starts, max_length))
-    learnt = _has_learnt(parts)
+    learnt_before = np.concatenate([[0], np.cumsum(parts.learn)])[parts.offsets]
+    learnt = np.diff(learnt_before) > 0  # whether any token of an example is learnt
     counted = {"split": "split", "cut": "cut", "drop": "dropped", "error": "dropped"}[too_long]
     counts = examples.counts._replace(unlearnt=int(np.sum(~learnt)), **{counted: int(np.sum(long))})
     return dataclasses.replace(parts.take(np.flatnonzero(learnt)), counts=counts)
-
-
-def _has_learnt(examples: Examples) -> np.ndarray:
-    """Returns bool (n,): whether any token of an example is learnt."""
-    learnt_before = np.concatenate([[0], np.cumsum(examples.learn)])[examples.offsets]
-    return np.diff(learnt_before) > 0

@@ -84,9 +84,11 @@ def documents_of(
     read = _reader(table, form, config, tokenizer, day, unread)
     found, left_out = read_each(rows, read, config.skip_bad_rows)
     documents = list(found.values())
+    has_spans = any(document.learnt is not None for document in documents)
+    learnt = [((0, len(text)),) if spans is None else spans for text, spans, _ in documents]
     return Documents(
         texts=[document.text for document in documents],
-        learnt=_spans(documents),
+        learnt=learnt if has_spans else None,
         prompts=[document.prompt for document in documents],
         rows=list(found),
         source=table.name,
@@ -95,12 +97,6 @@ def documents_of(
         unread=frozenset(unread),
         left_out=tuple(left_out),
     )
-
-
-def _spans(documents: list[Document]) -> list[tuple[Span, ...]] | None:
-    if all(document.learnt is None for document in documents):
-        return None
-    return [((0, len(text)),) if learnt is None else learnt for text, learnt, _ in documents]
 
 
 def _reader(

@@ -158,7 +158,7 @@ def test_bad_numbers(option, capsys):
 
 def test_the_commands_of_the_docs_are_understood():
     text = (tiny.ROOT / "docs/generate.md").read_text(encoding="utf-8")
-    found = re.findall(r"jlora (generate|export) (.*?)(?:  *#.*)?$", text, re.MULTILINE)
+    found = re.findall(r"jlora (generate|export) (-.*?)(?:  *#.*)?$", text, re.MULTILINE)
     assert {program for program, _ in found} == {"generate", "export"}
     for program, arguments in found:
         assert PARSERS[program]().parse_args(shlex.split(arguments))

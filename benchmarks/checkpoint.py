@@ -21,7 +21,7 @@ import numpy as np
 
 import jlora
 from benchmarks.common.timing import spread, take_turns
-from jlora.sharding.gather import to_host
+from jlora.sharding.to_host import to_host
 from train.cli import offline
 from train.cli.parse import parse_command_line
 from train.devices.compilation import use_compilation_cache

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import jinja2
 
 from jlora.errors import JloraError
-from jlora.files.whole_text import require_text
+from jlora.files.unicode_text import require_text
 from jlora.generation.template_sandbox import Compiled, Rendered, compile_template, render
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from jlora.initialization.random_matrices import draw_factors
 from jlora.lora.config import LoraConfig
 from jlora.lora.dora import with_magnitude
 from jlora.lora.entries import Adapter, Entry, LowRank, own_values
-from jlora.lora.initializations import find_initialization
+from jlora.lora.named_initializations import find_initialization
 from jlora.tree.leaf_paths import leaves_by_path
 from jlora.tree.quantized import Quantized, as_array
 

@@ -19,8 +19,8 @@ from jlora.errors import JloraError
 from jlora.initialization.init_adapter import draw_default, set_magnitude
 from jlora.lora.config import LoraConfig
 from jlora.lora.entries import Adapter, Entry, LowRank
-from jlora.lora.initializations import is_residual
 from jlora.lora.matrices import Matrices, from_matrices, leaf_from_matrices, leaf_to_matrices, to_matrices
+from jlora.lora.named_initializations import is_residual
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves, require
 from jlora.tree.quantized import is_quantized
 

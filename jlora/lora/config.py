@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from jlora.errors import JloraError
-from jlora.lora.initializations import INITIALIZATIONS, find_initialization
 from jlora.lora.name_patterns import is_expression
+from jlora.lora.named_initializations import INITIALIZATIONS, find_initialization
 from jlora.tree.output_heads import TASK_HEADS
 
 _STARTS = f"true, false, {', '.join(one.name for one in INITIALIZATIONS)} or a function"

@@ -15,7 +15,7 @@ from jlora.errors import JloraError
 from jlora.files.bounded_json import read_json
 from jlora.files.safetensors_reader import open_safetensors
 from jlora.lora.config import LoraConfig
-from jlora.lora.initializations import INITIALIZATIONS, find_initialization
+from jlora.lora.named_initializations import INITIALIZATIONS, find_initialization
 from jlora.peft import mlx
 from jlora.peft.stored_tensors import weights_file
 from jlora.tree.output_heads import TASK_HEADS

@@ -18,7 +18,7 @@ from jlora.models.registry import family
 from jlora.pretrained.load import load_config, load_weights
 from jlora.pretrained.locate import model_folder
 from jlora.pretrained.place_leaf import place_on_mesh
-from jlora.sharding.gather import to_host
+from jlora.sharding.to_host import to_host
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.module_names import hf_keys, is_transposed
 from jlora.tree.output_heads import HEAD

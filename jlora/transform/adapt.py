@@ -68,7 +68,7 @@ def _updates(adapter: Adapter) -> dict[str, Entry]:
 
 
 def _values(traced: Traced, leaves: list, updates: Mapping[str, Entry]) -> list:
-    """Returns the jaxpr's inputs, with adapted and quantized leaves as Factored."""
+    """Returns the jaxpr's inputs, with adapted and quantized leaves as AdaptedWeight."""
     return [
         wrap_quantized(path, leaf) if path is None or path not in updates else attach_update(path, leaf, updates[path])
         for path, leaf in zip(traced.paths, leaves, strict=True)

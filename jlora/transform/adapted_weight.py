@@ -1,4 +1,4 @@
-"""`Factored`: a weight together with the low-rank updates of the leaves that it consists of."""
+"""`AdaptedWeight`: a weight together with the low-rank updates of the leaves that it consists of."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jax import lax
 from jlora.lora import dora
 from jlora.lora.entries import Entry, Full, LowRank, Rows, gather_rows, scale_b
 from jlora.ops.products import einsum
-from jlora.transform.quantized_weight import Deferred, defer, materialize
+from jlora.transform.quantized_weight import LazyWeight, defer, materialize
 from jlora.tree.quantized import Quantized, as_array
 
 
@@ -73,16 +73,16 @@ class Update:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Factored:
+class AdaptedWeight:
     """Represents gain * (weight + the sum of the updates) without computing it.
 
     Attributes:
-      weight: the base's weight (*dims), after all operations on it so far; Deferred if it is quantized.
+      weight: the base's weight (*dims), after all operations on it so far; LazyWeight if it is quantized.
       updates: one for each leaf in it: several if weights were joined, none if the weight is only quantized.
       gain: DoRA's gain, (*dims) with size 1 on dims over which it does not vary; None means 1.
     """
 
-    weight: jax.Array | Deferred
+    weight: jax.Array | LazyWeight
     updates: tuple[Update, ...]
     gain: jax.Array | None = None
 
@@ -97,27 +97,27 @@ class Factored:
         return tuple(self.weight.shape)
 
 
-def watch(path: str, weight: jax.Array | Quantized) -> Factored:
+def watch(path: str, weight: jax.Array | Quantized) -> AdaptedWeight:
     """Wraps a leaf without an update, to record how it is used."""
-    return Factored(defer(weight), (Update(None, None, path, _own_axes(weight), role=Role.OBSERVED),))
+    return AdaptedWeight(defer(weight), (Update(None, None, path, _own_axes(weight), role=Role.OBSERVED),))
 
 
-def probed(path: str, weight: jax.Array | Quantized, entry: LowRank, moments: jax.Array) -> Factored:
+def probed(path: str, weight: jax.Array | Quantized, entry: LowRank, moments: jax.Array) -> AdaptedWeight:
     """The leaf with `moments` (*stack, in, in) where A would be: their gradient is what its inputs' moments are."""
     axes = entry.axes
     leading, rest = moments.shape[: len(axes.stack) + 1], len(axes.stack) + 1
     a = moments.reshape(*leading, *entry.a.shape[rest:])
     b = jnp.zeros((*leading, *entry.b.shape[rest:]), jnp.float32)
     a, b = _align_axes(a, axes.a, f"r{axes.leaf}"), _align_axes(b, axes.b, f"r{axes.leaf}")
-    return Factored(defer(weight), (Update(a, b, path, _own_axes(weight), role=Role.PROBED),))
+    return AdaptedWeight(defer(weight), (Update(a, b, path, _own_axes(weight), role=Role.PROBED),))
 
 
 def wrap_quantized(path: str | None, leaf: Any) -> Any:
-    """Wraps a quantized leaf without an update as Factored; returns any other leaf or argument unchanged."""
-    return leaf if path is None or not isinstance(leaf, Quantized) else Factored(defer(leaf), ())
+    """Wraps a quantized leaf without an update as AdaptedWeight; returns any other leaf or argument unchanged."""
+    return leaf if path is None or not isinstance(leaf, Quantized) else AdaptedWeight(defer(leaf), ())
 
 
-def attach_update(path: str, weight: jax.Array | Quantized, entry: Entry) -> Factored:
+def attach_update(path: str, weight: jax.Array | Quantized, entry: Entry) -> AdaptedWeight:
     """Returns the leaf with its update: a and b broadcast over the leaf's axes, r in front.
 
     Each row of `Rows` is one component: a is 1 at the row's index, b is the change of the row; in a kernel (dim, vocab)
@@ -126,9 +126,9 @@ def attach_update(path: str, weight: jax.Array | Quantized, entry: Entry) -> Fac
     if isinstance(entry, Full):
         a = (entry.value - as_array(weight).astype(entry.value.dtype)).T[..., None]
         b = jnp.eye(len(a), dtype=a.dtype)[:, None]
-        return Factored(defer(weight), (Update(a, b, path, _own_axes(weight), only=entry.only),))
+        return AdaptedWeight(defer(weight), (Update(a, b, path, _own_axes(weight), only=entry.only),))
     if isinstance(entry, Rows):
-        return Factored(defer(weight), (Update(*_of_rows(entry, weight), path, _own_axes(weight)),))
+        return AdaptedWeight(defer(weight), (Update(*_of_rows(entry, weight), path, _own_axes(weight)),))
     axes = entry.axes
     a = _align_axes(entry.a, axes.a, f"r{axes.leaf}")
     b = _align_axes(scale_b(entry), axes.b, f"r{axes.leaf}")
@@ -136,7 +136,7 @@ def attach_update(path: str, weight: jax.Array | Quantized, entry: Entry) -> Fac
     if entry.magnitude is not None:
         gain = _align_axes(dora.gain(entry, weight), axes.stack + axes.outputs, axes.leaf)
     update = Update(a, b, path, _own_axes(weight), dropout=entry.dropout, only=entry.only)
-    return Factored(defer(weight), (update,), gain)
+    return AdaptedWeight(defer(weight), (update,), gain)
 
 
 def _of_rows(entry: Rows, weight: jax.Array | Quantized) -> tuple[jax.Array, jax.Array]:
@@ -159,12 +159,12 @@ def _align_axes(factor: jax.Array, letters: str, out: str) -> jax.Array:
     return jnp.expand_dims(jnp.transpose(factor, order), missing)
 
 
-def with_formed_weight(value: Factored) -> Factored:
+def with_formed_weight(value: AdaptedWeight) -> AdaptedWeight:
     """Dequantizes the weight, if it is quantized."""
     return dataclasses.replace(value, weight=materialize(value.weight))
 
 
-def compute_dense(value: Factored) -> jax.Array:
+def compute_dense(value: AdaptedWeight) -> jax.Array:
     """Computes gain * (weight + the updates), for uses without a rule."""
     weight = materialize(value.weight)
     for update in value.updates:
@@ -193,16 +193,16 @@ def varying(factor: jax.Array, letters: Sequence[str]) -> tuple[str, jax.Array]:
     return names, lax.squeeze(factor, still)
 
 
-def slice_leading(value: Factored) -> tuple[Factored, Factored]:
+def slice_leading(value: AdaptedWeight) -> tuple[AdaptedWeight, AdaptedWeight]:
     """Prepares a weight for a scan over its leading axis.
 
     Returns:
       (the weight to scan over, with the scanned axis first in all arrays; the metadata of one slice for the body).
     """
-    if isinstance(value.weight, Deferred) and not value.weight.leaf.stack:
+    if isinstance(value.weight, LazyWeight) and not value.weight.leaf.stack:
         value = with_formed_weight(value)  # the slices are rows of a weight, not layers
     size, gain = value.weight.shape[0], value.gain
-    outer = Factored(
+    outer = AdaptedWeight(
         value.weight,
         tuple(_leading(update, size) if update.has_factors else update for update in value.updates),
         None if gain is None else jnp.broadcast_to(gain, (size, *gain.shape[1:])),
@@ -218,8 +218,8 @@ def _leading(update: Update, size: int) -> Update:
     return dataclasses.replace(update, a=a, b=b)
 
 
-def with_arrays(like: Factored, arrays: Factored) -> Factored:
+def with_arrays(like: AdaptedWeight, arrays: AdaptedWeight) -> AdaptedWeight:
     """Combines the metadata of `like` with the arrays of `arrays`."""
     pairs = zip(like.updates, arrays.updates, strict=True)
     updates = tuple(dataclasses.replace(update, a=found.a, b=found.b) for update, found in pairs)
-    return Factored(arrays.weight, updates, arrays.gain)
+    return AdaptedWeight(arrays.weight, updates, arrays.gain)

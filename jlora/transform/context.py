@@ -11,7 +11,7 @@ import jax
 
 from jlora.errors import JloraError
 from jlora.transform import jax_versions
-from jlora.transform.adapted_weight import Factored, Role, Update, compute_dense
+from jlora.transform.adapted_weight import AdaptedWeight, Role, Update, compute_dense
 from jlora.transform.uses import Use
 
 
@@ -45,7 +45,7 @@ class Context:
           JloraError: the value has an update, and nothing may be materialized. A leaf that is only observed is
             noted instead.
         """
-        if not isinstance(value, Factored):
+        if not isinstance(value, AdaptedWeight):
             return value
         for update in value.updates:
             if value.role is Role.OBSERVED:

@@ -1,7 +1,7 @@
 """The interpreter that `adapt` uses: evaluates a jaxpr with some weights replaced by weight plus update.
 
-An adapted leaf is passed on as `Factored` until a product, a convolution or a lookup consumes it. JAX evaluates all
-equations without such an input unchanged.
+An adapted leaf is passed on as `AdaptedWeight` until a product, a convolution or a lookup consumes it. JAX evaluates
+all equations without such an input unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jax.extend import core
 
 from jlora.sharding.explicit_axes import first_place
 from jlora.transform import jax_versions
-from jlora.transform.adapted_weight import Factored, Role, compute_dense
+from jlora.transform.adapted_weight import AdaptedWeight, Role, compute_dense
 from jlora.transform.context import Context
 from jlora.transform.rules.axis_ops import move_axes
 from jlora.transform.rules.control_flow import CONTROL_FLOW
@@ -60,12 +60,12 @@ def trace(fn: Callable, base: Any, args: tuple, kwargs: dict) -> Traced:
 
 
 def results_of(context: Context, traced: Traced, values: list) -> list:
-    """Evaluates a traced function and returns its flat results; some of the inputs `values` may be Factored."""
+    """Evaluates a traced function and returns its flat results; some of the inputs `values` may be AdaptedWeight."""
     return [context.whole(result, "the result") for result in evaluate_jaxpr(context, traced.jaxpr, values)]
 
 
 def evaluate_jaxpr(context: Context, closed: Any, values: list) -> list:
-    """Evaluates a jaxpr and returns its outputs; some of the inputs `values` may be Factored."""
+    """Evaluates a jaxpr and returns its outputs; some of the inputs `values` may be AdaptedWeight."""
     jaxpr, consts = jax_versions.split_closed_jaxpr(closed)
     env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *values), strict=True))
     last = {var: i for i, eqn in enumerate(jaxpr.eqns) for var in eqn.invars if not isinstance(var, core.Literal)}
@@ -73,7 +73,7 @@ def evaluate_jaxpr(context: Context, closed: Any, values: list) -> list:
     producers = {var: eqn for eqn in jaxpr.eqns for var in eqn.outvars}
     for i, eqn in enumerate(jaxpr.eqns):
         inputs = [_read(env, var) for var in eqn.invars]
-        if any(isinstance(value, Factored) for value in inputs):
+        if any(isinstance(value, AdaptedWeight) for value in inputs):
             with jax_versions.context_of(eqn):
                 outputs = _apply_rule(context, producers, eqn, inputs)
         else:
@@ -97,7 +97,7 @@ def _apply_plain(jaxpr: Any, eqn: Any, inputs: Sequence[Any]) -> list:
 
 
 def _apply_rule(context: Context, producers: Mapping[Any, Any], eqn: Any, inputs: list) -> list:
-    """Evaluates one equation with a Factored input."""
+    """Evaluates one equation with a AdaptedWeight input."""
     name, params = primitive(eqn)
     if name in CONTROL_FLOW:
         return CONTROL_FLOW[name](evaluate_jaxpr, context, params, inputs)
@@ -115,11 +115,11 @@ def _apply_rule(context: Context, producers: Mapping[Any, Any], eqn: Any, inputs
 
 
 def _count(inputs: list) -> int:
-    return sum(isinstance(value, Factored) for value in inputs)
+    return sum(isinstance(value, AdaptedWeight) for value in inputs)
 
 
 def _role(value: Any) -> Role | None:
-    return value.role if isinstance(value, Factored) else None
+    return value.role if isinstance(value, AdaptedWeight) else None
 
 
 def _alone(eqn: Any, inputs: list) -> list:
@@ -133,15 +133,17 @@ def _consume(context: Context, name: str, params: dict, inputs: list) -> list | 
         return None
     results: list | None = []
     for i, value in enumerate(inputs):  # each in turn is the weight, and the others are data
-        if isinstance(value, Factored) and results is not None:
-            alone = [x if i == j or not isinstance(x, Factored) else compute_dense(x) for j, x in enumerate(inputs)]
+        if isinstance(value, AdaptedWeight) and results is not None:
+            alone = [
+                x if i == j or not isinstance(x, AdaptedWeight) else compute_dense(x) for j, x in enumerate(inputs)
+            ]
             results = CONSUMERS[name](context, params, alone)
     return results
 
 
 def _move(eqn: Any, inputs: list) -> list | None:
     value, *others = inputs
-    if not isinstance(value, Factored) or _count(others):
+    if not isinstance(value, AdaptedWeight) or _count(others):
         return None
     return move_axes(value, lambda weight: _alone(eqn, [weight, *others]), eqn.primitive.name, eqn.params, others)
 
@@ -154,13 +156,13 @@ def _map(context: Context, producers: Mapping[Any, Any], eqn: Any, inputs: list)
     name = eqn.primitive.name
     if all(_role(value) in (None, Role.QUANTIZED) for value in inputs):
         return None
-    if name in ("mul", "div") and any(isinstance(value, Factored) and is_matrix(value) for value in inputs):
+    if name in ("mul", "div") and any(isinstance(value, AdaptedWeight) and is_matrix(value) for value in inputs):
         inputs = [
-            context.whole(value, name, id(eqn)) if isinstance(value, Factored) and not is_matrix(value) else value
+            context.whole(value, name, id(eqn)) if isinstance(value, AdaptedWeight) and not is_matrix(value) else value
             for value in inputs
         ]
     narrow = [
-        None if isinstance(value, Factored) else _narrow(producers, var, value)
+        None if isinstance(value, AdaptedWeight) else _narrow(producers, var, value)
         for var, value in zip(eqn.invars, inputs, strict=True)
     ]
     result = apply_linear_map(name, eqn.params, inputs, narrow, lambda *arrays: _alone(eqn, list(arrays)))

@@ -1,4 +1,4 @@
-"""`Deferred`: a quantized weight that records the function's operations on it and is dequantized only when used."""
+"""`LazyWeight`: a quantized weight that records the function's operations on it and is dequantized only when used."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jlora.tree.quantized import Quantized, as_array
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Deferred:
+class LazyWeight:
     """A placeholder for an array (*stack, *inner) that is dequantized each time that it is used.
 
     Attributes:
@@ -40,13 +40,13 @@ class Deferred:
 
 
 def defer(leaf: Any) -> Any:
-    """Wraps a quantized leaf as Deferred; returns an array unchanged."""
-    return Deferred(leaf, leaf.layer, leaf.dtype) if isinstance(leaf, Quantized) else leaf
+    """Wraps a quantized leaf as LazyWeight; returns an array unchanged."""
+    return LazyWeight(leaf, leaf.layer, leaf.dtype) if isinstance(leaf, Quantized) else leaf
 
 
 def materialize(weight: Any) -> jax.Array:
-    """Dequantizes a Deferred to an array; returns an array unchanged."""
-    if not isinstance(weight, Deferred):
+    """Dequantizes a LazyWeight to an array; returns an array unchanged."""
+    if not isinstance(weight, LazyWeight):
         return weight
 
     def move(layer: jax.Array) -> jax.Array:
@@ -61,6 +61,6 @@ def materialize(weight: Any) -> jax.Array:
 
 def apply_with_remat(fn: Callable, weight: Any, *others: Any) -> Any:
     """Calls `fn(weight, *others)`; the backward pass keeps a quantized weight's codes, not the dequantized array."""
-    if not isinstance(weight, Deferred):
+    if not isinstance(weight, LazyWeight):
         return fn(weight, *others)
     return jax.checkpoint(lambda weight, *others: fn(materialize(weight), *others))(weight, *others)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from jlora.lora.initializations import is_residual
+from jlora.lora.named_initializations import is_residual
 from jlora.printable import printable
 
 ExportKind = Literal["merged", "adapter"]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from jlora.lora.initializations import INITIALIZATIONS, find_initialization, is_residual
+from jlora.lora.named_initializations import INITIALIZATIONS, find_initialization, is_residual
 
 Count = Annotated[int, Field(ge=1)]
 Rank = Annotated[int, Field(ge=1, le=2**16)]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jlora.errors import JloraError, nearest
-from jlora.files.whole_text import require_text
+from jlora.files.unicode_text import require_text
 
 _LONGEST_CSV_FIELD = 2**31 - 1
 

@@ -21,8 +21,8 @@ from jlora.errors import JloraError
 from jlora.lora.adapted_model import Adapted
 from jlora.lora.shardings import adapter_shardings
 from jlora.sharding.base import base_shardings
-from jlora.sharding.gather import gather, leaf_to_host, placed_mesh, to_host
 from jlora.sharding.mesh import BATCH, make_mesh
+from jlora.sharding.to_host import gather, leaf_to_host, placed_mesh, to_host
 from train.config.run_config import RunConfig
 from train.devices.compilation import jit
 from train.devices.processes import is_first
@@ -54,7 +54,10 @@ def require_shared(rows: int, sizes: Mapping[str, int]) -> None:
 
 
 def row_parts(mesh: Mesh | None) -> int:
-    """Returns the number of parts into which a batch's rows are split."""
+    """Returns the number of parts into which a batch's rows are split: the product of the mesh's axes data and fsdp.
+
+    1 without a mesh.
+    """
     return 1 if mesh is None else math.prod(mesh.shape[name] for name in BATCH[0])
 
 

@@ -19,7 +19,7 @@ from jlora.generation.generator import context_length
 from jlora.generation.open_model import end_ids
 from jlora.lora.adapted_model import Adapted
 from jlora.pretrained.tokenizer import pad_id
-from jlora.sharding.gather import to_host
+from jlora.sharding.to_host import to_host
 from train.devices.processes import is_first
 from train.lm.config import SamplesSection
 

@@ -23,12 +23,12 @@ from train.devices.processes import is_first
 from train.lm.config import LMConfig
 from train.lm.data.batches import Batch, make_batch
 from train.lm.data.load import prompts
-from train.lm.describe import dry_run, plan, preview_rows
+from train.lm.dry_run_and_preview import dry_run, plan, preview_rows
 from train.lm.memory_advice import offers, training_help
-from train.lm.merging import require_same_loss, write_merged_model
+from train.lm.merged_folder import require_same_loss, write_merged_model
 from train.lm.model import prepare_model
 from train.lm.objective import causal_loss, loss_and_hits, split_metrics
-from train.lm.opening import LanguageRun, Texts, open_texts
+from train.lm.open_texts import LanguageRun, Texts, open_texts
 from train.lm.samples import write_samples
 from train.loop.assemble import Training
 from train.loop.evaluation import make_eval_step

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from jlora.ops.hash_key import hash_key
+from jlora.ops.dropout_key import hash_key
 from jlora.sharding.mesh import BATCH, current_mesh
 from train.devices.compilation import jit
 from train.run.state import State

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jlora.sharding.gather import to_host
+from jlora.sharding.to_host import to_host
 from train.artifacts import adapter_and_merged, model_card
 from train.cli.signs_of_life import working
 from train.devices.processes import first_alone

@@ -30,7 +30,11 @@ def drop_older(folder: Path, exported: Mapping[str, bool]) -> None:
 
 
 def facts(run: EndedRun, results: Results, **of_the_task: Any) -> Facts:
-    """Collects the facts for the model cards of a run; `of_the_task` are the fields that depend on the command."""
+    """Collects the facts for the model cards of a run.
+
+    Names and method come from `run.config`, the adapter's settings from `run.adapted.lora`; `results` are the metrics
+    as evaluated. `of_the_task` are the fields from `TrainingTask.card`: problem type, labels, and what the rows are.
+    """
     config, lora = run.config, run.adapted.lora
     models, data = model_hub_names(config), data_hub_names(config)
     return Facts(

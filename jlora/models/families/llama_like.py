@@ -237,7 +237,10 @@ class GatedMLP(nn.Module):
 
 
 def project(module: Any, x: jax.Array, names: list[str], widths: list[int], *, use_bias: bool) -> list[jax.Array]:
-    """Applies a dense layer for each name to x (B, T, hidden), or splits one layer's result: (B, T, width) each."""
+    """Applies dense layers of `module`, within its compact `__call__`, to x (B, T, hidden): (B, T, width) each.
+
+    With one name for several widths, one layer of their sum is applied and its result is split.
+    """
 
     def product(name: str, width: int) -> jax.Array:
         return dense(module.config, width, module.dtype, name, use_bias=use_bias)(x)

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jlora.transform.adapted_weight import Factored, Role, Update
-from jlora.transform.quantized_weight import Deferred, materialize
+from jlora.transform.adapted_weight import AdaptedWeight, Role, Update
+from jlora.transform.quantized_weight import LazyWeight, materialize
 from jlora.transform.rules import deferred_moves as later
 
 AxisPlan = tuple[tuple[tuple[int, ...], ...], Callable]
@@ -33,22 +33,22 @@ class AxisOp:
     """
 
     plan: Callable[[tuple[int, ...], dict, list], list[AxisPlan] | None]
-    defer: Callable[[Deferred, dict, list], list[Deferred] | None] | None = None
+    defer: Callable[[LazyWeight, dict, list], list[LazyWeight] | None] | None = None
     cuts: bool = False
 
 
-def move_axes(value: Factored, run: Callable, name: str, params: dict, others: list) -> list[Factored] | None:
+def move_axes(value: AdaptedWeight, run: Callable, name: str, params: dict, others: list) -> list[AdaptedWeight] | None:
     """Applies a primitive that only moves, drops, adds or casts axes; returns None if it has no rule.
 
     Args:
-      run: applies the primitive to an array in place of the weight.
+      run: run(array) applies the primitive to an array in place of the weight and returns the list of its results.
       name, params, others: name, parameters and other operands of the primitive.
     """
     rule = AXIS_OPS.get(name)
     plans = rule.plan(value.shape, params, others) if rule else None
     if rule is None or plans is None:
         return None
-    deferred = rule.defer(value.weight, params, others) if rule.defer and isinstance(value.weight, Deferred) else None
+    deferred = rule.defer(value.weight, params, others) if rule.defer and isinstance(value.weight, LazyWeight) else None
     weights = run(materialize(value.weight)) if deferred is None else deferred
     if name == "reshape":
         value = _broadcast_before_merging(value, params["new_sizes"])
@@ -58,8 +58,8 @@ def move_axes(value: Factored, run: Callable, name: str, params: dict, others: l
 
 
 def _move_value(
-    value: Factored, weight: jax.Array | Deferred, cuts: bool, sources: tuple, apply: Callable
-) -> Factored | None:
+    value: AdaptedWeight, weight: jax.Array | LazyWeight, cuts: bool, sources: tuple, apply: Callable
+) -> AdaptedWeight | None:
     if cuts:
         cut = [dim for dim, size in enumerate(weight.shape) if size == 1 < value.shape[dim]]
     else:
@@ -72,7 +72,7 @@ def _move_value(
         return None
     if value.gain is not None and gain is not None:
         gain = gain.astype(value.gain.dtype)  # a gain in half precision would make the result less precise
-    return Factored(weight, tuple(known), gain)
+    return AdaptedWeight(weight, tuple(known), gain)
 
 
 def _move_update(update: Update, sources: tuple, cut: list[int], apply: Callable) -> Update | None:
@@ -217,7 +217,7 @@ def _reshape(shape: tuple[int, ...], params: dict, others: list) -> list[AxisPla
     return [(tuple(sources), apply)]
 
 
-def _broadcast_before_merging(value: Factored, new_sizes: tuple[int, ...]) -> Factored:
+def _broadcast_before_merging(value: AdaptedWeight, new_sizes: tuple[int, ...]) -> AdaptedWeight:
     """Broadcasts factors over repeated dims (`jnp.repeat`) that will be merged with a dim over which they vary."""
     if value.role is Role.OBSERVED:
         return value
@@ -232,7 +232,7 @@ def _broadcast_before_merging(value: Factored, new_sizes: tuple[int, ...]) -> Fa
 
     pairs = [(update, [jax.vmap(broadcast)(factor) for factor in update.factors]) for update in value.updates]
     updates = (dataclasses.replace(update, a=a, b=b) for update, (a, b) in pairs)
-    return Factored(value.weight, tuple(updates), None if value.gain is None else broadcast(value.gain))
+    return AdaptedWeight(value.weight, tuple(updates), None if value.gain is None else broadcast(value.gain))
 
 
 def _matching_groups(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:

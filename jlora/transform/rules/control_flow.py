@@ -16,11 +16,11 @@ from jax.sharding import PartitionSpec
 
 from jlora.errors import JloraError
 from jlora.transform import jax_versions
-from jlora.transform.adapted_weight import Factored, Role, Update, slice_leading, with_arrays, with_formed_weight
+from jlora.transform.adapted_weight import AdaptedWeight, Role, Update, slice_leading, with_arrays, with_formed_weight
 from jlora.transform.context import Context
 
 Evaluate = Callable[[Context, Any, list], list]
-"""(context, jaxpr, values of its inputs) -> values of its outputs; some may be Factored."""
+"""(context, jaxpr, values of its inputs) -> values of its outputs; some may be AdaptedWeight."""
 
 
 def _jit(evaluate: Evaluate, context: Context, params: dict, inputs: list) -> list:
@@ -32,7 +32,7 @@ def _jit(evaluate: Evaluate, context: Context, params: dict, inputs: list) -> li
 
 def _refuse_shardings(params: dict, inputs: list) -> None:
     given = [s for s in (*params["in_shardings"], *params["out_shardings"]) if isinstance(s, jax.sharding.Sharding)]
-    factored = [value for value in inputs if isinstance(value, Factored) and value.role is not Role.OBSERVED]
+    factored = [value for value in inputs if isinstance(value, AdaptedWeight) and value.role is not Role.OBSERVED]
     if given and factored:
         paths = [update.path for value in factored for update in value.updates]
         raise JloraError(
@@ -63,7 +63,7 @@ def _running_once(evaluate: Evaluate, context: Context, jaxpr: Any) -> Callable[
 def _scan(evaluate: Evaluate, context: Context, params: dict, inputs: list) -> list:
     consts, start, over = jax_versions.scan_parts(params, inputs)
     inner = context.enter()
-    sliced = [slice_leading(value) if isinstance(value, Factored) else (value, None) for value in over]
+    sliced = [slice_leading(value) if isinstance(value, AdaptedWeight) else (value, None) for value in over]
 
     def body(state: tuple, slices: tuple) -> tuple:
         count, carry = state
@@ -113,7 +113,7 @@ def _cond(evaluate: Evaluate, context: Context, params: dict, inputs: list) -> l
 def _shard_map(evaluate: Evaluate, context: Context, params: dict, inputs: list) -> list:
     inner = context.enter()
     key, inner = inner.key, dataclasses.replace(inner, key=None)
-    inputs = [with_formed_weight(value) if isinstance(value, Factored) else value for value in inputs]
+    inputs = [with_formed_weight(value) if isinstance(value, AdaptedWeight) else value for value in inputs]
 
     def run(key: jax.Array | None, *values: Any) -> list:
         results = evaluate(dataclasses.replace(inner, key=key), params["jaxpr"], list(values))
@@ -133,7 +133,7 @@ def _shard_map(evaluate: Evaluate, context: Context, params: dict, inputs: list)
 
 def _specs(value: Any, spec: PartitionSpec) -> Any:
     """Applies the spec of a weight's dims to its factors and gain, on the dims over which they vary."""
-    if not isinstance(value, Factored):
+    if not isinstance(value, AdaptedWeight):
         return spec
     names = (*spec, *[None] * (len(value.shape) - len(spec)))
 

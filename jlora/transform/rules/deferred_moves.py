@@ -16,32 +16,32 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from jlora.sharding.stored import codes_shardings
-from jlora.transform.quantized_weight import Deferred
+from jlora.transform.quantized_weight import LazyWeight
 
 
-def _then(weight: Deferred, move: Callable) -> Deferred:
+def _then(weight: LazyWeight, move: Callable) -> LazyWeight:
     """Adds an operation that is applied to each layer after dequantizing."""
     result = jax.eval_shape(move, jax.ShapeDtypeStruct(weight.inner, weight.dtype))
     return dataclasses.replace(weight, inner=result.shape, dtype=result.dtype, moves=(*weight.moves, move))
 
 
-def _to_codes(weight: Deferred, move: Callable[[jax.Array, tuple[int, ...]], jax.Array]) -> Deferred:
+def _to_codes(weight: LazyWeight, move: Callable[[jax.Array, tuple[int, ...]], jax.Array]) -> LazyWeight:
     """Applies `move(array, its shape without the stack)` to all arrays of the leaf."""
     count = len(weight.leaf.stack)
     return dataclasses.replace(weight, leaf=jax.tree.map(lambda x: move(x, x.shape[count:]), weight.leaf))
 
 
-def defer_nothing(weight: Deferred, params: dict, others: list) -> list[Deferred]:
+def defer_nothing(weight: LazyWeight, params: dict, others: list) -> list[LazyWeight]:
     """Leaves the weight as it is: the primitive does not change an array's values."""
     return [weight]
 
 
-def defer_cast(weight: Deferred, params: dict, others: list) -> list[Deferred]:
+def defer_cast(weight: LazyWeight, params: dict, others: list) -> list[LazyWeight]:
     """Casts after dequantizing."""
     return [_then(weight, partial(lax.convert_element_type, new_dtype=params["new_dtype"]))]
 
 
-def defer_transpose(weight: Deferred, params: dict, others: list) -> list[Deferred] | None:
+def defer_transpose(weight: LazyWeight, params: dict, others: list) -> list[LazyWeight] | None:
     """Transposes the axes of a layer after dequantizing; None if the stack's axes move."""
     order, count = params["permutation"], len(weight.leaf.stack)
     if tuple(order[:count]) != tuple(range(count)):
@@ -49,7 +49,7 @@ def defer_transpose(weight: Deferred, params: dict, others: list) -> list[Deferr
     return [_then(weight, partial(lax.transpose, permutation=[axis - count for axis in order[count:]]))]
 
 
-def defer_reshape(weight: Deferred, params: dict, others: list) -> list[Deferred] | None:
+def defer_reshape(weight: LazyWeight, params: dict, others: list) -> list[LazyWeight] | None:
     """Reshapes stack and layer separately; None if the new shape mixes them."""
     sizes, layers = tuple(params["new_sizes"]), math.prod(weight.leaf.stack)
     ends = [end for end in range(len(sizes) + 1) if math.prod(sizes[:end]) == layers]
@@ -59,7 +59,7 @@ def defer_reshape(weight: Deferred, params: dict, others: list) -> list[Deferred
     return [_then(_to_codes(weight, lambda x, rest: lax.reshape(x, (*stack, *rest))), lambda x: lax.reshape(x, inner))]
 
 
-def defer_squeeze(weight: Deferred, params: dict, others: list) -> list[Deferred]:
+def defer_squeeze(weight: LazyWeight, params: dict, others: list) -> list[LazyWeight]:
     """Removes axes of size 1: those of the stack from the codes, the others after dequantizing."""
     count, dims = len(weight.leaf.stack), [dim % weight.ndim for dim in params["dimensions"]]
     inner = [dim - count for dim in dims if dim >= count]
@@ -67,12 +67,12 @@ def defer_squeeze(weight: Deferred, params: dict, others: list) -> list[Deferred
     return [_then(layers, partial(lax.squeeze, dimensions=inner))]
 
 
-def defer_slice(weight: Deferred, params: dict, others: list) -> list[Deferred]:
+def defer_slice(weight: LazyWeight, params: dict, others: list) -> list[LazyWeight]:
     """Slices the stack's axes in the codes, the others after dequantizing."""
     return [_cut(weight, params["start_indices"], params["limit_indices"], params["strides"] or (1,) * weight.ndim)]
 
 
-def _cut(weight: Deferred, starts: Sequence[int], limits: Sequence[int], strides: Sequence[int]) -> Deferred:
+def _cut(weight: LazyWeight, starts: Sequence[int], limits: Sequence[int], strides: Sequence[int]) -> LazyWeight:
     n = len(weight.leaf.stack)
     bounds = [tuple(numbers) for numbers in (starts, limits, strides)]
 
@@ -84,7 +84,7 @@ def _cut(weight: Deferred, starts: Sequence[int], limits: Sequence[int], strides
     return _then(_to_codes(weight, cut_layers), lambda x: lax.slice(x, start, limit, stride))
 
 
-def defer_dynamic_slice(weight: Deferred, params: dict, others: list) -> list[Deferred] | None:
+def defer_dynamic_slice(weight: LazyWeight, params: dict, others: list) -> list[LazyWeight] | None:
     """Takes layers from the codes; None if the slice also cuts a layer."""
     sizes, n = tuple(params["slice_sizes"]), len(weight.leaf.stack)
     if sizes[n:] != weight.inner:
@@ -96,7 +96,7 @@ def defer_dynamic_slice(weight: Deferred, params: dict, others: list) -> list[De
     return [_to_codes(weight, cut_layers)]
 
 
-def defer_split(weight: Deferred, params: dict, others: list) -> list[Deferred]:
+def defer_split(weight: LazyWeight, params: dict, others: list) -> list[LazyWeight]:
     """Returns the parts, each a slice."""
     axis, start, parts = params["axis"], 0, []
     for size in params["sizes"]:
@@ -105,20 +105,20 @@ def defer_split(weight: Deferred, params: dict, others: list) -> list[Deferred]:
     return parts
 
 
-def defer_unstack(weight: Deferred, params: dict, others: list) -> list[Deferred]:
+def defer_unstack(weight: LazyWeight, params: dict, others: list) -> list[LazyWeight]:
     """Returns the places along an axis, each a slice without that axis."""
     axis = params["axis"]
     places = [_part(weight, axis, place, place + 1) for place in range(weight.shape[axis])]
     return [place for part in places for place in defer_squeeze(part, {"dimensions": (axis,)}, [])]
 
 
-def _part(weight: Deferred, axis: int, start: int, limit: int) -> Deferred:
+def _part(weight: LazyWeight, axis: int, start: int, limit: int) -> LazyWeight:
     starts, limits = [0] * weight.ndim, list(weight.shape)
     starts[axis], limits[axis] = start, limit
     return _cut(weight, starts, limits, [1] * weight.ndim)
 
 
-def defer_constrain(weight: Deferred, params: dict, others: list) -> list[Deferred] | None:
+def defer_constrain(weight: LazyWeight, params: dict, others: list) -> list[LazyWeight] | None:
     """Moves the codes between devices, instead of the dequantized array."""
     sharding = params["sharding"]
     if weight.moves or params["unconstrained_dims"] or not isinstance(sharding, NamedSharding):
@@ -129,7 +129,7 @@ def defer_constrain(weight: Deferred, params: dict, others: list) -> list[Deferr
     return [dataclasses.replace(weight, leaf=dataclasses.replace(weight.leaf, stored=stored))]
 
 
-def defer_barrier(weight: Deferred, params: dict, others: list) -> list[Deferred]:
+def defer_barrier(weight: LazyWeight, params: dict, others: list) -> list[LazyWeight]:
     """Puts the barrier on the codes."""
     stored = jax.tree.map(lax.optimization_barrier, weight.leaf.stored)
     return [dataclasses.replace(weight, leaf=dataclasses.replace(weight.leaf, stored=stored))]

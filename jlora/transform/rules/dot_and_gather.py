@@ -18,7 +18,7 @@ from jlora.ops.dropout import dropout
 from jlora.ops.products import dot_general
 from jlora.sharding.explicit_axes import axis_names, explicit_mesh, split_einsum
 from jlora.transform.adapted_weight import Update, sum_products, varying
-from jlora.transform.quantized_weight import Deferred
+from jlora.transform.quantized_weight import LazyWeight
 from jlora.transform.uses import Use, leaf_axes, stack_axes
 
 
@@ -32,7 +32,7 @@ def dot_use(weight: Update, contracted: Sequence[int], batch: Sequence[int]) -> 
 
 
 def dot_update(
-    update: Update, weight: jax.Array | Deferred, x: jax.Array, w_is_left: bool, params: dict, key: jax.Array | None
+    update: Update, weight: jax.Array | LazyWeight, x: jax.Array, w_is_left: bool, params: dict, key: jax.Array | None
 ) -> jax.Array:
     """Computes (x a) b in the layout of the dot_general's result.
 
@@ -87,7 +87,7 @@ def _flat_update(
 
 
 def _general_update(
-    weight: jax.Array | Deferred, x: jax.Array, a: jax.Array, b: jax.Array, w_is_left: bool, params: dict
+    weight: jax.Array | LazyWeight, x: jax.Array, a: jax.Array, b: jax.Array, w_is_left: bool, params: dict
 ) -> jax.Array:
     """Computes any other product as einsums of x, a and b, beginning with the factor that has the contracted axes."""
     contract, batch = _sides(params, w_is_left)
@@ -135,10 +135,10 @@ def ragged_update(
 
 
 def _split_letters(
-    names: dict[str, Any], w_letters: list[str], weight: jax.Array | Deferred, out: list[str], params: dict
+    names: dict[str, Any], w_letters: list[str], weight: jax.Array | LazyWeight, out: list[str], params: dict
 ) -> dict[str, Any]:
     """Returns {letter: mesh axes}: those of the requested result, else of x, else of the weight."""
-    of_weight = {} if isinstance(weight, Deferred) else dict(zip(w_letters, axis_names(weight), strict=True))
+    of_weight = {} if isinstance(weight, LazyWeight) else dict(zip(w_letters, axis_names(weight), strict=True))
     asked = params.get("out_sharding")
     of_result = {} if asked is None else dict(zip(out, (*asked.spec, *[None] * len(out)), strict=False))
     return of_weight | {letter: name for letter, name in names.items() if name is not None} | of_result

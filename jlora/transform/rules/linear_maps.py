@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora.sharding.explicit_axes import first_place, split_like
-from jlora.transform.adapted_weight import Factored, Role, Update
+from jlora.transform.adapted_weight import AdaptedWeight, Role, Update
 from jlora.transform.quantized_weight import materialize
 
 RunPrimitive = Callable[..., list]
 """Applies the primitive to arrays in place of its operands."""
 
 
-def apply_linear_map(name: str, params: dict, inputs: list, narrow: list, run: RunPrimitive) -> Factored | None:
+def apply_linear_map(name: str, params: dict, inputs: list, narrow: list, run: RunPrimitive) -> AdaptedWeight | None:
     """Applies a primitive that is linear in the weights among its operands; returns None if it has no rule.
 
     Args:
@@ -28,11 +28,11 @@ def apply_linear_map(name: str, params: dict, inputs: list, narrow: list, run: R
         weights.
       run: applies the primitive to arrays.
     """
-    weight = run(*[materialize(x.weight) if isinstance(x, Factored) else x for x in inputs])[0]
+    weight = run(*[materialize(x.weight) if isinstance(x, AdaptedWeight) else x for x in inputs])[0]
     return _RULES[name](weight, params, inputs, narrow)
 
 
-def is_matrix(value: Factored) -> bool:
+def is_matrix(value: AdaptedWeight) -> bool:
     """Returns whether the weight contains a leaf of two axes or more; a broadcast scale or bias does not count."""
     sizes = value.shape
     return any(
@@ -41,28 +41,30 @@ def is_matrix(value: Factored) -> bool:
     )
 
 
-def _negate(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Factored:
+def _negate(weight: jax.Array, params: dict, inputs: list, narrow: list) -> AdaptedWeight:
     updates = tuple(_with_factor(update, "b", lambda b: -b) for update in inputs[0].updates)
-    return Factored(weight, updates, inputs[0].gain)
+    return AdaptedWeight(weight, updates, inputs[0].gain)
 
 
-def _multiply(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Factored | None:
+def _multiply(weight: jax.Array, params: dict, inputs: list, narrow: list) -> AdaptedWeight | None:
     value, scale = (inputs[0], narrow[1]) if narrow[0] is None else (inputs[1], narrow[0])
     return _scale_value(value, weight, scale, lax.mul)
 
 
-def _divide(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Factored | None:
+def _divide(weight: jax.Array, params: dict, inputs: list, narrow: list) -> AdaptedWeight | None:
     return _scale_value(inputs[0], weight, narrow[1], lax.div) if narrow[0] is None else None
 
 
-def _scale_value(value: Factored, weight: jax.Array, scale: jax.Array | None, scaled_by: Callable) -> Factored | None:
+def _scale_value(
+    value: AdaptedWeight, weight: jax.Array, scale: jax.Array | None, scaled_by: Callable
+) -> AdaptedWeight | None:
     if scale is None or weight.shape != value.shape:
         return None
     updates = _scale_updates(value, scale, scaled_by)
-    return None if updates is None else Factored(weight, updates, value.gain)
+    return None if updates is None else AdaptedWeight(weight, updates, value.gain)
 
 
-def _scale_updates(value: Factored, scale: jax.Array, scaled_by: Callable) -> tuple[Update, ...] | None:
+def _scale_updates(value: AdaptedWeight, scale: jax.Array, scaled_by: Callable) -> tuple[Update, ...] | None:
     """Scales one factor of each update; None if the scale varies over axes of both factors."""
     scale = jnp.asarray(scale).reshape(jnp.shape(scale) or (1,) * len(value.shape))
     dims = [dim for dim, size in enumerate(scale.shape) if size > 1]
@@ -73,7 +75,7 @@ def _scale_updates(value: Factored, scale: jax.Array, scaled_by: Callable) -> tu
     return tuple(known) if len(known) == len(updates) else None
 
 
-def _may_scale(value: Factored, dims: list[int]) -> bool:
+def _may_scale(value: AdaptedWeight, dims: list[int]) -> bool:
     """Returns whether an array that varies over `dims` can be a mask or a gain along one axis, rather than data."""
     own = {d for update in value.updates for d, axes in enumerate(update.axes) if axes and value.shape[d] > 1}
     return not dims or (is_matrix(value) and set(dims) < own)
@@ -98,12 +100,12 @@ def _with_factor(update: Update, name: str, change: Callable) -> Update:
     return dataclasses.replace(update, **changed)
 
 
-def _select(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Factored | None:
+def _select(weight: jax.Array, params: dict, inputs: list, narrow: list) -> AdaptedWeight | None:
     """Selects between a weight and numbers, or between several weights, by the first operand."""
     which, cases = narrow[0], inputs[1:]
     if which is None or any(x is not None and x.size > 1 for x in narrow[1:]):
         return None
-    factored = [i for i, case in enumerate(cases) if isinstance(case, Factored)]
+    factored = [i for i, case in enumerate(cases) if isinstance(case, AdaptedWeight)]
     picked = {i: which == (bool(i) if which.dtype == bool else i) for i in factored}
     parts = [_scale_updates(cases[number], mask, lax.mul) for number, mask in picked.items()]
     updates = [update for part in parts if part is not None for update in part]
@@ -113,7 +115,7 @@ def _select(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Fact
     if gains[0] is not None:
         (mask,) = picked.values()
         weight = _under_gain(weight, gains[0], ~jnp.broadcast_to(mask, weight.shape))
-    return Factored(weight, tuple(updates), gains[0])
+    return AdaptedWeight(weight, tuple(updates), gains[0])
 
 
 def _under_gain(weight: jax.Array, gain: jax.Array, outside: jax.Array) -> jax.Array:
@@ -122,17 +124,17 @@ def _under_gain(weight: jax.Array, gain: jax.Array, outside: jax.Array) -> jax.A
     return jnp.where(outside, (weight / jnp.where(gain == 0, 1, gain)).astype(weight.dtype), weight)
 
 
-def _concatenate(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Factored | None:
+def _concatenate(weight: jax.Array, params: dict, inputs: list, narrow: list) -> AdaptedWeight | None:
     return _join_parts(weight, inputs, narrow, params["dimension"])
 
 
-def _stack(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Factored | None:
+def _stack(weight: jax.Array, params: dict, inputs: list, narrow: list) -> AdaptedWeight | None:
     axis = params["axis"]
     return _join_parts(weight, [_expand_dims(x, axis) for x in inputs], narrow, axis)
 
 
 def _expand_dims(value: Any, axis: int) -> Any:
-    if not isinstance(value, Factored):
+    if not isinstance(value, AdaptedWeight):
         return jnp.expand_dims(value, axis)
     updates = [
         _with_factors(update, lambda x: jnp.expand_dims(x, 1 + axis)) if update.has_factors else update
@@ -141,7 +143,7 @@ def _expand_dims(value: Any, axis: int) -> Any:
     axes = [(*update.axes[:axis], (), *update.axes[axis:]) for update in updates]
     updates = [dataclasses.replace(update, axes=named) for update, named in zip(updates, axes, strict=True)]
     gain = None if value.gain is None else jnp.expand_dims(value.gain, axis)
-    return Factored(jnp.expand_dims(materialize(value.weight), axis), tuple(updates), gain)
+    return AdaptedWeight(jnp.expand_dims(materialize(value.weight), axis), tuple(updates), gain)
 
 
 def _with_factors(update: Update, change: Callable) -> Update:
@@ -149,9 +151,9 @@ def _with_factors(update: Update, change: Callable) -> Update:
     return dataclasses.replace(update, a=a, b=b)
 
 
-def _join_parts(weight: jax.Array, parts: list, narrow: list, dim: int) -> Factored | None:
+def _join_parts(weight: jax.Array, parts: list, narrow: list, dim: int) -> AdaptedWeight | None:
     """Concatenates the parts on `dim`: each update is padded with zeros where the other parts are."""
-    values = [part for part in parts if isinstance(part, Factored)]
+    values = [part for part in parts if isinstance(part, AdaptedWeight)]
     observed = any(value.role is Role.OBSERVED for value in values)
     if (observed and not _may_join(values, narrow)) or _differ_under_a_gain(values):
         return None
@@ -159,27 +161,27 @@ def _join_parts(weight: jax.Array, parts: list, narrow: list, dim: int) -> Facto
     start = 0
     for part in parts:
         size = part.shape[dim]
-        if isinstance(part, Factored):
+        if isinstance(part, AdaptedWeight):
             amounts = [(0, 0, 0)] * weight.ndim
             amounts[dim] = (start, weight.shape[dim] - start - size, 0)
             updates += [_pad_update(update, part.shape, amounts) for update in part.updates]
         start += size
-    return Factored(weight, tuple(updates), _join_gains(parts, dim))
+    return AdaptedWeight(weight, tuple(updates), _join_gains(parts, dim))
 
 
-def _may_join(values: list[Factored], narrow: list) -> bool:
+def _may_join(values: list[AdaptedWeight], narrow: list) -> bool:
     """Returns whether weights are joined with each other or with constants, rather than with data."""
     ranks = [sum(map(len, update.axes)) for value in values for update in value.updates]
     return min(ranks) > 1 and all(x is None or x.size == 1 for x in narrow)
 
 
-def _differ_under_a_gain(values: list[Factored]) -> bool:
+def _differ_under_a_gain(values: list[AdaptedWeight]) -> bool:
     seen = {update.only for value in values for update in value.updates}
     return len(seen) > 1 and any(value.gain is not None for value in values)
 
 
 def _join_gains(parts: list, dim: int) -> jax.Array | None:
-    gains = [part.gain if isinstance(part, Factored) else None for part in parts]
+    gains = [part.gain if isinstance(part, AdaptedWeight) else None for part in parts]
     first = next((gain for gain in gains if gain is not None), None)
     if first is None:
         return None
@@ -209,9 +211,9 @@ def _pad(x: jax.Array, axis: int, size: int, amount: tuple[int, int, int]) -> ja
     return lax.pad(x, jnp.zeros((), x.dtype), [amount if d == axis else (0, 0, 0) for d in range(x.ndim)])
 
 
-def _pad_weight(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Factored | None:
+def _pad_weight(weight: jax.Array, params: dict, inputs: list, narrow: list) -> AdaptedWeight | None:
     value, number = inputs
-    if not isinstance(value, Factored) or isinstance(number, Factored):
+    if not isinstance(value, AdaptedWeight) or isinstance(number, AdaptedWeight):
         return None
     amounts, gain = [(int(low), int(high), int(inner)) for low, high, inner in params["padding_config"]], value.gain
     updates = tuple(_pad_update(update, value.shape, amounts) for update in value.updates)
@@ -221,20 +223,20 @@ def _pad_weight(weight: jax.Array, params: dict, inputs: list, narrow: list) -> 
         if kept != amounts:
             outside = lax.pad(jnp.zeros(value.shape, bool), jnp.asarray(True), amounts)
             weight = _under_gain(weight, gain, outside)
-    return Factored(weight, updates, gain)
+    return AdaptedWeight(weight, updates, gain)
 
 
-def _tile(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Factored:
+def _tile(weight: jax.Array, params: dict, inputs: list, narrow: list) -> AdaptedWeight:
     reps, value = params["reps"], inputs[0]
 
     def tile(x: jax.Array) -> jax.Array:
         return jnp.tile(x, [1 if size == 1 else times for size, times in zip(x.shape, reps, strict=True)])
 
     updates = tuple(_with_factors(u, jax.vmap(tile)) if u.has_factors else u for u in value.updates)
-    return Factored(weight, updates, None if value.gain is None else tile(value.gain))
+    return AdaptedWeight(weight, updates, None if value.gain is None else tile(value.gain))
 
 
-_RULES: dict[str, Callable[[jax.Array, dict, list, list], Factored | None]] = {
+_RULES: dict[str, Callable[[jax.Array, dict, list, list], AdaptedWeight | None]] = {
     "concatenate": _concatenate,
     "div": _divide,
     "mul": _multiply,

@@ -13,7 +13,7 @@ from jax import lax
 from jlora.ops.products import ROUNDED, dot_general
 from jlora.sharding.explicit_axes import explicit_mesh, split_like
 from jlora.transform import jax_versions
-from jlora.transform.adapted_weight import Factored, Role, Update
+from jlora.transform.adapted_weight import AdaptedWeight, Role, Update
 from jlora.transform.context import Context
 from jlora.transform.moment_probe import tap
 from jlora.transform.quantized_weight import apply_with_remat
@@ -50,14 +50,14 @@ def _products(jaxpr: Any) -> Iterator[dict]:
             yield from _products(nested)
 
 
-def select_updates(kind: str, weight: Factored) -> tuple[list[Update], jax.Array | None]:
+def select_updates(kind: str, weight: AdaptedWeight) -> tuple[list[Update], jax.Array | None]:
     """Returns (the updates that apply to a use of this kind, the gain)."""
     adapted = weight.role is Role.ADAPTED
     updates = [update for update in weight.updates if adapted and update.only in (None, kind)]
     return updates, weight.gain if updates else None
 
 
-def _note(context: Context, weight: Factored, use: Callable[[Update], Use]) -> None:
+def _note(context: Context, weight: AdaptedWeight, use: Callable[[Update], Use]) -> None:
     """Records the use of each leaf in a weight that is observed."""
     for update in weight.updates if weight.role is Role.OBSERVED else ():
         context.saw(update, use(update))
@@ -76,7 +76,7 @@ def _multiply(left: jax.Array, right: jax.Array, params: dict) -> jax.Array:
 
 
 def _dot(context: Context, params: dict, inputs: list) -> list | None:
-    w_is_left = isinstance(inputs[0], Factored)
+    w_is_left = isinstance(inputs[0], AdaptedWeight)
     weight, x = inputs if w_is_left else inputs[::-1]
     side = 0 if w_is_left else 1
     contract, batch = params["dimension_numbers"]
@@ -110,7 +110,7 @@ def _dot(context: Context, params: dict, inputs: list) -> list | None:
 
 def _lookup(context: Context, params: dict, inputs: list) -> list | None:
     table, indices = inputs
-    axis = lookup_axis(params, table.shape) if isinstance(table, Factored) else None
+    axis = lookup_axis(params, table.shape) if isinstance(table, AdaptedWeight) else None
     if axis is None:
         return None
     names = ("dimension_numbers", "slice_sizes", "unique_indices", "indices_are_sorted", "mode", "fill_value")
@@ -125,7 +125,7 @@ def _lookup(context: Context, params: dict, inputs: list) -> list | None:
 
 def _convolve(context: Context, params: dict, inputs: list) -> list | None:
     x, kernel = inputs
-    if not isinstance(kernel, Factored):
+    if not isinstance(kernel, AdaptedWeight):
         return None
     result = apply_with_remat(lambda w, x: lax.conv_general_dilated(x, w, **conv_arguments(params)), kernel.weight, x)
     _note(context, kernel, partial(conv_use, params=params))
@@ -146,7 +146,7 @@ def _ragged_dot(context: Context, params: dict, inputs: list) -> list | None:
     x, weight, sizes = inputs
     numbers = params["ragged_dot_dimension_numbers"]
     places = (numbers.dot_dimension_numbers, tuple(numbers.lhs_ragged_dimensions), tuple(numbers.rhs_group_dimensions))
-    if not isinstance(weight, Factored) or places != ((((1,), (1,)), ((), ())), (0,), (0,)):
+    if not isinstance(weight, AdaptedWeight) or places != ((((1,), (1,)), ((), ())), (0,), (0,)):
         return None
     multiply = partial(_multiply_groups, params, sizes)
     _note(context, weight, lambda update: dot_use(update, [1], [0]))

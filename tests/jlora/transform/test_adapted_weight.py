@@ -12,7 +12,7 @@ from jlora.lora.dora import with_magnitude
 from jlora.lora.entries import Rows
 from jlora.quantization.encode import quantize_leaf
 from jlora.transform.adapted_weight import (
-    Factored,
+    AdaptedWeight,
     Role,
     attach_update,
     compute_dense,
@@ -60,7 +60,7 @@ def test_a_scan_goes_over_the_leading_axis_of_weight_and_factors():
     assert inner.updates[0].axes == ((1,), (2,))
     for layer in range(3):
         one = jax.tree.map(lambda leaf, layer=layer: leaf[layer], outer)
-        assert isinstance(one, Factored)
+        assert isinstance(one, AdaptedWeight)
         assert difference(_dense(one), update(entry)[layer]) < 1e-6
 
 

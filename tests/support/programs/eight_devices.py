@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import jlora
 from jlora.errors import JloraError
 from jlora.lora.adapted_model import Adapted
-from jlora.sharding.gather import to_host
+from jlora.sharding.to_host import to_host
 from tests import conftest  # noqa: F401  what the suite runs under
 from tests.support.training import tiny, tiny_lm
 from train.devices import placement

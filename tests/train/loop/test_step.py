@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jlora
-from jlora.ops.hash_key import hash_key
+from jlora.ops.dropout_key import hash_key
 from jlora.tree.leaf_paths import leaves_by_path
 from train.classify.data.batches import Batch
 from train.classify.evaluate import logits_forward

@@ -9,7 +9,7 @@ import pytest
 
 import jlora
 from jlora.errors import JloraError
-from jlora.sharding.gather import to_host
+from jlora.sharding.to_host import to_host
 from train.run import checkpoints
 from train.run.best import Best
 from train.run.checkpoints import Checkpoint, Rest, open_checkpoints, restore, save, wait

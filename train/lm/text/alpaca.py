@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jlora.errors import JloraError
-from jlora.files.whole_text import require_text
+from jlora.files.unicode_text import require_text
 from train.data.table_files import Table
 
 _KEY = "data.format=alpaca"

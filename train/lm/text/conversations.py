@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jlora.errors import JloraError
-from jlora.files.whole_text import require_text
+from jlora.files.unicode_text import require_text
 from train.data.table_files import Table
 from train.lm.text.formats import Format, chat_column
 from train.lm.text.turns import Turn, from_json, take_weights, turns_of_messages, turns_of_sharegpt

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from jlora.errors import JloraError
-from jlora.files.whole_text import require_text
+from jlora.files.unicode_text import require_text
 from jlora.generation.chat_template import Turn
 
 """A turn: `role` and `content`, the input of chat templates, and other keys of the row (tool_calls, name)."""

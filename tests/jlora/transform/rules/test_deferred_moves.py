@@ -9,7 +9,7 @@ from jax.extend import core
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from jlora.quantization.encode import quantize_leaf
-from jlora.transform.quantized_weight import Deferred, defer, materialize
+from jlora.transform.quantized_weight import LazyWeight, defer, materialize
 from jlora.transform.rules.axis_ops import AXIS_OPS
 from jlora.transform.rules.deferred_moves import defer_constrain
 from jlora.tree.quantized import as_array
@@ -40,7 +40,7 @@ KEPT_APART = {
 
 
 def _run(fn, weight):
-    """The function's results of a Deferred, equation by equation; None where one of them has no rule."""
+    """The function's results of a LazyWeight, equation by equation; None where one of them has no rule."""
     jaxpr = jax.make_jaxpr(fn)(jax.ShapeDtypeStruct(weight.shape, weight.dtype)).jaxpr
     env = {jaxpr.invars[0]: weight}
     for eqn in jaxpr.eqns:
@@ -60,7 +60,7 @@ def test_what_is_put_off_is_what_it_is_of_the_dense_weight(name, kind):
     results = _run(MOVES[name], defer(leaf))
     expected = jax.tree.leaves(MOVES[name](as_array(leaf)))
     for found, dense in zip(results, expected, strict=True):
-        assert isinstance(found, Deferred)
+        assert isinstance(found, LazyWeight)
         assert (found.shape, found.ndim, found.dtype) == (dense.shape, dense.ndim, dense.dtype)
         assert difference(materialize(found).astype(jnp.float32), dense.astype(jnp.float32)) < 1e-6
 

@@ -12,7 +12,7 @@ from jax import lax
 import jlora
 from jlora.errors import JloraError
 from jlora.transform.adapt import find_uses
-from jlora.transform.adapted_weight import Factored, attach_update, compute_dense
+from jlora.transform.adapted_weight import AdaptedWeight, attach_update, compute_dense
 from jlora.transform.context import Context
 from jlora.transform.interpreter import evaluate_jaxpr
 from jlora.transform.uses import Use
@@ -58,7 +58,7 @@ def _mapped(fn, value):
 def test_the_map_of_the_sum(name, spec):
     value = attach_update("w", normal(3, 4, 3, 5), low_rank(spec, (4, 3, 5)))
     found = _mapped(MAPS[name], value)
-    assert isinstance(found, Factored)
+    assert isinstance(found, AdaptedWeight)
     assert (found.weight == MAPS[name](value.weight)).all()
     assert difference(compute_dense(found), MAPS[name](compute_dense(value))) < 1e-6
 

@@ -13,7 +13,7 @@ from train.lm.config import LMConfig
 from train.lm.data.preview import preview
 from train.lm.model import abstract_model
 from train.lm.objective import causal_loss
-from train.lm.opening import open_tokenizer, read_texts
+from train.lm.open_texts import open_tokenizer, read_texts
 from train.lm.step_arguments import arguments
 from train.lm.step_plan import plan_step
 from train.loop.assemble import training_of

@@ -3,7 +3,7 @@
 import pytest
 
 import jlora
-from jlora.lora.initializations import INITIALIZATIONS, find_initialization, is_residual
+from jlora.lora.named_initializations import INITIALIZATIONS, find_initialization, is_residual
 
 VALUES = {"pissa_niter_N": "pissa_niter_16"}
 

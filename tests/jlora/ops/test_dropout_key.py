@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jlora.ops.hash_key import hash_key
+from jlora.ops.dropout_key import hash_key
 
 
 @pytest.fixture

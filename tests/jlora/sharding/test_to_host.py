@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jlora.sharding.gather import gather, placed_mesh, to_host
 from jlora.sharding.mesh import make_mesh
+from jlora.sharding.to_host import gather, placed_mesh, to_host
 
 
 def test_copies_are_numpys_own():

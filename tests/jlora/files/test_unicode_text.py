@@ -1,7 +1,7 @@
 import pytest
 
 from jlora.errors import JloraError
-from jlora.files.whole_text import require_text
+from jlora.files.unicode_text import require_text
 
 
 def test_text_is_returned_as_it_is():

@@ -16,7 +16,7 @@ from jlora.pretrained.grown_tables import load_grown
 from jlora.pretrained.load import example_batch
 from train.artifacts.adapter_and_merged import write_merged
 from train.devices import placement
-from train.lm.opening import LanguageRun
+from train.lm.open_texts import LanguageRun
 
 logger = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from jlora.errors import JloraError, nearest
 from jlora.files.unicode_text import require_text
+from train.data.decode_text import decode_text
 
 _LONGEST_CSV_FIELD = 2**31 - 1
 
@@ -244,29 +245,6 @@ def _from_objects(objects: list[Any], name: str, hint: str = "") -> Table:
             raise JloraError(f"{name}, data row {row}: {expected}, found {shown}{hint}")
     names = dict.fromkeys(column for found in objects for column in found)
     return Table(name, {column: [found.get(column) for found in objects] for column in names})
-
-
-def decode_text(path: Path, name: str, encoding: str, row_after: Callable[[str], int]) -> str:
-    """Reads the text of a file, without a byte order mark.
-
-    Args:
-      row_after: returns the data row (0 for the header) of the first wrong byte, from the text before it.
-
-    Raises:
-      JloraError: a byte is not in `encoding`, with its row; or the encoding is unknown.
-    """
-    try:
-        return path.read_bytes().decode(encoding).removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        before = error.object[: error.start].decode(encoding, "replace")
-        row, line = row_after(before), before.count("\n") + 1
-        raise JloraError(
-            f"{name}, {f'data row {row}' if row else 'the header'} (line {line}): "
-            f"the byte 0x{error.object[error.start]:02x} is not {encoding} text; "
-            "save the file as UTF-8, or name its encoding, for example data.encoding=latin-1"
-        ) from error
-    except (LookupError, ValueError) as error:
-        raise JloraError(f"data.encoding={encoding}: not a text encoding; expected utf-8, latin-1, ...") from error
 
 
 def _csv_row(before: str) -> int:

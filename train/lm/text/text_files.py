@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from jlora.errors import JloraError
-from train.data.table_files import Table, decode_text, read_table
+from train.data.decode_text import decode_text
+from train.data.table_files import Table, read_table
 
 if TYPE_CHECKING:
     from train.lm.config import DataSection

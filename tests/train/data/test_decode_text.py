@@ -22,5 +22,5 @@ def test_a_byte_of_another_encoding_is_named_with_its_row(tmp_path):
 
 def test_an_unknown_encoding_is_refused(tmp_path):
     (tmp_path / "a.csv").write_bytes(b"text")
-    with pytest.raises(JloraError, match="data.encoding=klingon: not a text encoding"):
+    with pytest.raises(JloraError, match=r"data\.encoding=klingon: not a text encoding"):
         decode_text(tmp_path / "a.csv", "a.csv", "klingon", len)

@@ -40,7 +40,7 @@ def generate(
       input_ids, attention_mask: int32 (B, T), shorter prompts padded on the left (attention_mask 0).
       pad_id: the id that fills a row after its end.
       key: JAX random key for sampling; None always takes the likeliest token (greedy).
-      temperature: logits are divided by it. top_k, top_p: as for `filtered`.
+      temperature: logits are divided by it. top_k, top_p: as for `filter_logits`.
       stop_ids: tokens that end a row.
 
     Raises:

@@ -12,7 +12,7 @@ from jlora.errors import JloraError
 
 
 class Sampling(NamedTuple):
-    """How a token is drawn: logits are divided by the temperature, then filtered by top_k and top_p."""
+    """How a token is drawn: logits are divided by the temperature, then filter_logits by top_k and top_p."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -38,11 +38,11 @@ def draw_tokens(logits: jax.Array, key: jax.Array | None, sampling: Sampling) ->
     """Returns the tokens, int32 (B,), drawn from logits (B, vocab); without a key the likeliest."""
     if key is None:
         return logits.argmax(-1).astype(jnp.int32)
-    scaled = filtered(logits / sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
+    scaled = filter_logits(logits / sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
     return jax.random.categorical(key, scaled).astype(jnp.int32)
 
 
-def filtered(logits: jax.Array, *, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
+def filter_logits(logits: jax.Array, *, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
     """Sets the logits (..., vocab) of tokens that must not be drawn to minus infinity, as transformers' warpers do.
 
     Args:

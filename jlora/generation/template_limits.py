@@ -156,27 +156,27 @@ class _Counting(NodeTransformer):
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        return _call("joined", *node.nodes)
+        return _call("join", *node.nodes)
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
         if not isinstance(node.arg, nodes.Slice):
             return node
         edges = (node.arg.start, node.arg.stop, node.arg.step)
-        return _call("sliced", node.node, *(edge or nodes.Const(None) for edge in edges))
+        return _call("slice", node.node, *(edge or nodes.Const(None) for edge in edges))
 
     def visit_List(self, node: nodes.List) -> nodes.Node:
         self.generic_visit(node)
-        return node if all(isinstance(item, nodes.Const) for item in node.items) else _call("built", node)
+        return node if all(isinstance(item, nodes.Const) for item in node.items) else _call("count_literal", node)
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
         self.generic_visit(node)
         is_plain = node.ctx != "load" or all(isinstance(item, nodes.Const) for item in node.items)
-        return node if is_plain else _call("built", node)
+        return node if is_plain else _call("count_literal", node)
 
     def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
         self.generic_visit(node)
-        return _call("built", node)
+        return _call("count_literal", node)
 
 
 def _call(name: str, *args: Any) -> nodes.Call:

@@ -10,7 +10,7 @@ import pytest
 import jlora
 from jlora.generation import generator
 from jlora.generation.generate import generate, stream
-from jlora.generation.sampling import filtered
+from jlora.generation.sampling import filter_logits
 from tests.support.adapters.lora_cases import random_adapter
 from tests.support.models import decoder_cases as cases
 
@@ -123,7 +123,7 @@ def test_draws_follow_the_softmax(tiny):
         model, base, None, ids, jnp.ones_like(ids), max_new_tokens=1, pad_id=0, key=jax.random.key(5), **options
     )
     logits = model.apply(base, {"input_ids": ids[:1], "attention_mask": jnp.ones((1, 3), jnp.int32)})[:, -1]
-    expected = np.asarray(jax.nn.softmax(filtered(logits / 0.5, top_k=12, top_p=0.8)))[0]
+    expected = np.asarray(jax.nn.softmax(filter_logits(logits / 0.5, top_k=12, top_p=0.8)))[0]
     found = np.bincount(np.asarray(drawn)[:, 0], minlength=expected.size) / drawn.size
     assert 1 < (expected > 0).sum() <= 12
     assert (found[expected == 0] == 0).all()

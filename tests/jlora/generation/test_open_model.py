@@ -94,7 +94,7 @@ import sys
 import jax
 import jlora
 from jlora.generation.chat import chat_ids
-from jlora.generation.detokenize import decoded
+from jlora.generation.detokenize import decode_stream
 from jlora.generation.chat import chat_ids
 from jlora.generation.open_model import load_language_model
 
@@ -103,7 +103,7 @@ assert set(language.adapted.adapter) and language.adapted.lora.r == 2
 prompt = chat_ids(language.tokenizer, [{"role": "user", "content": "Hi"}])
 tokens = list(language.generator.stream(prompt, max_new_tokens=4))
 assert 1 <= len(tokens) <= 4
-assert isinstance("".join(decoded(language.tokenizer, tokens, prompt)), str)
+assert isinstance("".join(decode_stream(language.tokenizer, tokens, prompt)), str)
 print(tokens, [name for name in sys.modules if name.partition(".")[0] == "train"])
 """
 

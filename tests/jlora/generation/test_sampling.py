@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jlora
-from jlora.generation.sampling import Sampling, checked_sampling, draw_tokens, filtered
+from jlora.generation.sampling import Sampling, checked_sampling, draw_tokens, filter_logits
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.95), (0, 0.3), (0, 1e-6), (5, 1.0), (20, 0.5), (500, 0.9)])
@@ -20,12 +20,12 @@ def test_what_may_be_drawn_is_what_transformers_leaves(top_k, top_p):
     expected = torch.tensor(logits)
     expected = TopKLogitsWarper(top_k)(None, expected) if top_k else expected
     expected = TopPLogitsWarper(top_p)(None, expected).numpy()
-    assert np.array_equal(filtered(jnp.asarray(logits), top_k=top_k, top_p=top_p), expected)
+    assert np.array_equal(filter_logits(jnp.asarray(logits), top_k=top_k, top_p=top_p), expected)
 
 
 def test_one_token_is_kept_however_sure_the_model_is():
     sure = jnp.asarray([[0.0, 200.0, 0.0], [-jnp.inf, -jnp.inf, 1.0]])
-    assert np.isfinite(filtered(sure, top_p=0.5)).sum(1).tolist() == [1, 1]
+    assert np.isfinite(filter_logits(sure, top_p=0.5)).sum(1).tolist() == [1, 1]
 
 
 def test_the_likeliest_tokens_are_taken_without_a_key():

@@ -27,8 +27,9 @@ def merge(base: Any, adapter: Adapter) -> Any:
     with an entry becomes dense: the sum of its dequantized values and the update. Other leaves stay quantized.
 
     Raises:
-      JloraError: a path of the adapter is not in the base, an entry has another shape than its leaf, the update is for
-        only one of the leaf's uses (a tied embedding), or a result is not finite (checked if arrays are concrete).
+      AdapterMismatchError: a path of the adapter is not in the base, or an entry has another shape than its leaf.
+      JloraError: the update is for only one of the leaf's uses (a tied embedding), or a result is not finite (checked
+        if arrays are concrete).
     """
     return replace_leaves(base, dict(merge_leaves(base, adapter)))
 

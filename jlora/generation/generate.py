@@ -44,7 +44,8 @@ def generate(
       stop_ids: tokens that end a row.
 
     Raises:
-      JloraError: an argument is out of its range, or there are more tokens than the model has positions for.
+      ContextLengthError: there are more tokens than the model has positions for.
+      JloraError: an argument is out of its range.
     """
     return Generator(model, base, adapter).generate(
         input_ids,
@@ -79,7 +80,7 @@ def stream(
       ids: the prompt, at least one token. The other arguments are those of `generate`.
 
     Raises:
-      JloraError: as for `generate`, or the prompt is empty; raised before the first token.
+      ContextLengthError, JloraError: as for `generate`, or the prompt is empty; raised before the first token.
     """
     return Generator(model, base, adapter).stream(
         ids,

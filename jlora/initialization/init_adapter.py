@@ -53,9 +53,10 @@ def init(
       each trained bias; Rows(value) for an embedding if only some of its rows are trained}.
 
     Raises:
-      JloraError: an entry of the configuration matches no module that could be adapted, or only modules that go
-        through an operation without a low-rank rule (the message names it); `fn` never uses a matching weight; the
-        initialization has its own function (PiSSA, OLoRA, LoRA-GA, EVA, LoftQ).
+      TargetNotFoundError: an entry of the configuration matches no module that could be adapted, or `fn` never uses a
+        matching weight.
+      NoRuleError: an entry matches only modules that go through an operation without a low-rank rule.
+      JloraError: the initialization has its own function (PiSSA, OLoRA, LoRA-GA, EVA, LoftQ).
     """
     _require_draw(config.init_lora_weights)
     planned = abstract_adapter(config, base, fn, *args, allow_materialize=allow_materialize, names=names, **kwargs)

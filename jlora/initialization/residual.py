@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora.errors import JloraError
+from jlora.errors import AdapterMismatchError, JloraError
 from jlora.initialization.init_adapter import draw_default, set_magnitude
 from jlora.lora.config import LoraConfig
 from jlora.lora.entries import Adapter, Entry, LowRank
@@ -84,7 +84,9 @@ def init_lora_ga(
     def start(path: str, entry: LowRank, weights: jax.Array) -> list[Matrices]:
         require(path, found, "the tree of gradients")
         if np.shape(found[path]) != entry.shape:
-            raise JloraError(f"{path}: expected a gradient of shape {entry.shape}, found {np.shape(found[path])}")
+            raise AdapterMismatchError(
+                f"{path}: expected a gradient of shape {entry.shape}, found {np.shape(found[path])}"
+            )
         dense = leaf_to_matrices(entry, jnp.asarray(found[path]).astype(jnp.float32))
         return [_next_components(path, layer, grad) for layer, grad in zip(to_matrices(entry), dense, strict=True)]
 
@@ -102,7 +104,7 @@ def subtract_initial(adapter: Adapter, initial: Adapter) -> dict[str, Entry]:
       initial: the adapter that `init_residual` or `init_lora_ga` returned together with the residual base.
 
     Raises:
-      JloraError: the two are not adapters of the same leaves.
+      AdapterMismatchError: the two are not adapters of the same leaves.
     """
     return {
         path: _minus(path, entry, initial) if isinstance(entry, LowRank) else entry for path, entry in adapter.items()
@@ -131,7 +133,9 @@ def _minus(path: str, entry: LowRank, initial: Mapping[str, Entry]) -> LowRank:
     start = initial[path]
     if not isinstance(start, LowRank) or (start.spec, start.shape) != (entry.spec, entry.shape):
         found = start.shape if isinstance(start, LowRank) else type(start).__name__
-        raise JloraError(f"{path}: expected a start of shape {entry.shape} in the initial adapter, found {found}")
+        raise AdapterMismatchError(
+            f"{path}: expected a start of shape {entry.shape} in the initial adapter, found {found}"
+        )
     layers = [
         Matrices(jnp.concatenate([x.a, y.a]), jnp.concatenate([x.b, -y.b], 1), jnp.concatenate([x.scale, y.scale]))
         for x, y in zip(to_matrices(entry), to_matrices(start), strict=True)

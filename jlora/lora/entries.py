@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora.errors import JloraError
+from jlora.errors import AdapterMismatchError
 from jlora.lora.spec import Spec, parse_spec
 from jlora.tree.leaf_paths import array_leaves, require
 from jlora.tree.quantized import Quantized, as_array
@@ -127,7 +127,7 @@ Adapter = Mapping[str, Entry]
 
 
 def require_fit(adapter: Adapter, leaves: Mapping[str, Any]) -> None:
-    """Raises JloraError if an entry's path is not one of `leaves`, or its shape is not that of the leaf."""
+    """Raises AdapterMismatchError if an entry's path is not one of `leaves`, or its shape is not that of the leaf."""
     for path, entry in adapter.items():
         require(path, leaves, "the base tree")
         shape = np.shape(leaves[path])
@@ -137,7 +137,7 @@ def require_fit(adapter: Adapter, leaves: Mapping[str, Any]) -> None:
             at = f" at {entry.taken}" if entry.taken else ""
             fits, found = _whole_fits(entry, shape), f"{np.shape(entry.value)}{at}"
         if not fits:
-            raise JloraError(f"{path}: expected an entry for the base's shape {shape}, found one for {found}")
+            raise AdapterMismatchError(f"{path}: expected an entry for the base's shape {shape}, found one for {found}")
 
 
 def _whole_fits(entry: Full | Rows, shape: tuple[int, ...]) -> bool:

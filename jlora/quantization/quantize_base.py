@@ -41,8 +41,8 @@ def quantize(
         not in an output head: embeddings, tied or not, and heads are not quantized.
 
     Raises:
-      JloraError: an entry matches nothing that could be quantized, or only some layers of a stack; a weight has fewer
-        than two axes or is not finite.
+      TargetNotFoundError: an entry matches nothing that could be quantized.
+      JloraError: an entry matches only some layers of a stack; a weight has fewer than two axes or is not finite.
     """
     leaves, uses = array_leaves(base), find_uses(fn, base, *args, **kwargs)
     config = LoraConfig(target_modules=target_modules)

@@ -39,8 +39,9 @@ def adapt(fn: Callable, *, allow_materialize: bool = False) -> Callable:
       adapters' dropout is active.
 
     Raises:
-      JloraError (from the function returned): a path is not in the base, an entry does not have its leaf's shape, or a
-        primitive without a rule uses an adapted leaf (the message names both).
+      AdapterMismatchError (from the function returned): a path is not in the base, or an entry does not have its leaf's
+        shape.
+      NoRuleError (from the function returned): a primitive without a rule uses an adapted leaf; the message names both.
     """
 
     @functools.wraps(fn)

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jlora.errors import JloraError
+from jlora.errors import NoRuleError
 from jlora.transform import jax_versions
 from jlora.transform.adapted_weight import Factored, Role, Update, compute_dense
 from jlora.transform.uses import Use
@@ -42,7 +42,7 @@ class Context:
         A quantized weight without an update is dequantized. The use of a watched leaf is recorded.
 
         Raises:
-          JloraError: the value has an update, and nothing may be materialized. A leaf that is only observed is
+          NoRuleError: the value has an update, and nothing may be materialized. A leaf that is only observed is
             noted instead.
         """
         if not isinstance(value, Factored):
@@ -90,8 +90,8 @@ def _fold(key: jax.Array, what: str | int) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(what.encode()) if isinstance(what, str) else what)
 
 
-def _no_rule(path: str, where: str) -> JloraError:
-    return JloraError(
+def _no_rule(path: str, where: str) -> NoRuleError:
+    return NoRuleError(
         f"{path}: expected to be used in a matrix product, a convolution or a table lookup, found it in {where!r}, for"
         " which there is no low-rank rule. Leave the leaf out of target_modules, train it whole with modules_to_save,"
         " or allow W + BA to be computed there: adapt(fn, allow_materialize=True)."

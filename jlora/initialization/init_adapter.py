@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,17 @@ from jlora.lora.initializations import find_initialization
 from jlora.tree.leaf_paths import leaves_by_path
 from jlora.tree.quantized import Quantized, as_array
 
+if TYPE_CHECKING:
+    from jaxtyping import PRNGKeyArray, PyTree
+
 InitLoraWeights = bool | str | Callable[..., Any]
 """A value of `LoraConfig.init_lora_weights`."""
 
 
 def init(
-    key: jax.Array,
+    key: PRNGKeyArray,
     config: LoraConfig,
-    base: Any,
+    base: PyTree,
     fn: Callable,
     *args: Any,
     allow_materialize: bool = False,

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +24,16 @@ from jlora.lora.matrices import Matrices, from_matrices, leaf_from_matrices, lea
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves, require
 from jlora.tree.quantized import is_quantized
 
+if TYPE_CHECKING:
+    from jaxtyping import PRNGKeyArray, PyTree
+
 _STABLE_GAMMA = 16
 """LoRA-GA's gamma: the larger it is, the smaller B is at the start."""
 
 
 def init_residual(
-    key: jax.Array, config: LoraConfig, base: Any, fn: Callable, *args: Any, **kwargs: Any
-) -> tuple[Any, dict[str, Entry]]:
+    key: PRNGKeyArray, config: LoraConfig, base: PyTree, fn: Callable, *args: Any, **kwargs: Any
+) -> tuple[PyTree, dict[str, Entry]]:
     """Returns (residual base, adapter) for `init_lora_weights` "pissa", "pissa_niter_N" or "olora".
 
     The adapter starts with the r largest singular components of a weight (PiSSA, Meng et al. 2024; with niter, by
@@ -61,8 +64,8 @@ def init_residual(
 
 
 def init_lora_ga(
-    config: LoraConfig, base: Any, gradients: Any, fn: Callable, *args: Any, **kwargs: Any
-) -> tuple[Any, dict[str, Entry]]:
+    config: LoraConfig, base: PyTree, gradients: PyTree, fn: Callable, *args: Any, **kwargs: Any
+) -> tuple[PyTree, dict[str, Entry]]:
     """Returns (residual base, adapter) for `init_lora_weights` "lora_ga", which starts from the weights' gradients.
 
     LoRA-GA (Wang et al. 2024) makes the first steps approximate those of full fine-tuning. With PEFT's defaults and

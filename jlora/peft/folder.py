@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,9 @@ from jlora.peft.vllm import for_vllm
 from jlora.tree.leaf_paths import array_leaves
 from jlora.tree.module_names import torch_path
 from jlora.tree.output_heads import HEAD_NAMES
+
+if TYPE_CHECKING:
+    from jaxtyping import PyTree
 
 __all__ = ["from_peft", "head_rows", "load_adapter", "save_adapter", "read_lora_config", "to_peft"]
 
@@ -82,7 +85,7 @@ def save_adapter(
 
 def load_adapter(
     folder: str | os.PathLike,
-    base: Any,
+    base: PyTree,
     fn: Callable,
     *args: Any,
     base_model: str | None = None,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
@@ -26,6 +25,7 @@ from jlora.tree.module_names import hf_keys
 from jlora.tree.quantized import QuantizationKind
 
 if TYPE_CHECKING:
+    from jaxtyping import PRNGKeyArray, PyTree
     from transformers import PreTrainedConfig
 
 __all__ = [
@@ -107,7 +107,7 @@ def load_base(
     *,
     revision: str | None = None,
     num_labels: int | None = None,
-    key: jax.Array | None = None,
+    key: PRNGKeyArray | None = None,
     new_head: bool = False,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
@@ -115,7 +115,7 @@ def load_base(
     remat: bool = False,
     mesh: Mesh | None = None,
     **config_overrides: Any,
-) -> tuple[nn.Module, Any]:
+) -> tuple[nn.Module, PyTree]:
     """Loads the linen model and its weights from a Hugging Face folder or hub id.
 
     Args:

@@ -25,6 +25,7 @@ from jlora.tree.module_names import hf_keys, is_stacked, is_transposed
 from jlora.tree.quantized import QuantizationKind, as_array, is_quantized
 
 if TYPE_CHECKING:
+    from jaxtyping import PyTree
     from transformers import GenerationConfig
 
 logger = logging.getLogger("jlora")
@@ -108,7 +109,7 @@ def new_heads(model: Any, name: str, *, new_head: bool = False, revision: str | 
 
 
 def save_base(
-    folder: str | Path, model: Any, base: Any, *, dtype: str = "float32", max_shard_bytes: int = 5_000_000_000
+    folder: str | Path, model: Any, base: PyTree, *, dtype: str = "float32", max_shard_bytes: int = 5_000_000_000
 ) -> None:
     """Writes `base` as a checkpoint of the Hugging Face class with the same name as `model`'s class.
 

@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from jlora.algebra.reduce_rank import reduce_rank, singular_values
     from jlora.algebra.stack import stack, unstack
     from jlora.algebra.weighted_sum import add_weighted_adapter, scale
-    from jlora.errors import JloraError
+    from jlora.errors import (
+        AdapterMismatchError,
+        ContextLengthError,
+        FileError,
+        HubError,
+        JloraError,
+        NoRuleError,
+        RunFolderError,
+        TargetNotFoundError,
+        UnsupportedModelError,
+    )
     from jlora.generation.generate import generate, stream
     from jlora.gguf.adapter import save_gguf_lora
     from jlora.initialization.eva import init_eva
@@ -41,13 +51,21 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Adapter",
+    "AdapterMismatchError",
+    "ContextLengthError",
     "Entry",
+    "FileError",
     "Full",
+    "HubError",
     "JloraError",
     "LoraConfig",
     "LowRank",
+    "NoRuleError",
     "Quantized",
     "Rows",
+    "RunFolderError",
+    "TargetNotFoundError",
+    "UnsupportedModelError",
     "adapt",
     "adapter_shardings",
     "add_weighted_adapter",
@@ -93,7 +111,17 @@ _FILES: dict[str, tuple[str, ...]] = {
     "algebra.reduce_rank": ("reduce_rank", "singular_values"),
     "algebra.stack": ("stack", "unstack"),
     "algebra.weighted_sum": ("add_weighted_adapter", "scale"),
-    "errors": ("JloraError",),
+    "errors": (
+        "AdapterMismatchError",
+        "ContextLengthError",
+        "FileError",
+        "HubError",
+        "JloraError",
+        "NoRuleError",
+        "RunFolderError",
+        "TargetNotFoundError",
+        "UnsupportedModelError",
+    ),
     "generation.generate": ("generate", "stream"),
     "gguf.adapter": ("save_gguf_lora",),
     "initialization.eva": ("init_eva",),

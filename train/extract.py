@@ -15,7 +15,7 @@ import jax
 
 import jlora
 from jlora.algebra.extract import extract, outside
-from jlora.errors import JloraError
+from jlora.errors import FileError, JloraError
 from jlora.generation.open_model import causal_config
 from jlora.lora.adapted_model import Adapted
 from jlora.lora.matrices import layer_ranks
@@ -145,7 +145,7 @@ def _differing(tuned: PreTrainedConfig, base: PreTrainedConfig) -> dict[str, tup
 def _tokenizer(tuned: str, base: str) -> PreTrainedTokenizerBase:
     try:
         return load_tokenizer(tuned)
-    except JloraError:
+    except FileError:
         return load_tokenizer(base)
 
 

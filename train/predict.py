@@ -109,7 +109,7 @@ def _keys_as_flags() -> Iterator[None]:
         yield
     except JloraError as error:
         text = _KEY.sub(lambda found: _flag(found[1]) + " " * bool(found[2]), str(error))
-        raise JloraError(text) from error
+        raise type(error)(text) from error
 
 
 def _flag(key: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,19 @@ from jlora.lora.layer_names import layer_names
 from jlora.lora.matrices import Matrices, from_matrices, leaf_to_matrices
 from jlora.tree.leaf_paths import array_leaves
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, PyTree
+
 
 def extract(
-    tuned: Any, base: Any, config: LoraConfig, fn: Callable, *args: Any, energy: float | None = None, **kwargs: Any
-) -> tuple[dict[str, Entry], dict[str, np.ndarray]]:
+    tuned: PyTree,
+    base: PyTree,
+    config: LoraConfig,
+    fn: Callable,
+    *args: Any,
+    energy: float | None = None,
+    **kwargs: Any,
+) -> tuple[dict[str, Entry], dict[str, Float[np.ndarray, " k"]]]:
     """Extracts the adapter nearest to `tuned - base`: the truncated SVD of each targeted leaf's change.
 
     The truncated SVD is the best approximation of its rank (Eckart & Young 1936). If the change of every targeted leaf

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -14,21 +14,25 @@ from jlora.lora.entries import Adapter, Entry, LowRank, Rows, insert_trained, re
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.quantized import Quantized, as_array
 
+if TYPE_CHECKING:
+    from jaxtyping import PyTree
+
 
 def update(low_rank: LowRank) -> jax.Array:
     """Computes einsum(spec, a, b * scale): the update in the leaf's shape, float32."""
     return jnp.einsum(low_rank.spec, low_rank.a, scale_b(low_rank), precision=jax.lax.Precision.HIGHEST)
 
 
-def merge(base: Any, adapter: Adapter) -> Any:
+def merge(base: PyTree, adapter: Adapter) -> PyTree:
     """Merges the adapter into the base: the result alone computes what base and adapter compute together.
 
     Sums are formed in float32 and rounded once to the leaf's dtype. The given base is not changed. A quantized leaf
     with an entry becomes dense: the sum of its dequantized values and the update. Other leaves stay quantized.
 
     Raises:
-      JloraError: a path of the adapter is not in the base, an entry has another shape than its leaf, the update is for
-        only one of the leaf's uses (a tied embedding), or a result is not finite (checked if arrays are concrete).
+      AdapterMismatchError: a path of the adapter is not in the base, or an entry has another shape than its leaf.
+      JloraError: the update is for only one of the leaf's uses (a tied embedding), or a result is not finite (checked
+        if arrays are concrete).
     """
     return replace_leaves(base, dict(merge_leaves(base, adapter)))
 
@@ -60,7 +64,7 @@ def _merge_leaf(path: str, leaf: jax.Array | Quantized, entry: Entry) -> jax.Arr
     return _finite(path, total.astype(leaf.dtype))
 
 
-def unmerge(merged: Any, adapter: Adapter) -> Any:
+def unmerge(merged: PyTree, adapter: Adapter) -> PyTree:
     """Subtracts the low-rank updates: `unmerge(merge(base, adapter), adapter)` is the base up to two roundings.
 
     `Full` and `Rows` leaves are not changed: the values that they replaced are not in the merged tree. With DoRA the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,9 @@ import numpy as np
 from jlora.errors import JloraError
 from jlora.lora.entries import Adapter, Entry, LowRank
 from jlora.lora.matrices import Matrices, from_matrices, to_matrices
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
 
 _HIGHEST = jax.lax.Precision.HIGHEST
 
@@ -47,7 +51,7 @@ def reduce_rank(adapter: Adapter, rank: int | None = None, *, energy: float | No
     }
 
 
-def singular_values(low_rank: LowRank) -> list[jax.Array]:
+def singular_values(low_rank: LowRank) -> list[Float[Array, " k"]]:
     """Returns the singular values of each layer's update: float32 (min(rank, in, out),), the largest first.
 
     The list has one array for each layer of the stack, or a single one if there is no stack. A layer of rank 0 has an

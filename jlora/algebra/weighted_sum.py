@@ -17,7 +17,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,16 @@ from jlora.errors import JloraError, nearest
 from jlora.lora.entries import Adapter, Entry, LowRank
 from jlora.lora.matrices import Matrices, from_matrices, to_matrices
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, PRNGKeyArray
+
 COMBINATION_TYPES = (
     "linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_linear_svd", "dare_ties", "dare_ties_svd",
     "magnitude_prune", "magnitude_prune_svd",
 )  # fmt: skip
 
 
-def scale(adapter: Adapter, factor: float | jax.Array) -> dict[str, Entry]:
+def scale(adapter: Adapter, factor: float | Float[Array, ""]) -> dict[str, Entry]:
     """Multiplies the low-rank updates by `factor`, of any sign: merged, the result is base + factor * update.
 
     With DoRA the factor changes only the direction, because the magnitude sets the length. `Full` and `Rows` entries
@@ -61,7 +64,7 @@ def add_weighted_adapter(
     svd_clamp: float | None = None,
     density: float | None = None,
     majority_sign_method: str = "total",
-    key: jax.Array | None = None,
+    key: PRNGKeyArray | None = None,
 ) -> dict[str, Entry]:
     """Combines several adapters into one, with a weight for each, in float32.
 

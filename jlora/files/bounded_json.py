@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jlora.errors import JloraError
+from jlora.errors import FileError
 from jlora.files.path_checks import require_own
 
 LARGEST = 2**24
@@ -17,27 +17,27 @@ def read_json(file: Path, largest: int = LARGEST) -> dict[str, Any]:
     """Reads the object in a JSON file of at most `largest` bytes.
 
     Raises:
-      JloraError: the file is missing, larger, a link out of its folder or not JSON, has a duplicate key, or holds
+      FileError: the file is missing, larger, a link out of its folder or not JSON, has a duplicate key, or holds
         something other than an object.
     """
     if not file.is_file():
-        raise JloraError(f"{file}: expected a JSON file; found none")
+        raise FileError(f"{file}: expected a JSON file; found none")
     require_own(file)
     with file.open("rb") as stream:
         text = stream.read(largest + 1)
     if len(text) > largest:
-        raise JloraError(f"{file}: expected JSON of at most {largest} bytes; found {file.stat().st_size}")
+        raise FileError(f"{file}: expected JSON of at most {largest} bytes; found {file.stat().st_size}")
     return parse_json(text, file)
 
 
 def parse_json(text: bytes, file: Path) -> dict[str, Any]:
-    """Parses `text` as a JSON object; raises JloraError, which names `file`, as `read_json` does."""
+    """Parses `text` as a JSON object; raises FileError, which names `file`, as `read_json` does."""
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_said_once)
     except (ValueError, RecursionError) as error:
-        raise JloraError(f"{file}: expected JSON; found: {error}") from error
+        raise FileError(f"{file}: expected JSON; found: {error}") from error
     if not isinstance(value, dict):
-        raise JloraError(f"{file}: expected a JSON object; found {type(value).__name__}")
+        raise FileError(f"{file}: expected a JSON object; found {type(value).__name__}")
     return value
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from jlora.errors import JloraError
+from jlora.errors import FileError
 
 _AT_ONCE = 2**16
 """How many numbers are checked at a time: few enough to stay in the CPU's cache and take almost no memory."""
 
 
 def require_finite(value: np.ndarray, where: str) -> None:
-    """Raises JloraError if a number in `value`, of any shape and floating point dtype, is NaN or infinite.
+    """Raises FileError if a number in `value`, of any shape and floating point dtype, is NaN or infinite.
 
     Args:
       where: the file and the key, for the message.
@@ -19,7 +19,7 @@ def require_finite(value: np.ndarray, where: str) -> None:
     numbers = np.ascontiguousarray(value).reshape(-1)
     if not all(_is_finite(part) for part in _parts(numbers)):
         wrong = sum(int(np.sum(~np.isfinite(part))) for part in _parts(numbers))
-        raise JloraError(
+        raise FileError(
             f"{where}: expected finite numbers, found {wrong} of {numbers.size} NaN or infinite:"
             " the training diverged, or the file is damaged; take an earlier checkpoint"
         )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-from jlora.errors import JloraError
+from jlora.errors import FileError
 
 
 def as_path(name: str) -> Path:
     """Returns `name` as a path with `~` expanded, whether it exists or not.
 
     Raises:
-      JloraError: the system cannot have this path: too long, with a zero byte, or `~user` of an unknown user.
+      FileError: the system cannot have this path: too long, with a zero byte, or `~user` of an unknown user.
     """
     try:
         path = Path(name).expanduser()
@@ -20,9 +20,9 @@ def as_path(name: str) -> Path:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:  # other errors are raised when the file is opened
             return path
-        raise JloraError(f"{name}: expected the name of a file, folder or model; found one that is too long") from None
+        raise FileError(f"{name}: expected the name of a file, folder or model; found one that is too long") from None
     except (ValueError, RuntimeError) as error:
-        raise JloraError(f"{name}: expected the name of a file, folder or model; found {error}") from None
+        raise FileError(f"{name}: expected the name of a file, folder or model; found {error}") from None
     return path
 
 
@@ -33,11 +33,11 @@ def require_own(file: Path, folder: Path | None = None) -> None:
     Links in the hub's cache, from a snapshot to the blobs of its repository, are accepted.
 
     Raises:
-      JloraError: the link, and the file that it leads to.
+      FileError: the link, and the file that it leads to.
     """
     root, place = (folder or file.parent).resolve(), file.resolve()
     if not any(place.is_relative_to(allowed) for allowed in (root, *_blobs_of(root))):
-        raise JloraError(
+        raise FileError(
             f"{file}: expected a file inside {root}; found a link to {place}. Replace the link with a copy of the file"
             " if you trust it"
         )

@@ -15,7 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jlora.errors import JloraError
+from jlora.errors import FileError
 from jlora.files.bounded_json import LARGEST, parse_json
 from jlora.files.finite import require_finite
 from jlora.files.path_checks import require_own
@@ -55,7 +55,7 @@ class StoredTensor:
         """The tensor, or its part at `index`, in `dtype`: the file's own is mapped, and takes no memory until copied.
 
         Raises:
-          JloraError: a number that is not finite, or that `dtype` cannot hold.
+          FileError: a number that is not finite, or that `dtype` cannot hold.
         """
         with np.errstate(over="ignore"):
             value = self.as_numpy()[index].astype(dtype, copy=False)
@@ -69,16 +69,16 @@ class StoredTensor:
         return np.asarray(np.memmap(self.file, READABLE[self.dtype], "r", self.start, self.shape))
 
     def require_float(self) -> None:
-        """Raises JloraError if the tensor is not plain floating point (quantized weights)."""
+        """Raises FileError if the tensor is not plain floating point (quantized weights)."""
         if self.dtype not in READABLE:
-            raise JloraError(f"{self.file}: {self.key}: expected dtype {', '.join(READABLE)}; found {self.dtype}")
+            raise FileError(f"{self.file}: {self.key}: expected dtype {', '.join(READABLE)}; found {self.dtype}")
 
 
 def open_safetensors(file: Path) -> dict[str, StoredTensor]:
     """Opens a file and returns {key: tensor}; reads only the header.
 
     Raises:
-      JloraError: a link out of the file's folder; a header that is incomplete or too large, has a duplicate key, or
+      FileError: a link out of the file's folder; a header that is incomplete or too large, has a duplicate key, or
         whose tensors do not fill the file without gaps.
     """
     require_own(file)
@@ -87,7 +87,7 @@ def open_safetensors(file: Path) -> dict[str, StoredTensor]:
     end = begin
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.bytes)):
         if tensor.start != end:
-            raise JloraError(
+            raise FileError(
                 f"{file}: {tensor.key}: data_offsets: expected a start at {end - begin}, where the tensor before it"
                 f" ends; found {tensor.start - begin}"
             )
@@ -105,16 +105,16 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
         if len(start) < 8 or length > file.stat().st_size - 8:
             raise _not_whole(file, "")
         if length > LARGEST:
-            raise JloraError(f"{file}: expected a header of at most {LARGEST} bytes; found one of {length}")
+            raise FileError(f"{file}: expected a header of at most {LARGEST} bytes; found one of {length}")
         entries = parse_json(stream.read(length), file)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise JloraError(f"{file}: __metadata__: expected an object of texts; found {reprlib.repr(metadata)}")
+        raise FileError(f"{file}: __metadata__: expected an object of texts; found {reprlib.repr(metadata)}")
     return entries, 8 + length
 
 
-def _not_whole(file: Path, size: str) -> JloraError:
-    return JloraError(
+def _not_whole(file: Path, size: str) -> FileError:
+    return FileError(
         f"{file}: expected a whole safetensors file{size}; found {file.stat().st_size} bytes; download or copy it again"
     )
 
@@ -122,11 +122,11 @@ def _not_whole(file: Path, size: str) -> JloraError:
 def _tensor(file: Path, key: str, entry: Any, begin: int) -> StoredTensor:
     """Checks the header's entry of a tensor and returns the tensor."""
 
-    def refusal(field: str, expected: str, found: Any) -> JloraError:
-        return JloraError(f"{file}: {key}{field}: expected {expected}; found {reprlib.repr(found)}")
+    def refusal(field: str, expected: str, found: Any) -> FileError:
+        return FileError(f"{file}: {key}{field}: expected {expected}; found {reprlib.repr(found)}")
 
     if not key.isprintable():  # control characters could otherwise reach a terminal
-        raise JloraError(f"{file}: expected keys that can be printed; found {reprlib.repr(key)}")
+        raise FileError(f"{file}: expected keys that can be printed; found {reprlib.repr(key)}")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise refusal("", "dtype, shape and data_offsets", entry)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

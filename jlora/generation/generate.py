@@ -7,30 +7,33 @@ for each shape. `Generator` is the same for a program that holds its model.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
+import numpy as np
 
 from jlora.generation.generator import Generator
 from jlora.generation.sampling import Sampling
 from jlora.lora.entries import Adapter
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+
 
 def generate(
     model: Any,
-    base: Any,
+    base: PyTree,
     adapter: Adapter | None,
-    input_ids: Any,
-    attention_mask: Any,
+    input_ids: Int[Array | np.ndarray, "batch tokens"],
+    attention_mask: Int[Array | np.ndarray, "batch tokens"],
     *,
     max_new_tokens: int,
     pad_id: int,
-    key: jax.Array | None = None,
+    key: PRNGKeyArray | None = None,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
     stop_ids: Sequence[int] = (),
-) -> jax.Array:
+) -> Int[Array, "batch max_new_tokens"]:
     """Generates completions, int32 (B, max_new_tokens): tokens up to and including a stop id, then `pad_id`.
 
     The loop stops when all rows have ended. It is compiled once for each B, T, `max_new_tokens` and way of sampling.
@@ -44,7 +47,8 @@ def generate(
       stop_ids: tokens that end a row.
 
     Raises:
-      JloraError: an argument is out of its range, or there are more tokens than the model has positions for.
+      ContextLengthError: there are more tokens than the model has positions for.
+      JloraError: an argument is out of its range.
     """
     return Generator(model, base, adapter).generate(
         input_ids,
@@ -59,12 +63,12 @@ def generate(
 
 def stream(
     model: Any,
-    base: Any,
+    base: PyTree,
     adapter: Adapter | None,
     ids: Sequence[int],
     *,
     max_new_tokens: int,
-    key: jax.Array | None = None,
+    key: PRNGKeyArray | None = None,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -79,7 +83,7 @@ def stream(
       ids: the prompt, at least one token. The other arguments are those of `generate`.
 
     Raises:
-      JloraError: as for `generate`, or the prompt is empty; raised before the first token.
+      ContextLengthError, JloraError: as for `generate`, or the prompt is empty; raised before the first token.
     """
     return Generator(model, base, adapter).stream(
         ids,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jlora.algebra.merge import merge
-from jlora.errors import JloraError
+from jlora.errors import ContextLengthError, JloraError
 from jlora.generation.sampling import PLAIN, Sampling, checked_sampling, draw_tokens
 from jlora.lora.entries import Adapter
 from jlora.models.kv_cache import Cache, with_room
@@ -91,7 +91,7 @@ def require_room(model: Any, prompt: int, count: int) -> None:
     if count < 1:
         raise JloraError(f"max_new_tokens: expected 1 or more; found {count}")
     if limit is not None and prompt + count > limit:
-        raise JloraError(
+        raise ContextLengthError(
             f"prompt: expected at most {limit} tokens together with max_new_tokens = {count}, the model's context;"
             f" found {prompt}; shorten the prompt, or lower max_new_tokens"
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import jax.numpy as jnp
 
-from jlora.errors import JloraError
+from jlora.errors import FileError, JloraError, UnsupportedModelError
 from jlora.files.path_checks import as_path
 from jlora.generation.generator import Generator
 from jlora.generation.stored_vocabulary import with_stored_vocabulary
@@ -51,7 +51,7 @@ def causal_config(name: str, lora: LoraConfig | None = None) -> PreTrainedConfig
     config = with_stored_head(load_config(model_folder(name)), model_folder(name))
     if family(config.model_type).task != "CAUSAL_LM":
         known = ", ".join(kind for kind, found in FAMILIES.items() if found.task == "CAUSAL_LM")
-        raise JloraError(
+        raise UnsupportedModelError(
             f"{name}: config.json: model_type: expected a causal language model ({known}),"
             f" found {config.model_type!r}; jlora classify trains classifiers"
         )
@@ -114,7 +114,7 @@ def _parts(name: str, adapter: str | None, base: str | None, use_adapter: bool) 
     if folder is not None:
         return base or base_of(folder), folder
     if path.is_dir():
-        raise JloraError(
+        raise FileError(
             f"{path}: expected a run folder (merged/, adapter/), a model (config.json) or an adapter"
             " (adapter_config.json), found none of them"
         )

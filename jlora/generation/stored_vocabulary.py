@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jlora.errors import JloraError
+from jlora.errors import AdapterMismatchError, FileError
 from jlora.lora.config import LoraConfig
 from jlora.lora.targets import matches
 from jlora.models.registry import family
@@ -43,7 +43,7 @@ def with_stored_vocabulary(folder: Path, model: Any, base: Any) -> tuple[Any, An
       model, base: a causal language model, from `load_base`.
 
     Raises:
-      JloraError: as for `read_tensors`; the file has only the embedding or only the head in another size; or it has
+      FileError: as for `read_tensors`; the file has only the embedding or only the head in another size; or it has
         trained rows of only some of the new tokens.
     """
     size, tensors, leaves = model.config.vocab_size, read_tensors(folder), leaves_by_path(base)
@@ -54,7 +54,7 @@ def with_stored_vocabulary(folder: Path, model: Any, base: Any) -> tuple[Any, An
     if rows == size:
         return _with_rows_of_new_tokens(folder, model, base)
     if other := next((path for path, found in sizes.items() if found != rows), None):
-        raise JloraError(
+        raise FileError(
             f"{weights_file(folder)}: expected {names[other]} for {rows} tokens, like the other table in the file;"
             f" found it for {sizes[other]}. Save the adapter again with save_embedding_layers=True"
         )
@@ -86,7 +86,7 @@ def _with_rows_of_new_tokens(folder: Path, model: Any, base: Any) -> tuple[Any, 
     rows = max((index + 1 for ids in new.values() for index in ids), default=size)
     for name, ids in new.items():
         if len(ids) != rows - size:
-            raise JloraError(
+            raise AdapterMismatchError(
                 f"{folder / CONFIG}: trainable_token_indices: expected rows of {name} for the {rows - size} tokens from"
                 f" {size} on, which the base does not have; found {len(ids)} of them. Save the adapter with its tables"
                 " (save_embedding_layers=True), or give a base that has these tokens with --base"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import gguf
 import numpy as np
 
-from jlora.errors import JloraError
+from jlora.errors import JloraError, UnsupportedModelError
 from jlora.files.atomic_folder import whole_folder
 from jlora.lora.entries import Adapter, Entry, LowRank
 from jlora.lora.matrices import Matrices, to_matrices
@@ -63,10 +63,11 @@ def save_gguf_lora(
       dtype: of the tensors.
 
     Raises:
-      JloraError: a family or an entry that llama.cpp's adapter format cannot hold.
+      UnsupportedModelError: a family that llama.cpp's adapter format cannot hold.
+      JloraError: an entry that it cannot hold.
     """
     if config.model_type not in _ARCHITECTURES:
-        raise JloraError(
+        raise UnsupportedModelError(
             f"model_type: expected one whose adapters llama.cpp takes from here ({', '.join(_ARCHITECTURES)}); found"
             f" {config.model_type!r}; merge the adapter, and convert the merged model with llama.cpp"
         )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jlora.errors import JloraError, nearest
+from jlora.errors import FileError, UnsupportedModelError, nearest
 from jlora.files.limits import LARGEST_SIZE, MOST_LAYERS
 
 if TYPE_CHECKING:
@@ -89,12 +89,12 @@ def architecture_of(content: Gguf) -> tuple[str, Architecture]:
     """Returns (the value of `general.architecture`, its description in ARCHITECTURES).
 
     Raises:
-      JloraError: the architecture is not in the table.
+      UnsupportedModelError: the architecture is not in the table.
     """
     name = content.fields.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         known, found = ", ".join(ARCHITECTURES), reprlib.repr(name)
-        raise JloraError(f"{content.file}: general.architecture: expected one of {known}; found {found}")
+        raise UnsupportedModelError(f"{content.file}: general.architecture: expected one of {known}; found {found}")
     return name, ARCHITECTURES[name]
 
 
@@ -102,14 +102,12 @@ def key_of(content: Gguf, name: str) -> str:
     """Returns Hugging Face's key of the tensor that the file calls `name`.
 
     Raises:
-      JloraError: a tensor that the architecture does not have.
+      FileError: a tensor that the architecture does not have.
     """
     *block, module, parameter = name.split(".") if "." in name else ("", name)
     if module not in _KEYS or (block and (len(block) != 2 or block[0] != "blk")):
         architecture, _ = architecture_of(content)
-        raise JloraError(
-            f"{content.file}: {name}: expected a tensor of {architecture}; found one that it does not have"
-        )
+        raise FileError(f"{content.file}: {name}: expected a tensor of {architecture}; found one that it does not have")
     layer = f"model.layers.{block[1]}." if block else ""
     return f"{layer}{_KEYS[module]}.{parameter}"
 
@@ -118,7 +116,7 @@ def heads_of(content: Gguf, stored: StoredBlocks) -> int | None:
     """Returns the number of heads by which the rows of q or k are reordered; None for other tensors.
 
     Raises:
-      JloraError: the file has no such number, or it does not divide the rows.
+      FileError: the file has no such number, or it does not divide the rows.
     """
     prefix, _ = architecture_of(content)
     key = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(stored.name.split(".")[-2])
@@ -128,7 +126,7 @@ def heads_of(content: Gguf, stored: StoredBlocks) -> int | None:
     heads = queries if key == "head_count" else _count(content, f"{prefix}.attention.{key}", queries)
     if stored.shape[0] % (2 * heads):
         rows = stored.shape[0]
-        raise JloraError(
+        raise FileError(
             f"{content.file}: {stored.name}: expected rows of {prefix}.attention.{key} = {heads} heads; found {rows}"
         )
     return heads
@@ -138,8 +136,9 @@ def config_of(content: Gguf) -> PreTrainedConfig:
     """Builds the model's config from the metadata and the tensors.
 
     Raises:
-      JloraError: an architecture that is not in ARCHITECTURES, a missing key, an unknown key whose value is not zero,
-        or scaled positions of another kind than linear and Llama 3's.
+      FileError: a missing key, or a number out of its range.
+      UnsupportedModelError: an architecture that is not in ARCHITECTURES, an unknown key whose value is not zero, or
+        scaled positions of another kind than linear and Llama 3's.
     """
     from transformers import CONFIG_MAPPING  # takes half a second, and seconds if PyTorch is installed
 
@@ -149,18 +148,18 @@ def config_of(content: Gguf) -> PreTrainedConfig:
     values: dict[str, Any] = {theirs: _count(content, f"{prefix}.{key}") for key, theirs in _COUNTS.items()}
     if values["num_hidden_layers"] > MOST_LAYERS:
         found = values["num_hidden_layers"]
-        raise JloraError(f"{content.file}: {prefix}.block_count: expected at most {MOST_LAYERS}; found {found}")
+        raise FileError(f"{content.file}: {prefix}.block_count: expected at most {MOST_LAYERS}; found {found}")
     heads = values["num_attention_heads"]
     width = _count(content, f"{prefix}.attention.key_length", values["hidden_size"] // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         found = fields.get(f"{prefix}.{key}", width)
         if found != width:
-            raise JloraError(
+            raise UnsupportedModelError(
                 f"{content.file}: {prefix}.{key}: expected the heads' width, {width}; found {found},"
                 " which is not supported"
             )
     if "token_embd.weight" not in tensors:
-        raise JloraError(f"{content.file}: expected token_embd.weight; found no such tensor")
+        raise FileError(f"{content.file}: expected token_embd.weight; found no such tensor")
     values |= {
         "vocab_size": tensors["token_embd.weight"].shape[0],
         "num_key_value_heads": _count(content, f"{prefix}.attention.head_count_kv", heads),
@@ -175,7 +174,7 @@ def config_of(content: Gguf) -> PreTrainedConfig:
     try:
         return CONFIG_MAPPING[architecture.model_type](**values, eos_token_id=_stops(fields))
     except Exception as error:  # transformers' classes raise various exceptions for wrong values
-        raise JloraError(f"{content.file}: {error}") from error
+        raise FileError(f"{content.file}: {error}") from error
 
 
 def _stops(fields: dict[str, Any]) -> int | list[int] | None:
@@ -190,7 +189,7 @@ def _count(content: Gguf, key: str, default: int | None = None) -> int:
     found = content.fields.get(key, default)
     if found is not None and not (type(found) is int and 1 <= found <= LARGEST_SIZE):
         said = reprlib.repr(found)
-        raise JloraError(f"{content.file}: {key}: expected an integer from 1 to {LARGEST_SIZE}; found {said}")
+        raise FileError(f"{content.file}: {key}: expected an integer from 1 to {LARGEST_SIZE}; found {said}")
     return int(_number(content, key, found))
 
 
@@ -199,7 +198,7 @@ def _number(content: Gguf, key: str, default: float | None = None) -> float:
     found = content.fields.get(key, default)
     if not (isinstance(found, int | float) and 0 < found < math.inf):
         said = "no such key" + nearest(key, content.fields) if found is None else reprlib.repr(found)
-        raise JloraError(f"{content.file}: {key}: expected a number above 0; found {said}")
+        raise FileError(f"{content.file}: {key}: expected a number above 0; found {said}")
     return found
 
 
@@ -208,7 +207,7 @@ def _require_known(content: Gguf, prefix: str) -> None:
     known = {f"{prefix}.{key}" for key in (*_COUNTS, *_READ_TOO, *_SAID_TWICE)}
     for key, value in content.fields.items():
         if key.startswith(f"{prefix}.") and key not in known and value:
-            raise JloraError(
+            raise UnsupportedModelError(
                 f"{content.file}: {key}: expected no such key; found {reprlib.repr(value)}, which is not supported"
             )
 
@@ -220,7 +219,7 @@ def _rope_parameters(content: Gguf, prefix: str, width: int) -> dict[str, Any]:
     old = _number(content, f"{prefix}.rope.scale_linear", 1.0)
     expected = ("none",) if ROPE_FACTORS in content.tensors else ("none", "linear")
     if kind not in expected:
-        raise JloraError(
+        raise UnsupportedModelError(
             f"{content.file}: {prefix}.rope.scaling.type: expected {' or '.join(expected)}; found {reprlib.repr(kind)},"
             " which is not supported"
         )
@@ -242,7 +241,7 @@ def _llama3(content: Gguf, theta: float, width: int) -> dict[str, Any]:
     turns = length * theta ** -(np.arange(0, width, 2) / width) / (2 * np.pi)
     share = np.clip((turns - low) / (high - low), 0, 1)
     if not (factor > 0 and np.allclose(factors, 1 / ((1 - share) / factor + share), rtol=1e-4)):
-        raise JloraError(
+        raise UnsupportedModelError(
             f"{content.file}: {ROPE_FACTORS}: expected Llama 3.1's factors for {width // 2} frequencies;"
             " found others, which are not supported"
         )

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import gguf
 import numpy as np
 
-from jlora.errors import JloraError
+from jlora.errors import FileError
 from jlora.files.finite import require_finite
 
 _VERSIONS = (2, 3)
@@ -48,7 +48,7 @@ class StoredBlocks:
         """Dequantizes the tensor to `dtype`, some rows at a time; the stored blocks are never all in memory.
 
         Raises:
-          JloraError: a number that is not finite, or that `dtype` cannot hold.
+          FileError: a number that is not finite, or that `dtype` cannot hold.
         """
         stored = np.memmap(self.file, np.uint8, "r", self.start, self._rows_and_bytes())
         out = np.empty((stored.shape[0], self.shape[-1]), dtype)
@@ -61,24 +61,24 @@ class StoredBlocks:
         return out.reshape(self.shape)
 
     def require_readable(self) -> None:
-        """Raises JloraError if `gguf` cannot dequantize the tensor's type, or the file ends before the tensor does."""
+        """Raises FileError if `gguf` cannot dequantize the tensor's type, or the file ends before the tensor does."""
         try:
             gguf.dequantize(np.zeros((1, gguf.GGML_QUANT_SIZES[self._kind()][1]), np.uint8), self._kind())
         except (NotImplementedError, ValueError):
             known = self.type in list(gguf.GGMLQuantizationType)
-            raise JloraError(
+            raise FileError(
                 f"{self.file}: {self.name}: expected a type that gguf dequantizes;"
                 f" found {self._kind().name if known else f'type {self.type}'}"
             ) from None
         numbers, _ = gguf.GGML_QUANT_SIZES[self._kind()]
         if self.shape[-1] % numbers:
-            raise JloraError(
+            raise FileError(
                 f"{self.file}: {self.name}: expected rows of a multiple of {numbers} numbers, a block of"
                 f" {self._kind().name}; found {self.shape[-1]}"
             )
         size = self.file.stat().st_size
         if self.end > size:
-            raise JloraError(
+            raise FileError(
                 f"{self.file}: {self.name}: expected a whole GGUF file, of {self.end} bytes at least; found {size};"
                 " download or copy it again"
             )
@@ -110,16 +110,16 @@ def read_gguf(file: Path) -> Gguf:
     """Reads a file's metadata and the places of its tensors, but no tensor.
 
     Raises:
-      JloraError: the file is missing, is not GGUF, has an unknown version, ends within the metadata, is one of several
+      FileError: the file is missing, is not GGUF, has an unknown version, ends within the metadata, is one of several
         parts, has a name twice, or has more metadata than any model.
     """
     if not Path(file).is_file():
-        raise JloraError(f"{file}: expected a GGUF file; found no such file")
+        raise FileError(f"{file}: expected a GGUF file; found no such file")
     try:
         with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _parse(Path(file), _Cursor(data))
     except (ValueError, struct.error) as error:
-        raise JloraError(f"{file}: expected a whole GGUF file; found: {error}") from None
+        raise FileError(f"{file}: expected a whole GGUF file; found: {error}") from None
 
 
 def _parse(file: Path, cursor: _Cursor) -> Gguf:

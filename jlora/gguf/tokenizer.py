@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from jlora.errors import JloraError
+from jlora.errors import FileError
 from jlora.gguf.reader import Gguf
 
 _CONTROL, _USER_DEFINED = 3, 4
@@ -25,7 +25,7 @@ def make_tokenizer(content: Gguf) -> PreTrainedTokenizerFast:
     """Builds the tokenizer of a file, with its chat templates.
 
     Raises:
-      JloraError: the tokenizer is neither byte-level BPE with a known pre-tokenizer nor SentencePiece's BPE, or its
+      FileError: the tokenizer is neither byte-level BPE with a known pre-tokenizer nor SentencePiece's BPE, or its
         lists are missing or inconsistent.
     """
     fields = {key.removeprefix("tokenizer.ggml."): value for key, value in content.fields.items()}
@@ -34,7 +34,7 @@ def make_tokenizer(content: Gguf) -> PreTrainedTokenizerFast:
     _require_ids(content, fields)
     by_pieces = kind == "llama" and content.fields.get("general.architecture") == "llama"
     if not by_pieces and not (kind == "gpt2" and isinstance(before, str) and before in _PRE_TOKENIZERS):
-        raise JloraError(
+        raise FileError(
             f"{content.file}: tokenizer.ggml: expected the model gpt2 with one of {', '.join(_PRE_TOKENIZERS)}"
             " before it, or the model llama in a file of the architecture llama;"
             f" found {reprlib.repr(kind)} with {reprlib.repr(before)}"
@@ -44,7 +44,7 @@ def make_tokenizer(content: Gguf) -> PreTrainedTokenizerFast:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # inconsistent lists; a panic of `tokenizers` is not an Exception
-        raise JloraError(f"{content.file}: tokenizer.ggml: expected a whole tokenizer; found: {error}") from error
+        raise FileError(f"{content.file}: tokenizer.ggml: expected a whole tokenizer; found: {error}") from error
 
 
 def _require_lists(content: Gguf, fields: dict[str, Any], third: str) -> None:
@@ -53,14 +53,14 @@ def _require_lists(content: Gguf, fields: dict[str, Any], third: str) -> None:
     for key, kind in kinds.items():
         where, found = f"{content.file}: tokenizer.ggml.{key}", fields.get(key)
         if key not in fields:
-            raise JloraError(f"{where}: expected a list; found no such key")
+            raise FileError(f"{where}: expected a list; found no such key")
         if not isinstance(found, list) or not all(isinstance(entry, kind) for entry in found):
-            raise JloraError(f"{where}: expected a list of one kind; found {reprlib.repr(found)}")
+            raise FileError(f"{where}: expected a list of one kind; found {reprlib.repr(found)}")
         if key != "merges" and len(found) != len(fields["tokens"]):
-            raise JloraError(f"{where}: expected {len(fields['tokens'])} entries, as tokens has; found {len(found)}")
+            raise FileError(f"{where}: expected {len(fields['tokens'])} entries, as tokens has; found {len(found)}")
     longest = max(map(len, fields["tokens"]), default=0)
     if longest > _LONGEST:
-        raise JloraError(
+        raise FileError(
             f"{content.file}: tokenizer.ggml.tokens: expected at most {_LONGEST} characters; found a token of {longest}"
         )
 
@@ -70,9 +70,7 @@ def _require_ids(content: Gguf, fields: dict[str, Any]) -> None:
     for key, found in fields.items():
         if key.endswith("_token_id") and not (type(found) is int and 0 <= found < count):
             found = reprlib.repr(found)
-            raise JloraError(
-                f"{content.file}: tokenizer.ggml.{key}: expected a token's id below {count}; found {found}"
-            )
+            raise FileError(f"{content.file}: tokenizer.ggml.{key}: expected a token's id below {count}; found {found}")
 
 
 def _tokenizer(content: Gguf, fields: dict[str, Any], before: _Before | None) -> PreTrainedTokenizerFast:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora.errors import JloraError
+from jlora.errors import JloraError, TargetNotFoundError
 from jlora.initialization.base_uses import BaseUses, base_uses, shaping_use, without_rule
 from jlora.initialization.token_rows import token_rows
 from jlora.lora.config import LoraConfig
@@ -133,14 +133,14 @@ def _require_used(config: LoraConfig, seen: BaseUses) -> None:
     if not meant or is_all_linear(config):
         return
     if not isinstance(config.target_modules, str):
-        raise JloraError(
+        raise TargetNotFoundError(
             f"{meant[0]}: matches target_modules, but the function never uses it; exclude_modules leaves it out"
         )
     warnings.warn(f"not adapted, because the function never uses it: {', '.join(meant)}", stacklevel=4)
 
 
 def _check(config: LoraConfig, seen: BaseUses, adaptable: list[str], stopped: Mapping[str, str]) -> None:
-    """Raises JloraError for an entry of the configuration that matches nothing."""
+    """Raises TargetNotFoundError for an entry of the configuration that matches nothing, NoRuleError as `init` does."""
     heads = [HEAD] if seen.tied else []
     refused = {name: operation for path, operation in stopped.items() for name in seen.modules[path]}
     check_targets(config, [*(name for path in adaptable for name in seen.modules[path]), *heads], refused)

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,12 @@ from jlora.lora.matrices import Matrices, from_matrices, to_matrices
 from jlora.lora.targets import matches, pattern_value
 from jlora.transform.input_moments import second_moments
 
+if TYPE_CHECKING:
+    from jaxtyping import PRNGKeyArray, PyTree
+
 
 def init_eva(
-    key: jax.Array, config: LoraConfig, base: Any, fn: Callable, batches: Iterable[Any], *, rho: float = 2.0
+    key: PRNGKeyArray, config: LoraConfig, base: PyTree, fn: Callable, batches: Iterable[Any], *, rho: float = 2.0
 ) -> tuple[dict[str, Entry], LoraConfig]:
     """Returns (adapter, config) for `init_lora_weights` "eva": A from the inputs of its weight, and B zero.
 

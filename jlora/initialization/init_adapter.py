@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,17 @@ from jlora.lora.named_initializations import find_initialization
 from jlora.tree.leaf_paths import leaves_by_path
 from jlora.tree.quantized import Quantized, as_array
 
+if TYPE_CHECKING:
+    from jaxtyping import PRNGKeyArray, PyTree
+
 InitLoraWeights = bool | str | Callable[..., Any]
 """A value of `LoraConfig.init_lora_weights`."""
 
 
 def init(
-    key: jax.Array,
+    key: PRNGKeyArray,
     config: LoraConfig,
-    base: Any,
+    base: PyTree,
     fn: Callable,
     *args: Any,
     allow_materialize: bool = False,
@@ -53,9 +56,10 @@ def init(
       each trained bias; Rows(value) for an embedding if only some of its rows are trained}.
 
     Raises:
-      JloraError: an entry of the configuration matches no module that could be adapted, or only modules that go
-        through an operation without a low-rank rule (the message names it); `fn` never uses a matching weight; the
-        initialization has its own function (PiSSA, OLoRA, LoRA-GA, EVA, LoftQ).
+      TargetNotFoundError: an entry of the configuration matches no module that could be adapted, or `fn` never uses a
+        matching weight.
+      NoRuleError: an entry matches only modules that go through an operation without a low-rank rule.
+      JloraError: the initialization has its own function (PiSSA, OLoRA, LoRA-GA, EVA, LoftQ).
     """
     _require_draw(config.init_lora_weights)
     planned = abstract_adapter(config, base, fn, *args, allow_materialize=allow_materialize, names=names, **kwargs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +19,20 @@ from jlora.quantization.quantize_base import quantize
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.quantized import QuantizationKind, Quantized, as_array, is_quantized
 
+if TYPE_CHECKING:
+    from jaxtyping import PRNGKeyArray, PyTree
+
 
 def init_loftq(
-    key: jax.Array,
+    key: PRNGKeyArray,
     config: LoraConfig,
-    base: Any,
+    base: PyTree,
     fn: Callable,
     *args: Any,
     kind: QuantizationKind = "nf4",
     iterations: int = 1,
     **kwargs: Any,
-) -> tuple[Any, dict[str, Entry]]:
+) -> tuple[PyTree, dict[str, Entry]]:
     """Returns (quantized base, adapter) whose sum is nearer to the base than the quantized weights are.
 
     For a weight W, starting from B A = 0, two steps are repeated `iterations` times: Q = quantize(W - s B A), then

@@ -9,13 +9,13 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora.errors import JloraError
+from jlora.errors import AdapterMismatchError, JloraError
 from jlora.initialization.init_adapter import draw_default, set_magnitude
 from jlora.lora.config import LoraConfig
 from jlora.lora.entries import Adapter, Entry, LowRank
@@ -24,13 +24,16 @@ from jlora.lora.named_initializations import is_residual
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves, require
 from jlora.tree.quantized import is_quantized
 
+if TYPE_CHECKING:
+    from jaxtyping import PRNGKeyArray, PyTree
+
 _STABLE_GAMMA = 16
 """LoRA-GA's gamma: the larger it is, the smaller B is at the start."""
 
 
 def init_residual(
-    key: jax.Array, config: LoraConfig, base: Any, fn: Callable, *args: Any, **kwargs: Any
-) -> tuple[Any, dict[str, Entry]]:
+    key: PRNGKeyArray, config: LoraConfig, base: PyTree, fn: Callable, *args: Any, **kwargs: Any
+) -> tuple[PyTree, dict[str, Entry]]:
     """Returns (residual base, adapter) for `init_lora_weights` "pissa", "pissa_niter_N" or "olora".
 
     The adapter starts with the r largest singular components of a weight (PiSSA, Meng et al. 2024; with niter, by
@@ -61,8 +64,8 @@ def init_residual(
 
 
 def init_lora_ga(
-    config: LoraConfig, base: Any, gradients: Any, fn: Callable, *args: Any, **kwargs: Any
-) -> tuple[Any, dict[str, Entry]]:
+    config: LoraConfig, base: PyTree, gradients: PyTree, fn: Callable, *args: Any, **kwargs: Any
+) -> tuple[PyTree, dict[str, Entry]]:
     """Returns (residual base, adapter) for `init_lora_weights` "lora_ga", which starts from the weights' gradients.
 
     LoRA-GA (Wang et al. 2024) makes the first steps approximate those of full fine-tuning. With PEFT's defaults and
@@ -84,7 +87,9 @@ def init_lora_ga(
     def start(path: str, entry: LowRank, weights: jax.Array) -> list[Matrices]:
         require(path, found, "the tree of gradients")
         if np.shape(found[path]) != entry.shape:
-            raise JloraError(f"{path}: expected a gradient of shape {entry.shape}, found {np.shape(found[path])}")
+            raise AdapterMismatchError(
+                f"{path}: expected a gradient of shape {entry.shape}, found {np.shape(found[path])}"
+            )
         dense = leaf_to_matrices(entry, jnp.asarray(found[path]).astype(jnp.float32))
         return [_next_components(path, layer, grad) for layer, grad in zip(to_matrices(entry), dense, strict=True)]
 
@@ -102,7 +107,7 @@ def subtract_initial(adapter: Adapter, initial: Adapter) -> dict[str, Entry]:
       initial: the adapter that `init_residual` or `init_lora_ga` returned together with the residual base.
 
     Raises:
-      JloraError: the two are not adapters of the same leaves.
+      AdapterMismatchError: the two are not adapters of the same leaves.
     """
     return {
         path: _minus(path, entry, initial) if isinstance(entry, LowRank) else entry for path, entry in adapter.items()
@@ -131,7 +136,9 @@ def _minus(path: str, entry: LowRank, initial: Mapping[str, Entry]) -> LowRank:
     start = initial[path]
     if not isinstance(start, LowRank) or (start.spec, start.shape) != (entry.spec, entry.shape):
         found = start.shape if isinstance(start, LowRank) else type(start).__name__
-        raise JloraError(f"{path}: expected a start of shape {entry.shape} in the initial adapter, found {found}")
+        raise AdapterMismatchError(
+            f"{path}: expected a start of shape {entry.shape} in the initial adapter, found {found}"
+        )
     layers = [
         Matrices(jnp.concatenate([x.a, y.a]), jnp.concatenate([x.b, -y.b], 1), jnp.concatenate([x.scale, y.scale]))
         for x, y in zip(to_matrices(entry), to_matrices(start), strict=True)

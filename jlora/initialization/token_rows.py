@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import jax
 
-from jlora.errors import JloraError
+from jlora.errors import JloraError, TargetNotFoundError
 from jlora.initialization.base_uses import BaseUses
 from jlora.lora.config import LoraConfig
 from jlora.lora.entries import Rows
@@ -37,7 +37,7 @@ def token_rows(config: LoraConfig, seen: BaseUses) -> dict[str, Rows]:
         paths = [path for path, name in tables.items() if matches([end], name)]
         if len(paths) != 1:
             there = ", ".join(tables.values()) or "none"
-            raise JloraError(
+            raise TargetNotFoundError(
                 f"{_FIELD}: expected the end of the name of one embedding or head, found {end!r}, which matches"
                 f" {len(paths)}\nThere are: {there}"
             )

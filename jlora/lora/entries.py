@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora.errors import JloraError
+from jlora.errors import AdapterMismatchError
 from jlora.lora.spec import Spec, parse_spec
 from jlora.tree.leaf_paths import array_leaves, require
 from jlora.tree.quantized import Quantized, as_array
+
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float, PyTree
 
 UseKind = Literal["linear", "lookup", "conv"]
 """How a function uses a weight: in a matrix product, as an embedding table, or as the kernel of a convolution."""
@@ -46,17 +49,17 @@ class LowRank:
       squared_norm: (*stack, *out), |leaf|^2 over the input axes, never trained; None without a magnitude.
     """
 
-    a: jax.Array
-    b: jax.Array
-    scale: jax.Array
+    a: Float[Array, " *stack_r_in"]
+    b: Float[Array, " *stack_r_out"]
+    scale: Float[Array, "*stack r"]
     spec: str = dataclasses.field(metadata={"static": True})
     ranks: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
     kind: UseKind = dataclasses.field(default="linear", metadata={"static": True})
     only: UseKind | None = dataclasses.field(default=None, metadata={"static": True})
     tied: bool = dataclasses.field(default=False, metadata={"static": True})
-    magnitude: jax.Array | None = None
-    squared_norm: jax.Array | None = None
+    magnitude: Float[Array, " *stack_out"] | None = None
+    squared_norm: Float[Array, " *stack_out"] | None = None
 
     @property
     def axes(self) -> Spec:
@@ -84,7 +87,7 @@ class Full:
         how the function uses the leaf: ((1,), (0,)) for a kernel (in, out). If None, the leaf's name decides.
     """
 
-    value: jax.Array
+    value: Float[Array, " *shape"]
     layers: tuple[int, ...] | None = dataclasses.field(default=None, metadata={"static": True})
     only: UseKind | None = dataclasses.field(default=None, metadata={"static": True})
     tied: bool = dataclasses.field(default=False, metadata={"static": True})
@@ -107,7 +110,7 @@ class Rows:
       axis: the axis of the tokens: 0 in an embedding (vocab, dim), 1 in an output head's kernel (dim, vocab).
     """
 
-    value: jax.Array
+    value: Float[Array, "n dim"]
     indices: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     axis: int = dataclasses.field(default=0, metadata={"static": True})
 
@@ -127,7 +130,7 @@ Adapter = Mapping[str, Entry]
 
 
 def require_fit(adapter: Adapter, leaves: Mapping[str, Any]) -> None:
-    """Raises JloraError if an entry's path is not one of `leaves`, or its shape is not that of the leaf."""
+    """Raises AdapterMismatchError if an entry's path is not one of `leaves`, or its shape is not that of the leaf."""
     for path, entry in adapter.items():
         require(path, leaves, "the base tree")
         shape = np.shape(leaves[path])
@@ -137,7 +140,7 @@ def require_fit(adapter: Adapter, leaves: Mapping[str, Any]) -> None:
             at = f" at {entry.taken}" if entry.taken else ""
             fits, found = _whole_fits(entry, shape), f"{np.shape(entry.value)}{at}"
         if not fits:
-            raise JloraError(f"{path}: expected an entry for the base's shape {shape}, found one for {found}")
+            raise AdapterMismatchError(f"{path}: expected an entry for the base's shape {shape}, found one for {found}")
 
 
 def _whole_fits(entry: Full | Rows, shape: tuple[int, ...]) -> bool:
@@ -207,12 +210,12 @@ def split(adapter: Adapter) -> tuple[dict, dict]:
     return trainable, frozen
 
 
-def combine(first: Any, second: Any) -> Any:
+def combine(first: PyTree, second: PyTree) -> PyTree:
     """Joins the two trees that `split` returned: takes each leaf from the tree in which it is not None."""
     return jax.tree.map(lambda x, y: y if x is None else x, first, second, is_leaf=lambda x: x is None)
 
 
-def count_parameters(base: Any, adapter: Adapter | None = None, prefix: str = "") -> tuple[int, int]:
+def count_parameters(base: PyTree, adapter: Adapter | None = None, prefix: str = "") -> tuple[int, int]:
     """Counts the (total, trainable) parameters of the base with the adapter.
 
     A leaf trained in full counts once. Padding of stacked low-rank leaves does not count, nor does the scale.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import regex
 
-from jlora.errors import JloraError
+from jlora.errors import FileError, JloraError
 
 LIMIT = 5.0
 """CPU seconds for all expressions of a configuration on all names of a model. A model of 126 layers takes one."""
@@ -67,7 +67,7 @@ def require_quick(
       where: the file that they are in.
 
     Raises:
-      JloraError: together they take longer than 5 seconds.
+      FileError: together they take longer than 5 seconds.
     """
     matchers = [(text, _compile(text).fullmatch) for text in whole]
     matchers += [(text, _compile(_END.format(text)).match) for text in ends]
@@ -81,11 +81,14 @@ def require_quick(
 def _within_limit(
     text: str, match: Callable[..., regex.Match | None], name: str, where: str = "", seconds: float = LIMIT
 ) -> regex.Match | None:
-    """Returns the result of `match`, a method of the expression `text`; JloraError if it takes longer."""
+    """Returns the result of `match`, a method of the expression `text`; JloraError if it takes longer.
+
+    The error is a FileError if `where` names a file.
+    """
     try:
         return match(name, timeout=max(seconds, 0.001))
     except TimeoutError:
-        raise JloraError(
+        raise (FileError if where else JloraError)(
             f"{where}expected regular expressions that match within {LIMIT:g} seconds; found"
             f" {reprlib.repr(text)}, which takes longer on {name!r}. Rewrite it without nested repetitions"
         ) from None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import TypeVar
 
-from jlora.errors import JloraError, nearest
+from jlora.errors import NoRuleError, TargetNotFoundError, nearest
 from jlora.lora.config import LoraConfig
 from jlora.lora.name_patterns import is_end, is_whole, layer_number, require_quick
 from jlora.tree.output_heads import HEAD_NAMES, OUTPUT_EMBEDDINGS
@@ -73,7 +73,7 @@ def _in_layers(config: LoraConfig, name: str) -> bool:
 
 
 def require_quick_patterns(config: LoraConfig, names: Sequence[str], where: str) -> None:
-    """Raises JloraError if the regular expressions of the file `where` take too long on the names."""
+    """Raises FileError if the regular expressions of the file `where` take too long on the names."""
     whole = [entry for entry in (config.target_modules, config.exclude_modules) if isinstance(entry, str)]
     if is_all_linear(config):
         whole.remove(str(config.target_modules))
@@ -87,8 +87,9 @@ def check_targets(config: LoraConfig, names: Sequence[str], stopped: Mapping[str
       stopped: {module: the operation without a low-rank rule that prevents its adaptation}.
 
     Raises:
-      JloraError: target_modules is not given, or an entry matches nothing; the message lists the nearest names and all
-        available ones.
+      NoRuleError: an entry matches only modules in `stopped`.
+      TargetNotFoundError: target_modules is not given, or an entry matches nothing; the message lists the nearest names
+        and all available ones.
     """
     found = config.target_modules
     if found is None:
@@ -105,7 +106,7 @@ def check_targets(config: LoraConfig, names: Sequence[str], stopped: Mapping[str
     if not targets:
         _refuse_stopped(str(found), stopped)
         if is_all_linear(config) and not names:
-            raise JloraError(
+            raise TargetNotFoundError(
                 "LoraConfig.target_modules: 'all-linear': expected a function that multiplies by a matrix of the base,"
                 " found none; target_modules can name convolutions and tables of embeddings"
             )
@@ -119,7 +120,7 @@ def check_targets(config: LoraConfig, names: Sequence[str], stopped: Mapping[str
 def _refuse_stopped(entry: str, stopped: Mapping[str, str]) -> None:
     if stopped:
         found = ", ".join(f"{name} in {operation!r}" for name, operation in stopped.items())
-        raise JloraError(
+        raise NoRuleError(
             f"LoraConfig.target_modules: {entry!r}: expected a weight that is used in matrix products, convolutions or"
             f" table lookups alone, found {found}, for which there is no low-rank rule. Train it whole with"
             " modules_to_save, or allow W + BA to be computed there: init(..., allow_materialize=True) and"
@@ -133,7 +134,7 @@ def check_other_modules(config: LoraConfig, names: Sequence[str]) -> None:
     The heads that PEFT lists for every sequence classifier may be missing.
 
     Raises:
-      JloraError: an entry matches nothing; the message lists the nearest names and all available ones.
+      TargetNotFoundError: an entry matches nothing; the message lists the nearest names and all available ones.
     """
     excluded = config.exclude_modules or ()
     for entry in [excluded] if isinstance(excluded, str) else excluded:
@@ -146,10 +147,14 @@ def check_other_modules(config: LoraConfig, names: Sequence[str]) -> None:
             raise _no_match("modules_to_save", "an entry that ends a module's name", entry, names)
 
 
-def _no_match(field: str, expected: str, found: str, names: Sequence[str], is_regex: bool = False) -> JloraError:
+def _no_match(
+    field: str, expected: str, found: str, names: Sequence[str], is_regex: bool = False
+) -> TargetNotFoundError:
     # `encoder.layer.3.attention.self.query` -> `attention.self.query`
     ends = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in names})
     hint = nearest(found, [*ends, *(end.split(".")[-1] for end in ends)])
     if is_regex and any(re.search(found, name) for name in names):
         hint = f'; a string must match the whole name: ".*({found}).*" matches any part of it, [{found}] the end'
-    return JloraError(f"LoraConfig.{field}: expected {expected}, found {found!r}{hint}\nThere are: {', '.join(ends)}")
+    return TargetNotFoundError(
+        f"LoraConfig.{field}: expected {expected}, found {found!r}{hint}\nThere are: {', '.join(ends)}"
+    )

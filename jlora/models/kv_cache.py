@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jlora.errors import JloraError
+from jlora.errors import UnsupportedModelError
 from jlora.models.attention.visibility import Visibility, causal_visibility
 
 
@@ -123,10 +123,10 @@ def visible(batch: dict[str, jax.Array], window: int | None, cache: Cache | None
     """Describes which tokens, or slots of the opened `cache`, each token sees, as `causal_visibility` does.
 
     Raises:
-      JloraError: a window of less than 1 token.
+      UnsupportedModelError: a window of less than 1 token.
     """
     if window is not None and window < 1:
-        raise JloraError(
+        raise UnsupportedModelError(
             f"config.json: sliding_window or window_size: expected 1 token or more, or null for none; found {window}"
         )
     if cache is None or cache.valid.shape == batch["input_ids"].shape:  # no tokens come before the batch

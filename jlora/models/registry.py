@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jlora.errors import JloraError, nearest
+from jlora.errors import JloraError, UnsupportedModelError, nearest
 from jlora.models.families import (
     bert,
     bloom,
@@ -60,10 +60,10 @@ def family(model_type: Any) -> Family:
     """Returns the family of models that Hugging Face calls `model_type`.
 
     Raises:
-      JloraError: the family is not supported.
+      UnsupportedModelError: the family is not supported.
     """
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise JloraError(
+        raise UnsupportedModelError(
             f"config.json: model_type: expected one of {', '.join(FAMILIES)}; found {model_type!r}"
             f"{nearest(str(model_type), FAMILIES)}"
         )
@@ -74,7 +74,7 @@ def default_targets(model_type: str) -> tuple[str, ...]:
     """Returns PEFT's default `target_modules` for models of this type: ("query", "value") for "bert".
 
     Raises:
-      JloraError: the family is not supported.
+      UnsupportedModelError: the family is not supported.
     """
     return family(model_type).targets
 
@@ -92,15 +92,17 @@ def build(
         `jlora.models.attention.attention`.
 
     Raises:
-      JloraError: the family or a value of the config is not supported; the message names the key.
+      UnsupportedModelError: the family or a value of the config is not supported; the message names the key.
     """
     kind = family(config.model_type)
     for key, honoured in kind.honoured.items():
         found = getattr(config, key, None)
         if found not in honoured:
-            raise JloraError(f"config.json: {key}: expected {honoured[-1]!r}; found {found!r}, which is not supported")
+            raise UnsupportedModelError(
+                f"config.json: {key}: expected {honoured[-1]!r}; found {found!r}, which is not supported"
+            )
     if config.hidden_size % config.num_attention_heads and getattr(config, "head_dim", None) is None:
-        raise JloraError(
+        raise UnsupportedModelError(
             f"config.json: hidden size: expected a multiple of the {config.num_attention_heads} attention "
             f"heads; found {config.hidden_size}"
         )
@@ -120,7 +122,7 @@ def abstract_base(model: Any) -> Any:
     """Returns the tree of `model.init`, {"params": ...}, with ShapeDtypeStructs; computes nothing.
 
     Raises:
-      JloraError: no model can be built from the config's values.
+      UnsupportedModelError: no model can be built from the config's values.
     """
     try:
         return jax.eval_shape(lambda batch: model.init(jax.random.key(0), batch), example_batch(model.config))
@@ -128,6 +130,6 @@ def abstract_base(model: Any) -> Any:
         raise
     except Exception as error:  # layers raise various exceptions for wrong values
         kind = type(model).__name__
-        raise JloraError(
+        raise UnsupportedModelError(
             f"config.json: expected values of a {kind}; found one that it does not take: {error}"
         ) from error

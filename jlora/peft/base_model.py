@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jlora.errors import JloraError
+from jlora.errors import FileError
 from jlora.files.path_checks import as_path
 from jlora.peft.config_file import CONFIG, read_base_name
 
@@ -13,19 +13,19 @@ def base_of(folder: Path) -> str:
     """Returns the base model that `adapter_config.json` names.
 
     Raises:
-      JloraError: there is no such file, or it names no base, or one that is neither a local folder nor a hub name.
+      FileError: there is no such file, or it names no base, or one that is neither a local folder nor a hub name.
     """
     file = folder / CONFIG
     name = read_base_name(folder)
     if not name:
-        raise JloraError(f"{file}: base_model_name_or_path: expected the base's name; found none. Give it with --base")
+        raise FileError(f"{file}: base_model_name_or_path: expected the base's name; found none. Give it with --base")
     if name.startswith("package:"):  # an untrusted file must not choose what the user installs
-        raise JloraError(
+        raise FileError(
             f"{file}: base_model_name_or_path: expected a folder or a name on the hub; found {name!r}. Give the base"
             " with --base"
         )
     if _is_path(name) and not _exists(name):
-        raise JloraError(
+        raise FileError(
             f"{file}: base_model_name_or_path: expected a folder or a name on the hub; found {name!r}, which is not on"
             " this machine (it may be a path of the machine where the adapter was trained). Give the base with --base:"
             " its folder, or its name on the hub"
@@ -41,5 +41,5 @@ def _is_path(name: str) -> bool:
 def _exists(name: str) -> bool:
     try:
         return as_path(name).exists()
-    except JloraError:  # no path at all
+    except FileError:  # no path at all
         return False

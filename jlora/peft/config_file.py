@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jlora.errors import JloraError
+from jlora.errors import FileError, JloraError
 from jlora.files.bounded_json import read_json
 from jlora.files.safetensors_reader import open_safetensors
 from jlora.lora.config import LoraConfig
@@ -136,7 +136,7 @@ def read_config(folder: Path) -> LoraConfig:
     """Reads PEFT's `adapter_config.json`, or mlx-lm's.
 
     Raises:
-      JloraError: the file is missing, is not JSON, is not LoRA, or has an unsupported feature, which is named.
+      FileError: the file is missing, is not JSON, is not LoRA, or has an unsupported feature, which is named.
     """
     return to_config(read_fields(folder), folder / CONFIG)
 
@@ -145,7 +145,7 @@ def read_fields(folder: Path) -> dict[str, Any]:
     """Reads the fields of `adapter_config.json` under PEFT's names.
 
     Raises:
-      JloraError: the file is missing, is not JSON, or is not LoRA.
+      FileError: the file is missing, is not JSON, or is not LoRA.
     """
     fields, path = read_json(folder / CONFIG, _LARGEST), folder / CONFIG
     if mlx.is_mlx(fields):
@@ -153,13 +153,13 @@ def read_fields(folder: Path) -> dict[str, Any]:
     if fields.get("peft_type") == "LORA":
         return fields
     if "model_type" in fields or "architectures" in fields:
-        raise JloraError(
+        raise FileError(
             f"{path}: expected PEFT's adapter configuration, found a model's config.json (model_type"
             f" {fields.get('model_type')!r}), which has replaced it. Copy the file again from where the adapter comes"
             ' from, or write {"peft_type": "LORA", "r": ..., "lora_alpha": ..., "target_modules": [...]} with the'
             " values that it was trained with"
         )
-    raise JloraError(f"{path}: peft_type: expected LORA, found {fields.get('peft_type')!r}")
+    raise FileError(f"{path}: peft_type: expected LORA, found {fields.get('peft_type')!r}")
 
 
 def to_config(stored: Mapping[str, Any], path: Path) -> LoraConfig:
@@ -170,12 +170,12 @@ def to_config(stored: Mapping[str, Any], path: Path) -> LoraConfig:
     names = {field.name for field in dataclasses.fields(LoraConfig)}
     on = {key for key, value in stored.items() if value not in _OFF}
     for key in sorted(on & _OTHER_FUNCTIONS):
-        raise JloraError(f"{path}: {key}: expected it off or absent (not supported), found {reprlib.repr(stored[key])}")
+        raise FileError(f"{path}: {key}: expected it off or absent (not supported), found {reprlib.repr(stored[key])}")
     if unknown := sorted(on - names - _NEUTRAL - _TRANSLATED):
         logger.warning("%s: ignored, because PEFT has no such fields: %s", path, reprlib.repr(unknown))
     for key, (expected, is_so) in _KINDS.items():
         if stored.get(key) is not None and not is_so(stored[key]):
-            raise JloraError(f"{path}: {key}: expected {expected}, found {reprlib.repr(stored[key])}")
+            raise FileError(f"{path}: {key}: expected {expected}, found {reprlib.repr(stored[key])}")
     fields = {key: value for key, value in stored.items() if key in names}
     fields |= {key: {} for key in ("rank_pattern", "alpha_pattern") if fields.get(key) is None}
     fields["init_lora_weights"] = _initialization(path, stored.get("init_lora_weights", True))
@@ -186,7 +186,7 @@ def to_config(stored: Mapping[str, Any], path: Path) -> LoraConfig:
     try:
         return LoraConfig(**fields)
     except (JloraError, RecursionError, OverflowError) as error:  # regular expressions raise the last two
-        raise JloraError(f"{path}: {error}") from None
+        raise FileError(f"{path}: {error}") from None
 
 
 def read_base_name(folder: Path) -> str | None:
@@ -198,7 +198,7 @@ def base_name_in(fields: Mapping[str, Any], path: Path) -> str | None:
     """Returns the base that PEFT's fields, read from the file `path`, name; None if they name none."""
     found = fields.get("base_model_name_or_path") or None
     if found is not None and not isinstance(found, str):
-        raise JloraError(f"{path}: base_model_name_or_path: expected a name, found {reprlib.repr(found)}")
+        raise FileError(f"{path}: base_model_name_or_path: expected a name, found {reprlib.repr(found)}")
     return found
 
 
@@ -206,18 +206,18 @@ def _with_parameters(path: Path, stored: Mapping[str, Any]) -> Any:
     """Adds the modules whose weights `target_parameters` names to `target_modules`: both have the update B A."""
     modules, names = stored.get("target_modules"), stored["target_parameters"]
     if others := [name for name in names if not name.endswith(".weight")]:
-        raise JloraError(
+        raise FileError(
             f"{path}: target_parameters: expected weights of linear layers, such as q_proj.weight (those of stacked"
             f" experts are not supported), found {reprlib.repr(others)}"
         )
     if stored.get("layers_to_transform") is not None:
-        raise JloraError(
+        raise FileError(
             f"{path}: layers_to_transform: expected null together with target_parameters, to which PEFT does not apply"
             " it. Write one regular expression for all adapted modules as target_modules, and delete the other two"
         )
     for field in ("rank_pattern", "alpha_pattern"):
         if stored.get(field):
-            raise JloraError(
+            raise FileError(
                 f"{path}: {field}: expected none together with target_parameters, where PEFT matches it against names"
                 f" that end in .weight, found {reprlib.repr(stored[field])}. Name the modules in target_modules"
                 f" instead of target_parameters, and in {field} those whose value differs"
@@ -234,7 +234,7 @@ def _initialization(path: Path, found: Any) -> bool | str:
     name = found.lower() if isinstance(found, str) else None
     if name in RECOMPUTED or name in _HARMLESS:
         return True if name == "mica" else str(name)
-    raise JloraError(
+    raise FileError(
         f"{path}: init_lora_weights: expected true, false or one of {', '.join((*_HARMLESS, *RECOMPUTED))}, found"
         f" {found!r}. That initialization changed the base's weights in a way that the file does not record, so the"
         " adapter fits the changed base alone. Load the changed base and write true here; or let PEFT convert the"

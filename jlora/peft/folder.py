@@ -6,14 +6,14 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from jlora.errors import JloraError
+from jlora.errors import AdapterMismatchError, FileError, JloraError
 from jlora.files.atomic_folder import whole_folder
 from jlora.files.finite import require_finite
 from jlora.initialization.abstract_adapter import abstract_stored
@@ -34,6 +34,9 @@ from jlora.peft.vllm import for_vllm
 from jlora.tree.leaf_paths import array_leaves
 from jlora.tree.module_names import torch_path
 from jlora.tree.output_heads import HEAD_NAMES
+
+if TYPE_CHECKING:
+    from jaxtyping import PyTree
 
 __all__ = ["from_peft", "head_rows", "load_adapter", "save_adapter", "read_lora_config", "to_peft"]
 
@@ -82,7 +85,7 @@ def save_adapter(
 
 def load_adapter(
     folder: str | os.PathLike,
-    base: Any,
+    base: PyTree,
     fn: Callable,
     *args: Any,
     base_model: str | None = None,
@@ -107,8 +110,8 @@ def load_adapter(
       (adapter, config).
 
     Raises:
-      JloraError: a missing file, an unsupported feature, a pickle, NaN or infinite values, another base, or a key that
-        is missing, unexpected or does not have the base's shape.
+      FileError: a missing file, an unsupported feature, a pickle, or NaN or infinite values.
+      AdapterMismatchError: another base, or a key that is missing, unexpected or does not have the base's shape.
     """
     folder = Path(folder)
     fields, file = read_fields(folder), folder / CONFIG
@@ -176,7 +179,7 @@ def _require_no_conv1d(template: Adapter, file: Path) -> None:
     """Refuses Conv1D: PEFT's A and B of a parameter are for its last and first axis, which Conv1D swaps."""
     for path, entry in template.items():
         if is_conv1d(path, entry):
-            raise JloraError(
+            raise FileError(
                 f"{file}: target_parameters: expected weights of linear layers, found {path}, which is stored"
                 " transposed. Name its module in target_modules instead"
             )
@@ -184,7 +187,7 @@ def _require_no_conv1d(template: Adapter, file: Path) -> None:
 
 def _require_base(named: str | None, base_model: str | None, file: Path) -> None:
     if base_model is not None and named is not None and not _same_base(named, base_model):
-        raise JloraError(
+        raise AdapterMismatchError(
             f"{file}: base_model_name_or_path: expected {base_model}, found {named}. Load the"
             " base that the adapter was made for; or, if both names mean the same base, leave out base_model"
         )

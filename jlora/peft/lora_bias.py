@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jlora.errors import JloraError
+from jlora.errors import FileError, JloraError
 from jlora.lora.entries import Adapter, Full, LowRank
 from jlora.peft.tensor_keys import Slot, slots
 
@@ -35,7 +35,7 @@ def fold_lora_bias(
         product, own = by_key.get(f"{module}.lora_B.weight"), by_key.get(f"{module}.base_layer.bias")
         if own is None or product is None:
             if np.any(tensors[key]):
-                raise JloraError(
+                raise FileError(
                     f"{where}: {key}: expected no such key, or zeros, because the base's module has no bias to add it"
                     " to; found other numbers (lora_bias in adapter_config.json). jlora cannot load this adapter"
                 )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jlora.errors import JloraError
+from jlora.errors import FileError
 from jlora.peft.tensor_keys import PREFIX
 
 WEIGHTS = "adapters.safetensors"
@@ -35,21 +35,19 @@ def peft_fields(fields: Mapping[str, Any], keys: Iterable[str], file: Path) -> d
       keys: of `adapters.safetensors`.
 
     Raises:
-      JloraError: the adapter is not low-rank, or its parameters do not determine the scale.
+      FileError: the adapter is not low-rank, or its parameters do not determine the scale.
     """
     kind, given = fields.get("fine_tune_type", "lora"), fields.get("lora_parameters")
     if kind not in ("lora", "dora"):
-        raise JloraError(
+        raise FileError(
             f"{file}: fine_tune_type: expected lora or dora, found {kind!r} (an adapter of mlx-lm); other types are not"
             " supported"
         )
     rank, scale = (given.get(name) if isinstance(given, dict) else None for name in ("rank", "scale"))
     if type(rank) is not int or abs(rank) > _LARGEST or isinstance(scale, bool) or not isinstance(scale, int | float):
-        raise JloraError(
-            f"{file}: lora_parameters: expected a rank and a scale, found {given!r} (an adapter of mlx-lm)"
-        )
+        raise FileError(f"{file}: lora_parameters: expected a rank and a scale, found {given!r} (an adapter of mlx-lm)")
     if isinstance(given, dict) and "alpha" in given:
-        raise JloraError(
+        raise FileError(
             f"{file}: lora_parameters.alpha: expected none, found {given['alpha']!r}. Early versions of mlx-lm multiply"
             " scale by alpha / rank, later ones ignore alpha. If your version multiplies, write the product as scale;"
             " then delete alpha"

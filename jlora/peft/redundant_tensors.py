@@ -10,7 +10,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from jlora.errors import JloraError
+from jlora.errors import AdapterMismatchError
 from jlora.lora.entries import Adapter, Full, Rows
 from jlora.peft.tensor_keys import PREFIX, Slot, slots
 from jlora.tree.module_names import module_names
@@ -62,7 +62,7 @@ def without_copies(
       leaves: {path: leaf} of the base, arrays or ShapeDtypeStructs.
 
     Raises:
-      JloraError: a weight of another base.
+      AdapterMismatchError: a weight of another base.
     """
     expected = {slot.key for slot in slots(template)}
     repeated = tied_head(tensors, template)
@@ -88,9 +88,9 @@ def _is_twice(key: str, tensors: Mapping[str, np.ndarray]) -> bool:
 
 
 def _require_bases(what: str, tensor: np.ndarray, slot: Slot, leaf: Any, *, near: bool) -> None:
-    """Raises JloraError unless the tensor equals the base's up to rounding, or is close to it if `near`."""
+    """Raises AdapterMismatchError unless the tensor equals the base's up to rounding, or is close to it if `near`."""
     if tensor.shape != slot.shape:
-        raise JloraError(
+        raise AdapterMismatchError(
             f"{what}: expected the base's own weight of shape {slot.shape}, found one of {tensor.shape}. {_ADVICE}"
         )
     if isinstance(leaf, jax.ShapeDtypeStruct) or is_quantized(leaf):
@@ -98,7 +98,7 @@ def _require_bases(what: str, tensor: np.ndarray, slot: Slot, leaf: Any, *, near
     own, found = slot.tensor(np.asarray(leaf, np.float32)), tensor.astype(np.float32)
     difference = float(np.linalg.norm(found - own) / max(float(np.linalg.norm(own)), 1e-30))
     if not (near and difference <= _SAME) and not _is_rounded(found, own):
-        raise JloraError(
+        raise AdapterMismatchError(
             f"{what}: expected the base's own weight, found other values (relative difference {difference:.2g})."
             f" {_ADVICE}"
         )

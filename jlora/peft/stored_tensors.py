@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jlora.errors import JloraError
+from jlora.errors import FileError
 from jlora.files.safetensors_reader import open_safetensors
 from jlora.peft import mlx
 from jlora.peft.tensor_keys import PREFIX
@@ -33,33 +33,33 @@ def weights_file(folder: Path) -> Path:
     """Returns the file with the adapter's tensors.
 
     Raises:
-      JloraError: there is no such file in a supported format.
+      FileError: there is no such file in a supported format.
     """
     for name in (WEIGHTS, mlx.WEIGHTS):
         if (folder / name).is_file():
             return folder / name
     path = folder / WEIGHTS
     if (folder / _PICKLE).exists():
-        raise JloraError(
+        raise FileError(
             f"{path}: expected the adapter's weights as safetensors, found {_PICKLE}, a pickle, which may run code and"
             f" is never opened here. If you trust it, convert it by running in its folder: {_CONVERT}"
         )
     others = sorted(file.name for file in folder.glob("*.safetensors"))[:5]
-    raise JloraError(f"{path}: expected the adapter's weights as safetensors, found {', '.join(others) or 'none'}")
+    raise FileError(f"{path}: expected the adapter's weights as safetensors, found {', '.join(others) or 'none'}")
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """Returns {PEFT's key: tensor} of the folder's file; values are read from the disk when they are used.
 
     Raises:
-      JloraError: a missing file, a dtype that is not floating point, empty tensors, or two adapters.
+      FileError: a missing file, a dtype that is not floating point, empty tensors, or two adapters.
     """
     file = weights_file(folder)
     tensors = open_safetensors(file)
     for key, tensor in tensors.items():
         tensor.require_float()
         if 0 in tensor.shape:
-            raise JloraError(
+            raise FileError(
                 f"{file}: {key}: expected weights, found an empty tensor of shape {tensor.shape}. DeepSpeed ZeRO-3"
                 " writes these if weights are saved without being gathered. Save again with"
                 " stage3_gather_16bit_weights_on_model_save, or run zero_to_fp32.py on the checkpoint"
@@ -72,13 +72,13 @@ def peft_keys(tensors: Mapping[str, np.ndarray], file: Path) -> dict[str, np.nda
     """Renames the tensors to the keys that PEFT's `save_pretrained` writes.
 
     Raises:
-      JloraError: more than one adapter, or two tensors for one key.
+      FileError: more than one adapter, or two tensors for one key.
     """
     names = {match[2] for key in tensors if (match := _WITH_NAME.search(key))} or {
         match[1] for key in tensors if (match := _SAVED.search(key)) and _SAVED.sub(".", key) in tensors
     }
     if len(names) > 1:
-        raise JloraError(
+        raise FileError(
             f"{file}: expected one adapter, found {', '.join(sorted(names))}. Save the one that you want with"
             " save_pretrained(folder, selected_adapters=[name])"
         )
@@ -88,7 +88,7 @@ def peft_keys(tensors: Mapping[str, np.ndarray], file: Path) -> dict[str, np.nda
         plain = _without_name(_WRAPPERS.sub("", key), name)
         plain = plain if plain.startswith("base_model.") else PREFIX + plain
         if plain in renamed and not np.array_equal(renamed[plain], tensor):
-            raise JloraError(
+            raise FileError(
                 f"{file}: {key}: expected the same values as in {plain}, which names the same weight, found others."
                 " Delete the one that was not trained, or save the adapter again"
             )

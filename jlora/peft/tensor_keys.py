@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora.errors import JloraError, nearest
+from jlora.errors import AdapterMismatchError, JloraError, nearest
 from jlora.lora.entries import Adapter, Entry, Full, LowRank, Rows
 from jlora.lora.layer_names import layer_names
 from jlora.tree.module_names import hf_keys, is_stacked, is_transposed, module_names
@@ -111,7 +111,7 @@ def from_peft(tensors: Mapping[str, np.ndarray], template: Adapter, where: str) 
       where: the file, for messages.
 
     Raises:
-      JloraError: a key is missing, unexpected, or has another shape.
+      AdapterMismatchError: a key is missing, unexpected, or has another shape.
     """
     expected = slots(template)
     _check_keys(tensors, {slot.key: slot.shape for slot in expected}, where)
@@ -228,18 +228,18 @@ def _checkpoint_order(path: str, ndim: int) -> tuple[int, ...]:
 def _check_keys(tensors: Mapping[str, np.ndarray], expected: Mapping[str, tuple], where: str) -> None:
     for key, shape in expected.items():
         if key not in tensors:
-            raise JloraError(
+            raise AdapterMismatchError(
                 f"{where}: {key}: expected a tensor of shape {shape}, found no such key{nearest(key, tensors)}."
                 " Check that adapter_config.json and the base are those that the adapter was trained with"
             )
         if tensors[key].shape != shape:
-            raise JloraError(
+            raise AdapterMismatchError(
                 f"{where}: {key}: expected the shape {shape} that the base and adapter_config.json give,"
                 f" found {tensors[key].shape}. Check that this is the base that the adapter was trained with"
             )
     for key in tensors:
         if key not in expected:
-            raise JloraError(
+            raise AdapterMismatchError(
                 f"{where}: {key}: found, but adapter_config.json names no such weight of this base"
                 f"{nearest(key, expected)}. Check that adapter_config.json and the base are those that the adapter was"
                 " trained with"

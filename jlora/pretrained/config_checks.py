@@ -11,7 +11,7 @@ import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from jlora.errors import JloraError
+from jlora.errors import FileError, UnsupportedModelError
 from jlora.files.limits import LARGEST_SIZE, MOST_LAYERS
 
 _MOST = {"num_hidden_layers": MOST_LAYERS, "num_labels": 1_000_000} | dict.fromkeys(
@@ -43,16 +43,16 @@ def require_plain(file: Any, stored: Mapping[str, Any], config_class: Any) -> No
         for name in {key, config_class.attribute_map.get(key, key)}:
             found = stored.get(name)
             if found is not None and not (type(found) is int and 1 <= found <= most):
-                raise JloraError(f"{file}: {name}: expected an integer from 1 to {most}; found {found!r}")
+                raise FileError(f"{file}: {name}: expected an integer from 1 to {most}; found {found!r}")
     for key, value in stored.items():
         if key.startswith("__") or callable(getattr(config_class, key, None)):
-            raise JloraError(
+            raise FileError(
                 f"{file}: {key}: expected a setting of a model; found a method of its config. Delete the key"
             )
         if not all(math.isfinite(number) for number in _floats(value)):
-            raise JloraError(f"{file}: {key}: expected finite numbers; found NaN or infinity")
+            raise FileError(f"{file}: {key}: expected finite numbers; found NaN or infinity")
         if key.endswith(("dropout", "dropout_prob", "_pdrop")) and not _is_number(value, lambda x: 0 <= x < 1):
-            raise JloraError(f"{file}: {key}: expected a number from 0 to below 1; found {reprlib.repr(value)}")
+            raise FileError(f"{file}: {key}: expected a number from 0 to below 1; found {reprlib.repr(value)}")
         if key in _ABOVE_ZERO:
             _require_above_zero(file, key, value)
         if key in ("rope_parameters", "rope_scaling") and isinstance(value, dict):
@@ -65,10 +65,10 @@ def require_plain(file: Any, stored: Mapping[str, Any], config_class: Any) -> No
 
 
 def require_token_ids(file: Any, key: str, found: Any) -> None:
-    """Raises JloraError unless the value of a `*_token_id` is an id, a list of ids or null; -1 means no token."""
+    """Raises FileError unless the value of a `*_token_id` is an id, a list of ids or null; -1 means no token."""
     ids = found if isinstance(found, list) else [] if found is None else [found]
     if not all(type(token) is int and -1 <= token <= LARGEST_SIZE for token in ids):
-        raise JloraError(f"{file}: {key}: expected a token's id, a list of ids or null; found {reprlib.repr(found)}")
+        raise FileError(f"{file}: {key}: expected a token's id, a list of ids or null; found {reprlib.repr(found)}")
 
 
 def _require_rotary(file: Any, name: str, parameters: Mapping[str, Any]) -> None:
@@ -81,13 +81,13 @@ def _require_rotary(file: Any, name: str, parameters: Mapping[str, Any]) -> None
             _require_above_zero(file, where, value)
     low, high = parameters.get("low_freq_factor"), parameters.get("high_freq_factor")
     if low is not None and high is not None and high <= low:
-        raise JloraError(f"{file}: {name}.high_freq_factor: expected more than low_freq_factor, {low}; found {high}")
+        raise FileError(f"{file}: {name}.high_freq_factor: expected more than low_freq_factor, {low}; found {high}")
 
 
 def _require_above_zero(file: Any, key: str, found: Any) -> None:
     for number in found if isinstance(found, list) else [found]:
         if not _is_number(number, lambda x: 0 < x <= _LARGEST_NUMBER):
-            raise JloraError(f"{file}: {key}: expected a number above 0; found {reprlib.repr(found)}")
+            raise FileError(f"{file}: {key}: expected a number above 0; found {reprlib.repr(found)}")
 
 
 def _is_number(value: Any, fits: Callable[[float], bool]) -> bool:
@@ -109,7 +109,7 @@ def _require_unquantized(file: Any, stored: Mapping[str, Any]) -> None:
     for key in ("quantization_config", "quantization", "compression_config"):  # transformers', mlx-lm's, an old one
         if (found := stored.get(key)) is not None:
             method = found.get("quant_method", "another library") if isinstance(found, dict) else found
-            raise JloraError(
+            raise UnsupportedModelError(
                 f"{file}: {key}: expected none; found weights quantized by {reprlib.repr(method)}, which are not read"
                 " here. Give the 16-bit model that they were made from (for an adapter, with --base). Its name is often"
                 " this one without -bnb-4bit, -4bit, -GPTQ or -AWQ. jlora can quantize it itself (docs/quantize.md)"
@@ -123,7 +123,7 @@ def _require_few_layers(file: Any, found: Any) -> None:
     except (TypeError, ValueError):
         layers = -1
     if not 0 <= layers <= MOST_LAYERS:
-        raise JloraError(
+        raise FileError(
             f"{file}: attention_types: expected pairs of layer types and a repeat count, for at most {MOST_LAYERS}"
             f" layers; found {reprlib.repr(found)}"
         )
@@ -140,7 +140,7 @@ def _require_no_code(file: Any, auto_map: Any, config_class: Any) -> None:
     for name, found in named.items():
         # AutoTokenizer is checked when the tokenizer is loaded.
         if name != "AutoTokenizer" and not (isinstance(found, str) and known.fullmatch(found)):
-            raise JloraError(
+            raise UnsupportedModelError(
                 f"{file}: auto_map: {name}: expected a class of transformers' {stem}, because a repository's own code"
                 f" is never run here; found {found!r}"
             )

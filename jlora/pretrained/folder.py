@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jlora.errors import HubError, JloraError
+from jlora.errors import FileError, HubError, JloraError
 from jlora.files.atomic_folder import whole_folder
 from jlora.files.bounded_json import read_json
 from jlora.files.path_checks import as_path
@@ -40,14 +40,14 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """Returns the folder or GGUF file `name`, or downloads the files of the hub's model that match `patterns`.
 
     Raises:
-      JloraError: there is neither such a folder nor such a model on the hub, the hub cannot be reached, or the name
-        cannot be a path.
+      FileError: there is no such folder, or the name cannot be a path.
+      HubError: there is no such model on the hub, or the hub cannot be reached.
     """
     folder = as_path(name)
     if folder.is_dir() or (folder.is_file() and is_gguf(folder)):
         return folder
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists():
-        raise JloraError(f"{name}: expected the folder of a model (config.json, {SINGLE_FILE}); found no such folder")
+        raise FileError(f"{name}: expected the folder of a model (config.json, {SINGLE_FILE}); found no such folder")
     from huggingface_hub import snapshot_download  # also imports an HTTP client
     from huggingface_hub.errors import HFValidationError
 
@@ -81,7 +81,7 @@ def open_tensors(folder: Path) -> Mapping[str, StoredTensor | GgufTensor]:
     """Opens a GGUF file, `model.safetensors`, or the shards in `model.safetensors.index.json`, as {key: tensor}.
 
     Raises:
-      JloraError: there are no such files (pickles are named and never opened), `open_safetensors` or `gguf_tensors`
+      FileError: there are no such files (pickles are named and never opened), `open_safetensors` or `gguf_tensors`
         refuses one, a shard or key of the index is missing, a shard is in another folder, or a key is in two shards or
         not in the index.
     """
@@ -90,12 +90,12 @@ def open_tensors(folder: Path) -> Mapping[str, StoredTensor | GgufTensor]:
     if (folder / SINGLE_FILE).is_file():
         return open_safetensors(folder / SINGLE_FILE)
     if not (folder / INDEX_FILE).is_file():
-        raise JloraError(_no_weights(folder))
+        raise FileError(_no_weights(folder))
     where = _weight_map(folder / INDEX_FILE)
     shards = {file: _open_shard(folder / file) for file in sorted(set(where.values()))}
     for key, file in where.items():
         if key not in shards[file]:
-            raise JloraError(
+            raise FileError(
                 f"{folder / file}: {key}: expected by {INDEX_FILE}; found no such key in the file; download or copy"
                 " the folder again"
             )
@@ -111,7 +111,7 @@ def _require_all_named(
         for key in tensors:
             if where.get(key) != file:
                 found = f"that it names {where[key]}" if key in where else "no such key in it"
-                raise JloraError(
+                raise FileError(
                     f"{folder / file}: {key}: expected {INDEX_FILE} to name this file for the key; found {found}."
                     " Other programs would load another model: delete the tensor from the file or correct the index"
                 )
@@ -121,17 +121,17 @@ def _weight_map(index: Path) -> dict[str, str]:
     """Reads {key: the file that has it} from the index; only files in the same folder are accepted."""
     where = read_json(index).get("weight_map")
     if not isinstance(where, dict):
-        raise JloraError(f"{index}: weight_map: expected an object of key: file name; found {reprlib.repr(where)}")
+        raise FileError(f"{index}: weight_map: expected an object of key: file name; found {reprlib.repr(where)}")
     for key, file in where.items():
         if not isinstance(file, str) or not _FILE_NAME.fullmatch(file):
             found = reprlib.repr(file)
-            raise JloraError(f"{index}: weight_map: {key}: expected the name of a file in its folder; found {found}")
+            raise FileError(f"{index}: weight_map: {key}: expected the name of a file in its folder; found {found}")
     return where
 
 
 def _open_shard(file: Path) -> dict[str, StoredTensor]:
     if not file.is_file():
-        raise JloraError(f"{file}: expected by {INDEX_FILE}; found no such file; download or copy the folder again")
+        raise FileError(f"{file}: expected by {INDEX_FILE}; found no such file; download or copy the folder again")
     return open_safetensors(file)
 
 

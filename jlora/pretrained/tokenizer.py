@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jlora.errors import JloraError
+from jlora.errors import FileError
 from jlora.gguf.model import gguf_tokenizer, is_gguf
 from jlora.pretrained.folder import fetch
 from jlora.pretrained.locate import model_folder
@@ -20,7 +20,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Loads the tokenizer in the model's folder or GGUF file; never runs a repository's code.
 
     Raises:
-      JloraError: the folder or hub model has no tokenizer, or one without a vocabulary; `copy_tokenizer_files` refuses
+      FileError: the folder or hub model has no tokenizer, or one without a vocabulary; `copy_tokenizer_files` refuses
         its files; or a GGUF file's tokenizer is not supported.
     """
     from transformers import AutoTokenizer
@@ -37,11 +37,11 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
             raise
         except BaseException as error:  # such files can cause any exception; a Rust panic is not an Exception
             found = str(error).replace(plain, str(folder))
-            raise JloraError(f"{name}: expected a tokenizer with the model (tokenizer.json); found {found}") from None
+            raise FileError(f"{name}: expected a tokenizer with the model (tokenizer.json); found {found}") from None
     tokenizer.name_or_path = str(folder)
     # Without any file, transformers silently makes a tokenizer that has only the special tokens.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise JloraError(f"{name}: expected a tokenizer with the model (tokenizer.json); found no words of one")
+        raise FileError(f"{name}: expected a tokenizer with the model (tokenizer.json); found no words of one")
     return tokenizer
 
 

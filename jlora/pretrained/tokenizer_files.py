@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from jlora.errors import JloraError
+from jlora.errors import FileError
 from jlora.files.bounded_json import LARGEST, parse_json
 from jlora.files.path_checks import require_own
 from jlora.files.type_in_words import type_in_words
@@ -68,7 +68,7 @@ def copy_tokenizer_files(folder: Path, out: Path) -> None:
     """Copies a tokenizer's files from `folder` to `out`, with only the known keys of JSON.
 
     Raises:
-      JloraError: files that are too large, a link out of the folder, invalid JSON or text, a duplicate key, a class
+      FileError: files that are too large, a link out of the folder, invalid JSON or text, a duplicate key, a class
         that is not a tokenizer of transformers, a key that names a file or has a value of the wrong type.
     """
     for name, content in _files(folder):
@@ -77,7 +77,7 @@ def copy_tokenizer_files(folder: Path, out: Path) -> None:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields (name in the folder, content) of each file; raises JloraError above the limit."""
+    """Yields (name in the folder, content) of each file; raises FileError above the limit."""
     left = _LARGEST
     for file in sorted({file for pattern in TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()}):
         require_own(file, folder)
@@ -85,7 +85,7 @@ def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
         with file.open("rb") as stream:
             content = stream.read(most + 1)
         if len(content) > most:
-            raise JloraError(f"{file}: expected at most {most} bytes; found {file.stat().st_size}")
+            raise FileError(f"{file}: expected at most {most} bytes; found {file.stat().st_size}")
         left -= len(content)
         yield str(file.relative_to(folder)), content
 
@@ -95,7 +95,7 @@ def _check_file(file: Path, content: bytes) -> bytes:
         try:
             content.decode("utf-8")
         except UnicodeDecodeError as error:
-            raise JloraError(f"{file}: expected text in UTF-8; found {error}") from None
+            raise FileError(f"{file}: expected text in UTF-8; found {error}") from None
     if file.suffix != ".json":
         return content
     stored = parse_json(content, file)
@@ -114,7 +114,7 @@ def _plain_config(file: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
     _require_tokenizer_class(file, stored)
     for key in ("init_inputs", "vocab", "merges", "gguf_file", "auto_map"):
         if stored.get(key) not in (None, []):
-            raise JloraError(
+            raise FileError(
                 f"{file}: {key}: expected no value, because transformers would open the file or run the code that it"
                 f" names; found {reprlib.repr(stored[key])}. Delete the key to load the tokenizer without it"
             )
@@ -129,7 +129,7 @@ def _plain_special_tokens(file: Path, stored: Mapping[str, Any]) -> dict[str, An
 
 def _plain_added_tokens(file: Path, stored: Mapping[str, Any]) -> dict[str, Any]:
     if not all(type(index) is int and index >= 0 for index in stored.values()):
-        raise JloraError(f"{file}: expected a number of at least 0 for each token; found {reprlib.repr(dict(stored))}")
+        raise FileError(f"{file}: expected a number of at least 0 for each token; found {reprlib.repr(dict(stored))}")
     return dict(stored)
 
 
@@ -146,7 +146,7 @@ def _require_tokenizer_class(file: Path, stored: Mapping[str, Any]) -> None:
     """Requires a tokenizer's class: transformers calls `from_pretrained` of any class, and some run a folder's code."""
     name = stored.get("tokenizer_class")
     if name is not None and not _is_tokenizer_class(name):
-        raise JloraError(f"{file}: tokenizer_class: expected a tokenizer of transformers; found {reprlib.repr(name)}")
+        raise FileError(f"{file}: tokenizer_class: expected a tokenizer of transformers; found {reprlib.repr(name)}")
 
 
 def _is_tokenizer_class(name: Any) -> bool:
@@ -168,7 +168,7 @@ def _keep_known(file: Path, stored: Mapping[str, Any], kinds: Mapping[str, Any])
                 known[key] = TypeAdapter(kind | None, config=_STRICT).validate_python(value)
             except ValidationError:
                 expected = type_in_words(kind | None)
-                raise JloraError(f"{file}: {key}: expected {expected}; found {reprlib.repr(value)}") from None
+                raise FileError(f"{file}: {key}: expected {expected}; found {reprlib.repr(value)}") from None
         elif isinstance(value, bool | None) and not key.endswith("file"):
             known[key] = value
         else:

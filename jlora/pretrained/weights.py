@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jlora.errors import JloraError, nearest
+from jlora.errors import FileError, JloraError, nearest
 from jlora.models.family import HEAD_KEY
 from jlora.models.registry import abstract_base, example_batch, family
 from jlora.pretrained.folder import WEIGHT_PATTERNS, Planned, fetch, open_tensors, write_model
@@ -25,6 +25,7 @@ from jlora.tree.module_names import hf_keys, is_stacked, is_transposed
 from jlora.tree.quantized import QuantizationKind, as_array, is_quantized
 
 if TYPE_CHECKING:
+    from jaxtyping import PyTree
     from transformers import GenerationConfig
 
 logger = logging.getLogger("jlora")
@@ -59,9 +60,9 @@ def load_weights(
       {"params": ...} with the shapes of `abstract_base(model)`.
 
     Raises:
-      JloraError: there are no safetensors files (pickles are never opened), a file is incomplete, a key is missing,
-        unexpected or of another shape, a dtype is not floating point, a new head needs a `key`, or `param_dtype` or
-        `quantize` has another value.
+      FileError: there are no safetensors files (pickles are never opened), a file is incomplete, a key is missing,
+        unexpected or of another shape, or a dtype is not floating point.
+      JloraError: a new head needs a `key`, or `param_dtype` or `quantize` has another value.
     """
     _require_options(param_dtype, quantize)
     folder, abstract = fetch(name, revision, WEIGHT_PATTERNS), abstract_base(model)
@@ -108,7 +109,7 @@ def new_heads(model: Any, name: str, *, new_head: bool = False, revision: str | 
 
 
 def save_base(
-    folder: str | Path, model: Any, base: Any, *, dtype: str = "float32", max_shard_bytes: int = 5_000_000_000
+    folder: str | Path, model: Any, base: PyTree, *, dtype: str = "float32", max_shard_bytes: int = 5_000_000_000
 ) -> None:
     """Writes `base` as a checkpoint of the Hugging Face class with the same name as `model`'s class.
 
@@ -209,13 +210,13 @@ def _find_known_tensors(module: Any, stored: Mapping[str, Any], wanted: set[str]
     for key, tensor in stored.items():
         name = _todays_name(module, key, wanted)
         if name in known:
-            raise JloraError(f"{tensor.file}: {key}: expected once; found also as {known[name].key}")
+            raise FileError(f"{tensor.file}: {key}: expected once; found also as {known[name].key}")
         elif name in wanted:
             known[name] = tensor
         elif name.startswith(module.dropped):
             dropped.append(key)
         elif not name.endswith(module.buffers):
-            raise JloraError(
+            raise FileError(
                 f"{tensor.file}: {key}: expected a key of {module.model.__name__}; "
                 f"found one that it does not have{nearest(name, wanted)}"
             )
@@ -240,7 +241,7 @@ def _new_heads(
     missing = [name for names in wanted.values() for name in names if name not in tensors]
     required = [name for name in missing if not name.startswith(absent)]
     if required:
-        raise JloraError(f"{folder}: expected {_some(required)}; found no such keys; the weights are not all there")
+        raise FileError(f"{folder}: expected {_some(required)}; found no such keys; the weights are not all there")
     return {path for path, names in wanted.items() if names[0] in missing}
 
 
@@ -259,7 +260,7 @@ def _require_shapes(path: str, shape: tuple[int, ...], tensors: Iterable[Any], h
         if tensor.shape != expected:
             is_head = hf_keys(path, None)[0].startswith(heads)
             hint = ": the head is for another number of classes; new_head=true replaces it" if is_head else ""
-            raise JloraError(f"{tensor.file}: {tensor.key}: expected shape {expected}; found {tensor.shape}{hint}")
+            raise FileError(f"{tensor.file}: {tensor.key}: expected shape {expected}; found {tensor.shape}{hint}")
 
 
 def _tensor(path: str, leaf: Any, layer: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,16 @@ from jlora.errors import JloraError
 from jlora.quantization import int8, nf4
 from jlora.tree.quantized import QuantizationKind, Quantized, storage_order
 
+if TYPE_CHECKING:
+    from jaxtyping import Array, Float
+
 
 def quantize_leaf(
-    leaf: jax.Array | np.ndarray, kind: QuantizationKind, *, inputs: tuple[int, ...] = (0,), stack: int | None = None
+    leaf: Float[Array | np.ndarray, " *shape"],
+    kind: QuantizationKind,
+    *,
+    inputs: tuple[int, ...] = (0,),
+    stack: int | None = None,
 ) -> Quantized:
     """Quantizes one weight to 4 or 8 bits; a stack is quantized layer by layer.
 

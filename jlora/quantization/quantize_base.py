@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -18,15 +18,18 @@ from jlora.tree.leaf_paths import array_leaves, replace_leaves
 from jlora.tree.output_heads import is_in_head
 from jlora.tree.quantized import QuantizationKind, Quantized, as_array, is_quantized
 
+if TYPE_CHECKING:
+    from jaxtyping import PyTree
+
 
 def quantize(
-    base: Any,
+    base: PyTree,
     kind: QuantizationKind,
     fn: Callable,
     *args: Any,
     target_modules: str | Sequence[str] = "all-linear",
     **kwargs: Any,
-) -> Any:
+) -> PyTree:
     """Quantizes the weights of a base to 4 or 8 bits: the same tree with `Quantized` leaves, which `adapt` accepts.
 
     The layout is that of bitsandbytes: the rows of a weight (outputs, inputs), each layer of a stack on its own. Which
@@ -41,8 +44,8 @@ def quantize(
         not in an output head: embeddings, tied or not, and heads are not quantized.
 
     Raises:
-      JloraError: an entry matches nothing that could be quantized, or only some layers of a stack; a weight has fewer
-        than two axes or is not finite.
+      TargetNotFoundError: an entry matches nothing that could be quantized.
+      JloraError: an entry matches only some layers of a stack; a weight has fewer than two axes or is not finite.
     """
     leaves, uses = array_leaves(base), find_uses(fn, base, *args, **kwargs)
     config = LoraConfig(target_modules=target_modules)
@@ -54,7 +57,7 @@ def quantize(
     return replace_leaves(base, {path: _quantize_weight(path, leaves[path], kind, uses[path]) for path in chosen})
 
 
-def dequantize(tree: Any, dtype: Any = None) -> Any:
+def dequantize(tree: PyTree, dtype: Any = None) -> PyTree:
     """Replaces each `Quantized` leaf by an array of `dtype`, or of the weight's own dtype."""
     return jax.tree.map(lambda x: as_array(x, dtype) if is_quantized(x) else x, tree, is_leaf=is_quantized)
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jax.sharding import Mesh
 
 from jlora.sharding.rules import leaf_shardings
 from jlora.tree.leaf_paths import array_leaves, replace_leaves
 
+if TYPE_CHECKING:
+    from jaxtyping import PyTree
 
-def base_shardings(base: Any, mesh: Mesh) -> Any:
+
+def base_shardings(base: PyTree, mesh: Mesh) -> PyTree:
     """Returns the tree of `base` with a NamedSharding for each array, also for those inside `Quantized` leaves.
 
     Kernels (in, out) are split over (fsdp, tensor), or over (tensor, fsdp) if the layer is the second of two

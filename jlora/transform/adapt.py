@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -15,6 +15,9 @@ from jlora.transform.interpreter import Traced, results_of, trace
 from jlora.transform.uses import Use
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.quantized import is_quantized
+
+if TYPE_CHECKING:
+    from jaxtyping import PyTree
 
 
 def adapt(fn: Callable, *, allow_materialize: bool = False) -> Callable:
@@ -39,8 +42,9 @@ def adapt(fn: Callable, *, allow_materialize: bool = False) -> Callable:
       adapters' dropout is active.
 
     Raises:
-      JloraError (from the function returned): a path is not in the base, an entry does not have its leaf's shape, or a
-        primitive without a rule uses an adapted leaf (the message names both).
+      AdapterMismatchError (from the function returned): a path is not in the base, or an entry does not have its leaf's
+        shape.
+      NoRuleError (from the function returned): a primitive without a rule uses an adapted leaf; the message names both.
     """
 
     @functools.wraps(fn)
@@ -98,7 +102,7 @@ def uses_in(traced: Traced) -> dict[str, tuple[Use, ...]]:
 
 
 def find_materialized(
-    fn: Callable, base: Any, adapter: Adapter, *args: Any, **kwargs: Any
+    fn: Callable, base: PyTree, adapter: Adapter, *args: Any, **kwargs: Any
 ) -> dict[str, tuple[str, ...]]:
     """Returns {path: the primitives for which `adapt(fn, allow_materialize=True)` forms weight plus update}.
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 
-from jlora.errors import JloraError
 from jlora.transform import jax_versions
 from jlora.transform.adapted_weight import AdaptedWeight, Role, Update, compute_dense
 from jlora.transform.uses import Use
@@ -42,7 +41,7 @@ class Context:
         A quantized weight without an update is dequantized. The use of a watched leaf is recorded.
 
         Raises:
-          JloraError: the value has an update, and nothing may be materialized. A leaf that is only observed is
+          NoRuleError: the value has an update, and nothing may be materialized. A leaf that is only observed is
             noted instead.
         """
         if not isinstance(value, AdaptedWeight):
@@ -53,7 +52,7 @@ class Context:
             elif self.materialize:
                 self.formed[update.path, where, equation] = None
             else:
-                raise JloraError(
+                raise NoRuleError(
                     f"{update.path}: expected to be used in a matrix product, a convolution or a table lookup, found it"
                     f" in {where!r}, for which there is no low-rank rule. Leave the leaf out of target_modules, train"
                     " it whole with modules_to_save, or allow W + BA to be computed there: adapt(fn,"

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jlora.errors import JloraError, nearest
+from jlora.errors import AdapterMismatchError, nearest
 from jlora.tree.quantized import is_quantized
 
 
@@ -35,7 +35,7 @@ def replace_leaves(tree: Any, values: Mapping[str, Any]) -> Any:
     """Returns a copy of `tree` with the leaves at the paths of `values` replaced.
 
     Raises:
-      JloraError: a path of `values` is not in the tree.
+      AdapterMismatchError: a path of `values` is not in the tree.
     """
     leaves = leaves_by_path(tree)
     for path in values:
@@ -45,7 +45,7 @@ def replace_leaves(tree: Any, values: Mapping[str, Any]) -> Any:
 
 
 def require(path: str, known: Iterable[str], where: str) -> None:
-    """Raises JloraError, which names the nearest of `known`, if `path` is not one of them."""
+    """Raises AdapterMismatchError, which names the nearest of `known`, if `path` is not one of them."""
     known = list(known)
     if path not in known:
-        raise JloraError(f"{path}: not in {where}{nearest(path, known)}")
+        raise AdapterMismatchError(f"{path}: not in {where}{nearest(path, known)}")

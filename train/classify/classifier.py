@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 import jlora
-from jlora.errors import JloraError
+from jlora.errors import AdapterMismatchError, FileError
 from jlora.files.bounded_json import read_json
 from jlora.files.path_checks import as_path
 from jlora.lora.adapted_model import Adapted
@@ -65,7 +65,8 @@ def load_trained(folder: str | Path, base: str | None = None) -> Trained:
       base: an adapter's base model; None means the one that its configuration names.
 
     Raises:
-      JloraError: there is no such folder, or the adapter does not fit its base.
+      FileError: there is no such folder.
+      AdapterMismatchError: the adapter does not fit its base.
     """
     path = as_path(str(folder))
     places = [path, path / "merged", path / "adapter"]
@@ -76,7 +77,7 @@ def load_trained(folder: str | Path, base: str | None = None) -> Trained:
             model = build(classifier_config(str(place)))
             adapted = Adapted(model, load_weights(model, str(place)), {}, None)
             return Trained(adapted, load_tokenizer(str(place)), _labels(model))
-    raise JloraError(
+    raise FileError(
         f"{path}: expected a run folder (merged/, adapter/), a model (config.json) or an adapter"
         f" (adapter_config.json), found {'none of them' if path.is_dir() else 'no such folder'}"
     )
@@ -108,30 +109,30 @@ def read_label_entries(file: Path) -> dict[str, Any]:
     """Reads id2label, label2id and problem_type from `labels.json`, and nothing else.
 
     Raises:
-      JloraError: class names are not text, ids are not 0, 1, ..., or problem_type is unknown.
+      FileError: class names are not text, ids are not 0, 1, ..., or problem_type is unknown.
     """
     stored = read_json(file)
     names, problem = stored.get("id2label"), stored.get("problem_type")
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise JloraError(f"{file}: id2label: expected an object of id: class name; found {reprlib.repr(names)}")
+        raise FileError(f"{file}: id2label: expected an object of id: class name; found {reprlib.repr(names)}")
     ids = [str(index) for index in range(len(names))]
     if not ids or set(names) != set(ids):
-        raise JloraError(f"{file}: id2label: expected the ids 0, 1, ... of the classes; found {reprlib.repr([*names])}")
+        raise FileError(f"{file}: id2label: expected the ids 0, 1, ... of the classes; found {reprlib.repr([*names])}")
     if problem not in get_args(ProblemType):
         expected = ", ".join(get_args(ProblemType))
-        raise JloraError(f"{file}: problem_type: expected one of {expected}; found {reprlib.repr(problem)}")
+        raise FileError(f"{file}: problem_type: expected one of {expected}; found {reprlib.repr(problem)}")
     if problem == "regression" and len(ids) > 1:
-        raise JloraError(f"{file}: id2label: expected one output, as problem_type is {problem}; found {len(ids)}")
+        raise FileError(f"{file}: id2label: expected one output, as problem_type is {problem}; found {len(ids)}")
     if problem == "single_label_classification" and len(ids) < 2:
-        raise JloraError(f"{file}: id2label: expected two classes or more, as problem_type is {problem}; found one")
+        raise FileError(f"{file}: id2label: expected two classes or more, as problem_type is {problem}; found one")
     return Labels(cast(ProblemType, problem), tuple(names[index] for index in ids)).config_entries()
 
 
 def _require_heads(folder: Path, name: str, heads: dict[str, list[str]], adapter: dict[str, Any]) -> None:
-    """Raises JloraError if neither the base nor the adapter has the head: it was random, and is lost."""
+    """Raises AdapterMismatchError if neither the base nor the adapter has the head: it was random, and is lost."""
     lost = [key for path, keys in heads.items() if path not in adapter for key in keys]
     if lost:
-        raise JloraError(
+        raise AdapterMismatchError(
             f"{folder}: expected {', '.join(lost)} in the base or the adapter; found them neither in {name} nor here."
             " The adapter was trained on another base, which has them: give that one with --base, or use the run's"
             " merged/"

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 
-from jlora.errors import HubError, JloraError
+from jlora.errors import HubError
 from train.cli.exit_codes import exit_code
 from train.cli.parse import Request, parse_command_line
 from train.cli.signals import leave_when_time_is_up
@@ -56,6 +56,6 @@ def _work(request: Request[AnyConfig], work: Callable[[AnyConfig, Flags, bool], 
         try:
             work(config, request.flags, is_offline)
         except HubError as error:
-            raise JloraError(
+            raise HubError(
                 f"{error}\nWith --offline the run uses the hub's local cache or the config's offline: block instead"
             ) from error

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jlora.errors import JloraError
+from jlora.errors import ContextLengthError, JloraError
 from jlora.models.attention.attention import FUSED, record_obstacles
 from jlora.pretrained.load import abstract_base
 from train.config.run_config import AnyConfig, RunConfig
@@ -73,8 +73,8 @@ def attention_of(config: RunConfig, model: Any, names: list[str], mesh: Mesh | N
       {"kernel": the kernel that computes the attention, "reason": why it is not a faster one}.
 
     Raises:
-      JloraError: the model has no positions for rows of `data.max_length` tokens, or `train.attention` names a kernel
-        that cannot compute the model's attention.
+      ContextLengthError: the model has no positions for rows of `data.max_length` tokens.
+      JloraError: `train.attention` names a kernel that cannot compute the model's attention.
     """
     base, rows = abstract_base(model), config.train.batch_size
     batch = dict.fromkeys(names, jax.ShapeDtypeStruct((rows, config.data.max_length), np.int32))
@@ -83,12 +83,9 @@ def attention_of(config: RunConfig, model: Any, names: list[str], mesh: Mesh | N
     with record_obstacles() as obstacles, set_mesh(mesh):
         try:
             jax.eval_shape(lambda base, batch, rngs: model.apply(base, batch, rngs=rngs), base, batch, rngs)
-        except JloraError as error:
-            if str(error).startswith("batch:"):
-                raise JloraError(
-                    f"data.max_length={config.data.max_length}{str(error).removeprefix('batch')}"
-                ) from error
-            raise
+        except ContextLengthError as error:
+            text = f"data.max_length={config.data.max_length}{str(error).removeprefix('batch')}"
+            raise ContextLengthError(text) from error
     found = _kernel_and_reason(config.train.attention, obstacles)
     logger.info("attention: %s (%s)", *found)
     return dict(zip(("kernel", "reason"), found, strict=True))

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from jlora.errors import JloraError
+from jlora.errors import FileError, JloraError, RunFolderError
 from jlora.tree.leaf_paths import leaves_by_path
 from train.devices import processes
 from train.devices.placement import copy_to_host
@@ -143,7 +143,7 @@ def restore(manager: ocp.CheckpointManager, like: State) -> Checkpoint:
             return found
         damaged[step] = found
     lines = "\n".join(f"  step {step}: {reason}" for step, reason in damaged.items())
-    raise JloraError(
+    raise FileError(
         f"{manager.directory}: expected a whole checkpoint, found {len(damaged)} damaged\n{lines}\n"
         "Put them back from a copy, or start anew with --overwrite"
     )
@@ -174,7 +174,7 @@ def _notes(manager: ocp.CheckpointManager, step: int, wanted: dict[str, Any]) ->
     if _sha256(found["notes"]) != found["sha256"]:
         raise ValueError("the notes are not those that were written")
     if other := sorted(found["notes"]["checksums"].keys() ^ wanted.keys()):
-        raise JloraError(
+        raise RunFolderError(
             f"{manager.directory}/{step}: expected the arrays of this run, found others or not all:"
             f" {', '.join(other[:3])}. Another version wrote it: go on with that one, or start anew with --overwrite"
         )

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from jlora.errors import JloraError
+from jlora.errors import FileError, JloraError, RunFolderError
 from jlora.files.bounded_json import read_json
 from train.config import dotted_keys, yaml12
 from train.config.command import Flags
@@ -51,33 +51,33 @@ def choose_action(config: RunConfig, flags: Flags) -> Literal["new", "resumed", 
     """Decides what a run does in the folder; writes nothing.
 
     Raises:
-      JloraError: both flags are given, the folder holds a run and neither flag is given, it holds something other than
-        a run, the run to replace holds something that this one reads, or the run to resume was started with another
-        configuration (the differences are named).
+      RunFolderError: the folder holds a run and neither flag is given, it holds something other than a run, or the run
+        to resume was started with another configuration (the differences are named).
+      JloraError: both flags are given, or the run to replace holds something that this one reads.
     """
     if flags.resume and flags.overwrite:
         raise JloraError("command line: expected --resume or --overwrite, found both")
     folder = Path(config.output_dir)
     if folder.exists() and not folder.is_dir():
-        raise JloraError(f"output_dir: {folder}: expected a folder, found a file")
+        raise RunFolderError(f"output_dir: {folder}: expected a folder, found a file")
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     found = sorted(name for name in names - {lock.NAME} if not name.endswith(_UNFINISHED))
     if not found:
         return "new"
     if "config.yaml" not in found and {manifest.NAME, "environment.json"} & names:
-        raise JloraError(
+        raise RunFolderError(
             f"output_dir: {folder}: holds a run whose config.yaml is missing, so it can be neither resumed nor"
             " replaced. Put the file back, move the folder away, or name another one: output_dir=FOLDER"
         )
     if "config.yaml" not in found or not names & _MARKS:
-        raise JloraError(f"output_dir: {folder}: expected a new folder or one that holds a run; found {found[:5]}")
+        raise RunFolderError(f"output_dir: {folder}: expected a new folder or one that holds a run; found {found[:5]}")
     if flags.overwrite:
         sources = {key: value for key, value in manifest.flat(config).items() if key in _SOURCES}
         advice = "name another folder: output_dir=FOLDER"
         require_kept(sources, [folder / name for name in OURS], advice, inside=True)
         return "new"
     if not flags.resume:
-        raise JloraError(
+        raise RunFolderError(
             f"output_dir: {folder}: holds a run. Go on with --resume, replace it with --overwrite, or name"
             " another folder: output_dir=FOLDER"
         )
@@ -99,7 +99,7 @@ def _incomplete(folder: Path, config: RunConfig) -> str:
     """Describes what a finished run lacks: files that its report lists, or its upload; "" if nothing is missing."""
     try:
         report = read_json(folder / "report.json")
-    except JloraError:
+    except FileError:
         return "report.json cannot be read"
     listed = report.get("files")
     if not isinstance(listed, list):
@@ -186,7 +186,7 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 def _list_allowed_changes(file: Path, config: RunConfig) -> str:
-    """Returns a line for each key that differs from the run's; raises JloraError if one must not differ."""
+    """Returns a line for each key that differs from the run's; raises RunFolderError if one must not differ."""
     # Keys that are newer than the file are treated as if they had their defaults.
     before = dotted_keys.defaults(type(config)) | flatten(yaml12.read_file(file), type(config))
     now = manifest.flat(config)
@@ -194,7 +194,7 @@ def _list_allowed_changes(file: Path, config: RunConfig) -> str:
     lines = {key: f"  {key}: the run has {before.get(key)!r}, now given {now.get(key)!r}" for key in differ}
     refused = [line for key, line in lines.items() if not manifest.may_change(key)]
     if refused:
-        raise JloraError(
+        raise RunFolderError(
             f"--resume: expected the configuration of {file}, found {len(refused)} differences\n" + "\n".join(refused)
         )
     return "\n".join(lines.values())
@@ -203,7 +203,7 @@ def _list_allowed_changes(file: Path, config: RunConfig) -> str:
 def _warn_of_other_cores(file: Path) -> None:
     try:
         cores = read_json(file).get("cpu_count") if file.is_file() else None
-    except JloraError as error:  # used only for the number of cores, which affects nothing but rounding
+    except FileError as error:  # used only for the number of cores, which affects nothing but rounding
         logger.warning("%s. It is not needed: the run goes on", error)
         return
     now = environment.collect()["cpu_count"]

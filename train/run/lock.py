@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from jlora.errors import JloraError
+from jlora.errors import FileError, RunFolderError
 from jlora.files.bounded_json import parse_json
 
 logger = logging.getLogger(__name__)
@@ -28,12 +28,12 @@ def hold_lock(folder: Path) -> Iterator[None]:
     """Locks the folder for the block; creates it if it does not exist.
 
     Raises:
-      JloraError: another process holds the lock, or the folder cannot be created.
+      RunFolderError: another process holds the lock, or the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise JloraError(f"output_dir: {folder}: expected a folder that can be made, found {error}") from None
+        raise RunFolderError(f"output_dir: {folder}: expected a folder that can be made, found {error}") from None
     # `run` is unique for this holder.
     ours = {"host": socket.gethostname(), "pid": os.getpid(), "run": uuid.uuid4().hex}
     with _acquire(folder):
@@ -42,7 +42,7 @@ def hold_lock(folder: Path) -> Iterator[None]:
 
 
 def require_free(folder: Path) -> None:
-    """Raises JloraError if a process holds the folder's lock."""
+    """Raises RunFolderError if a process holds the folder's lock."""
     if (folder / NAME).exists():
         with _acquire(folder):
             pass
@@ -54,7 +54,7 @@ def _acquire(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise JloraError(
+        raise RunFolderError(
             f"output_dir: {folder}: {_name_holder(folder)} is training in it. Wait for it, or name another folder:"
             " output_dir=FOLDER"
         ) from None
@@ -63,7 +63,7 @@ def _acquire(folder: Path) -> Iterator[None]:
             logger.warning("%s: this file system has no locks: nothing keeps a second run out of the folder", folder)
             yield
             return
-        raise JloraError(f"output_dir: {folder}: expected a folder that can be written, found {error}") from error
+        raise RunFolderError(f"output_dir: {folder}: expected a folder that can be written, found {error}") from error
     try:
         yield
     finally:
@@ -81,5 +81,5 @@ def _name_holder(folder: Path) -> str:
     try:
         found = parse_json(holder(folder).encode(), folder / NAME)
         return f"process {found['pid']} on {found['host']}"
-    except (JloraError, KeyError):
+    except (FileError, KeyError):
         return "another process"

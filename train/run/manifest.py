@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jlora.errors import JloraError
+from jlora.errors import FileError, RunFolderError
 from jlora.files.bounded_json import read_json
 from train.config import dotted_keys as keys
 from train.config import yaml12
@@ -104,7 +104,7 @@ def run_day(folder: Path, *, resume: bool) -> datetime.date:
     """Returns the day on which the run in the folder was started; today (UTC) if none is resumed or it has no day.
 
     Raises:
-      JloraError: the manifest is not JSON, or its day is not a date.
+      FileError: the manifest is not JSON, or its day is not a date.
     """
     file = folder / NAME
     part = read_json(file).get("started") if resume and file.exists() else None
@@ -113,7 +113,7 @@ def run_day(folder: Path, *, resume: bool) -> datetime.date:
     try:
         return datetime.date.fromisoformat(part["day"])
     except (TypeError, KeyError, ValueError):
-        raise JloraError(
+        raise FileError(
             f"{file}: started: expected a day, such as 2026-11-29; found {repr(part)[:80]}. {_REPAIR}"
         ) from None
 
@@ -122,7 +122,7 @@ def batch_lengths(folder: Path) -> tuple[int, ...]:
     """Returns the padded lengths of the batches of the run in a folder; empty if no manifest has them.
 
     Raises:
-      JloraError: the manifest is not JSON, or its lengths are invalid.
+      FileError: the manifest is not JSON, or its lengths are invalid.
     """
     file = folder / NAME
     part = read_json(file).get("batches") if file.exists() else None
@@ -133,19 +133,19 @@ def batch_lengths(folder: Path) -> tuple[int, ...]:
     lengths = [int(word) for word in str(text).split()] if is_list else []
     if not lengths or lengths != sorted(set(lengths)):
         found = repr(part)[:80]
-        raise JloraError(f"{file}: batches: expected ascending lengths, such as '16 64'; found {found}. {_REPAIR}")
+        raise FileError(f"{file}: batches: expected ascending lengths, such as '16 64'; found {found}. {_REPAIR}")
     return tuple(lengths)
 
 
 def require_same_inputs(file: Path, now: dict[str, dict[str, str]]) -> None:
-    """Raises JloraError with the differences from the manifest in `file`; about other code it only warns."""
+    """Raises RunFolderError with the differences from the manifest in `file`; about other code it only warns."""
     before = read_json(file)
     before.setdefault("random", {"streams": "1"})  # as it was before the manifest had it
     if missing := [part for part in now if part not in before and part != "started"]:
         logger.warning("%s: an older version wrote it; not compared: %s", file, ", ".join(missing))
     wrong = [part for part in now if not isinstance(before.setdefault(part, now[part]), dict)]
     if wrong or not before.keys() <= now.keys():
-        raise JloraError(f"{file}: expected mappings {', '.join(now)}; found another file. {_REPAIR}")
+        raise FileError(f"{file}: expected mappings {', '.join(now)}; found another file. {_REPAIR}")
     if lines := _differences(before["code"], now["code"]):
         logger.warning("the run was started by other code; results may differ from those of one run\n%s", lines)
     what = {
@@ -158,7 +158,7 @@ def require_same_inputs(file: Path, now: dict[str, dict[str, str]]) -> None:
     }
     for part, expected in what.items():
         if lines := _differences(before[part], now[part]):
-            raise JloraError(f"--resume: {file}: expected {expected}, found another\n{lines}")
+            raise RunFolderError(f"--resume: {file}: expected {expected}, found another\n{lines}")
 
 
 def _of_tree(tree: Any) -> dict[str, str]:

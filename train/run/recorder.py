@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, SupportsFloat
 
-from jlora.errors import JloraError
+from jlora.errors import FileError, JloraError, RunFolderError
 from jlora.files.bounded_json import parse_json
 
 logger = logging.getLogger(__name__)
@@ -61,9 +61,9 @@ class Recorder:
         package = import_tracker(tracker)
         path = self._run_dir / "metrics.jsonl"
         if path.is_dir():
-            raise JloraError(f"{path}: expected the record of the run, found a folder. Move it away, then --resume")
+            raise RunFolderError(f"{path}: expected the record of the run, found a folder. Move it away, then --resume")
         if resume_step is None and path.exists():
-            raise JloraError(f"{path}: holds the record of another run; give --resume or another output_dir")
+            raise RunFolderError(f"{path}: holds the record of another run; give --resume or another output_dir")
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self.lines = 0 if resume_step is None else _keep(path, resume_lines)
         """How many lines `metrics.jsonl` has."""
@@ -142,24 +142,24 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     """Reads the lines of a `metrics.jsonl`, in order, without an incomplete last one.
 
     Raises:
-      JloraError: the file is missing or is a folder; a line other than the last is not a JSON object with an integer
+      FileError: the file is missing or is a folder; a line other than the last is not a JSON object with an integer
         `step`.
     """
     path = Path(path)
     if not path.is_file():
-        raise JloraError(f"{path}: expected the metrics of a run; found {'a folder' if path.is_dir() else 'no file'}")
+        raise FileError(f"{path}: expected the metrics of a run; found {'a folder' if path.is_dir() else 'no file'}")
     texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
     lines = []
     for number, text in enumerate(texts[:-1], 1):
         try:
             line = parse_json(text.encode(), path)
-        except JloraError:
+        except FileError:
             line = {}
         if type(line.get("step")) is not int:
             if number == len(texts) - 1:
                 break
             message = f'{path}: line {number}: expected a JSON object with "step", found {text[:60]!r}'
-            raise JloraError(message)
+            raise FileError(message)
         lines.append(line)
     return lines
 

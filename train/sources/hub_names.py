@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jlora.errors import JloraError
+from jlora.errors import FileError
 from jlora.pretrained.locate import local_path
 from train.config.run_config import RunConfig
 
@@ -11,7 +11,7 @@ def needs_hub(config: RunConfig) -> list[str]:
     """Returns the hub names of the model and the data, each once, the model first; empty if everything is local.
 
     Raises:
-      JloraError: a name can only be a path or a `package:` name, but does not exist; the message names the key.
+      FileError: a name can only be a path or a `package:` name, but does not exist; the message names the key.
     """
     return list(dict.fromkeys([*model_hub_names(config), *data_hub_names(config)]))
 
@@ -35,5 +35,5 @@ def data_hub_names(config: RunConfig) -> list[str]:
 def _is_on_hub(key: str, name: str) -> bool:
     try:
         return local_path(name) is None
-    except JloraError as error:
-        raise JloraError(f"{key}: {error}") from None
+    except FileError as error:
+        raise FileError(f"{key}: {error}") from None

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jlora.errors import JloraError
+from jlora.errors import FileError, JloraError
 from jlora.pretrained.locate import local_path
 
 
@@ -32,7 +32,7 @@ def require_kept(sources: Mapping[str, Any], replaced: Iterable[Path], advice: s
 def _local(name: Any) -> Path | None:
     try:
         return local_path(str(name)) if name else None
-    except JloraError:  # missing: the code that reads it raises the error
+    except FileError:  # missing: the code that reads it raises the error
         return None
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jlora.errors import JloraError
+from jlora.errors import JloraError, RunFolderError
 from train.cli.parse import Request
 from train.cli.progress import configure_logging
 from train.cli.signals import Stopped
@@ -59,8 +59,8 @@ def run(
         still those of the module.
 
     Raises:
-      JloraError: an error that would end the command; the folder holds the finished run; or a signal or train.max_hours
-        has stopped the training.
+      RunFolderError: the folder is in use, or holds the finished run or another one.
+      JloraError: another error that would end the command, or a signal or train.max_hours has stopped the training.
       OSError: a file cannot be read or written.
     """
     if not logging.getLogger().handlers:
@@ -81,7 +81,7 @@ def run(
     except Stopped as stop:
         raise JloraError(f"{resolved.output_dir}: stopped ({stop}); resume=True goes on from there") from stop
     if finished is None:
-        raise JloraError(
+        raise RunFolderError(
             f"{resolved.output_dir}: this run is finished, nothing to do. A larger {length_key(resolved)} trains it"
             " longer, overwrite=True replaces it"
         )

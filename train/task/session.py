@@ -42,8 +42,8 @@ def is_to_run(config: RunConfig, flags: Flags) -> bool:
     """Returns whether there is something to do: False, with a log line, if the folder holds this run, finished.
 
     Raises:
-      JloraError: the folder (which another run may be using), the tracker or the hub would refuse this run. This is
-        checked before anything is read or written.
+      RunFolderError: the folder would refuse this run, which another one may be using.
+      JloraError: the tracker or the hub would refuse it. All this is checked before anything is read or written.
     """
     use_compilation_cache()
     if processes.is_first():
@@ -78,7 +78,7 @@ def train(
       opened: the data of the run, which the manifest describes; a run is resumed only with the same data.
 
     Raises:
-      JloraError: the folder is in use, cannot be written, or holds another run.
+      RunFolderError: the folder is in use, cannot be written, or holds another run.
       Stopped: a signal or train.max_hours ended the training; the newest checkpoint has its latest state.
     """
     with working("computing checksums of base and data"):

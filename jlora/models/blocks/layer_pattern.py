@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jlora.errors import JloraError
+from jlora.errors import UnsupportedModelError
 from jlora.models.layers_apart import run_apart, weights_apart
 from jlora.models.mesh_ops import remat_layer
 
@@ -47,11 +47,13 @@ def apply_layers(
       remat: compute a layer's values again in the backward pass instead of keeping them.
 
     Raises:
-      JloraError: the period has more than 128 layers, which would all be compiled.
+      UnsupportedModelError: the period has more than 128 layers, which would all be compiled.
     """
     period = shortest_period(types)
     if period > _MOST_PERIOD:
-        raise JloraError(f"layer_types: expected a pattern that repeats after {_MOST_PERIOD} layers; found {period}")
+        raise UnsupportedModelError(
+            f"layer_types: expected a pattern that repeats after {_MOST_PERIOD} layers; found {period}"
+        )
     scanned = len(types) - len(types) % period
     inside = remat_layer(layer, remat=remat, prevent_cse=False)
     outside = remat_layer(layer, remat=remat, prevent_cse=True)

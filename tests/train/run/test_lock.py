@@ -13,8 +13,8 @@ from train.run.lock import NAME, hold_lock, require_free
 _HOLD = """
 import sys, time
 from pathlib import Path
-from train.run.lock import locked
-with locked(Path(sys.argv[1])):
+from train.run.lock import hold_lock
+with hold_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """

@@ -37,8 +37,10 @@ def no_better(labels: Labels, validation: np.ndarray, found: Mapping[str, float]
     correlation (MCC) exceeds 0 by at most two.
 
     Args:
-      validation: the encoded labels of the split.
-      found: its metrics.
+      labels: the task and its classes.
+      validation: the encoded labels of the split, as `encode_labels` returns them; rows without a label do not count,
+        and the result is "" if no row has one.
+      found: its metrics, {name: value}: read are mse (regression), f1_micro (multi-label), or accuracy and mcc.
       length: the config key that says how long to train, for the message.
     """
     kind, known = labels.problem_type, validation[is_labelled(validation)]

@@ -42,5 +42,8 @@ def step_time(plan: ChipPlan, chip: Chip) -> StepTime:
 
 
 def is_weight_gather(kind: str, axes: tuple[str, ...]) -> bool:
-    """Returns whether a collective gathers weights that fsdp splits."""
+    """Returns whether a collective gathers weights that fsdp splits: "all-gather" over the axis fsdp alone.
+
+    `kind` and `axes` are those of a Collective.
+    """
     return kind == "all-gather" and axes == ("fsdp",)

@@ -18,7 +18,8 @@ def require_tokens_fit(model: Any, ids: Mapping[str, np.ndarray], longest: int, 
 
     Args:
       model: the linen module, without weights.
-      ids: {split: the ids of its tokens}.
+      ids: {split: the ids of its tokens, int (total,), at least one}.
+      longest: the length in tokens with which the model is called once, abstractly.
       remedy: what to do about ids that are too large, for the message.
     """
     words = model.config.vocab_size

@@ -85,6 +85,9 @@ def turns_of_sharegpt(chat: Any, where: str) -> list[Turn]:
 def take_weights(turns: list[Turn], where: str) -> tuple[list[Turn], frozenset[int]]:
     """Returns (the turns without their keys `weight` and `train`, the indices of those that are not learnt).
 
+    `turns` is not changed. A turn is left out if either key is 0 or false; without both it is learnt. Errors begin with
+    `where`.
+
     `weight` is 0 or 1, as in OpenAI's and Mistral's data, `train` true or false, as in Axolotl's.
 
     Raises:

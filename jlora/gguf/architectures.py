@@ -89,7 +89,7 @@ def architecture_of(content: Gguf) -> tuple[str, Architecture]:
     """Returns (the value of `general.architecture`, its description in ARCHITECTURES).
 
     Raises:
-      JloraError: the architecture is not in the table.
+      JloraError: the file has no such key, or the architecture is not in the table.
     """
     name = content.fields.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:

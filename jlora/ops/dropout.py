@@ -57,7 +57,11 @@ def hash_words(key: jax.Array) -> jax.Array:
 
 
 def is_kept(words: jax.Array, positions: jax.Array, rate: float) -> jax.Array:
-    """Returns whether dropout at `rate` keeps the elements at these positions (uint32, in the flattened array)."""
+    """Returns whether dropout at `rate` keeps the elements at these positions (uint32, in the flattened array).
+
+    `words` are those of the key, as for `hash_bits`. The result is bool, of the shape of `positions`; a rate of 0 keeps
+    all.
+    """
     return hash_bits(words, positions) >= jnp.uint32(round(rate * 2**32))
 
 

@@ -94,9 +94,7 @@ def run_loop(
 
     Args:
       begin: the state, best evaluation and rest of the step to go on from; its `state` is donated.
-      manager: where checkpoints are saved.
-      recorder: gets the logged values.
-      stop: asked after each step whether to end.
+      manager, recorder: get the checkpoints, and the values that are logged; `stop` is asked after each step.
 
     Returns:
       (the best evaluation, examples or tokens per second while training). All checkpoints are complete by then.

@@ -17,7 +17,7 @@ def one_token_attention(
     key_bias: jax.Array | None,
     visibility: Visibility,
 ) -> jax.Array:
-    """Computes `blockwise_attention` for queries (B, 1, H, D), without dropout.
+    """Computes `blockwise_attention` for queries (B, 1, H, D), without dropout: (B, 1, H, D) in the query's dtype.
 
     The products read keys as (B, K, D, S) and values as (B, K, S, D). If the arguments are views of a cache in these
     layouts, they are not copied.

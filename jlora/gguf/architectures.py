@@ -117,6 +117,8 @@ def key_of(content: Gguf, name: str) -> str:
 def heads_of(content: Gguf, stored: StoredBlocks) -> int | None:
     """Returns the number of heads by which the rows of q or k are reordered; None for other tensors.
 
+    `stored` is one of the file's tensors; its name says whether it is q or k, such as `blk.0.attn_q.weight`.
+
     Raises:
       JloraError: the file has no such number, or it does not divide the rows.
     """

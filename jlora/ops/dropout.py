@@ -66,7 +66,10 @@ def is_kept(words: jax.Array, positions: jax.Array, rate: float) -> jax.Array:
 
 
 def hash_bits(words: jax.Array, positions: jax.Array) -> jax.Array:
-    """Hashes each position to a uniform uint32: C. Wellons's "lowbias32" mixer, with a key word before each round."""
+    """Hashes each position to a uniform uint32: C. Wellons's "lowbias32" mixer, with a key word before each round.
+
+    `words` has two, uint32; `positions` are uint32 of any shape, which the result has too.
+    """
     bits = _mix(positions ^ words[0], 16, 0x7FEB352D)
     bits = _mix(bits ^ words[1], 15, 0x846CA68B)
     return bits ^ (bits >> jnp.uint32(16))

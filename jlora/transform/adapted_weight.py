@@ -98,7 +98,7 @@ class AdaptedWeight:
 
 
 def watch(path: str, weight: jax.Array | Quantized) -> AdaptedWeight:
-    """Wraps a leaf without an update, to record how it is used."""
+    """Wraps the leaf at `path` of the base without an update, to record how it is used (`Context.uses`)."""
     return AdaptedWeight(defer(weight), (Update(None, None, path, _own_axes(weight), role=Role.OBSERVED),))
 
 

@@ -111,12 +111,15 @@ def read_back(
 
 
 def largest_difference(in_memory: np.ndarray, from_files: np.ndarray) -> float:
-    """Returns max |a - b| of two arrays of logits."""
+    """Returns max |a - b| of two arrays of logits of one shape; NaN if either has one."""
     return float(np.max(np.abs(in_memory - from_files)))
 
 
 def require_equal(difference: float, folder: Path) -> None:
-    """Raises JloraError if the merged model's logits differ from those of base and adapter in memory."""
+    """Raises JloraError if the merged model's logits differ from those of base and adapter in memory.
+
+    `difference` is a result of `largest_difference`; up to TOLERANCE is allowed, NaN is not. The error names `folder`.
+    """
     if not difference <= TOLERANCE:
         raise JloraError(
             f"{folder}: read back, its logits differ by {difference:.3g} from those in memory (allowed: {TOLERANCE});"

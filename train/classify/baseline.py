@@ -17,8 +17,11 @@ _SURE = 20.0
 def constant_logits(problem_type: str, labels: np.ndarray, classes: int) -> np.ndarray:
     """Returns logits, float32 (L,), of the best constant prediction: majority class or labels, or the mean.
 
+    For classes the logit is large for what is predicted and its negative for the rest; for a regression the mean.
+
     Args:
-      labels: encoded labels of a split, (n,) or (n, L).
+      labels: encoded labels of a split, (n,) or (n, L); rows without a label do not count, and one or more has one.
+      classes: L, for a single label.
     """
     known = labels[is_labelled(labels)]
     if problem_type == "regression":

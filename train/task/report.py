@@ -30,14 +30,14 @@ def drop_older(folder: Path, exported: Mapping[str, bool]) -> None:
 
 
 def facts(run: EndedRun, results: Results, **of_the_task: Any) -> Facts:
-    """Collects the facts for the model cards of a run.
+    """Collects the facts for the model cards of a run, with the command line and versions of this process.
 
     Names and method come from `run.config`, the adapter's settings from `run.adapted.lora`.
 
     Args:
       run: its `config`, `folder` and `adapted.lora` are read.
       results: {what was evaluated: {metric: value}}, taken over as they are.
-      of_the_task: more fields of Facts, those from `TrainingTask.card`: problem type, labels, and what the rows are.
+      of_the_task: more fields of Facts, from `TrainingTask.card`: problem_type and labels, and chat, pair or tokens.
     """
     config, lora = run.config, run.adapted.lora
     models, data = model_hub_names(config), data_hub_names(config)

@@ -82,6 +82,8 @@ def chat_column(table: Table, form: Format, config: DataSection) -> str:
 def answers_only(form: Format, config: DataSection) -> bool:
     """Returns `data.completion_only_loss`, or if it is null, whether the format has prompts and completions.
 
+    These are prompt_completion and alpaca.
+
     Raises:
       JloraError: it is true for plain text, which has no completions.
     """

@@ -106,7 +106,10 @@ def take_weights(turns: list[Turn], where: str) -> tuple[list[Turn], frozenset[i
 
 
 def require_answer(turns: list[Turn], where: str) -> None:
-    """Raises JloraError if the last turn is not the assistant's, because the chat then ends without an answer."""
+    """Raises JloraError if the last turn is not the assistant's, because the chat then ends without an answer.
+
+    `turns` has at least one; the error begins with `where`.
+    """
     if (role := turns[-1]["role"]) != "assistant":
         raise JloraError(
             f"{where}: expected the assistant's turn last, as only such turns are learnt "

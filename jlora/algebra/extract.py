@@ -82,7 +82,8 @@ def outside(tuned: Any, base: Any, adapter: Adapter) -> dict[str, float]:
     """Returns {path: share of the tree's squared change} of what changed outside of the adapter, largest first.
 
     If the adapter holds only some layers or rows of a leaf, its other layers or rows count. What is lost because a
-    rank was cut does not count.
+    rank was cut does not count. Leaves whose change is all in the adapter, or that did not change, are left out. Both
+    trees must have the same arrays.
     """
     leaves, changed = array_leaves(base), array_leaves(tuned)
     _require_same_shapes(changed, leaves)

@@ -38,7 +38,7 @@ def merge(base: PyTree, adapter: Adapter) -> PyTree:
 
 
 def merge_leaves(base: Any, adapter: Adapter) -> Iterator[tuple[str, jax.Array | Quantized]]:
-    """Yields (path, leaf) of the merged tree, one leaf at a time; leaves without an entry are not changed.
+    """Yields (path, leaf) of the merged tree, one at a time in the base's order; without an entry a leaf is unchanged.
 
     Raises:
       JloraError: as for `merge`. Wrong paths and shapes are reported before the first leaf is merged.

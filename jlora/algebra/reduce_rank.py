@@ -75,7 +75,11 @@ def svd(layer: Matrices) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def with_fixed_signs(u: jax.Array, s: jax.Array, vh: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Makes the largest entry of each row of vh positive, so that all machines get the same signs."""
+    """Makes the largest entry of each row of vh positive, so that all machines get the same signs.
+
+    u (out, k) and vh (k, in) change by the same signs, so that u s vh remains; s (k,) is returned as it is. The largest
+    is by absolute value, the first of equal ones; k may be 0.
+    """
     if not s.shape[0]:
         return u, s, vh
     largest = jnp.take_along_axis(vh, jnp.argmax(jnp.abs(vh), axis=1, keepdims=True), axis=1)  # (k, 1)
@@ -84,7 +88,10 @@ def with_fixed_signs(u: jax.Array, s: jax.Array, vh: jax.Array) -> tuple[jax.Arr
 
 
 def from_svd(u: jax.Array, s: jax.Array, vh: jax.Array, rank: int) -> Matrices:
-    """Makes a layer of scale 1 from the first `rank` components, split as in PEFT: a is vh, b is u s."""
+    """Makes a layer of scale 1 from the first `rank` components, split as in PEFT: a is vh, b is u s.
+
+    u (out, k), s (k,), vh (k, in); with fewer than `rank` components all are taken.
+    """
     return Matrices(vh[:rank], u[:, :rank] * s[None, :rank], jnp.ones_like(s[:rank]))
 
 

@@ -31,7 +31,10 @@ def read_json(file: Path, largest: int = LARGEST) -> dict[str, Any]:
 
 
 def parse_json(text: bytes, file: Path) -> dict[str, Any]:
-    """Parses `text` as a JSON object; raises FileError, which names `file`, as `read_json` does."""
+    """Parses `text`, UTF-8, as a JSON object.
+
+    Raises FileError, which begins with `file`, if it is not JSON, not an object or has a duplicate key.
+    """
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=_said_once)
     except (ValueError, RecursionError) as error:

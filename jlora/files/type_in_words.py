@@ -40,6 +40,7 @@ def type_in_words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
     """Returns the words, such as `whole number >= 1 or null`.
 
     Args:
+      annotation: a type, such as `int | None`, or `Literal["a", "b"]`.
       metadata: bounds of the type, as pydantic and annotated_types have them.
     """
     words = _alternatives(annotation, metadata)

@@ -34,7 +34,7 @@ def chat_ids(
     """Returns the chat's tokens, up to where the model's turn begins.
 
     Args:
-      messages: {"role": "user", "content": TEXT}, and so on, at least one.
+      messages: {"role": "user", "content": TEXT}, and so on, at least one. The template's day is today, in UTC.
       tools: JSON schemas of the functions that the model may call.
       where: begins an error about the chat.
 

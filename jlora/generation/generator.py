@@ -86,7 +86,10 @@ def context_length(model: Any) -> int | None:
 
 
 def require_room(model: Any, prompt: int, count: int) -> None:
-    """Raises JloraError if `count` is below 1, or the model has no positions for prompt and completion."""
+    """Raises JloraError if `count` is below 1, or the model has no positions for prompt and completion.
+
+    `prompt` and `count` are their numbers of tokens.
+    """
     limit = context_length(model)
     if count < 1:
         raise JloraError(f"max_new_tokens: expected 1 or more; found {count}")

@@ -122,6 +122,9 @@ def _parts(name: str, adapter: str | None, base: str | None, use_adapter: bool) 
 
 
 def end_ids(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Returns the ids of the tokens that end a text: those of the model's config, and the tokenizer's."""
+    """Returns the ids of the tokens that end a text: those of the model's config, then the tokenizer's.
+
+    Each is there once; None counts as no id, and the result may be ().
+    """
     ids = (*stop_ids(config), tokenizer.eos_token_id)
     return tuple(dict.fromkeys(index for index in ids if index is not None))

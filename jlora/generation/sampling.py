@@ -24,7 +24,10 @@ PLAIN = Sampling()
 
 
 def checked_sampling(temperature: float, top_k: int, top_p: float) -> Sampling:
-    """Returns the sampling with these numbers; raises JloraError if one is out of its range."""
+    """Returns the sampling with these numbers; raises JloraError if one is out of its range.
+
+    temperature > 0; top_k >= 0 (0 keeps all); 0 < top_p <= 1 (1 keeps all).
+    """
     if not temperature > 0:
         raise JloraError(f"temperature: expected more than 0; found {temperature}; without a key the choice is greedy")
     if not 0 < top_p <= 1:
@@ -35,7 +38,10 @@ def checked_sampling(temperature: float, top_k: int, top_p: float) -> Sampling:
 
 
 def draw_tokens(logits: jax.Array, key: jax.Array | None, sampling: Sampling) -> jax.Array:
-    """Returns the tokens, int32 (B,), drawn from logits (B, vocab); without a key the likeliest."""
+    """Returns the tokens, int32 (B,), drawn from logits (B, vocab); with `key` None the likeliest, whatever `sampling`.
+
+    The first of equally likely ones is chosen.
+    """
     if key is None:
         return logits.argmax(-1).astype(jnp.int32)
     scaled = filter_logits(logits / sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)

@@ -68,7 +68,10 @@ def with_stored_vocabulary(folder: Path, model: Any, base: Any) -> tuple[Any, An
 
 
 def find_trained_ids(lora: LoraConfig, module: str, *, is_embedding: bool) -> frozenset[int]:
-    """Returns the ids of this table's trained rows; a list of ids is for the embedding."""
+    """Returns the ids of this table's trained rows, from `trainable_token_indices`; a list of ids is for the embedding.
+
+    In a mapping each key is the end of a module's name, and counts if it is the end of `module`.
+    """
     wanted = lora.trainable_token_indices or {}
     if not isinstance(wanted, Mapping):
         return frozenset(wanted) if is_embedding else frozenset()

@@ -48,7 +48,13 @@ def compile_template(source: str) -> Compiled:
 
 
 def render(template: jinja2.Template, variables: Mapping[str, Any], day: datetime.date) -> Rendered:
-    """Renders the template; its expressions may raise exceptions of any type."""
+    """Renders the template; its expressions may raise exceptions of any type.
+
+    Args:
+      template: made by this file's environment.
+      variables: {name: value} that it can read.
+      day: the day that its functions take as today.
+    """
     environment: Any = template.environment
     environment.begin(day)
     for piece in template.generate(**variables):

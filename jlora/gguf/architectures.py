@@ -89,7 +89,7 @@ def architecture_of(content: Gguf) -> tuple[str, Architecture]:
     """Returns (the value of `general.architecture`, its description in ARCHITECTURES).
 
     Raises:
-      UnsupportedModelError: the architecture is not in the table.
+      UnsupportedModelError: the file has no such key, or the architecture is not in the table.
     """
     name = content.fields.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
@@ -114,6 +114,8 @@ def key_of(content: Gguf, name: str) -> str:
 
 def heads_of(content: Gguf, stored: StoredBlocks) -> int | None:
     """Returns the number of heads by which the rows of q or k are reordered; None for other tensors.
+
+    `stored` is one of the file's tensors; its name says whether it is q or k, such as `blk.0.attn_q.weight`.
 
     Raises:
       FileError: the file has no such number, or it does not divide the rows.

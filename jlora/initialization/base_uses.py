@@ -42,7 +42,12 @@ class BaseUses(NamedTuple):
 
 
 def base_uses(fn: Callable, base: Any, args: tuple, kwargs: dict, names: Mapping[str, str] | None) -> BaseUses:
-    """Traces `fn(base, *args, **kwargs)`. `names`: {path: PyTorch's name}, as for `save_adapter`."""
+    """Traces `fn(base, *args, **kwargs)` and finds how it uses each array leaf of the base; computes nothing.
+
+    Args:
+      args, kwargs: the other arguments of `fn`; arrays may be ShapeDtypeStructs.
+      names: {path: PyTorch's name}, as for `save_adapter`; None if the paths say them.
+    """
     leaves, traced = array_leaves(base), trace(fn, base, args, kwargs)
     uses = {path: _of_one_layer(torch_path(path, names), leaves[path], uses) for path, uses in uses_in(traced).items()}
     stacks = {path: {axis for use in uses[path] for axis in use.stack} for path in leaves}
@@ -64,7 +69,10 @@ def _of_one_layer(path: str, leaf: Any, uses: tuple[Use, ...]) -> tuple[Use, ...
 
 
 def without_rule(seen: BaseUses, low_ranks: Mapping[str, LowRank]) -> dict[str, str]:
-    """Returns {path: its first operation without a low-rank rule} for the entries that `adapt` would refuse."""
+    """Returns {path: its first operation without a low-rank rule} for the entries that `adapt` would refuse.
+
+    `low_ranks` is {path: entry}, with arrays or ShapeDtypeStructs. An empty result means that all can be adapted.
+    """
     without = {path: next((use.kind for use in seen.uses[path] if use.kind not in _KINDS), None) for path in low_ranks}
     stopped = {path: operation for path, operation in without.items() if operation is not None}
     others = {path: entry for path, entry in low_ranks.items() if path not in stopped}

@@ -69,7 +69,10 @@ def init(
 def draw_default(
     key: jax.Array, config: LoraConfig, base: Any, fn: Callable, *args: Any, **kwargs: Any
 ) -> dict[str, Entry]:
-    """Makes the adapter that `init` makes by default, whatever `config.init_lora_weights` is."""
+    """Makes the adapter that `init` makes by default, whatever `config.init_lora_weights` is.
+
+    The arguments are those of `init`; the result is {path: entry}.
+    """
     return _draw(key, abstract_adapter(config, base, fn, *args, **kwargs), leaves_by_path(base), True)
 
 

@@ -130,7 +130,10 @@ Adapter = Mapping[str, Entry]
 
 
 def require_fit(adapter: Adapter, leaves: Mapping[str, Any]) -> None:
-    """Raises AdapterMismatchError if an entry's path is not one of `leaves`, or its shape is not that of the leaf."""
+    """Raises AdapterMismatchError if an entry's path is not one of `leaves`, or its shape is not that of the leaf.
+
+    `leaves` is {path: leaf} of the base, arrays or ShapeDtypeStructs; leaves without an entry are allowed.
+    """
     for path, entry in adapter.items():
         require(path, leaves, "the base tree")
         shape = np.shape(leaves[path])

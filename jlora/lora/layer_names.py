@@ -14,7 +14,7 @@ def layer_names(path: str, entry: LowRank) -> list[str]:
 
 
 def leaf_layer_names(path: str, shape: tuple[int, ...], stack: Container[int]) -> list[str]:
-    """Returns the names of the layers in a leaf.
+    """Returns the names of the layers in a leaf: one for each layer of a stack, in order, else a single one.
 
     Args:
       shape: the leaf's.

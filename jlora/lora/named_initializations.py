@@ -56,6 +56,9 @@ def find_initialization(value: Any) -> Initialization | None:
 
 
 def is_residual(value: Any) -> bool:
-    """Tells whether the adapter starts with a part of the base's weights, and the base gives it up."""
+    """Tells whether the adapter starts with a part of the base's weights, and the base gives it up.
+
+    `value` is that of `init_lora_weights`; False for values without a name.
+    """
     found = find_initialization(value)
     return found is not None and found.function == "init_residual"

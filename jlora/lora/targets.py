@@ -58,7 +58,10 @@ def matches(patterns: str | Sequence[str], name: str) -> bool:
 
 
 def pattern_value(patterns: Mapping[str, Value], name: str, default: Value) -> Value:
-    """Returns the value of the first pattern that matches the end of `name`, as for `rank_pattern`."""
+    """Returns the value of the first pattern that matches the end of `name`, as for `rank_pattern`.
+
+    `patterns` is {pattern: value}, in the order in which they are tried; `default` is returned if none matches.
+    """
     for pattern, value in patterns.items():
         if is_end(pattern, name):
             return value

@@ -53,7 +53,12 @@ def is_tied_in_peft(config: LoraConfig, keys: Iterable[str]) -> bool:
 
 
 def naming_head(config: LoraConfig, embedding: str, *, whole: bool) -> LoraConfig:
-    """Adds the head's name to the configuration if PEFT would not tie head and embedding without it."""
+    """Adds the head's name to the configuration if PEFT would not tie head and embedding without it.
+
+    Args:
+      whole: whether the table is trained in full: the name is then added to `modules_to_save`, else to
+        `target_modules`.
+    """
     if is_tied_in_peft(config, ()):
         return config
     if whole:

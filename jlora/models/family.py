@@ -46,7 +46,13 @@ class Family:
 
 
 def decoder_family(model: Any, *, targets: tuple[str, ...] = ("q_proj", "v_proj"), **honoured: tuple) -> Family:
-    """Makes a family with Llama's keys and without dropout in the attention."""
+    """Makes a family with Llama's keys and without dropout in the attention.
+
+    Args:
+      model: the linen module's class.
+      targets: PEFT's default targets.
+      honoured: {config key: its supported values}, in addition to those of Llama, which they may replace.
+    """
     return Family(
         model,
         task="CAUSAL_LM",

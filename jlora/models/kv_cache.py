@@ -44,7 +44,10 @@ class Slots(NamedTuple):
 
 
 def empty_cache(layers: int, batch_size: int, size: int, heads: int, width: int, dtype: Any) -> Cache:
-    """Makes an empty cache of `size` slots per row, for rows of `size` tokens."""
+    """Makes an empty cache of `size` slots per row, for rows of `size` tokens.
+
+    `heads` are those of the keys, `width` the features of one; keys and values are zeros of `dtype`, no slot is valid.
+    """
     keys = jnp.zeros((layers, batch_size, heads, width, size), dtype)
     valid = jnp.zeros((batch_size, size), bool)
     values = jnp.zeros_like(keys, shape=(layers, batch_size, heads, size, width))
@@ -60,14 +63,17 @@ def with_room(cache: Cache, size: int) -> Cache:
 
 
 def mark_tokens_valid(cache: Cache, batch: dict[str, jax.Array]) -> Cache:
-    """Marks the batch's tokens as valid, before the layers write their keys and values."""
+    """Marks the batch's tokens as valid, before the layers write their keys and values.
+
+    `attention_mask` (B, T) of the batch replaces `valid` in the T slots from `cache.length` on; the length stays.
+    """
     new = batch["attention_mask"].astype(bool)
     valid = lax.dynamic_update_slice(cache.valid, new, (jnp.int32(0), cache.length))
     return cache._replace(valid=valid)
 
 
 def store_slots(cache: Cache, slots: Slots, batch: dict[str, jax.Array]) -> Cache:
-    """Stores the slots that all layers have written, stacked, and advances the cache's length."""
+    """Stores the slots that all layers have written, stacked, and advances the cache's length by the batch's T."""
     length = cache.length + batch["input_ids"].shape[1]
     return cache._replace(keys=slots.keys, values=slots.values, length=length)
 

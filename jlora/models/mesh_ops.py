@@ -40,7 +40,10 @@ def gather_weight(weight: jax.Array, names: AxisNames) -> jax.Array:
 
 
 def gather_table(*arrays: jax.Array, **options: Any) -> tuple[jax.Array, ...]:
-    """Replaces Flax's `promote_dtype` in an embedding: also gathers the table, which is the last array."""
+    """Replaces Flax's `promote_dtype` in an embedding: also gathers the table, which is the last array.
+
+    Arguments and result are those of `promote_dtype`.
+    """
     return promote_dtype(*arrays[:-1], gather_weight(arrays[-1], TABLE), **options)
 
 

@@ -30,7 +30,10 @@ def dot_general(left: jax.Array, right: jax.Array, dimensions: Dimensions, preci
 
 
 def einsum(form: str, *arrays: jax.Array, **options: Any) -> jax.Array:
-    """Computes `jnp.einsum` of arrays of one dtype; bfloat16 is computed in float32 and rounded once."""
+    """Computes `jnp.einsum` of arrays of one dtype; bfloat16 is computed in float32 and rounded once.
+
+    `form` has one operand for each array; `options` are those of `jnp.einsum`. The result has the arrays' dtype.
+    """
     dtype = arrays[0].dtype
     if dtype == jnp.bfloat16:
         arrays = tuple(array.astype(jnp.float32) for array in arrays)
@@ -39,7 +42,10 @@ def einsum(form: str, *arrays: jax.Array, **options: Any) -> jax.Array:
 
 @partial(jax.jit, static_argnums=2)
 def rounded_product(left: jax.Array, right: jax.Array, dimensions: Dimensions) -> jax.Array:
-    """Multiplies two bfloat16 arrays to a bfloat16 result; on a CPU it is summed in float32 and rounded once."""
+    """Multiplies two bfloat16 arrays to a bfloat16 result; on a CPU it is summed in float32 and rounded once.
+
+    The axes of the result are in the order of `lax.dot_general`'s.
+    """
     return _product((dimensions, _letters(dimensions, left.ndim, right.ndim)), left, right)
 
 

@@ -195,7 +195,10 @@ def read_base_name(folder: Path) -> str | None:
 
 
 def base_name_in(fields: Mapping[str, Any], path: Path) -> str | None:
-    """Returns the base that PEFT's fields, read from the file `path`, name; None if they name none."""
+    """Returns the base that PEFT's fields, read from the file `path`, name; None if they name none.
+
+    An empty name is none; a value that is not text raises JloraError.
+    """
     found = fields.get("base_model_name_or_path") or None
     if found is not None and not isinstance(found, str):
         raise FileError(f"{path}: base_model_name_or_path: expected a name, found {reprlib.repr(found)}")

@@ -23,7 +23,10 @@ _ENDS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnit
 
 
 def is_mlx(fields: Mapping[str, Any]) -> bool:
-    """Returns whether these are the fields of mlx-lm's `adapter_config.json`."""
+    """Returns whether these are the fields of mlx-lm's `adapter_config.json`.
+
+    They have no `peft_type`, but `lora_parameters` or `fine_tune_type`.
+    """
     return "peft_type" not in fields and ("lora_parameters" in fields or "fine_tune_type" in fields)
 
 
@@ -63,7 +66,10 @@ def peft_fields(fields: Mapping[str, Any], keys: Iterable[str], file: Path) -> d
 
 
 def peft_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns {PEFT's key: tensor in PEFT's layout}; keys that are not an adapter's stay unchanged."""
+    """Returns {PEFT's key: tensor in PEFT's layout}; lora_a and lora_b are transposed.
+
+    Other keys only get PEFT's prefix.
+    """
     renamed = {}
     for key, tensor in tensors.items():
         module, _, end = key.rpartition(".")

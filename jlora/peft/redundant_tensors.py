@@ -29,7 +29,8 @@ _ADVICE = (
 def tied_head(tensors: Mapping[str, np.ndarray], adapter: Adapter) -> dict[str, np.ndarray]:
     """Returns the tensors that PEFT writes for an output head that is tied to an adapted embedding.
 
-    The head's A is the embedding's B transposed, and its B the embedding's A.
+    The head's A is the embedding's B transposed, and its B the embedding's A. Both dicts are {PEFT's key: tensor};
+    without a tied entry in `adapter` the result is empty.
     """
     tied: dict[str, np.ndarray] = {}
     for path in (path for path, entry in adapter.items() if not isinstance(entry, Rows) and entry.tied):

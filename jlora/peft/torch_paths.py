@@ -16,6 +16,8 @@ _HELP = ". Give PyTorch's names: save_adapter(..., names={path: 'model.layers.{}
 def in_torch_paths(adapter: Adapter, names: Mapping[str, str] | None) -> dict[str, Entry]:
     """Returns the adapter with its entries under `jlora.tree.module_names.torch_path`.
 
+    `names` is {path: PyTorch's name}, as for `save_adapter`; with None the paths stay.
+
     Raises:
       JloraError: a path is missing in `names`; a name is not possible for a PyTorch module; the axes of a `Full` leaf
         follow neither from its name nor from its use.

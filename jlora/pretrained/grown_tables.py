@@ -28,7 +28,7 @@ _BLOCK = 4096
 
 
 def with_vocabulary(model: Any, size: int) -> Any:
-    """Returns the linen model with `size` tokens."""
+    """Returns the linen model with `size` tokens; its config is copied, unless it has that size already."""
     if model.config.vocab_size == size:
         return model
     config = copy(model.config)
@@ -45,6 +45,8 @@ def table_paths(model: Any, base: Any) -> dict[str, str]:
 
 def grown(model: Any, base: Any, size: int, mesh: Mesh | None = None) -> tuple[Any, Any]:
     """Returns (model, base) with `size` tokens, at least as many as they have. All processes must call it.
+
+    If they have as many already, both are returned as they are.
 
     Args:
       mesh: the mesh that the base is on, or None.

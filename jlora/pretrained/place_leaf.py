@@ -22,6 +22,12 @@ def load_leaf(path: str, tensors: list[Any], dtype: Any, quantize: QuantizationK
     """Loads one leaf from its tensor, or from the tensors of all layers, which are stacked on axis 0.
 
     Each layer is quantized before the next one is read, so that the dense stack is never in memory.
+
+    Args:
+      path: of the leaf; it says whether the leaf is a stack, and how the tensor's axes are ordered.
+      tensors: as `open_tensors` opens them; one, or one for each layer, in order.
+      dtype: of the leaf; that of the numbers if it is quantized.
+      quantize: None, or the kind of Quantized for weights that can be.
     """
     if not is_stacked(path):
         return _place_weight(path, tensors[0], dtype, quantize, mesh)
@@ -66,7 +72,10 @@ def _put(path: str, tensor: Any, dtype: Any, mesh: Mesh | None) -> jax.Array:
 
 
 def place_on_mesh(path: str, leaf: Any, mesh: Mesh | None) -> Any:
-    """Splits a leaf, or one of its layers, that is on this process's first device over the mesh."""
+    """Splits a leaf, or one of its layers, that is on this process's first device over the mesh.
+
+    Without a mesh it is returned unchanged.
+    """
     if mesh is None:
         return leaf
     shardings = leaf_shardings(path, leaf, mesh)

@@ -45,7 +45,8 @@ def first_place(x: jax.Array, dim: int) -> jax.Array:
 def split_einsum(form: str, arrays: Sequence[jax.Array], names: LetterAxes, **options: Any) -> jax.Array:
     """Computes the einsum; on a mesh with explicit axes, operands and result are split as `names` says.
 
-    A mesh axis that would split two axes of an array splits only the first.
+    A mesh axis that would split two axes of an array splits only the first. `names` is {letter of `form`: mesh axes, or
+    None}; letters that it does not have are not split. `options` are those of `einsum`.
     """
     mesh = explicit_mesh(arrays[0])
     if mesh is None:

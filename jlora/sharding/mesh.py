@@ -66,9 +66,10 @@ def _parts(mesh: Any, name: Any) -> int:
 def on_devices(
     shape: tuple[int, ...], sharding: Sharding, part: Callable[[tuple[slice, ...]], np.ndarray | jax.Array]
 ) -> jax.Array:
-    """Builds a global array from shards. `part(index)` returns the shard at `index`.
+    """Builds a global array of `shape` from shards. `part(index)` returns the shard at `index`.
 
-    It is called once for each distinct shard of this process's devices.
+    It is called once for each distinct shard of this process's devices. `index` has a slice for each axis, with start,
+    stop and step as numbers.
     """
     devices: dict[tuple[tuple[int, int, int], ...], list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():

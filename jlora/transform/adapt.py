@@ -114,7 +114,10 @@ def find_materialized(
 
 
 def find_materialized_in(traced: Traced, adapter: Adapter) -> dict[str, tuple[str, ...]]:
-    """Returns what `find_materialized` does, for a traced function and an adapter that fits it."""
+    """Returns what `find_materialized` does, for a traced function and an adapter that fits it.
+
+    {path: the names of the primitives at which its weight plus update is formed, in order}; others are left out.
+    """
     context = Context(None, materialize=True)
     jax.eval_shape(
         lambda leaves, updates: results_of(context, traced, _values(traced, leaves, updates)),

@@ -98,7 +98,7 @@ class AdaptedWeight:
 
 
 def watch(path: str, weight: jax.Array | Quantized) -> AdaptedWeight:
-    """Wraps a leaf without an update, to record how it is used."""
+    """Wraps the leaf at `path` of the base without an update, to record how it is used (`Context.uses`)."""
     return AdaptedWeight(defer(weight), (Update(None, None, path, _own_axes(weight), role=Role.OBSERVED),))
 
 
@@ -187,7 +187,10 @@ def sum_products(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def varying(factor: jax.Array, letters: Sequence[str]) -> tuple[str, jax.Array]:
-    """Removes the dims over which the factor does not vary; returns (r and the letters of the others, the factor)."""
+    """Removes the dims over which the factor does not vary; returns (r and the letters of the others, the factor).
+
+    `factor` is (r, *dims), and does not vary over dims of size 1; `letters` has one for each of its dims except r.
+    """
     still = tuple(dim for dim in range(1, factor.ndim) if factor.shape[dim] == 1)
     names = "r" + "".join(letters[dim - 1] for dim in range(1, factor.ndim) if dim not in still)
     return names, lax.squeeze(factor, still)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from jlora.errors import NoRuleError
 from jlora.transform import jax_versions
 from jlora.transform.adapted_weight import AdaptedWeight, Role, Update, compute_dense
 from jlora.transform.uses import Use

@@ -37,7 +37,10 @@ class Traced:
 
 
 def trace(fn: Callable, base: Any, args: tuple, kwargs: dict) -> Traced:
-    """Traces `fn(base, *args, **kwargs)`; leaves and arguments that are not arrays are passed unchanged."""
+    """Traces `fn(base, *args, **kwargs)`; leaves and arguments that are not arrays are passed unchanged.
+
+    The arrays of base, args and kwargs, in this order, are `Traced.leaves`, and the inputs of its jaxpr.
+    """
     base_paths = list(leaves_by_path(base))
     leaves, structure = jax.tree.flatten((base, args, kwargs), is_leaf=is_quantized)
     dynamic = [i for i, leaf in enumerate(leaves) if is_array(leaf)]
@@ -60,12 +63,18 @@ def trace(fn: Callable, base: Any, args: tuple, kwargs: dict) -> Traced:
 
 
 def results_of(context: Context, traced: Traced, values: list) -> list:
-    """Evaluates a traced function and returns its flat results; some of the inputs `values` may be AdaptedWeight."""
+    """Evaluates a traced function and returns its flat results; some of the inputs `values` may be AdaptedWeight.
+
+    `values` has one for each of `traced.leaves`. The results are arrays; `traced.structure` is their tree.
+    """
     return [context.whole(result, "the result") for result in evaluate_jaxpr(context, traced.jaxpr, values)]
 
 
 def evaluate_jaxpr(context: Context, closed: Any, values: list) -> list:
-    """Evaluates a jaxpr and returns its outputs; some of the inputs `values` may be AdaptedWeight."""
+    """Evaluates a jaxpr and returns its outputs; some of the inputs `values` may be AdaptedWeight.
+
+    Then outputs may be too. `closed` is a jaxpr with its constants, `values` has one for each of its inputs.
+    """
     jaxpr, consts = jax_versions.split_closed_jaxpr(closed)
     env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *values), strict=True))
     last = {var: i for i, eqn in enumerate(jaxpr.eqns) for var in eqn.invars if not isinstance(var, core.Literal)}

@@ -17,7 +17,10 @@ def split_closed_jaxpr(jaxpr: Any) -> tuple[Any, tuple]:
 
 
 def scan_parts(params: dict[str, Any], values: list) -> tuple[list, list, list]:
-    """Splits the operands of a scan into (constants, initial carry, scanned arrays)."""
+    """Splits the operands of a scan, `values`, into (constants, initial carry, scanned arrays), in their order.
+
+    `params` are those of the equation.
+    """
     if "ft_in" in params:  # JAX 0.11: three trees in place of two numbers
         consts, carry, _ = (len(part) for part in params["ft_in"].unpack())
     else:

@@ -60,7 +60,10 @@ def materialize(weight: Any) -> jax.Array:
 
 
 def apply_with_remat(fn: Callable, weight: Any, *others: Any) -> Any:
-    """Calls `fn(weight, *others)`; the backward pass keeps a quantized weight's codes, not the dequantized array."""
+    """Calls `fn(weight, *others)`; the backward pass keeps a quantized weight's codes, not the dequantized array.
+
+    `fn` gets an array in place of a LazyWeight; an array is passed on unchanged. The result is that of `fn`.
+    """
     if not isinstance(weight, LazyWeight):
         return fn(weight, *others)
     return jax.checkpoint(lambda weight, *others: fn(materialize(weight), *others))(weight, *others)

@@ -26,12 +26,16 @@ class Use:
 
 
 def leaf_axes(weight: Update, dims: Sequence[int]) -> tuple[int, ...]:
-    """Returns the leaf's axes in the given dims, in ascending order."""
+    """Returns the leaf's axes that the given dims of `weight` consist of (`Update.axes`), ascending, each once."""
     return tuple(sorted({axis for dim in dims for axis in weight.axes[dim]}))
 
 
 def stack_axes(weight: Update, used: set[int], batch: Sequence[int] = ()) -> tuple[int, ...]:
     """Returns the axes that are scanned, batched or indexed; indices of a vector do not count.
+
+    Args:
+      used: axes of the leaf that are inputs or outputs; those that are scanned stay in the result.
+      batch: axes of the leaf that a product batches over.
 
     An axis that a batch covers only in part (heads of a kernel that has them in its outputs) is not a stack.
     """

@@ -27,7 +27,10 @@ def array_leaves(tree: Any) -> dict[str, Any]:
 
 
 def is_array(leaf: Any) -> bool:
-    """Returns whether functions are traced with this leaf as an array; all other leaves are passed unchanged."""
+    """Returns whether functions are traced with this leaf as an array; all other leaves are passed unchanged.
+
+    True for arrays of JAX and NumPy, NumPy's scalars, ShapeDtypeStructs and Quantized; false for Python's numbers.
+    """
     return is_quantized(leaf) or isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct))
 
 

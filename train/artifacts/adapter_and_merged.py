@@ -44,8 +44,12 @@ def write_adapter(
     If it was trained on a residual base, it is converted to one of twice the rank for the original base.
 
     Args:
+      folder: written as a whole, or not at all.
       adapted: its `lora` must not be None.
-      label_entries: keys that a classifier's labels add to its config.json, from `Labels.config_entries`.
+      adapter: the trained one, {path: entry}.
+      tokenizer: None if there is none to write.
+      label_entries: keys that a classifier's labels add to its config.json, from `Labels.config_entries`; None without
+        labels.
       base_model: the base that PEFT loads it on.
     """
     assert adapted.lora is not None
@@ -59,7 +63,10 @@ def write_adapter(
 
 
 def write_gguf_lora(file: Path, adapted: Adapted, adapter: dict[str, Any]) -> None:
-    """Writes the adapter for llama.cpp, for the original base."""
+    """Writes the adapter, {path: entry}, as a GGUF file for llama.cpp, for the original base.
+
+    An adapter of a residual base is converted as in `write_adapter`. `adapted.model` has the config that is written.
+    """
     jlora.save_gguf_lora(file, _for_the_original(adapted, adapter), adapted.model.config)
 
 
@@ -73,7 +80,7 @@ def write_merged(
     """Merges base and adapter and writes them as one checkpoint for transformers, with the tokenizer.
 
     Leaves are merged one after another into the host's memory. With several processes all take part in merging, but
-    only the first one keeps the model in memory and writes it.
+    only the first one keeps the model in memory and writes it. `dtype` is the name of the dtype in the files.
     """
     leaves = {path: _in_host(leaf) for path, leaf in merge_leaves(adapted.base, adapter)}
     merged = replace_leaves(adapted.base, leaves)
@@ -94,18 +101,25 @@ def _in_host(leaf: Any) -> Any:
 def read_back(
     folder: Path, compute_dtype: Any, mesh: Mesh | None = None, *, param_dtype: Any = jnp.float32
 ) -> tuple[Any, Any]:
-    """Reads (model, base) from the files of a folder that `write_merged` wrote."""
+    """Reads (model, base) from the files of a folder that `write_merged` wrote.
+
+    The model, a linen module, computes in `compute_dtype`; the base's arrays have `param_dtype` and are on the mesh, if
+    there is one.
+    """
     model = build(load_config(str(folder)), dtype=compute_dtype)
     return model, load_weights(model, str(folder), param_dtype=param_dtype, mesh=mesh)
 
 
 def largest_difference(in_memory: np.ndarray, from_files: np.ndarray) -> float:
-    """Returns max |a - b| of two arrays of logits."""
+    """Returns max |a - b| of two arrays of logits of one shape; NaN if either has one."""
     return float(np.max(np.abs(in_memory - from_files)))
 
 
 def require_equal(difference: float, folder: Path) -> None:
-    """Raises JloraError if the merged model's logits differ from those of base and adapter in memory."""
+    """Raises JloraError if the merged model's logits differ from those of base and adapter in memory.
+
+    `difference` is a result of `largest_difference`; up to TOLERANCE is allowed, NaN is not. The error names `folder`.
+    """
     if not difference <= TOLERANCE:
         raise JloraError(
             f"{folder}: read back, its logits differ by {difference:.3g} from those in memory (allowed: {TOLERANCE});"

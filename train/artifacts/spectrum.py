@@ -127,5 +127,8 @@ def total_kept(spectra: Sequence[Spectrum]) -> float:
 
 
 def by_module(spectra: Mapping[str, np.ndarray], ranks: Sequence[int]) -> list[Spectrum]:
-    """Combines the spectra that `jlora.extract` returns with the ranks of its adapter, in the same order."""
+    """Combines the spectra that `jlora.extract` returns with the ranks of its adapter, in the same order.
+
+    `spectra` is {module's name: singular values}; `ranks` has one for each. The result has one Spectrum for each.
+    """
     return [Spectrum(name, values, rank) for (name, values), rank in zip(spectra.items(), ranks, strict=True)]

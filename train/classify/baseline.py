@@ -17,8 +17,11 @@ _SURE = 20.0
 def constant_logits(problem_type: str, labels: np.ndarray, classes: int) -> np.ndarray:
     """Returns logits, float32 (L,), of the best constant prediction: majority class or labels, or the mean.
 
+    For classes the logit is large for what is predicted and its negative for the rest; for a regression the mean.
+
     Args:
-      labels: encoded labels of a split, (n,) or (n, L).
+      labels: encoded labels of a split, (n,) or (n, L); rows without a label do not count, and one or more has one.
+      classes: L, for a single label.
     """
     known = labels[is_labelled(labels)]
     if problem_type == "regression":
@@ -37,8 +40,10 @@ def no_better(labels: Labels, validation: np.ndarray, found: Mapping[str, float]
     correlation (MCC) exceeds 0 by at most two.
 
     Args:
-      validation: the encoded labels of the split.
-      found: its metrics.
+      labels: the task and its classes.
+      validation: the encoded labels of the split, as `encode_labels` returns them; rows without a label do not count,
+        and the result is "" if no row has one.
+      found: its metrics, {name: value}: read are mse (regression), f1_micro (multi-label), or accuracy and mcc.
       length: the config key that says how long to train, for the message.
     """
     kind, known = labels.problem_type, validation[is_labelled(validation)]

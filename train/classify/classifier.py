@@ -108,8 +108,12 @@ def _read_labels(folder: Path) -> dict[str, Any]:
 def read_label_entries(file: Path) -> dict[str, Any]:
     """Reads id2label, label2id and problem_type from `labels.json`, and nothing else.
 
+    Returns:
+      {"id2label": {int: class name}, "label2id": {class name: int}, "problem_type": text}; label2id is made from
+      id2label.
+
     Raises:
-      FileError: class names are not text, ids are not 0, 1, ..., or problem_type is unknown.
+      FileError: not a JSON object, class names are not text, ids are not 0, 1, ..., or problem_type is unknown.
     """
     stored = read_json(file)
     names, problem = stored.get("id2label"), stored.get("problem_type")

@@ -20,7 +20,10 @@ from train.task.protocol import Found
 
 
 def logits_forward(apply: Callable) -> Callable[[Any, Any, Batch], jax.Array]:
-    """Makes forward(adapter, base, batch) -> logits, float32 (B, L), without dropout; `adapter` may be None."""
+    """Makes forward(adapter, base, batch) -> logits, float32 (B, L), without dropout; `adapter` may be None.
+
+    `apply` is called as apply(base, batch.inputs) and returns the logits: a linen module's.
+    """
     adapted = adapt(apply)
     return lambda adapter, base, batch: adapted(base, adapter, batch.inputs)
 
@@ -39,8 +42,9 @@ def logits_of(
     The shortest rows are computed first. With several processes each gets the logits of all rows.
 
     Args:
-      step: step(batch) -> logits.
-      check: called before each batch.
+      step: step(batch) -> logits (B, L).
+      buckets, batch_size, mesh: as for `run_through`.
+      check: called before each batch; an exception that it raises ends the evaluation.
       first: evaluate only the first `first` rows; None means all.
     """
 
@@ -59,7 +63,12 @@ def in_order(found: Found) -> np.ndarray:
 
 
 def scores(problem_type: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Computes the task's metrics and the mean loss of the labelled rows; {} if no row is labelled."""
+    """Computes the task's metrics and `loss`, the mean of the labelled rows; {} if no row is labelled.
+
+    Args:
+      logits: float32 (n, L), in the order of `labels`.
+      labels: the result of `encode_labels`.
+    """
     known = is_labelled(labels)
     if not known.any():
         return {}

@@ -19,7 +19,7 @@ def classification_loss(apply: Callable, problem_type: str, *, model_dropout: bo
     """Makes the loss for `train.loop.step`: the sum of the losses of a batch's rows, times their weights.
 
     Args:
-      apply: `model.apply(base, inputs, rngs=...)`, logits float32 (B, L).
+      apply: called as apply(base, inputs, rngs=...), returns logits float32 (B, L); `rngs` is {"dropout": key} or None.
       problem_type: as in `row_losses`.
       model_dropout: whether the model's own dropout is active; the adapter's dropout has its own rate.
     """

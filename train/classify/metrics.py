@@ -38,7 +38,10 @@ def primary(problem_type: str) -> str:
 
 
 def require_metric(metric: str, problem_type: str, num_labels: int) -> None:
-    """Raises JloraError, with the nearest name, unless the task has `metric`; every task has `loss`."""
+    """Raises JloraError, with the nearest name, unless the task has `metric`; every task has `loss`.
+
+    The others are those of `metric_names`, which depend on `num_labels`.
+    """
     known = [*metric_names(problem_type, num_labels), "loss"]
     if metric not in known:
         raise _unknown("train.metric", metric, known)
@@ -54,6 +57,9 @@ def compute(problem_type: str, logits: ArrayLike, labels: ArrayLike) -> dict[str
     Args:
       logits: (n, k) float.
       labels: (n,) int in 0..k-1 (single label), (n, k) of 0 and 1 (multi-label), or (n,) float with k = 1 (regression).
+
+    Returns:
+      {name: float}. Predicted is the largest logit, or for multi-label each that is above 0.
 
     Raises:
       JloraError: no rows, shapes that do not fit, labels out of range, or logits that are not finite.

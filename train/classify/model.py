@@ -59,7 +59,13 @@ class Prepared:
 def prepare_splits(
     config: Config, data: Data, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Labels, dict[str, Prepared]]:
-    """Returns (labels, {split: Prepared}); the labels come from the training rows, and the log describes them."""
+    """Returns (labels, {split: Prepared}); the labels come from the training rows, and the log describes them.
+
+    The splits are those of `data.splits`, `train` among them, without rows left out by `data.skip_bad_rows`.
+
+    Raises:
+      JloraError: as for `infer_labels` and `encode_labels`.
+    """
     skip, train = config.data.skip_bad_rows, data.splits["train"]
     labels = infer_labels(of_one_kind(train) if skip else train, config.task, data.label_names)
     # Labels first: they are cheap to check, so a wrong one is found before anything is tokenized.
@@ -133,7 +139,10 @@ def _lora_config(config: Config, model: Any) -> jlora.LoraConfig:
 
 
 def whole_leaves(config: Config, base: Any) -> dict[str, jlora.Full]:
-    """Returns {path: Full} of the leaves that `method: full` (all) or `method: head` (the head) trains."""
+    """Returns {path: Full} of the leaves that `method: full` (all) or `method: head` (the head) trains.
+
+    The values are copies of the base's arrays. `base` is the model's tree.
+    """
     head = jlora.LoraConfig(task_type="SEQ_CLS")
     return {
         path: jlora.Full(jnp.array(leaf, copy=True))
@@ -143,7 +152,7 @@ def whole_leaves(config: Config, base: Any) -> dict[str, jlora.Full]:
 
 
 def classifier_config(name: str, **overrides: Any) -> PreTrainedConfig:
-    """Loads the config of an encoder with `load_config`.
+    """Loads the config of the encoder `name` (folder or hub model) with `load_config`; `overrides` replace its keys.
 
     Raises:
       JloraError: as for `load_config`; the model is not a classifier.

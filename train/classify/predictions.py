@@ -16,7 +16,14 @@ ROWS_SHOWN = 50
 
 
 def write_predictions(path: Path, split: Prepared, logits: np.ndarray, labels: Labels) -> None:
-    """Writes the first rows of a split, one for each row of `logits`: text, label, prediction, probabilities."""
+    """Writes the first rows of a split, one for each row of `logits`: text, label, prediction, probabilities.
+
+    The columns of the CSV are `text`, `text_pair` if the split has it, `label` (as in the data), `predicted`, and one
+    with each class's name, with four decimals.
+
+    Args:
+      logits: float (rows, k), in the split's order; at most as many rows as the split.
+    """
     shown = metrics.probabilities(labels.problem_type, logits)
     pair = ["text_pair"] if split.rows.text_pair is not None else []
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -29,7 +36,11 @@ def write_predictions(path: Path, split: Prepared, logits: np.ndarray, labels: L
 
 
 def format_prediction(labels: Labels, probabilities: np.ndarray) -> str:
-    """Returns the predicted class of one row, the classes (`a;b`) if multi-label, or a regression's number."""
+    """Returns the predicted class of one row, the classes (`a;b`) if multi-label, or a regression's number.
+
+    `probabilities` are float (k,), a regression's score. Several labels are those above 0.5, "" if there are none; a
+    number has four decimals.
+    """
     if labels.problem_type == "regression":
         return f"{float(probabilities[0]):.4f}"
     if labels.problem_type == "multi_label_classification":

@@ -160,7 +160,10 @@ PARSERS = {
 
 
 def whole_number(least: int, below: float = math.inf) -> Callable[[str], int]:
-    """Makes an argument type for whole numbers of at least `least` and less than `below`."""
+    """Makes an argument type for whole numbers of at least `least` and less than `below`.
+
+    It takes text of digits only, without a sign or blanks, and raises `argparse.ArgumentTypeError` for anything else.
+    """
 
     def read(text: str) -> int:
         if not text.isdecimal() or len(text) > _MOST_DIGITS or not least <= int(text) < below:

@@ -20,7 +20,12 @@ from train.cli.signals import Stopped
 def exit_code(work: Callable[[], None], *, verbose: bool = False, interrupted: str = "interrupted") -> int:
     """Does the work and returns the exit code.
 
-    0 is success, 2 an error that the user can fix (printed on stderr), 130 an interruption (SIGINT), 143 SIGTERM.
+    0 is success, 2 an error that the user can fix (printed on stderr), 130 an interruption (SIGINT), 143 SIGTERM, and
+    the code of a `Stopped` is its own. A closed pipe is success. Other exceptions are raised.
+
+    Args:
+      verbose: as for `configure_logging`, which is called first.
+      interrupted: what is printed after an interruption.
     """
     configure_logging(verbose)
     replace_unencodable()

@@ -45,7 +45,8 @@ def parse_command_line(argv: Sequence[str], command: Command[AnyConfig]) -> Requ
     A value is YAML. But the value of a key of type text is used unchanged, unless it is empty, null, quoted or starts
     with a bracket. `a,b` is a list if the key takes one; commas inside brackets do not separate, so that a regular
     expression is not split.
-    `--help` prints the help and ends the program.
+    `--help` prints the help and ends the program. Without --config the Request's file values are {}; its overrides are
+    {dotted key: value}, the last one of a key given twice.
 
     Raises:
       JloraError: an unknown flag or one that needs another, an argument that is not `key=value`, a value that is not

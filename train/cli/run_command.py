@@ -22,6 +22,8 @@ def run_command(
     0 is success, 2 an error that the user can fix, 75 the end of the run's time, 130 SIGINT, 143 SIGTERM.
 
     Args:
+      argv: the arguments after the command's name.
+      command: its flags, options and config schema.
       work: called as work(config, flags, whether the config's `offline:` block is in it).
       alone: whether nothing else runs in this process, so that PyTorch can be hidden from transformers.
     """

@@ -14,7 +14,7 @@ from jlora.files.type_in_words import type_in_words
 
 
 def sections(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    """Returns {key: model} of the keys that contain keys, such as `lora`."""
+    """Returns {key: model} of the keys that contain keys, such as `lora`: those annotated with a pydantic model."""
     fields = schema.model_fields.items()
     return {
         name: f.annotation
@@ -24,7 +24,10 @@ def sections(schema: type[BaseModel]) -> dict[str, type[BaseModel]]:
 
 
 def fields(schema: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Returns {dotted key: field} of all values, in the order of the schema; those outside of sections come first."""
+    """Returns {dotted key: field} of all values, in the order of the schema; those outside of sections come first.
+
+    In a section a field's alias is its key: `lora.from`.
+    """
     inner = sections(schema)
     found = {name: field for name, field in schema.model_fields.items() if name not in inner}
     for section, model in inner.items():
@@ -33,7 +36,7 @@ def fields(schema: type[BaseModel]) -> dict[str, FieldInfo]:
 
 
 def defaults(schema: type[BaseModel]) -> dict[str, Any]:
-    """Returns {dotted key: default}, without required keys."""
+    """Returns {dotted key: default}, without required keys, in the order of `fields`."""
     found = {key: field.get_default(call_default_factory=True) for key, field in fields(schema).items()}
     return {key: value for key, value in found.items() if value is not PydanticUndefined}
 

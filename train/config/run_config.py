@@ -94,6 +94,10 @@ def length_key(config: RunConfig) -> str:
 
 
 def steps_of(config: RunConfig, rows: int) -> tuple[int, int]:
-    """Returns (optimizer steps of an epoch, optimizer steps of the run) for `rows` training rows."""
+    """Returns (optimizer steps of an epoch, optimizer steps of the run) for `rows` training rows.
+
+    A last batch that is not full is a step too. The run's steps are `train.max_steps`, or else `train.epochs` epochs,
+    rounded, at least one.
+    """
     per_epoch = math.ceil(rows / rows_of_a_step(config))
     return per_epoch, config.train.max_steps or max(1, round(config.train.epochs * per_epoch))

@@ -9,7 +9,7 @@ _IN_CHECKOUT = Path(__file__).parents[2] / "configs"
 
 
 def shipped_configs() -> dict[str, Path]:
-    """{name: YAML file} of the shipped configs, by name."""
+    """Returns {name: YAML file} of the shipped configs, sorted by name; the name is the file's, without .yaml."""
     folder = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_CHECKOUT
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 

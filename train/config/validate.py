@@ -36,7 +36,10 @@ def flatten(values: dict[Any, Any], schema: type[RunConfig]) -> dict[str, Any]:
 
 
 def validate(flat: dict[str, Any], schema: type[AnyConfig]) -> tuple[AnyConfig | None, dict[str, str]]:
-    """Returns (the config, {}), or (None, {key: what was expected, what was found}) if keys or values are wrong."""
+    """Returns (the config, {}), or (None, {key: what was expected, what was found}) if keys or values are wrong.
+
+    `flat` is {dotted key: value}, as `flatten` returns it. All wrong keys are in the result, missing ones included.
+    """
     known = dotted_keys.fields(schema)
     problems = {key: _unknown(key, value, schema) for key, value in flat.items() if key not in known}
     nested: dict[str, Any] = {}

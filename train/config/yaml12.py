@@ -121,7 +121,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def parse(text: str, source: str) -> Any:
-    """Parses YAML text; `source` names it in errors.
+    """Parses YAML text; `source` names it in errors. Empty text is None.
 
     Raises:
       JloraError: the text is not YAML (line and column are named), or has more values than any config after aliases

@@ -15,7 +15,10 @@ _NAMED = 5
 def read_each(rows: Iterable[int], read: Callable[[int], Row], skip: bool | None) -> tuple[dict[int, Row], list[str]]:
     """Returns ({row: `read(row)`}, the errors of the rows that are left out).
 
+    Both are in the order of `rows`; no rows give ({}, []).
+
     Args:
+      read: called once with each row's number; a JloraError means that the row is bad.
       skip: `data.skip_bad_rows`, which the error suggests if it is false; None if the command has no such key.
 
     Raises:
@@ -40,7 +43,10 @@ def read_each(rows: Iterable[int], read: Callable[[int], Row], skip: bool | None
 
 
 def note_left_out(split: str, errors: Sequence[str], rows: int) -> list[str]:
-    """Returns a note with the number of left-out rows and the first errors; no note if there are none."""
+    """Returns a list of one note, with the number of left-out rows and the first errors; [] if there are none.
+
+    `split` is the name in front; `rows` is the number of rows before any was left out.
+    """
     if not errors:
         return []
     more = [f"and {len(errors) - _NAMED:,} more"] * (len(errors) > _NAMED)

@@ -36,6 +36,8 @@ def bucket_lengths(
     Each is a multiple of `multiple`, but at most `limit` (the longest input of the model). The optimum is found by
     dynamic programming over the histogram of lengths.
 
+    No rows give (). A row longer than `limit` counts as one of that length.
+
     Args:
       weights: float (n,), how often each row is computed; once by default.
       price: how many tokens each further length must save. At 0, the smallest optimal number of lengths is chosen.
@@ -65,7 +67,12 @@ def plan_epoch(
 ) -> list[PlannedBatch]:
     """Plans a shuffled epoch of ceil(n / batch_size) batches with every row once; depends only on its arguments.
 
-    All batches except the last one are full. The rows left over in a bucket move to the next longer bucket.
+    All batches except the last one are full, and the full ones are shuffled. The rows left over in a bucket move to the
+    next longer bucket.
+
+    Args:
+      lengths: int (n,), the rows' lengths in tokens.
+      buckets: the padded lengths, ascending; a batch has the shortest one that all its rows fit into.
 
     Raises:
       ValueError: a row is longer than the longest bucket.
@@ -84,7 +91,10 @@ def plan_epoch(
 
 
 def plan_evaluation(lengths: np.ndarray, buckets: tuple[int, ...], batch_size: int) -> list[PlannedBatch]:
-    """Plans batches with every row once, the shortest first, all full except the last. Raises as `plan_epoch`."""
+    """Plans batches with every row once, the shortest first, all full except the last. Raises as `plan_epoch`.
+
+    Rows of equal length keep their order. The arguments are those of `plan_epoch`; no rows give no batches.
+    """
     return _split_into_batches(np.argsort(lengths, kind="stable"), lengths, buckets, batch_size)
 
 
@@ -138,7 +148,10 @@ def first_of_each_length(plan: Iterable[PlannedBatch]) -> list[PlannedBatch]:
 
 
 def padding_share(plan: list[PlannedBatch], lengths: np.ndarray, batch_size: int) -> float:
-    """Returns the share of computed token places, filler rows included, that hold no token: 0 is perfect."""
+    """Returns the share of computed token places, filler rows included, that hold no token: 0 is perfect.
+
+    `lengths` are those of the rows in the plan, int (n,); an empty plan gives 0.
+    """
     computed = sum(batch.length for batch in plan) * batch_size
     return 1 - float(np.sum(lengths)) / computed if computed else 0.0
 

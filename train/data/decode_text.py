@@ -9,9 +9,10 @@ from jlora.errors import JloraError
 
 
 def decode_text(path: Path, name: str, encoding: str, row_after: Callable[[str], int]) -> str:
-    """Reads the text of a file, without a byte order mark.
+    """Reads the text of a file, without a byte order mark; line ends are unchanged.
 
     Args:
+      name: the file's name in errors.
       row_after: returns the data row (0 for the header) of the first wrong byte, from the text before it.
 
     Raises:

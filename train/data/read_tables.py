@@ -23,7 +23,7 @@ def read_tables(
     """Reads the tables of a file, a hub set, or a list of them, in that order.
 
     A hub set is `repo`, or `repo:name` if its split is not called `split`. `read_file(path, name, encoding, separator)`
-    reads a file; `name` is its name in errors.
+    reads a file and returns a Table; `name` is its name in errors, encoding and separator are the config's.
 
     Raises:
       JloraError: there is no source, `local_path` or `read_file` refuses it, or a hub set cannot be loaded.

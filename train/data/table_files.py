@@ -176,7 +176,10 @@ def without_filled(value: Any) -> Any:
 
 
 def class_names(features: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-    """Returns {column: class names} of ClassLabels and lists of them, from `Features.to_dict()`."""
+    """Returns {column: class names} of ClassLabels and lists of them, from `Features.to_dict()`.
+
+    Columns of other kinds are left out.
+    """
     found = {column: _names_of(feature) for column, feature in features.items()}
     return {column: names for column, names in found.items() if names}
 

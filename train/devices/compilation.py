@@ -22,7 +22,9 @@ def use_compilation_cache() -> None:
 
 
 def jit(fn: Callable, **options: Any) -> Any:
-    """Applies `jax.jit`, with options for CPUs, to a complete program of a run (not to a part); takes jit's options.
+    """Applies `jax.jit`, with options for CPUs, to a complete program of a run (not to a part).
+
+    It takes jit's options except `compiler_options`, and returns what `jax.jit` does.
 
     By default XLA on a CPU computes all bfloat16 operations except products in float32. It then converts the stacks of
     all layers, weights and kept values, whenever one layer is read or written: at 4 x 256 tokens of SmolLM2 a step took

@@ -29,7 +29,9 @@ from train.devices.processes import is_first
 
 
 def mesh_of(config: RunConfig, devices: Sequence[Any] | None = None) -> Mesh | None:
-    """Makes the config's mesh of all devices (or of those given); returns None for a single device.
+    """Makes the config's mesh of all devices (or of those given), with the axes data, fsdp and tensor.
+
+    Returns None for a single device.
 
     Raises:
       JloraError: the sizes do not fit the devices, or a batch cannot be split evenly.
@@ -43,7 +45,11 @@ def mesh_of(config: RunConfig, devices: Sequence[Any] | None = None) -> Mesh | N
 
 
 def require_shared(rows: int, sizes: Mapping[str, int]) -> None:
-    """Raises JloraError if a batch of `rows` rows cannot be split evenly on a mesh of these sizes."""
+    """Raises JloraError if `rows` is no multiple of data x fsdp, the parts of a batch.
+
+    Args:
+      sizes: {mesh axis: its size}, with at least the axes data and fsdp.
+    """
     parts = math.prod(sizes[name] for name in BATCH[0])
     if rows % parts:
         named = ", ".join(f"mesh.{name} {size}" for name, size in sizes.items())
@@ -68,7 +74,10 @@ def round_up(mesh: Mesh | None, rows: int) -> int:
 
 
 def put_adapted(mesh: Mesh | None, adapted: Adapted, config: RunConfig) -> Adapted:
-    """Puts base and adapter on the mesh. Weights that are trained in full are split like the base's."""
+    """Puts base and adapter on the mesh. Weights that are trained in full are split like the base's.
+
+    `initial`, the adapter before training, is copied to the host. Without a mesh `adapted` is returned unchanged.
+    """
     if mesh is None:
         return adapted
     return dataclasses.replace(
@@ -80,7 +89,10 @@ def put_adapted(mesh: Mesh | None, adapted: Adapted, config: RunConfig) -> Adapt
 
 
 def put_adapter(mesh: Mesh | None, adapter: dict[str, Any], config: RunConfig) -> dict[str, Any]:
-    """Puts the adapter on the mesh as the config says, or on the device if there is no mesh."""
+    """Puts the adapter, {path: entry}, on the mesh as `mesh.adapters` says, or on the device if there is no mesh.
+
+    For methods other than lora the entries are split like the base's weights.
+    """
     if mesh is None:
         return jax.device_put(adapter)
     mode = config.mesh.adapters if config.method == "lora" else "inherit"
@@ -88,7 +100,10 @@ def put_adapter(mesh: Mesh | None, adapter: dict[str, Any], config: RunConfig) -
 
 
 def put_rest(mesh: Mesh | None, tree: Any) -> Any:
-    """Replicates those arrays of the tree that are not on the mesh yet on each of its devices."""
+    """Replicates those arrays of the tree that are not on the mesh yet on each of its devices.
+
+    The others keep their sharding. Without a mesh the tree is returned unchanged.
+    """
     if mesh is None:
         return tree
     whole = NamedSharding(mesh, PartitionSpec())
@@ -100,7 +115,10 @@ def put_batch(mesh: Mesh | None, size: int, make: Callable[[np.ndarray], Any]) -
 
     Args:
       make: make(places) returns a tree of numpy arrays (len(places), ...), the rows at these places of the batch
-        (int64, ascending).
+        (int64, ascending). Without a mesh it is called with all of them, and its result is returned unchanged.
+
+    Returns:
+      The same tree of jax.Arrays (size, ...), rows split over the mesh's axes data and fsdp.
     """
     if mesh is None:
         return make(np.arange(size))
@@ -118,7 +136,12 @@ def put_batch(mesh: Mesh | None, size: int, make: Callable[[np.ndarray], Any]) -
 
 
 def train_step_on(mesh: Mesh | None, step: Any, state: Any) -> Callable:
-    """Makes a jitted train step (`train.loop.step`) for a mesh; its state keeps the shardings of `state`."""
+    """Makes a jitted train step (`train.loop.step`) for a mesh; its state keeps the shardings of `state`.
+
+    Args:
+      step: a result of `make_train_step`, returned unchanged if there is no mesh; else its function is jitted anew.
+      state: the State before the first step, on the mesh.
+    """
     if mesh is None:
         return step
     kept = jax.tree.map(lambda leaf: leaf.sharding, state)
@@ -127,7 +150,10 @@ def train_step_on(mesh: Mesh | None, step: Any, state: Any) -> Callable:
 
 
 def eval_step_on(mesh: Mesh | None, step: Any) -> Callable:
-    """Makes a jitted evaluation step for a mesh; its results are replicated on each device."""
+    """Makes a jitted evaluation step for a mesh; its results are replicated on each device.
+
+    `step` is a jitted function, returned unchanged if there is no mesh; else the function in it is jitted anew.
+    """
     return (
         step
         if mesh is None
@@ -144,7 +170,10 @@ def copy_to_host(tree: Any) -> Any:
 
 
 def put_like(placed: Any, tree: Any) -> Any:
-    """Copies the arrays of a tree that `copy_to_host` returned to the devices of those of `placed`."""
+    """Copies the arrays of a tree that `copy_to_host` returned to the devices of those of `placed`.
+
+    Both trees have one structure. Arrays take the shardings of `placed`; uncommitted ones go to the default device.
+    """
     return jax.tree.map(
         lambda x, leaf: jax.device_put(leaf, x.sharding) if x.committed else jnp.array(leaf), placed, tree
     )
@@ -153,7 +182,8 @@ def put_like(placed: Any, tree: Any) -> Any:
 def to_first(tree: Any) -> Any:
     """Gathers all arrays, layer by layer, for the process that writes.
 
-    All processes must call it; the others get None for each array.
+    All processes must call it. Arrays that no other process shares are returned as they are; of the shared ones, the
+    first process gets numpy arrays and the others None for each.
     """
     return jax.tree.map(_on_first, tree)
 

@@ -66,7 +66,7 @@ def attention_of(config: RunConfig, model: Any, names: list[str], mesh: Mesh | N
 
     Args:
       model: the linen model, without weights.
-      names: of the arrays in its batches.
+      names: of the arrays in its batches, all int32 (rows, tokens).
       mesh: of the run; None if there is none.
 
     Returns:

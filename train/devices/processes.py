@@ -77,7 +77,11 @@ def _join(flags: Flags) -> None:
 
 
 def is_launched(environment: Mapping[str, str]) -> bool:
-    """Returns whether, by its environment, Slurm, Open MPI or a TPU pod has started this process with others."""
+    """Returns whether, by its environment, Slurm, Open MPI or a TPU pod has started this process with others.
+
+    That is: SLURM_STEP_NUM_TASKS or OMPI_COMM_WORLD_SIZE is more than 1, or libtpu is installed and TPU_SKIP_MDS_QUERY
+    is not set. `environment` is os.environ.
+    """
     sizes = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
     if any(int(environment.get(name, "1")) > 1 for name in sizes):
         return True
@@ -121,7 +125,7 @@ def first_alone(place: str) -> Iterator[bool]:
 def leave_together(work: Callable[[], int]) -> int:
     """Runs `work` and returns its exit code; several processes that end normally wait for each other.
 
-    A process that fails ends at once, so that the others notice it.
+    A process that fails ends at once, so that the others notice it. A single process raises what `work` raises.
     """
     try:
         code = work()

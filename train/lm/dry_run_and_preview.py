@@ -46,7 +46,12 @@ def dry_run(config: LMConfig, *, verbose: bool) -> None:
 
 
 def plan(config: LMConfig, mesh: str, chip: str | None) -> None:
-    """Prints the memory, collectives and time of a step on chips that this machine need not have."""
+    """Prints the memory, collectives and time of a step on chips that this machine need not have.
+
+    Args:
+      mesh: the value of --mesh, such as `data=2,fsdp=4`.
+      chip: the name of a known chip; None leaves the time out.
+    """
     known = None if chip is None else chip_named(chip)
     sizes = mesh_sizes(mesh)
     placement.require_shared(config.train.batch_size, sizes)

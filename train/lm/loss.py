@@ -41,7 +41,7 @@ def next_token_sums(
 
     Args:
       logits: logits(trainable, frozen, hidden, chunk) -> float32 (B, C, vocab) of a chunk (B, C, D); `chunk` is its
-        number, int32 ().
+        number, int32 (), counted from 0. All chunks have one size; the last is filled up with tokens of weight 0.
       trainable, frozen: any trees that the logits depend on in addition to the hidden states.
       hidden: (B, T, D), floating point.
       targets: int32 (B, T).

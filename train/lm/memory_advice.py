@@ -16,7 +16,14 @@ from train.planning.memory_advice import advice
 
 
 def training_help(config: LMConfig, adapted: Adapted, training: Training, mesh: Mesh | None) -> str:
-    """Returns the memory of a step, as far as it can be computed, and command line arguments that lower it."""
+    """Returns the memory of a step, as far as it can be computed, and command line arguments that lower it.
+
+    On a mesh the memory is replaced by the --dry-run command that prints it.
+
+    Args:
+      adapted: the model and its arrays, or ShapeDtypeStructs in their places.
+      training: whose step is compiled for the longest batch.
+    """
     lines = []
     if mesh is None:
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # XLA may refuse to compile what cannot fit

@@ -61,7 +61,13 @@ def _on_dequantized(adapted: Adapted) -> Adapted:
 
 
 def require_same_loss(run: LanguageRun, in_memory: float, merged: float) -> None:
-    """Raises JloraError if the losses differ although all is float32; with rounded or quantized bases they may."""
+    """Raises JloraError if the losses differ although all is float32; with rounded or quantized bases they may.
+
+    Args:
+      run: its `config` and `folder` are read.
+      in_memory: the validation loss of base and adapter in memory.
+      merged: that of the model in merged/. NaN is refused; a relative difference up to TOLERANCE is not.
+    """
     config = run.config
     exact = config.quantize is None and config.export.dtype == config.train.dtype == "float32"
     if exact and not abs(in_memory - merged) <= TOLERANCE * in_memory:

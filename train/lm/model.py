@@ -62,7 +62,11 @@ def abstract_model(config: LMConfig, added: Sequence[int] = ()) -> Adapted:
 
 
 def abstract_on(config: LMConfig, model: Any, added: Sequence[int] = ()) -> Adapted:
-    """Does the same as `abstract_model` for a linen model that may differ from the config's."""
+    """Does the same as `abstract_model` for a linen model that may differ from the config's.
+
+    Every array of the result is a ShapeDtypeStruct. `added` are the ids of the tokens that were added, whose rows are
+    trained.
+    """
     base = abstract_base(model)
     if config.method == "full":
         return Adapted(model, base, jax.eval_shape(_whole_leaves, base), None)
@@ -71,7 +75,13 @@ def abstract_on(config: LMConfig, model: Any, added: Sequence[int] = ()) -> Adap
 
 
 def build_model(config: LMConfig, added: Sequence[int] = ()) -> Any:
-    """Builds the linen model in the config's dtype, with the added tokens and without weights."""
+    """Builds the linen model in the config's dtype, without weights.
+
+    Its vocabulary has room for `added`, the ids of the tokens that were added.
+
+    Raises:
+      JloraError: the adapter of `lora.from` does not train the rows of the added tokens; as for `causal_config`.
+    """
     train, name = config.train, config.model
     lora = settings(config.lora, _lora(config, causal_config(name), added)) if config.method == "lora" else None
     options: dict[str, Any] = {"dtype": jnp.dtype(train.dtype), "remat": train.remat, "attention": train.attention}

@@ -23,7 +23,7 @@ def causal_loss(model: Any, *, model_dropout: bool) -> TotalLoss:
     """Makes the loss for `train.loop.step`: the sum of the losses of a batch's tokens, times their weights.
 
     Args:
-      model: a causal language model.
+      model: the linen module of a causal language model, with the methods `hidden` and `logits`.
       model_dropout: whether the model's own dropout is active; the adapter's dropout has its own rate.
     """
     sums = _sums(model)
@@ -46,8 +46,8 @@ def split_metrics(sums: Sequence[Sums], tokens: int) -> dict[str, float]:
     """Computes loss (mean over a split's learnt tokens), perplexity (its exponential) and token_accuracy.
 
     Args:
-      sums: of each of the split's batches.
-      tokens: how many tokens are learnt.
+      sums: of each of the split's batches, at least one.
+      tokens: how many tokens of the split are learnt, at least one.
 
     Returns:
       {"loss", "perplexity", "token_accuracy": the share of tokens to which the model gives the largest probability}.

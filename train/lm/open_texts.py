@@ -79,7 +79,10 @@ def open_texts(config: LMConfig, mesh: Mesh | None, *, resume: bool) -> Texts:
 
 
 def open_tokenizer(config: LMConfig) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
-    """Loads the model's tokenizer, and returns it with the ids of the tokens that were added."""
+    """Returns (the model's tokenizer, the ids that `add_tokens` returns for `data.add_tokens`, () if there are none).
+
+    The tokenizer has the chat template of `data.chat_template`, if that is given.
+    """
     tokenizer = with_template(load_tokenizer(config.model), config.data.chat_template)
     if not config.data.add_tokens:
         return tokenizer, ()
@@ -87,7 +90,7 @@ def open_tokenizer(config: LMConfig) -> tuple[PreTrainedTokenizerBase, tuple[int
 
 
 def read_texts(config: LMConfig, tokenizer: PreTrainedTokenizerBase, day: datetime.date | None = None) -> Data:
-    """Reads and tokenizes the config's texts, and logs notes about them."""
+    """Reads and tokenizes the config's texts as `load_examples` does (`day`: None is today), and logs notes on them."""
     with working("reading and tokenizing the data"):
         data = load_examples(config.data, tokenizer, config.seed, day)
     for note in data.notes:

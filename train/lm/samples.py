@@ -53,7 +53,7 @@ def write_samples(
       key: for sampling.
 
     Returns:
-      The first `section.show` samples as text for the screen.
+      The first `section.show` samples as text for the screen; "" if there are none.
     """
     most = min(section.max_length, context_length(adapted.model) or section.max_length)
     fitting = [prompt for prompt in prompts if len(prompt) < most]

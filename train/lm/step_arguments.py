@@ -22,7 +22,11 @@ def batch_names(config: LMConfig) -> list[str]:
 
 
 def arguments(config: LMConfig, adapted: Adapted, tx: optax.GradientTransformation) -> StepArguments:
-    """Returns the step's arguments for its longest batch, as ShapeDtypeStructs."""
+    """Returns the step's arguments for its longest batch, as ShapeDtypeStructs.
+
+    That batch has `data.max_length` tokens in each of the rows of a step. `tx` is the optimizer, whose state is shaped;
+    the arrays of `adapted` may be ShapeDtypeStructs already.
+    """
     trainable, frozen = jlora.split(adapted.adapter)
     ids = np.zeros((rows_of_a_step(config), config.data.max_length), np.int32)
     batch = Batch(dict.fromkeys(batch_names(config), ids), ids, np.zeros(ids.shape, np.float32))

@@ -49,6 +49,10 @@ def plan_step(config: LMConfig, sizes: dict[str, int], added: Sequence[int] = ()
     If the config says bfloat16, the step is compiled in float16, which has the same size: the CPU's compiler would
     convert bfloat16 to float32.
 
+    Args:
+      sizes: {mesh axis: its size} for data, fsdp and tensor.
+      added: the ids of the tokens that were added to the tokenizer.
+
     Raises:
       JloraError: as for `abstract_model`; the mesh cannot split a batch evenly.
     """
@@ -81,7 +85,10 @@ def _find_undivided(base: Any, sizes: dict[str, int]) -> dict[str, list[str]]:
 def abstract_step(
     config: LMConfig, sizes: dict[str, int], added: Sequence[int] = ()
 ) -> tuple[Any, Mesh | None, StepArguments]:
-    """Returns (the jitted step, its mesh, its arguments as ShapeDtypeStructs with a run's shardings), not compiled."""
+    """Returns (the jitted step, its mesh, its arguments as ShapeDtypeStructs with a run's shardings), not compiled.
+
+    `sizes` and `added` are those of `plan_step`. If the product of the sizes is 1, the mesh is None.
+    """
     planned = _for_a_cpus_compiler(config, sizes)
     mesh = mesh_of(planned, jax.devices()[: math.prod(sizes.values())])
     adapted = abstract_model(planned, added)

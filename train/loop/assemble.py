@@ -75,7 +75,15 @@ def make_loop(
     compiler: Compiler,
     mesh: Mesh | None,
 ) -> tuple[Loop, State]:
-    """Makes the loop of a run, and the state before its first step; `adapted` is on `mesh`, if there is one."""
+    """Makes the loop of a run, and the state before its first step.
+
+    Args:
+      adapted: the model, its base, and the adapter that training starts from, on `mesh` if there is one.
+      training: a result of `training_of` for all steps of the run.
+      rows: plan and batches of the training rows.
+      evaluation: how the validation split is evaluated.
+      compiler: compiles the train step for each batch length, before it is needed.
+    """
     per_epoch, steps = steps_of(config, rows.number)
     trainable, frozen = jlora.split(adapted.adapter)
     state = placement.put_rest(mesh, State(trainable, training.tx.init(trainable), jnp.int32(0)))

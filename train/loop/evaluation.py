@@ -26,7 +26,7 @@ def results(
     """Yields step(batch) for each batch of the plan, as numpy arrays; computes one while the next is made.
 
     Args:
-      step: returns a tree of arrays; with several processes each must have all of it.
+      step: step(planned batch) returns a tree of arrays; with several processes each must have all of it.
       check: called before each batch; what it raises ends the evaluation.
     """
     running = deque[Any]()
@@ -39,7 +39,10 @@ def results(
 
 
 def make_eval_step(forward: Callable[[Any, Any, Any], Any], mesh: Mesh | None = None) -> Callable[[Any, Any, Any], Any]:
-    """Jits `forward(adapter, base, batch)`; its results are replicated on each device of the mesh."""
+    """Jits `forward(adapter, base, batch)`; its results are replicated on each device of the mesh.
+
+    `forward` returns any tree of arrays, and so does the returned function, with the same arguments.
+    """
 
     @jit
     def eval_step(adapter: Any, base: Any, batch: Any) -> Any:
@@ -60,10 +63,12 @@ def run_through(
     """Runs `step` on every batch of a split, the shortest rows first.
 
     Args:
-      step: step(batch), a compiled function.
-      lengths: the rows' numbers of tokens.
-      buckets: the padded lengths of batches.
-      make: make(planned, size, places) makes the rows of a planned batch at these places.
+      step: step(batch), a compiled function; returns a tree of arrays.
+      lengths: the rows' numbers of tokens, int (n,).
+      buckets: the padded lengths of batches, ascending; the last is at least the longest row.
+      batch_size: rows of each batch; on a mesh it is rounded up to a multiple of data x fsdp.
+      make: make(planned, size, places) makes the rows of a planned batch at these places of its `size` rows: a tree of
+        numpy arrays (len(places), ...), on which `step` is called.
       check: called before each batch; an exception that it raises ends the evaluation.
 
     Returns:

@@ -92,6 +92,10 @@ def run_loop(
 ) -> tuple[Best, float]:
     """Trains from `begin` to the last step, or until early stopping or a signal ends it.
 
+    Args:
+      begin: the state, best evaluation and rest of the step to go on from; its `state` is donated.
+      manager, recorder: get the checkpoints, and the values that are logged; `stop` is asked after each step.
+
     Returns:
       (the best evaluation, examples or tokens per second while training). All checkpoints are complete by then.
 
@@ -139,7 +143,12 @@ def plan_steps(
     """Yields (planned batch, work that is left after it) for each step from `start` on.
 
     The planned batch depends only on the plan and the step, not on earlier steps. Later epochs are assumed to have as
-    much work per step as the current one. `prepare` is called with the rest of each epoch, before its first step.
+    much work per step as the current one.
+
+    Args:
+      loop: `per_epoch`, `steps`, `plan(epoch)` and `work(planned)` are read.
+      start: steps already done; the first that is yielded is number `start`, counted from 0.
+      prepare: prepare(plan) is called for each epoch, before its first step, with its planned batches from there on.
     """
     for epoch in range(start // loop.per_epoch, math.ceil(loop.steps / loop.per_epoch)):
         begin, whole = epoch * loop.per_epoch, loop.plan(epoch)

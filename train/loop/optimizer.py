@@ -54,8 +54,9 @@ def optimizer(train: TrainSection, rate: Schedule) -> optax.GradientTransformati
 
 
 def decay_mask(trainable: dict[str, Any]) -> dict[str, Any]:
-    """Returns a tree that is True for leaves with weight decay: A, B, kernels and embeddings.
+    """Returns a tree of the structure of `trainable` that is True for leaves with weight decay.
 
+    These are A, B, embeddings, and kernels that are trained whole; an entry's path in `trainable` says which it is.
     Biases and norms are not decayed, and neither are DoRA's magnitudes, which are norms of weights.
     """
     mask = {}

@@ -33,7 +33,13 @@ def make_train_step(total_loss: TotalLoss, tx: optax.GradientTransformation, acc
     """Makes train_step(state, frozen, base, batch, key) -> (state, {"loss", "grad_norm"}), which donates the state.
 
     `batch` is a tree of arrays (B, ...) with an attribute `weights`. The loss is the weighted mean over the whole
-    batch, even if it is computed in `accumulation` equal parts: their sums are added and divided once.
+    batch, even if it is computed in `accumulation` equal parts: their sums are added and divided once, by the sum of
+    the weights or by 1 if that is less. Both values are scalar arrays.
+
+    Args:
+      total_loss: called with the batch, or each part of it, and a key that depends on the step (and the part).
+      tx: gets the gradients of the mean, a tree of the structure of `state.trainable`.
+      accumulation: the number of parts; B is a multiple of it.
     """
 
     def sum_gradients(trainable: Any, frozen: Any, base: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:

@@ -49,6 +49,8 @@ class Collective(NamedTuple):
 def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
     """Lists the collectives in a compiled program's text in which more than one device takes part.
 
+    They are in the order of the text, one for each instruction; its `times` says how often it runs.
+
     Args:
       text: `compiled.as_text()`.
       mesh: {axis: size}, as `jax.sharding.Mesh.shape`; devices are numbered along its last axis first.

@@ -21,7 +21,12 @@ _LONG_ENOUGH = 0.02  # seconds
 def equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
     """Yields (equation, how often it runs) of a jaxpr and of all nested ones; a while loop counts once.
 
-    If the platform selects between branches, only the default branch counts.
+    If the platform selects between branches, only the default branch counts; of other branches all do. An equation that
+    contains a jaxpr is yielded too, before those inside.
+
+    Args:
+      jaxpr: a Jaxpr or ClosedJaxpr.
+      times: how often it runs itself; the factor of every number.
     """
     for equation in jaxpr.eqns:
         yield equation, times
@@ -35,7 +40,10 @@ def equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
 
 
 def matrix_flops(jaxpr: Any) -> int:
-    """Counts multiplications and additions of all matrix products; XLA's `cost_analysis` counts loop bodies once."""
+    """Counts multiplications and additions of all matrix products; XLA's `cost_analysis` counts loop bodies once.
+
+    A product (m, k) x (k, n) is 2 m k n; convolutions do not count. `jaxpr` is as for `equations`.
+    """
     total = 0
     for equation, times in equations(jaxpr):
         if equation.primitive.name == "dot_general":

@@ -45,7 +45,13 @@ def step_memory(step: Any, arguments: StepArguments, vocab_size: int) -> Memory:
 
 
 def measure_compiled(compiled: Any, arguments: StepArguments, logits: int | None = None) -> Memory:
-    """Returns the memory of a compiled step on one device; on a mesh each device holds its part of the arguments."""
+    """Returns the memory of a compiled step on one device; on a mesh each device holds its part of the arguments.
+
+    Args:
+      compiled: the compiled train step, a `jax.stages.Compiled`.
+      arguments: what it was compiled for, arrays or ShapeDtypeStructs.
+      logits: bytes of the largest logits, taken over into the result.
+    """
     plan = compiled.memory_analysis()
     state = arguments.state
     # XLA's sum of arguments lacks unused ones: with `method: full` the base, which the run still has in memory.
@@ -72,7 +78,10 @@ def memory_table(memory: Memory) -> str:
 
 
 def count_bytes(tree: Any) -> int:
-    """Returns the bytes of all arrays of a tree on the device; two 4-bit numbers share a byte."""
+    """Returns the bytes of all arrays of a tree on the device; two 4-bit numbers share a byte.
+
+    Leaves are arrays or ShapeDtypeStructs; of sharded ones only one device's part counts.
+    """
     plan: Any = jax.jit(lambda tree: (), keep_unused=True).lower(tree).compile().memory_analysis()
     return plan.argument_size_in_bytes
 

@@ -41,7 +41,7 @@ def advice(config: RunConfig, mesh: Mapping[str, int] | None = None, *, may_quan
     """Lists the settings that can be reduced in this config, the cheapest first, as command line arguments.
 
     Args:
-      mesh: {axis: size} of several devices.
+      mesh: {axis: size} of several devices, for data, fsdp and tensor; None for one device.
       may_quantize: whether the base could be quantized but is not.
     """
     train, length = config.train, config.data.max_length

@@ -45,7 +45,8 @@ class ParameterRow:
 def rows(base: Any, adapter: Adapter | None = None) -> list[ParameterRow]:
     """Lists every parameter of the base with the adapter, layer by layer; arrays or ShapeDtypeStructs.
 
-    The counts add up to the result of `jlora.count_parameters`.
+    The counts add up to the result of `jlora.count_parameters`. Rows are in the order of their names, layer 2 before
+    layer 10. Without an adapter nothing is trainable.
     """
     entries = adapter or {}
     leaves = {path: Full(leaf) for path, leaf in leaves_by_path(base).items()}
@@ -68,7 +69,10 @@ def table(rows: Sequence[ParameterRow], verbose: bool = False) -> str:
 
 
 def parameters(base: Any, adapter: Adapter | None, *, verbose: bool = False) -> str:
-    """Formats the table, then total, trainable and percent."""
+    """Formats the table of `rows`, then total, trainable and percent as `facts_table` does.
+
+    `verbose` is as for `table`; without an adapter (None) nothing is trainable.
+    """
     listed = rows(base, adapter)
     total, trainable = _counts(listed)
     facts = [
@@ -80,7 +84,7 @@ def parameters(base: Any, adapter: Adapter | None, *, verbose: bool = False) -> 
 
 
 def summary(base: Any, adapter: Adapter | None, *, verbose: bool = False, steps: int | None = None) -> str:
-    """Formats `parameters`, then estimated memory and the run's optimizer steps (None if no data was read)."""
+    """Formats `parameters`, then estimated memory in MiB and the run's optimizer steps (None if no data was read)."""
     _, trainable = _counts(rows(base, adapter))
     weights, training = weight_bytes(base, adapter) / _MIB, training_bytes(trainable) / _MIB
     memory = f"weights {weights:,.1f} + gradients and optimizer state {training:,.1f} = {weights + training:,.1f} MiB"
@@ -137,12 +141,20 @@ def _yes(value: bool) -> str:
 
 
 def facts_table(facts: Sequence[tuple[str, str]]) -> str:
-    """Formats facts as lines `name  value`, with the names ten characters wide."""
+    """Formats facts (name, value) as lines `name  value`, with the names padded to ten characters, no final newline."""
     return "\n".join(f"{name:<10} {value}" for name, value in facts)
 
 
 def align(lines: Sequence[tuple[str, ...]], right: Container[int]) -> str:
-    """Aligns columns, with two spaces between them; those whose numbers are in `right` are right-aligned."""
+    """Aligns columns, with two spaces between them; those whose numbers are in `right` are right-aligned.
+
+    Args:
+      lines: the cells of each line, equally many in all; at least one line.
+      right: numbers of columns, counted from 0.
+
+    Returns:
+      The lines, without blanks at their ends, joined by newlines.
+    """
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = [
         "  ".join(

@@ -33,7 +33,10 @@ class StepTime(NamedTuple):
 
 
 def step_time(plan: ChipPlan, chip: Chip) -> StepTime:
-    """Predicts the time; `chips.MATRIX_SHARE` accounts for the operations between products, such as norms."""
+    """Predicts the seconds of a step that was planned for a mesh, on chips of this kind.
+
+    `chips.MATRIX_SHARE` accounts for the operations between products, such as norms.
+    """
     products = sum(p.times * product_seconds(chip, p.flops, p.numbers, plan.width) for p in plan.products)
     seconds = {False: 0.0, True: 0.0}
     for collective in plan.collectives:
@@ -42,5 +45,8 @@ def step_time(plan: ChipPlan, chip: Chip) -> StepTime:
 
 
 def is_weight_gather(kind: str, axes: tuple[str, ...]) -> bool:
-    """Returns whether a collective gathers weights that fsdp splits."""
+    """Returns whether a collective gathers weights that fsdp splits: "all-gather" over the axis fsdp alone.
+
+    `kind` and `axes` are those of a Collective.
+    """
     return kind == "all-gather" and axes == ("fsdp",)

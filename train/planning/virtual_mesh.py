@@ -17,6 +17,8 @@ _MOST_CHIPS = 2**14
 def mesh_sizes(text: str) -> dict[str, int]:
     """Parses `data=16,fsdp=8,tensor=8` to {axis: size}; axes that are left out have the size 1.
 
+    The result has data, fsdp and tensor, in this order; blanks around names and sizes are ignored.
+
     Raises:
       JloraError: an axis is unknown or given twice, a size is not a positive number, or there are more than 16,384
         chips.

@@ -42,7 +42,13 @@ def plot_metrics(metrics_jsonl: str | Path, out_png: str | Path, metric: str, ti
 
 
 def draw_metrics(lines: list[dict[str, Any]], metric: str, title: str, rows: int) -> Figure:
-    """Draws the figure from the lines that `read_metrics` returns."""
+    """Draws the figure from the lines that `read_metrics` returns: loss, a validation metric, and learning rate.
+
+    Args:
+      metric: the metric's name, without `validation/`.
+      title: the figure's heading.
+      rows: the number of validation rows, for the `noise` of the metric.
+    """
     from matplotlib.figure import Figure  # takes half a second, and only the end of a run needs it
 
     figure = Figure(figsize=(11, 5), layout="constrained")
@@ -108,8 +114,8 @@ def _metric(panel: Axes, lines: list[dict[str, Any]], metric: str, rows: int) ->
 def noise(metric: str, value: float, rows: int) -> float:
     """Returns the smallest significant difference of a metric on `rows` rows.
 
-    For a share near one half it is four standard errors; for a loss or an error, which vary less on the same rows, a
-    twentieth of the value.
+    For a share it is 2 / sqrt(rows), whatever the value: four standard errors of a share of one half. For `loss`,
+    `perplexity`, `mse` and `mae`, which vary less on the same rows, it is a twentieth of the value.
     """
     return 0.05 * abs(value) if metric in LOWER_IS_BETTER else 2 / math.sqrt(max(rows, 1))
 

@@ -33,6 +33,7 @@ _PACKAGES = (
 def collect() -> dict[str, Any]:
     """Returns the content of `environment.json`; every value is plain JSON.
 
+    The keys are command, python, platform, cpu_count, versions, git, and jax: {backend, devices: the kind of each}.
     `cpu_count` is the number of cores that this process may use: runs repeat bit for bit only on the same number.
     `git` is {commit, dirty} of the checkout that contains this file, or None if it is not in one.
     """

@@ -118,7 +118,8 @@ def is_run(folder: Path) -> bool:
 def claim(config: RunConfig, flags: Flags, attention: dict[str, str]) -> None:
     """Prepares the locked folder for the run.
 
-    Deletes the run in it if --overwrite says so, and writes config and environment if there is no run to resume.
+    Deletes the run in `output_dir` if --overwrite says so, and writes config.yaml and environment.json if there is no
+    config.yaml, that is, no run to resume.
 
     Args:
       attention: {"kernel": the kernel that computes attention, "reason": why}, for environment.json.
@@ -171,7 +172,7 @@ def delete(folder: Path, names: Iterable[str]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes the value as indented JSON, atomically."""
+    """Writes the value as indented JSON, atomically. Raises ValueError for NaN and infinities, which JSON lacks."""
     _write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 

@@ -65,7 +65,10 @@ def lengths_of_run(
     A resumed run keeps its lengths even if its epochs or the platform have changed.
 
     Args:
-      width: the length that all rows are padded to; None means that a few lengths are chosen.
+      rows, base: as for `choose_lengths`.
+      resume: whether to use the lengths in the manifest of `output_dir`; if it has none, or its longest is too short
+        for the rows, new ones are chosen.
+      width: the length that all rows are padded to, the only one of the result; None means that a few are chosen.
 
     Raises:
       JloraError: the manifest of the run to resume is damaged.
@@ -80,7 +83,11 @@ def lengths_of_run(
 
 
 def program_tokens(config: RunConfig, base: Any) -> float:
-    """Returns how many tokens could be trained on in the time that one more length costs."""
+    """Returns how many tokens could be trained on in the time that compiling for one more length takes.
+
+    `base` is a tree of arrays or ShapeDtypeStructs; its matrices, embeddings apart, are counted. The times are those of
+    the tables above for JAX's default backend.
+    """
     leaves = {path: leaf for path, leaf in leaves_by_path(base).items() if not path.endswith("embedding")}
     weights = sum(int(np.prod(leaf.shape)) for leaf in leaves.values() if len(leaf.shape) > 1)
     # FLOPs per weight and token: 2 forward, 2 for the activations' gradients, 2 more for those of trained weights.

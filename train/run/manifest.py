@@ -67,7 +67,9 @@ def manifest(
     lengths: Sequence[int],
     day: datetime.date | None = None,
 ) -> dict[str, dict[str, str]]:
-    """Returns the content of manifest.json.
+    """Returns the content of manifest.json: {part: {name: text}}.
+
+    The parts are config, base, adapter, data, batches, random, code and, if there is a `day`, started.
 
     Args:
       base: the base's tree of arrays; their checksums are computed on their devices.
@@ -138,7 +140,11 @@ def batch_lengths(folder: Path) -> tuple[int, ...]:
 
 
 def require_same_inputs(file: Path, now: dict[str, dict[str, str]]) -> None:
-    """Raises RunFolderError with the differences from the manifest in `file`; about other code it only warns."""
+    """Raises RunFolderError with the differences from the manifest in `file`; about other code it only warns.
+
+    `now` is a result of `manifest`. The part `started` is not compared, nor are parts that the file does not have
+    because an older version wrote it.
+    """
     before = read_json(file)
     before.setdefault("random", {"streams": "1"})  # as it was before the manifest had it
     if missing := [part for part in now if part not in before and part != "started"]:

@@ -194,7 +194,7 @@ def _keep(path: Path, lines: int) -> int:
 
 
 def import_tracker(tracker: str) -> Any:
-    """Imports the package of a tracker; returns None for `none`.
+    """Imports the package of a tracker, `wandb` or `trackio`, and returns the module; returns None for `none`.
 
     Raises:
       JloraError: the name is unknown, or the package is not installed.

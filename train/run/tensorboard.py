@@ -29,7 +29,7 @@ def open_events(folder: Path, resume_step: int | None) -> EventsWriter:
 
 
 def write_scalars(events: EventsWriter, step: int, seconds: float, values: Mapping[str, float]) -> None:
-    """Writes {name: value} of one step, at `seconds` since 1970, and flushes."""
+    """Writes {name: value} of one step as one event, at `seconds` since 1970, and flushes."""
     shown = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
     events.write_event(Event(wall_time=seconds, step=step, summary=Summary(value=shown)))
     events.flush()

@@ -12,7 +12,8 @@ from huggingface_hub.errors import HFValidationError
 def is_cached(name: str, kind: Literal["model", "dataset"], configuration: str | None = None) -> bool:
     """Returns whether the hub repository `name` (`repo` or `repo:split`) can be opened from only the local cache.
 
-    Data sets must have been prepared by `datasets` before; `configuration` is `data.config`.
+    A model needs config.json and safetensors files. Data sets must have been prepared by `datasets` before;
+    `configuration` is `data.config`, None for any.
     """
     if kind == "model":
         weights = ("model.safetensors", "model.safetensors.index.json")

@@ -51,6 +51,10 @@ def with_adapter(
     """Makes a fresh adapter (and the residual base, if it needs one), or loads that of `lora.from`.
 
     Args:
+      section: the config's `lora`.
+      lora: the settings made from it; if `lora.from` is given, the result has those of its file.
+      model: the linen module, whose `apply` is traced.
+      key: for the random start; not used if `lora.from` is given.
       new: names of the modules that the checkpoint does not have, as for `settings`.
     """
     if section.from_ is not None:

@@ -12,7 +12,13 @@ from train.config.run_config import RunConfig
 
 
 def main(folder: str, argv: Sequence[str], *, alone: bool = False) -> int:
-    """Runs the command of the package `folder` and returns its exit code, as `train.cli.run_command` does."""
+    """Runs the command of the package `folder` and returns its exit code, as `train.cli.run_command` does.
+
+    Args:
+      folder: the dotted name of the package, `train.lm`: its `config` has COMMAND, its `task` has TASK.
+      argv: the arguments after the command's name.
+      alone: as for `train.cli.run_command`.
+    """
 
     def work(config: RunConfig, flags: Flags, is_offline: bool) -> None:
         with working("importing JAX, Flax and transformers"):  # not for --help

@@ -16,10 +16,11 @@ from train.task.protocol import EndedRun, Run
 def evaluate(
     run: Run, eval_step: Callable, adapter: Any, base: Any, split: str, check: Callable[[], None] = never
 ) -> dict[str, float]:
-    """Computes the metrics of a split.
+    """Computes the metrics of a split: the result of the task's `metrics`, {metric: value}.
 
     Args:
-      eval_step: the run's, or that of another model with its `base`.
+      eval_step: eval_step(adapter, base, batch), the run's or another model's with its `base`; returns what the task's
+        `forward` does.
       adapter: None evaluates only the base.
       check: called before each batch; an exception that it raises ends the evaluation.
     """
@@ -56,5 +57,5 @@ def validation(run: Run) -> Evaluation:
 
 
 def place_batch(run: Run, split: str, size: int, planned: PlannedBatch) -> Any:
-    """Makes a planned batch of `size` rows on the run's devices."""
+    """Makes a planned batch on the run's devices: the tree of the task's `batch`, of arrays (size, ...)."""
     return placement.put_batch(run.mesh, size, partial(run.task.batch, run.opened, split, planned, size))

@@ -18,7 +18,8 @@ def require_tokens_fit(model: Any, ids: Mapping[str, np.ndarray], longest: int, 
 
     Args:
       model: the linen module, without weights.
-      ids: {split: the ids of its tokens}.
+      ids: {split: the ids of its tokens, int (total,), at least one}.
+      longest: the length in tokens with which the model is called once, abstractly.
       remedy: what to do about ids that are too large, for the message.
     """
     words = model.config.vocab_size
@@ -35,5 +36,8 @@ def require_tokens_fit(model: Any, ids: Mapping[str, np.ndarray], longest: int, 
 
 
 def longest_batch(lengths: Iterable[np.ndarray], limit: int) -> int:
-    """Returns the length that the longest of these rows is padded to."""
+    """Returns the length that the longest of these rows is padded to: a multiple of 8, but at most `limit`.
+
+    `lengths` has an array int (n,), of at least one row, for each split.
+    """
     return bucket_lengths(np.array([rows.max() for rows in lengths]), 1, limit=limit)[-1]

@@ -52,8 +52,8 @@ def run(
         {"train.max_steps": 10}.
       resume, overwrite: the same as --resume and --overwrite.
       loss: loss(config, opened, model), used instead of `TrainingTask.loss`; see there for what it returns.
-      metrics: metrics(opened, split, found), whose result is added to that of `TrainingTask.metrics`.
-      on_step: on_step(step, {"loss", "grad_norm"}), called after each step.
+      metrics: metrics(opened, split, found), whose result {metric: value} is added to that of `TrainingTask.metrics`.
+      on_step: on_step(step, {"loss", "grad_norm"}), called after each step, counted from 1; its result is ignored.
       wrap_model: wrap_model(model) returns the object that training and evaluation use instead of the module. It has
         the module's `config` and a function `apply` with the same arguments as the module's. The exported files are
         still those of the module.

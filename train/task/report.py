@@ -24,16 +24,20 @@ def drop_older(folder: Path, exported: Mapping[str, bool]) -> None:
     """Deletes older exports that are not written again, so that nobody mistakes them for current ones.
 
     Args:
-      exported: {name in the run folder: whether it is written this time}.
+      exported: {name of a file or folder in `folder`: whether it is written this time}; those with False are deleted.
     """
     delete(folder, [name for name, is_written in exported.items() if not is_written])
 
 
 def facts(run: EndedRun, results: Results, **of_the_task: Any) -> Facts:
-    """Collects the facts for the model cards of a run.
+    """Collects the facts for the model cards of a run, with the command line and versions of this process.
 
-    Names and method come from `run.config`, the adapter's settings from `run.adapted.lora`; `results` are the metrics
-    as evaluated. `of_the_task` are the fields from `TrainingTask.card`: problem type, labels, and what the rows are.
+    Names and method come from `run.config`, the adapter's settings from `run.adapted.lora`.
+
+    Args:
+      run: its `config`, `folder` and `adapted.lora` are read.
+      results: {what was evaluated: {metric: value}}, taken over as they are.
+      of_the_task: more fields of Facts, from `TrainingTask.card`: problem_type and labels, and chat, pair or tokens.
     """
     config, lora = run.config, run.adapted.lora
     models, data = model_hub_names(config), data_hub_names(config)
@@ -54,7 +58,7 @@ def facts(run: EndedRun, results: Results, **of_the_task: Any) -> Facts:
 
 
 def write_card(run: EndedRun, facts: Facts | None, kind: ExportKind) -> None:
-    """Writes README.md in the run's adapter/ or merged/, if there are facts."""
+    """Writes README.md in the run's adapter/ or merged/ (`kind`); does nothing if `facts` is None."""
     if facts is None or not is_first():
         return
     text = model_card(dataclasses.replace(facts, where=place(run.config, run.folder, kind)), kind)
@@ -62,7 +66,12 @@ def write_card(run: EndedRun, facts: Facts | None, kind: ExportKind) -> None:
 
 
 def report(run: EndedRun, results: Results, **of_the_task: Any) -> dict[str, Any]:
-    """Returns the content of report.json; `of_the_task` are the entries that depend on the command."""
+    """Returns the content of report.json: metrics, best, parameters, sources, times (seconds), seed, method.
+
+    Args:
+      results: {what was evaluated: {metric: value}}, the entry `metrics`.
+      of_the_task: entries that depend on the command; they replace those of the same name.
+    """
     total, trainable = jlora.count_parameters(run.adapted.base, run.adapted.adapter)
     return {
         "metrics": results,
@@ -93,15 +102,16 @@ def kind_to_upload(config: RunConfig) -> ExportKind:
 
 
 def place(config: RunConfig, folder: Path, kind: ExportKind) -> str:
-    """Returns the name to load a folder of the run by: the hub's name if it is uploaded, else its path."""
+    """Returns the name to load the run's folder `kind` by: `hub.repo` if this folder is uploaded, else folder/kind."""
     pushed = config.hub.repo if config.hub.push and kind == kind_to_upload(config) else None
     return pushed or str(folder / kind)
 
 
 def conclude(config: RunConfig, folder: Path, report: dict[str, Any]) -> dict[str, Any]:
-    """Writes report.json, uploads the result if the config says so, and returns the report with its address.
+    """Writes report.json into `folder`, uploads the result if the config says so, and returns the report.
 
-    With several processes only the first one does so.
+    Two entries are added to it: `files`, and `pushed_to`, the address of an upload. With several processes only the
+    first one does so; the others get `report` back unchanged.
     """
     if not is_first():
         return report

@@ -48,7 +48,7 @@ def run_task(
 
     Args:
       is_offline: whether the config's `offline:` block was used.
-      on_step: on_step(step, {"loss", "grad_norm"}), called after each step.
+      on_step: on_step(step, {"loss", "grad_norm"}), called after each step, counted from 1.
 
     Raises:
       JloraError: an error that the user can fix.

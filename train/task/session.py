@@ -74,6 +74,8 @@ def train(
     """Claims the run folder, trains from `state` or the newest checkpoint, and returns the result of `finish`.
 
     Args:
+      loop, state: what `make_loop` returns.
+      finish: finish(folder, best, times, recorder), called after the last step; times are {part of the run: seconds}.
       begin: when the command began, by time.monotonic().
       opened: the data of the run, which the manifest describes; a run is resumed only with the same data.
 

@@ -51,7 +51,10 @@ _OBSTACLES: ContextVar[dict[str, str | None] | None] = ContextVar("_OBSTACLES", 
 
 @contextmanager
 def record_obstacles() -> Iterator[dict[str, str | None]]:
-    """Yields {kernel of FUSED: why it cannot compute one of the calls traced in the block; None if it can}."""
+    """Yields {kernel of FUSED: why it cannot compute one of the calls traced in the block; None if it can}.
+
+    The dict is filled while the block runs, and is empty if no attention is traced in it.
+    """
     found: dict[str, str | None] = {}
     token = _OBSTACLES.set(found)
     try:
@@ -144,7 +147,18 @@ def full_attention(
     visibility: Visibility,
     dropout_key: jax.Array | None,
 ) -> jax.Array:
-    """Computes attention by the plain formula with all scores, float32 (B, H, T, S): the reference for tests."""
+    """Computes attention by the plain formula with all scores, float32 (B, H, T, S): the reference for tests.
+
+    Args:
+      options: scale, softcap and dropout_rate are read.
+      query, key, value: (B, T, H, D), (B, S, K, D), (B, S, K, D); query head h uses key head h // (H / K).
+      key_bias: float32 (B or 1, H, S), added to the scores of each key; None is zero.
+      visibility: which keys a query sees; the result is 0 for one that sees none.
+      dropout_key: drops probabilities; None drops none.
+
+    Returns:
+      (B, T, H, D) in the query's dtype.
+    """
     (batch, length, heads, width), (slots, key_heads) = query.shape, key.shape[1:3]
     grouped = query.reshape(batch, length, key_heads, -1, width)
     scores = jnp.einsum("btkgd,bskd->bkgts", grouped, key, preferred_element_type=jnp.float32)

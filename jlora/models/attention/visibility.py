@@ -39,7 +39,10 @@ class Visibility:
 
 
 def mask_visibility(attention_mask: jax.Array, kernel: str) -> Visibility:
-    """Describes an encoder's batch: every token sees all tokens of its row whose mask (B, T) is not 0."""
+    """Describes an encoder's batch: every token sees all tokens of its row whose mask (B, T) is not 0.
+
+    `kernel` is the name of the kernel that computes the attention, as for `build`.
+    """
     return Visibility(*_segments(attention_mask.astype(bool), attention_mask), kernel=kernel)
 
 

@@ -95,7 +95,7 @@ class Dense(nn.Module):
 
 
 def dense(config: Any, features: int, dtype: Any, name: str | None = None, *, use_bias: bool = True) -> Dense:
-    """Makes a dense layer that is initialised as Hugging Face's."""
+    """Makes a dense layer to `features` outputs that is initialised as Hugging Face's and computes in `dtype`."""
     return Dense(features, dtype, normal(config), use_bias, name=name)
 
 
@@ -113,7 +113,7 @@ class Embed(nn.Embed):
 
 
 def embedding(config: Any, rows: int, features: int, name: str, *, padding_row: int | None = None) -> Embed:
-    """Makes an embedding table; the row `padding_row` starts as zeros."""
+    """Makes an embedding table (rows, features); the row `padding_row` starts as zeros, if it is not None."""
     normal = nn.initializers.normal(config.initializer_range)
 
     def init(key: jax.Array, shape: tuple[int, ...], param_dtype: Any) -> jax.Array:

@@ -43,7 +43,11 @@ def plain_frequencies(theta: float, width: int) -> np.ndarray:
 
 
 def rotary_scale(config: Any, layer_type: str | None = None) -> float:
-    """Returns the factor of cosines and sines: 1, except for "yarn" and "longrope"."""
+    """Returns the factor of cosines and sines: 1, except for "yarn" and "longrope".
+
+    For these it is `attention_factor` of `rope_parameters`, or computed if that is missing. `layer_type` is as for
+    `rotary_frequencies`.
+    """
     parameters = _parameters(config, layer_type)
     scale = _SCALES.get(parameters["rope_type"])
     return 1.0 if scale is None else parameters.get("attention_factor") or scale(parameters)
@@ -160,7 +164,10 @@ def rotation(positions: jax.Array, frequencies: Any, dtype: Any, scale: float = 
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotates features i and i + W of x (B, T, H, D) by angle i of (B, T, 1, W); features from 2 W on do not change."""
+    """Rotates features i and i + W of x (B, T, H, D) by angle i of (B, T, 1, W); features from 2 W on do not change.
+
+    The pair (p, q) becomes (p cos - q sin, q cos + p sin).
+    """
     width = cos.shape[-1]
     first, second, rest = x[..., :width], x[..., width : 2 * width], x[..., 2 * width :]
     turned = [first * cos - second * sin, second * cos + first * sin]
@@ -168,7 +175,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def rotate_pairs(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotates features 2 i and 2 i + 1 by angle i, as in GPT-J; otherwise the same as `rotate`."""
+    """Rotates features 2 i and 2 i + 1 by angle i, as in GPT-J; shapes, direction and the rest are as in `rotate`."""
     turned, rest = jnp.split(x, [2 * cos.shape[-1]], axis=-1)
     first, second = turned[..., ::2], turned[..., 1::2]
     pairs = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -109,7 +109,14 @@ def sum_embeddings(
     position_padding_row: int | None,
     module: nn.Module,
 ) -> jax.Array:
-    """Sums and normalizes token, type and position embeddings (B, T, hidden), as submodules of `module`."""
+    """Sums and normalizes token, type and position embeddings (B, T, hidden), as submodules of `module`.
+
+    Args:
+      batch: `input_ids` and, if tokens are not all of type 0, `token_type_ids`, int32 (B, T).
+      positions: int32 (B, T), rows of the table of positions.
+      position_padding_row: the row of that table that starts as zeros; None for none.
+      module: within its compact `__call__`; dropout is applied if it has a "dropout" key.
+    """
     ids, hidden = batch["input_ids"], config.hidden_size
     words = embedding(config, config.vocab_size, hidden, "word_embeddings", padding_row=config.pad_token_id)
     types = embedding(config, config.type_vocab_size, hidden, "token_type_embeddings")

@@ -101,7 +101,10 @@ class FalconDecoderLayer(nn.Module):
 
 
 def key_heads(config: Any) -> int:
-    """Returns how many heads the keys and values have."""
+    """Returns how many heads the keys and values have: `num_kv_heads` in the new decoder architecture.
+
+    In the old one it is 1 with `multi_query`, else `num_attention_heads`.
+    """
     if config.new_decoder_architecture:
         return config.num_kv_heads
     return 1 if config.multi_query else config.num_attention_heads

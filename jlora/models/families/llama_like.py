@@ -239,7 +239,8 @@ class GatedMLP(nn.Module):
 def project(module: Any, x: jax.Array, names: list[str], widths: list[int], *, use_bias: bool) -> list[jax.Array]:
     """Applies dense layers of `module`, within its compact `__call__`, to x (B, T, hidden): (B, T, width) each.
 
-    With one name for several widths, one layer of their sum is applied and its result is split.
+    With one name for several widths, one layer of their sum is applied and its result is split, in the order of
+    `widths`. Otherwise there is one name for each width. `module` is a linen module with `config` and `dtype`.
     """
 
     def product(name: str, width: int) -> jax.Array:
@@ -267,7 +268,7 @@ class RMSNorm(nn.Module):
 
 
 def layer_types(config: Any, kind: DecoderOptions) -> tuple[str, ...]:
-    """Returns the type of each layer.
+    """Returns the type of each layer: `kind.layer_types`, or the first of LAYER_TYPES for all if that is None.
 
     Raises:
       UnsupportedModelError: the config has a type that is not in LAYER_TYPES.
@@ -283,5 +284,8 @@ def layer_types(config: Any, kind: DecoderOptions) -> tuple[str, ...]:
 
 
 def head_width(config: Any) -> int:
-    """Returns the features of an attention head: `head_dim`, or the hidden size over the number of heads."""
+    """Returns the features of an attention head: `head_dim`, or `hidden_size // num_attention_heads` without one.
+
+    A `head_dim` of None or 0 counts as missing.
+    """
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

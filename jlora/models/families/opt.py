@@ -130,7 +130,10 @@ class OPTDecoderLayer(nn.Module):
 
 
 def norm(config: Any, dtype: Any, name: str | None = None) -> Callable[[jax.Array], jax.Array]:
-    """Makes the layer norm called `name`, without parameters if the config says so."""
+    """Makes the layer norm called `name`, without parameters if `layer_norm_elementwise_affine` is false.
+
+    It takes x (..., hidden) and normalizes the last axis in float32; the result has `dtype`.
+    """
     if config.layer_norm_elementwise_affine:
         return LayerNorm(_EPSILON, dtype, name=name)
     return lambda x: standardize(x.astype(jnp.float32), _EPSILON).astype(dtype)

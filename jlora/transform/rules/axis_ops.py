@@ -40,6 +40,8 @@ class AxisOp:
 def move_axes(value: AdaptedWeight, run: Callable, name: str, params: dict, others: list) -> list[AdaptedWeight] | None:
     """Applies a primitive that only moves, drops, adds or casts axes; returns None if it has no rule.
 
+    Otherwise it returns one AdaptedWeight for each of the primitive's results.
+
     Args:
       run: run(array) applies the primitive to an array in place of the weight and returns the list of its results.
       name, params, others: name, parameters and other operands of the primitive.

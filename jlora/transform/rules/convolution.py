@@ -19,7 +19,11 @@ from jlora.transform.uses import Use, leaf_axes, stack_axes
 
 
 def conv_use(weight: Update, params: dict[str, Any]) -> Use:
-    """Describes the use of a weight as the kernel of a convolution; inputs are its channels, then its window."""
+    """Describes the use of a weight as the kernel of a convolution; inputs are its channels, then its window.
+
+    `params` are the primitive's. The kind is "conv", or a text that names what has no rule: groups of the batch, or a
+    dim that has only a part of an axis of the leaf.
+    """
     out, *inputs = params["dimension_numbers"].rhs_spec
     axes = [axis for dim in inputs for axis in weight.axes[dim]]
     outputs = leaf_axes(weight, [out])
@@ -85,7 +89,7 @@ def conv_gain(gain: jax.Array, params: dict[str, Any]) -> jax.Array | None:
 
 
 def conv_arguments(params: dict[str, Any]) -> dict[str, Any]:
-    """Selects the arguments of `lax.conv_general_dilated` from the primitive's parameters."""
+    """Selects the keyword arguments of `lax.conv_general_dilated` from the primitive's parameters: {name: value}."""
     names = (
         "window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers", "feature_group_count",
         "batch_group_count", "precision", "preferred_element_type",

@@ -1,7 +1,8 @@
 """Moves of a quantized weight that are made later, wherever it is dequantized: a rule for each primitive that has one.
 
 Each gives the primitive's results, none of them formed, or None where it has no rule for this case. What takes layers
-from the stack takes them from the codes; the rest is done to each layer.
+from the stack takes them from the codes; the rest is done to each layer. The arguments are the weight, the primitive's
+parameters, and its other operands. The result has one LazyWeight for each of the primitive's results.
 """
 
 from __future__ import annotations

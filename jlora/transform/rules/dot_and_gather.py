@@ -23,7 +23,11 @@ from jlora.transform.uses import Use, leaf_axes, stack_axes
 
 
 def dot_use(weight: Update, contracted: Sequence[int], batch: Sequence[int]) -> Use:
-    """Describes the use of a weight in a dot_general that contracts and batches over the given dims."""
+    """Describes the use of a weight in a dot_general that contracts and batches over the given dims of the weight.
+
+    The kind is "linear"; if a dim that is contracted and another share an axis of the leaf, it is a text that says so,
+    without axes, which has no rule.
+    """
     inputs, stack = leaf_axes(weight, contracted), leaf_axes(weight, batch)
     outputs = leaf_axes(weight, [d for d in range(len(weight.axes)) if d not in {*contracted, *batch}])
     if set(inputs) & set(outputs):
@@ -184,7 +188,12 @@ def times(x: jax.Array, gain: jax.Array) -> jax.Array:
 
 
 def lookup_axis(params: dict[str, Any], shape: tuple[int, ...]) -> int | None:
-    """Returns the axis on which a gather looks up complete slices, or None if it does something else."""
+    """Returns the axis on which a gather looks up complete slices, or None if it does something else.
+
+    Args:
+      params: the gather's: dimension_numbers, slice_sizes and mode are read.
+      shape: the table's.
+    """
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
     # An index on an axis that is returned in full is clamped to 0.
     clamped = "CLIP" in str(params["mode"]).upper()
@@ -205,7 +214,14 @@ def lookup_use(weight: Update, axis: int) -> Use:
 
 
 def lookup_update(table: Update, indices: jax.Array, params: dict[str, Any], axis: int) -> jax.Array:
-    """Computes a[i] b in the layout of the gather's result: offset_dims hold the table's other axes."""
+    """Computes a[i] b in the layout of the gather's result: offset_dims hold the table's other axes.
+
+    Args:
+      table: the update of the table; a, b (r, *dims).
+      indices: integer (..., 1), the gather's second operand.
+      params: of the gather.
+      axis: the one that `lookup_axis` returns.
+    """
     a, b = (_rows(factor, indices, params, axis) for factor in table.factors)
     # A factor may be constant over the lookups: (lookups, r) (r, out).
     update = jnp.sum(a * b, axis=0) if a.shape[1:] == b.shape[1:] else sum_products(a, b)
@@ -213,7 +229,10 @@ def lookup_update(table: Update, indices: jax.Array, params: dict[str, Any], axi
 
 
 def lookup_gain(gain: jax.Array, indices: jax.Array, params: dict[str, Any], axis: int) -> jax.Array:
-    """Looks up DoRA's gain (*dims) in the layout of the gather's result, with size 1 where it does not vary."""
+    """Looks up DoRA's gain (*dims) in the layout of the gather's result, with size 1 where it does not vary.
+
+    The other arguments are those of `lookup_update`.
+    """
     return _in_layout(_rows(gain[None], indices, params, axis)[0], indices, params, axis)
 
 

@@ -26,7 +26,7 @@ def apply_linear_map(name: str, params: dict, inputs: list, narrow: list, run: R
       name, params, inputs: of the primitive.
       narrow: the operands that are arrays, with size 1 on the dims over which they are known not to vary; None for
         weights.
-      run: applies the primitive to arrays.
+      run: run(*arrays) applies the primitive to arrays in place of its operands; returns the list of its results.
     """
     weight = run(*[materialize(x.weight) if isinstance(x, AdaptedWeight) else x for x in inputs])[0]
     return _RULES[name](weight, params, inputs, narrow)

@@ -51,7 +51,10 @@ def _products(jaxpr: Any) -> Iterator[dict]:
 
 
 def select_updates(kind: str, weight: AdaptedWeight) -> tuple[list[Update], jax.Array | None]:
-    """Returns (the updates that apply to a use of this kind, the gain)."""
+    """Returns (the updates that apply to a use of this kind, the gain, which is None if there are none).
+
+    An update applies if its `only` is None or `kind`, a `Use.kind`, and the weight's role is ADAPTED.
+    """
     adapted = weight.role is Role.ADAPTED
     updates = [update for update in weight.updates if adapted and update.only in (None, kind)]
     return updates, weight.gain if updates else None

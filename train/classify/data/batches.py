@@ -29,7 +29,13 @@ class Batch(NamedTuple):
 def make_batch(
     tokens: Tokens, labels: np.ndarray, planned: PlannedBatch, batch_size: int, pad_id: int, places: Places = ALL
 ) -> Batch:
-    """Makes a planned batch with its labels; for its shape, `places` and errors see `lay_out`."""
+    """Makes a planned batch with its labels; for its shape, `places` and errors see `lay_out`.
+
+    Padding is `pad_id` in `input_ids` and 0 in the other inputs. A filler row repeats the batch's first row.
+
+    Args:
+      labels: (n, ...), of all rows of the split, in their order.
+    """
     rows, mask, flat, real = lay_out(planned, tokens.lengths, tokens.offsets, batch_size, places)
     inputs = {
         "input_ids": np.where(mask, tokens.ids[flat], pad_id).astype(np.int32),

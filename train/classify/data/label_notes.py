@@ -12,7 +12,12 @@ _SHOWN = 20
 
 
 def describe_labels(labels: Labels, encoded: np.ndarray, name: str) -> str:
-    """Returns a line about the labels of a split: the task, the classes and how many rows each has."""
+    """Returns a line about the labels of a split: the task, the classes and how many rows each has.
+
+    Args:
+      encoded: the result of `encode_labels`, at least one row; rows without a label are counted apart.
+      name: of the split; only for "train" the line says why the task was chosen.
+    """
     known = encoded[is_labelled(encoded)]
     unlabelled = f"; {len(encoded) - len(known):,} without a label" * (len(known) < len(encoded))
     seen = f", because {labels.reason} (task=... overrides this)" if name == "train" and labels.reason else ""

@@ -24,7 +24,11 @@ _LONGEST_LIST = 100_000
 
 
 def label_kind(value: Any) -> LabelKind:
-    """Returns the kind of a label; text that spells a number (all numbers in CSV and TSV are text) is a number."""
+    """Returns the kind of a label; text that spells a number (all numbers in CSV and TSV are text) is a number.
+
+    None, "" and NaN are "nothing". True and False are whole numbers, infinity is a decimal number. Blanks around a
+    number make it text.
+    """
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return "nothing"
     if isinstance(value, list):
@@ -46,7 +50,10 @@ def to_class_id(value: Any) -> int | None:
 
 
 def number(value: Any) -> float:
-    """Returns the label as a score, also with a decimal comma ("3,5"); NaN if it is not a number."""
+    """Returns the label as a score, also with a decimal comma ("3,5").
+
+    NaN if it is not a number; infinity for a whole number that is too large for a float.
+    """
     if has_decimal_comma(value):
         return float(value.replace(",", "."))
     try:
@@ -56,18 +63,24 @@ def number(value: Any) -> float:
 
 
 def has_decimal_comma(value: Any) -> bool:
-    """Returns whether the label is text such as "3,5"."""
+    """Returns whether the label is text such as "3,5": a sign if any, digits, one comma, digits."""
     return isinstance(value, str) and _DECIMAL_COMMA.fullmatch(value) is not None
 
 
 def are_class_ids(values: Sequence[Any]) -> bool:
-    """Returns whether the labels are two or more whole numbers from 0 without a gap, also if written 0.0, 1.0."""
+    """Returns whether the labels are two or more whole numbers from 0 without a gap, also if written 0.0, 1.0.
+
+    Each may occur more than once. False if any label is not a whole number, or there are none.
+    """
     ids = {to_class_id(value) for value in values}
     return len(ids) > 1 and ids == set(range(len(ids)))
 
 
 def is_yes(value: Any) -> bool | None:
-    """Reads a cell of a column for one class: True for 1, 1.0, "1", "true"; None if it is neither 0 nor 1."""
+    """Reads a cell of a column for one class: True for 1, 1.0, "1", "true"; None if it is neither 0 nor 1.
+
+    0, "0", "false" and so on are False; "true" and "false" in any case of letters.
+    """
     if isinstance(value, str) and value.lower() in ("true", "false"):
         return value.lower() == "true"
     return {0: False, 1: True}.get(to_class_id(value))  # type: ignore[arg-type]
@@ -76,7 +89,7 @@ def is_yes(value: Any) -> bool | None:
 def as_key(value: Any) -> str:
     """Converts a label or a key of `data.label_names` to the text by which they are compared.
 
-    1, 1.0, "1" and "1.0" are equal, and so are true, "true" and "True".
+    1, 1.0, "1" and "1.0" are "1", and true, "true" and "True" are "true". Anything else is its `str`.
     """
     if str(value).lower() in ("true", "false"):
         return str(value).lower()
@@ -89,7 +102,7 @@ def multi_hot_length(values: Sequence[Any]) -> int | None:
 
     The lists must have one length, two or more. Lists of ids look different: these would repeat a class, or name both
     of two classes in each row. If most labels are such lists, and one of them would repeat a class, the other labels
-    are mistakes.
+    are mistakes. None if there are no labels.
     """
     lists = [value for value in values if isinstance(value, list) and all(is_yes(part) is not None for part in value)]
     [(length, count)] = Counter(map(len, lists)).most_common(1) or [(0, 0)]
@@ -101,7 +114,8 @@ def multi_hot_length(values: Sequence[Any]) -> int | None:
 def parse_lists(values: Sequence[Any]) -> list[Any]:
     """Parses labels that are the text of a list: '[1, 0]', "['a', 'b']", '[1 0]'.
 
-    It does so only if most labels that are neither empty nor -1 are such text; the others stay unchanged.
+    It does so only if most labels that are neither empty nor -1 are such text; otherwise all stay unchanged. The result
+    has one entry for each label, in order; labels that are not such text stay as they are.
     """
     given = [value for value in values if label_kind(value) != "nothing" and to_class_id(value) != -1]
     texts = {text for text in given if isinstance(text, str) and _LIST.fullmatch(text.strip())}

@@ -60,7 +60,12 @@ class Labels:
 
 
 def labels_of_config(id2label: dict[Any, str], problem_type: str | None) -> Labels:
-    """Makes the Labels from a trained model's config; one output without a problem type is a regression."""
+    """Makes the Labels from a trained model's config; one output without a problem type is a regression.
+
+    Args:
+      id2label: {id, or its text: class name}; the names are put in the order of the ids as numbers.
+      problem_type: None means regression for one class, single_label_classification for several.
+    """
     names = tuple(name for _, name in sorted((int(index), name) for index, name in id2label.items()))
     guess = "regression" if len(names) == 1 else "single_label_classification"
     return Labels(cast(ProblemType, problem_type or guess), names)
@@ -70,6 +75,7 @@ def infer_labels(train: Split, task: str | None = None, names: tuple[str, ...] |
     """Infers the task and the class names from the training labels.
 
     Args:
+      train: its `label` is read.
       task: the config's. If None, lists and text such as `a;b` are multi-label, mostly decimal numbers a regression
         (unless they are ids from 0 that are written 0.0, 1.0), and everything else is single-label.
       names: from `data.label_names` or the data set. If None, whole numbers are the ids 0 .. k-1 called LABEL_0 ..,
@@ -122,8 +128,8 @@ def encode_labels(split: Split, labels: Labels, name: str) -> np.ndarray:
 def encode_rows(split: Split, labels: Labels, name: str, skip: bool | None) -> tuple[Split, np.ndarray, list[str]]:
     """Encodes labels as `encode_labels` does, and returns (the rows, their labels, errors).
 
-    With `skip`, as for `read_each`, rows whose labels do not fit are left out, and the errors say why; otherwise the
-    first error is raised.
+    With `skip`, as for `read_each`, rows whose labels do not fit are left out, and the errors, one for each, say why;
+    otherwise the first error is raised, and the rows are `split` itself.
     """
     unlabelled = [name == "test" and _is_minus_one(value) for value in split.label]
     if labels.problem_type == "regression" and not all(unlabelled):

@@ -110,7 +110,10 @@ def read_split(source: str | list[str], config: DataConfig, split: str, labelled
 
 
 def names_from_config(config: DataConfig) -> tuple[str, ...] | None:
-    """Returns the class names of `data.label_names` in the order of their ids, or None if it is not given."""
+    """Returns the class names of `data.label_names` in the order of their ids (a mapping's order), or None.
+
+    Names that are equal count once in a mapping; in a list they raise JloraError.
+    """
     if isinstance(config.label_names, dict):
         return tuple(dict.fromkeys(config.label_names.values()))
     if config.label_names is None:
@@ -121,7 +124,7 @@ def names_from_config(config: DataConfig) -> tuple[str, ...] | None:
 
 
 def make_split(tables: Sequence[Table], config: DataConfig, split: str, labelled: bool = True) -> Split:
-    """Makes the same split as `read_split`, from tables that were already read."""
+    """Makes the same split as `read_split`, from tables that were already read, joined in order."""
     rows = _join_tables(tables, config, split, None, [], labelled)
     return _name_labels(rows, config, split, []) if labelled else rows
 

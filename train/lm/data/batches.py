@@ -28,14 +28,22 @@ class Batch(NamedTuple):
 
 
 def width_of_packed(rows: Mapping[str, Examples | Packed]) -> int | None:
-    """Returns the length that all rows are padded to if they are packed, else None."""
+    """Returns the largest `size` of the splits that are packed, the length that all rows are padded to, else None.
+
+    `rows` is {split: its rows}.
+    """
     return max((part.size for part in rows.values() if isinstance(part, Packed)), default=None)
 
 
 def make_batch(
     rows: Examples | Packed, planned: PlannedBatch, batch_size: int, pad_id: int, places: Places = ALL
 ) -> Batch:
-    """Makes a planned batch with its targets; for its shape, `places` and errors see `lay_out`."""
+    """Makes a planned batch with its targets; for its shape, `places` and errors see `lay_out`.
+
+    A target is the next token of the row, with weight 1 if that token is learnt; others are 0 with weight 0, and so are
+    all of a filler row. Padding is `pad_id` in `input_ids`, 0 in the other inputs; packed rows have `segment_ids` and
+    `position_ids` too.
+    """
     _, mask, flat, real = lay_out(planned, rows.lengths, rows.offsets, batch_size, places)
 
     def pad(values: np.ndarray, padding: int = 0) -> np.ndarray:

@@ -32,7 +32,8 @@ def hold_out_ends(documents: Documents, fraction: float) -> tuple[Documents, Doc
     """Splits plain texts into (beginnings, ends); an end is the last `fraction` of a text, by characters.
 
     The cut is after a paragraph, else after a line, else after a word, if one ends at most a tenth of the end's length
-    before it.
+    before it; else exactly there. The boundary belongs to the beginning. Both results have all texts, in their order;
+    only `texts` is changed.
     """
     places = [_place(text, fraction) for text in documents.texts]
     beginnings = [text[:place] for text, place in zip(documents.texts, places, strict=True)]

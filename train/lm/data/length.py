@@ -16,7 +16,9 @@ def fit(examples: Examples, max_length: int, too_long: TooLong, documents: Docum
     """Limits the examples of `documents` to `max_length` tokens, and removes those in which nothing is learnt.
 
     `split` makes windows of max_length tokens. Each begins with the last token of the previous one, so that every token
-    except the first is predicted in exactly one window.
+    except the first is predicted in exactly one window. `cut` keeps the first max_length tokens, `drop` leaves the
+    example out. The result's `counts` has the number of long examples, as `split`, `cut` or `dropped`, and `unlearnt`,
+    the number of parts in which nothing was learnt. The result may be empty.
 
     Raises:
       JloraError: `too_long` is "error" and a row is longer.

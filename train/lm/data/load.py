@@ -78,7 +78,8 @@ def prompts(examples: Examples, count: int, prompt_tokens: int) -> list[np.ndarr
     """Returns at most `count` prompts, int32 (tokens,) each, from examples that are spread evenly over the data.
 
     The prompt of a chat or pair is everything before its first answer; that of a plain text its first `prompt_tokens`
-    tokens, or half of the text if it is not longer than that.
+    tokens, or half of the text if it is not longer than that. Examples that end with their prompt are left out; if no
+    other is left, the list is empty.
     """
     lengths = examples.lengths
     of_text = np.where(lengths > prompt_tokens, prompt_tokens, lengths // 2)

@@ -18,7 +18,8 @@ _LEGEND = "«...» is read but not learnt; the first token never is, as nothing 
 def preview(rows: Examples | Packed, tokenizer: PreTrainedTokenizerBase, count: int) -> str:
     """Returns the first `count` rows as text, special tokens included, with «what is not learnt» marked.
 
-    Packed examples are shown one below another.
+    A line that explains the marks comes first, then each row with its number, from 1, and its counts of tokens; blank
+    lines are between them. Packed examples are shown one below another, each in a line that begins with [number].
     """
     shown = [_row(rows, index, tokenizer) for index in range(min(count, len(rows)))]
     return "\n\n".join([_LEGEND, *shown])

@@ -32,9 +32,9 @@ class TableRows:
 
 
 def read_rows(split: str, config: DataSection, notes: list[str]) -> list[TableRows]:
-    """Reads all rows of `data.{split}`, table by table.
+    """Reads all rows of `data.{split}`, one TableRows for each table.
 
-    Adds to the notes a format that was chosen by the columns, and the columns that are not used.
+    Appends to `notes` a format that was chosen by the columns, and the columns that are not used.
 
     Raises:
       JloraError: data cannot be read, or the columns fit no format.
@@ -63,7 +63,13 @@ def take_rows(parts: Sequence[TableRows], indices: np.ndarray) -> list[TableRows
 
 
 def sample_rows(parts: Sequence[TableRows], max_rows: int | None, split: str, seed: int) -> list[TableRows]:
-    """Returns all rows, or a seeded sample of `max_rows`, in the order of the files. `split`: "train", "validation"."""
+    """Returns all rows, or a seeded sample of `max_rows`, in the order of the files.
+
+    All are returned if `max_rows` is None or there are no more. Parts without a row in the sample are left out.
+
+    Args:
+      split: "train" or "validation", which draw different samples.
+    """
     count = sum(map(len, parts))
     if max_rows is None or count <= max_rows:
         return list(parts)
@@ -71,10 +77,12 @@ def sample_rows(parts: Sequence[TableRows], max_rows: int | None, split: str, se
 
 
 def hold_out_rows(parts: Sequence[TableRows], fraction: float, seed: int) -> tuple[list[TableRows], list[TableRows]]:
-    """(the rest, a seeded share of the rows), both in the order of the files.
+    """Returns (the rest, a seeded share of the rows), both in the order of the files.
+
+    The share has round(fraction * number of rows), at least one.
 
     Raises:
-      JloraError: there are too few rows.
+      JloraError: no row would be left.
     """
     count = sum(map(len, parts))
     held_out = max(1, round(fraction * count))

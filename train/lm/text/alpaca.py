@@ -20,6 +20,9 @@ _REQUEST = "### Instruction:\n{instruction}\n\n{shown}### Response:\n"
 def alpaca(table: Table, end: str | None) -> Callable[[int], tuple[str, tuple[tuple[int, int], ...]]]:
     """Returns a function that converts a row (counted from 0) to (text, the spans of its answers, at least one).
 
+    A span is (begin, end) in characters of the text. The answers are the history's, with `end` included (None: no such
+    token), and the last one, which ends the text and has no `end`.
+
     Optional columns are `input`; `system`, which replaces Alpaca's first paragraph; and `history`, a list of earlier
     [instruction, response] pairs, whose responses end in the `end` token.
 

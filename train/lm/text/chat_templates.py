@@ -68,6 +68,8 @@ def chat_template(
 def write_chat(chat: Conversation, template: ChatTemplate, only: bool) -> Chat:
     """Writes the chat with the template and finds what is learnt: answers (`only`) or all, without turns of weight 0.
 
+    Spans are in characters, in the order of the text. Answers are the assistant's turns after the chat's `prompt`.
+
     Templates with `{% generation %}` mark the assistant's turns themselves. With others, the text of a turn is the
     difference between the chat up to it and the chat before it with the generation prompt.
 

@@ -46,7 +46,8 @@ class Conversation:
 def conversations(table: Table, form: Format, config: DataSection) -> Callable[[int], Conversation]:
     """Returns a function that reads a row (counted from 0) of a table of chats.
 
-    It also reads the columns `system`, `tools` and `chat_template_kwargs` if the table has them.
+    It also reads the columns `system`, `tools` and `chat_template_kwargs` if the table has them. An empty cell is as no
+    column. `form` is "prompt_completion", whose two columns may both be lists of turns, "sharegpt" or "messages".
 
     Raises:
       JloraError: the column is missing. The returned function: as for `turns_of_messages`; tools are not a list of

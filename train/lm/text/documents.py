@@ -74,7 +74,8 @@ def documents_of(
 ) -> Documents:
     """Returns the texts of the table's `rows` (counted from 0). Chat templates get `day` (None: today) as today.
 
-    With `data.skip_bad_rows`, rows that cannot be read are left out.
+    The texts are in the order of `rows`, one for each; with `data.skip_bad_rows`, rows that cannot be read are left
+    out. `learnt` is None if the whole of every text is learnt.
 
     Raises:
       JloraError: a column is missing, a field is missing or not text, a chat is malformed or has roles out of order,

@@ -42,7 +42,10 @@ def detect_format(table: Table, config: DataSection) -> Format:
 
 
 def used_columns(table: Table, form: Format, config: DataSection) -> set[str]:
-    """Returns the names of all columns that this format reads, whether the table has them or not."""
+    """Returns the names of all columns that this format reads, whether the table has them or not.
+
+    The names of the text, prompt, completion and messages columns are the config's; the others are fixed.
+    """
     of_chats = {"system", "tools", "chat_template_kwargs"}
     if form == "text":
         return {config.text}
@@ -56,7 +59,8 @@ def used_columns(table: Table, form: Format, config: DataSection) -> set[str]:
 def has_chats(table: Table, form: Format, config: DataSection) -> bool:
     """Returns whether the rows are chats, which a template renders.
 
-    Prompts and completions are chats if the first prompt that is not empty is a list.
+    Prompts and completions are chats if the first prompt that is not None is a list. Formats sharegpt and messages
+    always are, text and alpaca never.
     """
     if form == "prompt_completion":
         prompts = table.columns.get(config.prompt, [])
@@ -65,7 +69,10 @@ def has_chats(table: Table, form: Format, config: DataSection) -> bool:
 
 
 def chat_column(table: Table, form: Format, config: DataSection) -> str:
-    """Returns `data.messages`, else `messages` or `conversations`; if the table has both, by the format."""
+    """Returns `data.messages`, else the one of `messages` and `conversations` that the table has.
+
+    If it has both or neither, it is `conversations` for the format sharegpt and `messages` for others.
+    """
     if config.messages:
         return config.messages
     names = ("conversations", "messages") if form == "sharegpt" else ("messages", "conversations")
@@ -74,6 +81,8 @@ def chat_column(table: Table, form: Format, config: DataSection) -> str:
 
 def answers_only(form: Format, config: DataSection) -> bool:
     """Returns `data.completion_only_loss`, or if it is null, whether the format has prompts and completions.
+
+    These are prompt_completion and alpaca.
 
     Raises:
       JloraError: it is true for plain text, which has no completions.

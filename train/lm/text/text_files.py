@@ -19,7 +19,11 @@ _BETWEEN = {"paragraph": re.compile(r"\n\s*\n"), "line": re.compile("\n")}
 
 
 def read_text_or_table(config: DataSection) -> Callable[[Path, str, str, str], Table]:
-    """Returns a function that reads .txt files by `data.sample_by`, and other files with `read_table`."""
+    """Returns a function that reads .txt files by `data.sample_by`, and other files with `read_table`.
+
+    It is called as read(path, name, encoding, separator), the arguments of `read_table`. Texts are in the column
+    `data.text`.
+    """
 
     def read(path: Path, name: str, encoding: str, separator: str) -> Table:
         if path.suffix.lower() == ".txt" and path.is_file():

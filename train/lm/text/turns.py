@@ -85,6 +85,9 @@ def turns_of_sharegpt(chat: Any, where: str) -> list[Turn]:
 def take_weights(turns: list[Turn], where: str) -> tuple[list[Turn], frozenset[int]]:
     """Returns (the turns without their keys `weight` and `train`, the indices of those that are not learnt).
 
+    `turns` is not changed. A turn is left out if either key is 0 or false; without both it is learnt. Errors begin with
+    `where`.
+
     `weight` is 0 or 1, as in OpenAI's and Mistral's data, `train` true or false, as in Axolotl's.
 
     Raises:
@@ -103,7 +106,10 @@ def take_weights(turns: list[Turn], where: str) -> tuple[list[Turn], frozenset[i
 
 
 def require_answer(turns: list[Turn], where: str) -> None:
-    """Raises JloraError if the last turn is not the assistant's, because the chat then ends without an answer."""
+    """Raises JloraError if the last turn is not the assistant's, because the chat then ends without an answer.
+
+    `turns` has at least one; the error begins with `where`.
+    """
     if (role := turns[-1]["role"]) != "assistant":
         raise JloraError(
             f"{where}: expected the assistant's turn last, as only such turns are learnt "

@@ -35,7 +35,8 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], size: i
       size: the number of tokens that the model has.
 
     Returns:
-      The ids whose rows must be trained, ascending: those of the added tokens, and all others from `size` on.
+      The ids whose rows must be trained, ascending: those of the added tokens, and all from `size` up to the largest of
+      them. () if every text is a token already; a text given twice is added once.
     """
     texts, known = tuple(dict.fromkeys(texts)), tokenizer.get_vocab()
     if had := [text for text in texts if text in known]:

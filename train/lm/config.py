@@ -119,7 +119,7 @@ class Optimization(TrainSection):
 
 
 class SamplesSection(Section):
-    """Completions of validation prompts by the tuned model and by the base."""
+    """Completions of validation prompts, by base and tuned model."""
 
     count: Whole = Field(default=0, description="prompts to complete when the run is done, into samples.jsonl; 0: none")
     prompt_tokens: Count = Field(default=50, description="tokens of a plain text that are its prompt")

@@ -15,7 +15,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     for family in ("bert", "roberta"):
         folder = tmp_path / family
         shutil.copytree(tiny.model_folder(family), folder, ignore=shutil.ignore_patterns("tokenizer*"))
-        with pytest.raises(JloraError, match="expected a tokenizer beside the model"):
+        with pytest.raises(JloraError, match="expected a tokenizer with the model"):
             load_tokenizer(str(folder))
 
 

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 from jlora.errors import JloraError, nearest
 from train.config import dotted_keys
 from train.config.run_config import AnyConfig, RunConfig
+from train.config.unknown_key import explain_unknown_key
 
 
 def flatten(values: dict[Any, Any], schema: type[RunConfig]) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def _unknown(key: str, value: Any, schema: type[RunConfig]) -> str:
     if key in dotted_keys.sections(schema):
         first = next(name for name in dotted_keys.fields(schema) if name.startswith(f"{key}."))
         return f"expected a mapping of keys such as {first}; found {_describe_value(value)}"
-    return dotted_keys.unknown(key, schema)
+    return explain_unknown_key(key, schema)
 
 
 def _translate(error: ValidationError, flat: dict[str, Any], known: dict[str, FieldInfo]) -> dict[str, str]:

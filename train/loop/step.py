@@ -37,7 +37,8 @@ def make_train_step(total_loss: TotalLoss, tx: optax.GradientTransformation, acc
     the weights or by 1 if that is less. Both values are scalar arrays.
 
     Args:
-      total_loss: called with the batch, or each part of it, and a key that depends on the step (and the part).
+      total_loss: total_loss(trainable, frozen, base, batch, key) -> the sum (not the mean) of the losses times their
+        weights, a scalar. Called with the batch, or each part of it, and a key that depends on the step (and the part).
       tx: gets the gradients of the mean, a tree of the structure of `state.trainable`.
       accumulation: the number of parts; B is a multiple of it.
     """

@@ -65,7 +65,7 @@ def lengths_of_run(
     A resumed run keeps its lengths even if its epochs or the platform have changed.
 
     Args:
-      rows, base: as for `choose_lengths`.
+      rows, base: {split: tokens of each row, int (n,)} and the base's tree, as for `choose_lengths`.
       resume: whether to use the lengths in the manifest of `output_dir`; if it has none, or its longest is too short
         for the rows, new ones are chosen.
       width: the length that all rows are padded to, the only one of the result; None means that a few are chosen.

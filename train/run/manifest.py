@@ -143,7 +143,7 @@ def require_same_inputs(file: Path, now: dict[str, dict[str, str]]) -> None:
     """Raises RunFolderError with the differences from the manifest in `file`; about other code it only warns.
 
     `now` is a result of `manifest`. The part `started` is not compared, nor are parts that the file does not have
-    because an older version wrote it.
+    because an older version wrote it. Only a file without `random` is refused: its run has the streams of version 1.
     """
     before = read_json(file)
     before.setdefault("random", {"streams": "1"})  # as it was before the manifest had it

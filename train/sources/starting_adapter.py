@@ -87,6 +87,8 @@ def settings(section: LoraSection, lora: jlora.LoraConfig, new: Sequence[str] = 
     the base or the stored adapter has one.
 
     Args:
+      lora: the settings that the section gives for this model, its modules_to_save included; the result if `lora.from`
+        is null.
       new: names of the modules that the checkpoint does not have.
     """
     return lora if section.from_ is None else _with_whole(section, lora, read_lora_config(section.from_), new)

@@ -69,6 +69,8 @@ def report(run: EndedRun, results: Results, **of_the_task: Any) -> dict[str, Any
     """Returns the content of report.json: metrics, best, parameters, sources, times (seconds), seed, method.
 
     Args:
+      run: `adapted` gives the counts of parameters, `best` the best step, `config` model, data, seed and method,
+        `times` and `offline` the entries of these names.
       results: {what was evaluated: {metric: value}}, the entry `metrics`.
       of_the_task: entries that depend on the command; they replace those of the same name.
     """

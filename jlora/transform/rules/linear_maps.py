@@ -33,7 +33,10 @@ def apply_linear_map(name: str, params: dict, inputs: list, narrow: list, run: R
 
 
 def is_matrix(value: AdaptedWeight) -> bool:
-    """Returns whether the weight contains a leaf of two axes or more; a broadcast scale or bias does not count."""
+    """Returns whether one of the value's updates is of a matrix: `update.axes` name more than one axis of size above 1.
+
+    A broadcast scale or bias does not count.
+    """
     sizes = value.shape
     return any(
         sum(len(axes) for axes, size in zip(update.axes, sizes, strict=True) if size > 1) > 1

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tarfile
 import zipfile
 from pathlib import Path
 
@@ -137,8 +136,7 @@ def test_the_sdist_builds_the_same_wheel(wheel, tmp_path):
         shutil.copy(tiny.ROOT / name, sources)
     _run(sys.executable, "-c", program, tmp_path, folder=sources)
     (sdist,) = tmp_path.glob("jlora-*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(sdist, tmp_path)
     again = _wheel_of(tmp_path / sdist.name.removesuffix(".tar.gz"), tmp_path)
     assert _contents(again) == _contents(wheel)
 

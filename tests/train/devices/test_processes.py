@@ -126,10 +126,10 @@ def test_a_signal_to_one_and_all_save_the_same_step_and_leave_with_its_code(pair
 _LEAVES_LATE = """
 import os, sys, time
 from train.config.command import Flags
-from train.devices.processes import joined, leave_together, wait_for_all
+from train.devices.processes import join_processes, leave_together, wait_for_all
 
 def work():
-    with joined(Flags(coordinator=sys.argv[1], process=int(sys.argv[2]), processes=2)):
+    with join_processes(Flags(coordinator=sys.argv[1], process=int(sys.argv[2]), processes=2)):
         wait_for_all("start")
         time.sleep(2 * int(sys.argv[2]))
     return 143

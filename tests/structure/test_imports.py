@@ -119,3 +119,10 @@ def test_few_files_touch_the_disk():
         }
         if any(_is_in(name, disk) for name in _imports(path)) or "open" in calls:
             assert _part(path) in ON_DISK, path
+
+
+def test_every_test_file_is_at_the_path_of_its_source():
+    for package in ("jlora", "train", "serve", "benchmarks"):
+        for path in (ROOT / "tests" / package).rglob("test_*.py"):
+            source = ROOT / path.parent.relative_to(ROOT / "tests") / path.stem.removeprefix("test_")
+            assert source.is_dir() or source.with_suffix(".py").is_file(), path

@@ -1,0 +1,1 @@
+"""What answers: adapters in a bank, rows of a cache, and the loop that fills both."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -103,9 +102,11 @@ def _form(entry: Entry, leading: int) -> dict[str, Any]:
     if isinstance(entry, LowRank):
         rank_axis = entry.scale.ndim - 1
         sizes = [x.shape[leading:rank_axis] + x.shape[rank_axis + 1 :] for x in (entry.a, entry.b)]
-        return form | {"spec": entry.spec, "shapes of A and B without the rank": sizes} | {
-            "use_dora": entry.magnitude is not None
-        }
+        return (
+            form
+            | {"spec": entry.spec, "shapes of A and B without the rank": sizes}
+            | {"use_dora": entry.magnitude is not None}
+        )
     return form | {"shape": entry.value.shape[leading:], "layers": getattr(entry, "layers", None)}
 
 

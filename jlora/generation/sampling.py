@@ -58,17 +58,26 @@ def filter_logits(logits: jax.Array, *, top_k: int = 0, top_p: float = 1.0) -> j
     """
     if 0 < top_k < logits.shape[-1]:
         logits = _at_least(logits, logits, lax.top_k(logits, top_k)[0][..., -1:])
-    if top_p < 1:
-        probabilities = jax.nn.softmax(logits, axis=-1)
-        logits = _at_least(logits, probabilities, _nucleus_threshold(probabilities, top_p))
-    return logits
+    return nucleus(logits, top_p) if top_p < 1 else logits
+
+
+def nucleus(logits: jax.Array, top_p: Any) -> jax.Array:
+    """Keeps the likeliest tokens of logits (..., vocab) whose probabilities add up to `top_p`; others become -inf.
+
+    At least one token is kept, and all of them at 1.
+
+    Args:
+      top_p: a number, or an array (..., 1) with one for each row.
+    """
+    probabilities = jax.nn.softmax(logits, axis=-1)
+    return _at_least(logits, probabilities, _nucleus_threshold(probabilities, top_p))
 
 
 def _at_least(logits: jax.Array, values: jax.Array, threshold: jax.Array) -> jax.Array:
     return jnp.where(values >= threshold, logits, -jnp.inf)
 
 
-def _nucleus_threshold(probabilities: jax.Array, top_p: float) -> jax.Array:
+def _nucleus_threshold(probabilities: jax.Array, top_p: Any) -> jax.Array:
     """Finds the largest threshold (..., 1) such that the probabilities at or above it add up to at least `top_p`.
 
     Bisects the bit patterns of float32, which have the same order as the numbers. This is exact, and on a CPU ten times

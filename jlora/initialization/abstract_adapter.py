@@ -57,24 +57,19 @@ def abstract_adapter(
 
 
 def abstract_stored(
-    where: str,
-    config: LoraConfig,
-    base: Any,
-    fn: Callable,
-    *args: Any,
-    allow_materialize: bool = False,
-    names: Mapping[str, str] | None = None,
-    **kwargs: Any,
+    where: str, config: LoraConfig, seen: BaseUses, *, allow_materialize: bool = False
 ) -> dict[str, Entry]:
     """Plans, as `abstract_adapter` does, for the configuration in the file `where`.
 
     It may name modules that the model does not have: PEFT ignores such names, and the tensors of the file show whether
     they matter.
 
+    Args:
+      seen: the base and the uses of its leaves, as `base_uses` finds them.
+
     Raises:
       JloraError: as for `abstract_adapter`, except for names that match nothing; a regular expression takes too long.
     """
-    seen = base_uses(fn, base, args, kwargs, names)
     require_quick_patterns(config, [name for modules in seen.modules.values() for name in modules], where)
     config = _naming_embeddings(config, seen)
     low_ranks = _low_ranks(config, seen, _shaping_uses(config, seen))

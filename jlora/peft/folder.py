@@ -17,6 +17,7 @@ from jlora.errors import AdapterMismatchError, FileError, JloraError
 from jlora.files.atomic_folder import whole_folder
 from jlora.files.finite import require_finite
 from jlora.initialization.abstract_adapter import abstract_stored
+from jlora.initialization.base_uses import BaseUses, base_uses
 from jlora.initialization.residual import of_plain_base
 from jlora.lora.config import LoraConfig
 from jlora.lora.dora import squared_norm
@@ -113,13 +114,36 @@ def load_adapter(
       FileError: a missing file, an unsupported feature, a pickle, or NaN or infinite values.
       AdapterMismatchError: another base, or a key that is missing, unexpected or does not have the base's shape.
     """
+    seen = base_uses(fn, base, args, kwargs, names)
+    return read_adapter(folder, base, seen, base_model=base_model, allow_materialize=allow_materialize, names=names)
+
+
+def read_adapter(
+    folder: str | os.PathLike,
+    base: PyTree,
+    seen: BaseUses,
+    *,
+    base_model: str | None = None,
+    allow_materialize: bool = False,
+    names: Mapping[str, str] | None = None,
+) -> tuple[dict[str, Entry], LoraConfig]:
+    """Reads an adapter as `load_adapter` does, for a function that has been traced: tracing takes most of the time.
+
+    Args:
+      seen: `base_uses` of the function, made with the same `names`.
+      folder, base, base_model, allow_materialize, names: as for `load_adapter`.
+
+    Returns:
+      (adapter, config).
+
+    Raises:
+      FileError, AdapterMismatchError: as for `load_adapter`.
+    """
     folder = Path(folder)
     fields, file = read_fields(folder), folder / CONFIG
     config, where = _with_tying(to_config(fields, file), folder), str(weights_file(folder))
     _require_base(base_name_in(fields, file), base_model, file)
-    template = abstract_stored(
-        str(file), config, base, fn, *args, allow_materialize=allow_materialize, names=names, **kwargs
-    )
+    template = abstract_stored(str(file), config, seen, allow_materialize=allow_materialize)
     leaves, tensors = array_leaves(base), read_tensors(folder)
     named, named_leaves = ({torch_path(path, names): x for path, x in tree.items()} for tree in (template, leaves))
     if fields.get("lora_bias"):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 import jlora
 from jlora.initialization.abstract_adapter import abstract_adapter, abstract_stored
+from jlora.initialization.base_uses import base_uses
 from jlora.initialization.residual import init_residual
 from jlora.lora.adapted_model import Adapted
 from jlora.lora.targets import check_other_modules, is_in_module
@@ -148,4 +149,5 @@ def _plan_adapter(
         for name in module_names(path, leaf.shape[0] if is_stacked(path) else None)
     ]
     check_other_modules(dataclasses.replace(given, exclude_modules=None), [*names, HEAD])  # a tied head has no leaf
-    return abstract_stored(str(section.from_), lora, base, model.apply, example_batch(model.config))
+    seen = base_uses(model.apply, base, (example_batch(model.config),), {}, None)
+    return abstract_stored(str(section.from_), lora, seen)

@@ -1,0 +1,174 @@
+"""Which adapter is in which slot: by name, with the least recently used leaving when slots are full."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any
+
+from jlora.bank.bank import Bank
+from jlora.bank.slots import drop, put
+from jlora.errors import JloraError
+from jlora.lora.entries import LowRank
+from serve.engine.requests import AdapterRefusedError, AdapterStatus, UnknownAdapterError
+
+Read = Callable[[Path], dict[str, Any]]
+"""read(folder): the adapter in a folder, {path: entry}; raises JloraError if it is none for the base."""
+
+
+@dataclasses.dataclass(eq=False)
+class Record:
+    """One version of an adapter; one that replaces it under its name gets a record of its own.
+
+    Attributes:
+      slot: where it is in the bank; None if it is not there.
+      users: how many answers use it now; as long as there are some it keeps its slot.
+      used: grows with each use: the smallest was not used for the longest time.
+      reading: the adapter while it is read from its folder.
+      is_known: false once it has been unloaded or replaced.
+    """
+
+    name: str
+    folder: Path
+    slot: int | None = None
+    users: int = 0
+    used: int = 0
+    rank: int | None = None
+    reading: Future | None = None
+    is_known: bool = True
+
+
+class AdapterSlots:
+    """The adapters of an engine and their bank. All methods are called from the engine's thread.
+
+    Attributes:
+      bank: holds the adapters that are loaded.
+      counts: {"hits", "misses", "evictions"}: uses of an adapter that was in a slot, that was not, and adapters that
+        left their slot for another one.
+    """
+
+    def __init__(self, bank: Bank, read: Read, reader: Executor, folders: Mapping[str, Path]) -> None:
+        self.bank = bank
+        self.counts = dict.fromkeys(("hits", "misses", "evictions"), 0)
+        self._read, self._reader = read, reader
+        self._clock = itertools.count(1)
+        self._records = {name: Record(name, folder) for name, folder in folders.items()}
+        self._in_slot: dict[int, Record] = {}
+
+    def record(self, name: str) -> Record:
+        """Returns the newest version of an adapter; raises UnknownAdapterError if there is none of the name."""
+        if name not in self._records:
+            raise UnknownAdapterError(f"model {name!r}: no adapter of this name; GET /v1/models lists them")
+        return self._records[name]
+
+    def list(self) -> list[AdapterStatus]:
+        """Returns all adapters, in the order of their names."""
+        records = (self._records[name] for name in sorted(self._records))
+        return [AdapterStatus(each.name, each.folder, each.slot is not None, each.rank) for each in records]
+
+    def acquire(self, record: Record) -> bool:
+        """Takes the adapter into use if it is in a slot; else begins to load it, or goes on, and returns false.
+
+        Raises:
+          AdapterRefusedError: its files cannot be served.
+        """
+        if record.slot is None and not self._load(record):
+            return False
+        record.users += 1
+        record.used = next(self._clock)
+        return True
+
+    def count_use(self, record: Record) -> None:
+        """Counts a request for the adapter as a hit or a miss."""
+        self.counts["misses" if record.slot is None else "hits"] += 1
+
+    def release(self, record: Record) -> None:
+        """Ends one use of the adapter; one that is no longer known leaves its slot after the last."""
+        record.users -= 1
+        if not record.users and not record.is_known:
+            self._leave(record)
+
+    def replace(self, name: str, folder: Path, entries: Mapping[str, Any]) -> AdapterStatus:
+        """Makes an adapter known that has been read; one of the same name goes on only in answers that run."""
+        if name in self._records:
+            self.forget(name)
+        record = self._records[name] = Record(name, folder)
+        slot = self._free_slot()
+        if slot is not None:
+            self._put(record, slot, entries)
+        return AdapterStatus(name, folder, record.slot is not None, record.rank or _rank(entries))
+
+    def forget(self, name: str) -> Record:
+        """Removes an adapter, for later requests; raises UnknownAdapterError if there is none of the name."""
+        record = self.record(name)
+        del self._records[name]
+        record.is_known = False
+        if not record.users:
+            self._leave(record)
+        return record
+
+    def _load(self, record: Record) -> bool:
+        """Goes on with loading; returns whether the adapter is in a slot now."""
+        if record.reading is None:
+            record.reading = self._reader.submit(self._read, record.folder)
+        if not record.reading.done():
+            return False
+        slot = self._free_slot()
+        if slot is None:
+            return False
+        reading, record.reading = record.reading, None
+        try:
+            self._put(record, slot, reading.result())
+        except JloraError as error:
+            raise AdapterRefusedError(f"adapter {record.name}: {error}") from error
+        return True
+
+    def _put(self, record: Record, slot: int, entries: Mapping[str, Any]) -> None:
+        self.bank = put(self.bank, slot, entries, donate=True)
+        record.slot, record.rank = slot, _rank(entries)
+        record.used = next(self._clock)
+        self._in_slot[slot] = record
+
+    def _free_slot(self) -> int | None:
+        """Returns a slot that no answer uses, after whoever is in it has left it; None if all are in use."""
+        for slot in range(self.bank.slots):
+            if slot not in self._in_slot:
+                return slot
+        idle = [record for record in self._in_slot.values() if not record.users]
+        if not idle:
+            return None
+        oldest = min(idle, key=lambda record: record.used)
+        slot = oldest.slot
+        self._leave(oldest)
+        self.counts["evictions"] += 1
+        return slot
+
+    def _leave(self, record: Record) -> None:
+        if record.slot is not None:
+            self.bank = drop(self.bank, record.slot, donate=True)
+            del self._in_slot[record.slot]
+            record.slot = None
+
+
+def _rank(entries: Mapping[str, Any]) -> int:
+    ranks = [max(entry.ranks) for entry in entries.values() if isinstance(entry, LowRank)]
+    return max(ranks, default=0)
+
+
+def find_folders(named: Mapping[str, Path], roots: Sequence[Path]) -> dict[str, Path]:
+    """Returns {name: folder} of the adapters named, and of each folder in `roots` that holds an adapter.
+
+    Raises:
+      JloraError: two adapters of one name.
+    """
+    found = dict(named)
+    for root in roots:
+        for file in sorted(root.glob("*/adapter_config.json")):
+            name = file.parent.name
+            if name in found and found[name].resolve() != file.parent.resolve():
+                raise JloraError(f"{file.parent}: expected one adapter called {name!r}, found also {found[name]}")
+            found[name] = file.parent
+    return found

@@ -1,0 +1,340 @@
+"""The engine's loop: requests come, prompts are read piece by piece, all rows get their next token, answers end."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+from jlora.errors import ContextLengthError, JloraError
+from serve.engine.adapters import AdapterSlots, Read, Record
+from serve.engine.prefixes import FOREVER, Prefixes, Reader
+from serve.engine.requests import AdapterRefusedError, AdapterStatus, BusyError, Emit, End, Request, Token
+from serve.engine.row_pool import RowPool, Sizes
+from serve.engine.sampling import Drawn
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(eq=False)
+class Answer:
+    """A request on its way.
+
+    Attributes:
+      record: its adapter; None is the base.
+      row: its row among those that get tokens; None while its prompt is read.
+      read: how many tokens of the prompt have been read.
+      memory: keys and values of what has been read, until it has a row.
+      places: how many tokens its row has room for.
+      drawn: how many tokens it has; `last` is the newest.
+    """
+
+    number: int
+    request: Request
+    emit: Emit
+    record: Record | None
+    holds_adapter: bool = False
+    row: int | None = None
+    read: int = 0
+    memory: Any = None
+    places: int = 0
+    drawn: int = 0
+    last: int = 0
+    is_cut: bool = False
+
+    @property
+    def reader(self) -> Reader:
+        """Who reads the prompt."""
+        return Reader(None, FOREVER) if self.record is None else Reader(self.record, self.request.adapter_from)
+
+    def slot_at(self, place: int) -> int:
+        """The slot of the bank that reads the token at this place of the prompt, or of the answer."""
+        if self.record is None or place < self.request.adapter_from:
+            return -1
+        assert self.record.slot is not None
+        return self.record.slot
+
+
+class LanguageEngine:
+    """Answers requests for one language model and many adapters, in a thread of its own.
+
+    Each round of the loop reads one piece of one prompt and then gives every row its next token: so a long prompt does
+    not stop the answers that run, and requests for different adapters share each step.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        base: Any,
+        adapters: AdapterSlots,
+        read: Read,
+        *,
+        sizes: Sizes,
+        context: int,
+        waiting: int = 256,
+        prefixes: int = 8,
+    ) -> None:
+        self.name, self.context_length = name, context
+        self._adapters, self._read = adapters, read
+        self._pool = RowPool(model, base, sizes)
+        self._prefixes = Prefixes(prefixes)
+        self._limit = waiting
+        self._numbers = itertools.count(1)
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._waiting: deque[Answer] = deque()
+        self._reading: deque[Answer] = deque()
+        self._rows: dict[int, Answer] = {}
+        self._tokens = {"prompt_tokens": 0, "answer_tokens": 0, "prefix_tokens": 0}
+        self._is_ending = threading.Event()
+        self._is_over = threading.Event()
+        self._failure: str | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Compiles all programs and starts the loop."""
+        self._pool.warm_up(self._adapters.bank)
+        self._thread.start()
+
+    # Called from any thread.
+
+    def adapters(self) -> Sequence[AdapterStatus]:
+        """Returns all adapters, in the order of their names."""
+        return self._call(self._adapters.list)
+
+    def submit(self, request: Request, emit: Emit) -> int:
+        """Takes a request, as `Engine.submit` describes."""
+        self._require_room(request)
+
+        def begin() -> int:
+            if self._is_ending.is_set():
+                raise BusyError("the server is ending")
+            if len(self._waiting) >= self._limit:
+                raise BusyError(f"{self._limit} requests are waiting already; try again later")
+            record = None if request.adapter is None else self._adapters.record(request.adapter)
+            if record is not None:
+                self._adapters.count_use(record)
+            answer = Answer(next(self._numbers), request, emit, record)
+            self._waiting.append(answer)
+            return answer.number
+
+        return self._call(begin)
+
+    def cancel(self, number: int) -> None:
+        """Ends an answer early; one that has ended is left alone."""
+
+        def mark() -> None:
+            for answer in [*self._waiting, *self._reading, *self._rows.values()]:
+                if answer.number == number:
+                    answer.is_cut = True
+
+        self._commands.put(mark)
+
+    def load(self, name: str, folder: Path) -> AdapterStatus:
+        """Makes an adapter known and loads it, as `Engine.load` describes."""
+        try:
+            entries = self._read(folder)
+        except JloraError as error:
+            raise AdapterRefusedError(f"adapter {name}: {error}") from error
+        return self._call(lambda: self._adapters.replace(name, folder, entries))
+
+    def unload(self, name: str) -> None:
+        """Forgets an adapter; answers that use it are finished."""
+        self._prefixes.forget(self._call(lambda: self._adapters.forget(name)))
+
+    def counts(self) -> dict[str, float]:
+        """Returns {name: number} for the metrics."""
+
+        def count() -> dict[str, float]:
+            statuses = self._adapters.list()
+            return {
+                "running": len(self._rows) + len(self._reading),
+                "waiting": len(self._waiting),
+                "slots": self._adapters.bank.slots,
+                "slots_used": sum(status.loaded for status in statuses),
+                **self._adapters.counts,
+                **self._tokens,
+            }
+
+        return self._call(count)
+
+    def stop(self, seconds: float) -> None:
+        """Takes no more requests, waits at most `seconds` for answers to finish, and cuts the others."""
+        self._is_ending.set()
+        end = time.monotonic() + seconds
+        while self._thread.is_alive() and time.monotonic() < end and self._call(self._is_busy):
+            time.sleep(0.02)
+        self._commands.put(self._cut_all)
+        self._commands.put(self._is_over.set)
+        self._thread.join()
+
+    def _call(self, fn: Callable[[], Any]) -> Any:
+        """Runs `fn` in the engine's thread, between two rounds, and returns its result."""
+        if not self._thread.is_alive():
+            raise BusyError(self._failure or "the server is not running")
+        future: Future = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(fn())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._commands.put(run)
+        return future.result()
+
+    def _require_room(self, request: Request) -> None:
+        if len(request.ids) + request.max_tokens > self.context_length:
+            raise ContextLengthError(
+                f"prompt: expected at most {self.context_length} tokens together with max_tokens ="
+                f" {request.max_tokens}, found {len(request.ids)}; shorten the prompt, or lower max_tokens"
+            )
+
+    # Called in the engine's thread.
+
+    def _run(self) -> None:
+        try:
+            while not self._is_over.is_set():
+                self._run_commands()
+                self._admit()
+                self._read_piece()
+                self._make_tokens()
+        except Exception as error:
+            logger.exception("the engine has failed")
+            self._failure = f"the engine has failed: {error}"
+            self._cut_all("error", self._failure)
+
+    def _is_busy(self) -> bool:
+        return bool(self._waiting or self._reading or self._rows)
+
+    def _run_commands(self) -> None:
+        """Runs what other threads have asked for; waits for it if there is nothing else to do."""
+        can_wait = not self._reading and not self._rows
+        while True:
+            try:
+                # While an adapter is read from its folder there is nothing to compute, but soon there will be.
+                command = self._commands.get(can_wait, 0.002 if self._waiting else None)
+            except queue.Empty:
+                return
+            command()
+            can_wait = False
+
+    def _admit(self) -> None:
+        """Begins the requests for which there is a row, and whose adapter is in a slot."""
+        for answer in list(self._waiting):
+            if answer.is_cut:
+                self._waiting.remove(answer)
+                answer.emit(End("cut"))
+            elif len(self._reading) + len(self._rows) < self._pool.sizes.most_rows and self._acquire(answer):
+                self._waiting.remove(answer)
+                self._reading.append(answer)
+
+    def _acquire(self, answer: Answer) -> bool:
+        if answer.record is None:
+            return True
+        try:
+            answer.holds_adapter = self._adapters.acquire(answer.record)
+        except AdapterRefusedError as error:
+            self._waiting.remove(answer)
+            answer.emit(End("error", str(error)))
+            return False
+        return answer.holds_adapter
+
+    def _read_piece(self) -> None:
+        """Reads the next piece of the prompt that came first; after its last piece the answer has its first token."""
+        while self._reading and self._reading[0].is_cut:
+            self._end(self._reading.popleft(), End("cut"))
+        if not self._reading:
+            return
+        answer = self._reading[0]
+        request, ids = answer.request, answer.request.ids
+        if answer.memory is None:
+            self._begin(answer)
+        end = len(ids) if answer.read >= request.adapter_from else min(len(ids), request.adapter_from)
+        slot = answer.slot_at(answer.read)
+        piece, drawn = self._pool.read(
+            self._adapters.bank, answer.memory, ids[answer.read : end], answer.read, slot, request
+        )
+        answer.memory, answer.read = piece.memory, answer.read + piece.count
+        self._tokens["prompt_tokens"] += piece.count
+        if answer.read < len(ids):
+            self._reading.rotate(-1)
+            return
+        self._reading.popleft()
+        self._prefixes.keep(answer.reader, ids, answer.memory)
+        self._take_row(answer)
+        self._take_token(answer, drawn, 0)
+
+    def _begin(self, answer: Answer) -> None:
+        """Gives the answer a memory, with what is known of its prompt already."""
+        request = answer.request
+        known, memory = self._prefixes.find(answer.reader, request.ids)
+        known = min(known, len(request.ids) - 1)  # the last token is read again, for its logits
+        answer.memory = self._pool.new_memory(len(request.ids), request.max_tokens, memory)
+        answer.read = known if memory is not None else 0
+        self._tokens["prefix_tokens"] += answer.read
+
+    def _take_row(self, answer: Answer) -> None:
+        answer.row = next(row for row in range(self._pool.sizes.most_rows) if row not in self._rows)
+        self._pool.place(answer.memory, answer.row)
+        self._rows[answer.row] = answer
+        answer.places, answer.memory = answer.memory.places, None
+
+    def _make_tokens(self) -> None:
+        """Gives each row its next token."""
+        for answer in list(self._rows.values()):
+            if answer.is_cut:
+                self._end(answer, End("cut"))
+        if not self._rows:
+            return
+        moved = self._pool.shrink({row: answer.places for row, answer in self._rows.items()})
+        self._rows = {moved[row]: answer for row, answer in self._rows.items()}
+        for row, answer in self._rows.items():
+            answer.row = row
+        drawn = self._pool.step(self._adapters.bank, self._rows)
+        for row, answer in list(self._rows.items()):
+            self._take_token(answer, drawn, row)
+
+    def _take_token(self, answer: Answer, drawn: Drawn, row: int) -> None:
+        """Hands the new token of an answer on, and ends the answer if it is the last."""
+        request, token = answer.request, int(drawn.token[row])
+        if not drawn.is_finite[row]:
+            self._end(answer, End("error", "the logits are not finite: the adapter was not applied, or has overflowed"))
+            return
+        if token in request.stop_ids:
+            self._end(answer, End("stop"))
+            return
+        answer.last, answer.drawn = token, answer.drawn + 1
+        self._tokens["answer_tokens"] += 1
+        answer.emit(Token(token, float(drawn.logprob[row]), _likeliest(drawn, row, request.top_logprobs)))
+        if answer.drawn == request.max_tokens:
+            self._end(answer, End("length"))
+
+    def _end(self, answer: Answer, end: End) -> None:
+        if answer.row is not None:
+            del self._rows[answer.row]
+            answer.row = None
+        answer.memory = None
+        if answer.record is not None and answer.holds_adapter:
+            self._adapters.release(answer.record)
+            answer.holds_adapter = False
+        answer.emit(end)
+
+    def _cut_all(self, reason: Any = "cut", message: str = "the server has ended") -> None:
+        for answer in [*self._waiting, *self._reading, *self._rows.values()]:
+            self._end(answer, End(reason, message))
+        self._waiting.clear()
+        self._reading.clear()
+
+
+def _likeliest(drawn: Drawn, row: int, count: int) -> tuple[tuple[int, float], ...]:
+    pairs = zip(drawn.top_ids[row, :count], drawn.top_logprobs[row, :count], strict=True)
+    return tuple((int(token), float(logprob)) for token, logprob in pairs)

@@ -1,0 +1,72 @@
+"""Keeps the keys and values of prompts, so that a prompt that begins like an earlier one is read from there on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+from serve.engine.programs import Memory
+
+FOREVER = 1 << 30
+"""Where the adapter of the base begins: nowhere."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Who read the tokens of a prompt: the base up to the place `start`, an adapter from there on.
+
+    Attributes:
+      adapter: identifies an adapter and its version; None is the base, which begins at FOREVER.
+    """
+
+    adapter: Any
+    start: int
+
+    def shared(self, other: Reader) -> int:
+        """Returns up to which place both are the same reader of equal tokens."""
+        if self == other:
+            return FOREVER
+        return min(self.start, other.start)
+
+
+class Prefixes:
+    """The keys and values of the prompts that were read last, at most `limit` of them."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._kept: OrderedDict[tuple[Reader, tuple[int, ...]], Memory] = OrderedDict()
+
+    def keep(self, reader: Reader, ids: Sequence[int], memory: Memory) -> None:
+        """Keeps the memory of a prompt, and forgets the one that was not used for the longest time."""
+        if self._limit:
+            self._kept[reader, tuple(ids)] = memory
+            self._kept.move_to_end((reader, tuple(ids)))
+            if len(self._kept) > self._limit:
+                self._kept.popitem(last=False)
+
+    def find(self, reader: Reader, ids: Sequence[int]) -> tuple[int, Memory | None]:
+        """Returns (how many tokens at the beginning of `ids` are known, the memory that holds them)."""
+        best, found = 0, None
+        for key, memory in self._kept.items():
+            same = min(reader.shared(key[0]), _common(ids, key[1]))
+            if same > best:
+                best, found = same, (key, memory)
+        if found is None:
+            return 0, None
+        self._kept.move_to_end(found[0])
+        return best, found[1]
+
+    def forget(self, adapter: Any) -> None:
+        """Forgets what an adapter has read."""
+        for key in [key for key in self._kept if key[0].adapter == adapter]:
+            del self._kept[key]
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Returns how many elements at the beginning are equal."""
+    for place, (x, y) in enumerate(zip(first, second, strict=False)):
+        if x != y:
+            return place
+    return min(len(first), len(second))

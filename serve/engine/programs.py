@@ -1,0 +1,111 @@
+"""The compiled programs of a language model's engine: read a piece of a prompt, make a token for each row, move rows.
+
+Keys and values of a row are a `Cache` of one row; how far it is filled is the host's to know. So a row that is thrown
+away needs no cleaning, and padding at the end of a piece is overwritten by what follows.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jlora.bank.adapt_many import gather
+from jlora.bank.bank import Bank
+from jlora.models.kv_cache import Cache
+from jlora.transform.adapt import adapt
+from serve.engine.sampling import Choice, Drawn, draw_rows
+
+
+class Memory(NamedTuple):
+    """Keys and values of some rows.
+
+    Attributes:
+      keys: (rows, layers, 1, key heads, width, places). values: (rows, layers, 1, key heads, places, width).
+    """
+
+    keys: Any
+    values: Any
+
+    @property
+    def rows(self) -> int:
+        """The number of rows."""
+        return self.keys.shape[0]
+
+    @property
+    def places(self) -> int:
+        """How many tokens a row has room for."""
+        return self.keys.shape[-1]
+
+
+class Tokens(NamedTuple):
+    """Tokens that follow what each row already holds.
+
+    Attributes:
+      ids: int32 (rows, T). count: int32 (rows,), how many of the T are real; the rest is padding at the end.
+      start: int32 (rows,), how many tokens the row holds.
+      reach: int32 (rows,), how many tokens it will finally have.
+      slot: int32 (rows,), the adapter that reads them, in the bank; -1 is the base.
+    """
+
+    ids: Any
+    count: Any
+    start: Any
+    reach: Any
+    slot: Any
+
+
+def empty_memory(model: Any, rows: int, places: int) -> Memory:
+    """Makes keys and values of zeros."""
+    cache = model.empty_cache(1, places, model.dtype)
+    return Memory(*(jnp.zeros((rows, *part.shape), part.dtype) for part in (cache.keys, cache.values)))
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=3)
+def extend(model: Any, base: Any, bank: Bank, memory: Memory, tokens: Tokens, choice: Choice) -> tuple[Drawn, Memory]:
+    """Reads the tokens of each row with its adapter; draws the token after the last real one."""
+
+    def of_row(adapter: Any, memory: Memory, row: Tokens) -> tuple[jax.Array, Memory]:
+        return adapt(partial(_extend_row, model))(base, adapter, memory, row)
+
+    logits, memory = jax.vmap(of_row)(gather(bank, tokens.slot), memory, tokens)
+    return draw_rows(logits, choice), memory
+
+
+def _extend_row(model: Any, base: Any, memory: Memory, row: Tokens) -> tuple[jax.Array, Memory]:
+    """Returns (the logits after the last real token, (vocab,); keys and values with the row's tokens)."""
+    width = row.ids.shape[0]
+    held = (jnp.arange(memory.keys.shape[-1]) < row.start)[None]
+    cache = Cache(memory.keys, memory.values, held, row.start, row.reach[None])
+    batch = {"input_ids": row.ids[None], "attention_mask": (jnp.arange(width) < row.count).astype(jnp.int32)[None]}
+    hidden, cache = model.apply(base, batch, cache, method="extend")
+    last = lax.dynamic_index_in_dim(hidden[0], row.count - 1, keepdims=False)
+    return model.apply(base, last[None], method="logits")[0], Memory(cache.keys, cache.values)
+
+
+@partial(jax.jit, donate_argnums=0)
+def insert(memory: Memory, row: Any, other: Memory) -> Memory:
+    """Writes the one row of `other`, which has at most as many places, over a row of the memory."""
+    return Memory(
+        *(
+            lax.dynamic_update_slice(old, new, (row, *[jnp.int32(0)] * (old.ndim - 1)))
+            for old, new in zip(memory, other, strict=True)
+        )
+    )
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def repack(memory: Memory, rows: Any, count: int, places: int) -> Memory:
+    """Makes a memory of `count` rows of `places` places: the rows `rows`, int32 (count,), of this one.
+
+    Rows are cut, or filled up with zeros, at their end.
+    """
+    room = max(0, places - memory.places)
+    picked = (jnp.take(part, rows, axis=0, mode="clip") for part in memory)
+    keys, values = picked
+    keys = jnp.pad(keys, [(0, 0)] * 5 + [(0, room)])[..., :places]
+    values = jnp.pad(values, [(0, 0)] * 4 + [(0, room), (0, 0)])[..., :places, :]
+    return Memory(keys, values)

@@ -1,0 +1,202 @@
+"""The rows of an engine: how large the compiled programs are, and which row of which one an answer has."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jlora.bank.bank import Bank
+from serve.engine.programs import Memory, Tokens, empty_memory, extend, insert, repack
+from serve.engine.requests import Request
+from serve.engine.sampling import Choice, Drawn
+
+if TYPE_CHECKING:
+    from serve.engine.loop import Answer
+
+_PIECES = (256, 64)
+"""The lengths in which prompts are read, padded; the largest that is not mostly padding is taken."""
+_PATIENCE = 32
+"""For how many steps a smaller size must do before the rows are moved into it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The sizes that programs are compiled for.
+
+    Attributes:
+      rows: ascending; the last is how many answers get tokens at the same time.
+      places: ascending; tokens that a row has room for. The last has room for the context and padding.
+    """
+
+    rows: tuple[int, ...]
+    places: tuple[int, ...]
+
+    @property
+    def most_rows(self) -> int:
+        """How many answers there may be at the same time."""
+        return self.rows[-1]
+
+
+def make_sizes(rows: int, context: int) -> Sizes:
+    """Returns sizes that grow four times each up to `rows` rows, and to `context` tokens with the padding of pieces."""
+    places = sorted({min(256 * 4**i, context) for i in range(8)})
+    return Sizes(tuple(sorted({min(4**i, rows) for i in range(8)})), tuple(_round_up(n, 64) + 64 for n in places))
+
+
+def needed_places(prompt: int, answer: int) -> int:
+    """Returns how many places a prompt and an answer of these numbers of tokens need, with the padding of pieces."""
+    return max(prompt + answer, prompt + _PIECES[-1])
+
+
+class Piece(NamedTuple):
+    """A memory with one more piece of a prompt, and how many tokens were read."""
+
+    memory: Memory
+    count: int
+
+
+class RowPool:
+    """The memory of all rows that get tokens, in the smallest size that holds them."""
+
+    def __init__(self, model: Any, base: Any, sizes: Sizes) -> None:
+        self.sizes = sizes
+        self._model, self._base = model, base
+        self._memory = empty_memory(model, sizes.rows[0], sizes.places[0])
+        self._steps_too_large = 0
+
+    def warm_up(self, bank: Bank) -> None:
+        """Compiles every program that a request may need."""
+        nobody = _choice([], 1)
+        for places in self.sizes.places:
+            alone = empty_memory(self._model, 1, places)
+            for width in _PIECES:
+                if width <= places:
+                    _, alone = extend(self._model, self._base, bank, alone, _tokens(1, width), nobody)
+            for rows in self.sizes.rows:
+                memory = empty_memory(self._model, rows, places)
+                _, memory = extend(self._model, self._base, bank, memory, _tokens(rows, 1), _choice([], rows))
+                for smaller in self.sizes.places[: self.sizes.places.index(places) + 1]:
+                    memory = insert(memory, np.int32(0), empty_memory(self._model, 1, smaller))
+                for other in self._neighbours(rows, places):
+                    jax.block_until_ready(repack(memory, np.zeros(other[0], np.int32), *other))
+
+    def new_memory(self, prompt: int, answer: int, known: Memory | None) -> Memory:
+        """Makes the memory of one prompt; `known` is an earlier one's that it begins with."""
+        places = next(size for size in self.sizes.places if size >= needed_places(prompt, answer))
+        if known is None:
+            return empty_memory(self._model, 1, places)
+        return insert(empty_memory(self._model, 1, max(places, known.places)), np.int32(0), known)
+
+    def read(
+        self, bank: Bank, memory: Memory, ids: Sequence[int], start: int, slot: int, request: Request
+    ) -> tuple[Piece, Drawn]:
+        """Reads as many of the tokens `ids`, which follow `start` others, as one piece holds.
+
+        The token drawn is the one after the piece.
+        """
+        room = memory.places - start
+        width = next(w for w in _PIECES if w <= room and (len(ids) > w // 2 or w == _PIECES[-1]))
+        count = min(len(ids), width)
+        reach = len(request.ids) + request.max_tokens
+        tokens = _tokens(1, width)
+        tokens.ids[0, :count] = ids[:count]
+        tokens = tokens._replace(count=_ints(count), start=_ints(start), reach=_ints(reach), slot=_ints(slot))
+        drawn, memory = extend(self._model, self._base, bank, memory, tokens, _choice([(0, request, 0)], 1))
+        return Piece(memory, count), jax.device_get(drawn)
+
+    def place(self, memory: Memory, row: int) -> None:
+        """Writes the memory of a prompt into a row, after growing as much as that needs."""
+        while self._memory.rows <= row:
+            self._move(range(self._memory.rows), _next(self.sizes.rows, self._memory.rows), self._memory.places)
+        while self._memory.places < memory.places:
+            self._move(range(self._memory.rows), self._memory.rows, _next(self.sizes.places, self._memory.places))
+        self._memory = insert(self._memory, np.int32(row), memory)
+        self._steps_too_large = 0
+
+    def shrink(self, needed: Mapping[int, int]) -> dict[int, int]:
+        """Moves the rows into a smaller size, one of rows or places at a time, if it has been enough for a while.
+
+        Args:
+          needed: {row of an answer: the places that it needs}.
+
+        Returns:
+          {row of an answer: its row now}.
+        """
+        same = {row: row for row in needed}
+        rows, places = self._memory.rows, self._memory.places
+        fewer, shorter = _before(self.sizes.rows, rows), _before(self.sizes.places, places)
+        if fewer < rows and len(needed) <= fewer:
+            target = fewer, places
+        elif shorter < places and max(needed.values(), default=0) <= shorter:
+            target = rows, shorter
+        else:
+            self._steps_too_large = 0
+            return same
+        self._steps_too_large += 1
+        if self._steps_too_large < _PATIENCE:
+            return same
+        self._steps_too_large = 0
+        order = sorted(needed)
+        self._move(order, *target)
+        return {row: place for place, row in enumerate(order)}
+
+    def step(self, bank: Bank, answers: Mapping[int, Answer]) -> Drawn:
+        """Makes the next token of each row, (rows,); rows without an answer have a token without meaning."""
+        rows = self._memory.rows
+        tokens = _tokens(rows, 1)
+        for row, answer in answers.items():
+            place = len(answer.request.ids) + answer.drawn - 1
+            tokens.ids[row, 0], tokens.start[row] = answer.last, place
+            tokens.reach[row] = len(answer.request.ids) + answer.request.max_tokens
+            tokens.slot[row] = answer.slot_at(place)
+        choice = _choice([(row, answer.request, answer.drawn) for row, answer in answers.items()], rows)
+        drawn, self._memory = extend(self._model, self._base, bank, self._memory, tokens, choice)
+        return jax.device_get(drawn)
+
+    def _move(self, order: Sequence[int], rows: int, places: int) -> None:
+        """Moves the rows `order` into a memory of another size, to its first rows."""
+        chosen = np.zeros(rows, np.int32)
+        chosen[: len(order)] = order
+        self._memory = repack(self._memory, chosen, rows, places)
+
+    def _neighbours(self, rows: int, places: int) -> list[tuple[int, int]]:
+        """Returns the sizes that a memory of this size may be moved into."""
+        numbers = {_next(self.sizes.rows, rows), _before(self.sizes.rows, rows)} - {rows}
+        lengths = {_next(self.sizes.places, places), _before(self.sizes.places, places)} - {places}
+        return [(number, places) for number in numbers] + [(rows, length) for length in lengths]
+
+
+def _next(sizes: Sequence[int], size: int) -> int:
+    return sizes[min(sizes.index(size) + 1, len(sizes) - 1)]
+
+
+def _before(sizes: Sequence[int], size: int) -> int:
+    return sizes[max(sizes.index(size) - 1, 0)]
+
+
+def _round_up(number: int, unit: int) -> int:
+    return -(-number // unit) * unit
+
+
+def _ints(*numbers: int) -> np.ndarray:
+    return np.asarray(numbers, np.int32)
+
+
+def _tokens(rows: int, width: int) -> Tokens:
+    """Makes tokens that rows without an answer have: of the base, at the beginning."""
+    zeros = [np.zeros(rows, np.int32) for _ in range(3)]
+    return Tokens(np.zeros((rows, width), np.int32), np.ones(rows, np.int32), *zeros[:2], np.full(rows, -1, np.int32))
+
+
+def _choice(requests: Sequence[tuple[int, Request, int]], rows: int) -> Choice:
+    """Returns how the tokens of the rows are drawn; `requests` are (row, request, tokens drawn so far)."""
+    heat, top_p = np.zeros(rows, np.float32), np.ones(rows, np.float32)
+    seed, count, wants_top = np.zeros(rows, np.uint32), np.zeros(rows, np.int32), np.zeros(rows, bool)
+    for row, request, drawn in requests:
+        heat[row], top_p[row], seed[row] = request.temperature, request.top_p, request.seed % 2**32
+        count[row], wants_top[row] = drawn, request.top_logprobs > 0
+    return Choice(heat, top_p, seed, count, wants_top)

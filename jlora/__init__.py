@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from jlora.algebra.reduce_rank import reduce_rank, singular_values
     from jlora.algebra.stack import stack, unstack
     from jlora.algebra.weighted_sum import add_weighted_adapter, scale
+    from jlora.bank.adapt_many import adapt_many
+    from jlora.bank.bank import Bank, make_bank
+    from jlora.bank.slots import drop, put, take
+    from jlora.bank.training import OptimizerStates, forward_backward, init_optimizers, optim_step
     from jlora.errors import (
         AdapterMismatchError,
         ContextLengthError,
@@ -52,6 +56,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Adapter",
     "AdapterMismatchError",
+    "Bank",
     "ContextLengthError",
     "Entry",
     "FileError",
@@ -61,12 +66,14 @@ __all__ = [
     "LoraConfig",
     "LowRank",
     "NoRuleError",
+    "OptimizerStates",
     "Quantized",
     "Rows",
     "RunFolderError",
     "TargetNotFoundError",
     "UnsupportedModelError",
     "adapt",
+    "adapt_many",
     "adapter_shardings",
     "add_weighted_adapter",
     "base_shardings",
@@ -74,21 +81,27 @@ __all__ = [
     "count_parameters",
     "default_targets",
     "dequantize",
+    "drop",
     "extract",
     "find_materialized",
     "fitted_config",
     "fold_scale",
+    "forward_backward",
     "generate",
     "init",
     "init_eva",
     "init_loftq",
     "init_lora_ga",
+    "init_optimizers",
     "init_residual",
     "labels",
     "load_adapter",
     "load_base",
+    "make_bank",
     "make_mesh",
     "merge",
+    "optim_step",
+    "put",
     "quantize",
     "quantize_leaf",
     "reduce_rank",
@@ -101,6 +114,7 @@ __all__ = [
     "stack",
     "stream",
     "subtract_initial",
+    "take",
     "unmerge",
     "unstack",
 ]
@@ -111,6 +125,10 @@ _FILES: dict[str, tuple[str, ...]] = {
     "algebra.reduce_rank": ("reduce_rank", "singular_values"),
     "algebra.stack": ("stack", "unstack"),
     "algebra.weighted_sum": ("add_weighted_adapter", "scale"),
+    "bank.adapt_many": ("adapt_many",),
+    "bank.bank": ("Bank", "make_bank"),
+    "bank.slots": ("drop", "put", "take"),
+    "bank.training": ("OptimizerStates", "forward_backward", "init_optimizers", "optim_step"),
     "errors": (
         "AdapterMismatchError",
         "ContextLengthError",

@@ -48,7 +48,7 @@ def adapt_many(fn: Callable) -> Callable:
         slot = jnp.asarray(slot, jnp.int32)
         leaves, structure = jax.tree.flatten((args, kwargs))
         arrays = {i: leaf for i, leaf in enumerate(leaves) if is_array(leaf)}
-        groups = {i: _split(array, slot.shape[0], f"argument {i}") for i, array in arrays.items()}
+        groups = {i: split_rows(array, slot.shape[0], f"argument {i}") for i, array in arrays.items()}
 
         def call_group(adapter: dict[str, Entry], found: dict[int, Any], key: Any) -> Any:
             filled = [found.get(i, leaf) for i, leaf in enumerate(leaves)]
@@ -82,7 +82,7 @@ def group_keys(dropout_key: Any, groups: int) -> Any:
     return jax.vmap(functools.partial(jax.random.fold_in, dropout_key))(jnp.arange(groups))
 
 
-def _split(array: Any, groups: int, where: str) -> jax.Array:
+def split_rows(array: Any, groups: int, where: str) -> jax.Array:
     """Reshapes (rows, ...) to (groups, rows / groups, ...)."""
     rows = jnp.shape(array)[:1]
     if not rows or rows[0] % groups:

@@ -117,10 +117,11 @@ def _pad(path: str, bank: Bank, entry: Entry | None) -> list[np.ndarray | None] 
     """
     place = bank.entries[path]
     if not isinstance(place, LowRank):
-        return [np.asarray(place.value[-1] if entry is None else entry.value, place.value.dtype)]  # type: ignore[union-attr]
+        own = entry if isinstance(entry, Full) else dataclasses.replace(place, value=place.value[-1])
+        return [np.asarray(own.value, place.value.dtype)]
     if not isinstance(entry, LowRank):
-        base: LowRank = jax.tree.map(lambda x: np.asarray(x[-1]), place)
-        return [base.a, base.b, base.scale, base.magnitude]
+        arrays = (place.a, place.b, place.scale, place.magnitude)
+        return [None if x is None else np.asarray(x[-1]) for x in arrays]
     axis, width = entry.scale.ndim - 1, place.scale.shape[-1]
 
     def widen(x: jax.Array, like: jax.Array) -> np.ndarray:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jlora.bank.adapt_many import _split, gather, group_keys
+from jlora.bank.adapt_many import gather, group_keys, split_rows
 from jlora.bank.bank import Bank
 from jlora.lora.entries import Entry, combine, split
 from jlora.transform.adapt import adapt
@@ -60,7 +60,7 @@ def forward_backward(
       (losses (groups,); gradients, the tree of `jlora.split`'s trainable part, arrays (groups, ...)).
     """
     slots = jnp.asarray(slots, jnp.int32)
-    rows = jax.tree.map(lambda x: _split(x, slots.shape[0], "an argument"), args)
+    rows = jax.tree.map(lambda x: split_rows(x, slots.shape[0], "an argument"), args)
 
     def of_group(adapter: dict[str, Entry], rows: Any, key: Any) -> Any:
         trainable, frozen = split(adapter)
@@ -98,7 +98,7 @@ def optim_step(
         updates, inner = make_optimizer(hyperparameters).update(gradients, inner, trainable)
         return optax.apply_updates(trainable, updates), inner
 
-    new = jax.vmap(of_group)(*old, gradients, dict(hyperparameters))
+    new = jax.vmap(of_group)(old[0], old[1], gradients, dict(hyperparameters))
     written, inner = jax.tree.map(
         lambda x, values: x.at[place].set(values, mode="drop"), (trainable, states.inner), new
     )

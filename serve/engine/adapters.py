@@ -141,10 +141,9 @@ class AdapterSlots:
         if not idle:
             return None
         oldest = min(idle, key=lambda record: record.used)
-        slot = oldest.slot
         self._leave(oldest)
         self.counts["evictions"] += 1
-        return slot
+        return self._free_slot()
 
     def _leave(self, record: Record) -> None:
         if record.slot is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 import queue
@@ -15,52 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from jlora.errors import ContextLengthError, JloraError
-from serve.engine.adapters import AdapterSlots, Read, Record
-from serve.engine.prefixes import FOREVER, Prefixes, Reader
-from serve.engine.requests import AdapterRefusedError, AdapterStatus, BusyError, Emit, End, Request, Token
+from serve.engine.adapters import AdapterSlots, Read
+from serve.engine.answer import Answer
+from serve.engine.prefixes import Prefixes
+from serve.engine.requests import AdapterRefusedError, AdapterStatus, BusyError, Emit, End, Request
 from serve.engine.row_pool import RowPool, Sizes
-from serve.engine.sampling import Drawn
+from serve.engine.sampling import Drawn, token_of
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(eq=False)
-class Answer:
-    """A request on its way.
-
-    Attributes:
-      record: its adapter; None is the base.
-      row: its row among those that get tokens; None while its prompt is read.
-      read: how many tokens of the prompt have been read.
-      memory: keys and values of what has been read, until it has a row.
-      places: how many tokens its row has room for.
-      drawn: how many tokens it has; `last` is the newest.
-    """
-
-    number: int
-    request: Request
-    emit: Emit
-    record: Record | None
-    holds_adapter: bool = False
-    row: int | None = None
-    read: int = 0
-    memory: Any = None
-    places: int = 0
-    drawn: int = 0
-    last: int = 0
-    is_cut: bool = False
-
-    @property
-    def reader(self) -> Reader:
-        """Who reads the prompt."""
-        return Reader(None, FOREVER) if self.record is None else Reader(self.record, self.request.adapter_from)
-
-    def slot_at(self, place: int) -> int:
-        """The slot of the bank that reads the token at this place of the prompt, or of the answer."""
-        if self.record is None or place < self.request.adapter_from:
-            return -1
-        assert self.record.slot is not None
-        return self.record.slot
 
 
 class LanguageEngine:
@@ -263,8 +224,8 @@ class LanguageEngine:
         piece, drawn = self._pool.read(
             self._adapters.bank, answer.memory, ids[answer.read : end], answer.read, slot, request
         )
-        answer.memory, answer.read = piece.memory, answer.read + piece.count
-        self._tokens["prompt_tokens"] += piece.count
+        answer.memory, answer.read = piece.memory, answer.read + piece.read
+        self._tokens["prompt_tokens"] += piece.read
         if answer.read < len(ids):
             self._reading.rotate(-1)
             return
@@ -314,7 +275,7 @@ class LanguageEngine:
             return
         answer.last, answer.drawn = token, answer.drawn + 1
         self._tokens["answer_tokens"] += 1
-        answer.emit(Token(token, float(drawn.logprob[row]), _likeliest(drawn, row, request.top_logprobs)))
+        answer.emit(token_of(drawn, row, request.top_logprobs))
         if answer.drawn == request.max_tokens:
             self._end(answer, End("length"))
 
@@ -333,8 +294,3 @@ class LanguageEngine:
             self._end(answer, End(reason, message))
         self._waiting.clear()
         self._reading.clear()
-
-
-def _likeliest(drawn: Drawn, row: int, count: int) -> tuple[tuple[int, float], ...]:
-    pairs = zip(drawn.top_ids[row, :count], drawn.top_logprobs[row, :count], strict=True)
-    return tuple((int(token), float(logprob)) for token, logprob in pairs)

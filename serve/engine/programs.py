@@ -45,14 +45,14 @@ class Tokens(NamedTuple):
     """Tokens that follow what each row already holds.
 
     Attributes:
-      ids: int32 (rows, T). count: int32 (rows,), how many of the T are real; the rest is padding at the end.
+      ids: int32 (rows, T). real: int32 (rows,), how many of the T are real; the rest is padding at the end.
       start: int32 (rows,), how many tokens the row holds.
       reach: int32 (rows,), how many tokens it will finally have.
       slot: int32 (rows,), the adapter that reads them, in the bank; -1 is the base.
     """
 
     ids: Any
-    count: Any
+    real: Any
     start: Any
     reach: Any
     slot: Any
@@ -80,9 +80,9 @@ def _extend_row(model: Any, base: Any, memory: Memory, row: Tokens) -> tuple[jax
     width = row.ids.shape[0]
     held = (jnp.arange(memory.keys.shape[-1]) < row.start)[None]
     cache = Cache(memory.keys, memory.values, held, row.start, row.reach[None])
-    batch = {"input_ids": row.ids[None], "attention_mask": (jnp.arange(width) < row.count).astype(jnp.int32)[None]}
+    batch = {"input_ids": row.ids[None], "attention_mask": (jnp.arange(width) < row.real).astype(jnp.int32)[None]}
     hidden, cache = model.apply(base, batch, cache, method="extend")
-    last = lax.dynamic_index_in_dim(hidden[0], row.count - 1, keepdims=False)
+    last = lax.dynamic_index_in_dim(hidden[0], row.real - 1, keepdims=False)
     return model.apply(base, last[None], method="logits")[0], Memory(cache.keys, cache.values)
 
 

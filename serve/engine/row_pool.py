@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jlora.bank.bank import Bank
+from serve.engine.answer import Answer
 from serve.engine.programs import Memory, Tokens, empty_memory, extend, insert, repack
 from serve.engine.requests import Request
 from serve.engine.sampling import Choice, Drawn
-
-if TYPE_CHECKING:
-    from serve.engine.loop import Answer
 
 _PIECES = (256, 64)
 """The lengths in which prompts are read, padded; the largest that is not mostly padding is taken."""
@@ -56,7 +54,7 @@ class Piece(NamedTuple):
     """A memory with one more piece of a prompt, and how many tokens were read."""
 
     memory: Memory
-    count: int
+    read: int
 
 
 class RowPool:
@@ -104,7 +102,7 @@ class RowPool:
         reach = len(request.ids) + request.max_tokens
         tokens = _tokens(1, width)
         tokens.ids[0, :count] = ids[:count]
-        tokens = tokens._replace(count=_ints(count), start=_ints(start), reach=_ints(reach), slot=_ints(slot))
+        tokens = tokens._replace(real=_ints(count), start=_ints(start), reach=_ints(reach), slot=_ints(slot))
         drawn, memory = extend(self._model, self._base, bank, memory, tokens, _choice([(0, request, 0)], 1))
         return Piece(memory, count), jax.device_get(drawn)
 
@@ -188,15 +186,15 @@ def _ints(*numbers: int) -> np.ndarray:
 
 def _tokens(rows: int, width: int) -> Tokens:
     """Makes tokens that rows without an answer have: of the base, at the beginning."""
-    zeros = [np.zeros(rows, np.int32) for _ in range(3)]
-    return Tokens(np.zeros((rows, width), np.int32), np.ones(rows, np.int32), *zeros[:2], np.full(rows, -1, np.int32))
+    ids, real, slot = np.zeros((rows, width), np.int32), np.ones(rows, np.int32), np.full(rows, -1, np.int32)
+    return Tokens(ids, real, np.zeros(rows, np.int32), np.zeros(rows, np.int32), slot)
 
 
 def _choice(requests: Sequence[tuple[int, Request, int]], rows: int) -> Choice:
     """Returns how the tokens of the rows are drawn; `requests` are (row, request, tokens drawn so far)."""
     heat, top_p = np.zeros(rows, np.float32), np.ones(rows, np.float32)
-    seed, count, wants_top = np.zeros(rows, np.uint32), np.zeros(rows, np.int32), np.zeros(rows, bool)
+    seed, drawn_before, wants_top = np.zeros(rows, np.uint32), np.zeros(rows, np.int32), np.zeros(rows, bool)
     for row, request, drawn in requests:
         heat[row], top_p[row], seed[row] = request.temperature, request.top_p, request.seed % 2**32
-        count[row], wants_top[row] = drawn, request.top_logprobs > 0
-    return Choice(heat, top_p, seed, count, wants_top)
+        drawn_before[row], wants_top[row] = drawn, request.top_logprobs > 0
+    return Choice(heat, top_p, seed, drawn_before, wants_top)

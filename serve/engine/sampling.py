@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from jlora.generation.sampling import nucleus
+from serve.engine.requests import Token
 
 TOP = 20
 """How many of the likeliest tokens can be reported with each token, as in OpenAI's API."""
@@ -21,15 +22,15 @@ class Choice(NamedTuple):
       temperature: float32; 0 takes the likeliest token.
       top_p: float32, in (0, 1].
       seed: uint32.
-      count: int32, how many tokens of the answer were drawn before this one.
+      drawn: int32, how many tokens of the answer were drawn before this one.
       wants_top: bool, whether the likeliest tokens are reported.
     """
 
-    temperature: jax.Array
-    top_p: jax.Array
-    seed: jax.Array
-    count: jax.Array
-    wants_top: jax.Array
+    temperature: Any
+    top_p: Any
+    seed: Any
+    drawn: Any
+    wants_top: Any
 
 
 class Drawn(NamedTuple):
@@ -49,7 +50,7 @@ class Drawn(NamedTuple):
 
 
 def draw_rows(logits: jax.Array, choice: Choice) -> Drawn:
-    """Draws a token for each row of logits, float32 (rows, vocab); the same seed and count draw the same token."""
+    """Draws a token for each row of logits, float32 (rows, vocab); the same seed and number draw the same token."""
     logprobs = jax.nn.log_softmax(logits, axis=-1)
     greedy = logits.argmax(-1).astype(jnp.int32)
     token = lax.cond(
@@ -67,7 +68,14 @@ def _draw(logits: jax.Array, choice: Choice) -> jax.Array:
     heat = jnp.where(choice.temperature > 0, choice.temperature, 1)[:, None]
     scaled = nucleus(logits / heat, choice.top_p[:, None])
 
-    def draw(seed: jax.Array, count: jax.Array, row: jax.Array) -> jax.Array:
-        return jax.random.categorical(jax.random.fold_in(jax.random.key(seed), count), row)
+    def draw(seed: jax.Array, drawn: jax.Array, row: jax.Array) -> jax.Array:
+        return jax.random.categorical(jax.random.fold_in(jax.random.key(seed), drawn), row)
 
-    return jax.vmap(draw)(choice.seed, choice.count, scaled).astype(jnp.int32)
+    return jax.vmap(draw)(choice.seed, choice.drawn, scaled).astype(jnp.int32)
+
+
+def token_of(drawn: Drawn, row: int, count: int) -> Token:
+    """Returns the token of one row, with the `count` likeliest ones."""
+    pairs = zip(drawn.top_ids[row, :count], drawn.top_logprobs[row, :count], strict=True)
+    top = tuple((int(token), float(logprob)) for token, logprob in pairs)
+    return Token(int(drawn.token[row]), float(drawn.logprob[row]), top)

@@ -1,0 +1,49 @@
+"""A request on its way through the engine."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from serve.engine.adapters import Record
+from serve.engine.prefixes import FOREVER, Reader
+from serve.engine.requests import Emit, Request
+
+
+@dataclasses.dataclass(eq=False)
+class Answer:
+    """A request on its way.
+
+    Attributes:
+      record: its adapter; None is the base.
+      row: its row among those that get tokens; None while its prompt is read.
+      read: how many tokens of the prompt have been read.
+      memory: keys and values of what has been read, until it has a row.
+      places: how many tokens its row has room for.
+      drawn: how many tokens it has; `last` is the newest.
+    """
+
+    number: int
+    request: Request
+    emit: Emit
+    record: Record | None
+    holds_adapter: bool = False
+    row: int | None = None
+    read: int = 0
+    memory: Any = None
+    places: int = 0
+    drawn: int = 0
+    last: int = 0
+    is_cut: bool = False
+
+    @property
+    def reader(self) -> Reader:
+        """Who reads the prompt."""
+        return Reader(None, FOREVER) if self.record is None else Reader(self.record, self.request.adapter_from)
+
+    def slot_at(self, place: int) -> int:
+        """The slot of the bank that reads the token at this place of the prompt, or of the answer."""
+        if self.record is None or place < self.request.adapter_from:
+            return -1
+        assert self.record.slot is not None
+        return self.record.slot

@@ -57,14 +57,15 @@ def save_gguf_lora(
     multiplied into B.
 
     Args:
-      file: the file to write.
+      file: the file to write; its folder is created.
       adapter: {path: LowRank} of linear weights.
-      config: of the base model.
+      config: of the base model: a gemma, gemma2, gemma3_text, gpt2, llama, mistral, phi3, qwen2 or qwen3.
       dtype: of the tensors.
 
     Raises:
-      UnsupportedModelError: a family that llama.cpp's adapter format cannot hold.
-      JloraError: an entry that it cannot hold.
+      UnsupportedModelError: another family.
+      JloraError: an entry that the format cannot hold (`Full`, `Rows`, DoRA, an embedding, a convolution), or a module
+        for which llama.cpp has no name.
     """
     if config.model_type not in _ARCHITECTURES:
         raise UnsupportedModelError(

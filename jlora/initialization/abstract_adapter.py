@@ -41,9 +41,15 @@ def abstract_adapter(
     names: Mapping[str, str] | None = None,
     **kwargs: Any,
 ) -> dict[str, Entry]:
-    """Plans the adapter that `init` makes: with ShapeDtypeStructs for arrays, except the scales, which are arrays.
+    """Plans the adapter that `init` makes: {path: entry} with ShapeDtypeStructs for arrays, except the scales.
 
-    Nothing is computed, and `base` may be abstract too. Arguments and errors are those of `init`.
+    Nothing is computed, and the arrays of `base` and args may be ShapeDtypeStructs too. The arguments are those of
+    `init` without its key. `init_lora_weights` is not read.
+
+    Raises:
+      TargetNotFoundError: an entry of `config` matches no module that could be adapted.
+      NoRuleError: an entry matches only modules that go through an operation without a low-rank rule.
+      JloraError: an embedding is to be trained both by rows and otherwise; a head that is tied is to be adapted alone.
     """
     seen = base_uses(fn, base, args, kwargs, names)
     config = _naming_embeddings(config, seen)
@@ -66,13 +72,17 @@ def abstract_stored(
     names: Mapping[str, str] | None = None,
     **kwargs: Any,
 ) -> dict[str, Entry]:
-    """Plans, as `abstract_adapter` does, for the configuration in the file `where`.
+    """Plans the adapter of a stored configuration: what `abstract_adapter` returns, but names may match nothing.
 
-    It may name modules that the model does not have: PEFT ignores such names, and the tensors of the file show whether
-    they matter.
+    PEFT ignores names of modules that the model does not have, and the tensors of the file show whether they matter. If
+    no name matches, the result is {}.
+
+    Args:
+      where: the file that the configuration is from, for messages. The other arguments are those of `abstract_adapter`.
 
     Raises:
-      JloraError: as for `abstract_adapter`, except for names that match nothing; a regular expression takes too long.
+      FileError: a regular expression takes more than 5 seconds on the model's names.
+      JloraError: an embedding is to be trained both by rows and otherwise; a head that is tied is to be adapted alone.
     """
     seen = base_uses(fn, base, args, kwargs, names)
     require_quick_patterns(config, [name for modules in seen.modules.values() for name in modules], where)

@@ -117,10 +117,16 @@ def subtract_initial(adapter: Adapter, initial: Adapter) -> dict[str, Entry]:
 def of_plain_base(adapter: Adapter, config: LoraConfig, base: Any) -> dict[str, Entry]:
     """Converts an adapter of the residual base of "pissa" or "olora" to one of twice the rank for `base` itself.
 
-    Its start is computed again from the weights of `base`, as PEFT does when it opens such a file.
+    Its start is computed again from the weights of `base`, as PEFT does when it opens such a file: the result is that
+    of `subtract_initial` with the adapter that `init_residual` returns for `base`.
+
+    Args:
+      adapter: {path: entry}, trained on the residual base.
+      config: `init_lora_weights` says which start.
+      base: the original weights, dense.
 
     Raises:
-      JloraError: as for `init_residual`.
+      JloraError: an adapted weight that is not used only in matrix products, is quantized, or is only a shape.
     """
     name = str(config.init_lora_weights)
 
@@ -150,7 +156,10 @@ def _minus(path: str, entry: LowRank, initial: Mapping[str, Entry]) -> LowRank:
 
 
 def require_positive_alpha(config: LoraConfig, method: str) -> None:
-    """Raises JloraError if an alpha is not above 0: the method divides by the scale."""
+    """Raises JloraError if `lora_alpha` or a value of `alpha_pattern` is 0 or below: the method divides by the scale.
+
+    `method` is its name in the message.
+    """
     for field, alpha in {"lora_alpha": config.lora_alpha, **config.alpha_pattern}.items():
         if alpha <= 0:
             raise JloraError(f"LoraConfig: {field}: expected an alpha above 0 for {method}, found {alpha}")
@@ -182,7 +191,7 @@ def _split(given: Adapter, config: LoraConfig, start: FactorRule, base: Any) -> 
 
 
 def as_wide_as_its_rank(layer: Matrices) -> Matrices:
-    """Pads A and B with zeros to the layer's rank, which may be larger than a side of the weight."""
+    """Pads A and B with zeros to the layer's rank, len(scale), which may be larger than a side of the weight."""
     missing = len(layer.scale) - len(layer.a)
     return layer._replace(a=jnp.pad(layer.a, ((0, missing), (0, 0))), b=jnp.pad(layer.b, ((0, 0), (0, missing))))
 
@@ -231,7 +240,12 @@ def _of_weight(key: jax.Array, name: str, layer: Matrices, weight: jax.Array) ->
 
 
 def largest_components(layer: Matrices, matrix: jax.Array) -> Matrices:
-    """Sets A and B so that the layer's update is the nearest of its rank to `matrix` (out, in)."""
+    """Sets A and B so that the layer's update is the nearest of its rank to `matrix` (out, in).
+
+    The rank and the scale, which must be positive, are those of `layer.scale`. A and B have the same norms: the
+    singular values are split evenly. With a rank above min(out, in), A and B have only that many components. A layer of
+    rank 0 is returned as it is.
+    """
     return _balance(layer, *_svd(matrix)) if len(layer.scale) else layer
 
 

@@ -26,7 +26,10 @@ def squared_norm(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
 
 
 def with_magnitude(low_rank: LowRank, leaf: jax.Array | Quantized) -> LowRank:
-    """Adds DoRA's magnitude: the norm of leaf + update, so that the weight does not change yet."""
+    """Returns the entry with DoRA's magnitude, the norm of leaf + update over the input axes, and with `squared_norm`.
+
+    With this magnitude the gain is 1: the weight does not change yet.
+    """
     norms = squared_norm(low_rank, leaf)
     entry = dataclasses.replace(low_rank, squared_norm=norms, magnitude=jnp.ones_like(norms))
     moved = _change_of_squared_norm(entry, leaf)

@@ -21,7 +21,10 @@ ROUNDED = "rounded_product"
 
 
 def dot_general(left: jax.Array, right: jax.Array, dimensions: Dimensions, precision: Any = None) -> jax.Array:
-    """Computes `lax.dot_general` in the operands' dtype; with two bfloat16 operands, by `rounded_product`."""
+    """Computes `lax.dot_general`; with two bfloat16 operands by `rounded_product`, which ignores `precision`.
+
+    That product is bfloat16, summed in float32 and rounded once on a CPU.
+    """
     if left.dtype != jnp.bfloat16 or right.dtype != jnp.bfloat16:
         return lax.dot_general(left, right, dimensions, precision=precision)
     (left_sums, right_sums), (left_batch, right_batch) = dimensions

@@ -26,9 +26,10 @@ def update(low_rank: LowRank) -> jax.Array:
 def merge(base: PyTree, adapter: Adapter) -> PyTree:
     """Merges the adapter into the base: the result alone computes what base and adapter compute together.
 
-    A leaf with a `LowRank` entry becomes leaf + update (with DoRA (leaf + update) * gain), summed in float32 and
-    rounded once to the leaf's dtype. The values of `Full` and `Rows` entries replace the leaf, or its layers or rows. A
-    quantized leaf with an entry becomes dense. Other leaves stay as they are. The given base is not changed.
+    A leaf with a `LowRank` entry becomes leaf + update, with DoRA times magnitude / |leaf + update|, computed in
+    float32 and rounded once to the leaf's dtype. The values of `Full` and `Rows` entries replace the leaf, or its
+    layers or rows. A quantized leaf with an entry becomes dense. Other leaves stay as they are. The given base is not
+    changed.
 
     Raises:
       AdapterMismatchError: a path of the adapter is not in the base, or an entry has another shape than its leaf.

@@ -43,7 +43,7 @@ def scale(adapter: Adapter, factor: float | Float[Array, ""]) -> dict[str, Entry
     have no update to scale and are not changed.
 
     Raises:
-      JloraError: a Python number that is not finite. The value of a `jax.Array` is not checked.
+      JloraError: the factor is a Python number and not finite. The value of a `jax.Array` is not checked.
     """
     if not isinstance(factor, jax.Array) and not math.isfinite(factor):
         raise JloraError(f"scale: factor: expected a finite number, found {factor!r}")
@@ -82,10 +82,11 @@ def add_weighted_adapter(
       weights: a number for each adapter, of any sign.
       combination_type: one of COMBINATION_TYPES; a single adapter is always "linear", as in PEFT.
       svd_rank: the most components of the `svd` kinds; None is the largest rank of any layer of any adapter.
-      svd_clamp: quantile in [0, 1]; the `svd` kinds clip both factors at this quantile of their values.
+      svd_clamp: in [0, 1]; the `svd` kinds clip A and B to [-q, q], with q this quantile of the values of both.
       density: share of the values that the kinds with `ties`, `dare` and `magnitude_prune` keep, in (0, 1]; they
-        require it, and the others ignore it.
-      majority_sign_method: "total" or "frequency", how `ties` elects the sign of a value.
+        require it, and the others ignore it. The largest are kept; with `dare` random ones, divided by the density.
+      majority_sign_method: how `ties` elects the sign of a value: "total", that of the sum of the values; or
+        "frequency", that of most of them.
       key: draws the values that `dare` keeps; required there if `density` is below 1.
 
     Returns:

@@ -22,8 +22,9 @@ def whole_folder(
 ) -> Iterator[Path]:
     """Yields a temporary folder inside `folder`; its files are moved to `folder` if the block succeeds.
 
-    Files of the same names are replaced, other files stay. If the block raises, `folder` is not changed (and removed if
-    it is new). If the process is killed during the moves, the files of `last` are missing, which readers notice.
+    `with whole_folder(folder) as partial: (partial / "a.json").write_text("{}")` writes `folder / "a.json"`. Files of
+    the same names are replaced, other files stay. If the block raises, `folder` is not changed (and removed if it is
+    new). If the process is killed during the moves, the files of `last` are missing, which readers notice.
 
     Args:
       folder: created if it does not exist.

@@ -82,10 +82,16 @@ def stream(
     power of two (at least 64), and the step is compiled once for each such length.
 
     Args:
-      ids: the prompt, at least one token. The other arguments are those of `generate`.
+      model, base: as `load_base` gives them. adapter: {path: entry}, or None for the base alone.
+      ids: the prompt, at least one token.
+      max_new_tokens: the most tokens that are yielded.
+      key: JAX random key for sampling; None always takes the likeliest token.
+      temperature, top_k, top_p: how a token is drawn with a key, as for `generate`.
+      stop_ids: tokens that end the completion.
 
     Raises:
-      ContextLengthError, JloraError: as for `generate`, or the prompt is empty; raised before the first token.
+      ContextLengthError: prompt and max_new_tokens are more tokens than the model has positions for.
+      JloraError: the prompt is empty, or an argument is out of its range. Errors are raised before the first token.
     """
     return Generator(model, base, adapter).stream(
         ids,

@@ -39,7 +39,8 @@ class Compiled(NamedTuple):
 
     Attributes:
       template: what `render` takes.
-      names: the names in it: variables, attributes, keywords and text constants.
+      names: the names in it: variables, attributes, keywords and text constants: `{{ user.name }}` has "user" and
+        "name".
     """
 
     template: jinja2.Template
@@ -70,9 +71,8 @@ def render(template: jinja2.Template, variables: Mapping[str, Any], day: datetim
       day: what `strftime_now(format)` in the template formats, at midnight.
 
     Raises:
-      jinja2.TemplateError: the template calls `raise_exception`, or exceeds the limits of 5,000,000 steps and
-      50,000,000
-        characters. Its expressions may raise exceptions of any other type.
+      jinja2.TemplateError: the template calls `raise_exception`, or takes more than 5,000,000 steps, or these make more
+        than 50,000,000 characters. Its expressions may raise exceptions of any other type.
     """
     environment: Any = template.environment
     environment.begin(day)

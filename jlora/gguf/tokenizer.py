@@ -26,9 +26,9 @@ def make_tokenizer(content: Gguf) -> PreTrainedTokenizerFast:
 
     It reads these keys of `content.fields`, all after `tokenizer.ggml.`: `model` ("gpt2" is byte-level BPE, "llama"
     SentencePiece's); `pre` ("gpt-2", "llama-bpe", "qwen2", "smollm", for gpt2 only); the lists `tokens`, `token_type`
-    and `merges` (gpt2) or `scores` (llama); and the optional `bos_token_id`, `eos_token_id`, `unknown_token_id`,
-    `padding_token_id`, `add_bos_token`, `add_eos_token` and `add_space_prefix`. The template is
-    `tokenizer.chat_template`.
+    (of types 3, control, and 4, added by a user, a token is never split), and `merges` (gpt2) or `scores` (llama); and
+    the optional `bos_token_id`, `eos_token_id`, `unknown_token_id`, `padding_token_id`, `add_bos_token`,
+    `add_eos_token` and `add_space_prefix`. The template is `tokenizer.chat_template`.
 
     Raises:
       FileError: another model or pre-tokenizer, llama in a file of another architecture, a list that is missing or not

@@ -43,11 +43,19 @@ def abstract_adapter(
 ) -> dict[str, Entry]:
     """Plans the adapter that `init` makes: {path: entry} with ShapeDtypeStructs for arrays, except the scales.
 
-    Nothing is computed, and the arrays of `base` and args may be ShapeDtypeStructs too. The arguments are those of
-    `init` without its key. `init_lora_weights` is not read.
+    Nothing is computed.
+
+    Args:
+      config: which modules, ranks and alphas; `init_lora_weights` is not read.
+      base, fn, args, kwargs: the adapter is for `fn(base, *args, **kwargs)`; arrays may be ShapeDtypeStructs.
+      allow_materialize: also plan entries for weights that go through an operation without a low-rank rule. Without it
+        a warning lists them.
+      names: {path: PyTorch's name}, such as {"blocks/q/kernel": "model.layers.{}.q_proj.weight"}, if the configuration
+        uses those names; None if it uses the paths', such as "blocks.q".
 
     Raises:
-      TargetNotFoundError: an entry of `config` matches no module that could be adapted.
+      TargetNotFoundError: an entry of `config` matches no module that could be adapted, or names a matrix that `fn`
+        never uses.
       NoRuleError: an entry matches only modules that go through an operation without a low-rank rule.
       JloraError: an embedding is to be trained both by rows and otherwise; a head that is tied is to be adapted alone.
     """

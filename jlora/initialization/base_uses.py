@@ -23,7 +23,7 @@ class BaseUses(NamedTuple):
     """A traced function and its base. All dicts except `tied` have each path of `leaves`; `base_uses` makes it.
 
     Attributes:
-      traced: the function's jaxpr.
+      traced: the function, traced to a jaxpr.
       leaves: {path: leaf that is an array}.
       uses: {path: a `Use` for each time that the function uses the leaf, in order; () if never}.
       modules: {path: dotted names of the modules in the leaf, one for each layer of a stack}; PyTorch's where given.

@@ -49,7 +49,8 @@ def init(
         looked up or convolved. Nothing is computed, and args may be ShapeDtypeStructs.
       allow_materialize: also adapt weights that go through an operation without a low-rank rule, for
         `adapt(fn, allow_materialize=True)`. Without it a warning lists such weights that the configuration matches.
-      names: {path: PyTorch's name}, as for `jlora.save_adapter`, if the configuration uses those names.
+      names: {path: PyTorch's name}, such as {"blocks/q/kernel": "model.layers.{}.q_proj.weight"}, if the configuration
+        uses those names; as for `jlora.save_adapter`.
 
     Returns:
       {path: LowRank(a, b, scale) for each adapted leaf, float32; Full(value) for each leaf of `modules_to_save` and

@@ -44,11 +44,13 @@ def init_residual(
 
     Args:
       key: draws the test vectors of "pissa_niter_N".
-      config, base, fn, args, kwargs: as for `init`. With `use_dora` the magnitudes are the norms of the base's weights.
+      config: which modules and ranks. With `use_dora` the magnitudes are the norms of the base's weights.
+      base, fn, args, kwargs: the adapter is for `fn(base, *args, **kwargs)`, which is only traced; the base is dense.
 
     Raises:
-      JloraError: as for `init`; another `init_lora_weights`; a target that is not used only in matrix products; PiSSA
+      JloraError: another `init_lora_weights`; a target that is quantized or not used only in matrix products; PiSSA
         with an alpha of 0 or below.
+      TargetNotFoundError, NoRuleError: an entry of `config` matches no weight that can be adapted.
     """
     name = str(config.init_lora_weights)
     _require_name(config, is_residual(name), "pissa, pissa_niter_N or olora")
@@ -73,13 +75,14 @@ def init_lora_ga(
     outputs^(1/4) / sqrt(16). For the residual base see `init_residual`.
 
     Args:
-      config, base, fn, args, kwargs: as for `init`.
+      config, base, fn, args, kwargs: as for `init_residual`.
       gradients: a tree with the base's paths and dL/dW, of the weight's shape, for each targeted weight. For example
         the mean over a few batches of `jax.grad(lambda base: loss(fn(base, batch)))(base)`. Other leaves are not
         read, and may be None.
 
     Raises:
-      JloraError: as for `init_residual`; a targeted weight without a gradient of its shape, or with a side below 2 r.
+      JloraError: another `init_lora_weights`; a targeted weight that is quantized, not used only in matrix products,
+        without a gradient of its shape, or with a side below 2 r.
     """
     _require_name(config, config.init_lora_weights == "lora_ga", "lora_ga")
     found = leaves_by_path(gradients)

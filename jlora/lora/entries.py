@@ -42,7 +42,7 @@ class LowRank:
       ranks: the true rank of each layer of the stack (one entry if there is no stack); a layer of rank 0 is not
         adapted.
       dropout: the probability with which the input of `a` is dropped if a dropout key is given.
-      kind: the use that determined the shapes of A and B.
+      kind: the use that determined the shapes of A and B: "linear", "lookup" or "conv".
       only: if not None, the update applies only to uses of this kind (an embedding that is also the output head).
       tied: whether the leaf is such an embedding and the update applies to both uses (`ensure_weight_tying`).
       magnitude: (*stack, *out), DoRA's, or None.

@@ -48,8 +48,9 @@ def with_embedding_for_head(config: LoraConfig, embedding: str) -> LoraConfig:
 def is_tied_in_peft(config: LoraConfig, keys: Iterable[str]) -> bool:
     """Returns whether PEFT ties the head to the trained embedding of a file with this configuration.
 
-    It does with `ensure_weight_tying` if `target_modules` or `modules_to_save` has a module `embed_tokens` or
-    `lm_head`, or if a key has the part ".lm_head.".
+    It does with `ensure_weight_tying` if a name in `target_modules` or `modules_to_save` ends in the module
+    `embed_tokens` or `lm_head`, if `target_modules` is a regular expression that matches one of these two words, or if
+    a key contains ".lm_head.".
 
     Args:
       keys: of the file's tensors. PEFT's saved configuration does not name the head, but its tensors are in the file.
@@ -69,7 +70,7 @@ def naming_head(config: LoraConfig, embedding: str, *, whole: bool) -> LoraConfi
 
     Args:
       whole: whether the table is trained in full: the name is then added to `modules_to_save`, else to
-        `target_modules`.
+        `target_modules`, as an entry of the list or as another alternative of the regular expression.
     """
     if is_tied_in_peft(config, ()):
         return config

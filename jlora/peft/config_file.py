@@ -97,7 +97,8 @@ def write_config(
     """Writes PEFT's `adapter_config.json` (sorted keys) into an existing folder.
 
     `init_lora_weights` is written as true if PEFT would otherwise initialize from the base's weights again when it
-    opens the file.
+    opens the file. If `modules_to_save` is None, the heads of the task type are written in its place; if it names none
+    of these heads, `task_type` is written as null.
 
     Args:
       base_model: name or folder of the base, PEFT's `base_model_name_or_path`; None is written as null.

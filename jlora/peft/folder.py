@@ -162,7 +162,10 @@ def _with_tying(config: LoraConfig, folder: Path) -> LoraConfig:
 
 
 def head_rows(folder: str | os.PathLike) -> int | None:
-    """Returns the number of outputs of the classification head in an adapter's file; None if it has no head."""
+    """Returns the number of outputs of the classification head in an adapter's file; None if it has no head.
+
+    These are the rows of `classifier.weight` or `score.weight`, or of `out_proj.weight` inside one of the two.
+    """
     tensors = read_tensors(Path(folder))
     ends = tuple(f"{head}{layer}.weight" for head in HEAD_NAMES for layer in ("", ".out_proj"))
     return next((value.shape[0] for key, value in tensors.items() if key.removeprefix(PREFIX) in ends), None)

@@ -178,7 +178,8 @@ def peft_layer_names(path: str, entry: LowRank) -> list[str]:
 def is_conv1d(path: str, entry: Entry) -> bool:
     """Returns whether the leaf is a Conv1D of GPT-2: called `weight`, as in the checkpoint, but stored as (in, out).
 
-    True for a `LowRank` of kind "linear" whose path ends in /weight, and whose spec has an input before the outputs.
+    True for a `LowRank` of kind "linear" whose path ends in /weight, and whose spec has the inputs first: "ra,rb->ab",
+    but not "ra,rb->ba".
     """
     if not isinstance(entry, LowRank) or entry.kind != "linear" or not path.endswith("/weight"):
         return False

@@ -17,7 +17,9 @@ def in_torch_paths(adapter: Adapter, names: Mapping[str, str] | None) -> dict[st
     """Returns the adapter under paths that have PyTorch's names of the modules.
 
     With {"blocks/q/kernel": "model.layers.{}.q_proj.weight"} the entry `blocks/q/kernel` is under
-    `model.layers.{}.q_proj/kernel`. {} is the number of the layer in a stack.
+    `model.layers.{}.q_proj/kernel`. The last part is `bias` for a name that ends in .bias, `weight` if that is what the
+    leaf is called (or `scale`, `embedding`), else `kernel`. {} is the number of the layer in a stack; a `LowRank` with
+    a single rank gets it for each layer of the stack.
 
     Args:
       adapter: {path: entry}.

@@ -147,9 +147,9 @@ def config_of(content: Gguf) -> PreTrainedConfig:
 
     In the fields of a llama, `llama.embedding_length` is hidden_size, `llama.feed_forward_length` intermediate_size,
     `llama.block_count` num_hidden_layers, `llama.context_length` max_position_embeddings, `llama.attention.head_count`
-    num_attention_heads, and `llama.attention.layer_norm_rms_epsilon` rms_norm_eps: these are required. Optional are
-    `llama.attention.head_count_kv`, `llama.attention.key_length` (head_dim) and the `llama.rope` keys. vocab_size is
-    the number of rows of the tensor `token_embd.weight`; without `output.weight` the head is tied.
+    num_attention_heads, and `llama.attention.layer_norm_rms_epsilon` rms_norm_eps (rounded to float32): these are
+    required. Optional are `llama.attention.head_count_kv`, `llama.attention.key_length` (head_dim) and the `llama.rope`
+    keys. vocab_size is the number of rows of the tensor `token_embd.weight`; without `output.weight` the head is tied.
 
     Raises:
       FileError: a missing key, or a number out of its range.

@@ -32,8 +32,9 @@ class Kernel(NamedTuple):
 
     Attributes:
       platform: where it runs, as JAX calls it.
-      obstacle: returns why the kernel cannot compute a call; None if it can.
-      compute: computes the attention.
+      obstacle: obstacle(options, query, key, visibility, biased=, dropped=) returns why the kernel cannot compute a
+        call; None if it can.
+      compute: compute(options, query, key, value, visibility) computes the attention, (B, T, H, D).
     """
 
     platform: str

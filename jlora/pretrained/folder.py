@@ -91,7 +91,10 @@ def find_downloaded(name: str, revision: str | None, patterns: Sequence[str]) ->
 
 
 def open_tensors(folder: Path) -> Mapping[str, StoredTensor | GgufTensor]:
-    """Opens a GGUF file, `model.safetensors`, or the shards in `model.safetensors.index.json`, as {key: tensor}.
+    """Opens the tensors of a GGUF file, or of a folder's model.safetensors or shards, as {key: tensor}.
+
+    Shards are the files that `model.safetensors.index.json` names. Only headers are read; a tensor has `shape`, `key`,
+    `file`, and `read(dtype, index)`, which returns its numbers.
 
     Raises:
       FileError: there are no such files (pickles are named and never opened), `open_safetensors` or `gguf_tensors`

@@ -142,7 +142,12 @@ def load_base(
       of a causal language model.
 
     Raises:
-      FileError, HubError, UnsupportedModelError, JloraError: as for `load_config`, `build` and `load_weights`.
+      FileError: no such folder; a file is missing, incomplete or refused; a key is missing, unexpected or of another
+        shape.
+      HubError: the hub has no such model, or cannot be reached.
+      UnsupportedModelError: the `model_type`, or a value of the config, is not supported.
+      JloraError: an override that the config does not have, a head that is missing without a `key`, or another value of
+        `param_dtype` or `quantize`.
     """
     if num_labels is not None:
         config_overrides["num_labels"] = num_labels

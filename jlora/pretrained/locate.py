@@ -23,10 +23,12 @@ def local_path(name: str) -> Path | None:
     """Returns the existing file or folder `name`, or None if it is the name of a hub repository.
 
     `package:PKG/inner/path` is a file or folder inside the installed Python package PKG, which is found without being
-    imported.
+    imported. A hub name is `name` or `owner/name`, perhaps with `:split`. Everything else can only be a path: a name
+    that begins with `.`, has more slashes, ends like a data file (.csv, .json, ...), or has any ending and no slash.
 
     Raises:
-      FileError: `name` can only be a path and does not exist, or the system cannot have such a path.
+      FileError: `name` can only be a path and does not exist, the system cannot have such a path, or PKG is not
+        installed.
     """
     if name.startswith("package:"):
         return _package_path(name)

@@ -36,9 +36,10 @@ _PARAMETERS: dict[str, Literal["kernel", "weight", "bias"]] = {
 def parameter(path: str) -> Literal["kernel", "weight", "bias"] | None:
     """Returns which parameter of its module a leaf is, by the leaf names of Flax, Equinox, Haiku and Keras.
 
-    "kernel" is PyTorch's weight with other axes: (in, out), (*window, in, out). "weight" is PyTorch's weight unchanged,
-    also an embedding or the scale of a norm. "bias" is PyTorch's bias. None means that the path does not name a
-    parameter of a module.
+    The last part of the path decides; NNX's `value` after it is skipped. "kernel" (`kernel`, `w`) is PyTorch's weight
+    with other axes: (in, out), (*window, in, out). "weight" (`weight`, `scale`, `gamma`, `embedding`, `embeddings`) is
+    PyTorch's weight unchanged, also an embedding or the scale of a norm. "bias" (`bias`, `b`, `offset`, `beta`) is
+    PyTorch's bias. None means that the path does not name a parameter of a module.
     """
     return _PARAMETERS.get(_without_value(path.split("/"))[-1])
 

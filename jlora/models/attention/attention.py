@@ -82,11 +82,12 @@ def attention(
     positions, so every kernel that supports dropout drops the same ones.
 
     Args:
-      query: (B, T, H, D), floating point. key, value: (B, S, K, D); H / K query heads share each of the K heads.
+      query: (B, T, H, D), floating point.
+      key, value: (B, S, K, D); H / K query heads share each of the K heads: head h uses h // (H / K).
       visibility: which keys each query sees, and which kernel computes the attention.
       scale: factor of the scores; None is 1 / sqrt(D). An array is multiplied into the queries.
-      softcap: scores become softcap * tanh(scores / softcap), as in Gemma 2; None does not cap them.
-      key_bias: float32 (B, H, S), added to the scores of each key (ALiBi); None adds nothing.
+      softcap: scaled scores become softcap * tanh(scores / softcap), as in Gemma 2; None does not cap them.
+      key_bias: float32 (B, H, S), added to the scores of each key (ALiBi) after the cap; None adds nothing.
       dropout_key: one JAX random key; None drops nothing.
       dropout_rate: probability that an attention probability is dropped.
 

@@ -268,10 +268,12 @@ class RMSNorm(nn.Module):
 
 
 def layer_types(config: Any, kind: DecoderOptions) -> tuple[str, ...]:
-    """Returns the type of each layer: `kind.layer_types`, or the first of LAYER_TYPES for all if that is None.
+    """Returns the type of each layer: `kind.layer_types`, or if that is None "full_attention" for all.
+
+    In the second case there are `config.num_hidden_layers`.
 
     Raises:
-      UnsupportedModelError: the config has a type that is not in LAYER_TYPES.
+      UnsupportedModelError: a type is neither "full_attention" nor "sliding_attention".
     """
     types = kind.layer_types or (LAYER_TYPES[0],) * config.num_hidden_layers
     for layer, found in enumerate(types):

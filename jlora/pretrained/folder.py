@@ -30,7 +30,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack")
 
 
 class Planned(NamedTuple):
-    """A tensor to write: its shape, and a function without arguments that returns its values, of floating point."""
+    """A tensor to write: its shape, and value(), which returns its values in a floating point dtype."""
 
     shape: tuple[int, ...]
     value: Callable[[], np.ndarray]

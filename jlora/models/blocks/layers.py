@@ -142,7 +142,10 @@ def embedding(config: Any, rows: int, features: int, name: str, *, padding_row: 
 
 
 class LayerNorm(nn.Module):
-    """Normalizes the last axis in float32 and returns `dtype`; parameters `scale` and `bias` (features,), float32."""
+    """Normalizes the last axis in float32 and returns `dtype`; parameters `scale` and `bias` (features,), float32.
+
+    `epsilon` is added to the variance.
+    """
 
     epsilon: float
     dtype: Any

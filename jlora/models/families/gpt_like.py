@@ -104,6 +104,13 @@ class SelfAttention(nn.Module):
     """Attention with q_proj, k_proj and v_proj: (x (B, T, hidden), shared, its slots or None) -> (x, its slots).
 
     Rotary positions rotate adjacent features, as in GPT-J.
+
+    Attributes:
+      config: `num_attention_heads` and `initializer_range` are read.
+      dtype: of the computation.
+      dropout_rate: of the attention's probabilities.
+      qkv_bias, output_bias: which dense layers have a bias.
+      scale: factor of the scores; None is 1 / sqrt(head width).
     """
 
     config: Any
@@ -130,6 +137,11 @@ class FusedAttention(nn.Module):
     """Attention with one product query_key_value: each key head's queries, then its key, then its value.
 
     Rotary positions pair the two halves of a head, as in Llama. Otherwise the same as `SelfAttention`.
+
+    Attributes:
+      config, dtype, dropout_rate: as in `SelfAttention`.
+      key_heads: how many heads the keys and values have.
+      use_bias: whether both dense layers have a bias.
     """
 
     config: Any

@@ -252,7 +252,10 @@ def project(module: Any, x: jax.Array, names: list[str], widths: list[int], *, u
 
 
 class RMSNorm(nn.Module):
-    """Divides x by its root mean square over the last axis, in float32, times `scale` + offset; returns `dtype`."""
+    """Divides x by its root mean square over the last axis, in float32, times `scale` + offset; returns `dtype`.
+
+    `epsilon` is added to the mean square; `scale` (features,) starts as 1 - offset.
+    """
 
     epsilon: float
     dtype: Any

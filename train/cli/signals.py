@@ -45,7 +45,12 @@ class Cut(Exception):
 
 
 class Stop:
-    """Records whether a signal has come or the time is up (`deadline`, by time.monotonic())."""
+    """Records whether a signal has come or the time is up (`deadline`, by time.monotonic()).
+
+    Attributes:
+      number: the signal; None if none has come.
+      is_late: whether the time is up.
+    """
 
     def __init__(self, deadline: float = math.inf) -> None:
         self.number: int | None = None

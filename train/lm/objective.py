@@ -20,7 +20,9 @@ from train.loop.step import TotalLoss
 
 
 def causal_loss(model: Any, *, model_dropout: bool) -> TotalLoss:
-    """Makes the loss for `train.loop.step`: the sum of the losses of a batch's tokens, times their weights.
+    """Makes total_loss(trainable, frozen, base, batch, key): the sum of a batch's losses times its tokens' weights.
+
+    `trainable` and `frozen` are the two trees of `jlora.split(adapter)`, `batch` is a Batch. The result is float32 ().
 
     Args:
       model: the linen module of a causal language model, with the methods `hidden` and `logits`.

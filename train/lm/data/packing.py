@@ -15,7 +15,8 @@ class Packed(TokenRows):
     """n rows of at most `size` tokens; row i is `ids[offsets[i]:offsets[i + 1]]`.
 
     Attributes:
-      ids, learn: as in Examples.
+      ids: int32 (total,).
+      learn: bool (total,), whether a token is learnt; the first one of an example never is.
       offsets: int64 (n + 1,).
       segment_ids: int32 (total,), a token's example within its row, from 1.
       position_ids: int32 (total,), a token's place in its example, from 0.
@@ -55,7 +56,9 @@ def pack(examples: Examples, size: int) -> Packed:
 def best_fit(lengths: np.ndarray, size: int) -> list[list[int]]:
     """Assigns `lengths` (n,) to rows with a sum of at most `size`, by best-fit decreasing; returns rows of indices.
 
-    The longest are assigned first, each to the row in which the least room remains.
+    The longest are assigned first, each to the row in which the least room remains. No length may exceed `size`.
+
+        best_fit([3, 2, 2, 1], 4) -> [[0, 3], [1, 2]]
     """
     rows: list[list[int]] = []
     rows_with: list[list[int]] = [[] for _ in range(size + 1)]  # {room left: rows}

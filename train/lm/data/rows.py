@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TableRows:
-    """A table, its format, and the rows of it that are used (int64, counted from 0, ascending)."""
+    """The rows of a table that are used.
+
+    Attributes:
+      table: the whole table.
+      form: its format.
+      rows: int64 (n,), the rows that are used, counted from 0, ascending.
+    """
 
     table: Table
     form: Format

@@ -21,7 +21,8 @@ class Chat(NamedTuple):
     """A chat as text.
 
     Attributes:
-      learnt: the spans to learn; None means all of it.
+      text: what the template wrote.
+      learnt: the spans to learn, (begin, end) in characters; None means all of it.
       prompt: the number of characters before the first answer that may be learnt, its generation prompt included.
     """
 
@@ -32,6 +33,8 @@ class Chat(NamedTuple):
 
 def with_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> PreTrainedTokenizerBase:
     """Returns the tokenizer, or a copy of it with the chat template in `file` (`data.chat_template`).
+
+    The tokenizer itself is returned if `file` is None; it is never changed.
 
     Raises:
       JloraError: the file is missing or is not text.
@@ -51,7 +54,11 @@ def with_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> PreTr
 def chat_template(
     tokenizer: PreTrainedTokenizerBase, file: str | None = None, day: datetime.date | None = None
 ) -> ChatTemplate:
-    """Returns the tokenizer's chat template, which is from `file` if that is given; the day is today by default.
+    """Returns the tokenizer's chat template.
+
+    Args:
+      file: where the template is from, for errors; None means the tokenizer's own place.
+      day: what the template sees as today; None means today (UTC).
 
     Raises:
       JloraError: the tokenizer has no template.

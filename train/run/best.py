@@ -15,10 +15,10 @@ class Best:
     """The best evaluation so far.
 
     Attributes:
-      trainable: the trained leaves, copied by `kept`; before the first evaluation the initial ones.
+      trainable: the trained leaves, copied to the host; before the first evaluation the initial ones.
       value: the metric that chooses the best step; None before the first evaluation.
       step: the step of the evaluation.
-      stale: how many evaluations in a row did not raise the metric.
+      stale: how many evaluations in a row did not improve the metric.
       metrics: all numbers of the evaluation; empty before the first, and in checkpoints of earlier versions.
     """
 

@@ -116,8 +116,8 @@ def read_back(
 ) -> tuple[Any, Any]:
     """Reads (model, base) from the files of a folder that `write_merged` wrote.
 
-    The model, a linen module, computes in `compute_dtype`; the base's arrays have `param_dtype` and are on the mesh, if
-    there is one.
+    The model, a linen module, computes in `compute_dtype`; the base, a tree of weights, has arrays of `param_dtype`, on
+    the mesh if there is one.
     """
     model = build(load_config(str(folder)), dtype=compute_dtype)
     return model, load_weights(model, str(folder), param_dtype=param_dtype, mesh=mesh)
@@ -131,7 +131,7 @@ def largest_difference(in_memory: np.ndarray, from_files: np.ndarray) -> float:
 def require_equal(difference: float, folder: Path) -> None:
     """Raises JloraError if the merged model's logits differ from those of base and adapter in memory.
 
-    `difference` is a result of `largest_difference`; up to TOLERANCE is allowed, NaN is not. The error names `folder`.
+    `difference` is a result of `largest_difference`; up to 1e-4 is allowed, NaN is not. The error names `folder`.
     """
     if not difference <= TOLERANCE:
         raise JloraError(

@@ -127,7 +127,10 @@ def _dress(panel: Axes, full: int, title: str) -> None:
 
 
 def total_kept(spectra: Sequence[Spectrum]) -> float:
-    """Returns the share of all modules' squared change that their ranks keep; 1 if nothing changed."""
+    """Returns the share of all modules' squared change that their ranks keep; 1 if nothing changed.
+
+    It is the sum of the squares of each module's first `rank` values, by the sum of all squares.
+    """
     kept = sum(float(spectrum.squares[: spectrum.rank].sum()) for spectrum in spectra)
     total = sum(float(spectrum.squares.sum()) for spectrum in spectra)
     return kept / total if total else 1.0

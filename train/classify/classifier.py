@@ -131,12 +131,16 @@ def _read_labels(folder: Path) -> dict[str, Any]:
 def read_label_entries(file: Path) -> dict[str, Any]:
     """Reads id2label, label2id and problem_type from `labels.json`, and nothing else.
 
+    The file has {"id2label": {"0": "bad", "1": "good"}, "problem_type": "single_label_classification"}, and may have
+    more.
+
     Returns:
       {"id2label": {int: class name}, "label2id": {class name: int}, "problem_type": text}; label2id is made from
-      id2label.
+        id2label.
 
     Raises:
-      FileError: not a JSON object, class names are not text, ids are not 0, 1, ..., or problem_type is unknown.
+      FileError: not a JSON object, class names are not text, ids are not 0, 1, ..., problem_type is unknown, a
+        regression has two names or more, or a single label fewer than two.
     """
     stored = read_json(file)
     names, problem = stored.get("id2label"), stored.get("problem_type")

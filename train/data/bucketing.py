@@ -38,10 +38,11 @@ def bucket_lengths(
 ) -> tuple[int, ...]:
     """Finds the at most `count` padded lengths, ascending, that pad `lengths` (n,) with the fewest tokens.
 
-    Each is a multiple of `multiple`, but at most `limit` (the longest input of the model). The optimum is found by
-    dynamic programming over the histogram of lengths.
+        bucket_lengths([3, 9, 30], 2) -> (16, 32)
 
-    No rows give (). A row longer than `limit` counts as one of that length.
+    Each is a multiple of `multiple`, but at most `limit` (the longest input of the model). The optimum is found by
+    dynamic programming over the histogram of lengths. No rows give (). A row longer than `limit` counts as one of that
+    length.
 
     Args:
       weights: float (n,), how often each row is computed; once by default.

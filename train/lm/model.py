@@ -69,8 +69,9 @@ def abstract_model(config: LMConfig, added: Sequence[int] = ()) -> Adapted:
 def abstract_on(config: LMConfig, model: Any, added: Sequence[int] = ()) -> Adapted:
     """Does the same as `abstract_model` for a linen model that may differ from the config's.
 
-    Every array of the result is a ShapeDtypeStruct. `added` are the ids of the tokens that were added, whose rows are
-    trained.
+    The result's `model` is `model`, and every array is a ShapeDtypeStruct: the base in the dtype in which training
+    keeps it (quantized, if the config says so), the adapter, or with `method: full` a Full of every leaf. `added` are
+    the ids of the tokens that were added, whose rows are trained.
     """
     base = abstract_base(model)
     if config.method == "full":

@@ -34,9 +34,9 @@ def is_better(
 ) -> bool:
     """Returns whether the value `new` of a metric is better than `old`; if they are equal, the lower loss wins.
 
-    If the losses are equal too or `old_loss` is None, the earlier one remains the best. Any number beats None (no
-    evaluation yet) and NaN; NaN beats nothing.
-    `loss`, `perplexity`, `mse` and `mae` are better when lower.
+    `loss`, `perplexity`, `mse` and `mae` are better when lower, others when higher. If the losses are equal too or
+    `old_loss` is None, the result is False: the earlier one remains the best. Any number beats None (no evaluation yet)
+    and NaN; NaN beats nothing.
     """
     if math.isnan(new):
         return False

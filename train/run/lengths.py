@@ -35,8 +35,9 @@ EVALUATION = 0.5
 def choose_lengths(config: RunConfig, rows: Mapping[str, np.ndarray], base: Any) -> tuple[int, ...]:
     """Chooses the padded lengths of a run's batches, ascending; at most `train.bucket_count` of them.
 
-    If that is null, each further length saves more seconds of padding over the whole run than its programs take to
-    compile. Both are estimated from the figures above, not measured, so that all processes choose the same.
+    They are the `bucket_lengths` of the rows of all splits, with `data.max_length` as limit. If the count is null, at
+    most 16 are chosen, and each further length saves more seconds of padding over the whole run than its programs take
+    to compile (`program_tokens`). Both are estimated, not measured, so that all processes choose the same.
 
     Args:
       rows: {split: int (n,), the rows' lengths in tokens}; `train` is one of the splits.
@@ -65,7 +66,8 @@ def lengths_of_run(
     A resumed run keeps its lengths even if its epochs or the platform have changed.
 
     Args:
-      rows, base: {split: tokens of each row, int (n,)} and the base's tree, as for `choose_lengths`.
+      rows: {split: int (n,), the rows' lengths in tokens}; `train` is one of the splits.
+      base: the model's base, arrays or ShapeDtypeStructs.
       resume: whether to use the lengths in the manifest of `output_dir`; if it has none, or its longest is too short
         for the rows, new ones are chosen.
       width: the length that all rows are padded to, the only one of the result; None means that a few are chosen.

@@ -75,7 +75,10 @@ def with_adapter(
 def with_abstract_adapter(
     section: LoraSection, lora: jlora.LoraConfig, model: Any, base: Any, new: Sequence[str] = ()
 ) -> Adapted:
-    """Returns the same as `with_adapter` in ShapeDtypeStructs; reads only the configuration of `lora.from`."""
+    """Returns the same as `with_adapter` in ShapeDtypeStructs; reads only the configuration of `lora.from`.
+
+    The arguments are those of `with_adapter`, without `key`; `base` may have ShapeDtypeStructs. `initial` is None.
+    """
     if section.from_ is None:
         return Adapted(model, base, abstract_adapter(lora, base, model.apply, example_batch(model.config)), lora)
     stored = settings(section, lora, new)

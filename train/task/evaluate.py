@@ -44,7 +44,15 @@ def evaluate_best(run: EndedRun, split: str) -> dict[str, float]:
 
 
 def validation(run: Run) -> Evaluation:
-    """Makes the evaluation of the validation split for the loop; its programs are compiled ahead."""
+    """Makes the evaluation of the validation split for the loop; its programs are compiled ahead.
+
+    Its `run(adapter, check)` is `evaluate` with the run's eval_step and base, its `metric` is `run.opened.metric`,
+    `batches` and `places` count the batches of `plan_evaluation` and their padded tokens, and `prepare(adapter)` calls
+    `run.eval_step.prepare` for the first batch of each length.
+
+    Args:
+      run: read are also its `lengths`, `mesh` and `config.train.eval_batch_size`, which is rounded up for the mesh.
+    """
     size = placement.round_up(run.mesh, run.config.train.eval_batch_size)
     plan = plan_evaluation(run.opened.rows["validation"].lengths, run.lengths, size)
 

@@ -45,7 +45,10 @@ def label_kind(value: Any) -> LabelKind:
 
 
 def to_class_id(value: Any) -> int | None:
-    """Returns the label as an id: 1, "1", True, 1.0 and "1.0" are 1; None if it is not a whole number."""
+    """Returns the label as an id: 1, "1", True, 1.0 and "1.0" are 1, "-1" is -1; None if it is not a whole number.
+
+    A whole number of 20 characters or more is none either.
+    """
     kind = label_kind(value)
     if kind == "whole number":
         return int(value) if len(str(value)) < 20 else None

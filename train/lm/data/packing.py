@@ -37,7 +37,10 @@ class Packed(TokenRows):
 
 
 def pack(examples: Examples, size: int) -> Packed:
-    """Packs every example once, in as few rows of `size` tokens as best-fit decreasing finds; none may be longer."""
+    """Packs every example once, in as few rows of `size` tokens as best-fit decreasing finds; none may be longer.
+
+    The rows and their order are those of `best_fit(examples.lengths, size)`.
+    """
     rows = best_fit(examples.lengths, size)
     counts = np.array([len(row) for row in rows])
     packed = examples.take(np.array([index for row in rows for index in row], np.int64))

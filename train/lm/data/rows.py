@@ -40,7 +40,11 @@ class TableRows:
 def read_rows(split: str, config: DataSection, notes: list[str]) -> list[TableRows]:
     """Reads all rows of `data.{split}`, one TableRows for each table.
 
-    Appends to `notes` a format that was chosen by the columns, and the columns that are not used.
+    The format is `config.format`, else that of `detect_format`, which is appended to `notes`; so are the table's
+    columns that are not used.
+
+    Args:
+      split: "train" or "validation"; `config` must have it.
 
     Raises:
       JloraError: data cannot be read, or the columns fit no format.

@@ -75,13 +75,16 @@ def chat_template(
 def write_chat(chat: Conversation, template: ChatTemplate, only: bool) -> Chat:
     """Writes the chat with the template and finds what is learnt: answers (`only`) or all, without turns of weight 0.
 
-    Spans are in characters, in the order of the text. Answers are the assistant's turns after the chat's `prompt`.
+    Spans are in characters, in the order of the text. Answers are the assistant's turns after the chat's `prompt`;
+    turns of weight 0 are those in its `unlearnt`. `learnt` is None if all is learnt. An answer's span begins after the
+    generation prompt and ends with the turn's end token.
 
     Templates with `{% generation %}` mark the assistant's turns themselves. With others, the text of a turn is the
     difference between the chat up to it and the chat before it with the generation prompt.
 
     Raises:
-      JloraError: the template fails on the chat, or changes earlier turns when others follow.
+      JloraError: the template fails on the chat, changes earlier turns when others follow, or leaves out the tool calls
+        of a turn without other content.
     """
     _require_written_calls(chat, template)
     turns = chat.turns

@@ -21,8 +21,8 @@ _BETWEEN = {"paragraph": re.compile(r"\n\s*\n"), "line": re.compile("\n")}
 def read_text_or_table(config: DataSection) -> Callable[[Path, str, str, str], Table]:
     """Returns a function that reads .txt files by `data.sample_by`, and other files with `read_table`.
 
-    It is called as read(path, name, encoding, separator), the arguments of `read_table`. Texts are in the column
-    `data.text`.
+    It is called as read(path, name, encoding, separator), the arguments of `read_table`, and returns a Table. Texts of
+    a .txt file are in the column `data.text`, as with `read_text`.
     """
 
     def read(path: Path, name: str, encoding: str, separator: str) -> Table:

@@ -62,17 +62,20 @@ def optimizer(train: TrainSection, rate: Schedule) -> optax.GradientTransformati
     return optax.chain(optax.clip_by_global_norm(train.max_grad_norm), adamw) if train.max_grad_norm else adamw
 
 
+_MATRICES = ("/kernel", "/weight", "/embedding")
+
+
 def decay_mask(trainable: dict[str, Any]) -> dict[str, Any]:
     """Returns a tree of the structure of `trainable` that is True for leaves with weight decay.
 
-    These are A, B, trained rows, and whole leaves whose path ends in `/kernel` or `/embedding`. Biases and norms are
-    not decayed, and neither are DoRA's magnitudes, which are norms of weights.
+    These are A, B, trained rows, and whole leaves whose path ends in `/kernel`, `/weight` (GPT-2's matrices) or
+    `/embedding`. Biases and norms are not decayed, and neither are DoRA's magnitudes, which are norms of weights.
 
     Args:
       trainable: {path: entry}, the first result of `jlora.split`.
     """
     mask = {}
     for path, entry in labels(trainable).items():
-        decayed = ("a", "b", "rows", "head") if path.endswith(("/kernel", "/embedding")) else ("a", "b", "rows")
+        decayed = ("a", "b", "rows", "head") if path.endswith(_MATRICES) else ("a", "b", "rows")
         mask[path] = jax.tree.map(lambda label, decayed=decayed: label in decayed, entry)
     return mask

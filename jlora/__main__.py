@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Runs `jlora COMMAND ...` and returns its exit code.
+    """Runs `jlora COMMAND ...` with the arguments in `sys.argv` and returns its exit code.
 
     Loads the commands from the folder that contains `jlora`. A normal import would search the current folder and
     PYTHONPATH first, and might find a user's own train.py.

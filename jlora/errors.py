@@ -16,7 +16,7 @@ class JloraError(ValueError):
     """An error that the user can fix. The message says where, what was expected, what was found and what to do.
 
     The commands print it without a traceback and exit with code 2. A message may quote text from a file, of any length
-    and with any characters: the middle of a very long message is cut, and the rest is escaped by `printable`.
+    and with any characters: of more than 8000 characters the middle is cut, and the rest is escaped by `printable`.
     """
 
     def __init__(self, message: str) -> None:
@@ -86,7 +86,10 @@ class RunFolderError(JloraError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns "; nearest: a, b" with the names in `known` that are most like `name`, or "" if none is."""
+    """Returns "; nearest: a, b" with up to three names in `known` that are like `name`, the most alike first.
+
+    Returns "" if none is alike (difflib's ratio of 0.5), or if one of the names has more than 1000 characters.
+    """
     names = [name, *dict.fromkeys(known)]
     if max(map(len, names)) > _LONGEST_NAME:  # the comparison takes quadratic time
         return ""

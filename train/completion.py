@@ -28,12 +28,19 @@ class _Word(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; 0 is success."""
+    """Prints the completion script of the shell that `argv` names, such as ["zsh"], to stdout, and returns 0.
+
+    argparse ends the program with exit code 2 for another argument.
+    """
     return exit_code(lambda: show(script(arguments.make_completion_parser().parse_args(argv).shell)))
 
 
 def script(shell: str) -> str:
-    """The script for a shell, one of `arguments.SHELLS`."""
+    """Returns the script from which a shell completes `jlora`: its commands, their flags and the config's keys.
+
+    Args:
+      shell: "bash", "zsh" or "fish".
+    """
     words = {name: _of_training(name) if name in TRAINING else _of_parser(name) for name in COMMANDS}
     return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](words)
 

@@ -15,7 +15,13 @@ from train.config.shipped import shipped_configs
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; 0 is success, 2 an error that the user can fix."""
+    """Lists, prints or copies shipped configs; returns 0, or 2 after an error that the user can fix (on stderr).
+
+    Args:
+      argv: [] lists names; ["sst2"] prints configs/sst2.yaml; ["sst2", "--copy", "folder"] writes folder/sst2.yaml, and
+        makes the folder (without it: the current one). It is an error if that file exists, or if --copy has no name
+        before it. argparse ends the program with exit code 2 for an unknown name.
+    """
     return exit_code(lambda: _run(arguments.make_configs_parser().parse_args(argv)))
 
 

@@ -12,7 +12,13 @@ from train.cli.commands import COMMANDS, LIGHT, TRAINING
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs `jlora` with these arguments and returns its exit code, 2 if there is no such command."""
+    """Runs `jlora` with these arguments and returns its exit code.
+
+    Args:
+      argv: a command's name and its arguments: ["lm", "--config", "run.yaml"]. [], --help, -h and help print the list
+        of commands, and --version prints `jlora VERSION`; both return 0. For an unknown command the error, with the
+        nearest name and the list, is printed on stderr and 2 is returned.
+    """
     name = argv[0] if argv else "--help"
     if name in ("--help", "-h", "help"):
         print(_help())

@@ -37,7 +37,13 @@ _AUTO_CLASSES = {"SEQ_CLS": "AutoModelForSequenceClassification", "CAUSAL_LM": "
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; 0 is success, 2 an error that the user can fix."""
+    """Runs `jlora export`; returns 0, or 2 after an error that the user can fix (printed on stderr).
+
+    Args:
+      argv: the flags of `arguments.make_export_parser`: ["--adapter", "A", "--out", "M"] merges the adapter in folder A
+        into its base and writes the model to M. Without --out and --gguf-lora, or if what they name is there and
+        --overwrite is not given, that is an error.
+    """
     return exit_code(lambda: _export(arguments.make_export_parser().parse_args(argv)))
 
 

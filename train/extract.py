@@ -53,7 +53,13 @@ _NO_PART_OF_THE_FUNCTION = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """The two models: their linen module, both trees, and PEFT's task type (None for an encoder without a head)."""
+    """Two models of one architecture.
+
+    Attributes:
+      model: their linen module.
+      tuned, base: their trees of weights.
+      task: PEFT's task type; None for an encoder without a head.
+    """
 
     model: Any
     tuned: Any
@@ -62,7 +68,13 @@ class Pair:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; 0 is success, 2 an error that the user can fix."""
+    """Runs `jlora extract`; returns 0, or 2 after an error that the user can fix (printed on stderr).
+
+    Args:
+      argv: the flags of `arguments.make_extract_parser`: ["--tuned", "T", "--base", "B", "--out", "O"] writes
+        O/adapter, O/spectrum.csv and O/spectrum.png, and prints a table. Models of two architectures are an error, and
+        so is an O that is not empty, without --overwrite.
+    """
     return exit_code(lambda: _extract(arguments.make_extract_parser().parse_args(argv)))
 
 

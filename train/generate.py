@@ -25,7 +25,13 @@ from train.devices.compilation import use_compilation_cache
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; 0 is success, 2 an error that the user can fix, 130 an interruption."""
+    """Runs `jlora generate`; returns 0, 130 after an interruption, or 2 after an error that the user can fix.
+
+    Args:
+      argv: the flags of `arguments.make_generate_parser`: ["--model", "M", "--prompt", "Once"] writes the completion to
+        stdout, without the prompt, and the speed to stderr. Without --prompt, text is read from stdin; on a terminal a
+        chat begins.
+    """
     use_compilation_cache()
     return exit_code(lambda: _run(arguments.make_generate_parser().parse_args(argv)))
 

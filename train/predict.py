@@ -49,7 +49,13 @@ _KEY = re.compile(rf"(?<![\w./\\-])data\.({'|'.join(_FLAGS)})(?![\w/-]|\.\w)(=?)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; 0 is success, 2 an error that the user can fix."""
+    """Runs `jlora predict`; returns 0, or 2 after an error that the user can fix (printed on stderr).
+
+    Args:
+      argv: the flags of `arguments.make_predict_parser`: ["--model", "M", "--input", "in.csv", "--output", "out.csv"]
+        writes out.csv with the columns of in.csv, `predicted`, and for classes the probability of each. An output that
+        exists, without --overwrite, is an error. With --evaluate the metrics are printed.
+    """
     use_compilation_cache()
     return exit_code(lambda: _predict(arguments.make_predict_parser().parse_args(argv)))
 

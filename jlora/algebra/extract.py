@@ -45,8 +45,9 @@ def extract(
 
     Args:
       tuned, base: trees of the same paths and shapes; neither is changed.
-      config: which modules, and the ranks to keep. Its alphas are not read.
-      fn, args, kwargs: as for `init`: the function that the adapter is for, traced abstractly.
+      config: which modules, and the ranks to keep (a layer keeps at most min(out, in)). Its alphas are not read.
+      fn, args, kwargs: the adapter is for `fn(base, *args, **kwargs)`, which is only traced: args may be
+        ShapeDtypeStructs.
       energy: in (0, 1]; replaces the ranks in `config`: each layer keeps the smallest rank, at least 1, that holds
         this share of its squared singular values.
 
@@ -55,8 +56,9 @@ def extract(
        {name of an adapted module: all singular values of its change, (min(out, in),) float32, falling}).
 
     Raises:
-      JloraError: whatever `init` refuses, trees of different shapes, a value that is not finite, no change in any
-        targeted leaf, an impossible `energy`, `use_dora`, a tied embedding without `ensure_weight_tying`.
+      JloraError: trees of different paths or shapes, a value that is not finite, no change in any targeted leaf, an
+        `energy` outside (0, 1], `use_dora`, a tied embedding without `ensure_weight_tying`.
+      TargetNotFoundError, NoRuleError: an entry of `config` matches no weight that can be adapted.
     """
     config = _plan_config(config, energy)
     leaves, changed = array_leaves(base), array_leaves(tuned)
@@ -79,11 +81,14 @@ def extract(
 
 
 def outside(tuned: Any, base: Any, adapter: Adapter) -> dict[str, float]:
-    """Returns {path: share of the tree's squared change} of what changed outside of the adapter, largest first.
+    """Returns {path: share} of what changed from `base` to `tuned` where the adapter has no entry, largest share first.
 
-    If the adapter holds only some layers or rows of a leaf, its other layers or rows count. What is lost because a
-    rank was cut does not count. Leaves whose change is all in the adapter, or that did not change, are left out. Both
-    trees must have the same arrays.
+    A leaf's share is the sum of the squares of its change, divided by that of all leaves. A leaf with an entry is left
+    out, also if its rank was cut; if the entry holds only some layers or rows, the change of the others is the leaf's
+    share. Leaves that did not change are left out too: the result is {} for equal trees.
+
+    Raises:
+      JloraError: the trees do not have the same paths and shapes.
     """
     leaves, changed = array_leaves(base), array_leaves(tuned)
     _require_same_shapes(changed, leaves)

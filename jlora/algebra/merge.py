@@ -19,15 +19,17 @@ if TYPE_CHECKING:
 
 
 def update(low_rank: LowRank) -> jax.Array:
-    """Computes einsum(spec, a, b * scale): the update in the leaf's shape, float32."""
+    """Computes einsum(spec, a, b * scale): the update in the leaf's shape and the dtype of a and b, without DoRA."""
     return jnp.einsum(low_rank.spec, low_rank.a, scale_b(low_rank), precision=jax.lax.Precision.HIGHEST)
 
 
 def merge(base: PyTree, adapter: Adapter) -> PyTree:
     """Merges the adapter into the base: the result alone computes what base and adapter compute together.
 
-    Sums are formed in float32 and rounded once to the leaf's dtype. The given base is not changed. A quantized leaf
-    with an entry becomes dense: the sum of its dequantized values and the update. Other leaves stay quantized.
+    A leaf with a `LowRank` entry becomes leaf + update, with DoRA times magnitude / |leaf + update|, computed in
+    float32 and rounded once to the leaf's dtype. The values of `Full` and `Rows` entries replace the leaf, or its
+    layers or rows. A quantized leaf with an entry becomes dense. Other leaves stay as they are. The given base is not
+    changed.
 
     Raises:
       AdapterMismatchError: a path of the adapter is not in the base, or an entry has another shape than its leaf.
@@ -38,10 +40,12 @@ def merge(base: PyTree, adapter: Adapter) -> PyTree:
 
 
 def merge_leaves(base: Any, adapter: Adapter) -> Iterator[tuple[str, jax.Array | Quantized]]:
-    """Yields (path, leaf) of the merged tree, one at a time in the base's order; without an entry a leaf is unchanged.
+    """Yields (path, leaf) of each leaf of the tree that `merge` returns, one at a time in the base's order.
 
     Raises:
-      JloraError: as for `merge`. Wrong paths and shapes are reported before the first leaf is merged.
+      AdapterMismatchError: a path of the adapter is not in the base, or an entry has another shape than its leaf; this
+        is raised before the first leaf is yielded.
+      JloraError: an entry is for only one of its leaf's uses, or a result is not finite; raised at that leaf.
     """
     leaves = leaves_by_path(base)
     require_fit(adapter, leaves)
@@ -67,12 +71,13 @@ def _merge_leaf(path: str, leaf: jax.Array | Quantized, entry: Entry) -> jax.Arr
 def unmerge(merged: PyTree, adapter: Adapter) -> PyTree:
     """Subtracts the low-rank updates: `unmerge(merge(base, adapter), adapter)` is the base up to two roundings.
 
-    `Full` and `Rows` leaves are not changed: the values that they replaced are not in the merged tree. With DoRA the
-    gain is the root of a quadratic equation: the base is recovered up to some tens of roundings, and the update must be
-    smaller than the weight.
+    `Full` and `Rows` leaves are not changed: the values that they replaced are not in the merged tree. Leaves with a
+    `LowRank` entry must be dense. With DoRA the gain is the root of a quadratic equation: the base is recovered up to
+    some tens of roundings, and the update must be smaller than the weight.
 
     Raises:
-      JloraError: as for `merge`.
+      AdapterMismatchError: the path of a `LowRank` entry is not in the tree, or its shape is not that of the leaf.
+      JloraError: a result is not finite (checked if arrays are concrete).
     """
     leaves = leaves_by_path(merged)
     low_rank = {path: entry for path, entry in adapter.items() if isinstance(entry, LowRank)}

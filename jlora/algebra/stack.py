@@ -38,10 +38,10 @@ def stack(adapters: Sequence[Adapter]) -> dict[str, Entry]:
 def unstack(stacked: Adapter) -> list[dict[str, Entry]]:
     """Splits a stacked adapter into the adapters that `stack` was given, bit for bit.
 
-    A path at which all ranks of an adapter are 0 is left out of that adapter.
+    A path at which all ranks of an adapter are 0 is left out of that adapter. `unstack({})` is [].
 
     Raises:
-      JloraError: an entry without the leading axis that `stack` adds, or with one of another length.
+      JloraError: a `LowRank` entry without the leading axis that `stack` adds; leading axes of different lengths.
     """
     counts = {path: _count(path, entry) for path, entry in stacked.items()}
     if len(set(counts.values())) > 1:

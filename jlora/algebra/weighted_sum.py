@@ -43,7 +43,7 @@ def scale(adapter: Adapter, factor: float | Float[Array, ""]) -> dict[str, Entry
     have no update to scale and are not changed.
 
     Raises:
-      JloraError: a factor that is not finite.
+      JloraError: the factor is a Python number and not finite. The value of a `jax.Array` is not checked.
     """
     if not isinstance(factor, jax.Array) and not math.isfinite(factor):
         raise JloraError(f"scale: factor: expected a finite number, found {factor!r}")
@@ -68,18 +68,26 @@ def add_weighted_adapter(
 ) -> dict[str, Entry]:
     """Combines several adapters into one, with a weight for each, in float32.
 
+    "cat" joins the components: the update is the sum of weight * update. "svd" cuts this sum to `svd_rank`. "linear"
+    instead adds the A's and the B's, each times sqrt(|weight * scale|), and A also times the sign. "ties",
+    "magnitude_prune", "dare_linear" and "dare_ties" prune A and B first; with "_svd" at the end they prune and add the
+    updates, and cut the result to `svd_rank`. Those with "ties" do not add all values at a place, but average those
+    with the elected sign.
+
     A layer that only some of the adapters have is combined from those. `Full` and `Rows` entries (a head, a bias, rows
     of an embedding) may be in only one of the adapters; they are copied without a weight.
 
     Args:
-      adapters: adapters of one base.
+      adapters: adapters of one base, at least one.
       weights: a number for each adapter, of any sign.
       combination_type: one of COMBINATION_TYPES; a single adapter is always "linear", as in PEFT.
-      svd_rank: rank of the result of the `svd` kinds; None is the largest rank of any layer of any adapter.
-      svd_clamp: quantile in [0, 1]; the `svd` kinds clip both factors at this quantile of their values.
-      density: share of the values that `ties`, `dare` and `magnitude_prune` keep, in (0, 1].
-      majority_sign_method: "total" or "frequency", how `ties` elects the sign of a value.
-      key: draws the values that `dare` keeps.
+      svd_rank: the most components of the `svd` kinds; None is the largest rank of any layer of any adapter.
+      svd_clamp: in [0, 1]; the `svd` kinds clip A and B to [-q, q], with q this quantile of the values of both.
+      density: share of the values that the kinds with `ties`, `dare` and `magnitude_prune` keep, in (0, 1]; they
+        require it, and the others ignore it. The largest are kept; with `dare` random ones, divided by the density.
+      majority_sign_method: how `ties` elects the sign of a value: "total", that of the sum of the values; or
+        "frequency", that of most of them.
+      key: draws the values that `dare` keeps; required there if `density` is below 1.
 
     Returns:
       An adapter with scale 1 (lora_alpha equal to r); `jlora.fitted_config` gives its configuration.

@@ -22,17 +22,19 @@ def whole_folder(
 ) -> Iterator[Path]:
     """Yields a temporary folder inside `folder`; its files are moved to `folder` if the block succeeds.
 
-    If the block raises, `folder` is not changed. If the process is killed during the moves, the files of `last` are
-    missing, which readers notice.
+    `with whole_folder(folder) as partial: (partial / "a.json").write_text("{}")` writes `folder / "a.json"`. Files of
+    the same names are replaced, other files stay. If the block raises, `folder` is not changed (and removed if it is
+    new). If the process is killed during the moves, the files of `last` are missing, which readers notice.
 
     Args:
       folder: created if it does not exist.
       last: names of files that are moved after all others: those that readers look for first.
-      stale: patterns of files in `folder` that are deleted before the new ones are moved there.
+      stale: glob patterns of files in `folder` that are deleted before the new ones are moved there.
       name: of the temporary folder. One that a killed process left is replaced.
 
     Raises:
-      OSError: the disk is full or read-only, whatever exception the writer raised for it; it names `folder`.
+      OSError: the disk is full or read-only: it names `folder`, and replaces the OSError, or the error of a Rust
+        library ("... (os error 28)"), that the block raised. Other exceptions of the block are raised as they are.
     """
     partial, is_new = folder / name, not folder.exists()
     try:

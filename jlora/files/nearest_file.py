@@ -8,7 +8,11 @@ from jlora.errors import nearest
 
 
 def nearest_file(path: Path) -> str:
-    """Returns the end of an error message about a missing `path`: the most similar names in its folder."""
+    """Returns the end of an error message about a missing `path`: the most similar names in its folder.
+
+    For the folder /data: "; nearest: a.csv, b.csv in /data"; " in /data" if no name is similar; " (there is no folder
+    /data either)".
+    """
     folder = path.parent
     if not folder.is_dir():
         return f" (there is no folder {folder} either)"

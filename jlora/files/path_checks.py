@@ -29,11 +29,11 @@ def as_path(name: str) -> Path:
 def require_own(file: Path, folder: Path | None = None) -> None:
     """Refuses a link that leads out of `folder`, which defaults to the one that `file` is in.
 
-    An untrusted folder could otherwise link to any file of the user, whose content might be exported and uploaded.
-    Links in the hub's cache, from a snapshot to the blobs of its repository, are accepted.
+    An untrusted folder could otherwise link to any file of the user, whose content might be exported and uploaded. A
+    snapshot in the hub's cache, HUB/models--NAME/snapshots/COMMIT, may link into HUB/models--NAME/blobs and HUB/blobs.
 
     Raises:
-      FileError: the link, and the file that it leads to.
+      FileError: `file`, with all links followed, is not inside `folder`; the message names both ends of the link.
     """
     root, place = (folder or file.parent).resolve(), file.resolve()
     if not any(place.is_relative_to(allowed) for allowed in (root, *_blobs_of(root))):

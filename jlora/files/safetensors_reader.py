@@ -42,7 +42,15 @@ _MOST_NUMBERS = 2**48
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a safetensors file that has not been read yet: its dtype, first byte and size in bytes."""
+    """A tensor in a safetensors file that has not been read yet.
+
+    Attributes:
+      file, key: where it is.
+      shape: of the tensor.
+      dtype: as the header has it, such as "BF16".
+      start: the offset of its first byte in the file.
+      bytes: its size.
+    """
 
     file: Path
     key: str
@@ -52,7 +60,9 @@ class StoredTensor:
     bytes: int
 
     def read(self, dtype: Any, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """The tensor, or its part at `index`, in `dtype`: the file's own is mapped, and takes no memory until copied.
+        """Returns the tensor, or its part at `index`, in numpy's `dtype`.
+
+        In the file's own dtype it is mapped, and takes no memory until it is copied.
 
         Raises:
           FileError: a number that is not finite, or that `dtype` cannot hold.
@@ -63,7 +73,7 @@ class StoredTensor:
         return value
 
     def as_numpy(self) -> np.ndarray:
-        """Maps the tensor into memory; the file is read when the numbers are used."""
+        """Maps the tensor into memory in the file's dtype; the file is read when the numbers are used."""
         if 0 in self.shape:
             return np.zeros(self.shape, READABLE[self.dtype])
         return np.asarray(np.memmap(self.file, READABLE[self.dtype], "r", self.start, self.shape))
@@ -75,11 +85,14 @@ class StoredTensor:
 
 
 def open_safetensors(file: Path) -> dict[str, StoredTensor]:
-    """Opens a file and returns {key: tensor}; reads only the header.
+    """Opens an existing file and returns {key: tensor}; reads only the header.
+
+    The file's metadata (`__metadata__`) is left out. Tensors of dtypes that cannot be read, such as "I64", are listed
+    too: `StoredTensor.require_float` refuses these.
 
     Raises:
       FileError: a link out of the file's folder; a header that is incomplete or too large, has a duplicate key, or
-        whose tensors do not fill the file without gaps.
+        whose tensors do not fill the file without gaps; an entry without exactly dtype, shape and data_offsets.
     """
     require_own(file)
     entries, begin = _header(file)

@@ -37,11 +37,15 @@ def _alternatives(annotation: Any, metadata: Iterable[Any] = ()) -> list[str]:
 
 
 def type_in_words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
-    """Returns the words, such as `whole number >= 1 or null`.
+    """Returns the words for a type: `int | None` gives "whole number or null".
+
+    More examples: `str` "text", `float | bool` "number or true or false"; `int | float` "number";
+    `Literal["a", "b", "c"]` "a, b or c"; `list[str]` "list of text"; `dict[str, int]` "mapping {text: whole number}";
+    `Annotated[int, Field(ge=1)] | None`, with pydantic's Field, "whole number >= 1 or null".
 
     Args:
-      annotation: a type, such as `int | None`, or `Literal["a", "b"]`.
-      metadata: bounds of the type, as pydantic and annotated_types have them.
+      annotation: one of these types, or `Any` ("value").
+      metadata: bounds of a type that is not a union: annotated_types' `[Ge(1), Le(3)]` gives ">= 1 and <= 3".
     """
     words = _alternatives(annotation, metadata)
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

@@ -34,7 +34,8 @@ def chat_ids(
     """Returns the chat's tokens, up to where the model's turn begins.
 
     Args:
-      messages: {"role": "user", "content": TEXT}, and so on, at least one. The template's day is today, in UTC.
+      tokenizer: writes the chat with its chat template, which sees today's day in UTC.
+      messages: {"role": "user", "content": TEXT}, and so on, at least one.
       tools: JSON schemas of the functions that the model may call.
       where: begins an error about the chat.
 

@@ -28,12 +28,12 @@ _READ = _REASONING[:2]
 
 
 class TemplateVariables(Protocol):
-    """What a template needs of a chat.
+    """What a template needs of a chat; any object with these attributes is one.
 
     Attributes:
-      turns: at least one.
+      turns: at least one {"role": ..., "content": ...}, and what else a template reads.
       tools: JSON schemas of the functions that the assistant may call, or None.
-      variables: more variables of the template.
+      variables: {name: value}, more variables of the template.
       where: the chat's place, for errors.
     """
 
@@ -54,7 +54,7 @@ class ChatTemplate:
     Attributes:
       tokenizer: has the template and the special tokens that it names.
       day: what the template sees as today.
-      source: where the template is from, for errors.
+      source: the name of the model that the template is from, for errors.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -62,7 +62,11 @@ class ChatTemplate:
     source: str
 
     def write(self, chat: TemplateVariables, turns: list[Turn], *, call: bool = False) -> Rendered:
-        """Writes the first turns of a chat; with `call`, followed by the generation prompt.
+        """Writes a chat with the template; with `call`, followed by the generation prompt.
+
+        Args:
+          chat: its tools and variables are what the template sees, its `where` begins an error.
+          turns: the chat's turns, or the first of them: these are written.
 
         Raises:
           JloraError: the template cannot be compiled, or fails on the chat; its error is quoted.

@@ -21,7 +21,8 @@ def decode_stream(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int], before
     Special tokens are left out, and so is a character that the last ids leave incomplete.
 
     Args:
-      before: the ids that precede the text; it may continue their last word.
+      ids: the tokens, one after another.
+      before: the ids that precede the text, which is not yielded; it may continue their last word.
     """
     seen = list(before[-_CONTEXT:])
 
@@ -39,7 +40,11 @@ def decode_stream(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int], before
 
 
 def until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
-    """Yields the text before the first stop string, then stops iterating; a stop string may span pieces."""
+    """Yields the text before the first stop string, then stops iterating; a stop string may span pieces.
+
+    Without a stop string in the text, or with `stops` (), it is the whole text. Its pieces may be others than the given
+    ones, also empty: only the joined text is fixed.
+    """
     held = ""
     for piece in pieces:
         held += piece

@@ -43,12 +43,14 @@ def generate(
       input_ids, attention_mask: int32 (B, T), shorter prompts padded on the left (attention_mask 0).
       pad_id: the id that fills a row after its end.
       key: JAX random key for sampling; None always takes the likeliest token (greedy).
-      temperature: logits are divided by it. top_k, top_p: as for `filter_logits`.
+      temperature: above 0; logits are divided by it.
+      top_k: draw from this many of the largest logits; 0 means all.
+      top_p: of those, draw from the likeliest tokens whose probabilities add up to this; 1 means all.
       stop_ids: tokens that end a row.
 
     Raises:
       ContextLengthError: there are more tokens than the model has positions for.
-      JloraError: an argument is out of its range.
+      JloraError: `max_new_tokens` is below 1, or temperature, top_k or top_p is out of its range.
     """
     return Generator(model, base, adapter).generate(
         input_ids,
@@ -80,10 +82,16 @@ def stream(
     power of two (at least 64), and the step is compiled once for each such length.
 
     Args:
-      ids: the prompt, at least one token. The other arguments are those of `generate`.
+      model, base: as `load_base` gives them. adapter: {path: entry}, or None for the base alone.
+      ids: the prompt, at least one token.
+      max_new_tokens: the most tokens that are yielded.
+      key: JAX random key for sampling; None always takes the likeliest token.
+      temperature, top_k, top_p: how a token is drawn with a key, as for `generate`.
+      stop_ids: tokens that end the completion.
 
     Raises:
-      ContextLengthError, JloraError: as for `generate`, or the prompt is empty; raised before the first token.
+      ContextLengthError: prompt and max_new_tokens are more tokens than the model has positions for.
+      JloraError: the prompt is empty, or an argument is out of its range. Errors are raised before the first token.
     """
     return Generator(model, base, adapter).stream(
         ids,

@@ -81,14 +81,23 @@ class Generator:
 
 
 def context_length(model: Any) -> int | None:
-    """Returns the most tokens that the model has positions for; None if it has no such limit (Bloom)."""
+    """Returns the most tokens that the model has positions for, `model.config.max_position_embeddings`.
+
+    None if its config has no such key (Bloom).
+    """
     return getattr(model.config, "max_position_embeddings", None)
 
 
 def require_room(model: Any, prompt: int, count: int) -> None:
-    """Raises JloraError if `count` is below 1, or the model has no positions for prompt and completion.
+    """Raises an error if the model has no positions for prompt and completion, or there is nothing to complete.
 
-    `prompt` and `count` are their numbers of tokens.
+    Args:
+      model: its `context_length` is the limit.
+      prompt, count: the numbers of tokens of the prompt and the completion.
+
+    Raises:
+      ContextLengthError: prompt + count is above the limit.
+      JloraError: count is below 1.
     """
     limit = context_length(model)
     if count < 1:

@@ -30,7 +30,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModel:
-    """A loaded model: base and adapter ({} if there is none), tokenizer, and the ids of the tokens that end a text."""
+    """A loaded language model, from `load_language_model`.
+
+    Attributes:
+      adapted: the model, its base and its adapter ({} if there is none).
+      tokenizer: the adapter's, or else the model's.
+      stop_ids: the ids of the tokens that end a text.
+    """
 
     adapted: Adapted
     tokenizer: PreTrainedTokenizerBase
@@ -43,10 +49,16 @@ class LanguageModel:
 
 
 def causal_config(name: str, lora: LoraConfig | None = None) -> PreTrainedConfig:
-    """Loads the config of a causal language model with `load_config`, and unties the head if `lora` needs that.
+    """Loads the config of a causal language model, and unties the head if `lora` needs that.
+
+    Args:
+      name: a folder with config.json, a GGUF file, a hub id, or package:PACKAGE/PATH.
+      lora: `tie_word_embeddings` is set to False if it adapts the embedding or the head, or trains one in full, without
+        `ensure_weight_tying`. None leaves the config as it is.
 
     Raises:
-      JloraError: as for `load_config`; the model is not a causal language model.
+      FileError: there is no such model (HubError, a subclass: not on the hub), or its config.json is damaged.
+      UnsupportedModelError: the `model_type` is not supported, or not a causal language model.
     """
     config = with_stored_head(load_config(model_folder(name)), model_folder(name))
     if family(config.model_type).task != "CAUSAL_LM":
@@ -73,14 +85,15 @@ def load_language_model(
 
     Args:
       name: a folder, a GGUF file, a hub model, or package:PACKAGE/PATH; an adapter folder may be PEFT's.
-      adapter: the folder of an adapter to put on the model `name`.
+      adapter: the folder of an adapter to put on the model `name`; then `base` must be None.
       base: the base model, if `name` is an adapter; None means the one that its configuration names.
       use_adapter: if false, loads only the base.
       dtype: of the computation and the weights.
       quantize: how the base is stored; None means not quantized.
 
     Raises:
-      JloraError: there is no such model, it is a classifier, or the adapter does not fit its base.
+      JloraError: there is no such model, it is a classifier, the adapter does not fit its base, or both `adapter` and
+        `base` are given.
     """
     name, folder = _parts(name, adapter, base, use_adapter)
     settle_hub(name)
@@ -122,9 +135,10 @@ def _parts(name: str, adapter: str | None, base: str | None, use_adapter: bool) 
 
 
 def end_ids(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Returns the ids of the tokens that end a text: those of the model's config, then the tokenizer's.
+    """Returns the ids of the tokens that end a text: `eos_token_id` of the model's config, then the tokenizer's.
 
-    Each is there once; None counts as no id, and the result may be ().
+    The config's may be a number, a list or None, the tokenizer's a number or None. Each id is there once: [7, 2] and 2
+    give (7, 2); None counts as no id, and the result may be ().
     """
     ids = (*stop_ids(config), tokenizer.eos_token_id)
     return tuple(dict.fromkeys(index for index in ids if index is not None))

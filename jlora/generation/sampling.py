@@ -12,7 +12,13 @@ from jlora.errors import JloraError
 
 
 class Sampling(NamedTuple):
-    """How a token is drawn: logits are divided by the temperature, then filter_logits by top_k and top_p."""
+    """How a token is drawn.
+
+    Attributes:
+      temperature: above 0; the logits are divided by it first.
+      top_k: keep this many of the largest logits; 0 keeps all.
+      top_p: of those, keep the likeliest tokens whose probabilities add up to this; 1 keeps all.
+    """
 
     temperature: float = 1.0
     top_k: int = 0
@@ -38,9 +44,9 @@ def checked_sampling(temperature: float, top_k: int, top_p: float) -> Sampling:
 
 
 def draw_tokens(logits: jax.Array, key: jax.Array | None, sampling: Sampling) -> jax.Array:
-    """Returns the tokens, int32 (B,), drawn from logits (B, vocab); with `key` None the likeliest, whatever `sampling`.
+    """Returns the tokens, int32 (B,), drawn from logits (B, vocab) as `sampling` says.
 
-    The first of equally likely ones is chosen.
+    With `key` None it is the likeliest token, whatever `sampling` says; the first of equally likely ones.
     """
     if key is None:
         return logits.argmax(-1).astype(jnp.int32)

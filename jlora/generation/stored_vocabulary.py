@@ -38,13 +38,18 @@ def with_stored_vocabulary(folder: Path, model: Any, base: Any) -> tuple[Any, An
     The file's tables replace the base's. If it has only trained rows of further tokens, the base's tables grow. If it
     has neither, both are returned unchanged.
 
+    The number of tokens is `model.config.vocab_size`. New rows that are not in the file are the mean of the table's
+    rows; `load_adapter` reads the trained rows.
+
     Args:
-      folder: of the adapter.
+      folder: of the adapter, with `adapter_config.json` and its tensors.
       model, base: a causal language model, from `load_base`.
 
     Raises:
-      FileError: as for `read_tensors`; the file has only the embedding or only the head in another size; or it has
-        trained rows of only some of the new tokens.
+      FileError: the adapter's files are missing or damaged, or the file has only the embedding or only the head in
+        another size.
+      AdapterMismatchError: the configuration trains rows of only some of the new tokens, or of only one of the two
+        tables.
     """
     size, tensors, leaves = model.config.vocab_size, read_tensors(folder), leaves_by_path(base)
     names = table_paths(model, base)

@@ -30,7 +30,11 @@ _MAKES_TEXT = {
 
 
 class LimitedEnvironment(ImmutableSandboxedEnvironment):
-    """Raises jinja2.TemplateError if a template exceeds the limits; call `restart` before each rendering."""
+    """Raises jinja2.TemplateError if a template exceeds the limits MOST_STEPS and MOST_SIZE.
+
+    Call `restart` before each rendering: it sets `steps` and `size`, the sums so far, to 0. `spend(steps, size)` adds
+    to them.
+    """
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 

@@ -23,14 +23,25 @@ Span = tuple[int, int]
 
 
 class Rendered(NamedTuple):
-    """A rendered text, and the spans in it between `{% generation %}` and `{% endgeneration %}`."""
+    """A rendered text.
+
+    Attributes:
+      text: the text.
+      generated: the spans in it between `{% generation %}` and `{% endgeneration %}`, in order.
+    """
 
     text: str
     generated: tuple[Span, ...]
 
 
 class Compiled(NamedTuple):
-    """A compiled template, and the names in it: variables, attributes, keywords and text constants."""
+    """A compiled template.
+
+    Attributes:
+      template: what `render` takes.
+      names: the names in it: variables, attributes, keywords and text constants: `{{ user.name }}` has "user" and
+        "name".
+    """
 
     template: jinja2.Template
     names: frozenset[str]
@@ -38,7 +49,11 @@ class Compiled(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def compile_template(source: str) -> Compiled:
-    """Compiles a template; raises exceptions of Jinja and of Python's compiler if `source` is not one."""
+    """Compiles the text of a Jinja template, in which `{% generation %}` is a tag too.
+
+    Raises:
+      jinja2.TemplateSyntaxError: `source` is not a template. Python's compiler may raise exceptions of other types.
+    """
     environment = _Environment()
     tree = environment.parse(source)
     names = {node.name for node in tree.find_all(nodes.Name)} | {node.attr for node in tree.find_all(nodes.Getattr)}
@@ -48,12 +63,16 @@ def compile_template(source: str) -> Compiled:
 
 
 def render(template: jinja2.Template, variables: Mapping[str, Any], day: datetime.date) -> Rendered:
-    """Renders the template; its expressions may raise exceptions of any type.
+    """Renders the template.
 
     Args:
-      template: made by this file's environment.
+      template: `compile_template(source).template`.
       variables: {name: value} that it can read.
-      day: the day that its functions take as today.
+      day: what `strftime_now(format)` in the template formats, at midnight.
+
+    Raises:
+      jinja2.TemplateError: the template calls `raise_exception`, or takes more than 5,000,000 steps, or these make more
+        than 50,000,000 characters. Its expressions may raise exceptions of any other type.
     """
     environment: Any = template.environment
     environment.begin(day)

@@ -50,21 +50,23 @@ def save_gguf_lora(
 ) -> None:
     """Writes an adapter as a GGUF file: A and B of each layer, and one lora_alpha.
 
-    The tensors are called `blk.3.attn_q.weight.lora_a` (r, in) and `blk.3.attn_q.weight.lora_b` (out, r).
+    The tensors are called `blk.3.attn_q.weight.lora_a` (r, in) and `blk.3.attn_q.weight.lora_b` (out, r). For llama and
+    mistral the rows of B of q and k are in llama.cpp's order: within a head, feature i is next to i + half the width.
 
     llama.cpp scales each update by lora_alpha / r, with r from the tensors, and by 1 if lora_alpha is 0. The file gets
     the largest lora_alpha of all layers; a layer with a smaller one (alpha_pattern, rsLoRA, mixtures) has the ratio
     multiplied into B.
 
     Args:
-      file: the file to write.
+      file: the file to write; its folder is created.
       adapter: {path: LowRank} of linear weights.
-      config: of the base model.
+      config: of the base model: a gemma, gemma2, gemma3_text, gpt2, llama, mistral, phi3, qwen2 or qwen3.
       dtype: of the tensors.
 
     Raises:
-      UnsupportedModelError: a family that llama.cpp's adapter format cannot hold.
-      JloraError: an entry that it cannot hold.
+      UnsupportedModelError: another family.
+      JloraError: an entry that the format cannot hold (`Full`, `Rows`, DoRA, an embedding, a convolution), or a module
+        for which llama.cpp has no name.
     """
     if config.model_type not in _ARCHITECTURES:
         raise UnsupportedModelError(

@@ -86,7 +86,7 @@ _SAID_TWICE = ("vocab_size", "tensor_data_layout", "rope.scaling.original_contex
 
 
 def architecture_of(content: Gguf) -> tuple[str, Architecture]:
-    """Returns (the value of `general.architecture`, its description in ARCHITECTURES).
+    """Returns (the value of `general.architecture` in `content.fields`, its description in ARCHITECTURES).
 
     Raises:
       UnsupportedModelError: the file has no such key, or the architecture is not in the table.
@@ -101,8 +101,11 @@ def architecture_of(content: Gguf) -> tuple[str, Architecture]:
 def key_of(content: Gguf, name: str) -> str:
     """Returns Hugging Face's key of the tensor that the file calls `name`.
 
+    `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`; `token_embd.weight` is
+    `model.embed_tokens.weight`; `output.weight` is `lm_head.weight`. `content` is only read for the error.
+
     Raises:
-      FileError: a tensor that the architecture does not have.
+      FileError: no supported architecture has such a tensor.
     """
     *block, module, parameter = name.split(".") if "." in name else ("", name)
     if module not in _KEYS or (block and (len(block) != 2 or block[0] != "blk")):
@@ -115,10 +118,15 @@ def key_of(content: Gguf, name: str) -> str:
 def heads_of(content: Gguf, stored: StoredBlocks) -> int | None:
     """Returns the number of heads by which the rows of q or k are reordered; None for other tensors.
 
-    `stored` is one of the file's tensors; its name says whether it is q or k, such as `blk.0.attn_q.weight`.
+    For the architecture llama it is the field `llama.attention.head_count` for q, and for k
+    `llama.attention.head_count_kv`, or that of q if this is missing.
+
+    Args:
+      content: the file.
+      stored: one of its tensors; the name says whether it is q or k: `blk.0.attn_q.weight`, `blk.0.attn_k.bias`.
 
     Raises:
-      FileError: the file has no such number, or it does not divide the rows.
+      FileError: the file has no such number, or twice the number does not divide the rows.
     """
     prefix, _ = architecture_of(content)
     key = {"attn_q": "head_count", "attn_k": "head_count_kv"}.get(stored.name.split(".")[-2])
@@ -135,7 +143,13 @@ def heads_of(content: Gguf, stored: StoredBlocks) -> int | None:
 
 
 def config_of(content: Gguf) -> PreTrainedConfig:
-    """Builds the model's config from the metadata and the tensors.
+    """Builds the model's config, such as a LlamaConfig, from the metadata and the tensors.
+
+    In the fields of a llama, `llama.embedding_length` is hidden_size, `llama.feed_forward_length` intermediate_size,
+    `llama.block_count` num_hidden_layers, `llama.context_length` max_position_embeddings, `llama.attention.head_count`
+    num_attention_heads, and `llama.attention.layer_norm_rms_epsilon` rms_norm_eps (rounded to float32): these are
+    required. Optional are `llama.attention.head_count_kv`, `llama.attention.key_length` (head_dim) and the `llama.rope`
+    keys. vocab_size is the number of rows of the tensor `token_embd.weight`; without `output.weight` the head is tied.
 
     Raises:
       FileError: a missing key, or a number out of its range.

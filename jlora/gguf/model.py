@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 
 
 def is_gguf(name: str | Path) -> bool:
-    """Returns whether the name ends with .gguf."""
+    """Returns whether the name ends with ".gguf"; no file is opened."""
     return str(name).endswith(".gguf")
 
 
 def gguf_config(file: Path) -> PreTrainedConfig:
-    """Reads the config of the model in the file.
+    """Reads the config of the model in the file: transformers' class for the architecture, such as LlamaConfig.
 
     Raises:
-      JloraError: the file is missing or not a complete GGUF file, or `config_of` refuses it.
+      FileError: the file is missing or not a complete GGUF file, or lacks a size of the model.
+      UnsupportedModelError: an architecture other than llama, qwen2 and qwen3, or a feature that is not supported.
     """
     from jlora.gguf.reader import read_gguf
 
@@ -36,7 +37,7 @@ def gguf_tokenizer(file: Path) -> PreTrainedTokenizerFast:
     """Reads the tokenizer of the model in the file, with its chat templates.
 
     Raises:
-      JloraError: the file is missing or not a complete GGUF file, or its kind of tokenizer is not supported.
+      FileError: the file is missing or not a complete GGUF file, or its kind of tokenizer is not supported.
     """
     from jlora.gguf.reader import read_gguf
     from jlora.gguf.tokenizer import make_tokenizer  # which loads transformers
@@ -46,7 +47,15 @@ def gguf_tokenizer(file: Path) -> PreTrainedTokenizerFast:
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor in a GGUF file that has not been read yet, under Hugging Face's key."""
+    """A tensor in a GGUF file that has not been read yet, under Hugging Face's key.
+
+    Attributes:
+      file: the GGUF file.
+      key: Hugging Face's, such as `model.layers.0.self_attn.q_proj.weight`.
+      shape: Hugging Face's, (out, in) of a linear layer.
+      stored: the tensor as it is in the file.
+      heads: of q and k in llama's files, whose rows are put back into Hugging Face's order; else None.
+    """
 
     file: Path
     key: str
@@ -55,7 +64,7 @@ class GgufTensor:
     heads: int | None  # of q and k, whose rows `read` puts back into Hugging Face's order
 
     def read(self, dtype: Any, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """Reads the tensor, or its part at `index`, in `dtype`; raises JloraError if a number is not finite."""
+        """Reads the tensor, or its part at `index`, in `dtype`; raises FileError if a number is not finite."""
         value = self.stored.read(dtype)
         if self.heads is not None:
             half = self.shape[0] // self.heads // 2
@@ -67,16 +76,17 @@ class GgufTensor:
         return self.read(np.float32)
 
     def require_float(self) -> None:
-        """Raises JloraError if the tensor's quantization cannot be read."""
+        """Raises FileError if the tensor's quantization cannot be read, or the file ends before the tensor does."""
         self.stored.require_readable()
 
 
 def gguf_tensors(file: Path) -> dict[str, GgufTensor]:
-    """Returns {Hugging Face's key: tensor} of the file.
+    """Returns {Hugging Face's key: tensor} of the file, without `rope_freqs.weight`, which is in the config instead.
 
     Raises:
-      JloraError: the file is missing or not a complete GGUF file, its architecture is not supported, or it has a tensor
-        that does not belong to this architecture.
+      FileError: the file is missing or not a complete GGUF file, or has a tensor that does not belong to its
+        architecture.
+      UnsupportedModelError: an architecture other than llama, qwen2 and qwen3.
     """
     from jlora.gguf.reader import read_gguf
 

@@ -36,7 +36,15 @@ _MOST_FIELDS, _MOST_AXES, _MOST_NUMBERS = 2**16, 4, 2**48
 
 @dataclass(frozen=True)
 class StoredBlocks:
-    """A tensor in a GGUF file that has not been read yet: ggml's number of its type, and the byte where it starts."""
+    """A tensor in a GGUF file that has not been read yet.
+
+    Attributes:
+      file: the file.
+      name: llama.cpp's, such as `blk.0.attn_q.weight`.
+      shape: in numpy's order, (out, in) of a linear layer; the file has it reversed.
+      type: ggml's number of its type: 0 is float32, 1 float16, 8 Q8_0.
+      start: the offset of its first byte in the file.
+    """
 
     file: Path
     name: str
@@ -99,7 +107,13 @@ class StoredBlocks:
 
 
 class Gguf(NamedTuple):
-    """The content of a GGUF file: {key: value} of its metadata, and {name: tensor}."""
+    """The content of a GGUF file.
+
+    Attributes:
+      file: the file, for messages.
+      fields: {key: value} of the metadata: numbers, bools, texts and lists of one of these.
+      tensors: {name: tensor}.
+    """
 
     file: Path
     fields: dict[str, Any]
@@ -110,8 +124,9 @@ def read_gguf(file: Path) -> Gguf:
     """Reads a file's metadata and the places of its tensors, but no tensor.
 
     Raises:
-      FileError: the file is missing, is not GGUF, has an unknown version, ends within the metadata, is one of several
-        parts, has a name twice, or has more metadata than any model.
+      FileError: the file is missing, is not GGUF, has a version other than 2 and 3, ends within the metadata, is one of
+        several parts, has a key or a tensor twice or two tensors in the same bytes, or has more metadata than any
+        model.
     """
     if not Path(file).is_file():
         raise FileError(f"{file}: expected a GGUF file; found no such file")

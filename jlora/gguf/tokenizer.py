@@ -24,9 +24,15 @@ _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad
 def make_tokenizer(content: Gguf) -> PreTrainedTokenizerFast:
     """Builds the tokenizer of a file, with its chat templates.
 
+    It reads these keys of `content.fields`, all after `tokenizer.ggml.`: `model` ("gpt2" is byte-level BPE, "llama"
+    SentencePiece's); `pre` ("gpt-2", "llama-bpe", "qwen2", "smollm", for gpt2 only); the lists `tokens`, `token_type`
+    (of types 3, control, and 4, added by a user, a token is never split), and `merges` (gpt2) or `scores` (llama); and
+    the optional `bos_token_id`, `eos_token_id`, `unknown_token_id`, `padding_token_id`, `add_bos_token`,
+    `add_eos_token` and `add_space_prefix`. The template is `tokenizer.chat_template`.
+
     Raises:
-      FileError: the tokenizer is neither byte-level BPE with a known pre-tokenizer nor SentencePiece's BPE, or its
-        lists are missing or inconsistent.
+      FileError: another model or pre-tokenizer, llama in a file of another architecture, a list that is missing or not
+        as long as `tokens`, a token of more than 256 characters, or an id that is not a token's.
     """
     fields = {key.removeprefix("tokenizer.ggml."): value for key, value in content.fields.items()}
     kind, before = fields.get("model"), fields.get("pre")

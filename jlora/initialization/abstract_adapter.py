@@ -41,9 +41,23 @@ def abstract_adapter(
     names: Mapping[str, str] | None = None,
     **kwargs: Any,
 ) -> dict[str, Entry]:
-    """Plans the adapter that `init` makes: with ShapeDtypeStructs for arrays, except the scales, which are arrays.
+    """Plans the adapter that `init` makes: {path: entry} with ShapeDtypeStructs for arrays, except the scales.
 
-    Nothing is computed, and `base` may be abstract too. Arguments and errors are those of `init`.
+    Nothing is computed.
+
+    Args:
+      config: which modules, ranks and alphas; `init_lora_weights` is not read.
+      base, fn, args, kwargs: the adapter is for `fn(base, *args, **kwargs)`; arrays may be ShapeDtypeStructs.
+      allow_materialize: also plan entries for weights that go through an operation without a low-rank rule. Without it
+        a warning lists them.
+      names: {path: PyTorch's name}, such as {"blocks/q/kernel": "model.layers.{}.q_proj.weight"}, if the configuration
+        uses those names; None if it uses the paths', such as "blocks.q".
+
+    Raises:
+      TargetNotFoundError: an entry of `config` matches no module that could be adapted, or names a matrix that `fn`
+        never uses.
+      NoRuleError: an entry matches only modules that go through an operation without a low-rank rule.
+      JloraError: an embedding is to be trained both by rows and otherwise; a head that is tied is to be adapted alone.
     """
     seen = base_uses(fn, base, args, kwargs, names)
     config = _naming_embeddings(config, seen)
@@ -59,16 +73,20 @@ def abstract_adapter(
 def abstract_stored(
     where: str, config: LoraConfig, seen: BaseUses, *, allow_materialize: bool = False
 ) -> dict[str, Entry]:
-    """Plans, as `abstract_adapter` does, for the configuration in the file `where`.
+    """Plans the adapter of a stored configuration: what `abstract_adapter` returns, but names may match nothing.
 
-    It may name modules that the model does not have: PEFT ignores such names, and the tensors of the file show whether
-    they matter.
+    PEFT ignores names of modules that the model does not have, and the tensors of the file show whether they matter. If
+    no name matches, the result is {}.
+
+    Args:
+      where: the file that the configuration is from, for messages. The other arguments are those of `abstract_adapter`.
 
     Args:
       seen: the base and the uses of its leaves, as `base_uses` finds them.
 
     Raises:
-      JloraError: as for `abstract_adapter`, except for names that match nothing; a regular expression takes too long.
+      FileError: a regular expression takes more than 5 seconds on the model's names.
+      JloraError: an embedding is to be trained both by rows and otherwise; a head that is tied is to be adapted alone.
     """
     require_quick_patterns(config, [name for modules in seen.modules.values() for name in modules], where)
     config = _naming_embeddings(config, seen)

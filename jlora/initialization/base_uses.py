@@ -20,11 +20,12 @@ _KINDS = frozenset(get_args(UseKind))
 
 
 class BaseUses(NamedTuple):
-    """A traced function and its base.
+    """A traced function and its base. All dicts except `tied` have each path of `leaves`; `base_uses` makes it.
 
     Attributes:
+      traced: the function, traced to a jaxpr.
       leaves: {path: leaf that is an array}.
-      uses: {path: how the function uses the leaf}.
+      uses: {path: a `Use` for each time that the function uses the leaf, in order; () if never}.
       modules: {path: dotted names of the modules in the leaf, one for each layer of a stack}; PyTorch's where given.
       biases: paths of the leaves that are biases by name and use.
       torch_axes: {path: `Full.torch_axes`}. None for a leaf called `weight`, which is already PyTorch's tensor (also
@@ -45,8 +46,10 @@ def base_uses(fn: Callable, base: Any, args: tuple, kwargs: dict, names: Mapping
     """Traces `fn(base, *args, **kwargs)` and finds how it uses each array leaf of the base; computes nothing.
 
     Args:
+      base: any pytree; its arrays may be ShapeDtypeStructs.
       args, kwargs: the other arguments of `fn`; arrays may be ShapeDtypeStructs.
-      names: {path: PyTorch's name}, as for `save_adapter`; None if the paths say them.
+      names: {path: PyTorch's name}, such as {"blocks/q/kernel": "model.layers.{}.q_proj.weight"} with {} for the number
+        of the layer in a stack; None if the paths themselves name the modules.
     """
     leaves, traced = array_leaves(base), trace(fn, base, args, kwargs)
     uses = {path: _of_one_layer(torch_path(path, names), leaves[path], uses) for path, uses in uses_in(traced).items()}
@@ -69,9 +72,14 @@ def _of_one_layer(path: str, leaf: Any, uses: tuple[Use, ...]) -> tuple[Use, ...
 
 
 def without_rule(seen: BaseUses, low_ranks: Mapping[str, LowRank]) -> dict[str, str]:
-    """Returns {path: its first operation without a low-rank rule} for the entries that `adapt` would refuse.
+    """Returns {path: the primitive without a low-rank rule} for the entries that `adapt` would refuse.
 
-    `low_ranks` is {path: entry}, with arrays or ShapeDtypeStructs. An empty result means that all can be adapted.
+    If there are several primitives, it is the first. A leaf that is used in a product and also in `sin` is refused: its
+    value is "sin". An empty result means that all can be adapted.
+
+    Args:
+      seen: from `base_uses`.
+      low_ranks: {path: entry}, with arrays or ShapeDtypeStructs.
     """
     without = {path: next((use.kind for use in seen.uses[path] if use.kind not in _KINDS), None) for path in low_ranks}
     stopped = {path: operation for path, operation in without.items() if operation is not None}
@@ -82,11 +90,17 @@ def without_rule(seen: BaseUses, low_ranks: Mapping[str, LowRank]) -> dict[str, 
 def shaping_use(path: str, leaf: Any, uses: tuple[Use, ...], *, only_linear: bool) -> Use | None:
     """Returns the use that determines the shapes of A and B; None for a leaf that cannot have a low-rank update.
 
-    Prefers a use within layers, then a lookup. Axes of size 1 that the function drops count as outputs. If no use has
-    a low-rank rule, the axes are those of a kernel (in, out), or of PyTorch's weight (out, in).
+    Of the uses "linear", "lookup" and "conv" it takes the one with the longest stack, then a lookup, then the first.
+    Its `outputs` are all axes that are neither stack nor inputs. If there is no such use, its kind is "linear" and the
+    axes are those of a kernel (*in, out), or with a path that ends in `weight` those of PyTorch's (out, *in); then a
+    bias, or a leaf with fewer than two axes longer than 1, gives None. Without uses, inputs or outputs the result is
+    None.
 
     Args:
-      only_linear: accept only leaves that are used in matrix products and nowhere else.
+      path: of the leaf.
+      leaf: only its shape is read.
+      uses: how the function uses it.
+      only_linear: also return None if there is a lookup or a convolution among the uses.
     """
     kinds = {use.kind for use in uses}
     if not uses or (only_linear and (kinds & _KINDS) - {"linear"}):

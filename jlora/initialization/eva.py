@@ -52,7 +52,8 @@ def init_eva(
       `target_modules`, their ranks in `rank_pattern`, and alphas in `alpha_pattern` that keep alpha / r as it was.
 
     Raises:
-      JloraError: as for `init`; another `init_lora_weights`; a rho below 1; no batches.
+      JloraError: another `init_lora_weights`; a rho below 1; no batches.
+      TargetNotFoundError, NoRuleError: an entry of `config` matches no weight that can be adapted.
     """
     if config.init_lora_weights != "eva":
         raise JloraError(f'LoraConfig.init_lora_weights: expected "eva", found {config.init_lora_weights!r}')

@@ -49,7 +49,8 @@ def init(
         looked up or convolved. Nothing is computed, and args may be ShapeDtypeStructs.
       allow_materialize: also adapt weights that go through an operation without a low-rank rule, for
         `adapt(fn, allow_materialize=True)`. Without it a warning lists such weights that the configuration matches.
-      names: {path: PyTorch's name}, as for `jlora.save_adapter`, if the configuration uses those names.
+      names: {path: PyTorch's name}, such as {"blocks/q/kernel": "model.layers.{}.q_proj.weight"}, if the configuration
+        uses those names; as for `jlora.save_adapter`.
 
     Returns:
       {path: LowRank(a, b, scale) for each adapted leaf, float32; Full(value) for each leaf of `modules_to_save` and
@@ -69,9 +70,19 @@ def init(
 def draw_default(
     key: jax.Array, config: LoraConfig, base: Any, fn: Callable, *args: Any, **kwargs: Any
 ) -> dict[str, Entry]:
-    """Makes the adapter that `init` makes by default, whatever `config.init_lora_weights` is.
+    """Makes the adapter that `init` makes with `init_lora_weights` True, whatever it is in `config`.
 
-    The arguments are those of `init`; the result is {path: entry}.
+    Args:
+      key: draws A, and B of an embedding.
+      config: which modules, ranks and alphas.
+      base, fn, args, kwargs: the adapter is for `fn(base, *args, **kwargs)`, which is only traced. kwargs may also have
+        `names` and `allow_materialize`, which are those of `init`.
+
+    Returns:
+      {path: entry}: all updates are zero, and `Full` and `Rows` have the base's values.
+
+    Raises:
+      TargetNotFoundError, NoRuleError: an entry of `config` matches no weight that can be adapted.
     """
     return _draw(key, abstract_adapter(config, base, fn, *args, **kwargs), leaves_by_path(base), True)
 
@@ -90,7 +101,10 @@ def _fill_entry(key: jax.Array, start: InitLoraWeights, entry: Entry, leaf: jax.
 
 
 def set_magnitude(entry: LowRank, leaf: jax.Array | Quantized) -> LowRank:
-    """Sets DoRA's magnitude from leaf and update, if the entry has one."""
+    """Sets DoRA's magnitude (the norm of leaf + update) and `squared_norm`, if the entry has a magnitude.
+
+    An entry without one is returned as it is.
+    """
     return entry if entry.magnitude is None else with_magnitude(entry, leaf)
 
 

@@ -40,14 +40,16 @@ def init_loftq(
     without an adapter are just quantized; adapted weights that `quantize` does not take start as in `init`.
 
     Args:
-      key, config, fn, args, kwargs: as for `init`; `init_lora_weights` is "loftq" or its default.
+      key: draws A where an adapted weight is not quantized.
+      config: which modules and ranks; `init_lora_weights` is "loftq" or True.
       base: dense; it is not changed.
-      kind: as for `quantize`.
+      fn, args, kwargs: the adapter is for `fn(base, *args, **kwargs)`, which is only traced.
+      kind: "nf4" (4 bits) or "int8": how `quantize` stores the weights.
       iterations: how often the two steps are repeated.
 
     Raises:
-      JloraError: as for `init` and `quantize`; another `init_lora_weights`; an alpha of 0 or below; fewer than one
-        iteration; a quantized base.
+      JloraError: another `init_lora_weights`; an alpha of 0 or below; fewer than one iteration; a quantized base.
+      TargetNotFoundError, NoRuleError: an entry of `config` matches no weight that can be adapted.
     """
     _require(config, base, iterations)
     adapter = draw_default(key, config, base, fn, *args, **kwargs)

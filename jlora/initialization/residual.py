@@ -44,11 +44,13 @@ def init_residual(
 
     Args:
       key: draws the test vectors of "pissa_niter_N".
-      config, base, fn, args, kwargs: as for `init`. With `use_dora` the magnitudes are the norms of the base's weights.
+      config: which modules and ranks. With `use_dora` the magnitudes are the norms of the base's weights.
+      base, fn, args, kwargs: the adapter is for `fn(base, *args, **kwargs)`, which is only traced; the base is dense.
 
     Raises:
-      JloraError: as for `init`; another `init_lora_weights`; a target that is not used only in matrix products; PiSSA
+      JloraError: another `init_lora_weights`; a target that is quantized or not used only in matrix products; PiSSA
         with an alpha of 0 or below.
+      TargetNotFoundError, NoRuleError: an entry of `config` matches no weight that can be adapted.
     """
     name = str(config.init_lora_weights)
     _require_name(config, is_residual(name), "pissa, pissa_niter_N or olora")
@@ -73,13 +75,14 @@ def init_lora_ga(
     outputs^(1/4) / sqrt(16). For the residual base see `init_residual`.
 
     Args:
-      config, base, fn, args, kwargs: as for `init`.
+      config, base, fn, args, kwargs: as for `init_residual`.
       gradients: a tree with the base's paths and dL/dW, of the weight's shape, for each targeted weight. For example
         the mean over a few batches of `jax.grad(lambda base: loss(fn(base, batch)))(base)`. Other leaves are not
         read, and may be None.
 
     Raises:
-      JloraError: as for `init_residual`; a targeted weight without a gradient of its shape, or with a side below 2 r.
+      JloraError: another `init_lora_weights`; a targeted weight that is quantized, not used only in matrix products,
+        without a gradient of its shape, or with a side below 2 r.
     """
     _require_name(config, config.init_lora_weights == "lora_ga", "lora_ga")
     found = leaves_by_path(gradients)
@@ -117,10 +120,16 @@ def subtract_initial(adapter: Adapter, initial: Adapter) -> dict[str, Entry]:
 def of_plain_base(adapter: Adapter, config: LoraConfig, base: Any) -> dict[str, Entry]:
     """Converts an adapter of the residual base of "pissa" or "olora" to one of twice the rank for `base` itself.
 
-    Its start is computed again from the weights of `base`, as PEFT does when it opens such a file.
+    Its start is computed again from the weights of `base`, as PEFT does when it opens such a file: the result is that
+    of `subtract_initial` with the adapter that `init_residual` returns for `base`.
+
+    Args:
+      adapter: {path: entry}, trained on the residual base.
+      config: `init_lora_weights` says which start.
+      base: the original weights, dense.
 
     Raises:
-      JloraError: as for `init_residual`.
+      JloraError: an adapted weight that is not used only in matrix products, is quantized, or is only a shape.
     """
     name = str(config.init_lora_weights)
 
@@ -150,7 +159,10 @@ def _minus(path: str, entry: LowRank, initial: Mapping[str, Entry]) -> LowRank:
 
 
 def require_positive_alpha(config: LoraConfig, method: str) -> None:
-    """Raises JloraError if an alpha is not above 0: the method divides by the scale."""
+    """Raises JloraError if `lora_alpha` or a value of `alpha_pattern` is 0 or below: the method divides by the scale.
+
+    `method` is its name in the message.
+    """
     for field, alpha in {"lora_alpha": config.lora_alpha, **config.alpha_pattern}.items():
         if alpha <= 0:
             raise JloraError(f"LoraConfig: {field}: expected an alpha above 0 for {method}, found {alpha}")
@@ -182,7 +194,7 @@ def _split(given: Adapter, config: LoraConfig, start: FactorRule, base: Any) -> 
 
 
 def as_wide_as_its_rank(layer: Matrices) -> Matrices:
-    """Pads A and B with zeros to the layer's rank, which may be larger than a side of the weight."""
+    """Pads A and B with zeros to the layer's rank, len(scale), which may be larger than a side of the weight."""
     missing = len(layer.scale) - len(layer.a)
     return layer._replace(a=jnp.pad(layer.a, ((0, missing), (0, 0))), b=jnp.pad(layer.b, ((0, 0), (0, missing))))
 
@@ -231,7 +243,12 @@ def _of_weight(key: jax.Array, name: str, layer: Matrices, weight: jax.Array) ->
 
 
 def largest_components(layer: Matrices, matrix: jax.Array) -> Matrices:
-    """Sets A and B so that the layer's update is the nearest of its rank to `matrix` (out, in)."""
+    """Sets A and B so that the layer's update is the nearest of its rank to `matrix` (out, in).
+
+    The rank and the scale, which must be positive, are those of `layer.scale`. A and B have the same norms: the
+    singular values are split evenly. With a rank above min(out, in), A and B have only that many components. A layer of
+    rank 0 is returned as it is.
+    """
     return _balance(layer, *_svd(matrix)) if len(layer.scale) else layer
 
 

@@ -19,10 +19,18 @@ _TOKEN_EMBEDDINGS = ("embed_tokens", "word_embeddings", "wte", "embed_in")
 
 
 def token_rows(config: LoraConfig, seen: BaseUses) -> dict[str, Rows]:
-    """Returns {path of an embedding or output head: its trained rows, ShapeDtypeStructs}; a tied head shares them.
+    """Returns {path of an embedding or output head: its trained rows, whose `value` is a ShapeDtypeStruct}.
+
+    They are those of `config.trainable_token_indices`: {end of a module's name: ids}, or a list of ids for the token
+    embedding; None gives {}. If the embedding is also the head, "lm_head" with the same ids is not another entry.
+
+    Args:
+      seen: from `base_uses`.
 
     Raises:
-      JloraError: a name does not match exactly one table, ids are repeated or out of range, or a head has a bias.
+      JloraError: a name does not match exactly one table; ids are empty, repeated or out of range; a head has a bias; a
+        list of ids is given, but it is not clear for which embedding: there is none, or among several not just one ends
+        in embed_tokens, word_embeddings, wte or embed_in.
     """
     wanted = config.trainable_token_indices
     if wanted is None:

@@ -27,7 +27,8 @@ class LoraConfig:
         dotted name; or a list of names, each the whole name or its last components.
       exclude_modules: the same, for modules to leave out.
       modules_to_save: modules trained in full in addition to the adapter, by the end of their name. None means the
-        head of the task_type ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS"); an empty list freezes the head too.
+        head of the task_type: "classifier" and "score" for "SEQ_CLS" and "TOKEN_CLS", "qa_outputs" for
+        "QUESTION_ANS"; an empty list freezes the head too.
       rank_pattern, alpha_pattern: {regular expression on the end of the name: r or lora_alpha}.
       layers_to_transform: numbers of the layers to adapt (with a list of target_modules); None means all.
       layers_pattern: name of the list of layers (`h`, `layers`) as one or more regular expressions, needed if the first

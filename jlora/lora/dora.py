@@ -16,7 +16,7 @@ _EXACT = jax.lax.Precision.HIGHEST
 
 
 def squared_norm(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
-    """Computes |leaf|^2 over the input axes: (*stack, *out), float32."""
+    """Computes |leaf|^2 over the input axes of `low_rank.spec`: (*stack, *out), float32. A and B are not read."""
     axes = low_rank.axes
 
     def squares(leaf: jax.Array, stack: str, out: str) -> jax.Array:
@@ -26,7 +26,10 @@ def squared_norm(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
 
 
 def with_magnitude(low_rank: LowRank, leaf: jax.Array | Quantized) -> LowRank:
-    """Adds DoRA's magnitude: the norm of leaf + update, so that the weight does not change yet."""
+    """Returns the entry with DoRA's magnitude, the norm of leaf + update over the input axes, and with `squared_norm`.
+
+    With this magnitude the gain is 1: the weight does not change yet.
+    """
     norms = squared_norm(low_rank, leaf)
     entry = dataclasses.replace(low_rank, squared_norm=norms, magnitude=jnp.ones_like(norms))
     moved = _change_of_squared_norm(entry, leaf)
@@ -36,7 +39,8 @@ def with_magnitude(low_rank: LowRank, leaf: jax.Array | Quantized) -> LowRank:
 def gain(low_rank: LowRank, leaf: jax.Array | Quantized) -> jax.Array:
     """Computes magnitude / |leaf + update|, (*stack, *out), float32; 1 for layers that are not adapted and norms of 0.
 
-    The norm is computed from |W|^2 + 2 <W, U> + |U|^2 without forming the update U, and has no gradient.
+    The entry must have a magnitude, and |leaf|^2 is its `squared_norm`. The norm is computed from
+    |W|^2 + 2 <W, U> + |U|^2 without forming the update U, and has no gradient.
     """
     assert low_rank.magnitude is not None
     assert low_rank.squared_norm is not None

@@ -42,7 +42,7 @@ class LowRank:
       ranks: the true rank of each layer of the stack (one entry if there is no stack); a layer of rank 0 is not
         adapted.
       dropout: the probability with which the input of `a` is dropped if a dropout key is given.
-      kind: the use that determined the shapes of A and B.
+      kind: the use that determined the shapes of A and B: "linear", "lookup" or "conv".
       only: if not None, the update applies only to uses of this kind (an embedding that is also the output head).
       tied: whether the leaf is such an embedding and the update applies to both uses (`ensure_weight_tying`).
       magnitude: (*stack, *out), DoRA's, or None.
@@ -127,12 +127,16 @@ class Rows:
 
 Entry = LowRank | Full | Rows
 Adapter = Mapping[str, Entry]
+"""{path of a leaf of the base, its keys joined by "/": the entry}."""
 
 
 def require_fit(adapter: Adapter, leaves: Mapping[str, Any]) -> None:
     """Raises AdapterMismatchError if an entry's path is not one of `leaves`, or its shape is not that of the leaf.
 
-    `leaves` is {path: leaf} of the base, arrays or ShapeDtypeStructs; leaves without an entry are allowed.
+    The shape is `LowRank.shape`, or that of `value`; layers or rows that the leaf does not have are refused too.
+
+    Args:
+      leaves: {path: leaf} of the base, arrays or ShapeDtypeStructs; leaves without an entry are allowed.
     """
     for path, entry in adapter.items():
         require(path, leaves, "the base tree")
@@ -156,7 +160,10 @@ def _whole_fits(entry: Full | Rows, shape: tuple[int, ...]) -> bool:
 
 
 def insert_trained(leaf: jax.Array | Quantized, entry: Full | Rows) -> jax.Array:
-    """Replaces the leaf, or its trained layers or rows, by the entry's value; the result is dense."""
+    """Returns the leaf with its trained layers or rows replaced by the entry's value, dense, in the leaf's dtype.
+
+    A `Full` entry without layers replaces the whole leaf: the result is `entry.value` itself.
+    """
     if entry.taken is None:
         return entry.value
     value = entry.value.astype(leaf.dtype)
@@ -166,19 +173,19 @@ def insert_trained(leaf: jax.Array | Quantized, entry: Full | Rows) -> jax.Array
 
 
 def own_values(leaf: jax.Array, entry: Full | Rows) -> jax.Array:
-    """Returns the leaf's own values of what the entry trains, in the shape of `entry.value`."""
+    """Returns the leaf's own values of the layers or rows that the entry trains, in the shape of `entry.value`."""
     if isinstance(entry, Rows):
         return gather_rows(leaf, entry)
     return leaf if entry.layers is None else leaf[jnp.asarray(entry.layers)]
 
 
 def gather_rows(table: jax.Array, entry: Rows) -> jax.Array:
-    """Returns the table's own values of the entry's rows, (n, dim)."""
+    """Returns the table's own values of the rows `entry.indices` on the axis `entry.axis`, (n, dim)."""
     return jnp.moveaxis(table[entry.place], entry.axis, 0)
 
 
 def scale_b(low_rank: LowRank) -> jax.Array:
-    """Computes b * scale, (*stack, r, *out), without a gradient for the scale."""
+    """Computes b * scale, (*stack, r, *out), in the dtype of b, without a gradient for the scale."""
     scale = jax.lax.stop_gradient(low_rank.scale)
     out_axes = range(scale.ndim, low_rank.b.ndim)
     return low_rank.b * jnp.expand_dims(scale, tuple(out_axes)).astype(low_rank.b.dtype)
@@ -221,7 +228,8 @@ def combine(first: PyTree, second: PyTree) -> PyTree:
 def count_parameters(base: PyTree, adapter: Adapter | None = None, prefix: str = "") -> tuple[int, int]:
     """Counts the (total, trainable) parameters of the base with the adapter.
 
-    A leaf trained in full counts once. Padding of stacked low-rank leaves does not count, nor does the scale.
+    The total is all numbers of the base, and A, B and magnitude of the `LowRank` entries; the values of `Full` and
+    `Rows` entries are trainable, but not counted a second time in the total. Padding and scales do not count.
 
     Args:
       base: tree of arrays or ShapeDtypeStructs.
@@ -238,7 +246,11 @@ def count_parameters(base: PyTree, adapter: Adapter | None = None, prefix: str =
 
 
 def count_trained(entry: Entry) -> int:
-    """Returns the number of trained parameters of one entry, without padding."""
+    """Returns the number of trained parameters of one entry, without padding.
+
+    For `Full` and `Rows` it is the size of `value`. A layer of rank r of a `LowRank` has r * (inputs + outputs), and
+    with DoRA `outputs` more unless r is 0.
+    """
     if not isinstance(entry, LowRank):
         return int(np.prod(entry.value.shape))
     rank_axis = len(entry.scale.shape) - 1

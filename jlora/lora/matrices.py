@@ -44,7 +44,10 @@ def to_matrices(entry: LowRank) -> list[Matrices]:
 
 
 def layer_ranks(entry: LowRank) -> list[int]:
-    """Returns the true rank of each matrix of the flattened stack; all matrices of one layer have its rank."""
+    """Returns the true rank of each matrix of the flattened stack.
+
+    This is `entry.ranks`, each repeated if a stack inside the layers gives several matrices to each of them.
+    """
     copies = math.prod(entry.scale.shape[:-1]) // len(entry.ranks)
     return [rank for rank in entry.ranks for _ in range(copies)]
 
@@ -76,7 +79,10 @@ def _pad_rank(x: jax.Array, rank: int) -> jax.Array:
 
 
 def leaf_to_matrices(like: LowRank, leaf: jax.Array) -> jax.Array:
-    """Reshapes a leaf, or any array of its shape, to (layers, out, in): the layout of torch's Linear."""
+    """Reshapes a leaf, or any array of its shape, to (layers, out, in): the layout of torch's Linear.
+
+    `like.spec` says which axes are the stack, outputs and inputs; layers is 1 without a stack.
+    """
     axes = like.axes
     sizes = dict(zip(axes.leaf, leaf.shape, strict=True))
     groups = (axes.stack, axes.outputs, axes.inputs)
@@ -85,7 +91,7 @@ def leaf_to_matrices(like: LowRank, leaf: jax.Array) -> jax.Array:
 
 
 def leaf_from_matrices(like: LowRank, layers: jax.Array) -> jax.Array:
-    """Reshapes (layers, out, in) to the leaf's shape; the inverse of `leaf_to_matrices`."""
+    """Reshapes (layers, out, in) to `like.shape`, the leaf's; the inverse of `leaf_to_matrices`."""
     axes = like.axes
     sizes = dict(zip(axes.leaf, like.shape, strict=True))
     order = axes.stack + axes.outputs + axes.inputs

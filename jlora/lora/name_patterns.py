@@ -20,7 +20,10 @@ LIMIT = 5.0
 
 
 def is_expression(text: str) -> bool:
-    """Returns whether the text is a regular expression with the same meaning in `re` and `regex`."""
+    """Returns whether the text is a regular expression with the same meaning in `re` and `regex`.
+
+    `q{2}` is one, `(` is not, nor is `q{e}`, which `regex` reads as a fuzzy match.
+    """
     try:
         re.compile(text)
         _compile(text)
@@ -35,12 +38,22 @@ def is_whole(pattern: str, name: str) -> bool:
 
 
 def is_end(pattern: str, name: str) -> bool:
-    """Returns whether the expression matches the name, or its end after a dot (`rank_pattern`)."""
+    """Returns whether the expression matches the name, or its end after a dot (`rank_pattern`).
+
+    `q` matches "q" and "layers.0.q", but neither "xq" nor "q.x".
+    """
     return _within_limit(pattern, _compile(_END.format(pattern)).match, name) is not None
 
 
 def layer_number(lists: Sequence[str], name: str) -> int | None:
-    """Returns the number after the first of `lists` in the name (`layers_pattern`), or its first number; else None."""
+    """Returns the number of the layer that a module is in; None if there is none.
+
+    Args:
+      lists: regular expressions for the name of the list of layers (`layers_pattern`), tried in order: `["h"]` finds 3
+        in "model.h.3.q" and "h.3.q". Without expressions it is the first number with at least two parts before it: 3 in
+        "model.layers.3.q", None in "layers.3.q", as in PEFT.
+      name: the module's dotted name. The number must not be its last part: "model.layers.3" has None.
+    """
     patterns = [_NUMBER.format(pattern) for pattern in lists] or [_FIRST_NUMBER]
     found = (_within_limit(pattern, _compile(pattern).match, name) for pattern in patterns)
     number = next((match["number"] for match in found if match), None)
@@ -64,10 +77,10 @@ def require_quick(
 
     Args:
       whole, ends, lists: expressions for `is_whole`, `is_end` and `layer_number`.
-      where: the file that they are in.
+      where: the file that they are in, for the message.
 
     Raises:
-      FileError: together they take longer than 5 seconds.
+      FileError: together they take longer than 5 CPU seconds; the message names the expression.
     """
     matchers = [(text, _compile(text).fullmatch) for text in whole]
     matchers += [(text, _compile(_END.format(text)).match) for text in ends]

@@ -51,14 +51,17 @@ INITIALIZATIONS = (
 
 
 def find_initialization(value: Any) -> Initialization | None:
-    """Returns the named initialization that the value of `init_lora_weights` means, or None."""
+    """Returns the entry of INITIALIZATIONS that the value of `init_lora_weights` means.
+
+    "pissa_niter_4" means "pissa_niter_N". The result is None for True, False, a function and other texts.
+    """
     return next((one for one in INITIALIZATIONS if one.means(value)), None)
 
 
 def is_residual(value: Any) -> bool:
-    """Tells whether the adapter starts with a part of the base's weights, and the base gives it up.
+    """Tells whether this value of `init_lora_weights` is one of `init_residual`: pissa, pissa_niter_N or olora.
 
-    `value` is that of `init_lora_weights`; False for values without a name.
+    With these the adapter starts with a part of the base's weights, which is subtracted from the base.
     """
     found = find_initialization(value)
     return found is not None and found.function == "init_residual"

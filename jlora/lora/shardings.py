@@ -20,8 +20,11 @@ def adapter_shardings(adapter: Adapter, mesh: Mesh, mode: Mode = "replicated") -
 
     Args:
       adapter: of arrays or ShapeDtypeStructs.
+      mesh: from `make_mesh`, with the axes data, fsdp and tensor.
       mode: "replicated" puts all of it on each device. "inherit" splits its axes like the corresponding axes of the
-        base's leaf: the optimizer's state is then split too, but each step has to gather the adapter.
+        base's leaf: the inputs of A and the outputs of B are split over fsdp or tensor, unless the number of parts does
+        not divide them; r is not split. The optimizer's state is then split too, but each step has to gather the
+        adapter.
     """
     return {path: _entry_shardings(path, entry, mesh, mode) for path, entry in adapter.items()}
 

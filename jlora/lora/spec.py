@@ -38,7 +38,7 @@ class Spec:
 
 @functools.cache
 def parse_spec(text: str) -> Spec:
-    """Reads a spec as `LowRank.spec` stores it; the inverse of `str`."""
+    """Reads a spec as `LowRank.spec` stores it: "arb,arc->abc" is Spec("a", "b", "c", "abc"). The inverse of `str`."""
     factors, leaf = text.split("->")
     a, b = factors.split(",")
     stack, inputs = a.split("r")

@@ -18,7 +18,12 @@ _ALL_LINEAR = "all-linear"
 
 
 def is_target(config: LoraConfig, name: str) -> bool:
-    """Returns whether to adapt the module `name`; "all-linear" matches every name except output heads."""
+    """Returns whether the configuration adapts the module `name`, such as "model.layers.0.self_attn.q_proj".
+
+    `target_modules` must match the name, and no other field may leave it out: `exclude_modules`, `modules_to_save` and
+    `layers_to_transform`, which does not apply to a whole name in a list, as in PEFT. "all-linear" matches every name
+    except output heads (`lm_head`, `embed_out`). With `target_modules` None no module is adapted.
+    """
     if config.exclude_modules and matches(config.exclude_modules, name):
         return False
     if is_all_linear(config) and name.rpartition(".")[2] in OUTPUT_EMBEDDINGS:
@@ -31,36 +36,45 @@ def is_target(config: LoraConfig, name: str) -> bool:
 
 
 def is_all_linear(config: LoraConfig) -> bool:
-    """Returns whether the configuration adapts every weight of a matrix product."""
+    """Returns whether `config.target_modules` is "all-linear", in upper or lower case."""
     return isinstance(config.target_modules, str) and config.target_modules.lower() == _ALL_LINEAR
 
 
 def is_trained_whole(config: LoraConfig, name: str) -> bool:
-    """Returns whether the module `name` is, or is inside, one of `modules_to_save`.
+    """Returns whether the module `name` is, or is inside, one of `config.trained_whole`.
 
-    PEFT compares the end of a name, also within a component. So `classifier` also matches DistilBERT's
-    `pre_classifier` and everything in RoBERTa's `classifier`.
+    These are `modules_to_save`, or the heads of the task type if that is None. PEFT compares the end of a name, also
+    within a component. So `classifier` also matches DistilBERT's `pre_classifier` and everything in RoBERTa's
+    `classifier`.
     """
     return any(is_in_module(entry, name) for entry in config.trained_whole)
 
 
 def is_in_module(end: str, name: str) -> bool:
-    """Returns whether `name` is, or is inside, a module whose name ends with `end`."""
+    """Returns whether `name` is, or is inside, a module whose name ends with `end`.
+
+    With the end "score" it is true for "score", "model.score", "model.score.out" and "underscore.out".
+    """
     parts = name.split(".")
     return any(".".join(parts[:count]).endswith(end) for count in range(1, len(parts) + 1))
 
 
 def matches(patterns: str | Sequence[str], name: str) -> bool:
-    """Returns whether `name` matches a regular expression, or a list of whole names or their last components."""
+    """Returns whether `name` matches a regular expression as a whole, or is or ends with a name in a list.
+
+    A text is a regular expression. `["q", "a.b"]` matches the names "q", "x.q" and "x.a.b", but not "xq". An empty list
+    matches nothing.
+    """
     if isinstance(patterns, str):
         return is_whole(patterns, name)
     return any(name == entry or name.endswith(f".{entry}") for entry in patterns)
 
 
 def pattern_value(patterns: Mapping[str, Value], name: str, default: Value) -> Value:
-    """Returns the value of the first pattern that matches the end of `name`, as for `rank_pattern`.
+    """Returns the value of the first pattern that matches `name`, or its end after a dot, as for `rank_pattern`.
 
-    `patterns` is {pattern: value}, in the order in which they are tried; `default` is returned if none matches.
+    `patterns` is {regular expression: value}, in the order in which they are tried; `default` is returned if none
+    matches. `{"q": 4}` gives 4 for "q" and "layers.0.q", and the default for "xq" and "q.x".
     """
     for pattern, value in patterns.items():
         if is_end(pattern, name):
@@ -76,7 +90,10 @@ def _in_layers(config: LoraConfig, name: str) -> bool:
 
 
 def require_quick_patterns(config: LoraConfig, names: Sequence[str], where: str) -> None:
-    """Raises FileError if the regular expressions of the file `where` take too long on the names."""
+    """Raises FileError if the configuration's regular expressions take more than 5 CPU seconds on all `names`.
+
+    `where` is the file that the configuration is from; the message begins with it.
+    """
     whole = [entry for entry in (config.target_modules, config.exclude_modules) if isinstance(entry, str)]
     if is_all_linear(config):
         whole.remove(str(config.target_modules))
@@ -84,15 +101,18 @@ def require_quick_patterns(config: LoraConfig, names: Sequence[str], where: str)
 
 
 def check_targets(config: LoraConfig, names: Sequence[str], stopped: Mapping[str, str] = MappingProxyType({})) -> None:
-    """Requires each entry of the configuration to match one of the adaptable modules `names`.
+    """Requires each entry of `target_modules` to match one of `names`, and at least one of these to be adapted.
+
+    Each pattern of `rank_pattern` and `alpha_pattern` must match an adapted module.
 
     Args:
+      names: the modules that could be adapted.
       stopped: {module: the operation without a low-rank rule that prevents its adaptation}.
 
     Raises:
-      NoRuleError: an entry matches only modules in `stopped`.
+      NoRuleError: an entry of `target_modules` matches none of `names`, but a module in `stopped`.
       TargetNotFoundError: target_modules is not given, or an entry matches nothing; the message lists the nearest names
-        and all available ones.
+        and all available ones, without what precedes the number of a layer.
     """
     found = config.target_modules
     if found is None:
@@ -134,7 +154,7 @@ def _refuse_stopped(entry: str, stopped: Mapping[str, str]) -> None:
 def check_other_modules(config: LoraConfig, names: Sequence[str]) -> None:
     """Requires each entry of exclude_modules and modules_to_save to match one of the modules `names`.
 
-    The heads that PEFT lists for every sequence classifier may be missing.
+    The heads `classifier` and `score`, which PEFT lists for every classifier, need not match.
 
     Raises:
       TargetNotFoundError: an entry matches nothing; the message lists the nearest names and all available ones.

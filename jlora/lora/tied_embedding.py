@@ -18,19 +18,26 @@ _NAMED_SO = ("embed_tokens", HEAD)
 def needs_own_head(config: LoraConfig, embedding: str) -> bool:
     """Returns whether this configuration needs a separate table for a head that is tied to the module `embedding`.
 
-    It does if either of the two is adapted or trained in full without `ensure_weight_tying`. Rows of
-    `trainable_token_indices` remain tied, as in PEFT.
+    It does if `target_modules` or `modules_to_save` names the embedding, such as "model.embed_tokens", or the head,
+    "lm_head", without `ensure_weight_tying`. Rows of `trainable_token_indices` remain tied, as in PEFT.
     """
     return not config.ensure_weight_tying and (means(config, embedding) or means(config, HEAD))
 
 
 def means(config: LoraConfig, module: str) -> bool:
-    """Returns whether the configuration adapts the embedding or head `module`, or trains it in full."""
+    """Returns whether the configuration adapts the embedding or head `module`, or trains it in full.
+
+    With "all-linear" only `modules_to_save` counts: it adapts neither embeddings nor heads.
+    """
     return is_trained_whole(config, module) or (not is_all_linear(config) and is_target(config, module))
 
 
 def with_embedding_for_head(config: LoraConfig, embedding: str) -> LoraConfig:
-    """Replaces the head's name in a configuration with `ensure_weight_tying` with that of the embedding."""
+    """Adds the name of the embedding to a configuration with `ensure_weight_tying` that names its head, "lm_head".
+
+    It is added to `modules_to_save` if the head is trained in full, to `target_modules` if it is adapted. Any other
+    configuration is returned as it is.
+    """
     if not config.ensure_weight_tying:
         return config
     if is_trained_whole(config, HEAD):
@@ -40,6 +47,10 @@ def with_embedding_for_head(config: LoraConfig, embedding: str) -> LoraConfig:
 
 def is_tied_in_peft(config: LoraConfig, keys: Iterable[str]) -> bool:
     """Returns whether PEFT ties the head to the trained embedding of a file with this configuration.
+
+    It does with `ensure_weight_tying` if a name in `target_modules` or `modules_to_save` ends in the module
+    `embed_tokens` or `lm_head`, if `target_modules` is a regular expression that matches one of these two words, or if
+    a key contains ".lm_head.".
 
     Args:
       keys: of the file's tensors. PEFT's saved configuration does not name the head, but its tensors are in the file.
@@ -53,11 +64,13 @@ def is_tied_in_peft(config: LoraConfig, keys: Iterable[str]) -> bool:
 
 
 def naming_head(config: LoraConfig, embedding: str, *, whole: bool) -> LoraConfig:
-    """Adds the head's name to the configuration if PEFT would not tie head and embedding without it.
+    """Adds the head's name, "lm_head", to the configuration if PEFT would not tie head and embedding without it.
+
+    A configuration with `ensure_weight_tying` that names `lm_head` or `embed_tokens` is returned as it is.
 
     Args:
       whole: whether the table is trained in full: the name is then added to `modules_to_save`, else to
-        `target_modules`.
+        `target_modules`, as an entry of the list or as another alternative of the regular expression.
     """
     if is_tied_in_peft(config, ()):
         return config

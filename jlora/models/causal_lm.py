@@ -16,9 +16,15 @@ class CausalLanguageModel(nn.Module):
     """Base class of causal language models: maps a batch to the next token's logits, float32 (B, T, vocab).
 
     The batch holds `input_ids` and `attention_mask`, int32 (B, T), and may hold `position_ids` (the default counts from
-    0) and `segment_ids` (tokens see only their own segment). Dropout is active if `apply` gets
-    `rngs={"dropout": key}`. Parameters are float32, those of the layers stacked on a leading axis. A family creates in
-    `setup` what `decoder`, `embedding` and `head` return.
+    0) and `segment_ids` (tokens see only their own segment). Dropout is active if `apply` gets `rngs={"dropout": key}`.
+    Parameters are float32, those of the layers stacked on a leading axis. A family creates in `setup` what `decoder`,
+    `embedding` and `head` return.
+
+    Attributes:
+      config: transformers' config of the model.
+      dtype: of the computation.
+      remat: whether a layer's values are computed again in the backward pass.
+      attention: the name of the kernel that computes attention, as for `build`.
     """
 
     config: Any = field(hash=False)

@@ -48,10 +48,13 @@ class Family:
 def decoder_family(model: Any, *, targets: tuple[str, ...] = ("q_proj", "v_proj"), **honoured: tuple) -> Family:
     """Makes a family with Llama's keys and without dropout in the attention.
 
+    Its task is "CAUSAL_LM", its prefix "model", its embedding "model.embed_tokens".
+
     Args:
       model: the linen module's class.
       targets: PEFT's default targets.
-      honoured: {config key: its supported values}, in addition to those of Llama, which they may replace.
+      honoured: {config key: its supported values}, in addition to `attention_dropout` (None, 0.0) and
+        `quantization_config` (None,), which they may replace.
     """
     return Family(
         model,

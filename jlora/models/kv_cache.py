@@ -13,9 +13,10 @@ from jlora.models.attention.visibility import Visibility, causal_visibility
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens that a decoder has processed so far.
+    """Keys and values of the tokens that a decoder has processed so far; `empty_cache` makes one.
 
-    All rows write to the same slots, so prompts of different lengths are padded on the left.
+    All rows write to the same slots, so prompts of different lengths are padded on the left. While a batch runs, its
+    cache is "opened": `mark_tokens_valid` has set `valid` for the batch's tokens, and `length` does not count them yet.
 
     Attributes:
       keys, values: (layers, B, key heads, width, slots) and (layers, B, key heads, slots, width), in the order of the
@@ -55,7 +56,10 @@ def empty_cache(layers: int, batch_size: int, size: int, heads: int, width: int,
 
 
 def with_room(cache: Cache, size: int) -> Cache:
-    """Extends the cache at its end by empty slots, to `size` slots."""
+    """Extends the cache at its end by empty slots, to `size` slots, at least as many as it has; `reach` stays.
+
+    Its keys and values are stacked arrays, not tuples.
+    """
     more = size - cache.valid.shape[1]
     keys = jnp.pad(cache.keys, [(0, 0)] * 4 + [(0, more)])
     values = jnp.pad(cache.values, [(0, 0)] * 3 + [(0, more), (0, 0)])
@@ -63,7 +67,7 @@ def with_room(cache: Cache, size: int) -> Cache:
 
 
 def mark_tokens_valid(cache: Cache, batch: dict[str, jax.Array]) -> Cache:
-    """Marks the batch's tokens as valid, before the layers write their keys and values.
+    """Marks the batch's tokens as valid, before the layers write their keys and values: this opens the cache.
 
     `attention_mask` (B, T) of the batch replaces `valid` in the T slots from `cache.length` on; the length stays.
     """
@@ -82,10 +86,14 @@ def update_slots(slots: Slots | None, key: jax.Array, value: jax.Array, start: A
     """Writes new keys and values into a layer's slots; returns (all keys, all values, slots).
 
     Args:
-      slots: of this layer; None without a cache, and then only the new keys and values are returned.
+      slots: of this layer; None without a cache, and then the result is (key, value, None).
       key, value: (B, T, key heads, width), written to the slots from `start` on. If T is the number of slots, they
         replace all slots.
       start: int32 ().
+
+    Returns:
+      All keys and values, (B, slots, key heads, width) in the dtypes of `key` and `value`, and the new Slots in the
+      dtype of the old ones.
     """
     if slots is None:
         return key, value, None
@@ -106,7 +114,9 @@ def token_positions(batch: dict[str, jax.Array], cache: Cache | None = None) -> 
     """Returns int32 (B, T): `position_ids` if the batch has them, else the place in the row or among valid slots.
 
     Args:
-      cache: an opened cache. With one, a position is the number of valid tokens before it.
+      batch: `input_ids` (B, T), perhaps `position_ids` (B, T).
+      cache: an opened cache (`mark_tokens_valid`), or None. With one, a position is the number of valid slots up to the
+        token's own, minus 1, at least 0; without one it is 0, 1, ..., whatever the mask.
     """
     if "position_ids" in batch:
         return batch["position_ids"]
@@ -119,7 +129,10 @@ def token_positions(batch: dict[str, jax.Array], cache: Cache | None = None) -> 
 
 
 def row_lengths(batch: dict[str, jax.Array], cache: Cache | None = None) -> int | jax.Array:
-    """Returns the length of the rows: int32 (B,) from the cache or `position_ids`, else the batch's length."""
+    """Returns the length of the rows: `cache.reach`, int32 (B,), if there is a cache.
+
+    Without one it is the largest of `position_ids` plus 1, int32 (B,), or else T of `input_ids` (B, T), an int.
+    """
     if cache is not None:
         return cache.reach
     return batch["position_ids"].max(axis=1) + 1 if "position_ids" in batch else batch["input_ids"].shape[1]
@@ -127,6 +140,12 @@ def row_lengths(batch: dict[str, jax.Array], cache: Cache | None = None) -> int 
 
 def visible(batch: dict[str, jax.Array], window: int | None, cache: Cache | None, kernel: str) -> Visibility:
     """Describes which tokens, or slots of the opened `cache`, each token sees, as `causal_visibility` does.
+
+    Args:
+      batch: `input_ids` and `attention_mask` (B, T), and `segment_ids` (B, T) if rows hold several texts.
+      window: the most tokens that one token sees, itself included; None means all.
+      cache: its `valid` includes the batch's tokens (`mark_tokens_valid`), its `length` does not; None without a cache.
+      kernel: the name of the kernel that computes the attention.
 
     Raises:
       UnsupportedModelError: a window of less than 1 token.

@@ -19,6 +19,8 @@ from jlora.tree.module_names import is_stack
 def set_apart(base: Any, dtype: Any) -> Any:
     """Converts each stack of layers to {"0": the first layer's weights, "1": ...}, for `extend` with a cache.
 
+    Stacks are the modules that `is_stack` names (`layers`, `h`, ...); the rest of the tree keeps its structure.
+
     Args:
       base: {"params": ...} of a causal language model, without quantized leaves.
       dtype: of the model. Kernels and embeddings are cast to it once, instead of in every product.
@@ -49,17 +51,21 @@ def cache_set_apart(cache: Cache) -> Cache:
 
 
 def weights_apart(stack: nn.Module) -> list[Any]:
-    """Returns the weights of each layer as made by `set_apart`; an empty list if they are stacked."""
+    """Returns a list of each layer's weights, if `set_apart` has separated them; an empty list if they are stacked.
+
+    `stack` is a bound module: the weights are {"0": ..., "1": ...} in its `variables["params"]`.
+    """
     weights = stack.variables.get("params", {})
     return [weights[str(number)] for number in range(len(weights))] if "0" in weights else []
 
 
 def run_apart(layers: Sequence[tuple[nn.Module, Any]], x: Any, shared: Any, slots: Slots) -> tuple[Any, Slots]:
-    """Runs unstacked layers; returns (x, the slots that they wrote, as tuples of one array per layer).
+    """Runs unstacked layers in turn; returns (x, the slots that they wrote, as tuples of one array per layer).
 
     Args:
       layers: (unbound module, its weights) for each layer. A module called with (x, shared, slots) returns (x, slots).
-      slots: of all layers, arrays (layers, ...) or tuples.
+      x, shared: the first layer's input, and a value that all layers get.
+      slots: of all layers, arrays (layers, ...) or tuples of one array per layer.
     """
     written = []
     for (layer, weights), *own in zip(layers, *slots, strict=True):

@@ -17,12 +17,19 @@ from jlora.sharding.rules import TABLE, AxisNames, kernel_names
 
 
 def by_rows(x: jax.Array, last: str | None = None) -> jax.Array:
-    """Splits the rows of hidden states (B, ..., features), and the features if `last` names a mesh axis."""
+    """Splits the rows of hidden states (B, ..., features) over the mesh, and the features if `last` names a mesh axis.
+
+    The mesh is the one that `jax.set_mesh` has set, with the axes data, fsdp and tensor; rows are split over data and
+    fsdp. Without one x is returned unchanged. An axis that the mesh does not divide evenly is not split.
+    """
     return _constrain(x, (*BATCH, *[None] * (x.ndim - 2), last))
 
 
 def by_heads(x: jax.Array) -> jax.Array:
-    """Splits the heads of attention's inputs (B, T, heads, width) over `tensor`, if there are enough of them."""
+    """Splits the heads of attention's inputs (B, T, heads, width) over `tensor`, and the rows over data and fsdp.
+
+    An axis that the mesh does not divide evenly is not split; without a mesh x is returned unchanged.
+    """
     return _constrain(x, (*BATCH, None, "tensor", None))
 
 
@@ -31,7 +38,10 @@ _IN_REMAT = ContextVar("_IN_REMAT", default=False)
 
 
 def gather_weight(weight: jax.Array, names: AxisNames) -> jax.Array:
-    """Gathers a weight, whose axes are split by `names`, over fsdp."""
+    """Gathers a weight over fsdp; over the other mesh axes it stays split. Without a mesh it is returned unchanged.
+
+    `names` has, for each axis of the weight, the mesh axis that splits it, or None.
+    """
     mesh = current_mesh()
     if mesh is not None and mesh.shape["fsdp"] > 1:
         # Without the barrier XLA gathers a layer's slice in another layout, and copies the stack of all layers for it.
@@ -40,9 +50,9 @@ def gather_weight(weight: jax.Array, names: AxisNames) -> jax.Array:
 
 
 def gather_table(*arrays: jax.Array, **options: Any) -> tuple[jax.Array, ...]:
-    """Replaces Flax's `promote_dtype` in an embedding: also gathers the table, which is the last array.
+    """Replaces Flax's `promote_dtype` in an embedding: also gathers the table, which is the last array, over fsdp.
 
-    Arguments and result are those of `promote_dtype`.
+    It takes arrays, `dtype` and `inexact`, and returns the tuple of arrays in one dtype, as `promote_dtype` does.
     """
     return promote_dtype(*arrays[:-1], gather_weight(arrays[-1], TABLE), **options)
 
@@ -50,7 +60,8 @@ def gather_table(*arrays: jax.Array, **options: Any) -> tuple[jax.Array, ...]:
 def product(x: jax.Array, kernel: jax.Array, module: str, dtype: Any) -> jax.Array:
     """Multiplies x (..., in) by the kernel (in, out) of the linear layer at path `module`, in `dtype`.
 
-    On a mesh the kernel is gathered for the product, and again for its derivative.
+    On a mesh the kernel is gathered for the product, and again for its derivative. The path decides how it is split
+    (`kernel_names`).
     """
     names = kernel_names(module)
 
@@ -71,14 +82,19 @@ KEPT = "kept"
 
 
 def keep(x: jax.Array) -> jax.Array:
-    """Marks an array to keep for the backward pass: the result of a product or of blockwise attention."""
+    """Returns x, marked to be kept for the backward pass: the result of a product or of blockwise attention."""
     return checkpoint_name(x, KEPT)
 
 
 def remat_layer(layer: Any, *, remat: bool, prevent_cse: bool) -> Any:
-    """Applies Flax's `nn.remat` to a layer's class; products inside then need no checkpoint of their own.
+    """Applies Flax's `nn.remat` to a layer's class and returns the class.
 
-    With `remat`, nothing inside the layer is kept for the backward pass; otherwise only what `keep` marks.
+    Products inside then need no checkpoint of their own.
+
+    Args:
+      layer: a linen class, called with positional arguments.
+      remat: if true, nothing inside the layer is kept for the backward pass; otherwise only what `keep` marks.
+      prevent_cse: as in `nn.remat`; false inside a scan.
     """
 
     class Rematerialized(layer):
@@ -95,7 +111,7 @@ def remat_layer(layer: Any, *, remat: bool, prevent_cse: bool) -> Any:
 
 
 def are_heads_split() -> bool:
-    """Returns whether attention's heads are on different devices."""
+    """Returns whether attention's heads are on different devices: a mesh is set, and its axis `tensor` is above 1."""
     mesh = current_mesh()
     return mesh is not None and mesh.shape["tensor"] > 1
 

@@ -59,8 +59,8 @@ def hash_words(key: jax.Array) -> jax.Array:
 def is_kept(words: jax.Array, positions: jax.Array, rate: float) -> jax.Array:
     """Returns whether dropout at `rate` keeps the elements at these positions (uint32, in the flattened array).
 
-    `words` are those of the key, as for `hash_bits`. The result is bool, of the shape of `positions`; a rate of 0 keeps
-    all.
+    It keeps those where `hash_bits(words, positions)` is at least round(rate * 2**32); a rate of 0 keeps all. `words`
+    is `hash_words(key)`, uint32 (2,). The result is bool, of the shape of `positions`.
     """
     return hash_bits(words, positions) >= jnp.uint32(round(rate * 2**32))
 
@@ -68,7 +68,8 @@ def is_kept(words: jax.Array, positions: jax.Array, rate: float) -> jax.Array:
 def hash_bits(words: jax.Array, positions: jax.Array) -> jax.Array:
     """Hashes each position to a uniform uint32: C. Wellons's "lowbias32" mixer, with a key word before each round.
 
-    `words` has two, uint32; `positions` are uint32 of any shape, which the result has too.
+    `words` is uint32 (2,), such as `hash_words(key)`; `positions` are uint32 of any shape, which the result has too. A
+    hash depends only on `words` and its own position.
     """
     bits = _mix(positions ^ words[0], 16, 0x7FEB352D)
     bits = _mix(bits ^ words[1], 15, 0x846CA68B)

@@ -19,8 +19,9 @@ _FOLD, _SPLIT = 0x9E3779B9, 0x85EBCA6B
 
 
 def hash_key(key: jax.Array) -> jax.Array:
-    """Converts a key of any generator to one for jax.random's functions that is cheap to split and to fold.
+    """Converts a JAX key of any generator to one that is cheap to split and to fold.
 
+    All functions of `jax.random` take it. Equal keys give equal results, also inside `jax.jit`.
     It is good enough for dropout, but not for cryptography or for numbers that must pass tests of randomness.
     """
     return jax.random.wrap_key_data(hash_words(key), impl=_IMPLEMENTATION)

@@ -21,7 +21,11 @@ ROUNDED = "rounded_product"
 
 
 def dot_general(left: jax.Array, right: jax.Array, dimensions: Dimensions, precision: Any = None) -> jax.Array:
-    """Computes `lax.dot_general` in the operands' dtype; with two bfloat16 operands, by `rounded_product`."""
+    """Computes `lax.dot_general`; with two bfloat16 operands by `rounded_product`, which ignores `precision`.
+
+    That product is bfloat16, summed in float32 and rounded once on a CPU. `dimensions` are the dimension_numbers:
+    ((axes of left, axes of right) that are summed over, (axes of left, axes of right) of the batch).
+    """
     if left.dtype != jnp.bfloat16 or right.dtype != jnp.bfloat16:
         return lax.dot_general(left, right, dimensions, precision=precision)
     (left_sums, right_sums), (left_batch, right_batch) = dimensions
@@ -44,7 +48,7 @@ def einsum(form: str, *arrays: jax.Array, **options: Any) -> jax.Array:
 def rounded_product(left: jax.Array, right: jax.Array, dimensions: Dimensions) -> jax.Array:
     """Multiplies two bfloat16 arrays to a bfloat16 result; on a CPU it is summed in float32 and rounded once.
 
-    The axes of the result are in the order of `lax.dot_general`'s.
+    `dimensions` are the dimension_numbers of `lax.dot_general`, as tuples, and the axes of the result are in its order.
     """
     return _product((dimensions, _letters(dimensions, left.ndim, right.ndim)), left, right)
 

@@ -10,10 +10,15 @@ from jlora.peft.config_file import CONFIG, read_base_name
 
 
 def base_of(folder: Path) -> str:
-    """Returns the base model that `adapter_config.json` names.
+    """Returns the base model that the adapter's `adapter_config.json` names, as it is written there.
+
+    Args:
+      folder: of the adapter.
 
     Raises:
-      FileError: there is no such file, or it names no base, or one that is neither a local folder nor a hub name.
+      FileError: there is no such file, or it names no base, a "package:..." or a path that does not exist (a name is a
+        path if it has more than one slash, or begins with a slash, "." or "~"). Whether the hub has the name is not
+        checked.
     """
     file = folder / CONFIG
     name = read_base_name(folder)

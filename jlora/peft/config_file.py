@@ -97,11 +97,12 @@ def write_config(
     """Writes PEFT's `adapter_config.json` (sorted keys) into an existing folder.
 
     `init_lora_weights` is written as true if PEFT would otherwise initialize from the base's weights again when it
-    opens the file.
+    opens the file. If `modules_to_save` is None, the heads of the task type are written in its place; if it names none
+    of these heads, `task_type` is written as null.
 
     Args:
-      base_model: name or folder of the base, PEFT's `base_model_name_or_path`.
-      targets: names of the adapted modules, written if `target_modules` does not list names itself.
+      base_model: name or folder of the base, PEFT's `base_model_name_or_path`; None is written as null.
+      targets: names of the adapted modules, written as `target_modules` if it is None or "all-linear".
       fan_in_fan_out: whether the adapted modules are GPT-2's Conv1D, whose weights are (in, out) in a checkpoint.
     """
     fields: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
@@ -133,7 +134,7 @@ def _plain(value: Any) -> Any:
 
 
 def read_config(folder: Path) -> LoraConfig:
-    """Reads PEFT's `adapter_config.json`, or mlx-lm's.
+    """Reads the LoraConfig in a folder's `adapter_config.json`, PEFT's or mlx-lm's.
 
     Raises:
       FileError: the file is missing, is not JSON, is not LoRA, or has an unsupported feature, which is named.
@@ -142,10 +143,11 @@ def read_config(folder: Path) -> LoraConfig:
 
 
 def read_fields(folder: Path) -> dict[str, Any]:
-    """Reads the fields of `adapter_config.json` under PEFT's names.
+    """Reads the fields of a folder's `adapter_config.json`: PEFT's unchanged, mlx-lm's translated to PEFT's.
 
     Raises:
-      FileError: the file is missing, is not JSON, or is not LoRA.
+      FileError: the file is missing, is not JSON or larger than 1 MiB, or its `peft_type` is not "LORA"; with mlx-lm's
+        also if the file of the tensors is missing or damaged.
     """
     fields, path = read_json(folder / CONFIG, _LARGEST), folder / CONFIG
     if mlx.is_mlx(fields):
@@ -165,7 +167,14 @@ def read_fields(folder: Path) -> dict[str, Any]:
 def to_config(stored: Mapping[str, Any], path: Path) -> LoraConfig:
     """Makes the configuration from PEFT's fields `stored`, which were read from the file `path`.
 
-    As in PEFT, unknown fields are ignored with a warning.
+    Fields that are missing have LoraConfig's defaults. As in PEFT, unknown fields are ignored with a warning, unless
+    they are off (null, false, "none", [] or {}). `lora_bias` sets `bias` to "lora_only", and `target_parameters`
+    (["q_proj.weight"]) are added to `target_modules`.
+
+    Raises:
+      FileError: begins with `path` and the field: a value of the wrong type, a feature that is not supported and is not
+        off (such as `layer_replication`), or an `init_lora_weights` that changed the base in an unknown way ("loftq",
+        "lora_ga", "pissa_niter_4").
     """
     names = {field.name for field in dataclasses.fields(LoraConfig)}
     on = {key for key, value in stored.items() if value not in _OFF}
@@ -190,14 +199,18 @@ def to_config(stored: Mapping[str, Any], path: Path) -> LoraConfig:
 
 
 def read_base_name(folder: Path) -> str | None:
-    """Returns the base that `adapter_config.json` names; None if it names none."""
+    """Returns the base that a folder's `adapter_config.json` names; None if it names none.
+
+    Raises:
+      FileError: the file is missing, is not JSON or not LoRA, or the name is not text.
+    """
     return base_name_in(read_fields(folder), folder / CONFIG)
 
 
 def base_name_in(fields: Mapping[str, Any], path: Path) -> str | None:
     """Returns the base that PEFT's fields, read from the file `path`, name; None if they name none.
 
-    An empty name is none; a value that is not text raises JloraError.
+    It is the field `base_model_name_or_path`. An empty name is none; a value that is not text raises FileError.
     """
     found = fields.get("base_model_name_or_path") or None
     if found is not None and not isinstance(found, str):

@@ -27,8 +27,8 @@ def fitted_config(config: LoraConfig, adapter: Adapter) -> LoraConfig:
 
     After `reduce_rank`, `add_weighted_adapter`, `scale` or `unstack`, an adapter no longer matches its configuration.
     The result has the most common rank and lora_alpha as `r` and `lora_alpha`, the modules that differ by their whole
-    names in rank_pattern and alpha_pattern, and use_rslora off. If target_modules matches other modules than those that
-    are adapted, it becomes the list of their names.
+    names in rank_pattern and alpha_pattern ({"^" + re.escape(name): value}), and use_rslora off. If target_modules
+    matches other modules than those that are adapted, it becomes the list of their names.
 
     Args:
       config: the configuration that the adapter was made with.

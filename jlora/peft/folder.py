@@ -102,13 +102,17 @@ def load_adapter(
     Args:
       folder: holds `adapter_config.json` and `adapter_model.safetensors` (mlx-lm's `adapters.safetensors`).
       base: the base that it was made for; leaves may be ShapeDtypeStructs unless the adapter uses DoRA.
-      fn, args, kwargs: as for `init`: the function that will be adapted, traced abstractly.
+      fn, args, kwargs: the adapter is for `fn(base, *args, **kwargs)`, which is only traced: args may be
+        ShapeDtypeStructs.
       base_model: name or folder of `base`, compared with the one that `adapter_config.json` names; None: not compared.
-      allow_materialize: as for `init`; needed if the adapter was made with it.
-      names: as for `save_adapter`; the returned configuration then uses PyTorch's names.
+      allow_materialize: also adapt weights that go through an operation without a low-rank rule; needed if the adapter
+        was made with it.
+      names: {path: PyTorch's name of the parameter}, such as {"blocks/q/kernel": "model.layers.{}.q_proj.weight"}, if
+        the tree's paths differ from the PyTorch model's. The returned configuration then uses PyTorch's names.
 
     Returns:
-      (adapter, config).
+      (adapter, config): {path: LowRank | Full | Rows}, float32 for LowRank and in the leaf's dtype for the others; and
+      the file's configuration.
 
     Raises:
       FileError: a missing file, an unsupported feature, a pickle, or NaN or infinite values.
@@ -164,10 +168,14 @@ def read_adapter(
 
 
 def read_lora_config(folder: str | os.PathLike) -> LoraConfig:
-    """Reads the configuration of an adapter's folder; `ensure_weight_tying` is true only if PEFT would tie modules.
+    """Reads the configuration of an adapter's folder, `adapter_config.json`.
+
+    Its `ensure_weight_tying` is true only if PEFT would tie modules: if the configuration or a tensor's key names the
+    head or `embed_tokens`. Tensors are not read otherwise.
 
     Raises:
-      JloraError: as for `load_adapter`; the base and the values of the tensors are not checked.
+      FileError: `adapter_config.json` is missing, is not JSON or LoRA, or has an unsupported feature; with
+        `ensure_weight_tying` also if the file of the tensors is missing or damaged.
     """
     return _with_tying(read_config(Path(folder)), Path(folder))
 
@@ -178,7 +186,10 @@ def _with_tying(config: LoraConfig, folder: Path) -> LoraConfig:
 
 
 def head_rows(folder: str | os.PathLike) -> int | None:
-    """Returns the number of outputs of the classification head in an adapter's file; None if it has no head."""
+    """Returns the number of outputs of the classification head in an adapter's file; None if it has no head.
+
+    These are the rows of `classifier.weight` or `score.weight`, or of `out_proj.weight` inside one of the two.
+    """
     tensors = read_tensors(Path(folder))
     ends = tuple(f"{head}{layer}.weight" for head in HEAD_NAMES for layer in ("", ".out_proj"))
     return next((value.shape[0] for key, value in tensors.items() if key.removeprefix(PREFIX) in ends), None)

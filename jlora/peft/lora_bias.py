@@ -20,13 +20,18 @@ def fold_lora_bias(
 ) -> dict[str, np.ndarray]:
     """Adds each `lora_B.bias` to its module's own bias, which a file with `bias: lora_only` would hold.
 
+    The result has `MODULE.base_layer.bias` = bias + scale * `MODULE.lora_B.bias` in place of `MODULE.lora_B.bias`. The
+    bias is the file's own `MODULE.base_layer.bias`, or else the base's; the scale is that of the template's entry.
+
     Args:
-      tensors: {PEFT's key: tensor}.
-      template: the adapter, in which the biases of adapted modules are trained.
+      tensors: {PEFT's key: tensor}; it is not changed.
+      template: the adapter, in which the biases of adapted modules are trained (`Full` entries).
       leaves: {path: leaf} of the base.
+      where: the file, for messages.
 
     Raises:
-      JloraError: a bias for a module that has none, or a base that has only shapes.
+      FileError: a `lora_B.bias` that is not zero, of a module without a trained bias; zeros are left out.
+      JloraError: the base's bias is needed, but is only a shape.
     """
     by_key = {slot.key: slot for slot in slots(template)}
     folded = {key: tensor for key, tensor in tensors.items() if not key.endswith(_BIAS)}

@@ -31,14 +31,18 @@ def is_mlx(fields: Mapping[str, Any]) -> bool:
 
 
 def peft_fields(fields: Mapping[str, Any], keys: Iterable[str], file: Path) -> dict[str, Any]:
-    """Returns PEFT's fields for the same adapter; the modules come from the file's keys.
+    """Returns PEFT's fields for the same adapter: {"peft_type": "LORA", ...}.
+
+    `r` is the rank, `lora_alpha` scale * rank, `use_dora` whether the type is dora, `base_model_name_or_path` the field
+    `model` or None, and `target_modules` the sorted modules with a key MODULE.lora_a.
 
     Args:
       fields: of mlx-lm's `adapter_config.json`, which is `file`.
       keys: of `adapters.safetensors`.
 
     Raises:
-      FileError: the adapter is not low-rank, or its parameters do not determine the scale.
+      FileError: `fine_tune_type` (default lora) is neither lora nor dora, `lora_parameters` has no integer `rank` or no
+        number `scale`, or it has `alpha`, with which versions of mlx-lm differ in the scale.
     """
     kind, given = fields.get("fine_tune_type", "lora"), fields.get("lora_parameters")
     if kind not in ("lora", "dora"):
@@ -66,9 +70,10 @@ def peft_fields(fields: Mapping[str, Any], keys: Iterable[str], file: Path) -> d
 
 
 def peft_tensors(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns {PEFT's key: tensor in PEFT's layout}; lora_a and lora_b are transposed.
+    """Returns {PEFT's key: tensor in PEFT's layout}.
 
-    Other keys only get PEFT's prefix.
+    `x.q.lora_a` (in, r) becomes `base_model.model.x.q.lora_A.weight` (r, in), `x.q.lora_b` (r, out) likewise, and
+    `x.q.m` becomes `base_model.model.x.q.lora_magnitude_vector`. Other keys only get the prefix.
     """
     renamed = {}
     for key, tensor in tensors.items():

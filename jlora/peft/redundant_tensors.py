@@ -29,8 +29,16 @@ _ADVICE = (
 def tied_head(tensors: Mapping[str, np.ndarray], adapter: Adapter) -> dict[str, np.ndarray]:
     """Returns the tensors that PEFT writes for an output head that is tied to an adapted embedding.
 
-    The head's A is the embedding's B transposed, and its B the embedding's A. Both dicts are {PEFT's key: tensor};
-    without a tied entry in `adapter` the result is empty.
+    With the prefix `base_model.model.`, `lm_head.lora_A.weight` is `model.embed_tokens.lora_embedding_B` transposed,
+    and `lm_head.lora_B.weight` is `model.embed_tokens.lora_embedding_A` transposed. `model.embed_tokens.weight` and
+    `.base_layer.weight` are copied under `lm_head`.
+
+    Args:
+      tensors: {PEFT's key: tensor} of the adapter.
+      adapter: {path: entry}; an embedding is tied if its entry has `tied`.
+
+    Returns:
+      {PEFT's key: tensor} of the head alone; {} without a tied entry.
     """
     tied: dict[str, np.ndarray] = {}
     for path in (path for path, entry in adapter.items() if not isinstance(entry, Rows) and entry.tied):
@@ -53,17 +61,24 @@ _OF_THE_HEAD = (
 def without_copies(
     tensors: Mapping[str, np.ndarray], template: Adapter, leaves: Mapping[str, Any], where: str
 ) -> dict[str, np.ndarray]:
-    """Removes the tensors that only repeat other tensors or the base.
+    """Returns the tensors without those that only repeat other tensors or the base.
 
     PEFT writes the base's own `embed_tokens.base_layer.weight` for an adapted embedding, its `embed_tokens.weight` and
     `lm_head.weight` with `save_embedding_layers`, the head's tensors for a tied embedding, and, with bias "all",
     `classifier.original_module.bias`; a state_dict has the whole base.
 
+    Keys that are neither the adapter's nor such copies are kept: `from_peft` refuses them.
+
     Args:
-      leaves: {path: leaf} of the base, arrays or ShapeDtypeStructs.
+      tensors: {PEFT's key: tensor} of the file.
+      template: the adapter whose tensors the file must have, of arrays or ShapeDtypeStructs.
+      leaves: {path: leaf} of the base, arrays or ShapeDtypeStructs. The values of shapes and of quantized leaves are
+        not compared.
+      where: the file, for messages.
 
     Raises:
-      AdapterMismatchError: a weight of another base.
+      AdapterMismatchError: a key of a weight of the base with another shape or other values than the base has. With
+        `base_layer` or `original_module` in the key they may differ by 1%, else only by rounding to 16 bits.
     """
     expected = {slot.key for slot in slots(template)}
     repeated = tied_head(tensors, template)

@@ -20,8 +20,14 @@ from jlora.tree.output_heads import HEAD_NAMES
 def true_config(config: LoraConfig, adapter: Adapter) -> LoraConfig:
     """Returns `config` with the fields corrected that do not describe the adapter.
 
+    These are r, lora_alpha, their patterns and the target modules (see `fitted_config`); `use_dora`, true if the
+    entries have magnitudes; `trainable_token_indices`, the rows of `Rows` entries; `ensure_weight_tying`, true if an
+    entry is `tied`; and `modules_to_save`, to which the modules of `Full` entries are added, and from which names
+    without one are removed. Fields that describe the adapter stay as they are written.
+
     Raises:
-      JloraError: PEFT has no configuration that describes the adapter.
+      JloraError: PEFT has no configuration that describes the adapter: only some entries have a magnitude, a layer has
+        several scales, or an adapted module's bias is trained although `config.bias` does not say so.
     """
     config = fitted_config(config, adapter)
     changes = {"use_dora": _is_dora(adapter), "trainable_token_indices": _tokens(config, adapter)}

@@ -30,10 +30,11 @@ _WRAPPERS = re.compile(r"^module\.|\b(_orig_mod|_fsdp_wrapped_module|_checkpoint
 
 
 def weights_file(folder: Path) -> Path:
-    """Returns the file with the adapter's tensors.
+    """Returns the file with the adapter's tensors: `adapter_model.safetensors`, else mlx-lm's `adapters.safetensors`.
 
     Raises:
-      FileError: there is no such file in a supported format.
+      FileError: the folder has neither. The message names `adapter_model.bin`, which is never opened, or up to five
+        other safetensors files, if there are any.
     """
     for name in (WEIGHTS, mlx.WEIGHTS):
         if (folder / name).is_file():
@@ -52,7 +53,8 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """Returns {PEFT's key: tensor} of the folder's file; values are read from the disk when they are used.
 
     Raises:
-      FileError: a missing file, a dtype that is not floating point, empty tensors, or two adapters.
+      FileError: no file that `weights_file` finds, a dtype that is not floating point, an empty tensor, or the tensors
+        of two adapters.
     """
     file = weights_file(folder)
     tensors = open_safetensors(file)
@@ -71,8 +73,15 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
 def peft_keys(tensors: Mapping[str, np.ndarray], file: Path) -> dict[str, np.ndarray]:
     """Renames the tensors to the keys that PEFT's `save_pretrained` writes.
 
+    `model.q.lora_A.default.weight` becomes `base_model.model.model.q.lora_A.weight`: the prefix is added if it is
+    missing, and the adapter's name, `modules_to_save` and wrappers (`module.`, `_orig_mod`) are removed.
+
+    Args:
+      tensors: {key: tensor}.
+      file: for messages.
+
     Raises:
-      FileError: more than one adapter, or two tensors for one key.
+      FileError: the keys have the names of several adapters, or two tensors with other values get one key.
     """
     names = {match[2] for key in tensors if (match := _WITH_NAME.search(key))} or {
         match[1] for key in tensors if (match := _SAVED.search(key)) and _SAVED.sub(".", key) in tensors

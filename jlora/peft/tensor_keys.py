@@ -63,8 +63,11 @@ class Slot:
 def slots(adapter: Adapter) -> list[Slot]:
     """Lists all tensors that the adapter has in PEFT's file.
 
+    A `LowRank` has two for each layer with a rank above 0, and with DoRA a third; `Full` has one for each layer, `Rows`
+    has one. A stack is recognized by its path (`layers/dense/kernel`).
+
     Raises:
-      JloraError: PEFT's files cannot hold an entry.
+      JloraError: PEFT's files cannot hold an entry: there is a stack inside one module, or two leaves have one key.
     """
     adapted, found = set(names_of_adapted(adapter)), list[Slot]()
     for path, entry in adapter.items():
@@ -92,8 +95,12 @@ def _require_one_each(found: list[Slot]) -> None:
 def to_peft(adapter: Adapter) -> dict[str, np.ndarray]:
     """Converts an adapter to {PEFT's key: tensor in PEFT's layout}.
 
+    The entry `params/x/q/kernel`, a (r, in) and b (r, out), gives `base_model.model.x.q.lora_A.weight` (r, in) and
+    `base_model.model.x.q.lora_B.weight` (out, r). A `Full` `params/score/kernel` (in, out) gives
+    `base_model.model.score.weight` (out, in). The scale is not in the file.
+
     Raises:
-      JloraError: as for `slots`.
+      JloraError: PEFT's files cannot hold an entry: there is a stack inside one module, or two leaves have one key.
     """
     places, arrays = slots(adapter), dict[tuple[str, str], np.ndarray]()
     for path, field in {(slot.path, slot.field) for slot in places}:
@@ -137,10 +144,10 @@ def _fill_entry(entry: Entry, arrays: Mapping[str, np.ndarray]) -> Entry:
 
 
 def names_of_adapted(adapter: Adapter) -> list[str]:
-    """Returns the sorted names of the modules with a low-rank update.
+    """Returns the sorted dotted names of the modules with a low-rank update, without layers of rank 0.
 
     Raises:
-      JloraError: as for `slots`.
+      JloraError: there is a stack inside one module, which PEFT's files cannot hold.
     """
     return sorted(
         name
@@ -152,7 +159,9 @@ def names_of_adapted(adapter: Adapter) -> list[str]:
 
 
 def peft_layer_names(path: str, entry: LowRank) -> list[str]:
-    """The name of the module of each of the entry's layers, each a module of its own in PEFT.
+    """Returns the dotted name of the module of each of the entry's layers, each a module of its own in PEFT.
+
+    `params/layers/q/kernel` with two ranks gives ["layers.0.q", "layers.1.q"].
 
     Raises:
       JloraError: there is a stack inside one module, which PEFT's files cannot hold.
@@ -167,7 +176,11 @@ def peft_layer_names(path: str, entry: LowRank) -> list[str]:
 
 
 def is_conv1d(path: str, entry: Entry) -> bool:
-    """Returns whether the leaf is a Conv1D of GPT-2: called `weight`, as in the checkpoint, but stored as (in, out)."""
+    """Returns whether the leaf is a Conv1D of GPT-2: called `weight`, as in the checkpoint, but stored as (in, out).
+
+    True for a `LowRank` of kind "linear" whose path ends in /weight, and whose spec has the inputs first: "ra,rb->ab",
+    but not "ra,rb->ba".
+    """
     if not isinstance(entry, LowRank) or entry.kind != "linear" or not path.endswith("/weight"):
         return False
     axes = entry.axes

@@ -14,9 +14,16 @@ _HELP = ". Give PyTorch's names: save_adapter(..., names={path: 'model.layers.{}
 
 
 def in_torch_paths(adapter: Adapter, names: Mapping[str, str] | None) -> dict[str, Entry]:
-    """Returns the adapter with its entries under `jlora.tree.module_names.torch_path`.
+    """Returns the adapter under paths that have PyTorch's names of the modules.
 
-    `names` is {path: PyTorch's name}, as for `save_adapter`; with None the paths stay.
+    With {"blocks/q/kernel": "model.layers.{}.q_proj.weight"} the entry `blocks/q/kernel` is under
+    `model.layers.{}.q_proj/kernel`. The last part is `bias` for a name that ends in .bias, `weight` if that is what the
+    leaf is called (or `scale`, `embedding`), else `kernel`. {} is the number of the layer in a stack; a `LowRank` with
+    a single rank gets it for each layer of the stack.
+
+    Args:
+      adapter: {path: entry}.
+      names: {path: PyTorch's name, which ends in .weight or .bias}; with None the paths stay, but are checked too.
 
     Raises:
       JloraError: a path is missing in `names`; a name is not possible for a PyTorch module; the axes of a `Full` leaf

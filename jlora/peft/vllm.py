@@ -26,8 +26,13 @@ def for_vllm(adapter: Adapter, config: LoraConfig, names: list[str]) -> tuple[di
       config: the configuration that the adapter was made with.
       names: of the adapted modules.
 
+    Returns:
+      The adapter, whose layers all have the largest rank, except those of rank 0; and a LoraConfig with this rank as
+      `r` and `lora_alpha`, `names` as `target_modules`, and the dropout of `config`.
+
     Raises:
-      JloraError: vLLM cannot serve an entry; the message says what to do instead.
+      JloraError: an entry that vLLM cannot serve (`Full`, `Rows`, DoRA, a convolution, another embedding, a tied one),
+        or a largest rank that is not from 1 to 512; the message says what to do instead.
     """
     low_ranks = {path: _require_supported(path, entry) for path, entry in adapter.items()}
     rank = max((max(entry.ranks) for entry in low_ranks.values()), default=0)

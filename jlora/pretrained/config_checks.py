@@ -33,11 +33,16 @@ def require_plain(file: Any, stored: Mapping[str, Any], config_class: Any) -> No
     """Checks that the keys of config.json have values that a model of transformers' `config_class` can have.
 
     Args:
-      file: config.json, for messages.
+      file: config.json, for messages, which begin with "{file}: {key}: ".
+      stored: {key: value} of the file.
+      config_class: for example transformers' LlamaConfig.
 
     Raises:
-      JloraError: an impossible size, a number that is not finite, a class from the repository's code (`auto_map`), or
-        weights that another library quantized.
+      FileError: a size (`vocab_size`, `hidden_size`, `num_hidden_layers`, ...) that is no integer from 1 to its limit,
+        a number that is not finite, a dropout outside [0, 1), a number that positions are divided by and that is not
+        above 0, or a key that is a method of the class.
+      UnsupportedModelError: a class from the repository's code (`auto_map`), or weights that another library quantized
+        (`quantization_config`).
     """
     for key, most in _MOST.items():
         for name in {key, config_class.attribute_map.get(key, key)}:

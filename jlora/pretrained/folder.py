@@ -30,7 +30,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack")
 
 
 class Planned(NamedTuple):
-    """A tensor to write: its shape, and a function that returns its values in a floating point dtype."""
+    """A tensor to write: its shape, and value(), which returns its values in a floating point dtype."""
 
     shape: tuple[int, ...]
     value: Callable[[], np.ndarray]
@@ -38,6 +38,16 @@ class Planned(NamedTuple):
 
 def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """Returns the folder or GGUF file `name`, or downloads the files of the hub's model that match `patterns`.
+
+    An existing folder is returned whatever is in it.
+
+    Args:
+      name: a folder, a GGUF file, or a hub id.
+      revision: the hub's branch, tag or commit; None is the default branch.
+      patterns: names or patterns of files, such as WEIGHT_PATTERNS; read only for the hub.
+
+    Returns:
+      The path, or the folder in the hub's cache.
 
     Raises:
       FileError: there is no such folder, or the name cannot be a path.
@@ -62,7 +72,10 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
 
 
 def find_downloaded(name: str, revision: str | None, patterns: Sequence[str]) -> Path | None:
-    """Returns what `fetch` would return without a download; None if there are no such files on this disk."""
+    """Returns what `fetch` would return without a download: a file, a folder, or a folder in the hub's cache.
+
+    Returns None if there is no such folder on this disk, or none of its files matches `patterns`.
+    """
     folder = as_path(name)
     if folder.is_file():
         return folder
@@ -78,7 +91,10 @@ def find_downloaded(name: str, revision: str | None, patterns: Sequence[str]) ->
 
 
 def open_tensors(folder: Path) -> Mapping[str, StoredTensor | GgufTensor]:
-    """Opens a GGUF file, `model.safetensors`, or the shards in `model.safetensors.index.json`, as {key: tensor}.
+    """Opens the tensors of a GGUF file, or of a folder's model.safetensors or shards, as {key: tensor}.
+
+    Shards are the files that `model.safetensors.index.json` names. Only headers are read; a tensor has `shape`, `key`,
+    `file`, and `read(dtype, index)`, which returns its numbers.
 
     Raises:
       FileError: there are no such files (pickles are named and never opened), `open_safetensors` or `gguf_tensors`
@@ -154,6 +170,13 @@ def write_model(
     Everything is written to a temporary folder first, with one tensor in memory at a time. The file that readers look
     for is moved last, so that after a crash the folder has no weights rather than only half of them.
 
+    Args:
+      folder: created if it does not exist.
+      tensors: {key in the file: its shape and values}.
+      configs: transformers' configs; each writes its own file.
+      dtype: a key of DTYPES: float32, bfloat16 or float16.
+      max_shard_bytes: above this size, model.safetensors becomes several files and an index.
+
     Raises:
       JloraError: `dtype` is not in DTYPES, or cannot hold a finite value.
     """
@@ -166,7 +189,10 @@ def write_model(
 
 
 def whole_model(folder: Path) -> AbstractContextManager[Path]:
-    """Returns a `whole_folder` whose weights replace all old weights."""
+    """Returns a context manager that yields a temporary folder; its files are moved to `folder` if the block succeeds.
+
+    Old weights in `folder` are deleted then, other files remain; the new weights are moved last (`whole_folder`).
+    """
     return whole_folder(folder, last=(SINGLE_FILE, INDEX_FILE), stale=WEIGHT_PATTERNS)
 
 

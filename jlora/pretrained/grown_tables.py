@@ -28,7 +28,7 @@ _BLOCK = 4096
 
 
 def with_vocabulary(model: Any, size: int) -> Any:
-    """Returns the linen model with `size` tokens; its config is copied, unless it has that size already."""
+    """Returns the linen model with `size` tokens; it and its config are copied, unless it has that size already."""
     if model.config.vocab_size == size:
         return model
     config = copy(model.config)
@@ -37,7 +37,11 @@ def with_vocabulary(model: Any, size: int) -> Any:
 
 
 def table_paths(model: Any, base: Any) -> dict[str, str]:
-    """Returns {path: checkpoint's key} of the leaves with an axis of tokens, of the embedding and an untied head."""
+    """Returns {path: checkpoint's key} of the leaves with an axis of tokens, of the embedding and an untied head.
+
+    For Llama: {"params/model/embed_tokens/embedding": "model.embed_tokens.weight", "params/lm_head/kernel":
+    "lm_head.weight"}, without the second if the base has no head of its own.
+    """
     keys = {path: hf_keys(path, None)[0] for path in leaves_by_path(base)}
     modules = (family(model.config.model_type).embedding, HEAD)
     return {path: key for path, key in keys.items() if key.rpartition(".")[0] in modules}
@@ -46,7 +50,8 @@ def table_paths(model: Any, base: Any) -> dict[str, str]:
 def grown(model: Any, base: Any, size: int, mesh: Mesh | None = None) -> tuple[Any, Any]:
     """Returns (model, base) with `size` tokens, at least as many as they have. All processes must call it.
 
-    If they have as many already, both are returned as they are.
+    Each new row of the embedding, and of an untied head, is the mean of the table's rows. If they have as many tokens
+    already, both are returned as they are.
 
     Args:
       mesh: the mesh that the base is on, or None.
@@ -62,9 +67,12 @@ def load_grown(model: Any, name: str, *, mesh: Mesh | None = None, **options: An
     """Loads the weights of the model `name` with `load_weights`, and grows them to as many tokens as `model` has.
 
     Args:
-      model: has as many tokens as the files, or more.
-      name: the model's name in the config.
+      model: from `build` or `load_base`; it has as many tokens as the files, or more.
+      name: a folder, a GGUF file or a hub id.
       mesh, options: of `load_weights`.
+
+    Returns:
+      The base, {"params": ...}; new rows of the embedding and an untied head are the mean of the table's rows.
     """
     folder = model_folder(name)
     stored = with_vocabulary(model, load_config(folder).vocab_size)

@@ -44,15 +44,19 @@ __all__ = [
 def load_config(name: str, *, revision: str | None = None, **overrides: Any) -> PreTrainedConfig:
     """Loads the config of the model folder or hub model `name`; never runs code from a repository.
 
+    If there is a generation_config.json with `eos_token_id`, this replaces the config's own.
+
     Args:
       name: a folder with config.json, a GGUF file, or a hub id.
       revision: the hub's branch, tag or commit.
-      overrides: config keys to replace, such as `num_labels`, `id2label`, `label2id`, `problem_type`.
+      overrides: config keys to replace, such as `num_labels`, `id2label`, `label2id`, `problem_type`. Names of labels
+        that were stored for another `num_labels` are dropped.
 
     Raises:
       FileError: no such folder, or a value that the config class does not accept.
       HubError: no such model on the hub.
-      UnsupportedModelError: an unsupported `model_type`.
+      UnsupportedModelError: an unsupported `model_type`, code in the repository, or weights quantized by another
+        library.
       JloraError: an override that the config class does not have, or labels that contradict `num_labels`.
     """
     from transformers import CONFIG_MAPPING  # takes half a second, and seconds if PyTorch is installed
@@ -82,7 +86,7 @@ def _read_stored(folder: Path) -> dict[str, Any]:
 
 
 def stop_ids(config: PreTrainedConfig) -> tuple[int, ...]:
-    """Returns the ids of the tokens that end a generated text; () if the config has none."""
+    """Returns the ids of the tokens that end a text: `config.eos_token_id` as a tuple; () if there is none."""
     found = getattr(config, "eos_token_id", None)
     return tuple(found) if isinstance(found, list | tuple) else () if found is None else (found,)
 
@@ -138,7 +142,12 @@ def load_base(
       of a causal language model.
 
     Raises:
-      FileError, HubError, UnsupportedModelError, JloraError: as for `load_config`, `build` and `load_weights`.
+      FileError: no such folder; a file is missing, incomplete or refused; a key is missing, unexpected or of another
+        shape.
+      HubError: the hub has no such model, or cannot be reached.
+      UnsupportedModelError: the `model_type`, or a value of the config, is not supported.
+      JloraError: an override that the config does not have, a head that is missing without a `key`, or another value of
+        `param_dtype` or `quantize`.
     """
     if num_labels is not None:
         config_overrides["num_labels"] = num_labels

@@ -23,10 +23,12 @@ def local_path(name: str) -> Path | None:
     """Returns the existing file or folder `name`, or None if it is the name of a hub repository.
 
     `package:PKG/inner/path` is a file or folder inside the installed Python package PKG, which is found without being
-    imported.
+    imported. A hub name is `name` or `owner/name`, perhaps with `:split`. Everything else can only be a path: a name
+    that begins with `.`, has more slashes, ends like a data file (.csv, .json, ...), or has any ending and no slash.
 
     Raises:
-      FileError: `name` can only be a path and does not exist, or the system cannot have such a path.
+      FileError: `name` can only be a path and does not exist, the system cannot have such a path, or PKG is not
+        installed.
     """
     if name.startswith("package:"):
         return _package_path(name)
@@ -40,7 +42,13 @@ def local_path(name: str) -> Path | None:
 
 
 def model_folder(name: str) -> str:
-    """Returns the folder of a local model, or a hub name unchanged."""
+    """Returns the folder (or GGUF file) of a local model as text, or a hub name unchanged.
+
+    `package:PKG/inner/path` is a folder in an installed package, as for `local_path`.
+
+    Raises:
+      FileError: `name` can only be a path and does not exist.
+    """
     folder = local_path(name)
     return name if folder is None else str(folder)
 
@@ -48,7 +56,8 @@ def model_folder(name: str) -> str:
 def hub_answers(timeout: float = 10.0) -> bool:
     """Returns whether the hub (`HF_ENDPOINT`) answers a request within `timeout` seconds.
 
-    Returns False without asking if `HF_HUB_OFFLINE` is set.
+    A status of 500 or more, and the refusals of a proxy, 403, 407 and 451, are no answer. Returns False without asking
+    if `HF_HUB_OFFLINE` is set.
 
     Raises:
       JloraError: the endpoint is not http(s).
@@ -80,7 +89,13 @@ def forbid_network() -> None:
 
 
 def settle_hub(name: str) -> None:
-    """If `name` is on the hub but the hub does not answer, calls `forbid_network`, so that nothing waits for it."""
+    """If `name` is on the hub but the hub does not answer, calls `forbid_network`, so that nothing waits for it.
+
+    For a local file or folder the hub is not asked.
+
+    Raises:
+      FileError: `name` can only be a path and does not exist.
+    """
     if local_path(name) is None and not hub_answers():
         forbid_network()
 

@@ -24,10 +24,18 @@ def load_leaf(path: str, tensors: list[Any], dtype: Any, quantize: QuantizationK
     Each layer is quantized before the next one is read, so that the dense stack is never in memory.
 
     Args:
-      path: of the leaf; it says whether the leaf is a stack, and how the tensor's axes are ordered.
+      path: of the leaf; it says whether the leaf is a stack (`is_stacked`), and whether tensors are transposed (a
+        kernel).
       tensors: as `open_tensors` opens them; one, or one for each layer, in order.
       dtype: of the leaf; that of the numbers if it is quantized.
-      quantize: None, or the kind of Quantized for weights that can be.
+      quantize: None, or "nf4" or "int8", which makes a Quantized of the weight of a linear layer (`is_linear_weight`).
+      mesh: splits the leaf as `leaf_shardings` says; None puts it on the default device.
+
+    Returns:
+      A jax.Array, or a Quantized.
+
+    Raises:
+      FileError: a number is not finite, or `dtype` cannot hold it.
     """
     if not is_stacked(path):
         return _place_weight(path, tensors[0], dtype, quantize, mesh)
@@ -74,7 +82,7 @@ def _put(path: str, tensor: Any, dtype: Any, mesh: Mesh | None) -> jax.Array:
 def place_on_mesh(path: str, leaf: Any, mesh: Mesh | None) -> Any:
     """Splits a leaf, or one of its layers, that is on this process's first device over the mesh.
 
-    Without a mesh it is returned unchanged.
+    The result has the shardings of `leaf_shardings(path, leaf, mesh)`. Without a mesh the leaf is returned unchanged.
     """
     if mesh is None:
         return leaf

@@ -33,14 +33,17 @@ _ROWS = 4096
 def with_stored_head(config: PreTrainedConfig, name: str, *, revision: str | None = None) -> PreTrainedConfig:
     """Sets `tie_word_embeddings` to false if the files hold a head that differs from the embedding.
 
-    It downloads nothing: if no weights are on this disk, the config is not changed.
+    The result is then a copy of the config, else the config itself: also if it is not tied, not a causal language
+    model's, or no weights are on this disk, since nothing is downloaded. Values are compared, not only whether there
+    are two tables.
 
     Args:
       config: from `load_config`.
-      name, revision: the model's, as for `load_weights`.
+      name: a folder with safetensors files, a GGUF file, or a hub id.
+      revision: the hub's branch, tag or commit.
 
     Raises:
-      JloraError: as for `open_tensors`.
+      FileError: a file is incomplete or refused, or a table is not of floating point.
     """
     kind = family(config.model_type)
     if kind.task != "CAUSAL_LM" or not config.tie_word_embeddings:
@@ -60,10 +63,15 @@ def with_stored_head(config: PreTrainedConfig, name: str, *, revision: str | Non
 
 
 def with_both_tables(model: Any, folder: Path, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds the head, or the embedding, that the files leave out because it equals the other one.
+    """Returns `tensors`, with the head or the embedding added that the files leave out because it equals the other one.
+
+    A head is the key `lm_head.weight`, an embedding for example `model.embed_tokens.weight`. If the model's head is
+    tied, the result has no head. Nothing is added unless the files tie them: their config.json says so, or a GGUF file
+    has no head.
 
     Args:
-      model: a causal language model; if its head is tied, the result has no head.
+      model: a causal language model; its config is read.
+      folder: of the files.
       tensors: {current key: tensor} of the files.
 
     Raises:

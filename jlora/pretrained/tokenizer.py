@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer in the model's folder or GGUF file; never runs a repository's code.
+    """Loads the tokenizer of the model `name`: a folder, a GGUF file or a hub id; never runs a repository's code.
 
     Raises:
       FileError: the folder or hub model has no tokenizer, or one without a vocabulary; `copy_tokenizer_files` refuses
         its files; or a GGUF file's tokenizer is not supported.
+      HubError: the hub cannot be reached, or has no such model.
     """
     from transformers import AutoTokenizer
 
@@ -46,6 +47,9 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Returns the id that pads rows; masks come from lengths, so it may be any token's id."""
+    """Returns the id that pads rows: `pad_token_id` of the tokenizer, or else its `eos_token_id`, or else 0.
+
+    It may be any token's id, because masks come from lengths.
+    """
     found = (tokenizer.pad_token_id, tokenizer.eos_token_id)
     return next((index for index in found if index is not None), 0)

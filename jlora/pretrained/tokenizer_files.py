@@ -65,11 +65,16 @@ _KINDS: dict[str, Any] = {
 
 
 def copy_tokenizer_files(folder: Path, out: Path) -> None:
-    """Copies a tokenizer's files from `folder` to `out`, with only the known keys of JSON.
+    """Copies a tokenizer's files (TOKENIZER_FILES) from `folder` to the folder `out`, with only the known keys of JSON.
+
+    tokenizer.json and texts are copied unchanged. Of config.json only the keys are kept that choose the tokenizer's
+    class; of tokenizer_config.json and special_tokens_map.json those that set texts, tokens, lengths and sides, and
+    switches; unknown keys are left out.
 
     Raises:
-      FileError: files that are too large, a link out of the folder, invalid JSON or text, a duplicate key, a class
-        that is not a tokenizer of transformers, a key that names a file or has a value of the wrong type.
+      FileError: files that are too large, a link out of the folder, invalid JSON or text, a duplicate key, a class that
+        is not a tokenizer of transformers, a key that names a file or has a value of the wrong type.
+      UnsupportedModelError: the `model_type` of config.json is not supported.
     """
     for name, content in _files(folder):
         (out / name).parent.mkdir(exist_ok=True)

@@ -98,9 +98,18 @@ def _require_options(param_dtype: Any, quantize: Any) -> None:
 
 
 def new_heads(model: Any, name: str, *, new_head: bool = False, revision: str | None = None) -> dict[str, list[str]]:
-    """Returns {path of a leaf: keys} of the heads that the files lack and `load_weights` would initialise.
+    """Returns {path of a leaf: keys} of the heads that the files lack and `load_weights` would initialise; {} if none.
 
-    Arguments and errors are those of `load_weights`; no tensor is read.
+    No tensor is read, only the headers of the files.
+
+    Args:
+      model: from `build`.
+      name: a folder with safetensors files, a GGUF file, or a hub id.
+      new_head: whether a head for another number of classes counts as missing.
+      revision: the hub's branch, tag or commit.
+
+    Raises:
+      FileError: there are no such files, or a key other than a head's is missing or unexpected.
     """
     match = _match_tensors(
         model, fetch(name, revision, WEIGHT_PATTERNS), leaves_by_path(abstract_base(model)), new_head

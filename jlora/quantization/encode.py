@@ -46,7 +46,10 @@ def quantize_leaf(
 
 
 def quantize_like(like: Quantized, leaf: jax.Array) -> Quantized:
-    """Quantizes a weight in the same way as `like`, which has the same shape and dtype."""
+    """Quantizes a weight in the same way as `like`, which has the same shape and dtype; nothing is checked.
+
+    The result has the kind (NF4 or Int8), stack, inputs and dtype of `like`.
+    """
     kind: QuantizationKind = "nf4" if isinstance(like.stored, nf4.NF4) else "int8"
     return dataclasses.replace(like, stored=_encode_layers(leaf, kind, len(like.stack), like.inputs))
 

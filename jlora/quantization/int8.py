@@ -35,12 +35,15 @@ class Int8(NamedTuple):
 
 
 def encode(matrix: jax.Array) -> Int8:
-    """Quantizes a matrix (outputs, inputs), float32."""
+    """Quantizes a matrix (outputs, inputs), float32: a row is rounded to multiples of its largest absolute value / 127.
+
+    Halves are rounded to even. A row of zeros has the scale 0.
+    """
     scales = jnp.abs(matrix).max(-1)
     steps = 127 / jnp.where(scales > 0, scales, 1)
     return Int8(jnp.round(matrix * steps[:, None]).astype(jnp.int8), scales)
 
 
 def decode(int8: Int8) -> jax.Array:
-    """Dequantizes to matrices (*stack, outputs, inputs), float32."""
+    """Dequantizes to matrices (*stack, outputs, inputs), float32: code * its row's scale / 127."""
     return int8.codes.astype(jnp.float32) * int8.scales[..., None] * jnp.float32(1 / 127)

@@ -32,14 +32,15 @@ _QUANTILES = np.array(
 
 
 class NF4(NamedTuple):
-    """A vector, a matrix whose rows are complete blocks, or a stack of these on leading axes.
+    """A vector, a matrix whose rows are complete blocks, or a stack of these on leading axes; `encode` makes one.
 
     Attributes:
-      codes: (*stack, [rows,] size / 2) uint8, indices of the table of quantiles, two per byte, the upper half first.
-      scales: (*stack, [rows,] size / 64) uint8, the largest absolute value of each block minus `mean`, as an index of
-        the table `dynamic_map`.
-      steps: (*stack, blocks / 256) float32, factors of that table.
-      mean: (*stack,) float32.
+      codes: (*stack, [rows,] size / 2, rounded up) uint8, indices of the table of quantiles, two per byte, the upper
+        half first.
+      scales: (*stack, [rows,] size / 64, rounded up) uint8, the largest absolute value of each block minus `mean`, as
+        an index of the table `dynamic_map`.
+      steps: (*stack, blocks of all rows / 256, rounded up) float32, factors of that table.
+      mean: (*stack,) float32, of the blocks' largest absolute values.
     """
 
     codes: jax.Array
@@ -64,7 +65,7 @@ class NF4(NamedTuple):
 
 
 def encode(numbers: jax.Array) -> NF4:
-    """Quantizes float32 (size,), whose last block may be shorter, or (rows, size) in complete blocks."""
+    """Quantizes float32 (size,), whose last block may be shorter, or (rows, size) in complete blocks of 64 numbers."""
     rows = numbers.shape[:-1]
     blocks = _blocks(numbers.reshape(-1), BLOCK)
     largest = jnp.abs(blocks).max(-1)
@@ -79,7 +80,7 @@ def encode(numbers: jax.Array) -> NF4:
 
 
 def decode(nf4: NF4, size: int) -> jax.Array:
-    """Dequantizes to (*stack, [rows,] size), float32."""
+    """Dequantizes to (*stack, [rows,] size), float32; `size` is how many numbers the vector, or each row, had."""
     stack, places = nf4.mean.shape, nf4.scales.shape
     steps = nf4.steps[..., _count(places[len(stack) :]) // _SCALES]
     mean = jnp.expand_dims(nf4.mean, tuple(range(len(stack), len(places))))

@@ -39,13 +39,14 @@ def quantize(
       base: the first argument of `fn`, any pytree of arrays.
       kind: "nf4", 4 bits with double quantization (QLoRA), 0.516 bytes per number; or "int8", 8 bits with a scale for
         each output.
-      fn, args, kwargs: the function, traced abstractly (args may be ShapeDtypeStructs).
-      target_modules: as in LoraConfig. "all-linear" means all weights that are used only in matrix products and are
-        not in an output head: embeddings, tied or not, and heads are not quantized.
+      fn, args, kwargs: the function `fn(base, *args, **kwargs)`, traced abstractly (args may be ShapeDtypeStructs).
+      target_modules: as in LoraConfig. "all-linear" means all weights that are used only in matrix products and are not
+        in an output head: embeddings, tied or not, and heads are not quantized.
 
     Raises:
       TargetNotFoundError: an entry matches nothing that could be quantized.
-      JloraError: an entry matches only some layers of a stack; a weight has fewer than two axes or is not finite.
+      JloraError: another kind; an entry matches only some layers of a stack; a weight has fewer than two axes or is not
+        finite.
     """
     leaves, uses = array_leaves(base), find_uses(fn, base, *args, **kwargs)
     config = LoraConfig(target_modules=target_modules)

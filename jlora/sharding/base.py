@@ -17,11 +17,12 @@ def base_shardings(base: PyTree, mesh: Mesh) -> PyTree:
     """Returns the tree of `base` with a NamedSharding for each array, also for those inside `Quantized` leaves.
 
     Kernels (in, out) are split over (fsdp, tensor), or over (tensor, fsdp) if the layer is the second of two
-    consecutive linear layers; embeddings (rows, features) over (tensor, fsdp). All other arrays, and axes that the mesh
-    does not divide evenly, are not split.
+    consecutive linear layers (o_proj, down_proj and their like: `rules.ROW_PARALLEL`); embeddings (rows, features) over
+    (tensor, fsdp). All other arrays, and axes that the mesh does not divide evenly, are not split.
 
     Args:
-      base: tree of arrays or ShapeDtypeStructs with the paths of a model of `jlora.models`; leaves with other names
-        are replicated on each device.
+      base: tree of arrays or ShapeDtypeStructs with the paths of a model of `jlora.models`; leaves with other names are
+        replicated on each device.
+      mesh: with the axes data, fsdp and tensor, from `make_mesh`.
     """
     return replace_leaves(base, {path: leaf_shardings(path, leaf, mesh) for path, leaf in array_leaves(base).items()})

@@ -21,13 +21,16 @@ def explicit_mesh(x: jax.Array) -> Any:
 
 
 def axis_names(x: jax.Array) -> tuple:
-    """Returns, for each axis of the array, the mesh axes over which its type splits it, or None."""
+    """Returns, for each axis of the array, the mesh axis over which its type splits it, a tuple of several, or None."""
     spec = jax.typeof(x).sharding.spec
     return (*spec, *[None] * (x.ndim - len(spec)))
 
 
 def split_like(x: jax.Array, other: jax.Array) -> jax.Array:
-    """Gives `x` the sharding of `other`, an array with as many axes; axes of size 1 are not split."""
+    """Gives `x` the sharding of `other`, an array with as many axes; axes of size 1 are not split.
+
+    If `other` is not on a mesh with explicit axes, `x` is returned unchanged.
+    """
     mesh = explicit_mesh(other)
     if mesh is None:
         return x

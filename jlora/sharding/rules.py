@@ -31,7 +31,15 @@ AxisNames = tuple[Any, ...]
 
 
 def leaf_shardings(path: str, leaf: Any, mesh: Mesh) -> Any:
-    """Returns the NamedSharding of the array (or ShapeDtypeStruct) at `path`, or one per array of a `Quantized`."""
+    """Returns the NamedSharding of the array (or ShapeDtypeStruct) at `path`: its axes are split as `leaf_names` says.
+
+    An axis that the mesh does not divide evenly is not split. For a `Quantized` it returns one with a NamedSharding in
+    the place of each stored array; where outputs would be split over `tensor`, they are split over tensor and fsdp
+    together, and inputs are not.
+
+    Args:
+      mesh: with the axes data, fsdp and tensor.
+    """
     names = leaf_names(path, leaf.ndim)
     if not is_quantized(leaf):
         return fitting(mesh, names, leaf.shape)
@@ -43,8 +51,13 @@ def leaf_shardings(path: str, leaf: Any, mesh: Mesh) -> Any:
 def leaf_names(path: str, ndim: int) -> AxisNames:
     """Returns the mesh axes that split a leaf's axes: kernels and embeddings are split, norms and biases are not.
 
+    `("model/layers/mlp/up_proj/kernel", 3)` gives (None, "fsdp", "tensor"): the last two axes are those of
+    `kernel_names`, or of TABLE for a leaf called embedding, and the axes before them are not split. A leaf called
+    kernel or weight with one axis is not split either.
+
     Args:
-      path: of the leaf, from `leaves_by_path`. A leading axis of layers is not split.
+      path: of the leaf, from `leaves_by_path`.
+      ndim: the number of the leaf's axes.
     """
     module, _, parameter = path.rpartition("/")
     names: AxisNames = ()
@@ -56,5 +69,9 @@ def leaf_names(path: str, ndim: int) -> AxisNames:
 
 
 def kernel_names(module: str) -> AxisNames:
-    """Returns the mesh axes that split the kernel (in, out) of the linear layer at this path."""
+    """Returns the mesh axes that split the kernel (in, out) of the linear layer at this path.
+
+    They are ("tensor", "fsdp") if the path ends in one of ROW_PARALLEL, such as o_proj or down_proj, else ("fsdp",
+    "tensor").
+    """
     return ("tensor", "fsdp") if module.endswith(ROW_PARALLEL) else ("fsdp", "tensor")

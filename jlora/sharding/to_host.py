@@ -15,7 +15,7 @@ def to_host(tree: Any) -> Any:
 
 
 def leaf_to_host(leaf: Any) -> np.ndarray:
-    """Returns a copy of one array as numpy; with several processes all must call it."""
+    """Returns a copy of one array, gathered from all devices, as numpy; with several processes all must call it."""
     return np.array(gather(leaf), copy=True)  # a view would change with the donated buffer that it looks at
 
 

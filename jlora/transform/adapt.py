@@ -80,7 +80,10 @@ def _values(traced: Traced, leaves: list, updates: Mapping[str, Entry]) -> list:
 
 
 def find_uses(fn: Callable, base: Any, *args: Any, **kwargs: Any) -> dict[str, tuple[Use, ...]]:
-    """Returns {path of a leaf: how `fn(base, *args, **kwargs)` uses it, in order}, without computing anything.
+    """Returns {path of an array leaf: how `fn(base, *args, **kwargs)` uses it}, without computing anything.
+
+    A leaf has one `Use` for each different way in which it is used, in the order in which they come first; () if it is
+    not used. For `x @ base["w"]`: {"w": (Use("linear", stack=(), inputs=(0,), outputs=(1,)),)}.
 
     Args:
       base, args, kwargs: arguments of `fn`; arrays may be ShapeDtypeStructs.
@@ -89,7 +92,14 @@ def find_uses(fn: Callable, base: Any, *args: Any, **kwargs: Any) -> dict[str, t
 
 
 def uses_in(traced: Traced) -> dict[str, tuple[Use, ...]]:
-    """Returns {path of an array leaf: how the traced function uses it, in order}, as `find_uses` does."""
+    """Returns {path of an array leaf: how the traced function uses it}, as `find_uses` does.
+
+    A leaf has one `Use` for each different way in which it is used, in the order in which they come first; () if it is
+    not used.
+
+    Args:
+      traced: a result of `trace(fn, base, args, kwargs)`.
+    """
     context = Context(None)
 
     def run(leaves: list) -> list:
@@ -106,17 +116,26 @@ def find_materialized(
 ) -> dict[str, tuple[str, ...]]:
     """Returns {path: the primitives for which `adapt(fn, allow_materialize=True)` forms weight plus update}.
 
-    Nothing is computed, and arrays may be ShapeDtypeStructs. The result is {} if there are no such places. A primitive
-    inside a loop is listed once.
+    Nothing is computed, and arrays may be ShapeDtypeStructs. The result is {} if there are no such places. Primitives
+    are in order, once for each place: {"w": ("tanh", "tanh")} for two; a primitive inside a loop is listed once. If
+    `fn` returns the weight itself, the name is "the result".
+
+    Args:
+      base, args, kwargs: arguments of `fn`.
+      adapter: {path in `base`: LowRank | Full | Rows}.
+
+    Raises:
+      AdapterMismatchError: a path is not in the base, or an entry does not have its leaf's shape.
     """
     require_fit(adapter, leaves_by_path(base))
     return find_materialized_in(trace(fn, base, args, kwargs), adapter)
 
 
 def find_materialized_in(traced: Traced, adapter: Adapter) -> dict[str, tuple[str, ...]]:
-    """Returns what `find_materialized` does, for a traced function and an adapter that fits it.
+    """Returns {path: the names of the primitives at which its weight plus update is formed, in order}.
 
-    {path: the names of the primitives at which its weight plus update is formed, in order}; others are left out.
+    The same as `find_materialized`, for a function that `trace` has traced and an adapter that fits its base. Paths
+    without such primitives are left out.
     """
     context = Context(None, materialize=True)
     jax.eval_shape(

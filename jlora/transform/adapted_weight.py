@@ -34,17 +34,19 @@ class Role(enum.Enum):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """The update that one leaf adds to a weight: the sum over r of a[r] * b[r], which only `dense` computes.
+    """The update that one leaf adds to a weight: the sum over r of a[r] * b[r], which only `compute_dense` forms.
+
+    `attach_update` makes it. For a kernel (in, out): a (r, in, 1), b (r, 1, out), axes ((0,), (1,)).
 
     Attributes:
-      a, b: (r, *dims), of size 1 on the axes over which they do not vary; the scale is in b. None if the leaf
-        is observed.
+      a, b: (r, *dims), of size 1 on the axes over which they do not vary; the scale is in b. None if the leaf is
+        observed.
       path: the leaf's path.
-      axes: for each dim, the axes of the leaf that it consists of.
+      axes: for each dim of the weight, the axes of the leaf that it consists of.
       stack: the axes of the leaf that scans have sliced away.
       picked: the axes of the leaf on which a single index was taken (`w[i]`).
       dropout: rate for the input of a.
-      only: the kind of use that sees the update; None is every use.
+      only: the kind of use that sees the update ("linear", "lookup" or "conv"); None is every use.
       role: of the weight that the update is for.
     """
 
@@ -98,12 +100,23 @@ class AdaptedWeight:
 
 
 def watch(path: str, weight: jax.Array | Quantized) -> AdaptedWeight:
-    """Wraps the leaf at `path` of the base without an update, to record how it is used (`Context.uses`)."""
+    """Wraps the leaf at `path` of the base without an update, to record how it is used (`Context.uses`).
+
+    The one update has neither a nor b; its role is OBSERVED, and its axes are the leaf's own, ((0,), (1,), ...).
+    """
     return AdaptedWeight(defer(weight), (Update(None, None, path, _own_axes(weight), role=Role.OBSERVED),))
 
 
 def probed(path: str, weight: jax.Array | Quantized, entry: LowRank, moments: jax.Array) -> AdaptedWeight:
-    """The leaf with `moments` (*stack, in, in) where A would be: their gradient is what its inputs' moments are."""
+    """Wraps the leaf at `path` so that the gradient of `moments` is the second moments of the leaf's inputs.
+
+    It adds nothing to the weight: b of its one update is zero. The update's role is PROBED, and its a is `moments`,
+    with the first of the two axes `in` in the place of r: (in, in, 1) for a kernel (in, out).
+
+    Args:
+      entry: the leaf's, of a matrix product; its spec and the shapes of its a and b are read.
+      moments: (*stack, in, in); `in` is the product of the sizes of the leaf's input axes.
+    """
     axes = entry.axes
     leading, rest = moments.shape[: len(axes.stack) + 1], len(axes.stack) + 1
     a = moments.reshape(*leading, *entry.a.shape[rest:])
@@ -113,15 +126,20 @@ def probed(path: str, weight: jax.Array | Quantized, entry: LowRank, moments: ja
 
 
 def wrap_quantized(path: str | None, leaf: Any) -> Any:
-    """Wraps a quantized leaf without an update as AdaptedWeight; returns any other leaf or argument unchanged."""
+    """Wraps a quantized leaf as AdaptedWeight without updates; returns any other leaf or argument unchanged.
+
+    `path` is the leaf's, or None for an argument of the function, which is always returned unchanged.
+    """
     return leaf if path is None or not isinstance(leaf, Quantized) else AdaptedWeight(defer(leaf), ())
 
 
 def attach_update(path: str, weight: jax.Array | Quantized, entry: Entry) -> AdaptedWeight:
-    """Returns the leaf with its update: a and b broadcast over the leaf's axes, r in front.
+    """Returns the leaf at `path` with one update, that of its entry; its role is ADAPTED, its axes the leaf's own.
 
-    Each row of `Rows` is one component: a is 1 at the row's index, b is the change of the row; in a kernel (dim, vocab)
-    a and b are swapped. A table that is trained in full, but only for some uses, has one component for each column.
+    a and b are (r, *dims): the leaf's axes after r, with size 1 where they do not vary. LowRank: b is `entry.b` times
+    the scale, and a magnitude becomes the weight's gain. Rows: each row is one component; a is 1 at the row's index, b
+    is the row's value minus the base's; in a kernel (dim, vocab) a and b are swapped. Full, for a table (vocab, dim)
+    that is trained only for some uses (`only`): each column is one component.
     """
     if isinstance(entry, Full):
         a = (entry.value - as_array(weight).astype(entry.value.dtype)).T[..., None]
@@ -160,12 +178,15 @@ def _align_axes(factor: jax.Array, letters: str, out: str) -> jax.Array:
 
 
 def with_formed_weight(value: AdaptedWeight) -> AdaptedWeight:
-    """Dequantizes the weight, if it is quantized."""
+    """Returns the value with an array as its `weight`: dequantized if it is a LazyWeight, else unchanged."""
     return dataclasses.replace(value, weight=materialize(value.weight))
 
 
 def compute_dense(value: AdaptedWeight) -> jax.Array:
-    """Computes gain * (weight + the updates), for uses without a rule."""
+    """Computes gain * (weight + the updates), (*dims) in the weight's dtype, for uses without a rule.
+
+    A LazyWeight is dequantized. All updates are added that have factors; their `only` and `dropout` are not read.
+    """
     weight = materialize(value.weight)
     for update in value.updates:
         if update.has_factors:
@@ -190,6 +211,7 @@ def varying(factor: jax.Array, letters: Sequence[str]) -> tuple[str, jax.Array]:
     """Removes the dims over which the factor does not vary; returns (r and the letters of the others, the factor).
 
     `factor` is (r, *dims), and does not vary over dims of size 1; `letters` has one for each of its dims except r.
+    Shape (4, 3, 1) with letters "xy" gives ("rx", the factor as (4, 3)).
     """
     still = tuple(dim for dim in range(1, factor.ndim) if factor.shape[dim] == 1)
     names = "r" + "".join(letters[dim - 1] for dim in range(1, factor.ndim) if dim not in still)
@@ -200,7 +222,10 @@ def slice_leading(value: AdaptedWeight) -> tuple[AdaptedWeight, AdaptedWeight]:
     """Prepares a weight for a scan over its leading axis.
 
     Returns:
-      (the weight to scan over, with the scanned axis first in all arrays; the metadata of one slice for the body).
+      (the weight to scan over, what is known of one slice). In the first, a and b of each update are broadcast over the
+      scanned axis and have it before r, the gain has it first too, and a LazyWeight without a stack is dequantized. The
+      second is for the scan's body: each update's `axes` lack the first dim, whose leaf axes are added to `stack`. Only
+      its metadata counts: `with_arrays(second, a slice of the first)` is the slice.
     """
     if isinstance(value.weight, LazyWeight) and not value.weight.leaf.stack:
         value = with_formed_weight(value)  # the slices are rows of a weight, not layers
@@ -222,7 +247,7 @@ def _leading(update: Update, size: int) -> Update:
 
 
 def with_arrays(like: AdaptedWeight, arrays: AdaptedWeight) -> AdaptedWeight:
-    """Combines the metadata of `like` with the arrays of `arrays`."""
+    """Combines two AdaptedWeights with equally many updates: weight, a, b and gain of `arrays`, all else of `like`."""
     pairs = zip(like.updates, arrays.updates, strict=True)
     updates = tuple(dataclasses.replace(update, a=found.a, b=found.b) for update, found in pairs)
     return AdaptedWeight(arrays.weight, updates, arrays.gain)

@@ -19,11 +19,13 @@ from jlora.transform.uses import Use
 class Context:
     """One level of an evaluation: the function itself, or a function or iteration inside it.
 
+    `Context(key)` is that of the function itself; `enter`, `at` and `once` make the others.
+
     Attributes:
       key: dropout key of this level; None is evaluation.
       materialize: whether a weight plus update may be formed where no rule takes it.
       uses: {path: uses in their order, as keys} of the leaves that are observed, one dict for all levels.
-      formed: {(path, primitive, equation)} of what was materialized, one dict (as a set) for all levels.
+      formed: {(path, primitive, id of the equation or 0)} of what was materialized, one dict (as a set) for all levels.
       drawn: how many keys this level has given away, by path ("" for nested loops and branches).
     """
 
@@ -34,6 +36,7 @@ class Context:
     drawn: Counter = dataclasses.field(default_factory=Counter)
 
     def saw(self, leaf: Update, use: Use) -> None:
+        """Records a use of the leaf that `leaf` is the update of; each use of a leaf is recorded once."""
         self.uses.setdefault(leaf.path, {})[use] = None
 
     def whole(self, value: Any, where: str, equation: int = 0) -> Any:

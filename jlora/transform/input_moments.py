@@ -19,14 +19,20 @@ def second_moments(fn: Callable, base: Any, adapter: Adapter, *args: Any, **kwar
     """Sums x x^T over all tokens, for the inputs x that the adapted weights are multiplied by.
 
     Args:
-      fn, base, args, kwargs: as for `init`; the function must be differentiable.
-      adapter: its LowRank entries of matrix products say which weights; the values of their arrays do not matter.
+      fn: a function of (base, *args, **kwargs) that is differentiable; at least one of its results is of floating
+        point.
+      base: the tree of weights, some of them perhaps `Quantized`.
+      args, kwargs: the data; every row of an input x counts, padding too.
+      adapter: {path: entry} as `jlora.init` makes it. Its LowRank entries of the kind "linear" say which weights; only
+        their specs and shapes are read.
 
     Returns:
-      {path: (*stack, in, in), float32}, the inputs in the order of the leaf's axes, summed over all uses of a weight.
+      {path: (*stack, in, in), float32}, summed over all uses of a weight. With several input axes, `in` is their
+      product in the order of the leaf's axes. For `x @ base["w"]`: {"w": x.T @ x}.
 
     Raises:
       JloraError: a weight is used in a batched product, or only in part.
+      NoRuleError: a weight is used where no rule takes it.
     """
     products = {path: e for path, e in adapter.items() if isinstance(e, LowRank) and e.kind == "linear"}
     taps = {path: _moments_of_nothing(entry) for path, entry in products.items()}

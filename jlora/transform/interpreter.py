@@ -28,7 +28,14 @@ from jlora.tree.quantized import Quantized, is_quantized
 
 @dataclasses.dataclass(frozen=True)
 class Traced:
-    """A function traced to a jaxpr, with its input arrays."""
+    """A function traced to a jaxpr, with its input arrays; `trace` makes it.
+
+    Attributes:
+      jaxpr: the ClosedJaxpr; its inputs are `leaves`, its outputs the leaves of the result.
+      leaves: the arrays of base and arguments, and the base's Quantized leaves, which the jaxpr takes as dense arrays.
+      paths: one for each of `leaves`: the path of a leaf of the base, None for an argument.
+      structure: the result's tree, for `jax.tree.unflatten`.
+    """
 
     jaxpr: Any  # with its constants
     leaves: list  # of base and arguments, in the order of the jaxpr's inputs: arrays, and Quantized in the base
@@ -63,17 +70,29 @@ def trace(fn: Callable, base: Any, args: tuple, kwargs: dict) -> Traced:
 
 
 def results_of(context: Context, traced: Traced, values: list) -> list:
-    """Evaluates a traced function and returns its flat results; some of the inputs `values` may be AdaptedWeight.
+    """Evaluates a traced function and returns the flat list of its results, arrays; `traced.structure` is their tree.
 
-    `values` has one for each of `traced.leaves`. The results are arrays; `traced.structure` is their tree.
+    Args:
+      context: its dropout key, whether sums may be formed, and where uses are recorded.
+      values: one for each of `traced.leaves`: the array, or an AdaptedWeight in its place.
+
+    Raises:
+      NoRuleError: a weight with an update is used where no rule takes it, or is itself a result, and
+        `context.materialize` is false.
     """
     return [context.whole(result, "the result") for result in evaluate_jaxpr(context, traced.jaxpr, values)]
 
 
 def evaluate_jaxpr(context: Context, closed: Any, values: list) -> list:
-    """Evaluates a jaxpr and returns its outputs; some of the inputs `values` may be AdaptedWeight.
+    """Evaluates a jaxpr and returns the list of its outputs; some may be AdaptedWeight if some inputs are.
 
-    Then outputs may be too. `closed` is a jaxpr with its constants, `values` has one for each of its inputs.
+    Args:
+      context: its dropout key, whether sums may be formed, and where uses are recorded.
+      closed: a jaxpr with its constants.
+      values: one for each of its inputs: an array, or an AdaptedWeight in its place.
+
+    Raises:
+      NoRuleError: a weight with an update is used where no rule takes it, and `context.materialize` is false.
     """
     jaxpr, consts = jax_versions.split_closed_jaxpr(closed)
     env: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *values), strict=True))

@@ -17,9 +17,9 @@ def split_closed_jaxpr(jaxpr: Any) -> tuple[Any, tuple]:
 
 
 def scan_parts(params: dict[str, Any], values: list) -> tuple[list, list, list]:
-    """Splits the operands of a scan, `values`, into (constants, initial carry, scanned arrays), in their order.
+    """Splits the operands of a scan, `values`, into lists (constants, initial carry, scanned arrays), in their order.
 
-    `params` are those of the equation.
+    `params` are the parameters of the scan's equation, which say how many of each there are.
     """
     if "ft_in" in params:  # JAX 0.11: three trees in place of two numbers
         consts, carry, _ = (len(part) for part in params["ft_in"].unpack())
@@ -29,7 +29,10 @@ def scan_parts(params: dict[str, Any], values: list) -> tuple[list, list, list]:
 
 
 def context_of(eqn: Any) -> AbstractContextManager:
-    """Restores the mesh under which an equation was traced, if any: `auto_axes` changes it without an equation."""
+    """Returns a context manager that sets the mesh under which an equation was traced; without one it does nothing.
+
+    `auto_axes` changes the mesh without an equation of its own.
+    """
     return nullcontext() if eqn.ctx.cur_abstract_mesh.empty else eqn.ctx.manager
 
 

@@ -14,9 +14,15 @@ from jlora.transform.adapted_weight import Update
 
 
 def tap(weight: Update, product: jax.Array, x: jax.Array, w_is_left: bool, params: dict) -> jax.Array:
-    """Returns the product, and makes the gradient of the weight's `a` x^T x: (in, *dims), summed over the tokens.
+    """Returns `product` unchanged, and makes the gradient of `weight.a` the second moments of x over the tokens.
 
-    The first axis has the order of the leaf's own axes.
+    Args:
+      weight: the update that `probed` makes; a is (in, *dims). Its gradient has x's features twice: on the first axis
+        in the order of the leaf's own axes, and on the dims that are contracted. For a kernel (in, out): (in, in, 1).
+      product: the dot_general of the weight and x.
+      x: the other operand; all axes that are not contracted are tokens.
+      w_is_left: whether the weight is the first operand.
+      params: of the dot_general; `dimension_numbers` is read.
 
     Raises:
       JloraError: the product is batched, or contracts only a part of the leaf's axes.

@@ -26,18 +26,24 @@ class Use:
 
 
 def leaf_axes(weight: Update, dims: Sequence[int]) -> tuple[int, ...]:
-    """Returns the leaf's axes that the given dims of `weight` consist of (`Update.axes`), ascending, each once."""
+    """Returns the leaf's axes that the given dims of `weight` consist of (`Update.axes`), ascending, each once.
+
+    With axes ((0,), (1, 2)), the dims [1] give (1, 2).
+    """
     return tuple(sorted({axis for dim in dims for axis in weight.axes[dim]}))
 
 
 def stack_axes(weight: Update, used: set[int], batch: Sequence[int] = ()) -> tuple[int, ...]:
-    """Returns the axes that are scanned, batched or indexed; indices of a vector do not count.
+    """Returns the axes of a leaf that are scanned, batched or indexed, ascending; they are `Use.stack`.
+
+    These are `weight.stack`, and those of `batch` and `weight.picked` that are not in `used`: an axis that a batch
+    covers only in part (heads of a kernel that has them in its outputs) is not a stack. `picked` does not count if the
+    weight has fewer than two dims.
 
     Args:
+      weight: its `axes`, `stack` and `picked` are read.
       used: axes of the leaf that are inputs or outputs; those that are scanned stay in the result.
       batch: axes of the leaf that a product batches over.
-
-    An axis that a batch covers only in part (heads of a kernel that has them in its outputs) is not a stack.
     """
     picked = set(weight.picked) if len(weight.axes) > 1 else set()
     return tuple(sorted({*weight.stack, *({*batch, *picked} - used)}))

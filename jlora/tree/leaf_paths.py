@@ -48,7 +48,10 @@ def replace_leaves(tree: Any, values: Mapping[str, Any]) -> Any:
 
 
 def require(path: str, known: Iterable[str], where: str) -> None:
-    """Raises AdapterMismatchError, which names the nearest of `known`, if `path` is not one of them."""
+    """Raises AdapterMismatchError if `path` is not one of `known`.
+
+    The message is "{path}: not in {where}", followed by the names in `known` that are most like it, if there are any.
+    """
     known = list(known)
     if path not in known:
         raise AdapterMismatchError(f"{path}: not in {where}{nearest(path, known)}")

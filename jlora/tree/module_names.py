@@ -36,9 +36,10 @@ _PARAMETERS: dict[str, Literal["kernel", "weight", "bias"]] = {
 def parameter(path: str) -> Literal["kernel", "weight", "bias"] | None:
     """Returns which parameter of its module a leaf is, by the leaf names of Flax, Equinox, Haiku and Keras.
 
-    "kernel" is PyTorch's weight with other axes: (in, out), (*window, in, out). "weight" is PyTorch's weight unchanged,
-    also an embedding or the scale of a norm. "bias" is PyTorch's bias. None means that the path does not name a
-    parameter of a module.
+    The last part of the path decides; NNX's `value` after it is skipped. "kernel" (`kernel`, `w`) is PyTorch's weight
+    with other axes: (in, out), (*window, in, out). "weight" (`weight`, `scale`, `gamma`, `embedding`, `embeddings`) is
+    PyTorch's weight unchanged, also an embedding or the scale of a norm. "bias" (`bias`, `b`, `offset`, `beta`) is
+    PyTorch's bias. None means that the path does not name a parameter of a module.
     """
     return _PARAMETERS.get(_without_value(path.split("/"))[-1])
 
@@ -47,7 +48,14 @@ def torch_path(path: str, names: Mapping[str, str] | None) -> str:
     """Returns a path made from PyTorch's name of the leaf, if `names` has one; otherwise `path` itself.
 
     The name `model.layers.{}.self_attn.q_proj.weight` of a leaf `blocks/q/kernel` becomes
-    `model.layers.{}.self_attn.q_proj/kernel`: `{}` is the number of the layer in a stack.
+    `model.layers.{}.self_attn.q_proj/kernel`: `{}` is the number of the layer in a stack. The last part is `bias` for a
+    name that ends in .bias; else `weight` if `has_outputs_first(path)`, and `kernel` if not.
+
+    Args:
+      names: {path: PyTorch's name}, or None.
+
+    Raises:
+      JloraError: the name does not end in .weight or .bias.
     """
     if names is None or path not in names:
         return path
@@ -58,12 +66,20 @@ def torch_path(path: str, names: Mapping[str, str] | None) -> str:
 
 
 def is_stack(name: str) -> bool:
-    """Returns whether a module of this name (`layers`, `h_1_of_2`) holds a stack of layers."""
+    """Returns whether a module of this name holds a stack of layers.
+
+    That is `layer`, `layers` or `h`, alone or with the numbers of its layers (`h_1_of_2`); `layers_24` is a single
+    layer.
+    """
     return _STACK.fullmatch(name) is not None
 
 
 def is_stacked(path: str) -> bool:
-    """Returns whether the leaf at `path` (`params/bert/encoder/layer/output/dense/bias`) has a layer axis."""
+    """Returns whether the leaf at `path` (`params/bert/encoder/layer/output/dense/bias`) has a layer axis.
+
+    It has one if a part of the path is the name of a stack (`is_stack`), not the last one and not followed by a number
+    (`layers/0`), or if the path contains `{}`.
+    """
     parts = path.split("/")
     return "{}" in path or any(
         _STACK.fullmatch(part) and not behind.isdigit() for part, behind in itertools.pairwise(parts)
@@ -76,12 +92,12 @@ def is_transposed(path: str) -> bool:
 
 
 def is_bias(path: str) -> bool:
-    """Returns whether the leaf has the name of a bias."""
+    """Returns whether the leaf has the name of a bias (`bias`, `b`, `offset`, `beta`: see `parameter`)."""
     return parameter(path) == "bias"
 
 
 def has_outputs_first(path: str) -> bool:
-    """Returns whether the leaf has the name of PyTorch's weight (out, in)."""
+    """Returns whether the leaf has the name of PyTorch's weight (out, in): `weight`, `embedding` (see `parameter`)."""
     return parameter(path) == "weight"
 
 
@@ -92,10 +108,11 @@ def module_names(path: str, count: int | None) -> list[str]:
       path: for example `params/bert/encoder/layer/attention/self/query/kernel`. The leading `params` is left out, and
         so is a last part that names a parameter (see `parameter`). A module `layers_24` that contains modules becomes
         `layers.24`.
-      count: the number of stacked layers; None for a leaf that is not stacked.
+      count: the number of stacked layers, if the path `is_stacked`; None for a leaf that is not stacked.
 
     Returns:
-      `["bert.encoder.layer.0.attention.self.query", ...]`: `count` names, or one if `count` is None. Those of
+      `["bert.encoder.layer.0.attention.self.query", ...]`: `count` names, or one if `count` is None. The number comes
+      after the first part that is the name of a stack (`is_stack`), or in place of `{}`. Those of
       `params/model/layers_1_of_6/mlp/up_proj/kernel` are `["model.layers.1.mlp.up_proj", "model.layers.7. ...", ...]`.
     """
     modules = _without_value(path.split("/"))
@@ -116,6 +133,10 @@ def module_names(path: str, count: int | None) -> list[str]:
 
 def hf_keys(path: str, count: int | None) -> list[str]:
     """Returns the checkpoint keys of the leaf at `path`: its modules' names and torch's name of the parameter.
+
+    Args:
+      path: for example `params/bert/encoder/layer/attention/self/query/kernel`.
+      count: the number of stacked layers, if the path `is_stacked`; else None.
 
     Returns:
       `["bert.encoder.layer.0.attention.self.query.weight", ...]`, as many as `module_names` returns. If the last part

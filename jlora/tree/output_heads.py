@@ -28,10 +28,16 @@ OUTPUT_HEADS = (*OUTPUT_EMBEDDINGS, *HEAD_NAMES, "pre_classifier", *_ANSWERS)
 
 
 def is_linear_weight(path: str) -> bool:
-    """Returns whether the leaf is the weight of a linear layer (*stack, in, out), not an embedding or a head."""
+    """Returns whether the leaf is the weight of a linear layer (*stack, in, out), not an embedding or a head.
+
+    The path alone decides: its last part is `kernel` or `weight`, and no part is the name of a head (`is_in_head`).
+    """
     return path.rsplit("/", 1)[-1] in ("kernel", "weight") and not is_in_head(path)
 
 
 def is_in_head(path: str) -> bool:
-    """Returns whether the leaf at `path` belongs to an output head."""
+    """Returns whether the leaf at `path` belongs to an output head: a part of the path is one of OUTPUT_HEADS.
+
+    These are lm_head, embed_out, classifier, score, pre_classifier and qa_outputs.
+    """
     return any(part in OUTPUT_HEADS for part in path.split("/"))

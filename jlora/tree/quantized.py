@@ -32,14 +32,14 @@ class Codes(Protocol):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-    """A leaf that replaces a dense weight in a tree.
+    """A leaf that replaces a dense weight in a tree; `jlora.quantize` makes it, and `as_array` converts it back.
 
     A weight of a matrix product is stored in the layout of a checkpoint's Linear, (outputs, inputs), each layer of a
     stack on its own. Leading axes that scan, vmap or `tree.map` add to or remove from all its arrays are axes of the
     stack.
 
     Attributes:
-      stored: the codes and their scales.
+      stored: the codes and their scales, an `NF4` or `Int8`.
       layer: the shape of one layer of the weight.
       inputs: the input axes of one layer, which come last in the stored order.
       dtype: of the weight.
@@ -72,7 +72,7 @@ def is_quantized(leaf: Any) -> bool:
 
 
 def storage_order(layer: tuple[int, ...], inputs: tuple[int, ...]) -> list[int]:
-    """Returns the axes of a layer in the stored order: outputs, inputs."""
+    """Returns the axes of a layer in the stored order: outputs, inputs. `((4, 6), (0,))` gives [1, 0]."""
     return [axis for axis in range(len(layer)) if axis not in inputs] + list(inputs)
 
 

@@ -41,7 +41,9 @@ def write_adapter(
 ) -> None:
     """Writes the adapter for PEFT, with the tokenizer and a classifier's class names (labels.json).
 
-    If it was trained on a residual base, it is converted to one of twice the rank for the original base.
+    The folder gets adapter_config.json, adapter_model.safetensors, and labels.json and the tokenizer's files if they
+    are given. An adapter that was trained on a residual base (`adapted.initial` is not None) is converted to one of
+    twice the rank for the original base.
 
     Args:
       folder: written as a whole, or not at all.
@@ -65,7 +67,12 @@ def write_adapter(
 def write_gguf_lora(file: Path, adapted: Adapted, adapter: dict[str, Any]) -> None:
     """Writes the adapter, {path: entry}, as a GGUF file for llama.cpp, for the original base.
 
-    An adapter of a residual base is converted as in `write_adapter`. `adapted.model` has the config that is written.
+    An adapter that was trained on a residual base (`adapted.initial` is not None) is converted to one of twice the rank
+    for the original base. The file's metadata are those of the config of `adapted.model`.
+
+    Raises:
+      JloraError: the file cannot hold the adapter (entries other than LowRank, DoRA's magnitudes) or the model's
+        family.
     """
     jlora.save_gguf_lora(file, _for_the_original(adapted, adapter), adapted.model.config)
 
@@ -79,8 +86,14 @@ def write_merged(
 ) -> None:
     """Merges base and adapter and writes them as one checkpoint for transformers, with the tokenizer.
 
-    Leaves are merged one after another into the host's memory. With several processes all take part in merging, but
-    only the first one keeps the model in memory and writes it. `dtype` is the name of the dtype in the files.
+    The folder, which is written as a whole or not at all, gets config.json, safetensors files and, unless it is None,
+    the tokenizer's files. Leaves are merged one after another into the host's memory. With several processes all take
+    part in merging, but only the first one keeps the model in memory and writes it.
+
+    Args:
+      adapted: its `model` and `base` are read.
+      adapter: the trained one, {path: entry}; {} writes the base.
+      dtype: of the files: "float32", "bfloat16" or "float16".
     """
     leaves = {path: _in_host(leaf) for path, leaf in merge_leaves(adapted.base, adapter)}
     merged = replace_leaves(adapted.base, leaves)
@@ -103,8 +116,8 @@ def read_back(
 ) -> tuple[Any, Any]:
     """Reads (model, base) from the files of a folder that `write_merged` wrote.
 
-    The model, a linen module, computes in `compute_dtype`; the base's arrays have `param_dtype` and are on the mesh, if
-    there is one.
+    The model, a linen module, computes in `compute_dtype`; the base, a tree of weights, has arrays of `param_dtype`, on
+    the mesh if there is one.
     """
     model = build(load_config(str(folder)), dtype=compute_dtype)
     return model, load_weights(model, str(folder), param_dtype=param_dtype, mesh=mesh)
@@ -118,7 +131,7 @@ def largest_difference(in_memory: np.ndarray, from_files: np.ndarray) -> float:
 def require_equal(difference: float, folder: Path) -> None:
     """Raises JloraError if the merged model's logits differ from those of base and adapter in memory.
 
-    `difference` is a result of `largest_difference`; up to TOLERANCE is allowed, NaN is not. The error names `folder`.
+    `difference` is a result of `largest_difference`; up to 1e-4 is allowed, NaN is not. The error names `folder`.
     """
     if not difference <= TOLERANCE:
         raise JloraError(

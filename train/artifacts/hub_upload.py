@@ -40,8 +40,14 @@ def check_push(repo: str, private: bool, endpoint: str | None = None) -> str:
 def push(folder: str | Path, repo: str, private: bool, endpoint: str | None = None) -> str:
     """Uploads everything in `folder` as one commit and returns the commit's address.
 
-    Arguments and errors are those of `check_push`. A failed upload does not change the folder, and the error says how
-    to upload it by hand.
+    Args:
+      folder: not changed, even if the upload fails.
+      repo, private, endpoint: the repository `owner/name`, whether it is private if it does not exist yet, and the
+        hub's address (None means `HF_ENDPOINT` or huggingface.co).
+
+    Raises:
+      JloraError: an error of `check_push`, which is called first; or the upload failed, with the command that uploads
+        the folder by hand.
     """
     repo_id = check_push(repo, private, endpoint)
     try:

@@ -82,9 +82,12 @@ class Facts:
 def model_card(facts: Facts, kind: ExportKind) -> str:
     """Returns the text of README.md: YAML front matter for the hub, then Markdown.
 
-    Paths of this machine appear only in code, which needs them to run; elsewhere only their last part appears.
+    The Markdown has the name as its title, what the model is, a table of results (four decimals), code that loads it, a
+    command that uses it, the command that made it, and, if there are any, the LoRA settings and versions. Paths of this
+    machine appear only in code, which needs them to run; elsewhere only their last part appears.
 
     Args:
+      facts: what the card states.
       kind: `merged` for a complete checkpoint that transformers opens, `adapter` for PEFT's format.
     """
     sections = [
@@ -169,7 +172,10 @@ def _command(facts: Facts) -> str:
 
 
 def without_folder(names: str) -> str:
-    """Shortens each absolute path in a comma-separated list to its last part."""
+    """Shortens each path in a comma-separated list that begins with `/` or `~` to its last part.
+
+    "/home/me/a.csv, ~/b/c.tsv,org/set" -> "a.csv, c.tsv,org/set"
+    """
     return re.sub(r"(^|[\[,=]\s*)[~/][^,\]]*/(?=[^,\]])", r"\1", names)
 
 

@@ -55,7 +55,11 @@ class Spectrum:
 
 
 def write_csv(path: Path, spectra: Sequence[Spectrum]) -> None:
-    """Writes one line per module: full rank, kept rank and share, and the ranks that keep 50, 90 and 99 %."""
+    """Writes one line per module: its rank in full and as kept, what it keeps, and the ranks that keep 50, 90 and 99 %.
+
+    The columns are module, full_rank (the number of singular values), rank, energy_kept (the share of the squared
+    change that `rank` keeps, six decimals), rank_for_50_percent, rank_for_90_percent and rank_for_99_percent.
+    """
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         needed = [f"rank_for_{100 * share:.0f}_percent" for share in SHARES]
@@ -69,12 +73,15 @@ def plot_spectrum(spectra: Sequence[Spectrum], out_png: str | Path, title: str) 
     """Draws the share of the squared change over the rank as a PNG of 1350 x 825 pixels.
 
     Each module is a faint line, the median a bold one, and kept ranks are marked. The same input gives the same bytes.
+
+    Args:
+      spectra: one of each module, at least one.
     """
     draw_spectrum(spectra, title).savefig(out_png, dpi=150, metadata={"Software": None})
 
 
 def draw_spectrum(spectra: Sequence[Spectrum], title: str) -> Figure:
-    """Draws the figure that `plot_spectrum` saves."""
+    """Draws the figure that `plot_spectrum` saves, and returns it; `spectra` has at least one."""
     from matplotlib.figure import Figure  # half a second
 
     figure = Figure(figsize=(9, 5.5), layout="constrained")
@@ -120,7 +127,10 @@ def _dress(panel: Axes, full: int, title: str) -> None:
 
 
 def total_kept(spectra: Sequence[Spectrum]) -> float:
-    """Returns the share of all modules' squared change that their ranks keep; 1 if nothing changed."""
+    """Returns the share of all modules' squared change that their ranks keep; 1 if nothing changed.
+
+    It is the sum of the squares of each module's first `rank` values, by the sum of all squares.
+    """
     kept = sum(float(spectrum.squares[: spectrum.rank].sum()) for spectrum in spectra)
     total = sum(float(spectrum.squares.sum()) for spectrum in spectra)
     return kept / total if total else 1.0

@@ -17,10 +17,15 @@ _SURE = 20.0
 def constant_logits(problem_type: str, labels: np.ndarray, classes: int) -> np.ndarray:
     """Returns logits, float32 (L,), of the best constant prediction: majority class or labels, or the mean.
 
-    For classes the logit is large for what is predicted and its negative for the rest; for a regression the mean.
+    For classes the logit is 20 for what is predicted and -20 for the rest; of classes that are equally frequent the
+    first is predicted, and of several labels those that more than half of the rows have. For a regression L is 1, the
+    mean.
+
+        ("single_label_classification", [1, 1, 0, -1], 3) -> [-20, 20, -20]
 
     Args:
-      labels: encoded labels of a split, (n,) or (n, L); rows without a label do not count, and one or more has one.
+      labels: the result of `encode_labels`, (n,) or (n, L); rows without a label (-1 or NaN) do not count, and one or
+        more has one.
       classes: L, for a single label.
     """
     known = labels[is_labelled(labels)]
@@ -36,8 +41,10 @@ def constant_logits(problem_type: str, labels: np.ndarray, classes: int) -> np.n
 def no_better(labels: Labels, validation: np.ndarray, found: Mapping[str, float], length: str) -> str:
     """Returns a warning if the classifier is no better on validation rows than a constant prediction; else "".
 
-    For single labels it is no better if its accuracy exceeds the constant's by at most one standard error and its
-    correlation (MCC) exceeds 0 by at most two.
+    The constant prediction is that of `constant_logits` for the same rows. A regression is better if its mse is lower,
+    a multi-label classifier if its f1_micro is higher. Single labels are better if the accuracy is more than the
+    constant's p + sqrt(p (1 - p) / n), one standard error for n rows, or if the correlation mcc is more than 2 /
+    sqrt(n).
 
     Args:
       labels: the task and its classes.

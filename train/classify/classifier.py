@@ -39,7 +39,13 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A trained classifier: base and adapter (None if they are merged), tokenizer and labels."""
+    """A trained classifier.
+
+    Attributes:
+      adapted: model, base and adapter; the adapter is {} if it is merged into the base.
+      tokenizer: of its texts.
+      labels: the task and its classes.
+    """
 
     adapted: Adapted
     tokenizer: PreTrainedTokenizerBase
@@ -60,13 +66,17 @@ class Trained:
 def load_trained(folder: str | Path, base: str | None = None) -> Trained:
     """Opens a run folder (its merged/, or else its adapter/), a merged folder or an adapter folder.
 
+    The first of `folder`, its merged/ and its adapter/ that has an adapter_config.json or a config.json is opened. A
+    merged model has the adapter {}.
+
     Args:
       folder: made by `train.classify` or `train.export`; an adapter folder may be PEFT's.
       base: an adapter's base model; None means the one that its configuration names.
 
     Raises:
-      FileError: there is no such folder.
-      AdapterMismatchError: the adapter does not fit its base.
+      FileError: there is no such folder, or neither file is in one of them.
+      AdapterMismatchError: the adapter does not fit its base, or neither of them has the head.
+      JloraError: the model is not a classifier.
     """
     path = as_path(str(folder))
     places = [path, path / "merged", path / "adapter"]
@@ -84,7 +94,20 @@ def load_trained(folder: str | Path, base: str | None = None) -> Trained:
 
 
 def load_adapted(folder: Path, base: str | None = None) -> Trained:
-    """Loads an adapter folder and its base; class names come from the folder's `labels.json`, if it has one."""
+    """Loads an adapter folder and its base; class names come from the folder's `labels.json`, if it has one.
+
+    Without that file, the adapter's head says how many classes there are, and without a head the base's config. The
+    tokenizer is the folder's if it has one (tokenizer_config.json), else the base's.
+
+    Args:
+      folder: in PEFT's format, with adapter_config.json.
+      base: the base model, a folder or hub name; None means the one that adapter_config.json names.
+
+    Raises:
+      AdapterMismatchError: the adapter does not fit the base, or neither of them has the head.
+      FileError: a file is missing or damaged.
+      JloraError: the base is not a classifier.
+    """
     name = base or base_of(folder)
     settle_hub(name)
     model = build(classifier_config(name, **_read_labels(folder)))
@@ -108,12 +131,16 @@ def _read_labels(folder: Path) -> dict[str, Any]:
 def read_label_entries(file: Path) -> dict[str, Any]:
     """Reads id2label, label2id and problem_type from `labels.json`, and nothing else.
 
+    The file has {"id2label": {"0": "bad", "1": "good"}, "problem_type": "single_label_classification"}, and may have
+    more.
+
     Returns:
       {"id2label": {int: class name}, "label2id": {class name: int}, "problem_type": text}; label2id is made from
-      id2label.
+        id2label.
 
     Raises:
-      FileError: not a JSON object, class names are not text, ids are not 0, 1, ..., or problem_type is unknown.
+      FileError: not a JSON object, class names are not text, ids are not 0, 1, ..., problem_type is unknown, a
+        regression has two names or more, or a single label fewer than two.
     """
     stored = read_json(file)
     names, problem = stored.get("id2label"), stored.get("problem_type")

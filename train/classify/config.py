@@ -77,7 +77,11 @@ class ClassifierTrain(TrainSection):
 
 
 class Config(RunConfig):
-    """The resolved configuration of a run of `jlora classify`, as its run folder records it."""
+    """The resolved configuration of a run of `jlora classify`, as its run folder records it.
+
+    Required are model, output_dir and data: Config(model="org/encoder", output_dir="out",
+    data=DataConfig(train="t.csv")).
+    """
 
     learning_rates: ClassVar[dict[str, float]] = {"lora": 5e-4, "full": 5e-5, "head": 1e-3}
 

@@ -43,7 +43,9 @@ def logits_of(
 
     Args:
       step: step(batch) -> logits (B, L).
-      buckets, batch_size, mesh: as for `run_through`.
+      buckets: the padded lengths of batches, ascending; the last is at least the longest row.
+      batch_size: rows of each batch; on a mesh it is rounded up to a multiple of data x fsdp.
+      mesh: on which batches are put; None means one device.
       check: called before each batch; an exception that it raises ends the evaluation.
       first: evaluate only the first `first` rows; None means all.
     """
@@ -55,7 +57,12 @@ def logits_of(
 
 
 def in_order(found: Found) -> np.ndarray:
-    """Concatenates the logits of all batches in the order of the split's rows."""
+    """Concatenates the logits of all batches in the order of the split's rows: (n, L).
+
+    Args:
+      found: [(planned batch, logits (batch_size, L)), ...], at least one. Of each batch the first `len(planned.rows)`
+        rows count, for the rows `planned.rows` of the split; the rest are fillers.
+    """
     logits = np.concatenate([part[: len(planned.rows)] for planned, part in found])
     ordered = np.empty_like(logits)
     ordered[np.concatenate([planned.rows for planned, _ in found])] = logits
@@ -66,8 +73,10 @@ def scores(problem_type: str, logits: np.ndarray, labels: np.ndarray) -> dict[st
     """Computes the task's metrics and `loss`, the mean of the labelled rows; {} if no row is labelled.
 
     Args:
+      problem_type: `single_label_classification`, `multi_label_classification` or `regression`; the metrics are those
+        of `metrics.compute`, the loss that of `row_losses`.
       logits: float32 (n, L), in the order of `labels`.
-      labels: the result of `encode_labels`.
+      labels: the result of `encode_labels`; rows of -1 or NaN have no label and do not count.
     """
     known = is_labelled(labels)
     if not known.any():

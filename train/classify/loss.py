@@ -16,7 +16,9 @@ from train.loop.step import TotalLoss
 
 
 def classification_loss(apply: Callable, problem_type: str, *, model_dropout: bool) -> TotalLoss:
-    """Makes the loss for `train.loop.step`: the sum of the losses of a batch's rows, times their weights.
+    """Makes total_loss(trainable, frozen, base, batch, key): the sum of a batch's losses times the rows' weights.
+
+    `trainable` and `frozen` are the two trees of `jlora.split(adapter)`, `batch` is a Batch. The result is float32 ().
 
     Args:
       apply: called as apply(base, inputs, rngs=...), returns logits float32 (B, L); `rngs` is {"dropout": key} or None.

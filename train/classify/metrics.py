@@ -20,7 +20,14 @@ _PRIMARY = {
 
 
 def metric_names(problem_type: str, num_labels: int) -> list[str]:
-    """Returns the names of the metrics that `compute` returns for a task, the primary one first."""
+    """Returns the names of the metrics that `compute` returns for a task, the primary one first.
+
+    `single_label_classification` has accuracy, f1 (f1_macro unless `num_labels` is 2) and mcc;
+    `multi_label_classification` f1_micro, f1_macro and accuracy; `regression` pearson, spearman, mse and mae.
+
+    Raises:
+      JloraError: another problem type.
+    """
     if problem_type == "single_label_classification":
         return ["accuracy", "f1" if num_labels == 2 else "f1_macro", "mcc"]
     if problem_type == "multi_label_classification":
@@ -31,7 +38,14 @@ def metric_names(problem_type: str, num_labels: int) -> list[str]:
 
 
 def primary(problem_type: str) -> str:
-    """Returns the metric that chooses the best checkpoint if the config names none."""
+    """Returns the metric that chooses the best checkpoint if the config names none.
+
+    It is `accuracy` for single_label_classification, `f1_micro` for multi_label_classification, `pearson` for
+    regression.
+
+    Raises:
+      JloraError: another problem type.
+    """
     if problem_type not in _PRIMARY:
         raise _unknown("problem type", problem_type, list(_PRIMARY))
     return _PRIMARY[problem_type]
@@ -52,7 +66,8 @@ def compute(problem_type: str, logits: ArrayLike, labels: ArrayLike) -> dict[str
 
     A metric that is undefined for the data is 0.0: F1 if a class is neither present nor predicted, MCC and correlations
     if predictions or labels are constant (or there is one row). With several classes, those that are neither present
-    nor predicted are left out of the macro average.
+    nor predicted are left out of the macro average. The accuracy of several labels is the share of rows in which all
+    are right.
 
     Args:
       logits: (n, k) float.
@@ -62,7 +77,8 @@ def compute(problem_type: str, logits: ArrayLike, labels: ArrayLike) -> dict[str
       {name: float}. Predicted is the largest logit, or for multi-label each that is above 0.
 
     Raises:
-      JloraError: no rows, shapes that do not fit, labels out of range, or logits that are not finite.
+      JloraError: an unknown problem type, no rows, shapes that do not fit, labels out of range, or logits that are not
+        finite.
     """
     logits, labels = np.asarray(logits), np.asarray(labels)
     _check_arrays(problem_type, logits, labels)
@@ -76,7 +92,11 @@ def compute(problem_type: str, logits: ArrayLike, labels: ArrayLike) -> dict[str
 
 
 def probabilities(problem_type: str, logits: ArrayLike) -> NDArray[np.floating]:
-    """Converts logits (n, k) to probabilities: softmax, or sigmoid if multi-label; a regression's do not change."""
+    """Converts logits (n, k) to probabilities: softmax, or sigmoid if multi-label; a regression's do not change.
+
+    Raises:
+      JloraError: another problem type than those of `metric_names`.
+    """
     from scipy.special import expit, softmax
 
     logits = np.asarray(logits)

@@ -40,7 +40,14 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A split that is ready for batches: rows, tokens, encoded labels, and the id that pads rows."""
+    """A split that is ready for batches.
+
+    Attributes:
+      rows: texts and raw labels.
+      tokens: of the same rows.
+      labels: the result of `encode_labels`.
+      pad_id: the id that pads rows.
+    """
 
     rows: Split
     tokens: Tokens
@@ -61,10 +68,12 @@ def prepare_splits(
 ) -> tuple[Labels, dict[str, Prepared]]:
     """Returns (labels, {split: Prepared}); the labels come from the training rows, and the log describes them.
 
-    The splits are those of `data.splits`, `train` among them, without rows left out by `data.skip_bad_rows`.
+    The splits are those of `data.splits`, `train` among them, without rows left out by `data.skip_bad_rows`. Of the
+    config `task`, `data.skip_bad_rows` and `data.max_length` are read. Tokens are cached in `default_cache_dir()`.
 
     Raises:
-      JloraError: as for `infer_labels` and `encode_labels`.
+      JloraError: labels that fit no task or differ in kind, or a label that does not fit, with file and row; or
+        `data.max_length` is out of the tokenizer's range.
     """
     skip, train = config.data.skip_bad_rows, data.splits["train"]
     labels = infer_labels(of_one_kind(train) if skip else train, config.task, data.label_names)
@@ -93,7 +102,15 @@ def prepare_splits(
 
 
 def prepare_model(config: Config, labels: Labels, mesh: Mesh | None = None) -> Adapted:
-    """Loads model and base, and makes a fresh adapter (or loads that of `lora.from`), on the mesh if there is one."""
+    """Loads the encoder and its weights, and makes what is trained, on the mesh if there is one.
+
+    With `method: lora` that is a fresh adapter, or that of `lora.from`; with other methods the result's `lora` is None
+    and its `adapter` is that of `whole_leaves`. A head that the checkpoint lacks, or that `new_head` replaces, is drawn
+    from the config's seed.
+
+    Args:
+      labels: say how many outputs the head has.
+    """
     model = build_labelled(config, labels)
     head_key = stream_key(config.seed, Stream.NEW_HEAD)
     base = load_weights(model, model_folder(config.model), key=head_key, new_head=config.new_head, mesh=mesh)
@@ -107,7 +124,11 @@ def prepare_model(config: Config, labels: Labels, mesh: Mesh | None = None) -> A
 
 
 def abstract_model(config: Config) -> Adapted:
-    """Does the same as `prepare_model` without weights and data: every array is a ShapeDtypeStruct."""
+    """Does the same as `prepare_model` without weights and data: every array is a ShapeDtypeStruct.
+
+    The head has the classes of `data.label_names`, else those of the columns if `data.label` is a list, else as many as
+    the model's config.json; one output for `task: regression`.
+    """
     columns = config.data.label if isinstance(config.data.label, list) else []  # each is a class
     names = config.data.label_names or columns
     distinct = dict.fromkeys(names.values() if isinstance(names, dict) else names)
@@ -141,7 +162,8 @@ def _lora_config(config: Config, model: Any) -> jlora.LoraConfig:
 def whole_leaves(config: Config, base: Any) -> dict[str, jlora.Full]:
     """Returns {path: Full} of the leaves that `method: full` (all) or `method: head` (the head) trains.
 
-    The values are copies of the base's arrays. `base` is the model's tree.
+    The head is everything in modules whose names end in `classifier` or `score`. The values are copies of the base's
+    arrays. `base` is the model's tree.
     """
     head = jlora.LoraConfig(task_type="SEQ_CLS")
     return {
@@ -152,10 +174,11 @@ def whole_leaves(config: Config, base: Any) -> dict[str, jlora.Full]:
 
 
 def classifier_config(name: str, **overrides: Any) -> PreTrainedConfig:
-    """Loads the config of the encoder `name` (folder or hub model) with `load_config`; `overrides` replace its keys.
+    """Loads the config of the encoder `name`, a folder or hub model; `overrides` replace its keys, such as num_labels.
 
     Raises:
-      JloraError: as for `load_config`; the model is not a classifier.
+      JloraError: there is no such model, its model_type is not supported or is not that of a classifier, or an override
+        is not a key of its config.
     """
     config = load_config(model_folder(name), **overrides)
     if family(config.model_type).task != "SEQ_CLS":
@@ -167,12 +190,18 @@ def classifier_config(name: str, **overrides: Any) -> PreTrainedConfig:
 
 
 def build_unlabelled(config: Config) -> Any:
-    """Builds the linen model before the labels are known, without weights; its head has the stored config's size."""
+    """Builds the linen model before the labels are known, without weights; its head has the stored config's size.
+
+    Of the config `model`, `train.dtype`, `train.remat` and `train.attention` are read.
+    """
     return _build(config, {})
 
 
 def build_labelled(config: Config, labels: Labels) -> Any:
-    """Builds the linen model that the run trains, without weights."""
+    """Builds the linen model that the run trains, without weights; its head has an output for each of `labels`.
+
+    Of the config `model`, `train.dtype`, `train.remat` and `train.attention` are read.
+    """
     return _build(config, labels.config_entries())
 
 

@@ -38,8 +38,10 @@ def write_predictions(path: Path, split: Prepared, logits: np.ndarray, labels: L
 def format_prediction(labels: Labels, probabilities: np.ndarray) -> str:
     """Returns the predicted class of one row, the classes (`a;b`) if multi-label, or a regression's number.
 
-    `probabilities` are float (k,), a regression's score. Several labels are those above 0.5, "" if there are none; a
-    number has four decimals.
+    Args:
+      labels: the task and its classes.
+      probabilities: float (k,), a regression's score (1,). A single label is that of the largest; several labels are
+        those above 0.5, "" if there are none; a number has four decimals.
     """
     if labels.problem_type == "regression":
         return f"{float(probabilities[0]):.4f}"

@@ -52,7 +52,12 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LabelledTexts(Opened):
-    """The data of a classifier: labelled rows, and the classes found in them."""
+    """The data of a classifier: labelled rows, and the classes found in them.
+
+    Attributes:
+      rows: {split: texts, tokens and encoded labels}.
+      labels: the task and its classes.
+    """
 
     rows: dict[str, Prepared]
     labels: Labels

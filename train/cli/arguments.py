@@ -25,7 +25,12 @@ Without --prompt, text is read from stdin; on a terminal a chat begins. An empty
 
 
 def make_predict_parser() -> argparse.ArgumentParser:
-    """Makes the parser of `jlora predict`."""
+    """Makes the parser of `jlora predict`.
+
+    Its namespace has model, input and output (a Path), which are required; base, text, text_pair, label, encoding,
+    separator and max_length, None by default; batch_size, 64; overwrite and evaluate, False. A flag is an attribute's
+    name with dashes: `--max-length 64`.
+    """
     parser = argparse.ArgumentParser(
         prog="jlora predict",
         description="Labels new text: jlora predict --model RUN_OR_FOLDER --input texts.csv --output labelled.csv",
@@ -53,7 +58,13 @@ def make_predict_parser() -> argparse.ArgumentParser:
 
 
 def make_generate_parser() -> argparse.ArgumentParser:
-    """Makes the parser of `jlora generate`."""
+    """Makes the parser of `jlora generate`.
+
+    Its namespace has model, which is required; adapter, base, prompt, system, dtype and quantize, None by default;
+    max_new_tokens, 256; temperature, 0.7 (more than 0); top_p, 0.95 (more than 0, at most 1); top_k, 0; seed, 0; stop,
+    the list of all --stop; no_adapter, chat and greedy, False. A flag is an attribute's name with dashes: `--top-p
+    0.9`.
+    """
     parser = argparse.ArgumentParser(
         prog="jlora generate",
         description="Completes a prompt or holds a chat: jlora generate --model RUN_OR_MODEL [--prompt TEXT] [--chat]",
@@ -86,7 +97,12 @@ def make_generate_parser() -> argparse.ArgumentParser:
 
 
 def make_export_parser() -> argparse.ArgumentParser:
-    """Makes the parser of `jlora export`."""
+    """Makes the parser of `jlora export`.
+
+    Its namespace has adapter (a Path), which is required; base, out and gguf_lora (Paths) and quantize, None by
+    default; dtype, "float32"; vllm and overwrite, False. A flag is an attribute's name with dashes; --dtype and --vllm
+    exclude each other.
+    """
     purpose = "Merges an adapter, made here or by PEFT, or writes it for vLLM or llama.cpp."
     parser = argparse.ArgumentParser(prog="jlora export", description=purpose)
     parser.add_argument("--adapter", required=True, type=Path, help="folder of the adapter, in PEFT's format")
@@ -106,7 +122,12 @@ def make_export_parser() -> argparse.ArgumentParser:
 
 
 def make_extract_parser() -> argparse.ArgumentParser:
-    """Makes the parser of `jlora extract`."""
+    """Makes the parser of `jlora extract`.
+
+    Its namespace has tuned, base and out (a Path), which are required; rank, 8; energy (a share) and targets, None by
+    default; modules_to_save, []; bias, "none"; overwrite, False. A flag is an attribute's name with dashes; names are
+    given as `a,b`; --rank and --energy exclude each other.
+    """
     purpose = "Makes an adapter of a fully fine-tuned model."
     parser = argparse.ArgumentParser(prog="jlora extract", description=purpose)
     parser.add_argument("--tuned", required=True, help="the fine-tuned model: folder or hub name")
@@ -125,7 +146,10 @@ def make_extract_parser() -> argparse.ArgumentParser:
 
 
 def make_configs_parser() -> argparse.ArgumentParser:
-    """Makes the parser of `jlora configs`."""
+    """Makes the parser of `jlora configs`: its namespace has name, None or a shipped config's, and copy.
+
+    copy is None, or the Path after --copy; without a folder after it, the current one.
+    """
     parser = argparse.ArgumentParser(
         prog="jlora configs", description="Lists the configs that come with jlora, prints one, or copies it."
     )
@@ -139,7 +163,7 @@ def make_configs_parser() -> argparse.ArgumentParser:
 
 
 def make_completion_parser() -> argparse.ArgumentParser:
-    """Makes the parser of `jlora completion`."""
+    """Makes the parser of `jlora completion`: its namespace has shell, which is bash, zsh or fish."""
     purpose = "Prints a script from which a shell knows the commands, their flags and the keys of the configs."
     parser = argparse.ArgumentParser(
         prog="jlora completion", description=purpose, epilog='In ~/.bashrc: eval "$(jlora completion bash)"'
@@ -162,7 +186,8 @@ PARSERS = {
 def whole_number(least: int, below: float = math.inf) -> Callable[[str], int]:
     """Makes an argument type for whole numbers of at least `least` and less than `below`.
 
-    It takes text of digits only, without a sign or blanks, and raises `argparse.ArgumentTypeError` for anything else.
+    `whole_number(1)("12")` is 12. It takes text of digits only, without a sign or blanks, and raises
+    `argparse.ArgumentTypeError` for anything else, and for numbers out of the range.
     """
 
     def read(text: str) -> int:
@@ -175,7 +200,13 @@ def whole_number(least: int, below: float = math.inf) -> Callable[[str], int]:
 
 
 def split_names(text: str) -> list[str]:
-    """Parses an argument of comma-separated names."""
+    """Parses an argument of comma-separated names, without blanks around them and empty ones.
+
+        "a, b,,c" -> ["a", "b", "c"]
+
+    Raises:
+      argparse.ArgumentTypeError: there is no name.
+    """
     found = [name.strip() for name in text.split(",") if name.strip()]
     if not found:
         raise argparse.ArgumentTypeError("expected names between commas, found none")

@@ -20,12 +20,13 @@ from train.cli.signals import Stopped
 def exit_code(work: Callable[[], None], *, verbose: bool = False, interrupted: str = "interrupted") -> int:
     """Does the work and returns the exit code.
 
-    0 is success, 2 an error that the user can fix (printed on stderr), 130 an interruption (SIGINT), 143 SIGTERM, and
-    the code of a `Stopped` is its own. A closed pipe is success. Other exceptions are raised.
+    0 is success, and so is a closed pipe. 2 is an error that the user can fix, printed on stderr as `error: ...`: a
+    JloraError, MemoryError, or an OSError that names a file or comes from a full disk or missing rights. 130 is an
+    interruption (KeyboardInterrupt); the code of a `Stopped` is its own. Other exceptions, SystemExit too, are raised.
 
     Args:
-      verbose: as for `configure_logging`, which is called first.
-      interrupted: what is printed after an interruption.
+      verbose: whether our own DEBUG messages are logged; `configure_logging(verbose)` is called first.
+      interrupted: what is printed on stderr after an interruption or a `Stopped`.
     """
     configure_logging(verbose)
     replace_unencodable()
@@ -81,6 +82,9 @@ def _silence(stream: TextIO) -> None:
 
 
 def require_new(folder: Path, overwrite: bool) -> None:
-    """Raises JloraError if `--out` is not empty and `--overwrite` is not given."""
+    """Raises JloraError if `folder` exists, is not an empty folder, and `overwrite` is false.
+
+    The message names `--out`, the folder and `--overwrite`.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
         raise JloraError(f"--out: {folder}: expected a new or empty folder; --overwrite writes into this one")

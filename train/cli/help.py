@@ -14,7 +14,11 @@ _INDENT = 31
 
 
 def help_text(command: Command) -> str:
-    """Returns the help of a command: its flags and every key, wrapped to the terminal's width."""
+    """Returns the help of a command: its flags and every key, wrapped to the terminal's width (70 to 110 columns).
+
+    In order: a usage line with the program, the purpose, flags and options with their meanings, each section's keys
+    with meaning, type and default, and the examples.
+    """
     width = max(70, min(110, shutil.get_terminal_size().columns))
     lines = [
         f"usage: {command.program} --config FILE [key=value ...] [flags]\n",

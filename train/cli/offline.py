@@ -18,10 +18,12 @@ def choose(request: Request[AnyConfig]) -> tuple[AnyConfig, bool]:
     """Returns (the run's config, whether the `offline:` block is in it).
 
     The hub is asked once, and only if something is needed from it (in a dry run: the model). If it does not answer, the
-    local cache is used, or else the `offline:` block; nothing asks the hub again.
+    local cache is used, or else the `offline:` block; nothing asks the hub again. With the flag `offline` the block is
+    used without asking. The second result is False if the block changes nothing, or if there is none because nothing is
+    needed from the hub.
 
     Raises:
-      JloraError: as for `resolve`; there is no hub, no cache and no `offline:` block.
+      JloraError: wrong keys or values, all at once; there is no hub, no cache and no `offline:` block.
     """
     online = resolve(request, use_offline=False)
     if request.flags.offline:

@@ -42,9 +42,13 @@ class Request(Generic[AnyConfig]):
 def parse_command_line(argv: Sequence[str], command: Command[AnyConfig]) -> Request[AnyConfig]:
     """Reads a command line (without the program's name) and the config file that it names.
 
+        ["--config", "run.yaml", "lora.r=4", "lora.target_modules=q,v", "--resume"]
+        -> file Path("run.yaml"), overrides {"lora.r": 4, "lora.target_modules": ["q", "v"]}, Flags(resume=True)
+
     A value is YAML. But the value of a key of type text is used unchanged, unless it is empty, null, quoted or starts
     with a bracket. `a,b` is a list if the key takes one; commas inside brackets do not separate, so that a regular
     expression is not split.
+
     `--help` prints the help and ends the program. Without --config the Request's file values are {}; its overrides are
     {dotted key: value}, the last one of a key given twice.
 

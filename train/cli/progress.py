@@ -31,7 +31,12 @@ _MEMORY = 0.9
 
 
 class Left(NamedTuple):
-    """What remains of a run: work of its steps (in the unit of `Progress.update`), evaluations, checkpoints."""
+    """What remains of a run.
+
+    Attributes:
+      work: of its steps, in the unit of `Progress.update`.
+      evaluations, checkpoints: how many of them are left.
+    """
 
     work: float
     evaluations: int = 0
@@ -259,7 +264,7 @@ def _ticking(bar: tqdm[None]) -> Iterator[None]:
 
 
 def clock(seconds: float) -> str:
-    """Formats seconds as `m:ss` or `h:mm:ss`."""
+    """Formats seconds, rounded, as `m:ss` or `h:mm:ss`: 65 -> "1:05", 3661 -> "1:01:01"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -275,8 +280,9 @@ class _PrintableRecord(logging.LogRecord):
 def configure_logging(verbose: bool = False) -> None:
     """Sends log messages to stderr, with the time of day: all of our own, of other packages from WARNING on.
 
-    `verbose` adds our own DEBUG messages. Call it before `transformers` is imported: it also silences that package's
-    advice that PyTorch is missing, which is expected here.
+    The root logger gets this handler in place of others. Ours are the loggers `jlora`, this package's and `__main__`;
+    they have the level INFO, or DEBUG with `verbose`. Call it before `transformers` is imported: it also silences that
+    package's advice that PyTorch is missing, which is expected here.
     """
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     logging.setLogRecordFactory(_PrintableRecord)

@@ -22,10 +22,13 @@ def run_command(
     0 is success, 2 an error that the user can fix, 75 the end of the run's time, 130 SIGINT, 143 SIGTERM.
 
     Args:
-      argv: the arguments after the command's name.
+      argv: the arguments after the command's name: ["--config", "run.yaml", "lora.r=4"]. --help prints the help and
+        ends the program (SystemExit).
       command: its flags, options and config schema.
-      work: called as work(config, flags, whether the config's `offline:` block is in it).
-      alone: whether nothing else runs in this process, so that PyTorch can be hidden from transformers.
+      work: called as work(config, flags, whether the config's `offline:` block is in it). In the config `train.dtype`
+        is settled, not `auto`.
+      alone: whether nothing else runs in this process, so that PyTorch can be hidden from transformers, and SIGUSR1 and
+        SIGXCPU end it.
     """
     interrupted = "stopped: the same command with --resume goes on from the newest checkpoint"
     run = partial(exit_code, verbose="--verbose" in argv, interrupted=interrupted)

@@ -45,7 +45,12 @@ class Cut(Exception):
 
 
 class Stop:
-    """Records whether a signal has come or the time is up (`deadline`, by time.monotonic())."""
+    """Records whether a signal has come or the time is up (`deadline`, by time.monotonic()).
+
+    Attributes:
+      number: the signal; None if none has come.
+      is_late: whether the time is up.
+    """
 
     def __init__(self, deadline: float = math.inf) -> None:
         self.number: int | None = None
@@ -88,10 +93,12 @@ class Stop:
 def listening(deadline: float = math.inf) -> Iterator[Stop]:
     """Handles the signals inside the block; with several processes JAX handles SIGTERM and tells all of them.
 
-    After the block a signal ends the process at once.
+    A context manager that yields the Stop, in which SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGXCPU are recorded instead
+    of ending the process; one that comes a second or more after the first ends it at once. After the block the earlier
+    handlers are back.
 
     Args:
-      deadline: when the run must save and end, by time.monotonic().
+      deadline: when the run must save and end, by time.monotonic(); noticed by the next `Stop.is_requested`.
 
     Raises:
       Stopped: at the end of the block, if a signal came or the time is up.
@@ -125,7 +132,7 @@ def _why(stop: Stop) -> int | None:
 
 
 def leave_when_time_is_up() -> None:
-    """Makes SIGUSR1 and SIGXCPU end the process with TIME_IS_UP; inside `listening` they save the run first."""
+    """Makes SIGUSR1 and SIGXCPU end the process with exit code 75; inside `listening` they save the run first."""
     for number in _OUT_OF_TIME:
         signal.signal(number, _leave)
 

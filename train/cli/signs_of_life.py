@@ -14,7 +14,7 @@ AFTER_SECONDS = 1.0
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """Logs `what` once the block has taken AFTER_SECONDS; nothing if it is faster."""
+    """Logs `what` at level INFO once the block has taken one second; nothing if it is faster."""
     timer = threading.Timer(AFTER_SECONDS, logger.info, [what])
     timer.daemon = True
     timer.start()

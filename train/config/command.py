@@ -19,7 +19,13 @@ FLAGS = {
 
 
 class Option(NamedTuple):
-    """A flag with a value: the value's name in the help, its meaning and its type."""
+    """A flag with a value.
+
+    Attributes:
+      metavar: the value's name in the help.
+      meaning: for the help.
+      takes: converts the text to the value.
+    """
 
     metavar: str
     meaning: str
@@ -59,7 +65,18 @@ class Command(Generic[AnyConfig]):
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """The flags of the command line; all are off by default."""
+    """The flags of the command line; all are off by default.
+
+    Attributes:
+      offline: use the config's `offline:` block and ask no hub.
+      resume: go on from the last checkpoint in output_dir.
+      overwrite: replace the run in output_dir.
+      dry_run: print what a run needs, then stop.
+      verbose: print the parameter table in full, and log DEBUG messages.
+      preview: print rows as the model will see them, then stop.
+      mesh, chip: with dry_run: the mesh, such as `data=2,fsdp=4`, and the chip that a step is planned for.
+      coordinator, process, processes: HOST:PORT of process 0, this process's number from 0, and how many there are.
+    """
 
     offline: bool = False
     resume: bool = False

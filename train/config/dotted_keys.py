@@ -41,7 +41,10 @@ def defaults(schema: type[BaseModel]) -> dict[str, Any]:
 
 
 def kinds(annotation: Any) -> set[Any]:
-    """Returns the plain types that an annotation accepts: {str, list, NoneType} for `str | list[str] | None`."""
+    """Returns the plain types that an annotation accepts: {str, list, NoneType} for `str | list[str] | None`.
+
+    A Literal gives the types of its values, Annotated those of what it annotates, and `dict[str, int]` is {dict}.
+    """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return set().union(*map(kinds, arguments))

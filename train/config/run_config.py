@@ -23,7 +23,10 @@ from train.config.sections import (
 
 
 class RunConfig(Section):
-    """The keys that every training command has; a command's own schema narrows them and adds its own."""
+    """The keys that every training command has; a command's own schema narrows them and adds its own.
+
+    Only subclasses are made: `train.classify.config.Config` and `train.lm.config.LMConfig`.
+    """
 
     learning_rates: ClassVar[dict[str, float]]
     """{method: the peak learning rate if the config gives none}."""
@@ -71,7 +74,11 @@ AnyConfig = TypeVar("AnyConfig", bound=RunConfig)
 
 
 def learning_rate_of(config: RunConfig) -> float:
-    """Returns the peak learning rate of the config's method."""
+    """Returns the peak learning rate of the config's method.
+
+    It is `train.learning_rate`, that mapping's entry for `method`, or if it is null the entry in
+    `config.learning_rates`.
+    """
     rates = config.train.learning_rate
     if isinstance(rates, float):
         return rates
@@ -79,25 +86,25 @@ def learning_rate_of(config: RunConfig) -> float:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """Writes every key and value of a config as YAML; read as a config file, it gives an equal config."""
+    """Writes a config's keys and values as YAML, without `offline`; read as a config file, it gives an equal config."""
     return yaml12.dump(config.model_dump(by_alias=True))
 
 
 def rows_of_a_step(config: RunConfig) -> int:
-    """Returns the number of rows of one optimizer step, over all its batches."""
+    """Returns the rows of an optimizer step: train.batch_size * train.gradient_accumulation_steps."""
     return config.train.batch_size * config.train.gradient_accumulation_steps
 
 
 def length_key(config: RunConfig) -> str:
-    """Returns the name of the key that says how long the run trains."""
+    """Returns the key that says how long the run trains: train.max_steps if that is set, else train.epochs."""
     return "train.epochs" if config.train.max_steps is None else "train.max_steps"
 
 
 def steps_of(config: RunConfig, rows: int) -> tuple[int, int]:
     """Returns (optimizer steps of an epoch, optimizer steps of the run) for `rows` training rows.
 
-    A last batch that is not full is a step too. The run's steps are `train.max_steps`, or else `train.epochs` epochs,
-    rounded, at least one.
+    A step has batch_size * gradient_accumulation_steps rows; a last one that is not full is a step too. The run's steps
+    are `train.max_steps`, or else `train.epochs` epochs, rounded, at least one.
     """
     per_epoch = math.ceil(rows / rows_of_a_step(config))
     return per_epoch, config.train.max_steps or max(1, round(config.train.epochs * per_epoch))

@@ -28,7 +28,11 @@ _NEEDS_DATA: dict[Any, str] = {
 
 
 class Section(BaseModel):
-    """A mapping of keys: no other keys, no conversions between types, no changes."""
+    """A mapping of keys: no other keys, no conversions between types, no changes.
+
+    Made of keyword arguments; those without a default are required, and wrong ones raise pydantic.ValidationError. The
+    key `from` is given as **{"from": ...} and read as `from_`. `model_copy(update={...})` makes a changed copy.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 

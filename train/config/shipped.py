@@ -15,7 +15,12 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def copy_advice(missing: Path) -> str:
-    """The end of an error about a missing config file: how to get it, where a shipped config has its name."""
+    """Returns the end of an error about a missing config file: how to get the shipped config of its name.
+
+        Path("configs/sst2.yaml") -> ". jlora comes with one of this name: jlora configs sst2 --copy configs"
+
+    "" if none has its name (the file's, without .yaml).
+    """
     if missing.stem not in shipped_configs():
         return ""
     folder = "" if missing.parent == Path() else f" {missing.parent}"

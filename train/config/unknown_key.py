@@ -10,7 +10,12 @@ from train.config import dotted_keys
 
 
 def explain_unknown_key(key: str, schema: type[BaseModel]) -> str:
-    """Returns the end of an error about an unknown key: the nearest keys, or those of its section."""
+    """Returns the end of an error about an unknown key: the nearest keys, or those of its section.
+
+    "train.lr" -> "unknown key; did you mean train.learning_rate?"
+    "lora.zzz" -> "unknown key; known: lora.r, lora.lora_alpha, ..."
+    "zzz" -> "unknown key; known: model, method, ..., data.*, lora.*, ..."
+    """
     known = list(dotted_keys.fields(schema))
     if near := _likely(key, known):
         return f"unknown key; did you mean {' or '.join(near)}?"

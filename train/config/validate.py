@@ -17,7 +17,8 @@ from train.config.unknown_key import explain_unknown_key
 def flatten(values: dict[Any, Any], schema: type[RunConfig]) -> dict[str, Any]:
     """Flattens sections, {"lora": {"r": 8}} to {"lora.r": 8}; mappings that are a key's value are not flattened.
 
-    An empty section (`lora:` with nothing below it) gives no keys.
+    Sections are the keys of `schema` that contain keys; unknown keys, and a section whose value is no mapping, stay as
+    they are. An empty section (`lora:` with nothing below it) gives no keys.
 
     Raises:
       JloraError: a key is given twice, nested and dotted.
@@ -39,7 +40,8 @@ def flatten(values: dict[Any, Any], schema: type[RunConfig]) -> dict[str, Any]:
 def validate(flat: dict[str, Any], schema: type[AnyConfig]) -> tuple[AnyConfig | None, dict[str, str]]:
     """Returns (the config, {}), or (None, {key: what was expected, what was found}) if keys or values are wrong.
 
-    `flat` is {dotted key: value}, as `flatten` returns it. All wrong keys are in the result, missing ones included.
+    `flat` is {dotted key: value}, as `flatten` returns it. All wrong keys are in the result, missing ones included:
+    {"output_dir": "missing; expected text: the run folder itself"}. A check across several keys names only one of them.
     """
     known = dotted_keys.fields(schema)
     problems = {key: _unknown(key, value, schema) for key, value in flat.items() if key not in known}
@@ -79,7 +81,10 @@ def _translate(error: ValidationError, flat: dict[str, Any], known: dict[str, Fi
 
 
 def describe_mismatch(field: FieldInfo, value: Any) -> str:
-    """Describes what a key accepts and what was given: `expected whole number >= 1; found the text 'one'`."""
+    """Describes what a key accepts and what was given: `expected whole number >= 1; found the text 'one'`.
+
+    For text that is almost one of the accepted values, the nearest one is added. A long value is cut at 60 characters.
+    """
     expected = dotted_keys.describe_field(field)
     hint = nearest(value, expected.replace(" or ", ", ").split(", ")) if isinstance(value, str) else ""
     return f"expected {expected}; found {_describe_value(value)}{hint}"

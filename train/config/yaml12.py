@@ -123,9 +123,11 @@ def read_file(path: Path) -> dict[str, Any]:
 def parse(text: str, source: str) -> Any:
     """Parses YAML text; `source` names it in errors. Empty text is None.
 
+        "a: no\\nb: 1e-3\\nc: true" -> {"a": "no", "b": 0.001, "c": True}
+
     Raises:
-      JloraError: the text is not YAML (line and column are named), or has more values than any config after aliases
-        are expanded.
+      JloraError: the text is not YAML (line and column are named), a key is given twice, or there are more than 20,000
+        values after aliases are expanded.
     """
     try:
         return yaml.load(text, _Loader)

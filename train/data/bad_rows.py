@@ -19,7 +19,8 @@ def read_each(rows: Iterable[int], read: Callable[[int], Row], skip: bool | None
 
     Args:
       read: called once with each row's number; a JloraError means that the row is bad.
-      skip: `data.skip_bad_rows`, which the error suggests if it is false; None if the command has no such key.
+      skip: `data.skip_bad_rows`: true leaves bad rows out, false raises the first error and suggests the key; None, for
+        a command without such a key, raises the first error as it is.
 
     Raises:
       JloraError: a row cannot be read, unless `skip`; or no row is left.
@@ -45,7 +46,12 @@ def read_each(rows: Iterable[int], read: Callable[[int], Row], skip: bool | None
 def note_left_out(split: str, errors: Sequence[str], rows: int) -> list[str]:
     """Returns a list of one note, with the number of left-out rows and the first errors; [] if there are none.
 
-    `split` is the name in front; `rows` is the number of rows before any was left out.
+        train: 2 of 10 rows left out (data.skip_bad_rows):
+          first error
+          second error
+
+    The first five errors are in it, then `and N more`. `split` is the name in front; `rows` is the number of rows
+    before any was left out.
     """
     if not errors:
         return []

@@ -16,7 +16,12 @@ ALL = slice(None)
 
 
 class PlannedBatch(NamedTuple):
-    """The rows of one batch, int64 (up to batch_size,), and the length in tokens that they are padded to."""
+    """The rows of one batch.
+
+    Attributes:
+      length: the number of tokens that the rows are padded to.
+      rows: int64 (up to batch_size,), their indices in the split.
+    """
 
     length: int
     rows: np.ndarray
@@ -33,10 +38,11 @@ def bucket_lengths(
 ) -> tuple[int, ...]:
     """Finds the at most `count` padded lengths, ascending, that pad `lengths` (n,) with the fewest tokens.
 
-    Each is a multiple of `multiple`, but at most `limit` (the longest input of the model). The optimum is found by
-    dynamic programming over the histogram of lengths.
+        bucket_lengths([3, 9, 30], 2) -> (16, 32)
 
-    No rows give (). A row longer than `limit` counts as one of that length.
+    Each is a multiple of `multiple`, but at most `limit` (the longest input of the model). The optimum is found by
+    dynamic programming over the histogram of lengths. No rows give (). A row longer than `limit` counts as one of that
+    length.
 
     Args:
       weights: float (n,), how often each row is computed; once by default.
@@ -91,9 +97,16 @@ def plan_epoch(
 
 
 def plan_evaluation(lengths: np.ndarray, buckets: tuple[int, ...], batch_size: int) -> list[PlannedBatch]:
-    """Plans batches with every row once, the shortest first, all full except the last. Raises as `plan_epoch`.
+    """Plans batches with every row once, the shortest first, all full except the last.
 
-    Rows of equal length keep their order. The arguments are those of `plan_epoch`; no rows give no batches.
+    Rows of equal length keep their order; no rows give no batches.
+
+    Args:
+      lengths: int (n,), the rows' lengths in tokens.
+      buckets: the padded lengths, ascending; a batch has the shortest one that all its rows fit into.
+
+    Raises:
+      ValueError: a row is longer than the longest bucket.
     """
     return _split_into_batches(np.argsort(lengths, kind="stable"), lengths, buckets, batch_size)
 
@@ -124,10 +137,12 @@ def lay_out(
     """Lays out a planned batch, always (batch_size, planned.length), or only its rows at `places`.
 
     Args:
-      lengths, offsets: lengths in tokens of all rows of the split, and where their tokens begin.
+      lengths, offsets: of all rows of the split: their lengths in tokens, int (n,), and where their tokens begin, int
+        (n,) or (n + 1,).
+      places: an int array or a slice of the batch's rows, fillers included; all by default.
 
     Raises:
-      ValueError: a row is longer than the batch, or there are more rows than batch_size.
+      ValueError: a row is longer than the batch, there are more rows than batch_size, or there is none.
     """
     count, longest = len(planned.rows), lengths[planned.rows]
     if not 0 < count <= batch_size or longest.max() > planned.length:

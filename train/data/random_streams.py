@@ -63,7 +63,7 @@ def permutation(count: int, stream: Stream, seed: int, *part: int) -> np.ndarray
 
 
 def stream_key(seed: int, stream: Stream) -> jax.Array:
-    """Returns the JAX key of a stream."""
+    """Returns the JAX key of a stream: `jax.random.fold_in(jax.random.key(seed), stream)`."""
     import jax  # not for --help
 
     return jax.random.fold_in(jax.random.key(seed), stream)

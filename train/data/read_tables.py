@@ -22,11 +22,18 @@ def read_tables(
 ) -> list[Table]:
     """Reads the tables of a file, a hub set, or a list of them, in that order.
 
-    A hub set is `repo`, or `repo:name` if its split is not called `split`. `read_file(path, name, encoding, separator)`
-    reads a file and returns a Table; `name` is its name in errors, encoding and separator are the config's.
+    A hub set is `repo`, or `repo:name` if its split is not called `split`; the name of its table is `repo:split`.
+
+    Args:
+      source: an existing file, or `package:PACKAGE/FILE` in an installed package, is a file; another name is a hub set.
+      split: "train", "validation" or "test", also for the key in errors: `data.train`.
+      config: its `encoding` and `separator` are for files, its `config` and `revision` for hub sets.
+      read_file: read_file(path, name, encoding, separator) reads a file and returns a Table; `name` is its name in
+        errors.
 
     Raises:
-      JloraError: there is no source, `local_path` or `read_file` refuses it, or a hub set cannot be loaded.
+      JloraError: there is no source (None, "" or []), a name can only be a file and does not exist, `read_file` refuses
+        it, or a hub set cannot be loaded (HubError).
     """
     if not source:
         raise JloraError(f"data.{split}: expected a file or a hub data set, found nothing")

@@ -64,15 +64,16 @@ class Table:
 def read_table(path: Path, name: str, encoding: str = "utf-8", separator: str = ",") -> Table:
     """Reads the whole file as a Table; the suffix decides the format. `name` is its name in errors.
 
-    CSV is read by RFC 4180 (quoted fields may hold separators, quotes and line ends), TSV without any quoting, JSON as
-    one list of objects, JSONL as one object per line.
+    The suffixes are .csv, .tsv, .json, .jsonl and .parquet. CSV is read by RFC 4180 (quoted fields may hold separators,
+    quotes and line ends), TSV without any quoting, JSON as one list of objects, JSONL as one object per line. Values of
+    CSV and TSV are text. A key that only other objects have is None.
 
     Args:
       separator: of the fields of a CSV file.
 
     Raises:
-      JloraError: another format, an empty file, text that is not in `encoding`, or a row that does not fit, with its
-        number.
+      JloraError: another format, an empty file or one without data rows, text that is not in `encoding`, a column that
+        is there twice, or a row that does not fit, with its number.
     """
     if path.is_dir():
         raise JloraError(f"{name}: is a folder; expected a file ({', '.join(_READERS)})")
@@ -168,6 +169,8 @@ def _features(metadata: bytes | None, name: str) -> dict[str, Any]:
 def without_filled(value: Any) -> Any:
     """Removes the entries that are None from the objects in a value of an Arrow table, at every depth.
 
+        {"a": None, "b": [{"c": None}, None]} -> {"b": [{}, None]}
+
     All objects of a column share one schema, so Arrow fills in the keys that only other objects had.
     """
     if isinstance(value, dict):
@@ -177,6 +180,8 @@ def without_filled(value: Any) -> Any:
 
 def class_names(features: dict[str, Any]) -> dict[str, tuple[str, ...]]:
     """Returns {column: class names} of ClassLabels and lists of them, from `Features.to_dict()`.
+
+        {"label": {"names": ["bad", "good"], "_type": "ClassLabel"}} -> {"label": ("bad", "good")}
 
     Columns of other kinds are left out.
     """

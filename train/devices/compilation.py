@@ -13,7 +13,8 @@ import jax
 def use_compilation_cache() -> None:
     """Caches compiled programs in `$XDG_CACHE_HOME/jlora/xla`, or in JAX_COMPILATION_CACHE_DIR if it is set.
 
-    Call it before the first array is made.
+    Without XDG_CACHE_HOME that is `~/.cache/jlora/xla`. Programs are cached however fast they compile. Call it before
+    the first array is made.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jlora" / "xla"

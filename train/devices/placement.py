@@ -31,10 +31,10 @@ from train.devices.processes import is_first
 def mesh_of(config: RunConfig, devices: Sequence[Any] | None = None) -> Mesh | None:
     """Makes the config's mesh of all devices (or of those given), with the axes data, fsdp and tensor.
 
-    Returns None for a single device.
+    Returns None for a single device. Of the config `mesh` and `train.batch_size` are read.
 
     Raises:
-      JloraError: the sizes do not fit the devices, or a batch cannot be split evenly.
+      JloraError: the sizes do not fit the devices, or the batch is no multiple of data x fsdp.
     """
     asked = config.mesh
     mesh = make_mesh(asked.data, asked.fsdp, asked.tensor, devices)
@@ -68,15 +68,16 @@ def row_parts(mesh: Mesh | None) -> int:
 
 
 def round_up(mesh: Mesh | None, rows: int) -> int:
-    """Rounds the rows of an evaluation batch up to a number that the devices can split evenly."""
+    """Rounds the rows of an evaluation batch up to a multiple of data x fsdp; without a mesh they stay."""
     parts = row_parts(mesh)
     return -(-rows // parts) * parts
 
 
 def put_adapted(mesh: Mesh | None, adapted: Adapted, config: RunConfig) -> Adapted:
-    """Puts base and adapter on the mesh. Weights that are trained in full are split like the base's.
+    """Puts base and adapter on the mesh: the base as `base_shardings` says, the adapter as `put_adapter` does.
 
-    `initial`, the adapter before training, is copied to the host. Without a mesh `adapted` is returned unchanged.
+    `initial`, the adapter before training, is copied to the host. Without a mesh `adapted` is returned unchanged. Of
+    the config `method` and `mesh.adapters` are read.
     """
     if mesh is None:
         return adapted
@@ -89,9 +90,10 @@ def put_adapted(mesh: Mesh | None, adapted: Adapted, config: RunConfig) -> Adapt
 
 
 def put_adapter(mesh: Mesh | None, adapter: dict[str, Any], config: RunConfig) -> dict[str, Any]:
-    """Puts the adapter, {path: entry}, on the mesh as `mesh.adapters` says, or on the device if there is no mesh.
+    """Puts the adapter, {path: entry}, on the mesh, or on the device if there is no mesh.
 
-    For methods other than lora the entries are split like the base's weights.
+    With `config.mesh.adapters` "replicated" each device gets all of it, with "inherit" its arrays are split like the
+    weights that they adapt. For methods other than lora the entries are split like the base's weights.
     """
     if mesh is None:
         return jax.device_put(adapter)

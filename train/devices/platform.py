@@ -28,10 +28,11 @@ _BACKENDS = {"cuda": "gpu", "tpu": "tpu"}
 def settle_dtype(config: AnyConfig) -> AnyConfig:
     """Replaces `train.dtype: auto` in the config by the dtype that this machine multiplies fast.
 
-    That is bfloat16 on GPUs, TPUs and CPUs with units for it, and float32 elsewhere. A run keeps its first dtype.
+    That is bfloat16 on GPUs, TPUs and CPUs with units for it (`bfloat16_units`), and float32 elsewhere. A config with
+    another dtype is returned unchanged.
 
     Raises:
-      JloraError: `train.attention` names a kernel of another platform.
+      JloraError: `train.attention` names a kernel of another platform (cudnn without a GPU, splash without a TPU).
     """
     backend = jax.default_backend()
     kernel = FUSED.get(config.train.attention)
@@ -54,7 +55,10 @@ def with_dtype(config: AnyConfig, dtype: str) -> AnyConfig:
 
 
 def bfloat16_units() -> str:
-    """Returns the name of this CPU's units for bfloat16 matrices, from /proc/cpuinfo; "" if it has none."""
+    """Returns the name of this CPU's units for bfloat16 matrices, from /proc/cpuinfo; "" if it has none.
+
+    The name is the CPU's flag: "amx_bf16", or else "avx512_bf16".
+    """
     if platform.machine() not in ("x86_64", "AMD64") or not _CPU_INFO.exists():
         return ""
     flags = _CPU_INFO.read_text().partition("flags")[2].partition("\n")[0].split()
@@ -65,12 +69,15 @@ def attention_of(config: RunConfig, model: Any, names: list[str], mesh: Mesh | N
     """Finds the kernel of the run's attention before any weights are loaded.
 
     Args:
-      model: the linen model, without weights.
+      config: `train.attention`, `train.batch_size`, `train.dropout` and `data.max_length` are read.
+      model: the linen module, without weights.
       names: of the arrays in its batches, all int32 (rows, tokens).
       mesh: of the run; None if there is none.
 
     Returns:
-      {"kernel": the kernel that computes the attention, "reason": why it is not a faster one}.
+      {"kernel": the kernel that computes the attention, "reason": why it is not a faster one}. The reason is
+      "train.attention" if that is not auto, else "the fastest", "there is no other for this platform" (on a CPU), or
+      "cudnn: ..." with what cuDNN cannot do.
 
     Raises:
       ContextLengthError: the model has no positions for rows of `data.max_length` tokens.

@@ -39,7 +39,9 @@ _LOST = re.compile("gloo|nccl|coordination service|socket closed|heartbeat", re.
 def join_processes(flags: Flags) -> Iterator[None]:
     """Connects this process to the others for the block, if the flags or the launcher say that there are several.
 
-    JAX must not have been initialized yet. Only the first process logs messages below warnings.
+    Of the flags `coordinator`, `process` and `processes` are read. Nothing is connected if `processes` is 1, or if none
+    is given and `is_launched` is false. JAX must not have been initialized yet. Only the first process logs messages
+    below warnings.
 
     Raises:
       JloraError: only some of --coordinator, --process and --processes are given, JAX does not know the launcher, the
@@ -90,23 +92,26 @@ def is_launched(environment: Mapping[str, str]) -> bool:
 
 
 def is_first() -> bool:
-    """Returns whether this process is the one that writes logs, records and exports."""
+    """Returns whether this process is the one that writes logs, records and exports; a single process always is."""
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def wait_for_all(place: str) -> None:
-    """Waits until all processes have reached this place."""
+    """Waits until all processes have reached this place, whose name is the same in all; a single one does not wait."""
     if jax.distributed.is_initialized():
         multihost_utils.sync_global_devices(place)
 
 
 def all_agree(here: bool) -> bool:
-    """Returns whether `here` is true in all processes."""
+    """Returns whether `here` is true in all processes; all must call it. In a single process that is `here`."""
     return here if not jax.distributed.is_initialized() else bool(multihost_utils.process_allgather(here).all())
 
 
 def require_same(text: str, what: str) -> None:
-    """Raises JloraError unless all processes have the same text."""
+    """Raises JloraError unless all processes have the same text; all must call it. A single process never raises.
+
+    The message begins with `what` and names the first process whose text is not that of process 0.
+    """
     if not jax.distributed.is_initialized():
         return
     sums = multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode())))
@@ -117,7 +122,10 @@ def require_same(text: str, what: str) -> None:
 
 @contextmanager
 def first_alone(place: str) -> Iterator[bool]:
-    """Yields True in the process that writes and False in the others, which wait for it after the block."""
+    """Yields True in the process that writes and False in the others, which wait for it after the block.
+
+    `place` names the block, the same in all processes. A single process gets True.
+    """
     yield is_first()
     wait_for_all(place)
 
@@ -125,7 +133,8 @@ def first_alone(place: str) -> Iterator[bool]:
 def leave_together(work: Callable[[], int]) -> int:
     """Runs `work` and returns its exit code; several processes that end normally wait for each other.
 
-    A process that fails ends at once, so that the others notice it. A single process raises what `work` raises.
+    A single process raises what `work` raises. Of several, one that fails (an exception, or a code other than 0, 75 and
+    143) ends at once, so that the others notice it.
     """
     try:
         code = work()

@@ -44,7 +44,10 @@ class Compiler:
         self.waited = 0.0
 
     def add(self, name: str, make: Callable[[], Any]) -> _Queued:
-        """Queues `make`, a function without arguments, and starts the thread if it is not running yet."""
+        """Queues `make`, a function without arguments, and starts the thread if it is not running yet.
+
+        Returns what `wait` takes. `name` is what `wait` tells the user. After the end of the block nothing is compiled.
+        """
         queued = _Queued(name, make, futures.Future())
         with self._wakes:
             if self._is_closed:

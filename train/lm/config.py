@@ -149,7 +149,11 @@ class Export(ExportSection):
 
 
 class LMConfig(RunConfig):
-    """The resolved configuration of a run of `jlora lm`, as its run folder records it."""
+    """The resolved configuration of a run of `jlora lm`, as its run folder records it.
+
+    Required are model, output_dir and data: LMConfig(model="org/model", output_dir="out",
+    data=DataSection(train="t.txt")).
+    """
 
     learning_rates: ClassVar[dict[str, float]] = {"lora": 2e-4, "full": 2e-5}
 

@@ -16,8 +16,8 @@ _ATTENTION = {
 def trainer_targets(model_type: str) -> list[str] | str:
     """Returns the default `target_modules` of `jlora lm` for this type: ["q_proj", ...] for "llama".
 
-    It is "all-linear" if the table has no entry. PEFT's own defaults (`jlora.default_targets`) often adapt fewer
-    modules: only q_proj and v_proj of Llama.
+    These are the projections of attention for bloom, falcon, gpt2, gpt_neo, llama and mistral; "all-linear" for others.
+    PEFT's own defaults (`jlora.default_targets`) often adapt fewer modules: only q_proj and v_proj of Llama.
     """
     names = _ATTENTION.get(model_type)
     return "all-linear" if names is None else list(names)

@@ -31,7 +31,11 @@ PREVIEWED = 3
 
 
 def dry_run(config: LMConfig, *, verbose: bool) -> None:
-    """Prints parameters, memory, work and time of a step on one device."""
+    """Prints parameters, memory, work and time of a step on one device.
+
+    Raises:
+      JloraError: the config's mesh asks for more devices; the message has the --mesh to add.
+    """
     if config.mesh.fsdp * config.mesh.tensor > 1 or config.mesh.data > 1:
         sizes = ",".join(f"{axis}={max(1, getattr(config.mesh, axis))}" for axis in AXES)
         raise JloraError(f"--dry-run: plans one device, and mesh asks for more: add --mesh {sizes}")
@@ -51,6 +55,9 @@ def plan(config: LMConfig, mesh: str, chip: str | None) -> None:
     Args:
       mesh: the value of --mesh, such as `data=2,fsdp=4`.
       chip: the name of a known chip; None leaves the time out.
+
+    Raises:
+      JloraError: an unknown chip or axis, or a batch that the mesh cannot split evenly.
     """
     known = None if chip is None else chip_named(chip)
     sizes = mesh_sizes(mesh)
@@ -61,7 +68,7 @@ def plan(config: LMConfig, mesh: str, chip: str | None) -> None:
 
 
 def preview_rows(config: LMConfig) -> None:
-    """Prints training rows as the model will see them."""
+    """Prints the first three training rows as the model will see them."""
     tokenizer, _ = open_tokenizer(config)
     show(preview(read_texts(config, tokenizer).rows["train"], tokenizer, PREVIEWED))
 

@@ -23,6 +23,7 @@ def training_help(config: LMConfig, adapted: Adapted, training: Training, mesh: 
     Args:
       adapted: the model and its arrays, or ShapeDtypeStructs in their places.
       training: whose step is compiled for the longest batch.
+      mesh: None means one device.
     """
     lines = []
     if mesh is None:
@@ -37,6 +38,11 @@ def training_help(config: LMConfig, adapted: Adapted, training: Training, mesh: 
 
 
 def offers(config: LMConfig, mesh: Mesh | None) -> str:
-    """Returns only the command line arguments that lower the memory."""
+    """Returns only the command line arguments that lower the memory, each in a line with what it saves.
+
+    Among them are half of `train.batch_size`, `train.remat=true`, `quantize=nf4` (with `method: lora`, if the base is
+    not in nf4 and not residual) and half of `data.max_length`; none that the config already has. `mesh` is None for one
+    device.
+    """
     may_quantize = config.method == "lora" and config.quantize != "nf4" and not config.lora.is_residual
     return advice(config, None if mesh is None else mesh.shape, may_quantize=may_quantize)

@@ -25,7 +25,15 @@ TOLERANCE = 1e-4
 
 
 def write_merged_model(run: LanguageRun) -> None:
-    """Merges base and adapter of a run and writes merged/."""
+    """Merges base and adapter of a run and writes merged/ in the run folder, in `config.export.dtype`.
+
+    The adapter is merged into the weights as stored: if the base in memory is rounded or quantized, they are read again
+    in float32. If they cannot be read, or if LoftQ made the adapter, the weights that were used in training are taken.
+
+    Args:
+      run: read are its `config`, `adapted`, `adapter`, `folder` (its adapter/ must be there), `mesh` and
+        `opened.tokenizer`.
+    """
     # The accelerator still holds the base used in training, and may have no room for another one.
     with placement.on_cpu():
         whole, adapter = _load_unrounded(run)
@@ -63,10 +71,12 @@ def _on_dequantized(adapted: Adapted) -> Adapted:
 def require_same_loss(run: LanguageRun, in_memory: float, merged: float) -> None:
     """Raises JloraError if the losses differ although all is float32; with rounded or quantized bases they may.
 
+    All is float32 if the config's `quantize` is null and its `export.dtype` and `train.dtype` are float32.
+
     Args:
       run: its `config` and `folder` are read.
       in_memory: the validation loss of base and adapter in memory.
-      merged: that of the model in merged/. NaN is refused; a relative difference up to TOLERANCE is not.
+      merged: that of the model in merged/. NaN is refused; a difference up to 1e-4 of `in_memory` is not.
     """
     config = run.config
     exact = config.quantize is None and config.export.dtype == config.train.dtype == "float32"

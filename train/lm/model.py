@@ -30,12 +30,14 @@ if TYPE_CHECKING:
 
 
 def prepare_model(config: LMConfig, mesh: Mesh | None = None, added: Sequence[int] = ()) -> Adapted:
-    """Loads the model, the base's weights and a fresh adapter (or that of `lora.from`), on the mesh if there is one.
+    """Loads the model and the base's weights, and makes what is trained, on the mesh if there is one.
 
-    With `method: full` all weights are trained instead.
+    With `method: lora` that is a fresh adapter, drawn from the config's seed, or that of `lora.from`; `quantize`
+    quantizes the base. With `method: full` the result's `adapter` has a copy of every weight as Full, and its `lora` is
+    None.
 
     Args:
-      added: the ids of added tokens, from `add_tokens`.
+      added: the ids of added tokens, from `add_tokens`; their rows are newly initialised, and trained.
     """
     fetch(model_folder(config.model), None, WEIGHT_PATTERNS)  # which say whether the head is tied
     model, key = build_model(config, added), stream_key(config.seed, Stream.ADAPTER)
@@ -57,15 +59,19 @@ def _adapt_base(config: LMConfig, model: Any, key: jax.Array, mesh: Mesh | None,
 
 
 def abstract_model(config: LMConfig, added: Sequence[int] = ()) -> Adapted:
-    """Does the same as `prepare_model` without weights: every array is a ShapeDtypeStruct."""
+    """Does the same as `prepare_model` without weights: every array is a ShapeDtypeStruct.
+
+    `added` are the ids of the tokens that were added.
+    """
     return abstract_on(config, build_model(config, added), added)
 
 
 def abstract_on(config: LMConfig, model: Any, added: Sequence[int] = ()) -> Adapted:
     """Does the same as `abstract_model` for a linen model that may differ from the config's.
 
-    Every array of the result is a ShapeDtypeStruct. `added` are the ids of the tokens that were added, whose rows are
-    trained.
+    The result's `model` is `model`, and every array is a ShapeDtypeStruct: the base in the dtype in which training
+    keeps it (quantized, if the config says so), the adapter, or with `method: full` a Full of every leaf. `added` are
+    the ids of the tokens that were added, whose rows are trained.
     """
     base = abstract_base(model)
     if config.method == "full":
@@ -77,10 +83,12 @@ def abstract_on(config: LMConfig, model: Any, added: Sequence[int] = ()) -> Adap
 def build_model(config: LMConfig, added: Sequence[int] = ()) -> Any:
     """Builds the linen model in the config's dtype, without weights.
 
-    Its vocabulary has room for `added`, the ids of the tokens that were added.
+    Its vocabulary has room for `added`, the ids of the tokens that were added. Of the config `model`, `method`, `lora`,
+    `train.dtype`, `train.remat` and `train.attention` are read.
 
     Raises:
-      JloraError: the adapter of `lora.from` does not train the rows of the added tokens; as for `causal_config`.
+      JloraError: there is no such model, or it is not a causal language model; the adapter of `lora.from` does not
+        train the rows of the added tokens.
     """
     train, name = config.train, config.model
     lora = settings(config.lora, _lora(config, causal_config(name), added)) if config.method == "lora" else None

@@ -20,7 +20,9 @@ from train.loop.step import TotalLoss
 
 
 def causal_loss(model: Any, *, model_dropout: bool) -> TotalLoss:
-    """Makes the loss for `train.loop.step`: the sum of the losses of a batch's tokens, times their weights.
+    """Makes total_loss(trainable, frozen, base, batch, key): the sum of a batch's losses times its tokens' weights.
+
+    `trainable` and `frozen` are the two trees of `jlora.split(adapter)`, `batch` is a Batch. The result is float32 ().
 
     Args:
       model: the linen module of a causal language model, with the methods `hidden` and `logits`.
@@ -50,7 +52,8 @@ def split_metrics(sums: Sequence[Sums], tokens: int) -> dict[str, float]:
       tokens: how many tokens of the split are learnt, at least one.
 
     Returns:
-      {"loss", "perplexity", "token_accuracy": the share of tokens to which the model gives the largest probability}.
+      {"loss": sum of the losses / tokens, "perplexity": exp(loss), of a loss above 700 exp(700), "token_accuracy": sum
+        of the correct / tokens}.
     """
     losses, right = np.array(sums, np.float64).sum(0)
     loss = float(losses / tokens)

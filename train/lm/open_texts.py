@@ -38,6 +38,7 @@ class Texts(Opened):
     """The data of a language model's run.
 
     Attributes:
+      tokenizer: with the added tokens.
       rows: the rows that batches are made of.
       data: the result of `load_examples`, which also has the rows.
       added: the ids of the tokens that were added to the tokenizer.
@@ -53,7 +54,16 @@ LanguageRun = EndedRun[LMConfig, Texts]
 
 
 def open_texts(config: LMConfig, mesh: Mesh | None, *, resume: bool) -> Texts:
-    """Reads tokenizer and texts, and checks that they fit the model; checks the model before it reads any data."""
+    """Reads tokenizer and texts, and checks that they fit the model; checks the model before it reads any data.
+
+    Args:
+      mesh: the run's; None means one device.
+      resume: whether chats see the day on which the run in `output_dir` was started as today.
+
+    Raises:
+      JloraError: the model is not a causal language model, data cannot be read, or the model does not take the tokens
+        or the length of the rows.
+    """
     causal_config(config.model)
     tokenizer, added = open_tokenizer(config)
     model = build_model(config, added)

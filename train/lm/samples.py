@@ -44,12 +44,14 @@ def write_samples(
     """Completes the prompts with the base and with the tuned model, both with the same random draws.
 
     Args:
-      file: to write, one line {"prompt", "base", "tuned"} per prompt.
+      file: to write, one line {"prompt", "base", "tuned"} per prompt: JSON of the prompt's text and of the completions,
+        without prompt and end token.
       prompts: token ids, int32 (tokens,). Those that leave no room for an answer in `section.max_length` are left out
         with a warning.
       adapted: the model and its base.
       adapter: the trained adapter.
-      section: `max_length` counts prompt and completion; it is limited by the model's context.
+      section: `max_length` counts prompt and completion; it is limited by the model's context. `temperature` 0 takes
+        the likeliest tokens.
       key: for sampling.
 
     Returns:

@@ -17,15 +17,18 @@ from train.run.state import State
 
 
 def batch_names(config: LMConfig) -> list[str]:
-    """Returns the names of a batch's input arrays."""
+    """Returns the names of a batch's input arrays: input_ids and attention_mask.
+
+    With `data.packing` segment_ids and position_ids follow.
+    """
     return ["input_ids", "attention_mask"] + ["segment_ids", "position_ids"] * config.data.packing
 
 
 def arguments(config: LMConfig, adapted: Adapted, tx: optax.GradientTransformation) -> StepArguments:
     """Returns the step's arguments for its longest batch, as ShapeDtypeStructs.
 
-    That batch has `data.max_length` tokens in each of the rows of a step. `tx` is the optimizer, whose state is shaped;
-    the arrays of `adapted` may be ShapeDtypeStructs already.
+    That batch has `data.max_length` tokens in each of the rows of a step (batch_size * gradient_accumulation_steps).
+    `tx` is the optimizer, whose state is shaped; the arrays of `adapted` may be ShapeDtypeStructs already.
     """
     trainable, frozen = jlora.split(adapted.adapter)
     ids = np.zeros((rows_of_a_step(config), config.data.max_length), np.int32)

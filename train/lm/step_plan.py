@@ -50,11 +50,11 @@ def plan_step(config: LMConfig, sizes: dict[str, int], added: Sequence[int] = ()
     convert bfloat16 to float32.
 
     Args:
-      sizes: {mesh axis: its size} for data, fsdp and tensor.
+      sizes: {"data": n, "fsdp": n, "tensor": n}, which is the result's `mesh`.
       added: the ids of the tokens that were added to the tokenizer.
 
     Raises:
-      JloraError: as for `abstract_model`; the mesh cannot split a batch evenly.
+      JloraError: there is no such model, or it is not a causal language model; or the mesh cannot split a batch evenly.
     """
     step, mesh, inputs = abstract_step(config, sizes, added)
     compiled = _lower(step, mesh, inputs).compile(_COMPILER_OPTIONS)
@@ -87,7 +87,9 @@ def abstract_step(
 ) -> tuple[Any, Mesh | None, StepArguments]:
     """Returns (the jitted step, its mesh, its arguments as ShapeDtypeStructs with a run's shardings), not compiled.
 
-    `sizes` and `added` are those of `plan_step`. If the product of the sizes is 1, the mesh is None.
+    Args:
+      sizes: {"data": n, "fsdp": n, "tensor": n}. If their product is 1, the mesh is None and there are no shardings.
+      added: the ids of the tokens that were added to the tokenizer.
     """
     planned = _for_a_cpus_compiler(config, sizes)
     mesh = mesh_of(planned, jax.devices()[: math.prod(sizes.values())])

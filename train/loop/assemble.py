@@ -24,7 +24,13 @@ from train.run.state import State
 
 
 class Training(NamedTuple):
-    """The jitted train_step(state, frozen, base, batch, key), its optimizer, and its learning rate schedule."""
+    """What a run's steps are computed by.
+
+    Attributes:
+      step: the jitted train_step(state, frozen, base, batch, key), from `make_train_step`.
+      tx: its optimizer.
+      rate: rate(step) returns the learning rate.
+    """
 
     step: Callable
     tx: optax.GradientTransformation
@@ -32,14 +38,28 @@ class Training(NamedTuple):
 
 
 def training_of(config: RunConfig, loss: TotalLoss, steps: int) -> Training:
-    """Makes the train step, optimizer and schedule of the config for `steps` optimizer steps."""
+    """Makes the train step, optimizer and schedule of the config for `steps` optimizer steps.
+
+    Args:
+      config: its section `train` is read, and the peak learning rate (`learning_rate_of`).
+      loss: total_loss(trainable, frozen, base, batch, key) -> the sum of the batch's losses times their weights.
+    """
     rate = schedule(config.train, learning_rate_of(config), steps)
     tx = optimizer(config.train, rate)
     return Training(make_train_step(loss, tx, config.train.gradient_accumulation_steps), tx, rate)
 
 
 class TrainingRows(NamedTuple):
-    """The training rows and their number; for `plan`, `batch`, `count`, `unit` and `lengths` see `Loop`."""
+    """The training rows, and how their batches are made.
+
+    Attributes:
+      number: of rows.
+      plan: plan(epoch) returns the planned batches of the epoch's steps.
+      batch: batch(planned) makes the arrays of one step.
+      count: count(planned) returns how many of `unit` a step processes.
+      unit: "examples" or "tokens", for speeds.
+      lengths: the padded lengths of batches.
+    """
 
     number: int
     plan: Callable[[int], Sequence[PlannedBatch]]
@@ -53,7 +73,9 @@ class Evaluation(NamedTuple):
     """The evaluation of the validation split.
 
     Attributes:
-      run, metric: `Loop.evaluate` and `Loop.metric`.
+      run: run(adapter, check) returns {metric: value}, including the loss; it calls check() before each batch, and
+        stops if that raises.
+      metric: the metric that chooses the best step.
       prepare: prepare(adapter) queues the programs of the evaluation.
       places: the number of token places that it computes, padding included.
       batches: the number of its batches.
@@ -78,11 +100,16 @@ def make_loop(
     """Makes the loop of a run, and the state before its first step.
 
     Args:
+      config: `train`, `seed` and what `steps_of` reads.
       adapted: the model, its base, and the adapter that training starts from, on `mesh` if there is one.
       training: a result of `training_of` for all steps of the run.
       rows: plan and batches of the training rows.
       evaluation: how the validation split is evaluated.
       compiler: compiles the train step for each batch length, before it is needed.
+      mesh: of the run; None if there is none.
+
+    Returns:
+      (the Loop, State(the adapter's trainable arrays, `training.tx`'s first state, 0)).
     """
     per_epoch, steps = steps_of(config, rows.number)
     trainable, frozen = jlora.split(adapted.adapter)

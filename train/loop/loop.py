@@ -42,7 +42,7 @@ class Loop:
     """The parts of a training that do not change from step to step.
 
     Attributes:
-      train: the config's section.
+      train: the config's section `train`.
       steps, per_epoch: optimizer steps of the run, and of an epoch.
       base, frozen: the trees that are not trained.
       plan: plan(epoch) returns the planned batches of the epoch's steps; it depends only on its argument.
@@ -50,7 +50,7 @@ class Loop:
       count: count(planned) returns how many of `unit` (examples, tokens) a step processes.
       work: work(planned) returns a number proportional to the step's time: its token places, padding included.
       lengths: the padded lengths of batches.
-      train_step: a compiled function of `train.loop.step`.
+      train_step: train_step(state, frozen, base, batch, key) returns (state, {"loss", "grad_norm"}), compiled.
       compiler: compiles programs ahead of their use.
       prepare: prepare(plan, state) queues the programs of a plan's steps.
       prepare_evaluation: prepare_evaluation(state) queues the programs of evaluations.

@@ -19,6 +19,9 @@ Schedule = Callable[[jax.Array], jax.Array]
 def schedule(train: TrainSection, learning_rate: float, steps: int) -> Schedule:
     """Makes step -> learning rate: linear warmup from 0, then linear or cosine decay to 0, or constant.
 
+    With w steps of warmup, step s (from 0) has learning_rate * s / w while s < w, and then, with left = (steps - s) /
+    (steps - w), within 0 and 1: times left (linear), times (1 - cos(pi * left)) / 2 (cosine), or unchanged (constant).
+
     Args:
       train: has `schedule`, and `warmup_steps` or else `warmup_ratio` of the steps, rounded up.
       learning_rate: the peak.
@@ -41,7 +44,13 @@ def schedule(train: TrainSection, learning_rate: float, steps: int) -> Schedule:
 
 
 def optimizer(train: TrainSection, rate: Schedule) -> optax.GradientTransformation:
-    """Makes AdamW, after clipping by the norm over all trained leaves; its state has only the trained leaves."""
+    """Makes AdamW, after clipping by the norm over all trained leaves; its state has only the trained leaves.
+
+    Args:
+      train: `adam_beta1`, `adam_beta2`, `adam_epsilon`, `weight_decay` of the leaves in `decay_mask`, and
+        `max_grad_norm`; None or 0 does not clip.
+      rate: a result of `schedule`.
+    """
     adamw = optax.adamw(
         rate,
         b1=train.adam_beta1,
@@ -53,14 +62,20 @@ def optimizer(train: TrainSection, rate: Schedule) -> optax.GradientTransformati
     return optax.chain(optax.clip_by_global_norm(train.max_grad_norm), adamw) if train.max_grad_norm else adamw
 
 
+_MATRICES = ("/kernel", "/weight", "/embedding")
+
+
 def decay_mask(trainable: dict[str, Any]) -> dict[str, Any]:
     """Returns a tree of the structure of `trainable` that is True for leaves with weight decay.
 
-    These are A, B, embeddings, and kernels that are trained whole; an entry's path in `trainable` says which it is.
-    Biases and norms are not decayed, and neither are DoRA's magnitudes, which are norms of weights.
+    These are A, B, trained rows, and whole leaves whose path ends in `/kernel`, `/weight` (GPT-2's matrices) or
+    `/embedding`. Biases and norms are not decayed, and neither are DoRA's magnitudes, which are norms of weights.
+
+    Args:
+      trainable: {path: entry}, the first result of `jlora.split`.
     """
     mask = {}
     for path, entry in labels(trainable).items():
-        decayed = ("a", "b", "rows", "head") if path.endswith(("/kernel", "/embedding")) else ("a", "b", "rows")
+        decayed = ("a", "b", "rows", "head") if path.endswith(_MATRICES) else ("a", "b", "rows")
         mask[path] = jax.tree.map(lambda label, decayed=decayed: label in decayed, entry)
     return mask

@@ -20,7 +20,15 @@ TotalLoss = Callable[[Any, Any, Any, Any, jax.Array], jax.Array]
 
 
 class StepArguments(NamedTuple):
-    """The arguments of a train step: arrays, or ShapeDtypeStructs if it is only planned."""
+    """The arguments of a train step: arrays, or ShapeDtypeStructs if it is only planned.
+
+    Attributes:
+      state: the State, which the step changes.
+      frozen: the adapter's arrays that are not trained, the second result of `jlora.split`.
+      base: the model's weights.
+      batch: a tree of arrays (B, ...) with an attribute `weights`.
+      key: root of the dropout keys.
+    """
 
     state: State
     frozen: Any
@@ -32,9 +40,10 @@ class StepArguments(NamedTuple):
 def make_train_step(total_loss: TotalLoss, tx: optax.GradientTransformation, accumulation: int) -> Callable:
     """Makes train_step(state, frozen, base, batch, key) -> (state, {"loss", "grad_norm"}), which donates the state.
 
-    `batch` is a tree of arrays (B, ...) with an attribute `weights`. The loss is the weighted mean over the whole
-    batch, even if it is computed in `accumulation` equal parts: their sums are added and divided once, by the sum of
-    the weights or by 1 if that is less. Both values are scalar arrays.
+    `state` is State(trainable, optimizer, step): the trained leaves, the state of `tx` (`tx.init(trainable)`), and
+    int32 (). `batch` is a tree of arrays (B, ...) with an attribute `weights`. The loss is the weighted mean over the
+    whole batch, even if it is computed in `accumulation` equal parts: their sums are added and divided once, by the sum
+    of the weights or by 1 if that is less. Both values are scalar arrays; grad_norm is that of the mean's gradient.
 
     Args:
       total_loss: total_loss(trainable, frozen, base, batch, key) -> the sum (not the mean) of the losses times their

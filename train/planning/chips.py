@@ -61,7 +61,7 @@ names the sources."""
 
 
 def chip_named(name: str) -> Chip:
-    """Returns the chip of this name.
+    """Returns the chip of this name, a key of CHIPS: a100, h100, h200, b200, tpu-v5e, tpu-v5p or tpu-v6e.
 
     Raises:
       JloraError: there is no such chip.
@@ -73,6 +73,9 @@ def chip_named(name: str) -> Chip:
 
 def product_seconds(chip: Chip, flops: float, moved: float, width: int) -> float:
     """Predicts the time of a matrix product: that of its FLOPs or of its memory traffic, whichever is longer.
+
+    These are flops / (chip.flops * MATRIX_SHARE), twice that for a width of 4, and moved * width / (chip.bandwidth *
+    MEMORY_SHARE).
 
     Args:
       flops: of the product on this chip.
@@ -86,7 +89,9 @@ def product_seconds(chip: Chip, flops: float, moved: float, width: int) -> float
 def collective_seconds(chip: Chip, collective: Collective) -> float:
     """Predicts the time of all runs of a collective in a step, over the slowest link that one of its groups uses.
 
-    Members of a group in one domain share their network ports: k of them use k ports.
+    A run takes LATENCY + bytes_received / (rate * LINK_SHARE). The rate is `chip.link` for a group within one domain
+    (devices with the same number // `chip.domain`). For one in several domains it is `chip.network` times the fewest
+    members that the group has in a domain, if that is less: they share their ports.
     """
     rate = chip.link
     for group in collective.groups:

@@ -56,7 +56,8 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
       mesh: {axis: size}, as `jax.sharding.Mesh.shape`; devices are numbered along its last axis first.
 
     Raises:
-      JloraError: the text has loops or groups of devices in an unknown notation.
+      JloraError: a collective that is not one of KINDS, groups of devices in an unknown notation, or a loop whose
+        number of iterations the text does not say.
     """
     found = []
     for instruction, times in walk_executed(text):

@@ -13,13 +13,13 @@ from train.planning.parameter_table import facts_table
 
 
 def describe_run(step: Any, arguments: StepArguments, *, vocab_size: int, steps: int | None, rate: float) -> str:
-    """Describes memory, steps, tokens, work and time of a run as text.
+    """Describes a run in advance: the table of its memory (`memory_table`), then steps, tokens, work and time.
 
     Args:
       step: a jitted train step, from `train.loop.step.make_train_step`.
-      arguments: ShapeDtypeStructs, the longest batch.
+      arguments: ShapeDtypeStructs, with the longest batch; its tokens are the places of `batch.weights`.
       vocab_size: the size of the logits' last axis.
-      steps: optimizer steps of the run; None if no data was read and the config does not say.
+      steps: optimizer steps of the run; None if no data was read and the config does not say: the text says "unknown".
       rate: FLOP/s of a matrix product on this machine, from `train.planning.flops.matrix_rate`.
     """
     flops = matrix_flops(step.trace(*arguments).jaxpr)

@@ -42,7 +42,10 @@ def equations(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
 def matrix_flops(jaxpr: Any) -> int:
     """Counts multiplications and additions of all matrix products; XLA's `cost_analysis` counts loop bodies once.
 
-    A product (m, k) x (k, n) is 2 m k n; convolutions do not count. `jaxpr` is as for `equations`.
+    A product (m, k) x (k, n) is 2 m k n, times the iterations of the scans around it; convolutions do not count.
+
+    Args:
+      jaxpr: a Jaxpr or ClosedJaxpr.
     """
     total = 0
     for equation, times in equations(jaxpr):
@@ -68,7 +71,14 @@ class Product(NamedTuple):
 
 
 def list_products(text: str) -> list[Product]:
-    """Lists the products in a compiled program's text, `compiled.as_text()`; if it is partitioned, of one device."""
+    """Lists the products in a compiled program's text, `compiled.as_text()`; if it is partitioned, of one device.
+
+    There is a Product for each instruction `dot`, in the order of the text. A scan of 5 steps over x (2, 3) @ w (3, 3)
+    gives [Product(flops=36, numbers=21, times=5)].
+
+    Raises:
+      JloraError: a loop whose number of iterations the text does not say.
+    """
     return [_product(instruction, times) for instruction, times in walk_executed(text) if instruction.opcode == "dot"]
 
 

@@ -17,7 +17,12 @@ _TURNS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 class Shape(NamedTuple):
-    """The type of an array in XLA's notation, such as `bf16`, and the sizes of its axes."""
+    """The type of an array in a program's text, `bf16[4,8]`.
+
+    Attributes:
+      dtype: in XLA's notation, such as `bf16`.
+      sizes: of the axes; () for a scalar.
+    """
 
     dtype: str
     sizes: tuple[int, ...]
@@ -48,7 +53,11 @@ class Instruction(NamedTuple):
 def walk_executed(text: str) -> Iterator[tuple[Instruction, int]]:
     """Yields (instruction, how often one device runs it in one call) from a program's text, `compiled.as_text()`.
 
-    Loop bodies count as often as the loop iterates; each branch of a conditional counts once.
+    Loop bodies count as often as the loop iterates; each branch of a conditional counts once. An instruction that
+    contains others, such as a loop or a fusion, comes before them.
+
+    Raises:
+      JloraError: the text has no entry computation, or a loop whose number of iterations it does not say.
     """
     entry, computations = _computations(text)
     yield from _walk_computation(computations, entry, 1)

@@ -15,7 +15,7 @@ _MIB = 2**20
 
 
 class Memory(NamedTuple):
-    """Bytes on the device in one training step, as planned by XLA.
+    """Bytes on the device in one training step, as planned by XLA; `step_memory` and `measure_compiled` make it.
 
     Attributes:
       base, adapter, optimizer: the arrays, as packed on the device.
@@ -48,8 +48,8 @@ def measure_compiled(compiled: Any, arguments: StepArguments, logits: int | None
     """Returns the memory of a compiled step on one device; on a mesh each device holds its part of the arguments.
 
     Args:
-      compiled: the compiled train step, a `jax.stages.Compiled`.
-      arguments: what it was compiled for, arrays or ShapeDtypeStructs.
+      compiled: the compiled train step, a `jax.stages.Compiled`; its `memory_analysis()` is read.
+      arguments: what it was compiled for, arrays or ShapeDtypeStructs. `adapter` is `state.trainable` and `frozen`.
       logits: bytes of the largest logits, taken over into the result.
     """
     plan = compiled.memory_analysis()
@@ -67,7 +67,10 @@ def measure_compiled(compiled: Any, arguments: StepArguments, logits: int | None
 
 
 def memory_table(memory: Memory) -> str:
-    """Formats the memory as a table with a line for each part, in MiB."""
+    """Formats the memory as a table with a line for each field that is not None: its name, its MiB, and a note on some.
+
+    The numbers have one decimal and are right-aligned: `base         12.5 MiB`.
+    """
     notes = {"activations": "with gradients, in the step alone", "logits": "of these, at a time"}
     lines = [
         (name.replace("_", " "), f"{value / _MIB:,.1f} MiB", notes.get(name, ""))

@@ -19,14 +19,15 @@ _OUT_OF_MEMORY = re.compile("RESOURCE_EXHAUSTED|out of memory", re.IGNORECASE)
 
 @contextlib.contextmanager
 def explain_out_of_memory(what_helps: Callable[[], str], when: str = "") -> Iterator[None]:
-    """Turns out-of-memory errors inside the block into a JloraError with advice.
+    """Turns out-of-memory errors inside the block into a JloraError with advice; other errors are raised unchanged.
 
     Args:
       what_helps: returns the advice; called only after such an error.
       when: where in the run the block is, such as " after the last step".
 
     Raises:
-      JloraError: the device or the host had no memory left inside the block.
+      JloraError: the block raised MemoryError, or a JaxRuntimeError that says RESOURCE_EXHAUSTED or "out of memory".
+        The message is "out of memory{when}: ", the error's first line, and the advice on the next line.
     """
     try:
         yield
@@ -40,7 +41,13 @@ def explain_out_of_memory(what_helps: Callable[[], str], when: str = "") -> Iter
 def advice(config: RunConfig, mesh: Mapping[str, int] | None = None, *, may_quantize: bool = False) -> str:
     """Lists the settings that can be reduced in this config, the cheapest first, as command line arguments.
 
+    There is a line for each that applies: train.batch_size (half, with more gradient_accumulation_steps),
+    train.remat=true, quantize=nf4, train.dtype=bfloat16, mesh.data=1 (with more fsdp), mesh.adapters=inherit,
+    method=lora, data.max_length (half), train.eval_batch_size (no more than train.batch_size). If none does, the text
+    says so.
+
     Args:
+      config: its `method`, `train`, `mesh.adapters` and `data.max_length` are read.
       mesh: {axis: size} of several devices, for data, fsdp and tensor; None for one device.
       may_quantize: whether the base could be quantized but is not.
     """
@@ -83,7 +90,11 @@ def advice(config: RunConfig, mesh: Mapping[str, int] | None = None, *, may_quan
 
 
 def how_to_end(config: RunConfig, folder: Path) -> str:
-    """Says what is complete of a run whose merged model did not fit into memory, and how to continue."""
+    """Says what is complete of a run whose merged model did not fit into memory, and how to continue.
+
+    With method lora: `folder`/adapter is, and `jlora export` can merge it elsewhere; with others only the checkpoints
+    are.
+    """
     if config.method != "lora":
         return "The checkpoints are complete: --resume goes on from the last step, on more devices by mesh.fsdp"
     adapter = folder / "adapter"

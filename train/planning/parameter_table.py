@@ -45,8 +45,12 @@ class ParameterRow:
 def rows(base: Any, adapter: Adapter | None = None) -> list[ParameterRow]:
     """Lists every parameter of the base with the adapter, layer by layer; arrays or ShapeDtypeStructs.
 
-    The counts add up to the result of `jlora.count_parameters`. Rows are in the order of their names, layer 2 before
-    layer 10. Without an adapter nothing is trainable.
+    A stack of 2 layers gives 2 rows. The counts add up to the result of `jlora.count_parameters`. Rows are in the order
+    of their names, layer 2 before layer 10. Without an adapter nothing is trainable.
+
+    Args:
+      base: a tree whose paths are those of a model, such as `layers/q/kernel`.
+      adapter: {path: LowRank | Full | Rows}, or None.
     """
     entries = adapter or {}
     leaves = {path: Full(leaf) for path, leaf in leaves_by_path(base).items()}
@@ -57,10 +61,11 @@ def rows(base: Any, adapter: Adapter | None = None) -> list[ParameterRow]:
 
 
 def table(rows: Sequence[ParameterRow], verbose: bool = False) -> str:
-    """Formats the rows as an aligned table: name, trainable, count.
+    """Formats the rows as an aligned table with a header: name, trainable (yes or no), count.
 
-    By default there is one line for the same parameter of all layers (`layer.*.`), and one for all frozen ones. With
-    `verbose` there is one line for each parameter, with its shape and whether it is a target.
+    By default there is one line for the same trained parameter of all layers (`layers.*.q.lora_A.weight`), with the sum
+    of their counts, and at the end one line for all frozen ones. With `verbose` there is one line for each parameter,
+    with two more columns: its shape, and whether it is a target.
     """
     if not verbose:
         return align(_group_over_layers(rows), right=[2])
@@ -69,9 +74,11 @@ def table(rows: Sequence[ParameterRow], verbose: bool = False) -> str:
 
 
 def parameters(base: Any, adapter: Adapter | None, *, verbose: bool = False) -> str:
-    """Formats the table of `rows`, then total, trainable and percent as `facts_table` does.
+    """Formats the `table` of the `rows` of base and adapter, an empty line, and the facts total, trainable and percent.
 
-    `verbose` is as for `table`; without an adapter (None) nothing is trainable.
+    Args:
+      adapter: without one (None) nothing is trainable.
+      verbose: one line for each parameter, instead of one for all layers and one for all frozen parameters.
     """
     listed = rows(base, adapter)
     total, trainable = _counts(listed)
@@ -84,7 +91,11 @@ def parameters(base: Any, adapter: Adapter | None, *, verbose: bool = False) -> 
 
 
 def summary(base: Any, adapter: Adapter | None, *, verbose: bool = False, steps: int | None = None) -> str:
-    """Formats `parameters`, then estimated memory in MiB and the run's optimizer steps (None if no data was read)."""
+    """Formats `parameters`, then two facts: estimated memory in MiB, and the run's optimizer steps.
+
+    Memory is `weight_bytes` and `training_bytes`; `verbose` is that of `table`. If `steps` is None, no data was read,
+    and the text says "unknown".
+    """
     _, trainable = _counts(rows(base, adapter))
     weights, training = weight_bytes(base, adapter) / _MIB, training_bytes(trainable) / _MIB
     memory = f"weights {weights:,.1f} + gradients and optimizer state {training:,.1f} = {weights + training:,.1f} MiB"

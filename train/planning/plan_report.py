@@ -15,7 +15,11 @@ _GIB = 2**30
 
 
 def plan_text(plan: ChipPlan, chip: Chip | None) -> str:
-    """Formats a chip's memory, collectives and work; with a `chip` also whether the memory suffices, and the time."""
+    """Formats a plan: one chip's memory, the collectives of a step, if there are any, and facts: mesh, tokens, work.
+
+    A line "whole" names modules that an axis does not divide evenly. With a `chip` there are also the facts "fits" (yes
+    or no, with 90 % of its memory usable) and "time", and seconds of each kind of collective.
+    """
     flops = sum(product.flops * product.times for product in plan.products)
     sizes = " x ".join(f"{name} {size}" for name, size in plan.mesh.items())
     facts = [

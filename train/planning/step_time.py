@@ -35,6 +35,7 @@ class StepTime(NamedTuple):
 def step_time(plan: ChipPlan, chip: Chip) -> StepTime:
     """Predicts the seconds of a step that was planned for a mesh, on chips of this kind.
 
+    All runs count: `times` of each product (`product_seconds`) and collective (`collective_seconds`).
     `chips.MATRIX_SHARE` accounts for the operations between products, such as norms.
     """
     products = sum(p.times * product_seconds(chip, p.flops, p.numbers, plan.width) for p in plan.products)

@@ -15,10 +15,10 @@ class Best:
     """The best evaluation so far.
 
     Attributes:
-      trainable: the trained leaves, copied by `kept`; before the first evaluation the initial ones.
+      trainable: the trained leaves, copied to the host; before the first evaluation the initial ones.
       value: the metric that chooses the best step; None before the first evaluation.
       step: the step of the evaluation.
-      stale: how many evaluations in a row did not raise the metric.
+      stale: how many evaluations in a row did not improve the metric.
       metrics: all numbers of the evaluation; empty before the first, and in checkpoints of earlier versions.
     """
 
@@ -34,9 +34,9 @@ def is_better(
 ) -> bool:
     """Returns whether the value `new` of a metric is better than `old`; if they are equal, the lower loss wins.
 
-    If the losses are equal too or `old_loss` is None, the earlier one remains the best. Any number beats None (no
-    evaluation yet) and NaN; NaN beats nothing.
-    `loss`, `perplexity`, `mse` and `mae` are better when lower.
+    `loss`, `perplexity`, `mse` and `mae` are better when lower, others when higher. If the losses are equal too or
+    `old_loss` is None, the result is False: the earlier one remains the best. Any number beats None (no evaluation yet)
+    and NaN; NaN beats nothing.
     """
     if math.isnan(new):
         return False

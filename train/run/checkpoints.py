@@ -48,7 +48,13 @@ class Rest:
 
 
 class Checkpoint(NamedTuple):
-    """Everything that is needed to resume a run."""
+    """Everything that is needed to resume a run.
+
+    Attributes:
+      state: the train state.
+      best: the best evaluation up to its step.
+      rest: the loop's bookkeeping.
+    """
 
     state: State
     best: Best
@@ -63,7 +69,14 @@ class _Manager(ocp.CheckpointManager):
 
 @contextmanager
 def open_checkpoints(folder: Path, keep: int) -> Iterator[ocp.CheckpointManager]:
-    """Opens the run's checkpoints and keeps the newest `keep`; at the end it waits for unfinished writes."""
+    """Opens the run's checkpoints and keeps the newest `keep`; at the end it waits for unfinished writes.
+
+    A context manager that yields orbax's manager, for `save` and `restore`. The folder is made if it does not exist,
+    and incomplete checkpoints in it are deleted.
+
+    Raises:
+      JloraError: at the beginning or the end: the folder or a checkpoint cannot be written.
+    """
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep,
         enable_async_checkpointing=True,
@@ -87,8 +100,12 @@ def open_checkpoints(folder: Path, keep: int) -> Iterator[ocp.CheckpointManager]
 def save(manager: ocp.CheckpointManager, checkpoint: Checkpoint) -> None:
     """Writes a checkpoint of the state's step in the background, after copying the arrays.
 
+    Args:
+      manager: from `open_checkpoints`.
+      checkpoint: its `state.step` names the folder: checkpoints/120.
+
     Raises:
-      JloraError: this checkpoint or the previous one cannot be written.
+      JloraError: this checkpoint or the previous one cannot be written, or the run folder is not there any more.
     """
     state, best, rest = checkpoint
     arrays = _name_arrays(state, best.trainable)
@@ -121,10 +138,16 @@ def wait(manager: ocp.CheckpointManager) -> None:
 
 
 def restore(manager: ocp.CheckpointManager, like: State) -> Checkpoint:
-    """Restores the newest complete checkpoint to the devices of `like`; without any, returns one made of `like`.
+    """Restores the newest complete checkpoint to the devices of `like`.
 
-    A checkpoint that cannot be read, or whose contents differ from what was written, is logged and set aside, and the
-    previous one is used. The arrays of `like` are deleted first, to make room for those that are read.
+    A checkpoint that cannot be read, or whose contents differ from what was written, is logged and set aside
+    (120.damaged), and the previous one is used. The arrays of `like` are deleted first, to make room for those that are
+    read. Without any checkpoint the result is Checkpoint(like, Best(a copy of like.trainable)), and `like` is not
+    deleted.
+
+    Args:
+      manager: from `open_checkpoints`.
+      like: a state with the structure, shapes and devices of the run.
 
     Raises:
       JloraError: there are checkpoints but none is complete, or they have other arrays than this run.

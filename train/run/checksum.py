@@ -20,9 +20,10 @@ _AT_ONCE = 2**15
 def checksums(arrays: dict[str, Any]) -> dict[str, str]:
     """Returns {name: 16 hex digits} of the arrays' contents, computed one by one to save device memory.
 
-    Each word is mixed with its position by a bijection. So every change of one word is detected, and any other change
-    with probability 1 - 2^-64. The sums are of integers, so they do not depend on the order of addition. Arrays may be
-    numpy's or on devices, also split over several; the result is the same.
+    Equal contents give equal digits. Arrays may be numpy's or on devices, also split over several; the result is the
+    same. Each word is mixed with its position by a bijection. So every change of one word is detected, and any other
+    change with probability 1 - 2^-64. The sums are of integers, so they do not depend on the order of addition. The
+    shape, and a type of the same width, do not count.
     """
     found = {
         name: _sum_on_host(array) if _is_on_host(array) else jax.device_get(_sum(_on_device(array)))

@@ -30,11 +30,13 @@ def plot_metrics(metrics_jsonl: str | Path, out_png: str | Path, metric: str, ti
     at step 0. The same input gives the same bytes.
 
     Args:
+      metric: the metric's name, without `validation/`.
+      title: the figure's heading.
       rows: the number of validation rows. With few rows a metric is noisy, and its axis is at least as wide as the
         noise.
 
     Raises:
-      JloraError: the file is damaged.
+      FileError: the metrics are missing or damaged.
     """
     draw_metrics(read_metrics(metrics_jsonl), metric, title, rows).savefig(
         out_png, dpi=150, metadata={"Software": None}
@@ -45,6 +47,7 @@ def draw_metrics(lines: list[dict[str, Any]], metric: str, title: str, rows: int
     """Draws the figure from the lines that `read_metrics` returns: loss, a validation metric, and learning rate.
 
     Args:
+      lines: {"step", "train/loss", "validation/loss", ...} each; missing names and None are not drawn.
       metric: the metric's name, without `validation/`.
       title: the figure's heading.
       rows: the number of validation rows, for the `noise` of the metric.
@@ -68,7 +71,10 @@ def draw_metrics(lines: list[dict[str, Any]], metric: str, title: str, rows: int
 
 
 def smooth(values: Sequence[float], window: int) -> np.ndarray:
-    """Returns (n,): at each place the mean of the last `window` values, or of fewer at the beginning."""
+    """Returns (n,): at each place the mean of the last `window` values, or of fewer at the beginning.
+
+    smooth([1, 2, 3, 5], 2) -> [1, 1.5, 2.5, 4]
+    """
     sums = np.concatenate([[0.0], np.cumsum(values)])
     ends = np.arange(1, len(values) + 1)
     begins = np.maximum(ends - window, 0)

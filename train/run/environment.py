@@ -50,7 +50,10 @@ def collect() -> dict[str, Any]:
 
 
 def command() -> str:
-    """Returns the command line of this process, quoted for a shell; programs without their folder."""
+    """Returns the command line of this process, quoted for a shell; programs without their folder.
+
+    It is `jlora ARGUMENTS` for the program jlora, else the interpreter's name and arguments: `python -m train.lm ...`.
+    """
     program, *rest = sys.orig_argv[1:] or [""]
     if Path(program).stem == "jlora":
         return shlex.join(["jlora", *rest])

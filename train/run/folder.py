@@ -48,7 +48,12 @@ _UNFINISHED = ".unfinished"
 
 
 def choose_action(config: RunConfig, flags: Flags) -> Literal["new", "resumed", "finished"]:
-    """Decides what a run does in the folder; writes nothing.
+    """Decides what a run does in the folder `config.output_dir`; writes nothing.
+
+    Returns:
+      "new" if the folder is missing or empty, or holds a run that --overwrite replaces; with --resume "finished" if it
+        holds this run with all its exports, else "resumed": unfinished, with another value of a key that may change, or
+        to export again what is missing.
 
     Raises:
       RunFolderError: the folder holds a run and neither flag is given, it holds something other than a run, or the run
@@ -90,7 +95,11 @@ def choose_action(config: RunConfig, flags: Flags) -> Literal["new", "resumed", 
 
 
 def list_exported_files(folder: Path) -> list[str]:
-    """Returns the files that the end of a run wrote, as paths in its folder, without cards, which users may edit."""
+    """Returns the files that the end of a run wrote, as paths in its folder, sorted: ["adapter/...", "curves.png"].
+
+    These are curves.png, predictions.csv, samples.jsonl, adapter.gguf and all files in adapter/ and merged/ that are
+    there, without cards (README.md), which users may edit.
+    """
     found = [file for name in EXPORTED for file in (folder / name, *(folder / name).rglob("*")) if file.is_file()]
     return sorted(file.relative_to(folder).as_posix() for file in found if file.name != "README.md")
 
@@ -111,18 +120,21 @@ def _incomplete(folder: Path, config: RunConfig) -> str:
 
 
 def is_run(folder: Path) -> bool:
-    """Returns whether a run, and not a user, wrote the folder's config.yaml."""
+    """Returns whether a run, and not a user, wrote the folder's config.yaml.
+
+    So it is if there is one, and any of .lock, manifest.json and environment.json too.
+    """
     return (folder / "config.yaml").is_file() and any((folder / name).exists() for name in _MARKS)
 
 
 def claim(config: RunConfig, flags: Flags, attention: dict[str, str]) -> None:
     """Prepares the locked folder for the run.
 
-    Deletes the run in `output_dir` if --overwrite says so, and writes config.yaml and environment.json if there is no
+    Deletes the run in `output_dir` if `flags.overwrite`, and writes config.yaml and environment.json if there is no
     config.yaml, that is, no run to resume.
 
     Args:
-      attention: {"kernel": the kernel that computes attention, "reason": why}, for environment.json.
+      attention: {"kernel": the kernel that computes attention, "reason": why}, an entry of environment.json.
     """
     folder = Path(config.output_dir)
     if flags.overwrite:
@@ -135,8 +147,12 @@ def claim(config: RunConfig, flags: Flags, attention: dict[str, str]) -> None:
 def require_checkpoints(folder: Path, per_epoch: int) -> None:
     """Raises JloraError if the run to resume must have had checkpoints, but none are there.
 
+    It must have had one if its report.json is there, or if the last step of its metrics.jsonl is more than two
+    intervals of checkpoints: `train.checkpoint_every` of its config.yaml, else `train.eval_every`, else an epoch.
+
     Args:
-      per_epoch: steps of an epoch: the default interval of checkpoints.
+      folder: the run folder; checkpoints are folders in its checkpoints/ whose names are numbers.
+      per_epoch: steps of an epoch.
     """
     if any(path.name.isdecimal() for path in (folder / "checkpoints").glob("*")):
         return
@@ -154,7 +170,11 @@ def require_checkpoints(folder: Path, per_epoch: int) -> None:
 def take_over(config: RunConfig) -> None:
     """Rewrites the run's config.yaml with this configuration, in which only keys that may change differ.
 
-    A finished run becomes unfinished; its exports remain until the next export.
+    If any differs, report.json is deleted too: a finished run becomes unfinished. Its exports remain until the next
+    export. A run that was started on another number of cores is logged as a warning.
+
+    Raises:
+      RunFolderError: a key differs that must not.
     """
     folder = Path(config.output_dir)
     _warn_of_other_cores(folder / "environment.json")
@@ -172,7 +192,12 @@ def delete(folder: Path, names: Iterable[str]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes the value as indented JSON, atomically. Raises ValueError for NaN and infinities, which JSON lacks."""
+    """Writes the value as indented JSON (two spaces) with a last line end, atomically.
+
+    Raises:
+      ValueError: it has NaN or an infinity, which JSON lacks.
+      OSError: the file cannot be written; it names `path`.
+    """
     _write_whole(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 

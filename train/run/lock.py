@@ -27,6 +27,8 @@ NAME = ".lock"
 def hold_lock(folder: Path) -> Iterator[None]:
     """Locks the folder for the block; creates it if it does not exist.
 
+    The lock is the file .lock in it, which gets {"host", "pid", "run": a random id} and remains after the block.
+
     Raises:
       RunFolderError: another process holds the lock, or the folder cannot be created.
     """
@@ -42,7 +44,7 @@ def hold_lock(folder: Path) -> Iterator[None]:
 
 
 def require_free(folder: Path) -> None:
-    """Raises RunFolderError if a process holds the folder's lock."""
+    """Raises RunFolderError if a process holds the folder's lock; a missing folder or lock file is free."""
     if (folder / NAME).exists():
         with _acquire(folder):
             pass

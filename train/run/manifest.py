@@ -50,12 +50,17 @@ _REPAIR = "Put it back from a copy, or remove it: base and data are then not com
 
 
 def may_change(key: str) -> bool:
-    """Returns whether a dotted key may have another value when the run is resumed."""
+    """Returns whether a dotted key may have another value when the run is resumed.
+
+    These are output_dir, model, tracker, project; train, validation, test, config and revision of `data`; epochs,
+    max_steps, early_stopping_patience, eval_every, eval_batch_size, checkpoint_every, keep_checkpoints, log_every,
+    eval_on_start, max_hours and remat of `train`; and everything in mesh, export, hub and samples.
+    """
     return key in MAY_CHANGE or key.partition(".")[0] in MAY_CHANGE
 
 
 def flat(config: RunConfig) -> dict[str, Any]:
-    """Returns {dotted key: value} with the values of config.yaml."""
+    """Returns {dotted key: value} with the values of config.yaml: {"model": "m", "lora.r": 8, ...}, defaults too."""
     return flatten(yaml12.parse(to_yaml(config), "the configuration"), type(config))
 
 
@@ -69,9 +74,14 @@ def manifest(
 ) -> dict[str, dict[str, str]]:
     """Returns the content of manifest.json: {part: {name: text}}.
 
-    The parts are config, base, adapter, data, batches, random, code and, if there is a `day`, started.
+    The parts are config, base, adapter, data, batches, random, code and, if there is a `day`, started:
+
+        {"config": {"fixed": hash}, "base": {path: "float32 (2, 3) checksum"}, "adapter": {path: the same},
+         "data": {"train/ids": "int32 (5,) hash"}, "batches": {"lengths": "16 64"}, "random": {"streams": "2"},
+         "code": {package: version, "commit": ...}, "started": {"day": "2026-11-29"}}
 
     Args:
+      config: only keys that must not change and have no default value count for its hash.
       base: the base's tree of arrays; their checksums are computed on their devices.
       frozen: the adapter's arrays that are not trained. Only scales count: norms are sums, which a mesh rounds
         differently.
@@ -121,10 +131,10 @@ def run_day(folder: Path, *, resume: bool) -> datetime.date:
 
 
 def batch_lengths(folder: Path) -> tuple[int, ...]:
-    """Returns the padded lengths of the batches of the run in a folder; empty if no manifest has them.
+    """Returns the padded lengths of the batches of the run in a folder, from its manifest.json; () if it has none.
 
     Raises:
-      FileError: the manifest is not JSON, or its lengths are invalid.
+      FileError: the manifest is not JSON, or its lengths are not positive and ascending.
     """
     file = folder / NAME
     part = read_json(file).get("batches") if file.exists() else None
@@ -142,8 +152,16 @@ def batch_lengths(folder: Path) -> tuple[int, ...]:
 def require_same_inputs(file: Path, now: dict[str, dict[str, str]]) -> None:
     """Raises RunFolderError with the differences from the manifest in `file`; about other code it only warns.
 
-    `now` is a result of `manifest`. The part `started` is not compared, nor are parts that the file does not have
-    because an older version wrote it. Only a file without `random` is refused: its run has the streams of version 1.
+    The parts config, base, adapter, data, batches and random are compared. A part that the file does not have, because
+    an older version wrote it, is not, and a warning names it. Only a file without `random` is refused: its run has the
+    streams of version 1.
+
+    Args:
+      now: a result of `manifest`.
+
+    Raises:
+      RunFolderError: a part differs; the message begins `--resume: ` and has the names in it that differ.
+      FileError: the file is not JSON, a part is not a mapping, or it has a part that `now` does not have.
     """
     before = read_json(file)
     before.setdefault("random", {"streams": "1"})  # as it was before the manifest had it

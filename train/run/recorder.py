@@ -165,7 +165,11 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def last_step(path: Path) -> int:
-    """Returns the step of the record's last line; 0 if there is none."""
+    """Returns the step of the last line of a `metrics.jsonl`; 0 if there is no file or no line.
+
+    Raises:
+      FileError: a line before the last is damaged.
+    """
     lines = read_metrics(path) if path.exists() else []
     return lines[-1]["step"] if lines else 0
 

@@ -8,7 +8,13 @@ import jax
 
 
 class State(NamedTuple):
-    """The train state: the trained leaves, the optimizer's state, and the number of steps taken (int32)."""
+    """The train state.
+
+    Attributes:
+      trainable: the trained leaves, the first tree of `jlora.split(adapter)`.
+      optimizer: the optimizer's state: tx.init(trainable) before the first step.
+      step: int32 (), the number of steps taken.
+    """
 
     trainable: Any
     optimizer: Any

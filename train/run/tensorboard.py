@@ -16,9 +16,10 @@ with torch_hidden():
 
 
 def open_events(folder: Path, resume_step: int | None) -> EventsWriter:
-    """Opens a new file of TensorBoard events; TensorBoard hides events of other files after `resume_step`.
+    """Opens a new file of TensorBoard events in `folder`, which is made if it does not exist.
 
-    Events are written directly. tensorboardX's own writer is a thread: a full disk ends it, and its queue then blocks.
+    TensorBoard hides events of other files after `resume_step`; None hides none. Events are written directly.
+    tensorboardX's own writer is a thread: a full disk ends it, and its queue then blocks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     events = EventsWriter(str(folder / "events"), f".{os.getpid()}")

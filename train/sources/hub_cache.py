@@ -10,10 +10,14 @@ from huggingface_hub.errors import HFValidationError
 
 
 def is_cached(name: str, kind: Literal["model", "dataset"], configuration: str | None = None) -> bool:
-    """Returns whether the hub repository `name` (`repo` or `repo:split`) can be opened from only the local cache.
+    """Returns whether the hub repository `name` can be opened from only the local cache.
 
-    A model needs config.json and safetensors files. Data sets must have been prepared by `datasets` before;
-    `configuration` is `data.config`, None for any.
+    A model needs config.json, and model.safetensors or its index. Data sets must have been prepared by `datasets`
+    before.
+
+    Args:
+      name: `owner/name`, of a data set also `owner/name:split`; the split does not count.
+      configuration: `data.config` of a data set, None for any.
     """
     if kind == "model":
         weights = ("model.safetensors", "model.safetensors.index.json")

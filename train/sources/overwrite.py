@@ -14,6 +14,9 @@ from jlora.pretrained.locate import local_path
 def require_kept(sources: Mapping[str, Any], replaced: Iterable[Path], advice: str, *, inside: bool = False) -> None:
     """Raises JloraError if a source is one of the files and folders that are to be replaced.
 
+    The message has key, source, replaced path and `advice`. Sources that do not exist, or are on the hub, cannot be
+    lost. Paths are compared with and without their links followed.
+
     Args:
       sources: {key or flag: a path, a hub name, a list of them, or None}.
       replaced: the files and folders that --overwrite replaces.

@@ -34,7 +34,7 @@ _OF_THE_FILE = (
 
 
 def lora_config(section: LoraSection, targets: str | list[str], task: str | None) -> jlora.LoraConfig:
-    """Converts the section to the library's LoraConfig.
+    """Converts the section to the library's LoraConfig: the same fields, without `from`.
 
     Args:
       targets: target_modules if the section gives none.
@@ -51,10 +51,15 @@ def with_adapter(
 ) -> Adapted:
     """Makes a fresh adapter (and the residual base, if it needs one), or loads that of `lora.from`.
 
+    A fresh adapter is that of `jlora.init`, for `lora`. With a residual initialization (pissa, olora) the result's base
+    is changed, and its `initial` is a copy of the adapter. A stored adapter keeps its own settings (see `settings`);
+    leaves that the run also trains whole start as copies of the base's.
+
     Args:
       section: the config's `lora`.
       lora: the settings made from it; if `lora.from` is given, the result has those of its file.
       model: the linen module, whose `apply` is traced.
+      base: its tree of weights.
       key: for the random start; not used if `lora.from` is given.
       new: names of the modules that the checkpoint does not have, as for `settings`.
     """
@@ -71,7 +76,10 @@ def with_adapter(
 def with_abstract_adapter(
     section: LoraSection, lora: jlora.LoraConfig, model: Any, base: Any, new: Sequence[str] = ()
 ) -> Adapted:
-    """Returns the same as `with_adapter` in ShapeDtypeStructs; reads only the configuration of `lora.from`."""
+    """Returns the same as `with_adapter` in ShapeDtypeStructs; reads only the configuration of `lora.from`.
+
+    The arguments are those of `with_adapter`, without `key`; `base` may have ShapeDtypeStructs. `initial` is None.
+    """
     if section.from_ is None:
         return Adapted(model, base, abstract_adapter(lora, base, model.apply, example_batch(model.config)), lora)
     stored = settings(section, lora, new)
@@ -82,15 +90,17 @@ def with_abstract_adapter(
 
 
 def settings(section: LoraSection, lora: jlora.LoraConfig, new: Sequence[str] = ()) -> jlora.LoraConfig:
-    """Returns the settings of the run's adapter: those of `lora.from` if it is given, with the run's own dropout.
+    """Returns the settings of the run's adapter: `lora`, or if the section's `from` is given, those of that adapter.
 
-    The modules in the section's modules_to_save are also trained in full. If it is null, so is the task's head, unless
-    the base or the stored adapter has one.
+    The stored settings get the lora_dropout of `lora`. The modules of `lora.trained_whole` (its modules_to_save, or if
+    that is None the heads of its task_type) that the stored adapter does not train whole are appended to its
+    modules_to_save; but if the section's modules_to_save is None, only those that are in `new`. So a head is added only
+    if neither the base nor the stored adapter has it.
 
     Args:
-      lora: the settings that the section gives for this model, its modules_to_save included; the result if `lora.from`
-        is null.
-      new: names of the modules that the checkpoint does not have.
+      section: its `from` is a folder with adapter_config.json; its modules_to_save is read too.
+      lora: the result of `lora_config` for the section; its own modules_to_save is the section's.
+      new: dotted names of the modules that the checkpoint does not have.
     """
     return lora if section.from_ is None else _with_whole(section, lora, read_lora_config(section.from_), new)
 

@@ -12,12 +12,16 @@ from train.config.run_config import RunConfig
 
 
 def main(folder: str, argv: Sequence[str], *, alone: bool = False) -> int:
-    """Runs the command of the package `folder` and returns its exit code, as `train.cli.run_command` does.
+    """Runs the training command of the package `folder` and returns its exit code.
+
+    0 is success, 2 an error that the user can fix (printed on stderr), 75 the end of the run's time, 130 SIGINT, 143
+    SIGTERM.
 
     Args:
       folder: the dotted name of the package, `train.lm`: its `config` has COMMAND, its `task` has TASK.
-      argv: the arguments after the command's name.
-      alone: as for `train.cli.run_command`.
+      argv: the arguments after the command's name: ["--config", "run.yaml", "lora.r=4"]. --help prints the help and
+        ends the program (SystemExit).
+      alone: whether nothing else runs in this process, so that PyTorch can be hidden from transformers.
     """
 
     def work(config: RunConfig, flags: Flags, is_offline: bool) -> None:

@@ -19,9 +19,11 @@ def evaluate(
     """Computes the metrics of a split: the result of the task's `metrics`, {metric: value}.
 
     Args:
+      run: read are its `task`, `opened`, `lengths`, `mesh` and `config.train.eval_batch_size`, the rows of a batch.
       eval_step: eval_step(adapter, base, batch), the run's or another model's with its `base`; returns what the task's
         `forward` does.
       adapter: None evaluates only the base.
+      split: a key of `run.opened.rows`.
       check: called before each batch; an exception that it raises ends the evaluation.
     """
     size, lengths = run.config.train.eval_batch_size, run.opened.rows[split].lengths
@@ -31,14 +33,26 @@ def evaluate(
 
 
 def evaluate_best(run: EndedRun, split: str) -> dict[str, float]:
-    """Returns the metrics of the best step on a split; those of validation are known from training."""
+    """Returns the metrics of the best step on a split, {metric: value}.
+
+    Those of validation are a copy of `run.best.metrics`, unless that is empty; other splits are evaluated with
+    `run.eval_step`, `run.adapter` and `run.adapted.base`.
+    """
     if split == "validation" and run.best.metrics:
         return dict(run.best.metrics)
     return evaluate(run, run.eval_step, run.adapter, run.adapted.base, split)
 
 
 def validation(run: Run) -> Evaluation:
-    """Makes the evaluation of the validation split for the loop; its programs are compiled ahead."""
+    """Makes the evaluation of the validation split for the loop; its programs are compiled ahead.
+
+    Its `run(adapter, check)` is `evaluate` with the run's eval_step and base, its `metric` is `run.opened.metric`,
+    `batches` and `places` count the batches of `plan_evaluation` and their padded tokens, and `prepare(adapter)` calls
+    `run.eval_step.prepare` for the first batch of each length.
+
+    Args:
+      run: read are also its `lengths`, `mesh` and `config.train.eval_batch_size`, which is rounded up for the mesh.
+    """
     size = placement.round_up(run.mesh, run.config.train.eval_batch_size)
     plan = plan_evaluation(run.opened.rows["validation"].lengths, run.lengths, size)
 

@@ -20,7 +20,9 @@ from train.task.report import base_name, conclude, drop_older, write_card
 def finish(run: EndedRun, recorder: Recorder) -> Finished:
     """Writes the run's results into its folder: adapter/, merged/, the task's own files and, last, report.json.
 
-    With several processes all take part, and the first one writes.
+    The best step is evaluated on validation and, if there are such rows, test; these metrics are recorded as
+    `test/...`, and those of validation as `best/...` if the task's `records_best`. With several processes all take
+    part, and the first one writes.
     """
     results = _evaluate(run, recorder)
     predicted = run.task.predict(run)

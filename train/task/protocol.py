@@ -80,6 +80,9 @@ class Run(Generic[AnyConfig, AnyOpened]):
     """A run that is ready for its first step.
 
     Attributes:
+      task: the kind of training, whose methods are called.
+      config: the resolved configuration.
+      opened: what `TrainingTask.open` returned.
       adapted: the model with its base and the adapter that training starts from.
       mesh: the mesh that they are on; None means one device.
       lengths: the padded lengths of batches, ascending.
@@ -97,11 +100,12 @@ class Run(Generic[AnyConfig, AnyOpened]):
 
 @dataclasses.dataclass(frozen=True)
 class EndedRun(Run[AnyConfig, AnyOpened]):
-    """A run after its last step.
+    """A run after its last step; it also has the attributes of Run.
 
     Attributes:
       adapter: of the best step, on the devices.
       folder: the run folder.
+      best: the best evaluation: its `step`, `value` and `metrics`.
       times: {part of the run: seconds}.
       offline: whether the config's `offline:` block was used.
     """

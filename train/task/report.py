@@ -32,7 +32,8 @@ def drop_older(folder: Path, exported: Mapping[str, bool]) -> None:
 def facts(run: EndedRun, results: Results, **of_the_task: Any) -> Facts:
     """Collects the facts for the model cards of a run, with the command line and versions of this process.
 
-    Names and method come from `run.config`, the adapter's settings from `run.adapted.lora`.
+    The name is the folder's, `where` the folder, the data set the names in `data.train`, joined by ", "; the ids on the
+    hub are None for local names; `lora` has the settings that are not empty, {} without `run.adapted.lora`.
 
     Args:
       run: its `config`, `folder` and `adapted.lora` are read.
@@ -58,7 +59,11 @@ def facts(run: EndedRun, results: Results, **of_the_task: Any) -> Facts:
 
 
 def write_card(run: EndedRun, facts: Facts | None, kind: ExportKind) -> None:
-    """Writes README.md in the run's adapter/ or merged/ (`kind`); does nothing if `facts` is None."""
+    """Writes README.md in the run's adapter/ or merged/ (`kind`), which must exist; does nothing if `facts` is None.
+
+    The text is that of `model_card`, with the name of `place` as `facts.where`. Of several processes the first one
+    writes. `run.config` and `run.folder` are read.
+    """
     if facts is None or not is_first():
         return
     text = model_card(dataclasses.replace(facts, where=place(run.config, run.folder, kind)), kind)
@@ -66,12 +71,17 @@ def write_card(run: EndedRun, facts: Facts | None, kind: ExportKind) -> None:
 
 
 def report(run: EndedRun, results: Results, **of_the_task: Any) -> dict[str, Any]:
-    """Returns the content of report.json: metrics, best, parameters, sources, times (seconds), seed, method.
+    """Returns the content of report.json, with the entries of the task.
+
+        {"metrics": results, "best": {"step", "metric", "value"}, "parameters": {"total", "trainable", "percent"},
+         "sources": {"model", "data", "offline"}, "times": {name: seconds}, "seed", "method", ...}
+
+    Percent has four decimals, seconds have three; `sources.data` is `data.train`.
 
     Args:
-      run: `adapted` gives the counts of parameters, `best` the best step, `config` model, data, seed and method,
-        `times` and `offline` the entries of these names.
-      results: {what was evaluated: {metric: value}}, the entry `metrics`.
+      run: read are `adapted` (its base and adapter are counted), `best` (step, value), `opened.metric`, `config`,
+        `times` and `offline`.
+      results: {what was evaluated: {metric: value}}.
       of_the_task: entries that depend on the command; they replace those of the same name.
     """
     total, trainable = jlora.count_parameters(run.adapted.base, run.adapted.adapter)
@@ -90,7 +100,8 @@ def report(run: EndedRun, results: Results, **of_the_task: Any) -> dict[str, Any
 def base_name(config: RunConfig) -> str:
     """Returns the base's name for adapter_config.json and the card: the hub's name, or the path of a local base.
 
-    If the adapter is uploaded, only the last part of a local path: it exists nowhere else and may show a user's name.
+    The path is absolute. But if the adapter is uploaded (`hub.push` without `export.merged`), it is only the last part:
+    the path exists nowhere else and may show a user's name.
     """
     if model_hub_names(config):
         return config.model
@@ -99,21 +110,24 @@ def base_name(config: RunConfig) -> str:
 
 
 def kind_to_upload(config: RunConfig) -> ExportKind:
-    """Returns the folder that is uploaded."""
+    """Returns the folder that is uploaded: "merged" if `export.merged`, else "adapter"."""
     return "merged" if config.export.merged else "adapter"
 
 
 def place(config: RunConfig, folder: Path, kind: ExportKind) -> str:
-    """Returns the name to load the run's folder `kind` by: `hub.repo` if this folder is uploaded, else folder/kind."""
+    """Returns the name to load the run's folder `kind` by: `hub.repo` if this folder is uploaded, else folder/kind.
+
+    It is uploaded if `hub.push` and it is the one of `kind_to_upload`.
+    """
     pushed = config.hub.repo if config.hub.push and kind == kind_to_upload(config) else None
     return pushed or str(folder / kind)
 
 
 def conclude(config: RunConfig, folder: Path, report: dict[str, Any]) -> dict[str, Any]:
-    """Writes report.json into `folder`, uploads the result if the config says so, and returns the report.
+    """Writes report.json into `folder`, uploads the result if `hub.push`, and returns the report.
 
-    Two entries are added to it: `files`, and `pushed_to`, the address of an upload. With several processes only the
-    first one does so; the others get `report` back unchanged.
+    Two entries are added to it: `files`, the result of `list_exported_files`, and after an upload `pushed_to`, its
+    address. With several processes only the first one does so; the others get `report` back unchanged.
     """
     if not is_first():
         return report

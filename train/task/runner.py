@@ -47,6 +47,9 @@ def run_task(
     """Trains as the config says; returns None for --dry-run and --preview, and if the folder holds the finished run.
 
     Args:
+      task: the kind of training, whose methods are called.
+      flags: with `dry_run` or `preview` only `task.describe(config, flags)` is called; `resume` and `overwrite` say
+        what to do with a run in `config.output_dir`.
       is_offline: whether the config's `offline:` block was used.
       on_step: on_step(step, {"loss", "grad_norm"}), called after each step, counted from 1.
 

@@ -41,9 +41,14 @@ Finish = Callable[[Path, Best, dict[str, float], Recorder], Result]
 def is_to_run(config: RunConfig, flags: Flags) -> bool:
     """Returns whether there is something to do: False, with a log line, if the folder holds this run, finished.
 
+    Args:
+      config: read are `output_dir`, all keys if a run in it is resumed, `tracker` and `hub`.
+      flags: `resume` and `overwrite` allow a run in the folder; only with `resume` the result can be False.
+
     Raises:
-      RunFolderError: the folder would refuse this run, which another one may be using.
-      JloraError: the tracker or the hub would refuse it. All this is checked before anything is read or written.
+      RunFolderError: the folder is in use by another process, or holds something that the flags do not allow.
+      JloraError: the tracker is not installed, or the hub refuses an upload. All this is checked before anything is
+        read or written.
     """
     use_compilation_cache()
     if processes.is_first():

@@ -32,8 +32,9 @@ class Kernel(NamedTuple):
 
     Attributes:
       platform: where it runs, as JAX calls it.
-      obstacle: returns why the kernel cannot compute a call; None if it can.
-      compute: computes the attention.
+      obstacle: obstacle(options, query, key, visibility, biased=, dropped=) returns why the kernel cannot compute a
+        call; None if it can.
+      compute: compute(options, query, key, value, visibility) computes the attention, (B, T, H, D).
     """
 
     platform: str
@@ -81,11 +82,12 @@ def attention(
     positions, so every kernel that supports dropout drops the same ones.
 
     Args:
-      query: (B, T, H, D), floating point. key, value: (B, S, K, D); H / K query heads share each of the K heads.
+      query: (B, T, H, D), floating point.
+      key, value: (B, S, K, D); H / K query heads share each of the K heads: head h uses h // (H / K).
       visibility: which keys each query sees, and which kernel computes the attention.
       scale: factor of the scores; None is 1 / sqrt(D). An array is multiplied into the queries.
-      softcap: scores become softcap * tanh(scores / softcap), as in Gemma 2; None does not cap them.
-      key_bias: float32 (B, H, S), added to the scores of each key (ALiBi); None adds nothing.
+      softcap: scaled scores become softcap * tanh(scores / softcap), as in Gemma 2; None does not cap them.
+      key_bias: float32 (B, H, S), added to the scores of each key (ALiBi) after the cap; None adds nothing.
       dropout_key: one JAX random key; None drops nothing.
       dropout_rate: probability that an attention probability is dropped.
 

@@ -86,8 +86,10 @@ def blockwise_attention(
     """Computes softmax(capped scores + key_bias) value over the visible keys; 0 for queries that see no key.
 
     Args:
-      query: (B, T, H, D), floating point. key, value: (B, S, K, D); H / K query heads share each of the K heads.
+      query: (B, T, H, D), floating point.
+      key, value: (B, S, K, D); H / K query heads share each of the K heads.
       key_bias: float32 (B, H, S), added to all scores of a key; None adds nothing.
+      visibility: which keys each query sees; its `kernel` is not read.
       dropout_words: uint32 (2,), `hash_words` of a dropout key; None drops nothing.
 
     Returns:

@@ -23,10 +23,14 @@ _SHORTEST_TEXT = 64
 def cudnn_obstacle(
     options: Options, query: Any, key: Any, visibility: Visibility, *, biased: bool, dropped: bool
 ) -> str | None:
-    """Returns why cuDNN cannot compute such a call; None if it can.
+    """Returns why cuDNN cannot compute such a call, the first reason found; None if it can.
+
+    Reasons are a query that is not bfloat16 or float16, a softcap, a bias, dropout, keys of a cache (a `start`, or S is
+    not T), heads of more than 128 features (256 on Hopper and later) or no multiple of 8, packed texts before Hopper or
+    with a window, a mesh that splits the H heads but not the K, and that cuDNN is not installed.
 
     Args:
-      query, key: arrays or ShapeDtypeStructs, as `attention` takes them.
+      query, key: (B, T, H, D) and (B, S, K, D), arrays or ShapeDtypeStructs.
       biased, dropped: whether there is a bias of the keys, and whether probabilities are dropped.
     """
     widest = 256 if cudnn.check_compute_capability("9.0") else 128
@@ -54,7 +58,14 @@ def cudnn_obstacle(
 def cudnn_attention(
     options: Options, query: jax.Array, key: jax.Array, value: jax.Array, visibility: Visibility
 ) -> jax.Array:
-    """Computes `blockwise_attention` with cuDNN, unless a row has padding before tokens or too many short texts."""
+    """Computes softmax(scale query key^T) value over the visible keys with cuDNN: (B, T, H, D) in the query's dtype.
+
+    If a row has padding before tokens or too many short texts, `blockwise_attention` computes the whole batch.
+
+    Args:
+      options: `scale` is read; call it only if `cudnn_obstacle` finds none.
+      query, key, value: (B, T, H, D), (B, T, K, D), (B, T, K, D).
+    """
 
     def by_blocks(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
         return blockwise_attention(options, query, key, value, None, visibility, None)

@@ -17,10 +17,20 @@ def one_token_attention(
     key_bias: jax.Array | None,
     visibility: Visibility,
 ) -> jax.Array:
-    """Computes `blockwise_attention` for queries (B, 1, H, D), without dropout: (B, 1, H, D) in the query's dtype.
+    """Computes softmax(capped scores + key_bias) value for one query of each row; 0 for queries that see no key.
 
     The products read keys as (B, K, D, S) and values as (B, K, S, D). If the arguments are views of a cache in these
-    layouts, they are not copied. The arguments' shapes are those of `blockwise_attention`.
+    layouts, they are not copied.
+
+    Args:
+      options: `scale` and `softcap` are read; there is no dropout.
+      query: (B, 1, H, D).
+      key, value: (B, S, K, D); H / K query heads share each of the K heads.
+      key_bias: float32 (B, H, S), added to the scores of each key; None adds nothing.
+      visibility: which keys each query sees.
+
+    Returns:
+      (B, 1, H, D) in the query's dtype.
     """
     (batch, _, heads, width), (slots, key_heads) = query.shape, key.shape[1:3]
     grouped = query.reshape(batch, key_heads, -1, width)

@@ -24,7 +24,15 @@ _SIZES = (
 def splash_obstacle(
     options: Options, query: Any, key: Any, visibility: Visibility, *, biased: bool, dropped: bool
 ) -> str | None:
-    """Returns why splash attention cannot compute such a call; None if it can. Arguments as for `cudnn_obstacle`."""
+    """Returns why splash attention cannot compute such a call, the first reason found; None if it can.
+
+    Reasons are a bias, dropout, keys of a cache (a `start`, or S is not T), and a mesh that does not divide the rows
+    and the key heads evenly.
+
+    Args:
+      query, key: (B, T, H, D) and (B, S, K, D), arrays or ShapeDtypeStructs.
+      biased, dropped: whether there is a bias of the keys, and whether probabilities are dropped.
+    """
     found = {
         "it takes no bias of the keys (ALiBi)": biased,
         "it has no dropout: train.dropout=false": dropped,
@@ -43,12 +51,17 @@ def splash_attention(
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """Computes `blockwise_attention` with the splash kernel.
+    """Computes softmax(capped scores) value over the visible keys with splash attention; 0 for queries that see none.
 
     The backward pass keeps only queries, keys and values, and runs the kernel again.
 
     Args:
+      options: `scale` and `softcap` are read.
+      query, key, value: (B, T, H, D), (B, T, K, D), (B, T, K, D); H / K query heads share each of the K heads.
       interpret: run the kernel in Pallas's interpreter, which is slow but needs no TPU.
+
+    Returns:
+      (B, T, H, D) in the query's dtype.
     """
     batch, length = query.shape[:2]
     size = -length % _LANES

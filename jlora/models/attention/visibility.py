@@ -41,7 +41,8 @@ class Visibility:
 def mask_visibility(attention_mask: jax.Array, kernel: str) -> Visibility:
     """Describes an encoder's batch: every token sees all tokens of its row whose mask (B, T) is not 0.
 
-    `kernel` is the name of the kernel that computes the attention, as for `build`.
+    In the result the query segments are 0, and the key segments 0 for tokens and -1 for padding; `causal` is false.
+    `kernel` is the name of the kernel that computes the attention, one of KERNELS.
     """
     return Visibility(*_segments(attention_mask.astype(bool), attention_mask), kernel=kernel)
 
@@ -51,11 +52,14 @@ def causal_visibility(
 ) -> Visibility:
     """Describes a decoder's batch: a token sees itself and earlier tokens of its segment, but no padding.
 
+    In the result the segments are `segment_ids`, or 0 without them, and -1 for keys that are padding or empty slots.
+
     Args:
       batch: `attention_mask` (B, T), and `segment_ids` (B, T) if rows hold several texts.
       window: the most tokens that one token sees, itself included; None means all.
       valid: bool (B, S), which slots of a cache hold tokens, including the batch's; None without a cache.
-      start: int32 (), the first of the batch's slots; None without a cache.
+      start: int32 (), the first of the batch's slots; None if that is slot 0.
+      kernel: the name of the kernel that computes the attention, one of KERNELS.
     """
     mask = batch["attention_mask"]
     segments = batch.get("segment_ids")
@@ -74,7 +78,8 @@ def sees(visibility: Visibility, queries: Any, keys: Any) -> jax.Array | None:
     """Returns bool (B or 1, s, t): whether the queries at `queries` see the keys at `keys`; None if all see all.
 
     Args:
-      queries: int32 (t,), counted from the batch's first query. keys: int32 (s,).
+      queries: int32 (t,), counted from the batch's first query.
+      keys: int32 (s,), counted from the first key.
     """
     queries, keys = (jnp.asarray(places, jnp.int32) for places in (queries, keys))
     conditions = []
@@ -94,7 +99,11 @@ def sees(visibility: Visibility, queries: Any, keys: Any) -> jax.Array | None:
 
 
 def can_see(visibility: Visibility, query: int, queries: int, key: int, keys: int) -> bool:
-    """Returns whether, by position, any query in [query, query + queries) can see any key in [key, key + keys)."""
+    """Returns whether, by position, any query in [query, query + queries) can see any key in [key, key + keys).
+
+    Only `causal` and `window` are read; the answer is True without `causal`, and with a `start`, which is not known
+    yet.
+    """
     if not visibility.causal or visibility.start is not None:
         return True
     too_old = visibility.window is not None and key + keys - 1 <= query - visibility.window

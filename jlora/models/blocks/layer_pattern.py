@@ -17,7 +17,10 @@ _MOST_PERIOD = 128
 
 
 def shortest_period(types: Sequence[str]) -> int:
-    """Returns the smallest p such that types[i] == types[i - p]: 1 if all are the same, 6 for Gemma 3."""
+    """Returns the smallest p such that types[i] == types[i - p]: 1 if all are the same, 6 for Gemma 3.
+
+    `types` has at least one entry. It is the number of types if they do not repeat.
+    """
     count = len(types)
     return next(p for p in range(1, count + 1) if all(types[i] == types[i - p] for i in range(p, count)))
 
@@ -40,9 +43,11 @@ def apply_layers(
     period is 1, under `layers`. Layers after the last complete period are not stacked: `layers_24`.
 
     Args:
-      layer: `layer(*fields, type)(x, shared, slots)` returns (x, slots).
+      layer: a linen class: `layer(*fields, type)(x, shared, slots)` returns (x, slots).
+      fields: the first fields of every layer.
       types: the type of each layer.
-      shared: argument of all layers.
+      name: of the parameters of the layers.
+      x, shared: the first layer's input, and an argument of all layers.
       slots: the layers' parts of a cache, each (layers, ...); or None, and then None is returned.
       remat: compute a layer's values again in the backward pass instead of keeping them.
 

@@ -57,10 +57,13 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def activation(name: str) -> Callable[[jax.Array], jax.Array]:
-    """Returns the elementwise function that Hugging Face configs call `name`.
+    """Returns the elementwise function that Hugging Face configs call `name`, one of the keys of ACTIVATIONS.
+
+    These are gelu and its variants, quick_gelu, relu, silu or swish, tanh and sigmoid; gelu_new, gelu_fast and
+    gelu_pytorch_tanh are one function.
 
     Raises:
-      UnsupportedModelError: `name` is not in the table.
+      UnsupportedModelError: `name` is not in the table; the message lists the names.
     """
     if name not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
@@ -71,12 +74,20 @@ def activation(name: str) -> Callable[[jax.Array], jax.Array]:
 
 
 def normal(config: Any) -> Any:
-    """Returns a normal initializer with the config's `initializer_range` (`init_std` in OPT)."""
+    """Returns a normal initializer whose standard deviation is the config's `initializer_range` (`init_std` in OPT)."""
     return nn.initializers.normal(config.init_std if hasattr(config, "init_std") else config.initializer_range)
 
 
 class Dense(nn.Module):
-    """A linear layer: x (..., in) to x kernel + bias (..., features) in `dtype`; kernel float32 (in, features)."""
+    """A linear layer: x (..., in) to x kernel + bias (..., features) in `dtype`.
+
+    Attributes:
+      features: of the output.
+      dtype: of the computation; the kernel (in, features) and the bias (features,) are float32.
+      kernel_init: initializer of the kernel; the bias starts as zeros.
+      use_bias: whether there is a bias.
+      parameter: the kernel's name among the parameters.
+    """
 
     features: int
     dtype: Any
@@ -95,7 +106,11 @@ class Dense(nn.Module):
 
 
 def dense(config: Any, features: int, dtype: Any, name: str | None = None, *, use_bias: bool = True) -> Dense:
-    """Makes a dense layer to `features` outputs that is initialised as Hugging Face's and computes in `dtype`."""
+    """Makes a dense layer to `features` outputs that is initialised as Hugging Face's and computes in `dtype`.
+
+    Its kernel (in, features) is drawn by `normal(config)`, its bias is zero; both are float32. `name` is the
+    submodule's.
+    """
     return Dense(features, dtype, normal(config), use_bias, name=name)
 
 
@@ -113,7 +128,10 @@ class Embed(nn.Embed):
 
 
 def embedding(config: Any, rows: int, features: int, name: str, *, padding_row: int | None = None) -> Embed:
-    """Makes an embedding table (rows, features); the row `padding_row` starts as zeros, if it is not None."""
+    """Makes an embedding table (rows, features), float32, drawn with standard deviation `config.initializer_range`.
+
+    `name` is the submodule's; the row `padding_row` starts as zeros, if it is not None.
+    """
     normal = nn.initializers.normal(config.initializer_range)
 
     def init(key: jax.Array, shape: tuple[int, ...], param_dtype: Any) -> jax.Array:
@@ -124,7 +142,10 @@ def embedding(config: Any, rows: int, features: int, name: str, *, padding_row: 
 
 
 class LayerNorm(nn.Module):
-    """Normalizes the last axis in float32 and returns `dtype`; parameters `scale` and `bias` (features,), float32."""
+    """Normalizes the last axis in float32 and returns `dtype`; parameters `scale` and `bias` (features,), float32.
+
+    `epsilon` is added to the variance.
+    """
 
     epsilon: float
     dtype: Any
@@ -140,7 +161,7 @@ class LayerNorm(nn.Module):
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
 def standardize(x: jax.Array, epsilon: float) -> jax.Array:
-    """Normalizes `x` to mean 0 and variance 1 along its last axis.
+    """Normalizes `x` along its last axis: (x - mean) / sqrt(variance + epsilon), the variance divided by n.
 
     The backward pass keeps only the result and the inverse deviations.
     """
@@ -171,16 +192,18 @@ def drop(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
 def scan_layers(layer: Callable[..., Any], count: int, *, remat: bool) -> Callable[..., Any]:
     """Makes a module class that applies `count` layers one after another, with parameters stacked on axis 0.
 
-    `layer.__call__(x, *shared)` returns `(x, None)`, and so does the scanned module. With `remat`, a layer's values are
-    computed again in the backward pass instead of being kept.
+    `layer(*fields)(x, *shared)` returns `(x, None)`, and so does the class, which takes the same fields. With `remat`,
+    a layer's values are computed again in the backward pass instead of being kept.
     """
     return _scan(layer, count, remat, nn.broadcast)
 
 
 def scan_decoder_layers(layer: Callable[..., Any], count: int, *, remat: bool) -> Callable[..., Any]:
-    """Does the same as `scan_layers` for `layer.__call__(x, shared, slots)`, which returns `(x, slots)`.
+    """Makes a module class that applies `count` layers one after another, with parameters stacked on axis 0.
 
-    The slots are stacked too; they may be None, and then None is returned. The class has `layer` as an attribute.
+    `layer(*fields)(x, shared, slots)` returns `(x, slots)`, and so does the class, which takes the same fields, has
+    `layer` as an attribute, and stacks the layers' slots on axis 0. Slots may be None, and then None is returned. With
+    `remat`, a layer's values are computed again in the backward pass instead of being kept.
     """
     scanned = _scan(layer, count, remat, (nn.broadcast, 0))
     scanned.layer = layer

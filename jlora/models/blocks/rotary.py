@@ -20,16 +20,18 @@ def rotary_frequencies(config: Any, width: int, length: Length = 1, layer_type: 
     """Computes the radians per position of each pair of features, scaled as the config says.
 
     Args:
-      config: with `rope_parameters` and `max_position_embeddings`.
+      config: with `rope_parameters` and `max_position_embeddings`. The first has `rope_theta`, `rope_type` (default,
+        linear, dynamic, longrope, llama3 or yarn) and that type's numbers, as in transformers.
       width: how many features of a head are rotated.
       length: of the rows; only "dynamic" and "longrope" depend on it.
       layer_type: selects the part of `rope_parameters` if each type of layer has its own.
 
     Returns:
-      float32 (width / 2,); with "dynamic" and "longrope" (1, width / 2) for one length or (B, width / 2) for (B,).
+      float32 (width / 2,), for "default" theta^(-2 i / width); with "dynamic" and "longrope" (1, width / 2) for one
+      length or (B, width / 2) for (B,).
 
     Raises:
-      UnsupportedModelError: the `rope_type` is not in the table.
+      UnsupportedModelError: another `rope_type`.
     """
     parameters = _parameters(config, layer_type)
     plain = plain_frequencies(parameters["rope_theta"], width)
@@ -43,10 +45,16 @@ def plain_frequencies(theta: float, width: int) -> np.ndarray:
 
 
 def rotary_scale(config: Any, layer_type: str | None = None) -> float:
-    """Returns the factor of cosines and sines: 1, except for "yarn" and "longrope".
+    """Returns the factor of cosines and sines: 1, except for the rope types "yarn" and "longrope".
 
-    For these it is `attention_factor` of `rope_parameters`, or computed if that is missing. `layer_type` is as for
-    `rotary_frequencies`.
+    For these it is `attention_factor` of `rope_parameters`, or computed if that is missing.
+
+    Args:
+      config: with `rope_parameters` and `max_position_embeddings`.
+      layer_type: selects the part of `rope_parameters` if each type of layer has its own.
+
+    Raises:
+      UnsupportedModelError: the `rope_type` is not known.
     """
     parameters = _parameters(config, layer_type)
     scale = _SCALES.get(parameters["rope_type"])
@@ -54,7 +62,11 @@ def rotary_scale(config: Any, layer_type: str | None = None) -> float:
 
 
 def longest_row(config: Any) -> int:
-    """Returns the number of positions: `max_position_embeddings`, or more if a scaling extends them."""
+    """Returns the number of positions: `max_position_embeddings`, or more if a scaling extends them.
+
+    For the rope types "linear" and "dynamic" that is `max_position_embeddings` times `factor` of
+    `config.rope_parameters`, for "yarn" `original_max_position_embeddings` times `factor`, rounded down.
+    """
     longest, parameters = config.max_position_embeddings, config.rope_parameters
     trained = {"linear": longest, "dynamic": longest, "yarn": parameters.get("original_max_position_embeddings")}
     stretched = trained.get(parameters.get("rope_type"))
@@ -175,7 +187,10 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def rotate_pairs(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotates features 2 i and 2 i + 1 by angle i, as in GPT-J; shapes, direction and the rest are as in `rotate`."""
+    """Rotates features 2 i and 2 i + 1 of x (B, T, H, D) by angle i of (B, T, 1, W), as in GPT-J.
+
+    The pair (p, q) becomes (p cos - q sin, q cos + p sin); features from 2 W on do not change.
+    """
     turned, rest = jnp.split(x, [2 * cos.shape[-1]], axis=-1)
     first, second = turned[..., ::2], turned[..., 1::2]
     pairs = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)

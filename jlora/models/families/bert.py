@@ -65,7 +65,7 @@ FAMILY = Family(
 
 
 def head_dropout(config: Any) -> float:
-    """Returns `classifier_dropout`, or `hidden_dropout_prob` if it is not set."""
+    """Returns `config.classifier_dropout`, or `config.hidden_dropout_prob` if that is None."""
     return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
@@ -111,9 +111,14 @@ def sum_embeddings(
 ) -> jax.Array:
     """Sums and normalizes token, type and position embeddings (B, T, hidden), as submodules of `module`.
 
+    These are `word_embeddings`, `token_type_embeddings`, `position_embeddings` and `LayerNorm`.
+
     Args:
+      config: sizes of the tables, `layer_norm_eps`, `hidden_dropout_prob`, and `pad_token_id`, whose word starts as
+        zeros.
       batch: `input_ids` and, if tokens are not all of type 0, `token_type_ids`, int32 (B, T).
       positions: int32 (B, T), rows of the table of positions.
+      dtype: of the result.
       position_padding_row: the row of that table that starts as zeros; None for none.
       module: within its compact `__call__`; dropout is applied if it has a "dropout" key.
     """

@@ -119,7 +119,10 @@ class GPT2MLP(nn.Module):
 
 
 def conv1d(config: Any, features: int, dtype: Any, name: str) -> Dense:
-    """Makes a dense layer with the parameters `weight` (in, features), as in GPT-2's checkpoints, and `bias`."""
+    """Makes a dense layer with the parameters `weight` (in, features), as in GPT-2's checkpoints, and `bias`.
+
+    The weight is drawn by `normal(config)`; the layer computes in `dtype`, and `name` is the submodule's.
+    """
     return Dense(features, dtype, normal(config), parameter="weight", name=name)
 
 

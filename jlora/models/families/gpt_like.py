@@ -35,14 +35,22 @@ class Shared(NamedTuple):
 
 
 def lookup_table(config: Any, rows: int, features: int, dtype: Any) -> Embed:
-    """Makes an embedding table, float32 (rows, features), with outputs in `dtype`, initialised as Hugging Face's."""
+    """Makes an embedding table, float32 (rows, features), with outputs in `dtype`, drawn by `normal(config)`."""
     return Embed(rows, features, dtype=dtype, embedding_init=normal(config))
 
 
 def run_layers(
     layers: Any, x: Any, shared: Shared, batch: dict[str, jax.Array], cache: Cache | None
 ) -> tuple[Any, Cache | None]:
-    """Runs the scanned `layers` and returns (their final carry, the opened `cache` with the new tokens)."""
+    """Runs the layers and returns (their final carry, the opened `cache` with the new tokens, or None without one).
+
+    Args:
+      layers: a bound module of `scan_decoder_layers`, with stacked weights, or with those of `set_apart`.
+      x: the carry of the first layer.
+      shared: values that all layers get.
+      batch: T of its `input_ids` (B, T) is added to the cache's length.
+      cache: opened by `mark_tokens_valid`.
+    """
     if cache is None:
         return layers(x, shared, None)[0], None
     slots = Slots(cache.keys, cache.values)
@@ -68,7 +76,10 @@ def attend(
 
     Args:
       module: its "dropout" key, if any, drops probabilities at `dropout_rate`.
-      query: (B, T, H, D). key, value: (B, T, K, D).
+      query: (B, T, H, D).
+      key, value: (B, T, K, D).
+      shared: `visibility`, `start` and `alibi` are read.
+      slots: the layer's part of the cache; None without a cache.
       scale: factor of the scores; None is 1 / sqrt(D).
 
     Returns:
@@ -93,6 +104,13 @@ class SelfAttention(nn.Module):
     """Attention with q_proj, k_proj and v_proj: (x (B, T, hidden), shared, its slots or None) -> (x, its slots).
 
     Rotary positions rotate adjacent features, as in GPT-J.
+
+    Attributes:
+      config: `num_attention_heads` and `initializer_range` are read.
+      dtype: of the computation.
+      dropout_rate: of the attention's probabilities.
+      qkv_bias, output_bias: which dense layers have a bias.
+      scale: factor of the scores; None is 1 / sqrt(head width).
     """
 
     config: Any
@@ -119,6 +137,11 @@ class FusedAttention(nn.Module):
     """Attention with one product query_key_value: each key head's queries, then its key, then its value.
 
     Rotary positions pair the two halves of a head, as in Llama. Otherwise the same as `SelfAttention`.
+
+    Attributes:
+      config, dtype, dropout_rate: as in `SelfAttention`.
+      key_heads: how many heads the keys and values have.
+      use_bias: whether both dense layers have a bias.
     """
 
     config: Any
@@ -164,13 +187,16 @@ class MLP(nn.Module):
 
 
 def rotary(config: Any, width: int, batch: dict[str, jax.Array], cache: Cache | None, dtype: Any) -> Any:
-    """Computes (cos, sin) of the tokens' positions for the first `width` features of a head, as `rotation` does.
+    """Computes (cos, sin) of the tokens' positions for the first `width` features of a head, each (B, T, 1, width / 2).
 
     Args:
+      config: with `rope_parameters` and `max_position_embeddings`.
+      batch: `input_ids` (B, T), perhaps `position_ids` (B, T).
       cache: an opened cache, or None.
+      dtype: of the result.
 
     Raises:
-      JloraError: rows are longer than the model's positions.
+      ContextLengthError: rows are longer than the model's positions (`longest_row`).
     """
     require_length(batch["input_ids"].shape[1], longest_row(config))
     frequencies = rotary_frequencies(config, width, row_lengths(batch, cache))
@@ -180,7 +206,11 @@ def rotary(config: Any, width: int, batch: dict[str, jax.Array], cache: Cache | 
 def alibi(batch: dict[str, jax.Array], cache: Cache | None, heads: int, dtype: Any = jnp.float32) -> jax.Array:
     """Computes float32 (B, heads, S): the position of each key times its head's slope, rounded to `dtype`.
 
+    Slopes are 2^(-8 i / p) for i = 1 .. p, with p the largest power of 2 up to `heads`, then 2^(-4 i / p) for i = 1, 3,
+    ...
+
     Args:
+      batch: `input_ids` (B, T), perhaps `position_ids` (B, T), which are read only without a cache.
       cache: an opened cache, or None. S is the number of its slots, or without one the length of the batch.
     """
     if cache is None:

@@ -96,7 +96,7 @@ class Attention(nn.Module):
 
 
 def attention_types(config: Any) -> list[str]:
-    """Returns the type of each layer, "global" or "local".
+    """Returns `config.attention_layers`, the type of each layer: "global" or "local".
 
     Raises:
       UnsupportedModelError: the config has another type.

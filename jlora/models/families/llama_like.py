@@ -252,7 +252,10 @@ def project(module: Any, x: jax.Array, names: list[str], widths: list[int], *, u
 
 
 class RMSNorm(nn.Module):
-    """Divides x by its root mean square over the last axis, in float32, times `scale` + offset; returns `dtype`."""
+    """Divides x by its root mean square over the last axis, in float32, times `scale` + offset; returns `dtype`.
+
+    `epsilon` is added to the mean square; `scale` (features,) starts as 1 - offset.
+    """
 
     epsilon: float
     dtype: Any
@@ -268,10 +271,12 @@ class RMSNorm(nn.Module):
 
 
 def layer_types(config: Any, kind: DecoderOptions) -> tuple[str, ...]:
-    """Returns the type of each layer: `kind.layer_types`, or the first of LAYER_TYPES for all if that is None.
+    """Returns the type of each layer: `kind.layer_types`, or if that is None "full_attention" for all.
+
+    In the second case there are `config.num_hidden_layers`.
 
     Raises:
-      UnsupportedModelError: the config has a type that is not in LAYER_TYPES.
+      UnsupportedModelError: a type is neither "full_attention" nor "sliding_attention".
     """
     types = kind.layer_types or (LAYER_TYPES[0],) * config.num_hidden_layers
     for layer, found in enumerate(types):

@@ -130,9 +130,9 @@ class OPTDecoderLayer(nn.Module):
 
 
 def norm(config: Any, dtype: Any, name: str | None = None) -> Callable[[jax.Array], jax.Array]:
-    """Makes the layer norm called `name`, without parameters if `layer_norm_elementwise_affine` is false.
+    """Makes the layer norm called `name`, without parameters if `config.layer_norm_elementwise_affine` is false.
 
-    It takes x (..., hidden) and normalizes the last axis in float32; the result has `dtype`.
+    It takes x (..., hidden) and normalizes the last axis in float32, with epsilon 1e-5; the result has `dtype`.
     """
     if config.layer_norm_elementwise_affine:
         return LayerNorm(_EPSILON, dtype, name=name)

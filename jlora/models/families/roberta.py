@@ -86,7 +86,10 @@ class RobertaEmbeddings(nn.Module):
 
 
 def position_ids(input_ids: jax.Array, padding: int) -> jax.Array:
-    """Returns int32 (B, T): `padding` + 1, `padding` + 2, ... for a row's tokens, and `padding` for padding."""
+    """Returns int32 (B, T): `padding` + 1, `padding` + 2, ... for a row's tokens, and `padding` for padding.
+
+    Padding is where `input_ids` (B, T) is `padding`; it is not counted: [5, 1, 7] with padding 1 gives [2, 1, 3].
+    """
     tokens = (input_ids != padding).astype(jnp.int32)
     return jnp.cumsum(tokens, axis=1) * tokens + padding
 

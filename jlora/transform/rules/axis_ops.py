@@ -26,7 +26,8 @@ class AxisOp:
     """What a primitive that only moves, drops, adds or casts axes does to a weight.
 
     Attributes:
-      plan: (shape of the weight, parameters, other operands) -> a Plan for each result, or None if there is no rule.
+      plan: (shape of the weight, parameters, other operands) -> an AxisPlan for each result, or None if there is no
+        rule.
       defer: (quantized weight, parameters, other operands) -> the results, dequantized later, or None. Without it the
         weight is dequantized here.
       cuts: whether it keeps all axes; an axis that it cuts to a single place then counts as picked.
@@ -40,11 +41,15 @@ class AxisOp:
 def move_axes(value: AdaptedWeight, run: Callable, name: str, params: dict, others: list) -> list[AdaptedWeight] | None:
     """Applies a primitive that only moves, drops, adds or casts axes; returns None if it has no rule.
 
-    Otherwise it returns one AdaptedWeight for each of the primitive's results.
+    Otherwise it returns one AdaptedWeight for each of the primitive's results. Its weight is the primitive's result; a,
+    b and the gain are moved in the same way, and `Update.axes` says where each new dim comes from: a transpose turns
+    axes ((0,), (1,)) into ((1,), (0,)), a (r, in, 1) into (r, 1, in). A dim that is cut to one place counts as
+    `picked`.
 
     Args:
       run: run(array) applies the primitive to an array in place of the weight and returns the list of its results.
-      name, params, others: name, parameters and other operands of the primitive.
+      name: of the primitive; one that is not in AXIS_OPS has no rule.
+      params, others: parameters and other operands of the primitive.
     """
     rule = AXIS_OPS.get(name)
     plans = rule.plan(value.shape, params, others) if rule else None

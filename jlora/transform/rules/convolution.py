@@ -21,8 +21,12 @@ from jlora.transform.uses import Use, leaf_axes, stack_axes
 def conv_use(weight: Update, params: dict[str, Any]) -> Use:
     """Describes the use of a weight as the kernel of a convolution; inputs are its channels, then its window.
 
-    `params` are the primitive's. The kind is "conv", or a text that names what has no rule: groups of the batch, or a
-    dim that has only a part of an axis of the leaf.
+    A kernel (k, k, in, out) gives Use("conv", inputs=(2, 0, 1), outputs=(3,)). Groups of the batch, or a dim that has
+    only a part of an axis of the leaf, have no rule: then the Use has only a kind, a text that says so.
+
+    Args:
+      weight: the kernel's update; its `axes`, `stack` and `picked` are read.
+      params: of conv_general_dilated; `dimension_numbers` (a ConvDimensionNumbers) and `batch_group_count` are read.
     """
     out, *inputs = params["dimension_numbers"].rhs_spec
     axes = [axis for dim in inputs for axis in weight.axes[dim]]
@@ -37,11 +41,16 @@ def conv_update(
 ) -> jax.Array | None:
     """Computes b conv(x, a) in the layout of the convolution's result; None if the update does not have this form.
 
-    With groups, each group of inputs is convolved with the same a, and each group of outputs has its own part of b. If
-    a group has at most as many outputs as the rank (depthwise), b a is the smaller kernel: x is convolved with b a.
+    It has this form if a does not vary over the output channels, and b over nothing else. Added to conv(x, W), it gives
+    conv(x, W + b a). With groups, each group of inputs is convolved with the same a, and each group of outputs has its
+    own part of b. If a group has at most as many outputs as the rank (depthwise), b a is the smaller kernel: x is
+    convolved with b a.
 
     Args:
       update: of the kernel, whose dims have the sizes of `shape`.
+      x: the convolution's input.
+      params: of conv_general_dilated.
+      key: drops elements of x at the rate `update.dropout`; None drops nothing.
     """
     (a, b), numbers = update.factors, params["dimension_numbers"]
     out_dim, *in_dims = numbers.rhs_spec
@@ -80,7 +89,11 @@ def _through_each_group(x: jax.Array, kernel: jax.Array, params: dict[str, Any])
 
 
 def conv_gain(gain: jax.Array, params: dict[str, Any]) -> jax.Array | None:
-    """Reshapes DoRA's gain, one for each output channel, to the result's layout; None if it varies over more."""
+    """Reshapes DoRA's gain, one for each output channel, to the result's layout; None if it varies over more.
+
+    `gain` has the kernel's axes, of size 1 except for the output channels; the result has the axes of the convolution's
+    result, of size 1 except for its channels. `params` are those of conv_general_dilated.
+    """
     if gain.size != gain.shape[params["dimension_numbers"].rhs_spec[0]]:
         return None
     shape = [1] * gain.ndim

@@ -33,17 +33,20 @@ def _to_codes(weight: LazyWeight, move: Callable[[jax.Array, tuple[int, ...]], j
 
 
 def defer_nothing(weight: LazyWeight, params: dict, others: list) -> list[LazyWeight]:
-    """Leaves the weight as it is: the primitive does not change an array's values."""
+    """Returns [the weight], unchanged: the primitive, such as `copy`, does not change an array's values."""
     return [weight]
 
 
 def defer_cast(weight: LazyWeight, params: dict, others: list) -> list[LazyWeight]:
-    """Casts after dequantizing."""
+    """Returns [the weight, which is cast to `params["new_dtype"]` after dequantizing]: one more of its `moves`."""
     return [_then(weight, partial(lax.convert_element_type, new_dtype=params["new_dtype"]))]
 
 
 def defer_transpose(weight: LazyWeight, params: dict, others: list) -> list[LazyWeight] | None:
-    """Transposes the axes of a layer after dequantizing; None if the stack's axes move."""
+    """Returns [the weight, whose layers are transposed after dequantizing]; None if an axis of the stack would move.
+
+    `params["permutation"]` is of all axes (*stack, *inner), as in `lax.transpose`.
+    """
     order, count = params["permutation"], len(weight.leaf.stack)
     if tuple(order[:count]) != tuple(range(count)):
         return None
@@ -51,7 +54,13 @@ def defer_transpose(weight: LazyWeight, params: dict, others: list) -> list[Lazy
 
 
 def defer_reshape(weight: LazyWeight, params: dict, others: list) -> list[LazyWeight] | None:
-    """Reshapes stack and layer separately; None if the new shape mixes them."""
+    """Returns [the weight, its stack reshaped in the codes, its layers after dequantizing].
+
+    None if the new shape mixes stack and layer, that is, none of its beginnings has the product of the stack's sizes.
+
+    Args:
+      params: `new_sizes`, all sizes of the result, and `dimensions`; if that is not None, the result is None.
+    """
     sizes, layers = tuple(params["new_sizes"]), math.prod(weight.leaf.stack)
     ends = [end for end in range(len(sizes) + 1) if math.prod(sizes[:end]) == layers]
     if params.get("dimensions") is not None or not ends:
@@ -61,7 +70,10 @@ def defer_reshape(weight: LazyWeight, params: dict, others: list) -> list[LazyWe
 
 
 def defer_squeeze(weight: LazyWeight, params: dict, others: list) -> list[LazyWeight]:
-    """Removes axes of size 1: those of the stack from the codes, the others after dequantizing."""
+    """Returns [the weight without the axes `params["dimensions"]`, all of size 1].
+
+    Those of the stack are removed from the codes, the others after dequantizing.
+    """
     count, dims = len(weight.leaf.stack), [dim % weight.ndim for dim in params["dimensions"]]
     inner = [dim - count for dim in dims if dim >= count]
     layers = _to_codes(weight, lambda x, rest: lax.squeeze(x, [dim for dim in dims if dim < count]))
@@ -69,7 +81,11 @@ def defer_squeeze(weight: LazyWeight, params: dict, others: list) -> list[LazyWe
 
 
 def defer_slice(weight: LazyWeight, params: dict, others: list) -> list[LazyWeight]:
-    """Slices the stack's axes in the codes, the others after dequantizing."""
+    """Returns [the slice of the weight]: the stack's axes are sliced in the codes, the others after dequantizing.
+
+    `params` has `start_indices`, `limit_indices` and `strides` (None means 1), one number for each axis (*stack,
+    *inner).
+    """
     return [_cut(weight, params["start_indices"], params["limit_indices"], params["strides"] or (1,) * weight.ndim)]
 
 
@@ -86,7 +102,12 @@ def _cut(weight: LazyWeight, starts: Sequence[int], limits: Sequence[int], strid
 
 
 def defer_dynamic_slice(weight: LazyWeight, params: dict, others: list) -> list[LazyWeight] | None:
-    """Takes layers from the codes; None if the slice also cuts a layer."""
+    """Returns [the weight with only some layers, taken from the codes]; None if the slice also cuts a layer.
+
+    Args:
+      params: `slice_sizes`, a size for each axis (*stack, *inner).
+      others: the start index of each axis, int32 ().
+    """
     sizes, n = tuple(params["slice_sizes"]), len(weight.leaf.stack)
     if sizes[n:] != weight.inner:
         return None
@@ -98,7 +119,10 @@ def defer_dynamic_slice(weight: LazyWeight, params: dict, others: list) -> list[
 
 
 def defer_split(weight: LazyWeight, params: dict, others: list) -> list[LazyWeight]:
-    """Returns the parts, each a slice."""
+    """Returns the parts of the weight along axis `params["axis"]`, with the sizes `params["sizes"]`, in order.
+
+    Along an axis of the stack the codes are split; along another, each part is cut out after dequantizing.
+    """
     axis, start, parts = params["axis"], 0, []
     for size in params["sizes"]:
         parts.append(_part(weight, axis, start, start + size))
@@ -107,7 +131,10 @@ def defer_split(weight: LazyWeight, params: dict, others: list) -> list[LazyWeig
 
 
 def defer_unstack(weight: LazyWeight, params: dict, others: list) -> list[LazyWeight]:
-    """Returns the places along an axis, each a slice without that axis."""
+    """Returns the places along axis `params["axis"]` of the weight, in order, each without that axis.
+
+    Along an axis of the stack they are taken from the codes; along another, each is cut out after dequantizing.
+    """
     axis = params["axis"]
     places = [_part(weight, axis, place, place + 1) for place in range(weight.shape[axis])]
     return [place for part in places for place in defer_squeeze(part, {"dimensions": (axis,)}, [])]
@@ -120,7 +147,11 @@ def _part(weight: LazyWeight, axis: int, start: int, limit: int) -> LazyWeight:
 
 
 def defer_constrain(weight: LazyWeight, params: dict, others: list) -> list[LazyWeight] | None:
-    """Moves the codes between devices, instead of the dequantized array."""
+    """Returns [the weight, its codes on the devices that the constraint names], instead of the dequantized array.
+
+    None if the weight has `moves` already, if `params["sharding"]` is no NamedSharding, or if
+    `params["unconstrained_dims"]` is not empty.
+    """
     sharding = params["sharding"]
     if weight.moves or params["unconstrained_dims"] or not isinstance(sharding, NamedSharding):
         return None
@@ -131,6 +162,6 @@ def defer_constrain(weight: LazyWeight, params: dict, others: list) -> list[Lazy
 
 
 def defer_barrier(weight: LazyWeight, params: dict, others: list) -> list[LazyWeight]:
-    """Puts the barrier on the codes."""
+    """Returns [the weight with `lax.optimization_barrier` on its codes]; no value changes."""
     stored = jax.tree.map(lax.optimization_barrier, weight.leaf.stored)
     return [dataclasses.replace(weight, leaf=dataclasses.replace(weight.leaf, stored=stored))]

@@ -25,8 +25,9 @@ from jlora.transform.uses import Use, leaf_axes, stack_axes
 def dot_use(weight: Update, contracted: Sequence[int], batch: Sequence[int]) -> Use:
     """Describes the use of a weight in a dot_general that contracts and batches over the given dims of the weight.
 
-    The kind is "linear"; if a dim that is contracted and another share an axis of the leaf, it is a text that says so,
-    without axes, which has no rule.
+    A kernel (in, out) with contracted [0] gives Use("linear", inputs=(0,), outputs=(1,)). If a contracted dim and a
+    free one share an axis of the leaf, there is no rule: the Use has only a kind, the text "dot_general over a part of
+    an axis". `weight` is the weight's update; its `axes`, `stack` and `picked` are read.
     """
     inputs, stack = leaf_axes(weight, contracted), leaf_axes(weight, batch)
     outputs = leaf_axes(weight, [d for d in range(len(weight.axes)) if d not in {*contracted, *batch}])
@@ -38,15 +39,17 @@ def dot_use(weight: Update, contracted: Sequence[int], batch: Sequence[int]) -> 
 def dot_update(
     update: Update, weight: jax.Array | LazyWeight, x: jax.Array, w_is_left: bool, params: dict, key: jax.Array | None
 ) -> jax.Array:
-    """Computes (x a) b in the layout of the dot_general's result.
+    """Computes (x a) b in the layout of the dot_general's result; added to x W it gives x (W + a b).
+
+    Free dims of the weight over which neither a nor b varies have size 1 in the result.
 
     Args:
       update: of the factored operand; a, b (r, *dims).
       weight: the base's; only its shape and sharding are used.
       x: the other operand.
       w_is_left: whether the weight is the first operand.
-      params: of the dot_general.
-      key: if not None, drops elements of x.
+      params: of the dot_general; `dimension_numbers` and `precision` are read, and `out_sharding` if it is there.
+      key: drops elements of x at the rate `update.dropout`; None drops nothing.
     """
     if key is not None:
         x = dropout(key, x, update.dropout)
@@ -121,11 +124,16 @@ def _general_update(
 def ragged_update(
     update: Update, shape: Sequence[int], x: jax.Array, multiply: Callable, key: jax.Array | None
 ) -> jax.Array | None:
-    """Computes (x a) b (tokens, out) with the factors of each token's group; None if a varies over the outputs.
+    """Computes (x a) b (tokens, out) with the factors of each token's group.
+
+    Returns None if a varies over the outputs, or b over the inputs.
 
     Args:
       update: of the weights, whose dims (groups, in, out) have the sizes of `shape`.
-      multiply: (x, w) -> the product of each group of tokens with its matrix of w.
+      x: (tokens, in), the tokens of one group after those of another.
+      multiply: multiply(x (tokens, n), w (groups, n, m)) returns the product of each group of tokens with its matrix of
+        w, (tokens, m).
+      key: drops elements of x at the rate `update.dropout`; None drops nothing.
     """
     a, b = update.factors
     if a.shape[3] != 1 or b.shape[2] != 1:
@@ -155,6 +163,16 @@ def gain_places(
 
     If it varies over contracted axes (an embedding used as the output head), it multiplies x; otherwise the product.
     Returns None if it varies over both contracted and free axes.
+
+    Args:
+      gain: (*dims) of the weight, with size 1 on dims over which it does not vary.
+      x_ndim: how many axes the other operand has.
+      w_is_left: whether the weight is the first operand.
+      params: of the dot_general; `dimension_numbers` is read.
+
+    Returns:
+      A factor with as many axes as x, or as the product; its size is 1 on axes over which it does not vary. For x (B,
+      in), a kernel (in, out) and a gain (1, out): (None, (1, out)).
     """
     (w_contract, x_contract), (w_batch, x_batch) = _sides(params, w_is_left)
     w_free = [dim for dim in range(gain.ndim) if dim not in {*w_contract, *w_batch}]
@@ -188,10 +206,10 @@ def times(x: jax.Array, gain: jax.Array) -> jax.Array:
 
 
 def lookup_axis(params: dict[str, Any], shape: tuple[int, ...]) -> int | None:
-    """Returns the axis on which a gather looks up complete slices, or None if it does something else.
+    """Returns the axis on which a gather looks up complete slices, as `table[ids]` does; None if it does not.
 
     Args:
-      params: the gather's: dimension_numbers, slice_sizes and mode are read.
+      params: the gather's: dimension_numbers (a GatherDimensionNumbers), slice_sizes and mode are read.
       shape: the table's.
     """
     numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
@@ -205,7 +223,12 @@ def lookup_axis(params: dict[str, Any], shape: tuple[int, ...]) -> int | None:
 
 
 def lookup_use(weight: Update, axis: int) -> Use:
-    """Describes the use of a weight as a table indexed on `axis`."""
+    """Describes the use of a weight as a table indexed on `axis`.
+
+    A table (vocab, dim) with axis 0 gives Use("lookup", inputs=(0,), outputs=(1,)). If that dim and another share an
+    axis of the leaf, there is no rule: the Use has only a kind, the text "gather over a part of an axis". `weight` is
+    the table's update; its `axes`, `stack` and `picked` are read.
+    """
     inputs = leaf_axes(weight, [axis])
     outputs = leaf_axes(weight, [dim for dim in range(len(weight.axes)) if dim != axis])
     if set(inputs) & set(outputs):
@@ -216,11 +239,13 @@ def lookup_use(weight: Update, axis: int) -> Use:
 def lookup_update(table: Update, indices: jax.Array, params: dict[str, Any], axis: int) -> jax.Array:
     """Computes a[i] b in the layout of the gather's result: offset_dims hold the table's other axes.
 
+    For indices out of range it is 0, unless the gather clips them.
+
     Args:
       table: the update of the table; a, b (r, *dims).
       indices: integer (..., 1), the gather's second operand.
-      params: of the gather.
-      axis: the one that `lookup_axis` returns.
+      params: of the gather; `dimension_numbers` and `mode` are read.
+      axis: the table's axis that is looked up, from `lookup_axis`.
     """
     a, b = (_rows(factor, indices, params, axis) for factor in table.factors)
     # A factor may be constant over the lookups: (lookups, r) (r, out).
@@ -231,7 +256,11 @@ def lookup_update(table: Update, indices: jax.Array, params: dict[str, Any], axi
 def lookup_gain(gain: jax.Array, indices: jax.Array, params: dict[str, Any], axis: int) -> jax.Array:
     """Looks up DoRA's gain (*dims) in the layout of the gather's result, with size 1 where it does not vary.
 
-    The other arguments are those of `lookup_update`.
+    Args:
+      gain: with the table's dims, of size 1 on those over which it does not vary.
+      indices: integer (..., 1), the gather's second operand.
+      params: of the gather; `dimension_numbers` and `mode` are read.
+      axis: the table's axis that is looked up, from `lookup_axis`.
     """
     return _in_layout(_rows(gain[None], indices, params, axis)[0], indices, params, axis)
 

@@ -20,12 +20,17 @@ RunPrimitive = Callable[..., list]
 
 
 def apply_linear_map(name: str, params: dict, inputs: list, narrow: list, run: RunPrimitive) -> AdaptedWeight | None:
-    """Applies a primitive that is linear in the weights among its operands; returns None if it has no rule.
+    """Applies a primitive that is linear in the weights among its operands; returns None for a case without a rule.
+
+    The result is the primitive's, as an AdaptedWeight: its weight is that of the primitive on the base's weights, and
+    the map is applied to a or b of each update. For `mul` with an array, one factor of each update is multiplied (None
+    if the array varies over axes of both); for `concatenate` the updates of all parts are padded with zeros.
 
     Args:
-      name, params, inputs: of the primitive.
-      narrow: the operands that are arrays, with size 1 on the dims over which they are known not to vary; None for
-        weights.
+      name: one of LINEAR_MAPS.
+      params, inputs: parameters and operands of the primitive; at least one operand is an AdaptedWeight.
+      narrow: for each operand: an array with size 1 on the dims over which it is known not to vary (or the operand
+        itself); None for an AdaptedWeight.
       run: run(*arrays) applies the primitive to arrays in place of its operands; returns the list of its results.
     """
     weight = run(*[materialize(x.weight) if isinstance(x, AdaptedWeight) else x for x in inputs])[0]
@@ -35,7 +40,8 @@ def apply_linear_map(name: str, params: dict, inputs: list, narrow: list, run: R
 def is_matrix(value: AdaptedWeight) -> bool:
     """Returns whether one of the value's updates is of a matrix: `update.axes` name more than one axis of size above 1.
 
-    A broadcast scale or bias does not count.
+    A scale or bias that is only broadcast to more dims does not count, since their `axes` are (). Without updates it is
+    false.
     """
     sizes = value.shape
     return any(

@@ -33,7 +33,11 @@ from jlora.transform.uses import Use
 
 
 def primitive(eqn: Any) -> tuple[str, dict]:
-    """Returns (name, parameters) of an equation's primitive; a product of `jlora.ops.products` is a dot_general."""
+    """Returns (name, parameters) of an equation's primitive.
+
+    A product of `jlora.ops.products`, which is a jitted function in the jaxpr, is ("dot_general", that product's
+    parameters).
+    """
     name, params = eqn.primitive.name, eqn.params
     if name in jax_versions.JIT and params["name"] == ROUNDED:
         return "dot_general", next(_products(params["jaxpr"]))

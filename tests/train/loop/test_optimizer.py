@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 import jlora
+from jlora.models.registry import FAMILIES
 from jlora.pretrained.load import abstract_base, build, example_batch, hf_keys
 from jlora.tree.leaf_paths import leaves_by_path
 from jlora.tree.module_names import is_stacked
+from tests.support.models.decoder_cases import tiny_decoder, torch_decoder
 from tests.support.models.encoder_cases import tiny_config, torch_classifier
 from train.config.sections import TrainSection
 from train.loop.optimizer import decay_mask, optimizer, schedule
@@ -42,13 +44,16 @@ def test_the_schedule_is_transformers(settings, steps, warmup):
         theirs.step()
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_weight_decay_spares_what_the_hf_trainer_spares(family):
-    config = tiny_config(family)
-    oracle = torch_classifier(config)
+    is_decoder = FAMILIES[family].task == "CAUSAL_LM"
+    config = tiny_decoder(family) if is_decoder else tiny_config(family)
+    oracle = torch_decoder(config) if is_decoder else torch_classifier(config)
     from transformers import Trainer
 
     expected = set(Trainer.get_decay_parameter_names(None, oracle))
+    if config.tie_word_embeddings:
+        expected.discard("lm_head.weight")  # the embedding's second name
     base = abstract_base(build(config))
     marks = decay_mask({path: jlora.Full(leaf) for path, leaf in leaves_by_path(base).items()})
     found = {

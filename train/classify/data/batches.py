@@ -29,12 +29,19 @@ class Batch(NamedTuple):
 def make_batch(
     tokens: Tokens, labels: np.ndarray, planned: PlannedBatch, batch_size: int, pad_id: int, places: Places = ALL
 ) -> Batch:
-    """Makes a planned batch with its labels; for its shape, `places` and errors see `lay_out`.
+    """Makes a planned batch with its labels.
 
-    Padding is `pad_id` in `input_ids` and 0 in the other inputs. A filler row repeats the batch's first row.
+    Its arrays have `batch_size` rows of `planned.length` tokens. Rows that the plan lacks are fillers: they repeat the
+    batch's first row, with weight 0 and -1 in `rows`. Padding is `pad_id` in `input_ids` and 0 in the other inputs;
+    `token_type_ids` is among them if `tokens` has them.
 
     Args:
+      tokens: of all rows of the split.
       labels: (n, ...), of all rows of the split, in their order.
+      places: only the rows at these places of the batch, an int array or a slice; all by default.
+
+    Raises:
+      ValueError: a row is longer than `planned.length`, or there are more rows than `batch_size`.
     """
     rows, mask, flat, real = lay_out(planned, tokens.lengths, tokens.offsets, batch_size, places)
     inputs = {

@@ -14,9 +14,15 @@ _SHOWN = 20
 def describe_labels(labels: Labels, encoded: np.ndarray, name: str) -> str:
     """Returns a line about the labels of a split: the task, the classes and how many rows each has.
 
+        train: 3 rows, single_label_classification, because REASON (task=... overrides this), 2 classes: bad 1, good 2
+        test: 3 rows, regression, scores: 1 to 2.5, mean 1.75; 1 without a label
+
+    At most 20 classes are named, then ` and N more`. For several labels the end is `; N with none of them`.
+
     Args:
+      labels: the task, the classes and the `reason` for the task.
       encoded: the result of `encode_labels`, at least one row; rows without a label are counted apart.
-      name: of the split; only for "train" the line says why the task was chosen.
+      name: of the split; only for "train" the line has `labels.reason`, if that is not empty.
     """
     known = encoded[is_labelled(encoded)]
     unlabelled = f"; {len(encoded) - len(known):,} without a label" * (len(known) < len(encoded))
@@ -37,7 +43,10 @@ def describe_labels(labels: Labels, encoded: np.ndarray, name: str) -> str:
 
 
 def near_equal(labels: Labels) -> list[str]:
-    """Returns a line for each group of classes whose names differ only in case, spaces or Unicode form."""
+    """Returns a line for each group of classes whose names differ only in case, spaces or Unicode form.
+
+    The line begins with the names, quoted; a group has two or more. [] if there is none.
+    """
     groups: dict[str, list[str]] = {}
     for class_name in labels.names:
         groups.setdefault(spelling(class_name), []).append(class_name)

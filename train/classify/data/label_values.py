@@ -27,7 +27,10 @@ def label_kind(value: Any) -> LabelKind:
     """Returns the kind of a label; text that spells a number (all numbers in CSV and TSV are text) is a number.
 
     None, "" and NaN are "nothing". True and False are whole numbers, infinity is a decimal number. Blanks around a
-    number make it text.
+    number make it text, and so does a decimal comma. Other types, and text with an unpaired surrogate, are "something
+    else".
+
+        "1" -> "whole number", "1.0" and "1e3" -> "decimal number", "nan" -> "text", {} -> "something else"
     """
     if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return "nothing"
@@ -42,7 +45,10 @@ def label_kind(value: Any) -> LabelKind:
 
 
 def to_class_id(value: Any) -> int | None:
-    """Returns the label as an id: 1, "1", True, 1.0 and "1.0" are 1; None if it is not a whole number."""
+    """Returns the label as an id: 1, "1", True, 1.0 and "1.0" are 1, "-1" is -1; None if it is not a whole number.
+
+    A whole number of 20 characters or more is none either.
+    """
     kind = label_kind(value)
     if kind == "whole number":
         return int(value) if len(str(value)) < 20 else None
@@ -100,9 +106,9 @@ def as_key(value: Any) -> str:
 def multi_hot_length(values: Sequence[Any]) -> int | None:
     """Returns the number of classes if the labels are lists of 0 and 1, one entry for each class; None otherwise.
 
-    The lists must have one length, two or more. Lists of ids look different: these would repeat a class, or name both
-    of two classes in each row. If most labels are such lists, and one of them would repeat a class, the other labels
-    are mistakes. None if there are no labels.
+    The lists must have one length, two or more: [[0, 1, 1], [0, 0, 1]] gives 3. If most labels, but not all, are such
+    lists, the result is their length if one of them cannot be a list of class ids, because it would repeat an id ([0,
+    0, 1]); the other labels are then mistakes, and without such a list the result is None. None if there are no labels.
     """
     lists = [value for value in values if isinstance(value, list) and all(is_yes(part) is not None for part in value)]
     [(length, count)] = Counter(map(len, lists)).most_common(1) or [(0, 0)]
@@ -139,5 +145,8 @@ def _parse_list(text: str) -> Any:
 
 
 def spelling(name: str) -> str:
-    """Returns a form of the name without differences in case, spaces or Unicode form."""
+    """Returns a form of the name without differences in case, spaces or Unicode form.
+
+    "  Very  GOOD " -> "very good"
+    """
     return " ".join(unicodedata.normalize("NFKC", name).casefold().split())

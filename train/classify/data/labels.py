@@ -34,6 +34,7 @@ class Labels:
     """The task and its classes.
 
     Attributes:
+      problem_type: Hugging Face's name of the task.
       names: class i is called `names[i]`; a regression has the single name LABEL_0.
       numbers_are_ids: false if the names were collected from text labels: then a number as label is an error.
       multi_hot: whether the rows of a multi-label task have a 0 or 1 for each class.
@@ -75,14 +76,15 @@ def infer_labels(train: Split, task: str | None = None, names: tuple[str, ...] |
     """Infers the task and the class names from the training labels.
 
     Args:
-      train: its `label` is read.
+      train: its `label` is read, and its `source` and `row` for errors.
       task: the config's. If None, lists and text such as `a;b` are multi-label, mostly decimal numbers a regression
         (unless they are ids from 0 that are written 0.0, 1.0), and everything else is single-label.
-      names: from `data.label_names` or the data set. If None, whole numbers are the ids 0 .. k-1 called LABEL_0 ..,
-        and text labels are sorted. Lists of equal length that contain only 0 and 1 have an entry for each class.
+      names: from `data.label_names` or the data set. If None, whole numbers are the ids 0 .. k-1 called LABEL_0 .., and
+        text labels are sorted. Lists of equal length that contain only 0 and 1 have an entry for each class.
 
     Raises:
-      JloraError: the first wrong row, with its number; or labels that are ambiguous, with the key that decides.
+      JloraError: the first wrong row, with its number: empty, of another kind than most, or not an id from 0 without a
+        gap; labels that are ambiguous, with the key that decides; or one class alone for a single label.
     """
     inferred, reason = (cast(ProblemType, task), "") if task else _infer_task(train, names)
     if inferred == "regression":
@@ -98,7 +100,11 @@ def infer_labels(train: Split, task: str | None = None, names: tuple[str, ...] |
 
 
 def of_one_kind(train: Split) -> Split:
-    """Keeps the training rows whose labels are of the most frequent kind, for `data.skip_bad_rows`."""
+    """Keeps the training rows whose labels are of the most frequent kind, for `data.skip_bad_rows`.
+
+    The kinds are those of `label_kind`, but whole and decimal numbers are one. Rows without a label, or with something
+    else, are left out; `train` itself is returned if there are no others.
+    """
     kinds = [label_kind(value) for value in train.label]
     numbers = {"whole number", "decimal number"}
     general = ["number" if kind in numbers else kind for kind in kinds]
@@ -112,12 +118,13 @@ def of_one_kind(train: Split) -> Split:
 def encode_labels(split: Split, labels: Labels, name: str) -> np.ndarray:
     """Encodes the labels of the split called `name` as numbers.
 
-    A -1 in the test split marks an unlabelled row: id -1, or NaN if the result is float32. Because -1 can be a score, a
-    regression's test split is unlabelled only if every value is -1.
+    A class is given by its name, or by its id (1, "1", 1.0) if `labels.numbers_are_ids`. A -1 in the test split marks
+    an unlabelled row: id -1, or NaN if the result is float32. Because -1 can be a score, a regression's test split is
+    unlabelled only if every value is -1.
 
     Returns:
       Class ids int32 (n,), scores of a regression float32 (n,), or zeros and ones float32 (n, k) if a row may have
-      several labels (a list, or `a;b` in CSV and TSV).
+        several labels (a list, or `a;b` in CSV and TSV).
 
     Raises:
       JloraError: a label does not fit; the message names file and row.
@@ -128,8 +135,13 @@ def encode_labels(split: Split, labels: Labels, name: str) -> np.ndarray:
 def encode_rows(split: Split, labels: Labels, name: str, skip: bool | None) -> tuple[Split, np.ndarray, list[str]]:
     """Encodes labels as `encode_labels` does, and returns (the rows, their labels, errors).
 
-    With `skip`, as for `read_each`, rows whose labels do not fit are left out, and the errors, one for each, say why;
-    otherwise the first error is raised, and the rows are `split` itself.
+    Args:
+      skip: whether rows whose labels do not fit are left out; the errors, one for each, say why. Otherwise the first
+        one is raised; with false it suggests `data.skip_bad_rows`, with None it does not. If no row is left out, the
+        rows are `split` itself.
+
+    Raises:
+      JloraError: a label does not fit, unless `skip`; or no row is left.
     """
     unlabelled = [name == "test" and _is_minus_one(value) for value in split.label]
     if labels.problem_type == "regression" and not all(unlabelled):
@@ -157,7 +169,10 @@ def encode_rows(split: Split, labels: Labels, name: str, skip: bool | None) -> t
 
 
 def is_labelled(encoded: np.ndarray) -> np.ndarray:
-    """Returns bool (n,): which rows of the result of `encode_labels` have a label."""
+    """Returns bool (n,): which rows of the result of `encode_labels` have a label.
+
+    A class id (int32) is one if it is at least 0; a row of float32 has a label if none of its numbers is NaN.
+    """
     if encoded.dtype == np.int32:
         return encoded >= 0
     return ~np.isnan(encoded.reshape(len(encoded), -1)).any(axis=1)

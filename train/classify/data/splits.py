@@ -27,6 +27,8 @@ class Split:
     """The rows of one split, as lists of equal length.
 
     Attributes:
+      text: the texts.
+      text_pair: the second texts of pairs; None if there are no pairs.
       label: the raw values, or the class names if `data.label_names` is a mapping.
       source: the file or hub set of each row.
       row: the number of the data row in its source, from 1; the header and blank lines are not counted.
@@ -69,12 +71,18 @@ class Data:
 def load_data(config: DataConfig, seed: int, task: str | None = None) -> Data:
     """Loads all configured splits; the same `seed` gives the same rows on every machine.
 
-    If no validation data is given, `validation_fraction` of train is split off, stratified by label, and so is
-    `test_fraction` if it is set and no test data is given. Then `max_rows` takes a class-balanced sample of each split.
-    Regressions and lists of labels are neither stratified nor balanced. Rows keep the order of the file.
+    If no validation data is given, `validation_fraction` of train is split off (rounded, at least one row), stratified
+    by label, and so is `test_fraction` if it is set and no test data is given. Then `max_rows` takes a class-balanced
+    sample of each split. Regressions and lists of labels are neither stratified nor balanced. Rows keep the order of
+    the file.
+
+    Args:
+      task: the config's key; None means that the labels say whether they are classes.
 
     Raises:
-      JloraError: as for `read_split`; there are too few rows to split off.
+      JloraError: a source or one of its rows cannot be read (with `data.skip_bad_rows` such rows are left out); a label
+        is not in the mapping `data.label_names` (with `data.drop_other_labels` they are left out); there are too few
+        rows to split off.
     """
     notes: list[str] = []
     splits, found_names = {}, None
@@ -97,14 +105,21 @@ def load_data(config: DataConfig, seed: int, task: str | None = None) -> Data:
 
 
 def read_split(source: str | list[str], config: DataConfig, split: str, labelled: bool = True) -> Split:
-    """Reads one split from a file, a hub set, or a list of them.
+    """Reads one split from a file, a hub set, or a list of them, which are joined in order.
+
+    Of the config it reads the columns (`text`, `text_pair`, `label`), `label_names` and how files are read. Labels are
+    raw values; several columns give a list of 0 and 1; a mapping `label_names` replaces them by names. Rows that cannot
+    be read are never left out; rows whose label is not in the mapping are if `config.drop_other_labels` or
+    `config.skip_bad_rows`.
 
     Args:
       source: a hub set is `repo`, or `repo:name` if its split is not called `split`.
+      split: "train", "validation" or "test"; only in the last one -1, an unlabelled row, may be missing in a mapping.
       labelled: if false, no label column is needed and every label is -1.
 
     Raises:
-      JloraError: a source or one of its rows cannot be read.
+      JloraError: a source or one of its rows cannot be read, a column is missing, or a label is not in the mapping and
+        may not be left out.
     """
     return make_split(read_tables(source, split, config), config, split, labelled)
 
@@ -124,7 +139,19 @@ def names_from_config(config: DataConfig) -> tuple[str, ...] | None:
 
 
 def make_split(tables: Sequence[Table], config: DataConfig, split: str, labelled: bool = True) -> Split:
-    """Makes the same split as `read_split`, from tables that were already read, joined in order."""
+    """Makes a Split from tables that were already read, joined in order.
+
+    Args:
+      config: names the columns (`text`, `text_pair`, `label`: several columns give a list of 0 and 1). If its
+        `label_names` is a mapping, its names replace the values, and rows with other values are left out if
+        `config.drop_other_labels` or `config.skip_bad_rows`.
+      split: "train", "validation" or "test"; only in the last one -1, an unlabelled row, may be missing in the mapping.
+      labelled: if false, no label column is needed and every label is -1.
+
+    Raises:
+      JloraError: a column is missing, a text is not text (even with `config.skip_bad_rows`), or a label is not in the
+        mapping and may not be left out.
+    """
     rows = _join_tables(tables, config, split, None, [], labelled)
     return _name_labels(rows, config, split, []) if labelled else rows
 

@@ -53,10 +53,12 @@ def tokenize(
     """Tokenizes a split, with at most `max_length` tokens per row; in pairs the longer text is cut first.
 
     Args:
+      split: its `text` and `text_pair` are read.
       cache_dir: if given, a result for the same texts, tokenizer and length is read from there, else written there.
 
     Raises:
-      JloraError: the tokenizer is a slow one, or `max_length` is out of its range.
+      JloraError: the tokenizer is a slow one, or `max_length` is not more than the special tokens of a row, or more
+        than the tokenizer's `model_max_length`.
     """
     fast = _without_padding(tokenizer, max_length, pairs=split.text_pair is not None)
     typed = "token_type_ids" in tokenizer.model_input_names

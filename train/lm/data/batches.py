@@ -38,11 +38,18 @@ def width_of_packed(rows: Mapping[str, Examples | Packed]) -> int | None:
 def make_batch(
     rows: Examples | Packed, planned: PlannedBatch, batch_size: int, pad_id: int, places: Places = ALL
 ) -> Batch:
-    """Makes a planned batch with its targets; for its shape, `places` and errors see `lay_out`.
+    """Makes a planned batch with its targets: arrays of `batch_size` rows of `planned.length` tokens.
 
-    A target is the next token of the row, with weight 1 if that token is learnt; others are 0 with weight 0, and so are
-    all of a filler row. Padding is `pad_id` in `input_ids`, 0 in the other inputs; packed rows have `segment_ids` and
-    `position_ids` too.
+    A target is the next token of the row, with weight 1 if that token is learnt; others are 0 with weight 0. Rows that
+    the plan lacks are fillers: they repeat the batch's first row, with targets and weights 0. Padding is `pad_id` in
+    `input_ids`, 0 in the other inputs; packed rows have `segment_ids` and `position_ids` too.
+
+    Args:
+      rows: all rows of the split.
+      places: only the rows at these places of the batch, an int array or a slice; all by default.
+
+    Raises:
+      ValueError: a row is longer than `planned.length`, or there are more rows than `batch_size`.
     """
     _, mask, flat, real = lay_out(planned, rows.lengths, rows.offsets, batch_size, places)
 

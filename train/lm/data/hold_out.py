@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 def are_few_long_texts(parts: Sequence[TableRows], config: DataSection) -> bool:
     """Returns whether the rows are so few and long plain texts that their ends are held out instead of whole rows.
 
-    This is so if `validation_fraction` of them is less than one row, and they have more than `max_length` characters on
-    average. Rows that are not text do not count.
+    This is so if `validation_fraction` of them is less than one row (0.1 of 9 rows), and they have more than
+    `max_length` characters on average. Rows that are not text have no characters. False if a part has another format
+    than text, or if `too_long` is neither null nor split.
+
+    Args:
+      parts: the rows of each table; the texts are in the column `config.text`.
     """
     count = sum(map(len, parts))
     plain = all(part.form == "text" and too_long(part.form, config) == "split" for part in parts)

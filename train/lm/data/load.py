@@ -51,11 +51,16 @@ def load_examples(
     """Loads train and validation data, the same for the same `seed` and `day` (None: today) on every machine.
 
     If no validation data is given, `validation_fraction` of train is held out: rows, or the ends of plain texts that
-    are few and long. Then `max_rows` takes a sample of each split.
+    are few and long (`are_few_long_texts`). Then `max_rows` takes a sample of each split. `packing` packs examples into
+    rows of `max_length` tokens.
+
+    Args:
+      day: what chat templates see as today.
 
     Raises:
-      JloraError: data cannot be read or is neither text nor a chat, with its file and row; rows are too long and
-        `data.too_long` makes that an error; or a split has nothing to learn.
+      JloraError: data cannot be read or is neither text nor a chat, with its file and row (`skip_bad_rows` leaves such
+        rows out); `max_length` is more than the tokenizer's; rows are too long and `data.too_long` makes that an error;
+        or a split has nothing to learn.
     """
     tokenizer = with_template(tokenizer, config.chat_template)
     if config.max_length > tokenizer.model_max_length:

@@ -15,7 +15,8 @@ class Packed(TokenRows):
     """n rows of at most `size` tokens; row i is `ids[offsets[i]:offsets[i + 1]]`.
 
     Attributes:
-      ids, learn: as in Examples.
+      ids: int32 (total,).
+      learn: bool (total,), whether a token is learnt; the first one of an example never is.
       offsets: int64 (n + 1,).
       segment_ids: int32 (total,), a token's example within its row, from 1.
       position_ids: int32 (total,), a token's place in its example, from 0.
@@ -36,7 +37,10 @@ class Packed(TokenRows):
 
 
 def pack(examples: Examples, size: int) -> Packed:
-    """Packs every example once, in as few rows of `size` tokens as best-fit decreasing finds; none may be longer."""
+    """Packs every example once, in as few rows of `size` tokens as best-fit decreasing finds; none may be longer.
+
+    The rows and their order are those of `best_fit(examples.lengths, size)`.
+    """
     rows = best_fit(examples.lengths, size)
     counts = np.array([len(row) for row in rows])
     packed = examples.take(np.array([index for row in rows for index in row], np.int64))
@@ -55,7 +59,9 @@ def pack(examples: Examples, size: int) -> Packed:
 def best_fit(lengths: np.ndarray, size: int) -> list[list[int]]:
     """Assigns `lengths` (n,) to rows with a sum of at most `size`, by best-fit decreasing; returns rows of indices.
 
-    The longest are assigned first, each to the row in which the least room remains.
+    The longest are assigned first, each to the row in which the least room remains. No length may exceed `size`.
+
+        best_fit([3, 2, 2, 1], 4) -> [[0, 3], [1, 2]]
     """
     rows: list[list[int]] = []
     rows_with: list[list[int]] = [[] for _ in range(size + 1)]  # {room left: rows}

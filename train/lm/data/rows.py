@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TableRows:
-    """A table, its format, and the rows of it that are used (int64, counted from 0, ascending)."""
+    """The rows of a table that are used.
+
+    Attributes:
+      table: the whole table.
+      form: its format.
+      rows: int64 (n,), the rows that are used, counted from 0, ascending.
+    """
 
     table: Table
     form: Format
@@ -34,7 +40,11 @@ class TableRows:
 def read_rows(split: str, config: DataSection, notes: list[str]) -> list[TableRows]:
     """Reads all rows of `data.{split}`, one TableRows for each table.
 
-    Appends to `notes` a format that was chosen by the columns, and the columns that are not used.
+    The format is `config.format`, else that of `detect_format`, which is appended to `notes`; so are the table's
+    columns that are not used.
+
+    Args:
+      split: "train" or "validation"; `config` must have it.
 
     Raises:
       JloraError: data cannot be read, or the columns fit no format.

@@ -24,7 +24,8 @@ def tokenize_texts(documents: Documents, tokenizer: PreTrainedTokenizerBase) -> 
 
     A token is learnt if one of its characters is. Plain texts and completions begin as the tokenizer says (with
     `bos_token`, but not twice if the text already begins with it) and end in `eos_token`, which is learnt; chats begin
-    and end as their template says.
+    and end as their template says. An example's `prompts` counts the tokens that end before the first answer; in
+    `counts` there are `rows` and `straddling`.
 
     Raises:
       JloraError: the tokenizer is a slow one, or has no end token although texts need it.

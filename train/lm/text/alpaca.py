@@ -21,10 +21,18 @@ def alpaca(table: Table, end: str | None) -> Callable[[int], tuple[str, tuple[tu
     """Returns a function that converts a row (counted from 0) to (text, the spans of its answers, at least one).
 
     A span is (begin, end) in characters of the text. The answers are the history's, with `end` included (None: no such
-    token), and the last one, which ends the text and has no `end`.
+    token), and the last one, which ends the text and has no `end`. The parts of the text, with a blank line between
+    them:
 
-    Optional columns are `input`; `system`, which replaces Alpaca's first paragraph; and `history`, a list of earlier
-    [instruction, response] pairs, whose responses end in the `end` token.
+        Below is an instruction that describes a task. Write a response that appropriately completes the request.
+        ### Instruction:\\n{instruction}
+        ### Input:\\n{input}
+        ### Response:\\n{output}
+
+    With an input the first sentence ends ", paired with an input that provides further context."; without one the third
+    part is missing. Optional columns are `input`; `system`, which replaces the first part; and `history`, a list of
+    earlier [instruction, response] pairs, which come before the row's own as the parts Instruction and Response +
+    `end`.
 
     Raises:
       JloraError: there is no column `instruction` or `output`. The returned function: a field is not text, or a history

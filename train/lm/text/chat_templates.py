@@ -21,7 +21,8 @@ class Chat(NamedTuple):
     """A chat as text.
 
     Attributes:
-      learnt: the spans to learn; None means all of it.
+      text: what the template wrote.
+      learnt: the spans to learn, (begin, end) in characters; None means all of it.
       prompt: the number of characters before the first answer that may be learnt, its generation prompt included.
     """
 
@@ -32,6 +33,8 @@ class Chat(NamedTuple):
 
 def with_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> PreTrainedTokenizerBase:
     """Returns the tokenizer, or a copy of it with the chat template in `file` (`data.chat_template`).
+
+    The tokenizer itself is returned if `file` is None; it is never changed.
 
     Raises:
       JloraError: the file is missing or is not text.
@@ -51,7 +54,11 @@ def with_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> PreTr
 def chat_template(
     tokenizer: PreTrainedTokenizerBase, file: str | None = None, day: datetime.date | None = None
 ) -> ChatTemplate:
-    """Returns the tokenizer's chat template, which is from `file` if that is given; the day is today by default.
+    """Returns the tokenizer's chat template.
+
+    Args:
+      file: where the template is from, for errors; None means the tokenizer's own place.
+      day: what the template sees as today; None means today (UTC).
 
     Raises:
       JloraError: the tokenizer has no template.
@@ -68,13 +75,16 @@ def chat_template(
 def write_chat(chat: Conversation, template: ChatTemplate, only: bool) -> Chat:
     """Writes the chat with the template and finds what is learnt: answers (`only`) or all, without turns of weight 0.
 
-    Spans are in characters, in the order of the text. Answers are the assistant's turns after the chat's `prompt`.
+    Spans are in characters, in the order of the text. Answers are the assistant's turns after the chat's `prompt`;
+    turns of weight 0 are those in its `unlearnt`. `learnt` is None if all is learnt. An answer's span begins after the
+    generation prompt and ends with the turn's end token.
 
     Templates with `{% generation %}` mark the assistant's turns themselves. With others, the text of a turn is the
     difference between the chat up to it and the chat before it with the generation prompt.
 
     Raises:
-      JloraError: the template fails on the chat, or changes earlier turns when others follow.
+      JloraError: the template fails on the chat, changes earlier turns when others follow, or leaves out the tool calls
+        of a turn without other content.
     """
     _require_written_calls(chat, template)
     turns = chat.turns

@@ -27,7 +27,7 @@ class Conversation:
     """A chat.
 
     Attributes:
-      turns: at least one.
+      turns: at least one: {"role": ..., "content": ..., other keys}.
       prompt: how many turns are the prompt, whose answers are not learnt.
       unlearnt: indices of the turns that the row excludes from learning.
       tools: JSON schemas of the functions that the assistant may call, or None.
@@ -46,12 +46,18 @@ class Conversation:
 def conversations(table: Table, form: Format, config: DataSection) -> Callable[[int], Conversation]:
     """Returns a function that reads a row (counted from 0) of a table of chats.
 
-    It also reads the columns `system`, `tools` and `chat_template_kwargs` if the table has them. An empty cell is as no
-    column. `form` is "prompt_completion", whose two columns may both be lists of turns, "sharegpt" or "messages".
+    It also reads the columns `system` (a first turn, unless the chat has the same one), `tools` and
+    `chat_template_kwargs` (the `variables`; both may be JSON text) if the table has them. An empty cell is as no
+    column.
+
+    Args:
+      form: "messages" or "sharegpt", whose chats are in the column of `chat_column`; or "prompt_completion", whose two
+        columns, `config.prompt` and `config.completion`, must both be lists of turns: the first are the `prompt`.
 
     Raises:
-      JloraError: the column is missing. The returned function: as for `turns_of_messages`; tools are not a list of
-        schemas; a system prompt is not text, or differs from the chat's own.
+      JloraError: the column is missing. The returned function: a cell is not a list of turns, or an error of
+        `turns_of_messages`; tools are not a list of schemas; a system prompt is not text, or differs from the chat's
+        own; a variable has the name of one that the chat sets.
     """
     read_turns = _pairs(table, config) if form == "prompt_completion" else _chats(table, form, config)
 

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 
 
 class Document(NamedTuple):
-    """A text, its spans to learn (None means all), and how many characters come before its first answer."""
+    """A text of a row.
+
+    Attributes:
+      text: the whole text.
+      learnt: its spans to learn, (begin, end) in characters; None means all.
+      prompt: how many characters come before its first answer.
+    """
 
     text: str
     learnt: tuple[Span, ...] | None

@@ -17,6 +17,10 @@ TooLong = Literal["split", "cut", "drop", "error"]
 def detect_format(table: Table, config: DataSection) -> Format:
     """Detects the format from the table's columns; if several fit, chats come before pairs, and pairs before text.
 
+    In this order: a column of chats (`config.messages`, messages or conversations) is "sharegpt" if the first turn of
+    the first chat with turns has the key `from`, else "messages"; the columns `config.prompt` and `config.completion`
+    are "prompt_completion", instruction and output "alpaca", `config.text` is "text".
+
     Raises:
       JloraError: the columns fit no format.
     """
@@ -44,7 +48,9 @@ def detect_format(table: Table, config: DataSection) -> Format:
 def used_columns(table: Table, form: Format, config: DataSection) -> set[str]:
     """Returns the names of all columns that this format reads, whether the table has them or not.
 
-    The names of the text, prompt, completion and messages columns are the config's; the others are fixed.
+    `config.text` for text; instruction, input, output, system and history for alpaca; `config.prompt` and
+    `config.completion` for prompt_completion; the column of `chat_column` for the others. If the rows are chats
+    (`has_chats`), also system, tools and chat_template_kwargs.
     """
     of_chats = {"system", "tools", "chat_template_kwargs"}
     if form == "text":

@@ -21,8 +21,8 @@ _BETWEEN = {"paragraph": re.compile(r"\n\s*\n"), "line": re.compile("\n")}
 def read_text_or_table(config: DataSection) -> Callable[[Path, str, str, str], Table]:
     """Returns a function that reads .txt files by `data.sample_by`, and other files with `read_table`.
 
-    It is called as read(path, name, encoding, separator), the arguments of `read_table`. Texts are in the column
-    `data.text`.
+    It is called as read(path, name, encoding, separator), the arguments of `read_table`, and returns a Table. Texts of
+    a .txt file are in the column `data.text`, as with `read_text`.
     """
 
     def read(path: Path, name: str, encoding: str, separator: str) -> Table:
@@ -36,11 +36,14 @@ def read_text_or_table(config: DataSection) -> Callable[[Path, str, str, str], T
 def read_text(path: Path, name: str, encoding: str, sample_by: SampleBy, column: str) -> Table:
     """Reads a .txt file as a Table with one `column`; blank paragraphs and lines are skipped.
 
-    Line ends become `\\n`. A document is the otherwise unchanged file; paragraphs and lines come without their line
-    ends.
+    Line ends become `\\n`. A document is the otherwise unchanged file; paragraphs, which blank lines separate, and
+    lines come without the line ends around them.
+
+        "a\\nb\\n\\nc\\n" -> ["a\\nb", "c"] by paragraph, ["a", "b", "c"] by line
 
     Args:
       name: the file's name in errors.
+      sample_by: "document", "paragraph" or "line": what a row is.
 
     Raises:
       JloraError: the text is not in `encoding`, or the file has only white space.

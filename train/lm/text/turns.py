@@ -38,11 +38,13 @@ def turns_of_messages(chat: Any, where: str) -> list[Turn]:
     """Reads the turns of a row such as [{"role": "user", "content": "..."}, ...]. Errors begin with `where`.
 
     Content that is a list of parts becomes their joined text; JSON text in a call's `arguments` becomes the object;
-    `developer` becomes `system`, OpenAI's older `function_call` and `function` become `tool_calls` and `tool`.
+    `developer` becomes `system`, OpenAI's older `function_call` and `function` become `tool_calls` and `tool`. Keys
+    that are None are left out; a turn with tool_calls needs no content.
 
     Raises:
-      JloraError: the chat is not a list of turns or is empty, a role is unknown or out of order, content is not text,
-        or arguments are not an object.
+      JloraError: the chat is not a list of turns or is empty; a role is unknown or out of order (system or user first,
+        user after system, assistant after user, user or tool after assistant, tool or assistant after tool); content is
+        not text, or arguments are not an object.
     """
     turns: list[Turn] = []
     previous = ""
@@ -65,9 +67,15 @@ def turns_of_messages(chat: Any, where: str) -> list[Turn]:
 
 
 def turns_of_sharegpt(chat: Any, where: str) -> list[Turn]:
-    """Reads the turns of a row such as [{"from": "human", "value": "..."}, ...]; errors as in `turns_of_messages`.
+    """Reads the turns of a row such as [{"from": "human", "value": "..."}, ...] into {"role", "content"}.
 
-    The value of `function_call` is the JSON text of a call, {"name": ..., "arguments": {...}}, or of a list of them.
+    human is the role user, gpt assistant, observation tool; system, user, assistant and tool keep their names. The
+    value of `function_call`, an assistant's turn, is the JSON text of a call, {"name": ..., "arguments": {...}}, or of
+    a list of them; it becomes `tool_calls`: [{"type": "function", "function": the call}].
+
+    Raises:
+      JloraError: an error of `turns_of_messages`, `from` is another name, or a call is not such JSON. It begins with
+        `where`.
     """
     turns = []
     for found, place in _places(chat, where):

@@ -51,15 +51,20 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], size: i
 
 
 def vocabulary(stored: PreTrainedConfig, added: Sequence[int]) -> int:
-    """Returns how many tokens the model has, the added ones included."""
+    """Returns how many tokens the model has: `stored.vocab_size`, or the largest of `added` + 1 if that is more."""
     return max([stored.vocab_size, *(index + 1 for index in added)])
 
 
 def training_added(lora: LoraConfig, model: PreTrainedConfig, added: Sequence[int]) -> LoraConfig:
     """Returns the settings that also train the rows of the added tokens, unless they train the tables in full.
 
+    The ids are appended to `trainable_token_indices`, for the embedding and, unless it is tied, the head: a list if it
+    is only for the embedding, else {last part of the table's name: ids}. Without `added`, or if the embedding and head
+    are trained in full, `lora` itself is returned.
+
     Args:
       model: says whether the head is tied.
+      added: the ids of the added tokens.
 
     Raises:
       JloraError: a table has an adapter, or only one of the two is trained in full: PEFT's file would lack new rows.

@@ -30,8 +30,7 @@ def put(bank: Bank, slot: int, adapter: Adapter, *, donate: bool = False) -> Ban
       JloraError: there is no such slot.
     """
     _require_slot(bank, slot)
-    for path, entry in adapter.items():
-        _require_place(bank, path, entry)
+    require_places(bank, adapter)
     padded = {path: _pad(path, bank, adapter.get(path)) for path in bank.entries}
     ranks = {path: _ranks(bank, path, adapter.get(path)) for path in bank.entries}
     return (_write_donated if donate else _write)(bank, np.int32(slot), padded, ranks)
@@ -65,6 +64,15 @@ def drop(bank: Bank, slot: int, *, donate: bool = False) -> Bank:
     """
     _require_slot(bank, slot)
     return (_clear_donated if donate else _clear)(bank, np.int32(slot))
+
+
+def require_places(bank: Bank, adapter: Adapter) -> None:
+    """Raises AdapterMismatchError if the bank has no place for an entry of the adapter, as `put` does.
+
+    The arrays of the bank may be ShapeDtypeStructs.
+    """
+    for path, entry in adapter.items():
+        _require_place(bank, path, entry)
 
 
 def _require_slot(bank: Bank, slot: int) -> None:

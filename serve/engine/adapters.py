@@ -9,8 +9,10 @@ from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jlora.bank.bank import Bank
-from jlora.bank.slots import drop, put
+from jlora.bank.slots import drop, put, require_places
 from jlora.errors import JloraError
 from jlora.lora.entries import LowRank
 from serve.engine.requests import AdapterRefusedError, AdapterStatus, UnknownAdapterError
@@ -40,9 +42,15 @@ class Record:
     reading: Future | None = None
     is_known: bool = True
 
+    @property
+    def place(self) -> int:
+        """The slot of an adapter that is in use."""
+        assert self.slot is not None
+        return self.slot
+
 
 class AdapterSlots:
-    """The adapters of an engine and their bank. All methods are called from the engine's thread.
+    """The adapters of an engine and their bank. Methods are called from the engine's thread.
 
     Attributes:
       bank: holds the adapters that are loaded.
@@ -54,6 +62,7 @@ class AdapterSlots:
         self.bank = bank
         self.counts = dict.fromkeys(("hits", "misses", "evictions"), 0)
         self._read, self._reader = read, reader
+        self._shapes = jax.eval_shape(lambda: bank)  # the bank's own arrays are donated with each write
         self._clock = itertools.count(1)
         self._records = {name: Record(name, folder) for name, folder in folders.items()}
         self._in_slot: dict[int, Record] = {}
@@ -68,6 +77,14 @@ class AdapterSlots:
         """Returns all adapters, in the order of their names."""
         records = (self._records[name] for name in sorted(self._records))
         return [AdapterStatus(each.name, each.folder, each.slot is not None, each.rank) for each in records]
+
+    def numbers(self) -> dict[str, float]:
+        """Returns how many slots there are and are used, and the counts."""
+        return {"slots": self.bank.slots, "slots_used": len(self._in_slot), **self.counts}
+
+    def require_place(self, entries: Mapping[str, Any]) -> None:
+        """Raises AdapterMismatchError if the bank has no place for an adapter; may be called from any thread."""
+        require_places(self._shapes, entries)
 
     def acquire(self, record: Record) -> bool:
         """Takes the adapter into use if it is in a slot; else begins to load it, or goes on, and returns false.

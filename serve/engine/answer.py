@@ -45,5 +45,4 @@ class Answer:
         """The slot of the bank that reads the token at this place of the prompt, or of the answer."""
         if self.record is None or place < self.request.adapter_from:
             return -1
-        assert self.record.slot is not None
-        return self.record.slot
+        return self.record.place

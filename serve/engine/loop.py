@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import logging
-import queue
-import threading
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
-from jlora.errors import ContextLengthError, JloraError
+from jlora.errors import ContextLengthError
 from serve.engine.adapters import AdapterSlots, Read
 from serve.engine.answer import Answer
+from serve.engine.engine_thread import EngineThread
 from serve.engine.prefixes import Prefixes
-from serve.engine.requests import AdapterRefusedError, AdapterStatus, BusyError, Emit, End, Request
+from serve.engine.requests import AdapterRefusedError, BusyError, Emit, End, Request
 from serve.engine.row_pool import RowPool, Sizes
 from serve.engine.sampling import Drawn, token_of
 
-logger = logging.getLogger(__name__)
 
-
-class LanguageEngine:
+class LanguageEngine(EngineThread):
     """Answers requests for one language model and many adapters, in a thread of its own.
 
     Each round of the loop reads one piece of one prompt and then gives every row its next token: so a long prompt does
@@ -44,39 +36,30 @@ class LanguageEngine:
         waiting: int = 256,
         prefixes: int = 8,
     ) -> None:
-        self.name, self.context_length = name, context
-        self._adapters, self._read = adapters, read
+        super().__init__(name, adapters, read)
+        self.context_length = context
         self._pool = RowPool(model, base, sizes)
         self._prefixes = Prefixes(prefixes)
         self._limit = waiting
         self._numbers = itertools.count(1)
-        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._waiting: deque[Answer] = deque()
         self._reading: deque[Answer] = deque()
         self._rows: dict[int, Answer] = {}
         self._tokens = {"prompt_tokens": 0, "answer_tokens": 0, "prefix_tokens": 0}
-        self._is_ending = threading.Event()
-        self._is_over = threading.Event()
-        self._failure: str | None = None
-        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> None:
         """Compiles all programs and starts the loop."""
         self._pool.warm_up(self._adapters.bank)
-        self._thread.start()
+        super().start()
 
     # Called from any thread.
-
-    def adapters(self) -> Sequence[AdapterStatus]:
-        """Returns all adapters, in the order of their names."""
-        return self._call(self._adapters.list)
 
     def submit(self, request: Request, emit: Emit) -> int:
         """Takes a request, as `Engine.submit` describes."""
         self._require_room(request)
 
         def begin() -> int:
-            if self._is_ending.is_set():
+            if self.is_ending.is_set():
                 raise BusyError("the server is ending")
             if len(self._waiting) >= self._limit:
                 raise BusyError(f"{self._limit} requests are waiting already; try again later")
@@ -87,7 +70,7 @@ class LanguageEngine:
             self._waiting.append(answer)
             return answer.number
 
-        return self._call(begin)
+        return self.call(begin)
 
     def cancel(self, number: int) -> None:
         """Ends an answer early; one that has ended is left alone."""
@@ -97,60 +80,11 @@ class LanguageEngine:
                 if answer.number == number:
                     answer.is_cut = True
 
-        self._commands.put(mark)
-
-    def load(self, name: str, folder: Path) -> AdapterStatus:
-        """Makes an adapter known and loads it, as `Engine.load` describes."""
-        try:
-            entries = self._read(folder)
-        except JloraError as error:
-            raise AdapterRefusedError(f"adapter {name}: {error}") from error
-        return self._call(lambda: self._adapters.replace(name, folder, entries))
+        self.post(mark)
 
     def unload(self, name: str) -> None:
-        """Forgets an adapter; answers that use it are finished."""
-        self._prefixes.forget(self._call(lambda: self._adapters.forget(name)))
-
-    def counts(self) -> dict[str, float]:
-        """Returns {name: number} for the metrics."""
-
-        def count() -> dict[str, float]:
-            statuses = self._adapters.list()
-            return {
-                "running": len(self._rows) + len(self._reading),
-                "waiting": len(self._waiting),
-                "slots": self._adapters.bank.slots,
-                "slots_used": sum(status.loaded for status in statuses),
-                **self._adapters.counts,
-                **self._tokens,
-            }
-
-        return self._call(count)
-
-    def stop(self, seconds: float) -> None:
-        """Takes no more requests, waits at most `seconds` for answers to finish, and cuts the others."""
-        self._is_ending.set()
-        end = time.monotonic() + seconds
-        while self._thread.is_alive() and time.monotonic() < end and self._call(self._is_busy):
-            time.sleep(0.02)
-        self._commands.put(self._cut_all)
-        self._commands.put(self._is_over.set)
-        self._thread.join()
-
-    def _call(self, fn: Callable[[], Any]) -> Any:
-        """Runs `fn` in the engine's thread, between two rounds, and returns its result."""
-        if not self._thread.is_alive():
-            raise BusyError(self._failure or "the server is not running")
-        future: Future = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(fn())
-            except BaseException as error:
-                future.set_exception(error)
-
-        self._commands.put(run)
-        return future.result()
+        """Forgets an adapter, and the prompts that it has read; answers that use it are finished."""
+        self.call(lambda: self._prefixes.forget(self._adapters.forget(name)))
 
     def _require_room(self, request: Request) -> None:
         if len(request.ids) + request.max_tokens > self.context_length:
@@ -161,32 +95,31 @@ class LanguageEngine:
 
     # Called in the engine's thread.
 
-    def _run(self) -> None:
-        try:
-            while not self._is_over.is_set():
-                self._run_commands()
-                self._admit()
-                self._read_piece()
-                self._make_tokens()
-        except Exception as error:
-            logger.exception("the engine has failed")
-            self._failure = f"the engine has failed: {error}"
-            self._cut_all("error", self._failure)
+    def round(self) -> None:
+        """Reads a piece of one prompt, and gives every row its next token."""
+        self._admit()
+        self._read_piece()
+        self._make_tokens()
 
-    def _is_busy(self) -> bool:
-        return bool(self._waiting or self._reading or self._rows)
+    def is_computing(self) -> bool:
+        """Returns whether a prompt is read, or an answer written."""
+        return bool(self._reading or self._rows)
 
-    def _run_commands(self) -> None:
-        """Runs what other threads have asked for; waits for it if there is nothing else to do."""
-        can_wait = not self._reading and not self._rows
-        while True:
-            try:
-                # While an adapter is read from its folder there is nothing to compute, but soon there will be.
-                command = self._commands.get(can_wait, 0.002 if self._waiting else None)
-            except queue.Empty:
-                return
-            command()
-            can_wait = False
+    def is_waiting(self) -> bool:
+        """Returns whether requests wait for a row, or for their adapter."""
+        return bool(self._waiting)
+
+    def numbers(self) -> dict[str, float]:
+        """Returns how many answers run and wait, and how many tokens were read and made."""
+        return {"running": len(self._rows) + len(self._reading), "waiting": len(self._waiting), **self._tokens}
+
+    def cut_all(self, message: str) -> None:
+        """Ends all answers."""
+        reason: Any = "cut" if self._failure is None else "error"
+        for answer in [*self._waiting, *self._reading, *self._rows.values()]:
+            self._end(answer, End(reason, message))
+        self._waiting.clear()
+        self._reading.clear()
 
     def _admit(self) -> None:
         """Begins the requests for which there is a row, and whose adapter is in a slot."""
@@ -288,9 +221,3 @@ class LanguageEngine:
             self._adapters.release(answer.record)
             answer.holds_adapter = False
         answer.emit(end)
-
-    def _cut_all(self, reason: Any = "cut", message: str = "the server has ended") -> None:
-        for answer in [*self._waiting, *self._reading, *self._rows.values()]:
-            self._end(answer, End(reason, message))
-        self._waiting.clear()
-        self._reading.clear()

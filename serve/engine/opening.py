@@ -1,75 +1,153 @@
-"""Opens the base model and makes its engine."""
+"""Opens the base model and makes its engine: one that writes text, or one that classifies."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jlora.bank.bank import make_bank
+from jlora.errors import FileError
 from jlora.generation.generator import context_length
-from jlora.generation.open_model import LanguageModel, load_language_model
+from jlora.generation.open_model import end_ids, load_language_model
 from jlora.initialization.base_uses import base_uses
-from jlora.peft.folder import read_adapter
-from jlora.pretrained.load import example_batch
+from jlora.lora.entries import Full
+from jlora.models.registry import abstract_base, family
+from jlora.peft.folder import head_rows, read_adapter
+from jlora.pretrained.load import build, example_batch, load_config, load_weights
+from jlora.pretrained.locate import model_folder, settle_hub
+from jlora.pretrained.tokenizer import load_tokenizer
+from jlora.pretrained.weights import new_heads
+from jlora.tree.leaf_paths import leaves_by_path
+from serve.config import ServeConfig
 from serve.engine.adapters import AdapterSlots, Read
+from serve.engine.classifier_engine import ClassifierEngine
 from serve.engine.loop import LanguageEngine
 from serve.engine.row_pool import make_sizes
 
-logger = logging.getLogger(__name__)
+_LONGEST = 4096
+"""The context of a model that has positions for more, unless the configuration asks for them."""
 
 
-def open_language_engine(
-    model: str,
-    folders: Mapping[str, Path],
-    *,
-    name: str,
-    slots: int,
-    max_rank: int,
-    targets: str | Sequence[str],
-    rows: int,
-    context: int,
-    dtype: Any,
-    quantize: Literal["int8", "nf4"] | None,
-    prefixes: int,
-) -> tuple[LanguageEngine, LanguageModel]:
-    """Loads the base, makes a bank of empty slots for it, and an engine that has not been started.
+class Opened(NamedTuple):
+    """An engine that has not been started, the base's tokenizer, and the tokens that end a text."""
 
-    Args:
-      model: a folder, a GGUF file, a hub model, or package:PACKAGE/PATH, as for `load_language_model`.
-      folders: {name: folder} of the adapters that can be asked for.
-      name: what the base is called.
-      slots, max_rank, targets: as for `jlora.make_bank`.
-      rows: how many answers get tokens at the same time.
-      context: the most tokens of prompt and answer; at most the model's own number is used.
+    engine: LanguageEngine | ClassifierEngine
+    tokenizer: Any
+    stop_ids: tuple[int, ...]
+
+
+def open_engine(config: ServeConfig, folders: Mapping[str, Path]) -> Opened:
+    """Loads the base, makes a bank of empty slots for it, and an engine for the adapters `folders` {name: folder}.
 
     Raises:
       JloraError: the model cannot be loaded.
     """
-    opened = load_language_model(model, use_adapter=False, dtype=dtype, quantize=quantize)
-    module, base = opened.adapted.model, opened.adapted.base
-    context = min(context, context_length(module) or context)
-    batch = example_batch(module.config)
-    bank = make_bank(base, module.apply, batch, slots=slots, max_rank=max_rank, targets=targets)
-    read = adapter_reader(module, base)
-    reader = ThreadPoolExecutor(1, thread_name_prefix="adapters")
-    adapters = AdapterSlots(bank, read, reader, folders)
-    sizes = make_sizes(rows, context)
-    engine = LanguageEngine(name, module, base, adapters, read, sizes=sizes, context=context, prefixes=prefixes)
-    return engine, opened
+    settle_hub(config.model)
+    stored = load_config(model_folder(config.model))
+    is_classifier = family(stored.model_type).task == "SEQ_CLS"
+    return (_open_classifier if is_classifier else _open_language_model)(config, folders)
 
 
-def adapter_reader(module: Any, base: Any) -> Read:
-    """Returns read(folder) for adapters of the base; the model is traced once, not for each adapter."""
-    seen = base_uses(module.apply, base, (example_batch(module.config),), {}, None)
+def _open_language_model(config: ServeConfig, folders: Mapping[str, Path]) -> Opened:
+    dtype = jnp.dtype(config.dtype)
+    opened = load_language_model(config.model, use_adapter=False, dtype=dtype, quantize=config.quantize)
+    model, base = opened.adapted.model, opened.adapted.base
+    context = _context(config, model)
+    read = functools.partial(_read, base, _trace(model, base))
+    adapters = _slots(config, model, base, read, folders)
+    engine = LanguageEngine(
+        config.base_name,
+        model,
+        base,
+        adapters,
+        read,
+        sizes=make_sizes(config.rows, context),
+        context=context,
+        waiting=config.waiting,
+        prefixes=config.prefixes,
+    )
+    return Opened(engine, opened.tokenizer, end_ids(model.config, opened.tokenizer))
+
+
+def _open_classifier(config: ServeConfig, folders: Mapping[str, Path]) -> Opened:
+    """Opens an encoder with a head of `config.labels` outputs, which adapters fill from the first one on."""
+    place, dtype = model_folder(config.model), jnp.dtype(config.dtype)
+    model = build(load_config(place, num_labels=config.labels), dtype=dtype)
+    base = load_weights(model, place, key=jax.random.key(0), new_head=True, param_dtype=dtype, quantize=config.quantize)
+    heads = {path.rsplit("/", 2)[-2] for path in new_heads(model, place, new_head=True)}
+    read = _head_reader(place, base, config.labels)
+    adapters = _slots(config, model, base, read, folders, modules_to_save=sorted(heads))
+    context = _context(config, model)
+    engine = ClassifierEngine(
+        config.base_name, model, base, adapters, read, rows=config.rows, context=context, waiting=config.waiting
+    )
+    return Opened(engine, load_tokenizer(config.model), ())
+
+
+def _context(config: ServeConfig, model: Any) -> int:
+    """Returns the most tokens of a request: what the configuration asks for, at most the model's own number."""
+    own = context_length(model)
+    if config.context is None:
+        return min(own or _LONGEST, _LONGEST)
+    return min(config.context, own or config.context)
+
+
+def _slots(
+    config: ServeConfig, model: Any, base: Any, read: Read, folders: Mapping[str, Path], **options: Any
+) -> AdapterSlots:
+    bank = make_bank(
+        base,
+        model.apply,
+        example_batch(model.config),
+        slots=config.slots,
+        max_rank=config.max_rank,
+        targets=config.target_modules,
+        **options,
+    )
+    return AdapterSlots(bank, read, ThreadPoolExecutor(1, thread_name_prefix="adapters"), folders)
+
+
+def _trace(model: Any, base: Any) -> Any:
+    """Traces the model once: reading an adapter then takes a fraction of the time."""
+    return base_uses(model.apply, base, (example_batch(model.config),), {}, None)
+
+
+def _read(base: Any, seen: Any, folder: Path) -> dict[str, Any]:
+    """Reads an adapter of the base; what a bank has no place for is refused by `put`, with the path."""
+    entries, _ = read_adapter(folder, base, seen, allow_materialize=True)
+    return jax.device_get(entries)
+
+
+def _head_reader(place: str, base: Any, outputs: int) -> Read:
+    """Returns read(folder) for classifiers: a head of fewer outputs is padded to `outputs`."""
+    leaves = leaves_by_path(base)
+
+    @functools.cache
+    def traced(count: int) -> tuple[Any, Any]:
+        model = build(load_config(place, num_labels=count))
+        shapes = abstract_base(model)
+        return shapes, _trace(model, shapes)
 
     def read(folder: Path) -> dict[str, Any]:
-        # What a bank has no place for is refused by `put`, with the path.
-        entries, _ = read_adapter(folder, base, seen, allow_materialize=True)
-        return jax.device_get(entries)
+        count = head_rows(folder)
+        if count is None or count > outputs:
+            found = "no head" if count is None else f"one of {count} outputs"
+            raise FileError(f"{folder}: expected a classification head of at most {outputs} (`labels`), found {found}")
+        entries = _read(*traced(count), folder)
+        return {path: _pad_outputs(entry, leaves[path].shape) for path, entry in entries.items()}
 
     return read
+
+
+def _pad_outputs(entry: Any, shape: tuple[int, ...]) -> Any:
+    """Fills a leaf that is trained in full up with zeros, at the end of each axis."""
+    if not isinstance(entry, Full):
+        return entry
+    room = [(0, size - own) for size, own in zip(shape, entry.value.shape, strict=True)]
+    return Full(jnp.pad(jnp.asarray(entry.value), room), entry.layers, entry.only, entry.tied, entry.torch_axes)

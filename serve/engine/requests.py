@@ -139,8 +139,12 @@ class Engine(Protocol):
 class Classifying(Protocol):
     """What an encoder's engine has instead of `submit`."""
 
-    def classify(self, adapter: str, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+    def classify(
+        self, adapter: str, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None
+    ) -> list[list[float]]:
         """Returns the probabilities of the adapter's labels for each row of token ids.
+
+        `types` are the rows' token types, if the tokenizer gives any.
 
         Raises:
           UnknownAdapterError, ContextLengthError, BusyError: as for `Engine.submit`.

@@ -1,0 +1,116 @@
+"""`python -m serve --config FILE`: a server for one base model and many adapters."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jlora.errors import JloraError
+
+logger = logging.getLogger("serve")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Makes the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="jlora serve",
+        description="Answers with one base model and many adapters: OpenAI's routes, and a page at /.",
+        epilog="python -m serve --config configs/serve.yaml --adapter alice=runs/alice",
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="the server's YAML, such as configs/serve.yaml")
+    parser.add_argument("--model", help="replaces the key `model`")
+    parser.add_argument("--host", help="replaces the key `host`")
+    parser.add_argument("--port", type=int, help="replaces the key `port`; 0 takes a free one")
+    parser.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="one more adapter: a folder in PEFT's format, or a run folder; may be given several times",
+    )
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the server until a signal ends it; returns 0, or 2 if it could not start."""
+    flags = make_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        return _serve(flags)
+    except JloraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _serve(flags: argparse.Namespace) -> int:
+    # Here, so that --help and a wrong key need no second.
+    from serve.config import read_config
+
+    changes = {key: getattr(flags, key) for key in ("model", "host", "port") if getattr(flags, key) is not None}
+    config = read_config(flags.config, changes)
+
+    from serve.engine.adapters import find_folders
+    from serve.engine.opening import open_engine
+    from serve.http.app import make_app
+    from serve.http.server import Server
+    from serve.http.settings import HttpSettings
+
+    named = {name: _adapter_folder(folder) for name, folder in (config.adapters | _given(flags.adapter)).items()}
+    folders = find_folders(named, config.adapter_folders)
+    logger.info("loading %s; %d adapters can be asked for", config.model, len(folders))
+    opened, begin = open_engine(config, folders), time.monotonic()
+    logger.info("compiling")
+    opened.engine.start()
+    logger.info("compiled in %.0f s", time.monotonic() - begin)
+    settings = HttpSettings(
+        token=config.token,
+        admin_token=config.admin_token,
+        adapter_roots=tuple(config.adapter_folders),
+        stop_ids=frozenset(opened.stop_ids),
+    )
+    app = make_app(opened.engine, opened.tokenizer, settings)
+    server = Server(app, host=config.host, port=config.port, end_seconds=config.seconds_to_finish, log_level="warning")
+    _say_where(config, folders)
+    server.run()
+    opened.engine.stop(0)
+    return 0
+
+
+def _given(adapters: Sequence[str]) -> dict[str, Path]:
+    """Returns {name: folder} of the flags --adapter."""
+    found = {}
+    for text in adapters:
+        name, is_there, folder = text.partition("=")
+        if not is_there or not name or not folder:
+            raise JloraError(f"--adapter: expected NAME=FOLDER, found {text!r}")
+        found[name] = Path(folder)
+    return found
+
+
+def _adapter_folder(folder: Path) -> Path:
+    """Returns the folder of the adapter: itself, or adapter/ in a run folder.
+
+    Raises:
+      JloraError: it holds no adapter.
+    """
+    for place in (folder, folder / "adapter"):
+        if (place / "adapter_config.json").is_file():
+            return place
+    found = "one without adapter_config.json" if folder.is_dir() else "no such folder"
+    raise JloraError(f"{folder}: expected an adapter folder or a run folder, found {found}")
+
+
+def _say_where(config: Any, folders: dict[str, Path]) -> None:
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    address = f"http://{host}:{config.port}"
+    logger.info("%s and %d adapters at %s (a page), %s/v1 (OpenAI's API)", config.base_name, len(folders), address, address)
+    logger.info("%s", ", ".join(sorted(folders)[:20]) + (", ..." if len(folders) > 20 else ""))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -108,7 +108,9 @@ def _adapter_folder(folder: Path) -> Path:
 def _say_where(config: Any, folders: dict[str, Path]) -> None:
     host = f"[{config.host}]" if ":" in config.host else config.host
     address = f"http://{host}:{config.port}"
-    logger.info("%s and %d adapters at %s (a page), %s/v1 (OpenAI's API)", config.base_name, len(folders), address, address)
+    logger.info(
+        "%s and %d adapters at %s (a page), %s/v1 (OpenAI's API)", config.base_name, len(folders), address, address
+    )
     logger.info("%s", ", ".join(sorted(folders)[:20]) + (", ..." if len(folders) > 20 else ""))
 
 

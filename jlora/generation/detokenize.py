@@ -13,30 +13,75 @@ _UNFINISHED = "\ufffd"
 """What the bytes of a character decode to until all of them have been generated."""
 _CONTEXT = 8
 """How many of the tokens before the text are decoded with it, to decide whether it begins with a space."""
+_MOST_SEEN = 64
+"""After this many tokens, those before the last `_CONTEXT` are no longer decoded with the next one."""
+
+
+class TextDecoder:
+    """Decodes the ids of a text one by one, to pieces of whole characters that join to the tokenizer's text of all ids.
+
+    Special tokens are left out, and so is a character that the last ids leave incomplete.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, before: Sequence[int] = ()) -> None:
+        """`before`: the ids that precede the text; it may continue their last word."""
+        self._tokenizer = tokenizer
+        self._seen = list(before[-_CONTEXT:])
+        self._shown = len(self._text())
+
+    def push(self, token: int) -> str:
+        """Returns the characters that the token completes, often ""."""
+        self._seen.append(int(token))
+        # Decode the ids before it again: the text of a token may depend on them.
+        text = self._text()
+        if len(text) <= self._shown or text.endswith(_UNFINISHED):
+            return ""
+        piece, self._shown = text[self._shown :], len(text)
+        if len(self._seen) > _MOST_SEEN:  # so that a long text does not take quadratic time
+            self._seen = self._seen[-_CONTEXT:]
+            self._shown = len(self._text())
+        return piece
+
+    def _text(self) -> str:
+        return self._tokenizer.decode(self._seen, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+class StopMatcher:
+    """Ends a text before the first stop string, which may span pieces of it.
+
+    Attributes:
+      is_stopped: whether a stop string has been found.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self.is_stopped = False
+        self._stops = stops
+        self._held = ""
+
+    def push(self, piece: str) -> str:
+        """Returns the text that is now certain to come before any stop string."""
+        text = self._held + piece
+        ends = [place for place in map(text.find, self._stops) if place >= 0]
+        self.is_stopped = bool(ends)
+        sure = min(ends) if ends else len(text) - _beginning_of_a_stop(text, self._stops)
+        self._held = "" if ends else text[sure:]
+        return text[:sure]
+
+    def finish(self) -> str:
+        """Returns what was held back because a stop string might have begun there; call it at the end of the text."""
+        held, self._held = self._held, ""
+        return held
 
 
 def decode_stream(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int], before: Sequence[int] = ()) -> Iterator[str]:
-    """Yields the text of the ids in pieces of whole characters, which join to the tokenizer's text of all ids.
-
-    Special tokens are left out, and so is a character that the last ids leave incomplete.
+    """Yields the pieces of `TextDecoder` that are not empty.
 
     Args:
       ids: the tokens, one after another.
       before: the ids that precede the text, which is not yielded; it may continue their last word.
     """
-    seen = list(before[-_CONTEXT:])
-
-    def text() -> str:
-        return tokenizer.decode(seen, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-    shown = len(text())
-    for token in ids:
-        seen.append(int(token))
-        # Decode all ids again: the text of a token may depend on all tokens before it.
-        now = text()
-        if len(now) > shown and not now.endswith(_UNFINISHED):
-            yield now[shown:]
-            shown = len(now)
+    decoder = TextDecoder(tokenizer, before)
+    yield from filter(None, map(decoder.push, ids))
 
 
 def until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
@@ -45,17 +90,12 @@ def until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
     Without a stop string in the text, or with `stops` (), it is the whole text. Its pieces may be others than the given
     ones, also empty: only the joined text is fixed.
     """
-    held = ""
+    matcher = StopMatcher(stops)
     for piece in pieces:
-        held += piece
-        ends = [place for place in map(held.find, stops) if place >= 0]
-        if ends:
-            yield held[: min(ends)]
+        yield matcher.push(piece)
+        if matcher.is_stopped:
             return
-        sure = len(held) - _beginning_of_a_stop(held, stops)
-        yield held[:sure]
-        held = held[sure:]
-    yield held
+    yield matcher.finish()
 
 
 def _beginning_of_a_stop(text: str, stops: Sequence[str]) -> int:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from jlora.generation.detokenize import decode_stream, until
+from jlora.generation.detokenize import StopMatcher, decode_stream, until
 from tests.support.training import lm_data
 
 _TEXTS = ["Paris.", "naïve café ☕ 🧑‍🚀 — 東京", " leading and\n\n  double spaces ", "<end>"]
@@ -77,3 +78,38 @@ def test_nothing_more_is_asked_for_after_a_stop():
 def test_what_cannot_become_a_stop_is_shown_at_once():
     shown = until(iter(["ab", "c", "d"]), ["bx"])
     assert [next(shown) for _ in range(3)] == ["a", "bc", "d"]
+
+
+def test_a_long_text_is_decoded_by_its_end_and_is_the_same_text():
+    tokenizer = lm_data.byte_tokenizer(merges=[("Ã", "¯"), ("Ġ", "Ġ")])
+    decoded = []
+    tokenizer_decode = tokenizer.decode
+    tokenizer.decode = lambda ids, **options: decoded.append(len(ids)) or tokenizer_decode(ids, **options)
+    text = "naïve café ☕ 🧑‍🚀 — 東京   and  so on <end> " * 12
+    ids = tokenizer(text)["input_ids"]
+    assert "".join(decode_stream(tokenizer, ids)) == tokenizer_decode(ids, skip_special_tokens=True)
+    assert len(ids) > 500
+    assert max(decoded) < 80
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_ids_have_the_text_that_the_tokenizer_gives_them_at_once(seed):
+    tokenizer = lm_data.real_tokenizer()
+    ids = np.random.default_rng(seed).integers(0, len(tokenizer), 400).tolist()
+    text = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert "".join(decode_stream(tokenizer, ids)).rstrip("\ufffd") == text.rstrip("\ufffd")
+
+
+def test_words_far_into_a_text_keep_their_spaces(words):
+    ids = words("The capital is " * 60)["input_ids"]
+    assert "".join(decode_stream(words, ids)) == words.decode(ids, skip_special_tokens=True)
+
+
+def test_a_matcher_says_that_it_stopped_and_gives_back_what_it_held():
+    matcher = StopMatcher(["xyz"])
+    assert [matcher.push("ax"), matcher.push("y")] == ["a", ""]
+    assert not matcher.is_stopped
+    assert matcher.finish() == "xy"
+    assert [matcher.push("bxy"), matcher.push("z!")] == ["b", ""]
+    assert matcher.is_stopped
+    assert matcher.finish() == ""

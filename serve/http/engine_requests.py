@@ -1,0 +1,64 @@
+"""What a body asks for, as the engine's requests."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+from jlora.errors import ContextLengthError
+from serve.engine.requests import Request
+from serve.http.openai_schema import Sampled
+
+_SEEDS = 2**31
+_STEP = 0x9E3779B1
+"""Odd, so that the answers of one request have different seeds: the golden ratio of 32 bits."""
+
+
+def make_requests(
+    body: Sampled,
+    prompts: Sequence[Sequence[int]],
+    *,
+    adapter: str | None,
+    max_tokens: int | None,
+    top_logprobs: int,
+    context_length: int,
+    stop_ids: frozenset[int],
+) -> list[Request]:
+    """Returns the engine's requests: n for the first prompt, n for the second, and so on.
+
+    Args:
+      prompts: token ids, at least one each.
+      max_tokens: None takes what the context leaves.
+
+    Raises:
+      ContextLengthError: a prompt, with `max_tokens` of an answer, is longer than the context.
+    """
+    seed = secrets.randbelow(_SEEDS) if body.seed is None else body.seed
+    requests: list[Request] = []
+    for prompt in prompts:
+        ids = tuple(prompt)
+        most = _fitting(len(ids), max_tokens, context_length)
+        for _ in range(body.n or 1):
+            requests.append(
+                Request(
+                    adapter=adapter,
+                    ids=ids,
+                    max_tokens=most,
+                    stop_ids=stop_ids,
+                    temperature=1.0 if body.temperature is None else body.temperature,
+                    top_p=1.0 if body.top_p is None else body.top_p,
+                    seed=(seed + len(requests) * _STEP) % _SEEDS,
+                    top_logprobs=top_logprobs,
+                )
+            )
+    return requests
+
+
+def _fitting(prompt: int, max_tokens: int | None, context: int) -> int:
+    asked = 1 if max_tokens is None else max_tokens
+    if prompt + asked > context:
+        raise ContextLengthError(
+            f"expected at most {context} tokens, found {prompt} of the prompt and {str(asked)[:20]} of the answer;"
+            " shorten the prompt or max_tokens"
+        )
+    return context - prompt if max_tokens is None else max_tokens

@@ -1,0 +1,38 @@
+"""Limits of what one request may ask for, and what an adapter may be called."""
+
+from __future__ import annotations
+
+import re
+
+from serve.http.errors import HttpError
+
+MOST_CHOICES = 16
+"""The largest `n`."""
+MOST_ANSWERS = 128
+"""Prompts times `n`, in one request."""
+MOST_TOP_LOGPROBS = 20
+MOST_STOPS = 16
+LONGEST_STOP = 256
+"""Characters."""
+MOST_MESSAGES = 1000
+MOST_TEXTS = 256
+"""Rows of one request to classify."""
+LARGEST_HEADERS = 16_384
+"""The request line and all headers, in bytes."""
+
+_ADAPTER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+
+
+def require_adapter_name(name: str) -> str:
+    """Returns the name; raises HttpError 400 unless it is one that an adapter may have.
+
+    Names appear in file names, metrics and URLs, so nothing that means something there is allowed in one.
+    """
+    if not _ADAPTER_NAME.fullmatch(name):
+        raise HttpError(
+            400,
+            "name: expected 1 to 128 letters, digits, '.', '_' and '-', the first of them no '.';"
+            f" found {name[:40]!r}{'...' if len(name) > 40 else ''}",
+            param="name",
+        )
+    return name

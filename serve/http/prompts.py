@@ -1,0 +1,76 @@
+"""Turns what a request says into token ids, in one thread apart from the loop that answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+from jlora.errors import JloraError
+from jlora.generation.chat import chat_ids
+from serve.http.errors import HttpError
+from serve.http.openai_schema import Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+ResultT = TypeVar("ResultT")
+
+
+class Prompts:
+    """The tokenizer, for one request at a time.
+
+    A chat template keeps the text that it writes in an environment of its own, which two threads must not share.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._special = [token for token in map(str, tokenizer.all_special_tokens) if token]
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prompts")
+
+    async def from_chat(self, messages: Sequence[Message]) -> list[int]:
+        """Returns a chat's ids, up to where the assistant's turn begins.
+
+        Raises:
+          HttpError: 400 where a message holds a special token, with which it could pass as several turns, or where the
+            template fails.
+        """
+        turns = [message.to_turn() for message in messages]
+        for index, turn in enumerate(turns):
+            found = next((token for token in self._special if token in turn["content"]), None)
+            if found is not None:
+                where = f"messages[{index}].content"
+                raise HttpError(400, f"{where}: expected no special token, found {found!r}", param=where)
+        try:
+            return await self._run(lambda: chat_ids(self.tokenizer, turns))
+        except JloraError as error:
+            raise HttpError(400, str(error), param="messages") from None
+
+    async def from_prompt(self, prompt: str | list[int]) -> list[int]:
+        """Returns the ids of a prompt that is text or ids.
+
+        Raises:
+          HttpError: 400 for an id that the vocabulary does not have, and for no ids at all.
+        """
+        if isinstance(prompt, str):
+            ids = (await self.from_rows([(prompt,)]))[0]
+        else:
+            ids, size = prompt, len(self.tokenizer)
+            if max(ids) >= size:
+                message = f"prompt: expected ids below {size}, the size of the vocabulary, found {str(max(ids))[:40]}"
+                raise HttpError(400, message, param="prompt")
+        if not ids:
+            raise HttpError(400, "prompt: expected at least one token, found none", param="prompt")
+        return ids
+
+    async def from_rows(self, rows: Sequence[tuple[str, ...]]) -> list[list[int]]:
+        """Returns the ids of rows of one or two texts, with the special tokens that the tokenizer adds."""
+        return await self._run(lambda: [self.tokenizer(*row)["input_ids"] for row in rows])
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self, function: Callable[[], ResultT]) -> ResultT:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)

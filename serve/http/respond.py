@@ -1,0 +1,80 @@
+"""Runs the answers of a request and writes them as the route's objects, in one piece or as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from jlora.errors import JloraError
+from serve.http.answers import Answers, FinishReason, Piece
+from serve.http.errors import GONE, error_body, to_http_error
+from serve.http.event_stream import EventStream, while_connected
+from serve.http.openai_schema import Sampled
+
+
+class AnswerWriter(Protocol):
+    """How a route writes its answers."""
+
+    def chunks(self, piece: Piece) -> Sequence[dict[str, Any]]:
+        """Returns the stream's objects for a piece."""
+
+    def whole(self, choices: Sequence[tuple[Sequence[Piece], FinishReason]]) -> dict[str, Any]:
+        """Returns the response's object for all pieces of each answer."""
+
+    def frame(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        """Returns an object of a stream with these choices."""
+
+
+async def respond(request: HttpRequest, body: Sampled, answers: Answers, writer: AnswerWriter) -> Response:
+    """Returns the response; the answers end when the client leaves.
+
+    Raises:
+      JloraError: the engine refuses the request, or an answer fails before anything was sent.
+    """
+
+    async def open_answers() -> bool:
+        await answers.open()
+        return True
+
+    if not await while_connected(request.receive, open_answers):
+        return Response(status_code=GONE)
+    request.scope["jlora.model"] = body.model  # the engine knows it, so the metrics may
+    if body.stream:
+        events = _events(body, answers, writer)
+        return EventStream(events, answers.close, request.app.state.settings.write_seconds)
+    try:
+        choices = await while_connected(request.receive, lambda: _collect(answers))
+    finally:
+        answers.close()
+    if choices is None:
+        return Response(status_code=GONE)
+    return JSONResponse(writer.whole(choices) | {"usage": _usage(answers)})
+
+
+async def _collect(answers: Answers) -> list[tuple[list[Piece], FinishReason]]:
+    pieces: dict[int, list[Piece]] = {}
+    async for piece in answers:
+        pieces.setdefault(piece.index, []).append(piece)
+    return [(pieces[index], pieces[index][-1].finish or "stop") for index in sorted(pieces)]
+
+
+async def _events(body: Sampled, answers: Answers, writer: AnswerWriter) -> AsyncIterator[dict[str, Any] | str]:
+    usage = {"usage": None} if body.include_usage else {}
+    try:
+        async for piece in answers:
+            for chunk in writer.chunks(piece):
+                yield chunk | usage
+    except JloraError as error:
+        yield error_body(to_http_error(error))
+        return  # without [DONE]: the answer is not whole
+    if body.include_usage:
+        yield writer.frame([], usage=_usage(answers))
+    yield "[DONE]"
+
+
+def _usage(answers: Answers) -> dict[str, int]:
+    prompt, answer = answers.prompt_tokens, answers.answer_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}

@@ -1,0 +1,56 @@
+"""POST /admin/adapters and DELETE /admin/adapters/{name}."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from anyio.to_thread import run_sync
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse
+
+from serve.http.errors import HttpError
+from serve.http.json_body import read_body
+from serve.http.limits import require_adapter_name
+from serve.http.openai_schema import AdapterBody
+
+
+async def load_adapter(request: HttpRequest) -> JSONResponse:
+    """Loads an adapter, or replaces the one of its name for later requests."""
+    engine = request.app.state.engine
+    body = await read_body(request, AdapterBody)
+    name = require_adapter_name(body.name)
+    if name == engine.name:
+        raise HttpError(409, f"name: {name!r} is the base's, which an adapter must not hide", param="name")
+    folder = await run_sync(find_folder, body.folder, request.app.state.settings.adapter_roots)
+    status = await run_sync(engine.load, name, folder)
+    found = {"name": status.name, "folder": str(status.folder), "loaded": status.loaded, "rank": status.rank}
+    return JSONResponse(found | {"labels": list(status.labels)})
+
+
+async def unload_adapter(request: HttpRequest) -> JSONResponse:
+    """Forgets an adapter; answers that use it are finished."""
+    name = require_adapter_name(request.path_params["name"])
+    await run_sync(request.app.state.engine.unload, name)
+    request.app.state.metrics.forget_model(name)
+    return JSONResponse({"id": name, "object": "model", "deleted": True})
+
+
+def find_folder(name: str, roots: Sequence[Path]) -> Path:
+    """Returns the folder, its links resolved; a relative one is searched in each of the roots.
+
+    Raises:
+      HttpError: 403 if it is not below one of the roots, 404 if it is not there.
+    """
+    try:
+        places = [place.resolve() for place in (root / name for root in roots)]  # an absolute name replaces the root
+        inside = [place for place in places if any(place.is_relative_to(root.resolve()) for root in roots)]
+        found = next((place for place in inside if place.is_dir()), None)
+    except (OSError, ValueError, RuntimeError):  # a zero byte, a loop of links, a name that is too long
+        raise HttpError(400, "folder: expected a path that the system can have", param="folder") from None
+    if found is not None:
+        return found
+    if not inside:
+        expected = "expected a folder below one of the server's adapter_roots"
+        raise HttpError(403, f"folder: {expected}, found {name[:200]!r}", param="folder")
+    raise HttpError(404, f"folder: expected a folder, found none at {name[:200]!r}", param="folder")

@@ -1,0 +1,86 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+
+from serve.http.answers import Answers, FinishReason, Piece
+from serve.http.engine_requests import make_requests
+from serve.http.json_body import read_body
+from serve.http.openai_schema import CompletionBody
+from serve.http.respond import respond
+from serve.http.token_text import finite_logprob, token_text
+from serve.http.which_model import adapter_of, generating_engine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_DEFAULT_MAX_TOKENS = 16
+"""OpenAI's, for this route only."""
+
+
+async def create_completion(request: HttpRequest) -> Response:
+    """Continues prompts."""
+    engine, state = generating_engine(request), request.app.state
+    body = await read_body(request, CompletionBody)
+    adapter = adapter_of(body.model, engine.name)
+    requests = make_requests(
+        body,
+        [await state.prompts.from_prompt(prompt) for prompt in body.prompt],
+        adapter=adapter,
+        max_tokens=body.max_tokens or _DEFAULT_MAX_TOKENS,
+        top_logprobs=body.logprobs or 0,
+        context_length=engine.context_length,
+        stop_ids=state.settings.stop_ids,
+    )
+    tokenizer = state.prompts.tokenizer
+    answers = Answers(engine, tokenizer, requests, body.stop or (), state.metrics)
+    return await respond(request, body, answers, _CompletionWriter(body, tokenizer))
+
+
+class _CompletionWriter:
+    def __init__(self, body: CompletionBody, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._body, self._tokenizer = body, tokenizer
+        self._characters: Counter[int] = Counter()
+        self._head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time())}
+
+    def chunks(self, piece: Piece) -> Sequence[dict[str, Any]]:
+        if not (piece.text or piece.tokens or piece.finish):
+            return []
+        return [self.frame([self._choice(piece.index, [piece], piece.finish)])]
+
+    def frame(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        return self._head | {"model": self._body.model, "choices": choices} | more
+
+    def whole(self, choices: Sequence[tuple[Sequence[Piece], FinishReason]]) -> dict[str, Any]:
+        return self.frame([self._choice(index, pieces, finish) for index, (pieces, finish) in enumerate(choices)])
+
+    def _choice(self, index: int, pieces: Sequence[Piece], finish: FinishReason | None) -> dict[str, Any]:
+        text = "".join(piece.text for piece in pieces)
+        return {"index": index, "text": text, "logprobs": self._logprobs(index, pieces), "finish_reason": finish}
+
+    def _logprobs(self, index: int, pieces: Sequence[Piece]) -> dict[str, Any] | None:
+        if self._body.logprobs is None:
+            return None
+        tokens = [token for piece in pieces for token in piece.tokens]
+        texts, offsets = [token_text(self._tokenizer, token.id) for token in tokens], []
+        for text in texts:
+            offsets.append(self._characters[index])
+            self._characters[index] += len(text)
+        tops = [
+            {token_text(self._tokenizer, top): finite_logprob(logprob) for top, logprob in token.top}
+            for token in tokens
+        ]
+        return {
+            "tokens": texts,
+            "token_logprobs": [finite_logprob(token.logprob) for token in tokens],
+            "top_logprobs": tops if self._body.logprobs else None,
+            "text_offset": offsets,
+        }

@@ -1,0 +1,30 @@
+"""What the front is told by the server's configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class HttpSettings:
+    """How the front answers.
+
+    Attributes:
+      token: the bearer token of all routes of `/v1` and of `/metrics`; None asks for no token and answers requests to
+        this machine's own names only, so that no page of another site can talk to the server through a browser.
+      admin_token: the bearer token of `/admin`; None turns these routes off.
+      adapter_roots: folders below which an adapter may be loaded from.
+      stop_ids: tokens that end every answer, such as the tokenizer's end of text.
+      largest_body: of a request, in bytes.
+      body_seconds: how long a client may take to send its request's body.
+      write_seconds: how long a client may leave a piece of its answer unread.
+    """
+
+    token: str | None = None
+    admin_token: str | None = None
+    adapter_roots: tuple[Path, ...] = ()
+    stop_ids: frozenset[int] = frozenset()
+    largest_body: int = 1_000_000
+    body_seconds: float = 30.0
+    write_seconds: float = 60.0

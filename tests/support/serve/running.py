@@ -1,0 +1,32 @@
+"""A server in a thread, on a port of its own, with an engine that has no model."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+from serve.http.app import make_app
+from serve.http.settings import HttpSettings
+from tests.support.serve.fake_engine import TOKENIZER
+
+
+@contextlib.contextmanager
+def run_server(engine: Any, settings: HttpSettings | None = None, tokenizer: Any = TOKENIZER) -> Iterator[str]:
+    """Gives the server's address, such as http://127.0.0.1:4711."""
+    app = make_app(engine, tokenizer, settings or HttpSettings())
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", http="h11", ws="none"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    host, port = server.servers[0].sockets[0].getsockname()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join(10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 from serve.engine.adapters import Record
@@ -21,6 +22,7 @@ class Answer:
       memory: keys and values of what has been read, until it has a row.
       places: how many tokens its row has room for.
       drawn: how many tokens it has; `last` is the newest.
+      is_cut: whether it was cancelled. since: when it came, by time.monotonic.
     """
 
     number: int
@@ -35,6 +37,7 @@ class Answer:
     drawn: int = 0
     last: int = 0
     is_cut: bool = False
+    since: float = dataclasses.field(default_factory=time.monotonic)
 
     @property
     def reader(self) -> Reader:

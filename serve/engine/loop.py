@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections import deque
 from typing import Any
 
@@ -14,6 +15,9 @@ from serve.engine.prefixes import Prefixes
 from serve.engine.requests import AdapterRefusedError, BusyError, Emit, End, Request
 from serve.engine.row_pool import RowPool, Sizes
 from serve.engine.sampling import Drawn, token_of
+
+_FAIR = 1.0
+"""Seconds after which a request that waits for a slot is no longer passed by later ones."""
 
 
 class LanguageEngine(EngineThread):
@@ -127,9 +131,13 @@ class LanguageEngine(EngineThread):
             if answer.is_cut:
                 self._waiting.remove(answer)
                 answer.emit(End("cut"))
-            elif len(self._reading) + len(self._rows) < self._pool.sizes.most_rows and self._acquire(answer):
+            elif len(self._reading) + len(self._rows) == self._pool.sizes.most_rows:
+                return
+            elif self._acquire(answer):
                 self._waiting.remove(answer)
                 self._reading.append(answer)
+            elif time.monotonic() - answer.since > _FAIR:
+                return  # others would keep all slots in use for ever
 
     def _acquire(self, answer: Answer) -> bool:
         if answer.record is None:

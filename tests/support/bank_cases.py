@@ -53,9 +53,9 @@ def apply(base: Any, x: jax.Array) -> jax.Array:
     return x @ base["head"]["kernel"] + base["head"]["bias"][None, None]
 
 
-def make_empty_bank(case: Case) -> jlora.Bank:
+def make_empty_bank(case: Case, slots: int = SLOTS) -> jlora.Bank:
     """Makes the bank of a case."""
-    config, options = case.configs[-1], {"slots": SLOTS, "max_rank": MAX_RANK, **case.options}
+    config, options = case.configs[-1], {"slots": slots, "max_rank": MAX_RANK, **case.options}
     targets, dropout = config.target_modules, config.lora_dropout
     return jlora.make_bank(case.base, case.fn, case.rows, targets=targets, dropout=dropout, **options)
 

@@ -18,8 +18,8 @@ async def read_body(request: HttpRequest, schema: type[SchemaT]) -> SchemaT:
     """Reads the request's JSON as `schema`.
 
     Raises:
-      HttpError: 400 for a body that is not JSON or does not fit, 408 for a slow one, 413 for a large one, 415 for one of
-        another type.
+      HttpError: 400 for a body that is not JSON or does not fit, 408 for a slow one, 413 for a large one, 415 for one
+        of another type.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     # A form of another site can send text/plain or form data without asking; JSON it cannot.

@@ -11,6 +11,7 @@ _FOLDER = Path(__file__).parents[1] / "page"
 _FILES = {
     "/": ("index.html", "text/html"),
     "/page/chat.js": ("chat.js", "text/javascript"),
+    "/page/server.js": ("server.js", "text/javascript"),
     "/page/style.css": ("style.css", "text/css"),
 }
 PATHS = tuple(_FILES)
@@ -27,6 +28,6 @@ _HEADERS = {
 
 
 async def show_page(request: HttpRequest) -> Response:
-    """Answers with one of the page's three files."""
+    """Answers with one of the page's files."""
     name, kind = _FILES[request.url.path]
     return Response((_FOLDER / name).read_bytes(), headers=_HEADERS, media_type=kind)

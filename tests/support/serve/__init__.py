@@ -1,0 +1,1 @@
+"""Engines without a model, a server in a thread, and a browser."""

@@ -8,9 +8,8 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import uvicorn
-
 from serve.http.app import make_app
+from serve.http.server import Server
 from serve.http.settings import HttpSettings
 from tests.support.serve.fake_engine import TOKENIZER
 
@@ -19,7 +18,7 @@ from tests.support.serve.fake_engine import TOKENIZER
 def run_server(engine: Any, settings: HttpSettings | None = None, tokenizer: Any = TOKENIZER) -> Iterator[str]:
     """Gives the server's address, such as http://127.0.0.1:4711."""
     app = make_app(engine, tokenizer, settings or HttpSettings())
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", http="h11", ws="none"))
+    server = Server(app, host="127.0.0.1", port=0, end_seconds=0, log_level="warning")
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -28,5 +27,5 @@ def run_server(engine: Any, settings: HttpSettings | None = None, tokenizer: Any
     try:
         yield f"http://{host}:{port}"
     finally:
-        server.should_exit = server.force_exit = True
+        server.begin_end()
         thread.join(10)

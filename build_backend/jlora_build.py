@@ -1,4 +1,6 @@
-"""Builds the wheel: setuptools does, from a copy of the sources in which the package `train` is called `jlora_train`.
+"""Builds the wheel: setuptools does, from a copy of the sources in which `train` and `serve` have longer names.
+
+They are called `jlora_train` and `jlora_serve`.
 
 A top-level package `train` in site-packages would be taken for, or hidden by, a user's own `train.py`. An editable
 install and the sdist are setuptools' own, of the sources as they are.
@@ -34,8 +36,8 @@ __all__ = [
     "prepare_metadata_for_build_editable",
 ]
 
-TRAINERS = "jlora_train"
-"""What `train` is called in the wheel."""
+PACKAGES = {"train": "jlora_train", "serve": "jlora_serve"}
+"""What the packages of the commands are called in the wheel."""
 _ROOT = Path(__file__).resolve().parents[1]
 _COPIED = ("pyproject.toml", "README.md", "LICENSE")
 _NO_SOURCES = shutil.ignore_patterns("__pycache__")
@@ -60,19 +62,22 @@ def _stage(folder: Path) -> None:
     for name in _COPIED:
         shutil.copy2(_ROOT / name, folder)
     shutil.copytree(_ROOT / "jlora", folder / "jlora", ignore=_NO_SOURCES)
-    shutil.copytree(_ROOT / "train", folder / TRAINERS, ignore=_NO_SOURCES)
-    shutil.copytree(_ROOT / "configs", folder / TRAINERS / "shipped_configs")
-    modules = {path.stem for path in (_ROOT / "train").iterdir()}
-    for file in (folder / TRAINERS).rglob("*.py"):
-        file.write_text(renamed(file.read_text(encoding="utf-8"), modules), encoding="utf-8")
+    for package, wheel_name in PACKAGES.items():
+        shutil.copytree(_ROOT / package, folder / wheel_name, ignore=_NO_SOURCES)
+        modules = {path.stem for path in (_ROOT / package).iterdir()}
+        for file in (folder / wheel_name).rglob("*.py"):
+            file.write_text(renamed(file.read_text(encoding="utf-8"), package, modules), encoding="utf-8")
+    shutil.copytree(_ROOT / "configs", folder / PACKAGES["train"] / "shipped_configs")
 
 
-def renamed(source: str, modules: set[str]) -> str:
+def renamed(source: str, package: str, modules: set[str]) -> str:
     """The source with `jlora_train` for `train` where it imports the package or names a module in it.
 
     Args:
-      modules: names of the modules in `train`: `train.lm` is replaced everywhere, also in texts, while
-        `train.epochs`, a key of the configs, stays.
+      package: "train" or "serve".
+      modules: names of the modules in it: `train.lm` is replaced everywhere, also in texts, while `train.epochs`, a key
+        of the configs, stays.
     """
-    source = re.sub(r"^(\s*(?:from|import) )train\b", rf"\1{TRAINERS}", source, flags=re.MULTILINE)
-    return re.sub(rf"(?<![\w.])train(?=\.(?:{'|'.join(sorted(modules))})\b)", TRAINERS, source)
+    name = PACKAGES[package]
+    source = re.sub(rf"^(\s*(?:from|import) ){package}\b", rf"\1{name}", source, flags=re.MULTILINE)
+    return re.sub(rf"(?<![\w.]){package}(?=\.(?:{'|'.join(sorted(modules))})\b)", name, source)

@@ -1,4 +1,7 @@
-"""The program `jlora` (also `python -m jlora`). Its commands are in the package `train`, in a wheel `jlora_train`."""
+"""The program `jlora` (also `python -m jlora`). Its commands are in the packages `train` and `serve`.
+
+In a wheel these are called `jlora_train` and `jlora_serve`.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +12,29 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Runs `jlora COMMAND ...` with the arguments in `sys.argv` and returns its exit code.
+    """Runs `jlora COMMAND ...` with the arguments in `sys.argv` and returns its exit code."""
+    if sys.argv[1:2] == ["serve"]:
+        return importlib.import_module(f"{load_package('serve')}.__main__").main(sys.argv[2:])
+    return importlib.import_module(f"{load_package('train')}.console").main(sys.argv[1:])
 
-    Loads the commands from the folder that contains `jlora`. A normal import would search the current folder and
-    PYTHONPATH first, and might find a user's own train.py.
+
+def load_package(name: str) -> str:
+    """Loads the package `name` from the folder that contains `jlora`, and returns what it is called there.
+
+    A normal import would search the current folder and PYTHONPATH first, and might find a user's own train.py.
+
+    Args:
+      name: "train" or "serve".
     """
     folder = Path(__file__).resolve().parents[1]
-    name = "jlora_train" if (folder / "jlora_train").is_dir() else "train"
-    package = folder / name
-    spec = spec_from_file_location(name, package / "__init__.py", submodule_search_locations=[str(package)])
+    found = f"jlora_{name}" if (folder / f"jlora_{name}").is_dir() else name
+    package = folder / found
+    spec = spec_from_file_location(found, package / "__init__.py", submodule_search_locations=[str(package)])
     assert spec is not None
     assert spec.loader is not None
-    sys.modules[name] = module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
-    return importlib.import_module(f"{name}.console").main(sys.argv[1:])
+    sys.modules[found] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[found])
+    return found
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import shlex
 import sys
@@ -9,8 +10,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from jlora.__main__ import load_package
 from train.cli import arguments
-from train.cli.commands import COMMANDS, TRAINING
+from train.cli.commands import COMMANDS, SERVING, TRAINING
 from train.cli.exit_codes import exit_code, show
 from train.config import dotted_keys
 from train.config.command import Command
@@ -41,7 +43,7 @@ def script(shell: str) -> str:
     Args:
       shell: "bash", "zsh" or "fish".
     """
-    words = {name: _of_training(name) if name in TRAINING else _of_parser(name) for name in COMMANDS}
+    words = {name: _of_training(name) if name in TRAINING else _of_parser(_parser_of(name)) for name in COMMANDS}
     return {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell](words)
 
 
@@ -54,9 +56,15 @@ def _of_training(name: str) -> list[_Word]:
     return [_Word("--config", "the config", True), _Word("--help", "list every key"), *flags, *options, *keys]
 
 
-def _of_parser(name: str) -> list[_Word]:
+def _parser_of(name: str) -> argparse.ArgumentParser:
+    if name in SERVING:  # a package that imports `jlora` alone, and is not imported here otherwise
+        return importlib.import_module(f"{load_package(name)}.__main__").make_parser()
+    return arguments.PARSERS[name]()
+
+
+def _of_parser(parser: argparse.ArgumentParser) -> list[_Word]:
     words = []
-    for action in arguments.PARSERS[name]()._actions:
+    for action in parser._actions:
         for flag in action.option_strings[-1:]:  # the long form
             words.append(_Word(flag, action.help or "", action.nargs != 0))
         if not action.option_strings:

@@ -10,7 +10,7 @@ from tests.support.training import tiny
 from train import completion
 from train.classify.config import COMMAND as CLASSIFY
 from train.cli.arguments import PARSERS, SHELLS
-from train.cli.commands import COMMANDS, TRAINING
+from train.cli.commands import COMMANDS, SERVING, TRAINING
 from train.config import dotted_keys
 from train.lm.config import COMMAND as LM
 
@@ -100,4 +100,4 @@ def test_every_word_of_every_command_is_in_the_script(shell, capsys):
     for make_parser in PARSERS.values():
         for action in make_parser()._actions:
             assert all(flag.removeprefix("--") in script for flag in action.option_strings[-1:])
-    assert set(COMMANDS) == {*TRAINING, *PARSERS}
+    assert set(COMMANDS) == {*TRAINING, *SERVING, *PARSERS}

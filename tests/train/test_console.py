@@ -64,5 +64,6 @@ def test_an_unknown_command_is_named_with_the_nearest(capsys):
 
 @pytest.mark.parametrize("name", console.COMMANDS)
 def test_each_command_is_there(name):
-    module = f"train.{name}.__main__" if name in ("classify", "lm") else f"train.{name}"
+    package = "serve.__main__" if name == "serve" else f"train.{name}"
+    module = f"{package}.__main__" if name in ("classify", "lm") else package
     assert callable(importlib.import_module(module).main)

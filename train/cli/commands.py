@@ -5,6 +5,7 @@ COMMANDS = {
     "lm": "fine-tune a causal language model",
     "predict": "label new text",
     "generate": "complete a prompt, or hold a chat",
+    "serve": "answer with one base and many adapters: OpenAI's API and a page",
     "export": "merge an adapter, or write it for vLLM or llama.cpp",
     "extract": "make an adapter of a fully fine-tuned model",
     "configs": "list, print or copy the configs that come with jlora",
@@ -13,5 +14,7 @@ COMMANDS = {
 
 TRAINING = ("classify", "lm")
 """Those that train: `train.NAME.config` has what they take, `--config`, flags and every key."""
+SERVING = ("serve",)
+"""Those of the package `serve`, which `jlora.__main__` calls before the others are looked at."""
 LIGHT = ("configs", "completion")
 """Those that need neither JAX nor transformers."""

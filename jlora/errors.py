@@ -29,8 +29,8 @@ class JloraError(ValueError):
 class NoRuleError(JloraError):
     """A function uses an adapted weight in an operation that has no low-rank rule.
 
-    Raised by `init` and by adapted functions. Call both with `allow_materialize=True`, or leave the weight out of
-    `target_modules`.
+    Raised by `init`, `load_adapter` and adapted functions. Call them with `allow_materialize=True`, or leave the weight
+    out of `target_modules`.
     """
 
 

@@ -122,8 +122,8 @@ def load_adapter(
     require_base_name(base_name, base_model, file)
     named_leaves = {torch_path(path, names): leaf for path, leaf in leaves.items()}
     require_base_sizes(tensors, named_leaves, where, base_name)
-    options = {"adapted": adapted_modules(tensors), "allow_materialize": allow_materialize, "names": names}
-    template = abstract_stored(str(file), config, base, fn, *args, **options, **kwargs)
+    options: dict[str, Any] = {"allow_materialize": allow_materialize, "names": names, **kwargs}
+    template = abstract_stored(str(file), config, base, fn, *args, adapted=adapted_modules(tensors), **options)
     named = {torch_path(path, names): entry for path, entry in template.items()}
     if fields.get("lora_bias"):
         tensors = fold_lora_bias(tensors, named, named_leaves, where)

@@ -19,6 +19,7 @@ from jlora.peft.tensor_keys import PREFIX
 
 WEIGHTS = "adapters.safetensors"
 _LARGEST = 2**31
+_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings")
 _ENDS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"}
 
 
@@ -38,7 +39,7 @@ def peft_fields(fields: Mapping[str, Any], keys: Iterable[str], file: Path) -> d
       keys: of `adapters.safetensors`.
 
     Raises:
-      FileError: the adapter is not low-rank, or its parameters do not determine the scale.
+      FileError: the adapter is not low-rank or of an embedding, or its parameters do not determine the scale.
     """
     kind, given = fields.get("fine_tune_type", "lora"), fields.get("lora_parameters")
     if kind not in ("lora", "dora"):
@@ -55,13 +56,20 @@ def peft_fields(fields: Mapping[str, Any], keys: Iterable[str], file: Path) -> d
             " scale by alpha / rank, later ones ignore alpha. If your version multiplies, write the product as scale;"
             " then delete alpha"
         )
+    modules = sorted({key.rpartition(".")[0] for key in keys if key.endswith(".lora_a")})
+    if table := next((name for name in modules if name.rpartition(".")[2] in _EMBEDDINGS), None):
+        raise FileError(
+            f"{file}: {table}.lora_a: expected adapters of linear layers, found one of an embedding (an adapter of"
+            " mlx-lm), which mlx-lm also applies where the embedding is the output head; not supported. Train without"
+            " it: leave it out of lora_parameters.keys"
+        )
     return {
         "peft_type": "LORA",
         "base_model_name_or_path": fields.get("model"),
         "r": rank,
         "lora_alpha": scale * rank,
         "use_dora": kind == "dora",
-        "target_modules": sorted({key.rpartition(".")[0] for key in keys if key.endswith(".lora_a")}),
+        "target_modules": modules,
     }
 
 

@@ -123,6 +123,11 @@ def _run(options: argparse.Namespace) -> None:
         writer.write(_chat_ids(writer.language, [*_opening(options), {"role": "user", "content": text}]))
     else:
         ids = writer.language.tokenizer(text)["input_ids"]
+        if not ids:
+            raise JloraError(
+                "--prompt: expected a text, found an empty one, and this model's tokenizer puts no token before a text,"
+                " from which the model could begin; give the first word or more"
+            )
         writer.write(ids, before=ids)
 
 

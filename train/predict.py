@@ -27,7 +27,7 @@ from train.classify.data.splits import Split, make_split
 from train.classify.evaluate import scores
 from train.classify.predictions import format_prediction
 from train.cli import arguments
-from train.cli.exit_codes import exit_code, show
+from train.cli.exit_codes import exit_code, require_new_file, show
 from train.cli.signs_of_life import working
 from train.cli.without_torch import keep_torch_from_transformers
 from train.config import yaml12
@@ -61,16 +61,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    if options.output.exists() and not options.overwrite:
-        raise JloraError(f"--output: {options.output}: exists; name another file, or give --overwrite")
+    require_new_file("--output", options.output, options.overwrite)
     require_kept({"--input": options.input}, [options.output], "give another --output")
     config = _data_config(options)
     settle_hub(options.input)
-    with working(f"reading {options.model}"):
-        trained = load_trained(options.model, options.base)
-    with _keys_as_flags():
+    with _keys_as_flags():  # before the model, which takes longer
         tables = read_tables(options.input, "test", config)
         rows = make_split(tables, config, "test", labelled=options.evaluate)
+    with working(f"reading {options.model}"):
+        trained = load_trained(options.model, options.base)
     # Raises for wrong labels before anything is computed.
     encoded = encode_labels(rows, trained.labels, "test") if options.evaluate else None
     with working(f"labelling {len(rows):,} rows"):

@@ -8,6 +8,8 @@ _ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 """Control characters other than newline and tab, line separators, direction marks and unpaired surrogates."""
 
 
+_PLURALS = {"class": "classes"}
+
 _LONG_WORD = re.compile(r"(\S{200})\S{101,}(\S{100})")
 
 
@@ -17,6 +19,11 @@ def printable(text: str) -> str:
     Newlines, tabs and the letters of all scripts are kept. Escaping a second time changes nothing.
     """
     return _ACTING.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
+def counted(number: int, noun: str) -> str:
+    """Returns the number with the noun: "1 row", "2,000 rows", "0 classes"."""
+    return f"{number:,} {noun if number == 1 else _PLURALS.get(noun, f'{noun}s')}"
 
 
 def shorten_words(text: str) -> str:

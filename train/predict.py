@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from jlora.errors import JloraError
 from jlora.files.path_checks import as_path
 from jlora.pretrained.locate import settle_hub
+from jlora.printable import counted
 from train.classify import metrics
 from train.classify.classifier import load_trained
 from train.classify.config import Config, DataConfig
@@ -72,10 +73,10 @@ def _predict(options: argparse.Namespace) -> None:
         trained = load_trained(options.model, options.base)
     # Raises for wrong labels before anything is computed.
     encoded = encode_labels(rows, trained.labels, "test") if options.evaluate else None
-    with working(f"labelling {len(rows):,} rows"):
+    with working(f"labelling {counted(len(rows), 'row')}"):
         logits = trained.logits(rows, config.max_length, options.batch_size)
     _write(options.output, _columns(tables[0], rows), logits, trained.labels)
-    logger.info("%d rows labelled: %s", len(rows), options.output)
+    logger.info("%s labelled: %s", counted(len(rows), "row"), options.output)
     if encoded is not None:
         found = scores(trained.labels.problem_type, logits, encoded)
         show("  ".join(f"{name} {value:.4f}" for name, value in found.items()) or "no row is labelled")

@@ -58,7 +58,7 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
       FileError: there is no such folder, it is that of a run and not of a model, or the name cannot be a path.
       HubError: there is no such model on the hub, or the hub cannot be reached.
     """
-    folder = as_path(model_folder(name) if name.startswith("package:") else name)
+    folder = as_path(model_folder(name) if str(name).startswith("package:") else name)
     if folder.is_dir():
         if not (folder / _CONFIG).is_file() and (run := say_what_is_inside(folder, name="merged", file=_CONFIG)):
             raise FileError(f"{name}: {_EXPECTED}; found no {_CONFIG}{run}")
@@ -91,7 +91,7 @@ def find_downloaded(name: str, revision: str | None, patterns: Sequence[str]) ->
 
     Returns None if there is no such folder on this disk, or none of its files matches `patterns`.
     """
-    folder = as_path(model_folder(name) if name.startswith("package:") else name)
+    folder = as_path(model_folder(name) if str(name).startswith("package:") else name)
     if folder.is_file():
         return folder
     if not folder.is_dir():

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jlora.errors import JloraError
-from jlora.printable import printable, shorten_words
+from jlora.printable import counted, printable, shorten_words
 from tests.train.artifacts.test_model_card import FACTS
 from train.artifacts.model_card import model_card
 from train.cli.exit_codes import show
@@ -66,3 +66,17 @@ def test_a_very_long_word_is_cut_in_the_middle():
     assert shorten_words(short) == short
     assert str(JloraError(text)) == short
     assert shorten_words("b" * 400) == "b" * 400
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "expected"),
+    [
+        (1, "row", "1 row"),
+        (0, "row", "0 rows"),
+        (2000, "token", "2,000 tokens"),
+        (1, "class", "1 class"),
+        (2, "class", "2 classes"),
+    ],
+)
+def test_one_has_no_plural(number, noun, expected):
+    assert counted(number, noun) == expected

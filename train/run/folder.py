@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from jlora.errors import FileError, JloraError, RunFolderError
 from jlora.files.bounded_json import read_json
+from jlora.printable import counted
 from train.config import dotted_keys, yaml12
 from train.config.command import Flags
 from train.config.run_config import RunConfig, to_yaml
@@ -224,7 +225,8 @@ def _list_allowed_changes(file: Path, config: RunConfig) -> dict[str, str]:
     refused = [line for key, line in lines.items() if not manifest.may_change(key)]
     if refused:
         raise RunFolderError(
-            f"--resume: expected the configuration of {file}, found {len(refused)} differences\n" + "\n".join(refused)
+            f"--resume: expected the configuration of {file}, found {counted(len(refused), 'difference')}\n"
+            + "\n".join(refused)
         )
     return lines
 

@@ -31,7 +31,8 @@ def looks_like_path(name: str) -> bool:
 
     A run's folder is one (`runs/NAME`, where commands write by default), although the hub could have such an owner.
     """
-    return name.startswith((".", "/", "~", "runs/")) or name.count("/") > 1
+    text = str(name)
+    return text.startswith((".", "/", "~", "runs/")) or text.count("/") > 1
 
 
 def require_own(file: Path, folder: Path | None = None) -> None:

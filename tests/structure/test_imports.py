@@ -16,7 +16,7 @@ ON_DISK = {
     "files.safetensors_reader",
     "generation.open_model", "generation.stored_vocabulary",
     "gguf.adapter", "gguf.model", "gguf.reader",
-    "peft.base_model", "peft.config_file", "peft.folder", "peft.mlx", "peft.stored_tensors",
+    "peft.base_model", "peft.config_file", "peft.folder", "peft.mlx", "peft.same_base", "peft.stored_tensors",
     "pretrained.folder", "pretrained.load", "pretrained.locate", "pretrained.stored_head", "pretrained.tokenizer",
     "pretrained.tokenizer_files", "pretrained.weights",
 }  # fmt: skip

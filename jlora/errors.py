@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-from jlora.printable import printable
+from jlora.printable import printable, shorten_words
 
 _LONGEST = 8000
 """Characters."""
@@ -16,10 +16,12 @@ class JloraError(ValueError):
     """An error that the user can fix. The message says where, what was expected, what was found and what to do.
 
     The commands print it without a traceback and exit with code 2. A message may quote text from a file, of any length
-    and with any characters: of more than 8000 characters the middle is cut, and the rest is escaped by `printable`.
+    and with any characters: the middle of a word of more than 400 characters, and of a message of more than 8000, is
+    cut, and the rest is escaped by `printable`.
     """
 
     def __init__(self, message: str) -> None:
+        message = shorten_words(message)
         cut = len(message) - _LONGEST
         half = _LONGEST // 2
         short = message if cut <= 0 else f"{message[:half]} [{cut:,} characters] {message[-half:]}"
@@ -29,8 +31,8 @@ class JloraError(ValueError):
 class NoRuleError(JloraError):
     """A function uses an adapted weight in an operation that has no low-rank rule.
 
-    Raised by `init` and by adapted functions. Call both with `allow_materialize=True`, or leave the weight out of
-    `target_modules`.
+    Raised by `init`, `load_adapter` and adapted functions. Call them with `allow_materialize=True`, or leave the weight
+    out of `target_modules`.
     """
 
 

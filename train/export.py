@@ -21,7 +21,7 @@ from jlora.pretrained.locate import model_folder, settle_hub
 from train.artifacts.adapter_and_merged import write_merged
 from train.classify.classifier import load_adapted
 from train.cli import arguments
-from train.cli.exit_codes import exit_code, require_new
+from train.cli.exit_codes import exit_code, require_new, require_new_file
 from train.cli.signs_of_life import working
 from train.cli.without_torch import keep_torch_from_transformers
 from train.sources.overwrite import require_kept
@@ -52,8 +52,8 @@ def _export(options: argparse.Namespace) -> None:
         raise JloraError("command line: expected --out FOLDER or --gguf-lora FILE, found neither")
     if options.out is not None:
         require_new(options.out, options.overwrite)
-    if options.gguf_lora is not None and options.gguf_lora.exists() and not options.overwrite:
-        raise JloraError(f"--gguf-lora: {options.gguf_lora}: exists; name another file, or give --overwrite")
+    if options.gguf_lora is not None:
+        require_new_file("--gguf-lora", options.gguf_lora, options.overwrite)
     base = options.base or base_of(options.adapter)
     written = [path for path in (options.out, options.gguf_lora) if path is not None]
     require_kept({"--adapter": options.adapter, "--base": base}, written, "give another --out")

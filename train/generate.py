@@ -16,7 +16,7 @@ from jlora.generation.detokenize import decode_stream, until
 from jlora.generation.generator import context_length
 from jlora.generation.open_model import LanguageModel, load_language_model
 from jlora.generation.sampling import Sampling
-from jlora.printable import printable
+from jlora.printable import counted, printable
 from train.cli import arguments
 from train.cli.exit_codes import exit_code
 from train.cli.signs_of_life import working
@@ -101,7 +101,7 @@ class _Timed:
         """Describes the speed; the first token's time includes compilation and the prompt."""
         seconds = self._last - self._first
         rate = f", {(self.count - 1) / seconds:.1f} tokens/s" if self.count > 1 else ""
-        return f"{self.count} tokens{rate}, the first after {self._first - self._begin:.2f} s"
+        return f"{counted(self.count, 'token')}{rate}, the first after {self._first - self._begin:.2f} s"
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -123,6 +123,11 @@ def _run(options: argparse.Namespace) -> None:
         writer.write(_chat_ids(writer.language, [*_opening(options), {"role": "user", "content": text}]))
     else:
         ids = writer.language.tokenizer(text)["input_ids"]
+        if not ids:
+            raise JloraError(
+                "--prompt: expected a text, found an empty one, and this model's tokenizer puts no token before a text,"
+                " from which the model could begin; give the first word or more"
+            )
         writer.write(ids, before=ids)
 
 

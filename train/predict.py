@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from jlora.errors import JloraError
 from jlora.files.path_checks import as_path
 from jlora.pretrained.locate import settle_hub
+from jlora.printable import counted
 from train.classify import metrics
 from train.classify.classifier import load_trained
 from train.classify.config import Config, DataConfig
@@ -27,7 +28,7 @@ from train.classify.data.splits import Split, make_split
 from train.classify.evaluate import scores
 from train.classify.predictions import format_prediction
 from train.cli import arguments
-from train.cli.exit_codes import exit_code, show
+from train.cli.exit_codes import exit_code, require_new_file, show
 from train.cli.signs_of_life import working
 from train.cli.without_torch import keep_torch_from_transformers
 from train.config import yaml12
@@ -61,22 +62,21 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    if options.output.exists() and not options.overwrite:
-        raise JloraError(f"--output: {options.output}: exists; name another file, or give --overwrite")
+    require_new_file("--output", options.output, options.overwrite)
     require_kept({"--input": options.input}, [options.output], "give another --output")
     config = _data_config(options)
     settle_hub(options.input)
-    with working(f"reading {options.model}"):
-        trained = load_trained(options.model, options.base)
-    with _keys_as_flags():
+    with _keys_as_flags():  # before the model, which takes longer
         tables = read_tables(options.input, "test", config)
         rows = make_split(tables, config, "test", labelled=options.evaluate)
+    with working(f"reading {options.model}"):
+        trained = load_trained(options.model, options.base)
     # Raises for wrong labels before anything is computed.
     encoded = encode_labels(rows, trained.labels, "test") if options.evaluate else None
-    with working(f"labelling {len(rows):,} rows"):
+    with working(f"labelling {counted(len(rows), 'row')}"):
         logits = trained.logits(rows, config.max_length, options.batch_size)
     _write(options.output, _columns(tables[0], rows), logits, trained.labels)
-    logger.info("%d rows labelled: %s", len(rows), options.output)
+    logger.info("%s labelled: %s", counted(len(rows), "row"), options.output)
     if encoded is not None:
         found = scores(trained.labels.problem_type, logits, encoded)
         show("  ".join(f"{name} {value:.4f}" for name, value in found.items()) or "no row is labelled")

@@ -26,6 +26,15 @@ def as_path(name: str) -> Path:
     return path
 
 
+def looks_like_path(name: str) -> bool:
+    """Returns whether a missing `name` must have been meant as a path, and not as the hub's NAME or OWNER/NAME.
+
+    A run's folder is one (`runs/NAME`, where commands write by default), although the hub could have such an owner.
+    """
+    text = str(name)
+    return text.startswith((".", "/", "~", "runs/")) or text.count("/") > 1
+
+
 def require_own(file: Path, folder: Path | None = None) -> None:
     """Refuses a link that leads out of `folder`, which defaults to the one that `file` is in.
 

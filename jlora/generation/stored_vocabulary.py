@@ -17,8 +17,9 @@ from jlora.errors import AdapterMismatchError, FileError
 from jlora.lora.config import LoraConfig
 from jlora.lora.targets import matches
 from jlora.models.registry import family
-from jlora.peft.config_file import CONFIG
+from jlora.peft.config_file import CONFIG, read_base_name
 from jlora.peft.folder import read_lora_config
+from jlora.peft.same_base import require_base_sizes
 from jlora.peft.stored_tensors import read_tensors, weights_file
 from jlora.peft.tensor_keys import PREFIX
 from jlora.pretrained.grown_tables import grown, table_paths, with_vocabulary
@@ -46,12 +47,13 @@ def with_stored_vocabulary(folder: Path, model: Any, base: Any) -> tuple[Any, An
       model, base: a causal language model, from `load_base`.
 
     Raises:
+      AdapterMismatchError: the adapter is of another base; the configuration trains rows of only some of the new
+        tokens, or of only one of the two tables.
       FileError: the adapter's files are missing or damaged, or the file has only the embedding or only the head in
         another size.
-      AdapterMismatchError: the configuration trains rows of only some of the new tokens, or of only one of the two
-        tables.
     """
     size, tensors, leaves = model.config.vocab_size, read_tensors(folder), leaves_by_path(base)
+    require_base_sizes(tensors, leaves, str(weights_file(folder)), read_base_name(folder))
     names = table_paths(model, base)
     stored = {path: _find_tensor(tensors, name) for path, name in names.items()}
     sizes = {path: size if tensor is None else tensor.shape[0] for path, tensor in stored.items()}

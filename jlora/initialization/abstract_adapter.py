@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jlora.errors import JloraError, TargetNotFoundError
+from jlora.errors import JloraError, NoRuleError, TargetNotFoundError
 from jlora.initialization.base_uses import BaseUses, base_uses, shaping_use, without_rule
 from jlora.initialization.token_rows import token_rows
 from jlora.lora.config import LoraConfig
@@ -71,7 +71,12 @@ def abstract_adapter(
 
 
 def abstract_stored(
-    where: str, config: LoraConfig, seen: BaseUses, *, allow_materialize: bool = False
+    where: str,
+    config: LoraConfig,
+    seen: BaseUses,
+    *,
+    adapted: Collection[str] = (),
+    allow_materialize: bool = False,
 ) -> dict[str, Entry]:
     """Plans the adapter of a stored configuration: what `abstract_adapter` returns, but names may match nothing.
 
@@ -79,12 +84,15 @@ def abstract_stored(
     no name matches, the result is {}.
 
     Args:
-      where: the file that the configuration is from, for messages. The other arguments are those of `abstract_adapter`.
+      where: the file that the configuration is from, for messages.
+      seen: the base and the uses of its leaves, as `base_uses` finds them.
+      adapted: the modules for which there are tensors; none of them may be left out.
 
     Args:
       seen: the base and the uses of its leaves, as `base_uses` finds them.
 
     Raises:
+      NoRuleError: an operation has no low-rank rule for a weight of one of the modules in `adapted`.
       FileError: a regular expression takes more than 5 seconds on the model's names.
       JloraError: an embedding is to be trained both by rows and otherwise; a head that is tied is to be adapted alone.
     """
@@ -92,6 +100,7 @@ def abstract_stored(
     config = _naming_embeddings(config, seen)
     low_ranks = _low_ranks(config, seen, _shaping_uses(config, seen))
     stopped = {} if allow_materialize else without_rule(seen, low_ranks)
+    _require_none_stopped(where, stopped, seen, adapted)
     _warn_of_stopped(stopped)
     return _plan_entries(config, seen, {path: entry for path, entry in low_ranks.items() if path not in stopped})
 
@@ -168,6 +177,17 @@ def _warn_of_stopped(stopped: Mapping[str, str]) -> None:
             " adapts them; exclude_modules leaves them out without this warning",
             stacklevel=4,
         )
+
+
+def _require_none_stopped(where: str, stopped: Mapping[str, str], seen: BaseUses, adapted: Collection[str]) -> None:
+    """Raises NoRuleError for the first of the `stopped` leaves, {path: operation}, that has a module in `adapted`."""
+    for path, operation in stopped.items():
+        if module := next((name for name in seen.modules[path] if name in adapted), None):
+            raise NoRuleError(
+                f"{where}: {module}: expected a weight that the function uses in operations with a low-rank rule, found"
+                f" {path} in {operation}, which has none. load_adapter(..., allow_materialize=True) reads the adapter,"
+                " and jlora.adapt(fn, allow_materialize=True) applies it"
+            )
 
 
 def _shaping_uses(config: LoraConfig, seen: BaseUses) -> dict[str, Use]:

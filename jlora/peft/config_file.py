@@ -13,6 +13,8 @@ from typing import Any
 
 from jlora.errors import FileError, JloraError
 from jlora.files.bounded_json import read_json
+from jlora.files.nearest_file import nearest_file
+from jlora.files.run_folder import say_what_is_inside
 from jlora.files.safetensors_reader import open_safetensors
 from jlora.lora.config import LoraConfig
 from jlora.lora.named_initializations import INITIALIZATIONS, find_initialization
@@ -149,6 +151,7 @@ def read_fields(folder: Path) -> dict[str, Any]:
       FileError: the file is missing, is not JSON or larger than 1 MiB, or its `peft_type` is not "LORA"; with mlx-lm's
         also if the file of the tensors is missing or damaged.
     """
+    _require_adapter_folder(folder)
     fields, path = read_json(folder / CONFIG, _LARGEST), folder / CONFIG
     if mlx.is_mlx(fields):
         return mlx.peft_fields(fields, open_safetensors(weights_file(folder)), path)
@@ -162,6 +165,17 @@ def read_fields(folder: Path) -> dict[str, Any]:
             " values that it was trained with"
         )
     raise FileError(f"{path}: peft_type: expected LORA, found {fields.get('peft_type')!r}")
+
+
+def _require_adapter_folder(folder: Path) -> None:
+    """Raises FileError, which says what to give instead, for a file, a missing folder, or the folder of a run."""
+    expected = f"{folder}: expected the folder of an adapter ({CONFIG} and its weights)"
+    if folder.is_file():
+        raise FileError(f"{expected}, found a file. Give the folder that it is in: {folder.parent}")
+    if not folder.is_dir():
+        raise FileError(f"{expected}, found no such folder{nearest_file(folder)}")
+    if not (folder / CONFIG).is_file() and (run := say_what_is_inside(folder, name="adapter", file=CONFIG)):
+        raise FileError(f"{expected}, found no {CONFIG}{run}")
 
 
 def to_config(stored: Mapping[str, Any], path: Path) -> LoraConfig:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from jlora.errors import AdapterMismatchError, FileError, JloraError
+from jlora.errors import FileError, JloraError
 from jlora.files.atomic_folder import whole_folder
 from jlora.files.finite import require_finite
 from jlora.initialization.abstract_adapter import abstract_stored
@@ -27,6 +27,7 @@ from jlora.peft.config_file import CONFIG, RECOMPUTED, base_name_in, read_config
 from jlora.peft.fitted_config import fitted_config
 from jlora.peft.lora_bias import fold_lora_bias
 from jlora.peft.redundant_tensors import tied_head, without_copies
+from jlora.peft.same_base import adapted_modules, require_base_name, require_base_sizes
 from jlora.peft.saved_config import true_config
 from jlora.peft.stored_tensors import WEIGHTS, read_tensors, weights_file
 from jlora.peft.tensor_keys import PREFIX, from_peft, is_conv1d, names_of_adapted, to_peft
@@ -117,6 +118,7 @@ def load_adapter(
     Raises:
       FileError: a missing file, an unsupported feature, a pickle, or NaN or infinite values.
       AdapterMismatchError: another base, or a key that is missing, unexpected or does not have the base's shape.
+      NoRuleError: the adapter was made with `allow_materialize`.
     """
     seen = base_uses(fn, base, args, kwargs, names)
     return read_adapter(folder, base, seen, base_model=base_model, allow_materialize=allow_materialize, names=names)
@@ -146,10 +148,13 @@ def read_adapter(
     folder = Path(folder)
     fields, file = read_fields(folder), folder / CONFIG
     config, where = _with_tying(to_config(fields, file), folder), str(weights_file(folder))
-    _require_base(base_name_in(fields, file), base_model, file)
-    template = abstract_stored(str(file), config, seen, allow_materialize=allow_materialize)
-    leaves, tensors = array_leaves(base), read_tensors(folder)
-    named, named_leaves = ({torch_path(path, names): x for path, x in tree.items()} for tree in (template, leaves))
+    base_name, leaves, tensors = base_name_in(fields, file), array_leaves(base), read_tensors(folder)
+    require_base_name(base_name, base_model, file)
+    named_leaves = {torch_path(path, names): leaf for path, leaf in leaves.items()}
+    require_base_sizes(tensors, named_leaves, where, base_name)
+    modules = adapted_modules(tensors)
+    template = abstract_stored(str(file), config, seen, adapted=modules, allow_materialize=allow_materialize)
+    named = {torch_path(path, names): entry for path, entry in template.items()}
     if fields.get("lora_bias"):
         tensors = fold_lora_bias(tensors, named, named_leaves, where)
     if fields.get("target_parameters"):
@@ -218,28 +223,3 @@ def _require_no_conv1d(template: Adapter, file: Path) -> None:
                 f"{file}: target_parameters: expected weights of linear layers, found {path}, which is stored"
                 " transposed. Name its module in target_modules instead"
             )
-
-
-def _require_base(named: str | None, base_model: str | None, file: Path) -> None:
-    if base_model is not None and named is not None and not _same_base(named, base_model):
-        raise AdapterMismatchError(
-            f"{file}: base_model_name_or_path: expected {base_model}, found {named}. Load the"
-            " base that the adapter was made for; or, if both names mean the same base, leave out base_model"
-        )
-
-
-def _same_base(first: str, second: str) -> bool:
-    """Returns whether two names may mean the same model.
-
-    If at least one is a folder, only the last parts are compared: a copy of a hub model may be in any folder.
-    """
-    names = [_hub_id(name) for name in (first, second)]
-    if any(name.count("/") != 1 or name.startswith(("/", ".", "~")) or Path(name).is_dir() for name in names):
-        names = [Path(os.path.abspath(name)).name for name in names]
-    return names[0].lower() == names[1].lower()
-
-
-def _hub_id(name: str) -> str:
-    """Returns the hub id if the name is in the hub's cache (`…/models--org--name/snapshots/…`), else `name`."""
-    cached = next((part for part in Path(name).parts if part.startswith("models--")), None)
-    return name if cached is None else cached.removeprefix("models--").replace("--", "/")

@@ -19,6 +19,7 @@ from jlora.peft.tensor_keys import PREFIX
 
 WEIGHTS = "adapters.safetensors"
 _LARGEST = 2**31
+_EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings")
 _ENDS = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"}
 
 
@@ -42,7 +43,8 @@ def peft_fields(fields: Mapping[str, Any], keys: Iterable[str], file: Path) -> d
 
     Raises:
       FileError: `fine_tune_type` (default lora) is neither lora nor dora, `lora_parameters` has no integer `rank` or no
-        number `scale`, or it has `alpha`, with which versions of mlx-lm differ in the scale.
+        number `scale`, or it has `alpha`, with which versions of mlx-lm differ in the scale; the adapter is of an
+        embedding.
     """
     kind, given = fields.get("fine_tune_type", "lora"), fields.get("lora_parameters")
     if kind not in ("lora", "dora"):
@@ -59,13 +61,20 @@ def peft_fields(fields: Mapping[str, Any], keys: Iterable[str], file: Path) -> d
             " scale by alpha / rank, later ones ignore alpha. If your version multiplies, write the product as scale;"
             " then delete alpha"
         )
+    modules = sorted({key.rpartition(".")[0] for key in keys if key.endswith(".lora_a")})
+    if table := next((name for name in modules if name.rpartition(".")[2] in _EMBEDDINGS), None):
+        raise FileError(
+            f"{file}: {table}.lora_a: expected adapters of linear layers, found one of an embedding (an adapter of"
+            " mlx-lm), which mlx-lm also applies where the embedding is the output head; not supported. Train without"
+            " it: leave it out of lora_parameters.keys"
+        )
     return {
         "peft_type": "LORA",
         "base_model_name_or_path": fields.get("model"),
         "r": rank,
         "lora_alpha": scale * rank,
         "use_dora": kind == "dora",
-        "target_modules": sorted({key.rpartition(".")[0] for key in keys if key.endswith(".lora_a")}),
+        "target_modules": modules,
     }
 
 

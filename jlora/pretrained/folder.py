@@ -15,9 +15,12 @@ import numpy as np
 from jlora.errors import FileError, HubError, JloraError
 from jlora.files.atomic_folder import whole_folder
 from jlora.files.bounded_json import read_json
-from jlora.files.path_checks import as_path
+from jlora.files.nearest_file import nearest_file
+from jlora.files.path_checks import as_path, looks_like_path
+from jlora.files.run_folder import say_what_is_inside
 from jlora.files.safetensors_reader import READABLE, StoredTensor, open_safetensors
 from jlora.gguf.model import GgufTensor, gguf_tensors, is_gguf
+from jlora.pretrained.locate import model_folder
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -26,6 +29,8 @@ WEIGHT_PATTERNS = (SINGLE_FILE, INDEX_FILE, "model-*.safetensors")
 DTYPES = {"float32": READABLE["F32"], "bfloat16": READABLE["BF16"], "float16": READABLE["F16"]}
 
 _FILE_NAME = re.compile(r"\w[\w.-]{0,254}", re.ASCII)
+_CONFIG = "config.json"
+_EXPECTED = f"expected the folder of a model ({_CONFIG}, {SINGLE_FILE})"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack")
 
 
@@ -39,10 +44,10 @@ class Planned(NamedTuple):
 def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """Returns the folder or GGUF file `name`, or downloads the files of the hub's model that match `patterns`.
 
-    An existing folder is returned whatever is in it.
+    A folder with the model's files is returned whatever else is in it.
 
     Args:
-      name: a folder, a GGUF file, or a hub id.
+      name: a folder, a GGUF file, `package:PACKAGE/PATH` or a hub id.
       revision: the hub's branch, tag or commit; None is the default branch.
       patterns: names or patterns of files, such as WEIGHT_PATTERNS; read only for the hub.
 
@@ -50,20 +55,30 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
       The path, or the folder in the hub's cache.
 
     Raises:
-      FileError: there is no such folder, or the name cannot be a path.
+      FileError: there is no such folder, it is that of a run and not of a model, or the name cannot be a path.
       HubError: there is no such model on the hub, or the hub cannot be reached.
     """
-    folder = as_path(name)
-    if folder.is_dir() or (folder.is_file() and is_gguf(folder)):
+    folder = as_path(model_folder(name) if str(name).startswith("package:") else name)
+    if folder.is_dir():
+        if not (folder / _CONFIG).is_file() and (run := say_what_is_inside(folder, name="merged", file=_CONFIG)):
+            raise FileError(f"{name}: {_EXPECTED}; found no {_CONFIG}{run}")
         return folder
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or folder.exists():
-        raise FileError(f"{name}: expected the folder of a model (config.json, {SINGLE_FILE}); found no such folder")
+    if folder.is_file():
+        if is_gguf(folder):
+            return folder
+        raise FileError(f"{name}: {_EXPECTED}; found a file that is not GGUF. Give the folder of the model's files")
+    if looks_like_path(name):
+        raise FileError(f"{name}: {_EXPECTED}; found no such folder{nearest_file(folder)}")
     from huggingface_hub import snapshot_download  # also imports an HTTP client
     from huggingface_hub.errors import HFValidationError
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except (OSError, HFValidationError) as error:
+        if "/" in name and folder.parent.is_dir():  # more likely a folder than a model whose owner has that name
+            raise FileError(
+                f"{name}: {_EXPECTED}; found no such folder{nearest_file(folder)}, and no model of that name on the hub"
+            ) from error
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise HubError(
             f"{name}: expected a folder or a model on the Hugging Face hub; found no such folder, "
@@ -76,7 +91,7 @@ def find_downloaded(name: str, revision: str | None, patterns: Sequence[str]) ->
 
     Returns None if there is no such folder on this disk, or none of its files matches `patterns`.
     """
-    folder = as_path(name)
+    folder = as_path(model_folder(name) if str(name).startswith("package:") else name)
     if folder.is_file():
         return folder
     if not folder.is_dir():

@@ -47,7 +47,7 @@ def load_config(name: str, *, revision: str | None = None, **overrides: Any) -> 
     If there is a generation_config.json with `eos_token_id`, this replaces the config's own.
 
     Args:
-      name: a folder with config.json, a GGUF file, or a hub id.
+      name: a folder with config.json, a GGUF file, `package:PACKAGE/PATH` or a hub id.
       revision: the hub's branch, tag or commit.
       overrides: config keys to replace, such as `num_labels`, `id2label`, `label2id`, `problem_type`. Names of labels
         that were stored for another `num_labels` are dropped.
@@ -123,7 +123,8 @@ def load_base(
     """Loads the linen model and its weights from a Hugging Face folder or hub id.
 
     Args:
-      name: a folder with config.json and safetensors files, a GGUF file, or a hub id.
+      name: a folder with config.json and safetensors files, a GGUF file, `package:PACKAGE/PATH` (either of them inside
+        an installed Python package) or a hub id.
       revision: the hub's branch, tag or commit.
       num_labels: a classifier's number of logits; None means the config's.
       key: initialises a head that the checkpoint does not have.

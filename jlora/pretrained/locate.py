@@ -12,7 +12,7 @@ from huggingface_hub import constants, get_session
 
 from jlora.errors import FileError, JloraError
 from jlora.files.nearest_file import nearest_file
-from jlora.files.path_checks import as_path
+from jlora.files.path_checks import as_path, looks_like_path
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:.+)?")
 _FILE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".txt")
@@ -36,7 +36,7 @@ def local_path(name: str) -> Path | None:
     if path.exists():
         return path
     is_file_name = path.suffix.lower() in _FILE_SUFFIXES or (path.suffix and "/" not in name)
-    if _HUB_NAME.fullmatch(name) and not name.startswith(".") and not is_file_name:
+    if _HUB_NAME.fullmatch(name) and not looks_like_path(name) and not is_file_name:
         return None
     raise FileError(f"{name}: no such file or folder{nearest_file(path)}")
 

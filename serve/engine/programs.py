@@ -69,13 +69,13 @@ def extend(model: Any, base: Any, bank: Bank, memory: Memory, tokens: Tokens, ch
     """Reads the tokens of each row with its adapter; draws the token after the last real one."""
 
     def of_row(adapter: Any, memory: Memory, row: Tokens) -> tuple[jax.Array, Memory]:
-        return adapt(partial(_extend_row, model))(base, adapter, memory, row)
+        return adapt(partial(extend_row, model))(base, adapter, memory, row)
 
     logits, memory = jax.vmap(of_row)(gather(bank, tokens.slot), memory, tokens)
     return draw_rows(logits, choice), memory
 
 
-def _extend_row(model: Any, base: Any, memory: Memory, row: Tokens) -> tuple[jax.Array, Memory]:
+def extend_row(model: Any, base: Any, memory: Memory, row: Tokens) -> tuple[jax.Array, Memory]:
     """Returns (the logits after the last real token, (vocab,); keys and values with the row's tokens)."""
     width = row.ids.shape[0]
     held = (jnp.arange(memory.keys.shape[-1]) < row.start)[None]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jlora.errors import JloraError
-from jlora.printable import printable
+from jlora.printable import counted, printable, shorten_words
 from tests.train.artifacts.test_model_card import FACTS
 from train.artifacts.model_card import model_card
 from train.cli.exit_codes import show
@@ -57,3 +57,26 @@ def test_logs_of_all_packages_escape_and_appear_once(ci):
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
     shown = [re.sub(r"^(\[transformers\]|\d\d:\d\d:\d\d) ", "", line) for line in result.stderr.splitlines()]
     assert shown == ["\\x1b[2J\\ud800"] * 4
+
+
+def test_a_very_long_word_is_cut_in_the_middle():
+    text = f"data.labels: {'a' * 100_000} is unknown"
+    short = shorten_words(text)
+    assert short == f"data.labels: {'a' * 200}…{'a' * 100} is unknown"
+    assert shorten_words(short) == short
+    assert str(JloraError(text)) == short
+    assert shorten_words("b" * 400) == "b" * 400
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "expected"),
+    [
+        (1, "row", "1 row"),
+        (0, "row", "0 rows"),
+        (2000, "token", "2,000 tokens"),
+        (1, "class", "1 class"),
+        (2, "class", "2 classes"),
+    ],
+)
+def test_one_has_no_plural(number, noun, expected):
+    assert counted(number, noun) == expected

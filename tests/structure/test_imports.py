@@ -12,10 +12,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ON_DISK = {
     "__main__",
-    "files.atomic_folder", "files.bounded_json", "files.nearest_file", "files.path_checks", "files.safetensors_reader",
+    "files.atomic_folder", "files.bounded_json", "files.nearest_file", "files.path_checks", "files.run_folder",
+    "files.safetensors_reader",
     "generation.open_model", "generation.stored_vocabulary",
     "gguf.adapter", "gguf.model", "gguf.reader",
-    "peft.base_model", "peft.config_file", "peft.folder", "peft.mlx", "peft.stored_tensors",
+    "peft.base_model", "peft.config_file", "peft.folder", "peft.mlx", "peft.same_base", "peft.stored_tensors",
     "pretrained.folder", "pretrained.load", "pretrained.locate", "pretrained.stored_head", "pretrained.tokenizer",
     "pretrained.tokenizer_files", "pretrained.weights",
 }  # fmt: skip

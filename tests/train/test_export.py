@@ -96,7 +96,9 @@ def test_a_folder_that_holds_something_is_kept_unless_told(tmp_path, capsys):
 def test_what_is_no_adapter_is_refused(adapter, tmp_path, capsys):
     folder = tiny.finished_run() if adapter == "run" else tmp_path / adapter
     assert _call("--adapter", folder, "--out", tmp_path / "out") == 2
-    assert "adapter_config.json" in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert "adapter_config.json" in shown
+    assert ("found no such folder" if adapter == "nowhere" else f"give {folder / 'adapter'}") in shown
     assert not (tmp_path / "out").exists()
 
 

@@ -172,3 +172,8 @@ def test_the_real_chat_model_knows_the_capital_of_france(capsys):
         pytest.skip(str(error))
     prompt = "What is the capital of France?"
     assert "Paris" in _written(capsys, "--model", name, "--chat", "--greedy", "--prompt", prompt)
+
+
+def test_an_empty_prompt_is_refused_where_the_tokenizer_adds_no_first_token(capsys):
+    assert _call("--model", lm_folders.run_folder(), *_GREEDY, "--prompt", "") == 2
+    assert "--prompt: expected a text, found an empty one" in capsys.readouterr().err

@@ -81,10 +81,27 @@ def _silence(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def require_new(folder: Path, overwrite: bool) -> None:
-    """Raises JloraError if `folder` exists, is not an empty folder, and `overwrite` is false.
+def require_new_file(flag: str, file: Path, overwrite: bool) -> None:
+    """Raises JloraError if the file of a flag cannot be written, or exists and `--overwrite` is not given."""
+    if file.is_dir():
+        raise JloraError(f"{flag}: {file}: expected the name of a file, found a folder; name a file in it")
+    _require_no_file_above(flag, file)
+    if file.exists() and not overwrite:
+        raise JloraError(f"{flag}: {file}: exists; name another file, or give --overwrite")
 
-    The message names `--out`, the folder and `--overwrite`.
+
+def _require_no_file_above(flag: str, path: Path) -> None:
+    if above := next((folder for folder in path.parents if folder.is_file()), None):
+        raise JloraError(f"{flag}: {path}: expected a folder {above} or none, found a file; name another place")
+
+
+def require_new(folder: Path, overwrite: bool) -> None:
+    """Raises JloraError if `folder` is a file, or is not empty and `overwrite` is false.
+
+    The message names `--out`, the folder and what to do.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
+    if folder.is_file():
+        raise JloraError(f"--out: {folder}: expected the name of a folder, found a file; name another place")
+    _require_no_file_above("--out", folder)
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise JloraError(f"--out: {folder}: expected a new or empty folder; --overwrite writes into this one")

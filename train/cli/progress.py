@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Self, SupportsFloat, TextIO
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from jlora.printable import printable
+from jlora.printable import printable, shorten_words
 from train.cli.signs_of_life import working
 
 logger = logging.getLogger(__name__)
@@ -271,10 +271,10 @@ def clock(seconds: float) -> str:
 
 
 class _PrintableRecord(logging.LogRecord):
-    """A record whose message is escaped by `printable`, for every package and every handler."""
+    """A record whose message is escaped by `printable` and without very long words, for all packages and handlers."""
 
     def getMessage(self) -> str:
-        return printable(super().getMessage())
+        return printable(shorten_words(super().getMessage()))
 
 
 def configure_logging(verbose: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -30,7 +31,7 @@ def run_command(
       alone: whether nothing else runs in this process, so that PyTorch can be hidden from transformers, and SIGUSR1 and
         SIGXCPU end it.
     """
-    interrupted = "stopped: the same command with --resume goes on from the newest checkpoint"
+    interrupted = f"stopped: {command_to_resume(command.program, argv)} goes on from the newest checkpoint"
     run = partial(exit_code, verbose="--verbose" in argv, interrupted=interrupted)
     requests: list[Request[AnyConfig]] = []
     code = run(lambda: requests.append(parse_command_line(argv, command)))  # --help ends the program here
@@ -43,6 +44,12 @@ def run_command(
         leave_when_time_is_up()
         keep_torch_from_transformers()
     return leave_together(partial(run, partial(_work, requests[0], work)))
+
+
+def command_to_resume(program: str, argv: Sequence[str]) -> str:
+    """Returns the command that resumes the run of this command line, as a shell reads it."""
+    kept = [word for word in argv if word not in ("--resume", "--overwrite")]
+    return shlex.join([*program.split(), *kept, "--resume"])
 
 
 def _work(request: Request[AnyConfig], work: Callable[[AnyConfig, Flags, bool], None]) -> None:

@@ -74,6 +74,10 @@ class Stop:
             self.number = signal.SIGTERM
         return self.number is not None or (self.is_late and alone)
 
+    def has_come(self) -> bool:
+        """Returns whether this process knows of a signal or that the time is up; asks no other process."""
+        return self.number is not None or self.is_late
+
     def check(self) -> None:
         """Raises Cut if `is_requested`."""
         if self.is_requested():
@@ -116,7 +120,7 @@ def listening(deadline: float = math.inf) -> Iterator[Stop]:
     else:
         with _handle_signals(stop):
             yield stop
-    if stop.number is not None or stop.is_late:
+    if stop.has_come():
         raise Stopped(_why(stop))
 
 

@@ -101,6 +101,9 @@ def read_file(path: Path) -> dict[str, Any]:
       JloraError: no such file (the nearest one named, and a shipped config of its name), larger than 1 MiB, not UTF-8,
         not YAML (line and column named), a duplicate key, or something other than a mapping.
     """
+    if path.is_dir():
+        inside = f": give {path / 'config.yaml'}" if (path / "config.yaml").is_file() else "; give a file"
+        raise JloraError(f"--config {path}: expected a YAML file, found a folder{inside}")
     if not path.is_file():
         advice = copy_advice(path)
         raise JloraError(f"--config {path}: expected a YAML file, found no such file{nearest_file(path)}{advice}")

@@ -76,7 +76,9 @@ def read_table(path: Path, name: str, encoding: str = "utf-8", separator: str = 
         is there twice, or a row that does not fit, with its number.
     """
     if path.is_dir():
-        raise JloraError(f"{name}: is a folder; expected a file ({', '.join(_READERS)})")
+        inside = sorted(file.name for file in path.iterdir() if file.suffix.lower() in _READERS)
+        here = f"; give one or a list of those in it: {', '.join(inside[:5])}" if inside else ""
+        raise JloraError(f"{name}: is a folder; expected a file ({', '.join(_READERS)}){here}")
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
         raise JloraError(f"{name}: unknown suffix {path.suffix!r}; expected one of {', '.join(_READERS)}")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from jlora.errors import FileError, JloraError, RunFolderError
 from jlora.files.bounded_json import read_json
+from jlora.printable import counted
 from train.config import dotted_keys, yaml12
 from train.config.command import Flags
 from train.config.run_config import RunConfig, to_yaml
@@ -180,7 +181,10 @@ def take_over(config: RunConfig) -> None:
     _warn_of_other_cores(folder / "environment.json")
     changed = _list_allowed_changes(folder / "config.yaml", config)
     if changed:
-        logger.info("resumed with another configuration\n%s", changed)
+        if any(key not in manifest.OF_NO_EFFECT for key in changed):
+            logger.info("resumed with another configuration\n%s", "\n".join(changed.values()))
+        else:
+            logger.info("resumed; changed, without an effect on the result\n%s", "\n".join(changed.values()))
         (folder / "report.json").unlink(missing_ok=True)
         _write_whole(folder / "config.yaml", to_yaml(config))
 
@@ -211,19 +215,25 @@ def _write_whole(path: Path, text: str) -> None:
     unfinished.replace(path)
 
 
-def _list_allowed_changes(file: Path, config: RunConfig) -> str:
-    """Returns a line for each key that differs from the run's; raises RunFolderError if one must not differ."""
+def _list_allowed_changes(file: Path, config: RunConfig) -> dict[str, str]:
+    """Returns {key: a line about it} of those that differ from the run's; raises RunFolderError if one must not."""
     # Keys that are newer than the file are treated as if they had their defaults.
     before = dotted_keys.defaults(type(config)) | flatten(yaml12.read_file(file), type(config))
     now = manifest.flat(config)
     differ = [key for key in sorted({*before, *now} - {"output_dir"}) if before.get(key) != now.get(key)]
-    lines = {key: f"  {key}: the run has {before.get(key)!r}, now given {now.get(key)!r}" for key in differ}
+    lines = {key: f"  {key}: {_describe_change(before.get(key), now.get(key))}" for key in differ}
     refused = [line for key, line in lines.items() if not manifest.may_change(key)]
     if refused:
         raise RunFolderError(
-            f"--resume: expected the configuration of {file}, found {len(refused)} differences\n" + "\n".join(refused)
+            f"--resume: expected the configuration of {file}, found {counted(len(refused), 'difference')}\n"
+            + "\n".join(refused)
         )
-    return "\n".join(lines.values())
+    return lines
+
+
+def _describe_change(before: Any, now: Any) -> str:
+    had = "was not set" if before is None else f"the run has {before!r}"
+    return f"{had}, {'now not set' if now is None else f'now given {now!r}'}"
 
 
 def _warn_of_other_cores(file: Path) -> None:

@@ -44,6 +44,11 @@ MAY_CHANGE = (
 """Keys and sections that may change when a run is resumed. Model and data may only have other names: their contents
 are compared."""
 
+OF_NO_EFFECT = (
+    "train.checkpoint_every", "train.keep_checkpoints", "train.log_every", "train.max_hours", "tracker", "project",
+)  # fmt: skip
+"""Those of MAY_CHANGE that change nothing of what a run learns and writes at its end."""
+
 _SHOWN = 5
 
 _REPAIR = "Put it back from a copy, or remove it: base and data are then not compared with those of the checkpoints"

@@ -108,6 +108,8 @@ def train(
             hours = config.train.max_hours
             with listening(math.inf if hours is None else begin + 3600 * hours) as stop:
                 best, rate = train_steps(loop, found, manager, recorder, stop)
+                if stop.has_come():
+                    logger.warning("saved: step %d of %d", manager.latest_step() or 0, loop.steps)
             times = {
                 "prepare": trained - begin,
                 "train": time.monotonic() - trained,

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from jlora.errors import JloraError
+from jlora.files.path_checks import looks_like_path
 from jlora.pretrained.folder import INDEX_FILE, open_tensors
 from jlora.pretrained.load import load_config
 from jlora.pretrained.tokenizer import load_tokenizer
@@ -84,3 +85,13 @@ def test_the_hubs_cache_is_made_of_links(shared, tmp_path):
     (snapshot / "generation_config.json").symlink_to(tmp_path / "secret")
     with pytest.raises(JloraError, match=r"found a link to .*secret"):
         load_config(str(snapshot))
+
+
+@pytest.mark.parametrize("name", ["./a", "/a/b", "~/a", "a/b/c", "runs/nope"])
+def test_what_is_meant_as_a_path(name):
+    assert looks_like_path(name)
+
+
+@pytest.mark.parametrize("name", ["bert", "org/model", "runs"])
+def test_what_may_be_the_hubs_name(name):
+    assert not looks_like_path(name)

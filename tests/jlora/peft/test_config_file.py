@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jlora.errors import JloraError
+from jlora.errors import FileError, JloraError
 from jlora.lora.config import LoraConfig
 from jlora.peft import config_file
 from jlora.peft.config_file import read_base_name, read_config, write_config
@@ -212,3 +212,20 @@ def test_a_task_whose_head_is_not_in_the_file_is_not_told_to_peft(task, tmp_path
     for modules, expected in ((None, task), ([], None), (["pooler"], None)):
         write_config(tmp_path, LoraConfig(task_type=task, modules_to_save=modules), None, ["query"])
         assert json.loads((tmp_path / "adapter_config.json").read_text())["task_type"] == expected
+
+
+def test_a_file_a_missing_folder_and_the_folder_of_a_run_say_what_to_give(tmp_path):
+    file = tmp_path / "adapter_model.safetensors"
+    file.write_bytes(b"x")
+    with pytest.raises(FileError, match=rf"found a file\. Give the folder that it is in: {tmp_path}$"):
+        read_config(file)
+    with pytest.raises(FileError, match=r"found no such folder; nearest: adapter_model\.safetensors in"):
+        read_config(tmp_path / "adapter_model")
+    for name in ("config.yaml", "manifest.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(FileError, match="of a run that has not written adapter/"):
+        read_config(tmp_path)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(FileError, match=rf"This is the folder of a run: give {tmp_path / 'adapter'}$"):
+        read_config(tmp_path)

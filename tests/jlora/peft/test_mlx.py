@@ -90,3 +90,12 @@ def test_tensors_of_another_model_are_refused(tmp_path):
     _save(tmp_path, {key.replace("query", "key"): value for key, value in _tensors().items()})
     with pytest.raises(jlora.JloraError, match=r"encoder\.layers\.0\.key\.lora_A\.weight: found, but adapter_config"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("table", ["model.embed_tokens", "transformer.wte"])
+def test_an_adapter_of_an_embedding_is_refused_with_the_reason(table, tmp_path):
+    tensors = {f"{table}.lora_a": np.ones((7, 2), np.float32), f"{table}.lora_b": np.ones((2, 4), np.float32)}
+    _save(tmp_path, _tensors() | tensors)
+    expected = rf"{table}\.lora_a: expected adapters of linear layers, found one of an embedding .*output head"
+    with pytest.raises(jlora.FileError, match=expected):
+        load(tmp_path)

@@ -227,7 +227,7 @@ def test_an_adapter_of_a_weight_without_a_rule_comes_back(tmp_path):
     again, _ = jlora.load_adapter(tmp_path, base, fn, x, allow_materialize=True)
     apply = jlora.adapt(fn, allow_materialize=True)
     assert difference(apply(base, again, x), apply(base, adapter, x)) < 1e-6
-    with pytest.warns(UserWarning, match=r"up/kernel \(tanh\)"), pytest.raises(jlora.JloraError, match=r"up\.lora_"):
+    with pytest.raises(jlora.NoRuleError, match=r"up: .*up/kernel in tanh.*load_adapter\(.*allow_materialize="):
         jlora.load_adapter(tmp_path, base, fn, x)
 
 

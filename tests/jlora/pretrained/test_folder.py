@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jlora.errors import JloraError
+from jlora.errors import FileError, JloraError
 from jlora.pretrained import folder as files
 from jlora.pretrained.folder import INDEX_FILE, SINGLE_FILE, Planned, fetch, open_tensors, read_json, write_model
 from tests.support.models import encoder_cases as cases
@@ -129,7 +129,7 @@ def test_a_crash_while_files_come_into_place_leaves_no_weights(tmp_path, monkeyp
         open_tensors(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/no/where", "no/such/folder"])
+@pytest.mark.parametrize("name", ["./nowhere", "/no/where", "no/such/folder", "runs/nope"])
 def test_a_folder_that_is_not_there(name):
     with pytest.raises(JloraError, match=f"{name}.*found no such folder"):
         fetch(name, None, ["config.json"])
@@ -140,6 +140,44 @@ def test_a_hub_model_that_cannot_be_had(name, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(JloraError, match=f"{name}: expected a folder or a model on the Hugging Face hub"):
         fetch(name, None, ["config.json"])
+
+
+def test_a_name_whose_first_folder_is_there_is_a_missing_folder(monkeypatch, tmp_path):
+    (tmp_path / "models" / "bert").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    expected = r"^models/bret: .*found no such folder; nearest: bert in .*, and no model of that name on the hub$"
+    with pytest.raises(FileError, match=expected):
+        fetch("models/bret", None, ["config.json"])
+
+
+def test_a_model_in_an_installed_package(monkeypatch, tmp_path):
+    (tmp_path / "a_package_of_models" / "model").mkdir(parents=True)
+    (tmp_path / "a_package_of_models" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "package:a_package_of_models/model"
+    assert fetch(name, None, ["config.json"]) == tmp_path / "a_package_of_models" / "model"
+    (fetch(name, None, []) / "model.safetensors").touch()
+    assert files.find_downloaded(name, None, ["*.safetensors"]) == fetch(name, None, [])
+    with pytest.raises(FileError, match=r"mdoel: no such file or folder; nearest: model in"):
+        fetch("package:a_package_of_models/mdoel", None, [])
+
+
+def test_a_file_where_a_folder_is_expected(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(FileError, match=r"found a file that is not GGUF\. Give the folder of the model's files"):
+        fetch(str(tmp_path / "model.safetensors"), None, [])
+
+
+def test_the_folder_of_a_run_says_which_folder_in_it_is_meant(tmp_path):
+    for name in ("config.yaml", "manifest.json"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(FileError, match=r"found no config\.json\. This is .* a run that has not written merged/"):
+        fetch(str(tmp_path), None, [])
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "config.json").write_text("{}")
+    with pytest.raises(FileError, match=r"This is the folder of a run: give .*merged$"):
+        fetch(str(tmp_path), None, [])
 
 
 def test_the_hub_is_asked_for_the_files_that_are_read(monkeypatch, tmp_path):

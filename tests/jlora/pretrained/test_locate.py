@@ -36,7 +36,7 @@ def test_anything_else_is_a_hub_name(name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name", ["trian.csv", "trian.cvs", "./model", "/nowhere/model", "a/b/c", "data/x.JSONL", "../up"]
+    "name", ["trian.csv", "trian.cvs", "./model", "/nowhere/model", "a/b/c", "data/x.JSONL", "../up", "runs/nope"]
 )
 def test_what_can_only_be_a_path_has_to_be_there(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

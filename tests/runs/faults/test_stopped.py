@@ -38,6 +38,8 @@ def test_a_signal_saves_and_leaves_with_its_code(trainer, number, code, tmp_path
     assert processes.finish(first) == code
     assert f"{number.name}: finishing this step and writing a checkpoint" in log.read_text()
     step = runs.learned(folder)[-1]["step"]
+    assert f"saved: step {step} of 1000000\n" in log.read_text()
+    assert "--resume goes on from the newest checkpoint" in log.read_text().splitlines()[-1]
     assert runs.newest(folder).name == str(step)
     assert runs.run(trainer, [*arguments, "--resume", f"train.max_steps={step}"], log) == 0, log.read_text()
     assert f"resumed at step {step}\n" in log.read_text()

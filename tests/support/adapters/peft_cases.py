@@ -226,7 +226,7 @@ REFUSED = {
         _changed(target_parameters=["experts.gate_up_proj"]),
     ),
     "another base": Refused(
-        r"found no such key; nearest: .*transformer\.h.* Check that adapter_config\.json and the base are those",
+        r"transformer\.h.*: found, but .* no such weight of this base, .*model\.layers.*: the adapter is of another",
         renamed(lambda key: key.replace("model.layers", "transformer.h")),
     ),
     "another rank than the tensors'": Refused(

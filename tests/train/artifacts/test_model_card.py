@@ -1,6 +1,7 @@
 import dataclasses
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 import yaml
@@ -199,3 +200,11 @@ def test_the_code_in_a_language_models_card_runs(kind, chat, capsys):
 def test_a_gguf_base_is_named_beside_its_folder():
     card = model_card(dataclasses.replace(LM_FACTS, base_model="/models/a.gguf"), "adapter")
     assert "AutoModelForCausalLM.from_pretrained('/models/', gguf_file='a.gguf')" in card
+
+
+def test_the_documentation_shows_the_cards_own_lines():
+    page = (Path(__file__).parents[3] / "docs" / "lm.md").read_text()
+    shown = re.search(r"```text\n(tokenizer = .*?)\n```", page, re.DOTALL).group(1)
+    base = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    facts = dataclasses.replace(FACTS, problem_type=None, where="runs/mine/adapter", base_model=base, tokens=49154)
+    assert shown.replace('"', "'") in _python(model_card(facts, "adapter"))

@@ -8,7 +8,7 @@ import pytest
 
 from jlora.errors import JloraError
 from tests.support.training import tiny
-from train.cli.exit_codes import exit_code, require_new
+from train.cli.exit_codes import exit_code, require_new, require_new_file
 from train.cli.signals import Stopped
 
 
@@ -81,9 +81,8 @@ def test_a_folder_that_holds_something_needs_overwrite(tmp_path):
     require_new(tmp_path, overwrite=False)
     (tmp_path / "file").touch()
     require_new(tmp_path, overwrite=True)
-    for path in (tmp_path, tmp_path / "file"):
-        with pytest.raises(JloraError, match="--overwrite"):
-            require_new(path, overwrite=False)
+    with pytest.raises(JloraError, match="--overwrite"):
+        require_new(tmp_path, overwrite=False)
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
@@ -123,3 +122,19 @@ raise SystemExit(exit_code(work))
         process.stderr.close()
         process.stdin.write("\n")
     assert process.returncode == 130
+
+
+def test_a_file_and_a_folder_that_cannot_be_written_are_refused_early(tmp_path):
+    (file := tmp_path / "out.csv").write_text("mine")
+    require_new_file("--output", tmp_path / "new" / "out.csv", overwrite=False)
+    require_new_file("--output", file, overwrite=True)
+    for path, overwrite, message in [
+        (file, False, "exists; name another file, or give --overwrite"),
+        (tmp_path, True, "expected the name of a file, found a folder; name a file in it"),
+        (file / "out.csv", True, "expected a folder .*out.csv or none, found a file; name another place"),
+    ]:
+        with pytest.raises(JloraError, match=f"^--output: {path}: {message}"):
+            require_new_file("--output", path, overwrite)
+    for path in (file, file / "inside"):
+        with pytest.raises(JloraError, match=f"^--out: {path}: expected .* found a file"):
+            require_new(path, overwrite=True)

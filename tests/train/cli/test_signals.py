@@ -66,7 +66,9 @@ def test_a_signal_is_noted_and_raised_at_the_end(number):
     def work():
         with listening() as stop:
             assert not stop.is_requested()
+            assert not stop.has_come()
             _signal(number)
+            assert stop.has_come()
             assert stop.is_requested()
             assert stop.is_requested()
 

@@ -110,3 +110,11 @@ def test_a_file_larger_than_any_config_is_not_parsed(tmp_path):
         file.truncate(2**40)
     with pytest.raises(JloraError, match=r"a\.yaml: expected at most 1048576 bytes of YAML; found 1099511627776"):
         yaml12.read_file(tmp_path / "a.yaml")
+
+
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(JloraError, match=rf"^--config {tmp_path}: expected a YAML file, found a folder; give a file$"):
+        yaml12.read_file(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(JloraError, match=rf"found a folder: give {tmp_path}/config\.yaml$"):
+        yaml12.read_file(tmp_path)

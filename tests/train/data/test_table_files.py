@@ -157,6 +157,10 @@ def test_an_unknown_encoding(tmp_path):
 def test_a_folder_is_no_file(tmp_path):
     with pytest.raises(JloraError, match=r"is a folder; expected a file \(\.csv"):
         read_table(tmp_path, "data")
+    for name in ("train.csv", "notes.md"):
+        (tmp_path / name).touch()
+    with pytest.raises(JloraError, match=r"; give one or a list of those in it: train\.csv$"):
+        read_table(tmp_path, "data")
 
 
 def test_a_missing_column_names_the_ones_there_are_and_the_nearest(tmp_path):

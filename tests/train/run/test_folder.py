@@ -127,6 +127,16 @@ def test_only_the_same_configuration_is_resumed(run):
     assert "  lora.r: the run has 8, now given 2" in str(caught.value)
 
 
+def test_a_change_without_an_effect_is_not_called_another_configuration(run, caplog):
+    with caplog.at_level("INFO", "train"):
+        take_over(_config(run, train={"max_hours": 23.5}))
+        assert "without an effect on the result\n  train.max_hours: was not set, now given 23.5" in caplog.text
+        take_over(_config(run, train={"log_every": 3}))
+    assert "  train.max_hours: the run has 23.5, now not set" in caplog.text
+    assert "another configuration" not in caplog.text
+    assert "None" not in caplog.text
+
+
 def test_a_finished_run_goes_on_where_what_may_change_does(run, caplog):
     _finish(run)
     longer = _config(run, train={"epochs": 9}, export={"merged": False})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from jlora.printable import counted
 from train.classify.data.label_values import spelling
 from train.classify.data.labels import Labels, is_labelled
 
@@ -27,7 +28,7 @@ def describe_labels(labels: Labels, encoded: np.ndarray, name: str) -> str:
     known = encoded[is_labelled(encoded)]
     unlabelled = f"; {len(encoded) - len(known):,} without a label" * (len(known) < len(encoded))
     seen = f", because {labels.reason} (task=... overrides this)" if name == "train" and labels.reason else ""
-    head = f"{name}: {len(encoded):,} rows, {labels.problem_type}{seen}"
+    head = f"{name}: {counted(len(encoded), 'row')}, {labels.problem_type}{seen}"
     if labels.problem_type == "regression":
         scores = f"{known.min():g} to {known.max():g}, mean {known.mean():.4g}" if len(known) else "none"
         return f"{head}, scores: {scores}{unlabelled}"
@@ -36,10 +37,10 @@ def describe_labels(labels: Labels, encoded: np.ndarray, name: str) -> str:
     else:
         counts = known.sum(axis=0).astype(int)
         unlabelled += f"; {(known.sum(axis=1) == 0).sum():,} with none of them"
-    counted = [f"{class_name} {count:,}" for class_name, count in zip(labels.names, counts, strict=True)]
-    shown = ", ".join(counted[:_SHOWN])
+    by_class = [f"{class_name} {count:,}" for class_name, count in zip(labels.names, counts, strict=True)]
+    shown = ", ".join(by_class[:_SHOWN])
     more = f" and {len(labels) - _SHOWN:,} more" * (len(labels) > _SHOWN)
-    return f"{head}, {len(labels)} classes: {shown}{more}{unlabelled}"
+    return f"{head}, {counted(len(labels), 'class')}: {shown}{more}{unlabelled}"
 
 
 def near_equal(labels: Labels) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jlora.errors import JloraError
+from jlora.printable import counted
 from train.data.bad_rows import note_left_out
 from train.lm.data.examples import Counts, Examples, join
 from train.lm.data.hold_out import are_few_long_texts, hold_out_ends
@@ -75,7 +76,9 @@ def load_examples(
     packed = {name: pack(examples, config.max_length) for name, examples in splits.items()}
     for name, rows in packed.items():
         padding = f"{rows.padding_share:.1%} of them padding"
-        notes.append(f"{name}: {len(splits[name]):,} examples packed into {len(rows):,} rows, {padding}")
+        notes.append(
+            f"{name}: {counted(len(splits[name]), 'example')} packed into {counted(len(rows), 'row')}, {padding}"
+        )
     return Data(splits, {**packed}, tuple(notes), chats)
 
 
@@ -145,16 +148,16 @@ def _examples(
     """Makes the examples of a split; there must be at least one."""
     length = config.max_length
     examples = join([fit(tokenize_texts(part, tokenizer), length, too_long(part.form, config), part) for part in parts])
-    counted = _describe_counts(examples.counts, length)
+    left_out = _describe_counts(examples.counts, length)
     if not len(examples):
         raise JloraError(
-            f"data.{name}: expected something to learn; found none in {examples.counts.rows:,} rows: "
-            f"{'; '.join(counted)}. Prompts that fill a row leave no room for answers"
+            f"data.{name}: expected something to learn; found none in {counted(examples.counts.rows, 'row')}: "
+            f"{'; '.join(left_out)}. Prompts that fill a row leave no room for answers"
         )
-    notes += [f"{name}: {line}" for line in counted]
-    notes.append(
-        f"{name}: {len(examples):,} examples of {len(examples.ids):,} tokens, {np.sum(examples.learn):,} of them learnt"
-    )
+    notes += [f"{name}: {line}" for line in left_out]
+    learnt = f"{np.sum(examples.learn):,} of them learnt"
+    tokens = counted(len(examples.ids), "token")
+    notes.append(f"{name}: {counted(len(examples), 'example')} of {tokens}, {learnt}")
     return examples
 
 
@@ -165,7 +168,7 @@ def _describe_counts(counts: Counts, max_length: int) -> list[str]:
         f"{counts.split:,} {longer} split": counts.split,
         f"{counts.cut:,} {longer} cut": counts.cut,
         f"{counts.dropped:,} {longer} dropped": counts.dropped,
-        f"{counts.unlearnt:,} examples left out, as no token of them is learnt": counts.unlearnt,
+        f"{counted(counts.unlearnt, 'example')} left out, as no token of them is learnt": counts.unlearnt,
         f"{counts.straddling:,} of {counts.rows:,} rows have a token of both prompt and completion, which is learnt; "
         "prompts that do not end in a space avoid that": counts.straddling,
     }

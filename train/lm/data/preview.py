@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jlora.printable import counted
 from train.lm.data.examples import Examples
 from train.lm.data.packing import Packed
 
@@ -28,14 +29,16 @@ def preview(rows: Examples | Packed, tokenizer: PreTrainedTokenizerBase, count: 
 def _row(rows: Examples | Packed, index: int, tokenizer: PreTrainedTokenizerBase) -> str:
     part = slice(rows.offsets[index], rows.offsets[index + 1])
     ids, learn = rows.ids[part], rows.learn[part]
-    title = f"--- row {index + 1}: {len(ids)} tokens, {learn.sum()} learnt"
+    title = f"--- row {index + 1}: {counted(len(ids), 'token')}, {learn.sum()} learnt"
     if not isinstance(rows, Packed):
         return f"{title} ---\n{_mark_unlearnt(ids, learn, tokenizer)}"
     starts = np.flatnonzero(rows.position_ids[part] == 0)
     segments = zip(np.split(ids, starts[1:]), np.split(learn, starts[1:]), strict=True)
     texts = [f"[{number}] {_mark_unlearnt(*segment, tokenizer)}" for number, segment in enumerate(segments, 1)]
     padding = rows.size - len(ids)
-    return "\n".join([f"{title}, {len(texts)} examples that do not see each other, {padding} padding ---", *texts])
+    return "\n".join(
+        [f"{title}, {counted(len(texts), 'example')} that do not see each other, {padding} padding ---", *texts]
+    )
 
 
 def _mark_unlearnt(ids: np.ndarray, learn: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> str:

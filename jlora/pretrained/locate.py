@@ -40,9 +40,15 @@ def local_path(name: str) -> Path | None:
 
 
 def model_folder(name: str) -> str:
-    """Returns the folder of a local model, or a hub name unchanged."""
-    folder = local_path(name)
-    return name if folder is None else str(folder)
+    """Returns the path of a local model; any other name unchanged: the hub's, or a path where nothing is.
+
+    Raises:
+      FileError: a `package:` name without a file, or the system cannot have such a path.
+    """
+    if name.startswith("package:"):
+        return str(_package_path(name))
+    path = as_path(name)
+    return str(path) if path.exists() else name
 
 
 def hub_answers(timeout: float = 10.0) -> bool:

@@ -16,8 +16,8 @@ from jlora.errors import JloraError
 from jlora.lora.adapted_model import Adapted
 from jlora.lora.targets import is_trained_whole
 from jlora.models.registry import FAMILIES, family
-from jlora.pretrained.load import abstract_base, build, load_config, load_weights
-from jlora.pretrained.locate import model_folder
+from jlora.pretrained.load import abstract_base, build, load_weights
+from jlora.pretrained.source import PretrainedSource
 from jlora.pretrained.tokenizer import pad_id
 from jlora.pretrained.weights import new_heads
 from jlora.tree.leaf_paths import leaves_by_path
@@ -92,21 +92,21 @@ def prepare_splits(
     return labels, splits
 
 
-def prepare_model(config: Config, labels: Labels, mesh: Mesh | None = None) -> Adapted:
+def prepare_model(config: Config, source: PretrainedSource, labels: Labels, mesh: Mesh | None = None) -> Adapted:
     """Loads model and base, and makes a fresh adapter (or loads that of `lora.from`), on the mesh if there is one."""
-    model = build_labelled(config, labels)
+    model = build_labelled(config, source, labels)
     head_key = stream_key(config.seed, Stream.NEW_HEAD)
-    base = load_weights(model, model_folder(config.model), key=head_key, new_head=config.new_head, mesh=mesh)
+    base = load_weights(model, source, key=head_key, new_head=config.new_head, mesh=mesh)
     if config.method == "lora":
-        lora, new = _lora_config(config, model), _new_modules(config, model)
+        lora, new = _lora_config(config, model), _new_modules(config, source, model)
         adapted = with_adapter(config.lora, lora, model, base, stream_key(config.seed, Stream.ADAPTER), new)
     else:
         adapted = Adapted(model, base, whole_leaves(config, base), None)
-    _warn_of_frozen_heads(adapted, config)
+    _warn_of_frozen_heads(adapted, source.place, _heads(config, source, model))
     return put_adapted(mesh, adapted, config)
 
 
-def abstract_model(config: Config) -> Adapted:
+def abstract_model(config: Config, source: PretrainedSource) -> Adapted:
     """Does the same as `prepare_model` without weights and data: every array is a ShapeDtypeStruct."""
     columns = config.data.label if isinstance(config.data.label, list) else []  # each is a class
     names = config.data.label_names or columns
@@ -114,24 +114,24 @@ def abstract_model(config: Config) -> Adapted:
     overrides: dict[str, Any] = {"id2label": dict(enumerate(distinct))} if distinct else {}
     if config.task == "regression":
         overrides = {"num_labels": 1}
-    model = _build(config, overrides)
+    model = _build(config, source, overrides)
     base = abstract_base(model)
     if config.method != "lora":
         return Adapted(model, base, jax.eval_shape(lambda base: whole_leaves(config, base), base), None)
-    lora, new = _lora_config(config, model), _new_modules(config, model)
+    lora, new = _lora_config(config, model), _new_modules(config, source, model)
     return with_abstract_adapter(config.lora, lora, model, base, new)
 
 
-def _new_modules(config: Config, model: Any) -> list[str]:
+def _new_modules(config: Config, source: PretrainedSource, model: Any) -> list[str]:
     """Returns the names of the modules that the base lacks, if a stored adapter may have them."""
     if config.lora.from_ is None:
         return []
-    return [module_names(path, None)[0] for path in _heads(config, model)]
+    return [module_names(path, None)[0] for path in _heads(config, source, model)]
 
 
-def _heads(config: Config, model: Any) -> dict[str, list[str]]:
+def _heads(config: Config, source: PretrainedSource, model: Any) -> dict[str, list[str]]:
     """Returns the heads that are newly initialised: {path of a leaf: its keys}."""
-    return new_heads(model, model_folder(config.model), new_head=config.new_head)
+    return new_heads(model, source, new_head=config.new_head)
 
 
 def _lora_config(config: Config, model: Any) -> jlora.LoraConfig:
@@ -151,44 +151,43 @@ def whole_leaves(config: Config, base: Any) -> dict[str, jlora.Full]:
     }
 
 
-def classifier_config(name: str, **overrides: Any) -> PreTrainedConfig:
-    """Loads the config of the encoder `name` (folder or hub model) with `load_config`; `overrides` replace its keys.
+def classifier_config(source: PretrainedSource, **overrides: Any) -> PreTrainedConfig:
+    """Makes the config of an encoder; `overrides` replace its keys.
 
     Raises:
-      JloraError: as for `load_config`; the model is not a classifier.
+      JloraError: as for `PretrainedSource.config_with`; the model is not a classifier.
     """
-    config = load_config(model_folder(name), **overrides)
+    config = source.config_with(**overrides)
     if family(config.model_type).task != "SEQ_CLS":
         known = ", ".join(kind for kind, module in FAMILIES.items() if module.task == "SEQ_CLS")
         raise JloraError(
-            f"{name}: config.json: model_type: expected a model that classifies ({known}), found {config.model_type!r}"
+            f"{source.name}: config.json: model_type: expected a model that classifies ({known}),"
+            f" found {config.model_type!r}"
         )
     return config
 
 
-def build_unlabelled(config: Config) -> Any:
+def build_unlabelled(config: Config, source: PretrainedSource) -> Any:
     """Builds the linen model before the labels are known, without weights; its head has the stored config's size."""
-    return _build(config, {})
+    return _build(config, source, {})
 
 
-def build_labelled(config: Config, labels: Labels) -> Any:
+def build_labelled(config: Config, source: PretrainedSource, labels: Labels) -> Any:
     """Builds the linen model that the run trains, without weights."""
-    return _build(config, labels.config_entries())
+    return _build(config, source, labels.config_entries())
 
 
-def _build(config: Config, overrides: dict[str, Any]) -> Any:
-    model_config = classifier_config(config.model, **overrides)
-    train = config.train
-    return build(model_config, dtype=jnp.dtype(train.dtype), remat=train.remat, attention=train.attention)
+def _build(config: Config, source: PretrainedSource, overrides: dict[str, Any]) -> Any:
+    stored, train = classifier_config(source, **overrides), config.train
+    return build(stored, dtype=jnp.dtype(train.dtype), remat=train.remat, attention=train.attention)
 
 
-def _warn_of_frozen_heads(adapted: Adapted, config: Config) -> None:
+def _warn_of_frozen_heads(adapted: Adapted, place: str, heads: dict[str, list[str]]) -> None:
     """Warns of heads that are random and not trained: they remain random, and an adapter's file lacks them."""
-    name, heads = model_folder(config.model), _heads(config, adapted.model)
     frozen = [key for path, keys in heads.items() if path not in adapted.adapter for key in keys]
     if frozen:
         lost = "; adapter/ does not hold them, only merged/ does" if adapted.lora else ""
         logger.warning(
             "%s: newly initialised, and frozen: %s%s. lora.modules_to_save trains what it names",
-            name, ", ".join(frozen), lost,
+            place, ", ".join(frozen), lost,
         )  # fmt: skip

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jax.sharding import Mesh
 
 from jlora.generation.open_model import causal_config
-from jlora.pretrained.tokenizer import load_tokenizer
+from jlora.pretrained.source import PretrainedSource
 from train.cli.signs_of_life import working
 from train.devices.platform import attention_of
 from train.lm.config import LMConfig
@@ -38,12 +38,14 @@ class Texts(Opened):
     """The data of a language model's run.
 
     Attributes:
+      source: where the base is.
       rows: the rows that batches are made of.
       data: the result of `load_examples`, which also has the rows.
       added: the ids of the tokens that were added to the tokenizer.
     """
 
     tokenizer: PreTrainedTokenizerBase
+    source: PretrainedSource
     rows: dict[str, Examples | Packed]
     data: Data
     added: tuple[int, ...]
@@ -54,9 +56,10 @@ LanguageRun = EndedRun[LMConfig, Texts]
 
 def open_texts(config: LMConfig, mesh: Mesh | None, *, resume: bool) -> Texts:
     """Reads tokenizer and texts, and checks that they fit the model; checks the model before it reads any data."""
-    causal_config(config.model)
-    tokenizer, added = open_tokenizer(config)
-    model = build_model(config, added)
+    source = PretrainedSource(config.model)
+    causal_config(source)
+    tokenizer, added = open_tokenizer(config, source)
+    model = build_model(config, source, added)
     attention = attention_of(config, model, batch_names(config), mesh)
     day = run_day(Path(config.output_dir), resume=resume)
     data = read_texts(config, tokenizer, day)
@@ -67,6 +70,7 @@ def open_texts(config: LMConfig, mesh: Mesh | None, *, resume: bool) -> Texts:
     return Texts(
         model=model,
         tokenizer=tokenizer,
+        source=source,
         rows=data.rows,
         data=data,
         added=added,
@@ -78,15 +82,15 @@ def open_texts(config: LMConfig, mesh: Mesh | None, *, resume: bool) -> Texts:
     )
 
 
-def open_tokenizer(config: LMConfig) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
+def open_tokenizer(config: LMConfig, source: PretrainedSource) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
     """Returns (the model's tokenizer, the ids that `add_tokens` returns for `data.add_tokens`, () if there are none).
 
     The tokenizer has the chat template of `data.chat_template`, if that is given.
     """
-    tokenizer = with_template(load_tokenizer(config.model), config.data.chat_template)
+    tokenizer = with_template(source.tokenizer, config.data.chat_template)
     if not config.data.add_tokens:
         return tokenizer, ()
-    return tokenizer, add_tokens(tokenizer, config.data.add_tokens, causal_config(config.model).vocab_size)
+    return tokenizer, add_tokens(tokenizer, config.data.add_tokens, causal_config(source).vocab_size)
 
 
 def read_texts(config: LMConfig, tokenizer: PreTrainedTokenizerBase, day: datetime.date | None = None) -> Data:

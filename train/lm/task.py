@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jlora.lora.adapted_model import Adapted
+from jlora.pretrained.source import PretrainedSource
 from jlora.pretrained.tokenizer import pad_id
 from train.artifacts import adapter_and_merged
 from train.cli.exit_codes import show
@@ -47,12 +48,13 @@ class LanguageTask(TrainingTask[LMConfig, Texts]):
 
     def describe(self, config: LMConfig, flags: Flags) -> None:
         """Prints a plan for other chips, the cost of a step on this machine, or rows as the model will see them."""
+        source = PretrainedSource(config.model)
         if flags.mesh:
-            plan(config, flags.mesh, flags.chip)
+            plan(config, source, flags.mesh, flags.chip)
         elif flags.dry_run:
-            dry_run(config, verbose=flags.verbose)
+            dry_run(config, source, verbose=flags.verbose)
         else:
-            preview_rows(config)
+            preview_rows(config, source)
 
     def open(self, config: LMConfig, mesh: Mesh | None, *, resume: bool) -> Texts:
         """Reads tokenizer and texts."""
@@ -60,7 +62,7 @@ class LanguageTask(TrainingTask[LMConfig, Texts]):
 
     def build(self, config: LMConfig, opened: Texts, mesh: Mesh | None) -> Adapted:
         """Loads the weights, quantized if the config says so; rows for added tokens are newly initialised."""
-        return prepare_model(config, mesh, opened.added)
+        return prepare_model(config, opened.source, mesh, opened.added)
 
     def loss(self, config: LMConfig, opened: Texts, model: Any) -> TotalLoss:
         """Returns the loss: cross-entropy of the next token."""

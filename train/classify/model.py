@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -94,15 +95,16 @@ def prepare_splits(
 
 def prepare_model(config: Config, source: PretrainedSource, labels: Labels, mesh: Mesh | None = None) -> Adapted:
     """Loads model and base, and makes a fresh adapter (or loads that of `lora.from`), on the mesh if there is one."""
-    model = build_labelled(config, source, labels)
+    model = build_model(config, source, **labels.config_entries())
     head_key = stream_key(config.seed, Stream.NEW_HEAD)
     base = load_weights(model, source, key=head_key, new_head=config.new_head, mesh=mesh)
+    heads = new_heads(model, source, new_head=config.new_head)
     if config.method == "lora":
-        lora, new = _lora_config(config, model), _new_modules(config, source, model)
-        adapted = with_adapter(config.lora, lora, model, base, stream_key(config.seed, Stream.ADAPTER), new)
+        lora, key = _lora_config(config, model), stream_key(config.seed, Stream.ADAPTER)
+        adapted = with_adapter(config.lora, lora, model, base, key, _modules_of(heads))
     else:
         adapted = Adapted(model, base, whole_leaves(config, base), None)
-    _warn_of_frozen_heads(adapted, source.place, _heads(config, source, model))
+    _warn_of_frozen_heads(adapted, source.place, heads)
     return put_adapted(mesh, adapted, config)
 
 
@@ -114,24 +116,18 @@ def abstract_model(config: Config, source: PretrainedSource) -> Adapted:
     overrides: dict[str, Any] = {"id2label": dict(enumerate(distinct))} if distinct else {}
     if config.task == "regression":
         overrides = {"num_labels": 1}
-    model = _build(config, source, overrides)
+    model = build_model(config, source, **overrides)
     base = abstract_base(model)
     if config.method != "lora":
         return Adapted(model, base, jax.eval_shape(lambda base: whole_leaves(config, base), base), None)
-    lora, new = _lora_config(config, model), _new_modules(config, source, model)
-    return with_abstract_adapter(config.lora, lora, model, base, new)
+    # Only a stored adapter may have the heads; without one, no weights are opened.
+    heads = new_heads(model, source, new_head=config.new_head) if config.lora.from_ else {}
+    return with_abstract_adapter(config.lora, _lora_config(config, model), model, base, _modules_of(heads))
 
 
-def _new_modules(config: Config, source: PretrainedSource, model: Any) -> list[str]:
-    """Returns the names of the modules that the base lacks, if a stored adapter may have them."""
-    if config.lora.from_ is None:
-        return []
-    return [module_names(path, None)[0] for path in _heads(config, source, model)]
-
-
-def _heads(config: Config, source: PretrainedSource, model: Any) -> dict[str, list[str]]:
-    """Returns the heads that are newly initialised: {path of a leaf: its keys}."""
-    return new_heads(model, source, new_head=config.new_head)
+def _modules_of(heads: Iterable[str]) -> list[str]:
+    """Returns the names of the modules with leaves at these paths."""
+    return [module_names(path, None)[0] for path in heads]
 
 
 def _lora_config(config: Config, model: Any) -> jlora.LoraConfig:
@@ -167,17 +163,12 @@ def classifier_config(source: PretrainedSource, **overrides: Any) -> PreTrainedC
     return config
 
 
-def build_unlabelled(config: Config, source: PretrainedSource) -> Any:
-    """Builds the linen model before the labels are known, without weights; its head has the stored config's size."""
-    return _build(config, source, {})
+def build_model(config: Config, source: PretrainedSource, **overrides: Any) -> Any:
+    """Builds the linen model of the run, without weights.
 
-
-def build_labelled(config: Config, source: PretrainedSource, labels: Labels) -> Any:
-    """Builds the linen model that the run trains, without weights."""
-    return _build(config, source, labels.config_entries())
-
-
-def _build(config: Config, source: PretrainedSource, overrides: dict[str, Any]) -> Any:
+    Before the labels are known, its head has the stored config's size. `Labels.config_entries` are the `overrides` that
+    make it the model that the run trains.
+    """
     stored, train = classifier_config(source, **overrides), config.train
     return build(stored, dtype=jnp.dtype(train.dtype), remat=train.remat, attention=train.attention)
 

@@ -29,8 +29,7 @@ from train.classify.loss import classification_loss
 from train.classify.model import (
     Prepared,
     abstract_model,
-    build_labelled,
-    build_unlabelled,
+    build_model,
     prepare_model,
     prepare_splits,
 )
@@ -74,7 +73,7 @@ class ClassifyTask(TrainingTask[Config, LabelledTexts]):
     def open(self, config: Config, mesh: Mesh | None, *, resume: bool) -> LabelledTexts:
         """Reads the rows, finds the classes in them, and tokenizes them."""
         source = PretrainedSource(config.model)
-        model = build_unlabelled(config, source)
+        model = build_model(config, source)
         attention = attention_of(config, model, list(example_batch(model.config)), mesh)
         tokenizer = source.tokenizer
         data = load_data(config.data, config.seed, config.task)
@@ -85,7 +84,8 @@ class ClassifyTask(TrainingTask[Config, LabelledTexts]):
             labels, splits = prepare_splits(config, data, tokenizer)
         metric = config.train.metric or metrics.primary(labels.problem_type)
         metrics.require_metric(metric, labels.problem_type, len(labels))
-        model, ids = build_labelled(config, source, labels), {name: split.tokens.ids for name, split in splits.items()}
+        model = build_model(config, source, **labels.config_entries())
+        ids = {name: split.tokens.ids for name, split in splits.items()}
         require_tokens_fit(
             model, ids, longest_batch((split.lengths for split in splits.values()), config.data.max_length)
         )

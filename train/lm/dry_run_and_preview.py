@@ -31,11 +31,12 @@ PREVIEWED = 3
 """How many rows --preview prints."""
 
 
-def dry_run(config: LMConfig, source: PretrainedSource, *, verbose: bool) -> None:
+def dry_run(config: LMConfig, *, verbose: bool) -> None:
     """Prints parameters, memory, work and time of a step on one device."""
     if config.mesh.fsdp * config.mesh.tensor > 1 or config.mesh.data > 1:
         sizes = ",".join(f"{axis}={max(1, getattr(config.mesh, axis))}" for axis in AXES)
         raise JloraError(f"--dry-run: plans one device, and mesh asks for more: add --mesh {sizes}")
+    source = PretrainedSource(config.model)
     adapted, steps = abstract_model(config, source, _find_added_tokens(config, source)), config.train.max_steps
     show(parameters(adapted.base, adapted.adapter, verbose=verbose) + "\n")
     loss = causal_loss(adapted.model, model_dropout=config.train.dropout)
@@ -46,7 +47,7 @@ def dry_run(config: LMConfig, source: PretrainedSource, *, verbose: bool) -> Non
     _say_what_was_read(config)
 
 
-def plan(config: LMConfig, source: PretrainedSource, mesh: str, chip: str | None) -> None:
+def plan(config: LMConfig, mesh: str, chip: str | None) -> None:
     """Prints the memory, collectives and time of a step on chips that this machine need not have.
 
     Args:
@@ -57,13 +58,13 @@ def plan(config: LMConfig, source: PretrainedSource, mesh: str, chip: str | None
     sizes = mesh_sizes(mesh)
     placement.require_shared(config.train.batch_size, sizes)
     force_devices(math.prod(sizes.values()))
-    show(plan_text(plan_step(config, sizes, _find_added_tokens(config, source)), known))
+    show(plan_text(plan_step(config, sizes, _find_added_tokens(config, PretrainedSource(config.model))), known))
     _say_what_was_read(config)
 
 
-def preview_rows(config: LMConfig, source: PretrainedSource) -> None:
+def preview_rows(config: LMConfig) -> None:
     """Prints training rows as the model will see them."""
-    tokenizer, _ = open_tokenizer(config, source)
+    tokenizer, _ = open_tokenizer(config, PretrainedSource(config.model))
     show(preview(read_texts(config, tokenizer).rows["train"], tokenizer, PREVIEWED))
 
 

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jlora.lora.adapted_model import Adapted
-from jlora.pretrained.source import PretrainedSource
 from jlora.pretrained.tokenizer import pad_id
 from train.artifacts import adapter_and_merged
 from train.cli.exit_codes import show
@@ -48,13 +47,12 @@ class LanguageTask(TrainingTask[LMConfig, Texts]):
 
     def describe(self, config: LMConfig, flags: Flags) -> None:
         """Prints a plan for other chips, the cost of a step on this machine, or rows as the model will see them."""
-        source = PretrainedSource(config.model)
         if flags.mesh:
-            plan(config, source, flags.mesh, flags.chip)
+            plan(config, flags.mesh, flags.chip)
         elif flags.dry_run:
-            dry_run(config, source, verbose=flags.verbose)
+            dry_run(config, verbose=flags.verbose)
         else:
-            preview_rows(config, source)
+            preview_rows(config)
 
     def open(self, config: LMConfig, mesh: Mesh | None, *, resume: bool) -> Texts:
         """Reads tokenizer and texts."""

@@ -15,7 +15,7 @@ from train.classify import model as prepare
 from train.classify.config import Config
 from train.classify.data.labels import Labels
 from train.classify.data.splits import load_data
-from train.classify.model import abstract_model, build_labelled, prepare_model, prepare_splits
+from train.classify.model import abstract_model, build_model, prepare_model, prepare_splits
 from train.task.fit import require_tokens_fit
 
 _LABELS = Labels("single_label_classification", ("no", "yes"))
@@ -265,7 +265,7 @@ def test_tokens_must_fit_the_model():
     config = _config()
     labels, splits = _splits(config)
     model, ids = (
-        build_labelled(config, PretrainedSource(config.model), labels),
+        build_model(config, PretrainedSource(config.model), **labels.config_entries()),
         {name: split.tokens.ids for name, split in splits.items()},
     )
     require_tokens_fit(model, ids, 24)

@@ -21,6 +21,7 @@ import numpy as np
 
 import jlora
 from benchmarks.common.timing import spread, take_turns
+from jlora.pretrained.source import PretrainedSource
 from jlora.sharding.to_host import to_host
 from train.cli import offline
 from train.cli.parse import parse_command_line
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
 def run(config: LMConfig, steps: int, rounds: int) -> dict[str, Any]:
     """{"steps": of a block, "bytes": of a checkpoint's arrays, "seconds": {"off", "on": [one a round]}}."""
-    adapted = prepare_model(config)
+    adapted = prepare_model(config, PretrainedSource(config.model))
     loss = causal_loss(adapted.model, model_dropout=config.train.dropout)
     training = training_of(config, loss, steps)
     trainable, frozen = jlora.split(adapted.adapter)

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import jlora
 from jlora.errors import JloraError
 from jlora.files.atomic_folder import whole_folder
-from jlora.generation.open_model import load_language_model
+from jlora.generation.open_model import open_language_model
 from jlora.lora.adapted_model import Adapted
 from jlora.models.registry import family
 from jlora.peft.base_model import base_of
-from jlora.pretrained.load import load_config
-from jlora.pretrained.locate import model_folder, settle_hub
+from jlora.pretrained.locate import settle_hub
+from jlora.pretrained.source import PretrainedSource
 from train.artifacts.adapter_and_merged import write_merged
 from train.classify.classifier import load_adapted
 from train.cli import arguments
@@ -75,12 +75,13 @@ def _export(options: argparse.Namespace) -> None:
 def _open_adapted(folder: Path, base: str, quantize: Any) -> tuple[Adapted, PreTrainedTokenizerBase]:
     """Loads the adapter and its base, whose config says what kind of model it is."""
     settle_hub(base)
-    if family(load_config(model_folder(base)).model_type).task == "CAUSAL_LM":
-        language = load_language_model(base, adapter=str(folder), quantize=quantize)
+    source = PretrainedSource(base)
+    if family(source.config.model_type).task == "CAUSAL_LM":
+        language = open_language_model(source, folder, quantize=quantize)
         return language.adapted, language.tokenizer
     if quantize is not None:
         raise JloraError(f"--quantize: expected none for a classifier, whose base is not quantized; found {quantize}")
-    trained = load_adapted(folder, base)
+    trained = load_adapted(folder, source)
     return trained.adapted, trained.tokenizer
 
 

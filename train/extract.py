@@ -20,9 +20,9 @@ from jlora.generation.open_model import causal_config
 from jlora.lora.adapted_model import Adapted
 from jlora.lora.matrices import layer_ranks
 from jlora.models.registry import family
-from jlora.pretrained.load import abstract_base, build, example_batch, load_config, load_weights
-from jlora.pretrained.locate import model_folder, settle_hub
-from jlora.pretrained.tokenizer import load_tokenizer
+from jlora.pretrained.load import abstract_base, build, example_batch, load_weights
+from jlora.pretrained.locate import settle_hub
+from jlora.pretrained.source import PretrainedSource
 from jlora.pretrained.weights import new_heads
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.module_names import module_names
@@ -80,9 +80,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _extract(options: argparse.Namespace) -> None:
     require_new(options.out, options.overwrite)
-    with working(f"reading {options.tuned} and {options.base}"):
-        pair = _load(options.tuned, options.base)
-    tokenizer = _tokenizer(options.tuned, options.base)
+    tuned, base = PretrainedSource(options.tuned), PretrainedSource(options.base)
+    with working(f"reading {tuned.name} and {base.name}"):
+        pair = _load(tuned, base)
+    tokenizer = _tokenizer(tuned, base)
     config = _config(options, pair.task)
     batch = example_batch(pair.model.config)
     with working("decomposing the change of each module"):
@@ -90,43 +91,42 @@ def _extract(options: argparse.Namespace) -> None:
     ranks = [rank for entry in adapter.values() if isinstance(entry, jlora.LowRank) for rank in layer_ranks(entry)]
     spectra = spectrum.by_module(values, [rank for rank in ranks if rank])
     adapted = Adapted(pair.model, pair.base, adapter, config)
-    folder = model_folder(options.base)
-    is_hub_name = folder == options.base and not Path(options.base).exists()
-    base = options.base if is_hub_name else str(Path(folder).resolve())
-    write_adapter(options.out / "adapter", adapted, adapter, tokenizer, _labels(pair), base)
+    is_hub_name = base.place == base.name and not Path(base.name).exists()
+    base_model = base.name if is_hub_name else str(Path(base.place).resolve())
+    write_adapter(options.out / "adapter", adapted, adapter, tokenizer, _labels(pair), base_model)
     spectrum.write_csv(options.out / "spectrum.csv", spectra)
-    title = f"What changed from {_short(options.base)} to {_short(options.tuned)}"
+    title = f"What changed from {_short(base.name)} to {_short(tuned.name)}"
     spectrum.plot_spectrum(spectra, options.out / "spectrum.png", title)
     show(_table(spectra))
     _say_outside(outside(pair.tuned, pair.base, adapter))
     _say_where(options.out, pair.task)
 
 
-def _load(tuned: str, base: str) -> Pair:
+def _load(tuned: PretrainedSource, base: PretrainedSource) -> Pair:
     """Loads both models as one class."""
-    for name in (tuned, base):
-        settle_hub(name)
-    if family(load_config(model_folder(tuned)).model_type).task == "SEQ_CLS":
+    for source in (tuned, base):
+        settle_hub(source.name)
+    if family(tuned.config.model_type).task == "SEQ_CLS":
         return _load_classifiers(tuned, base)
-    model, base_model = (build(causal_config(name)) for name in (tuned, base))
+    model, base_model = (build(causal_config(source)) for source in (tuned, base))
     _require_same_architecture(model, base_model)
-    tuned_tree, base_tree = (load_weights(model, model_folder(name)) for name in (tuned, base))
+    tuned_tree, base_tree = (load_weights(model, source) for source in (tuned, base))
     return Pair(model, tuned_tree, base_tree, "CAUSAL_LM")
 
 
-def _load_classifiers(tuned: str, base: str) -> Pair:
+def _load_classifiers(tuned: PretrainedSource, base: PretrainedSource) -> Pair:
     """Loads two classifiers; a head that the base lacks is copied from the tuned model and counts as unchanged."""
     config = classifier_config(tuned)
     labels = {"id2label": config.id2label, "label2id": config.label2id, "problem_type": config.problem_type}
     model, base_model = build(config), build(classifier_config(base, **labels))
     _require_same_architecture(model, base_model)
-    tuned_lacks, base_lacks = (new_heads(model, model_folder(name)) for name in (tuned, base))
-    tuned_tree, base_tree = (load_weights(model, model_folder(name), key=jax.random.key(0)) for name in (tuned, base))
+    tuned_lacks, base_lacks = (new_heads(model, source) for source in (tuned, base))
+    tuned_tree, base_tree = (load_weights(model, source, key=jax.random.key(0)) for source in (tuned, base))
     tuned_leaves = leaves_by_path(tuned_tree)
     base_tree = replace_leaves(base_tree, {path: tuned_leaves[path] for path in base_lacks})
     if tuned_lacks:
         kept = type(model).__name__
-        logger.info("%s: has no classification head; the adapter's names are those of %s without one", tuned, kept)
+        logger.info("%s: has no classification head; the adapter's names are those of %s without one", tuned.name, kept)
     return Pair(model, tuned_tree, base_tree, None if tuned_lacks else "SEQ_CLS")
 
 
@@ -154,11 +154,11 @@ def _differing(tuned: PreTrainedConfig, base: PreTrainedConfig) -> dict[str, tup
     return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
 
 
-def _tokenizer(tuned: str, base: str) -> PreTrainedTokenizerBase:
+def _tokenizer(tuned: PretrainedSource, base: PretrainedSource) -> PreTrainedTokenizerBase:
     try:
-        return load_tokenizer(tuned)
+        return tuned.tokenizer
     except FileError:
-        return load_tokenizer(base)
+        return base.tokenizer
 
 
 def _labels(pair: Pair) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from benchmarks.classify.jlora_side import JloraRun
 from benchmarks.classify.peft_side import TorchRun
 from benchmarks.classify.setup import Setup, full_batch, variant
 from benchmarks.common.timing import spread, take_turns, timed
+from jlora.pretrained.source import PretrainedSource
 from train.classify.data.batches import Batch, make_batch
 from train.classify.model import prepare_model
 from train.config.run_config import steps_of
@@ -86,7 +87,8 @@ def epoch(setup: Setup, chunks: int, *, dropout: bool) -> dict[str, Any]:
 
 def jlora_run(setup: Setup, method: str, dropout: bool) -> JloraRun:
     config = variant(setup.config, method, dropout=dropout)
-    return jlora_side.start(config, prepare_model(config, setup.labels), setup.labels, _count(setup))
+    adapted = prepare_model(config, PretrainedSource(config.model), setup.labels)
+    return jlora_side.start(config, adapted, setup.labels, _count(setup))
 
 
 def torch_run(setup: Setup, method: str, dropout: bool) -> TorchRun:

@@ -15,7 +15,7 @@ from benchmarks.classify import peft_side
 from jlora import save_base
 from jlora.errors import JloraError
 from jlora.lora.adapted_model import Adapted
-from jlora.pretrained.tokenizer import load_tokenizer
+from jlora.pretrained.source import PretrainedSource
 from train.classify.config import COMMAND, Config
 from train.classify.data.batches import Batch
 from train.classify.data.labels import Labels
@@ -60,14 +60,16 @@ def prepare(config: Config, folder: Path) -> Setup:
     Raises:
       JloraError: bad data or weights, or logits that differ between the two sides.
     """
-    tokenizer = load_tokenizer(config.model)
+    source = PretrainedSource(config.model)
     data = load_data(config.data, config.seed, config.task)
     data = dataclasses.replace(data, splits={"train": data.splits["train"]})
-    labels, splits = prepare_splits(config, data, tokenizer)
-    model = prepare_model(config.model_copy(update={"method": "head"}), labels)
+    labels, splits = prepare_splits(config, data, source.tokenizer)
+    model = prepare_model(config.model_copy(update={"method": "head"}), source, labels)
     buckets = choose_lengths(config, {"train": splits["train"].tokens.lengths}, model.base)
     save_base(folder, model.model, model.base)
-    setup = Setup(config.model_copy(update={"model": str(folder)}), tokenizer, labels, splits["train"], buckets, folder)
+    setup = Setup(
+        config.model_copy(update={"model": str(folder)}), source.tokenizer, labels, splits["train"], buckets, folder
+    )
     _require_same_logits(setup, model)
     return setup
 

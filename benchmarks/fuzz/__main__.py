@@ -35,8 +35,9 @@ from jlora.errors import JloraError
 from jlora.files.safetensors_reader import open_safetensors
 from jlora.gguf.model import gguf_tensors, gguf_tokenizer
 from jlora.pretrained.folder import open_tensors
-from jlora.pretrained.load import abstract_base, build, load_config
-from jlora.pretrained.tokenizer import load_tokenizer
+from jlora.pretrained.load import abstract_base, build
+from jlora.pretrained.source import PretrainedSource
+from jlora.pretrained.tokenizer import read_tokenizer
 from train.classify.classifier import read_label_entries
 from train.cli.parse import parse_command_line
 from train.cli.resolve import resolve
@@ -88,7 +89,7 @@ def _read_shards(folder: Path) -> None:
 def _read_gguf(folder: Path) -> None:
     """The three parts one by one: what one refuses says nothing of the others."""
     file = folder / "model.gguf"
-    _or_refused(lambda: build(load_config(str(file))))
+    _or_refused(lambda: build(PretrainedSource(file).config))
     _or_refused(lambda: gguf_tokenizer(file)("a text <s>"))
     for tensor in gguf_tensors(file).values():
         tensor.require_float()
@@ -96,7 +97,7 @@ def _read_gguf(folder: Path) -> None:
 
 
 def _read_config(folder: Path) -> None:
-    abstract_base(build(load_config(str(folder))))
+    abstract_base(build(PretrainedSource(folder).config))
 
 
 def _read_adapter(folder: Path) -> None:
@@ -104,7 +105,7 @@ def _read_adapter(folder: Path) -> None:
 
 
 def _read_tokenizer(folder: Path) -> None:
-    load_tokenizer(str(folder))
+    read_tokenizer(folder, str(folder))
 
 
 def _read_run_config(folder: Path) -> None:

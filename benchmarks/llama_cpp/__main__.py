@@ -30,7 +30,7 @@ import jlora
 from benchmarks.common.work import FOLDER, PACKAGES
 from jlora.pretrained.load import example_batch
 from jlora.pretrained.locate import model_folder
-from jlora.pretrained.tokenizer import load_tokenizer
+from jlora.pretrained.source import PretrainedSource
 
 BASE = FOLDER / "models" / "smollm2-float32.gguf"
 PROMPTS = (
@@ -146,7 +146,7 @@ def run_llama_cpp(python: str, folder: Path, lora: Path | None, new: int) -> lis
 
 def complete(model: Any, base: Any, adapter: Any, theirs: Sequence[Side]) -> list[Side]:
     """Our side: the tokens of `jlora.generate`, and the logits of one pass over llama.cpp's tokens."""
-    prompts = [np.array(ids) for ids in load_tokenizer(str(BASE))(list(PROMPTS))["input_ids"]]
+    prompts = [np.array(ids) for ids in PretrainedSource(BASE).tokenizer(list(PROMPTS))["input_ids"]]
     new = len(theirs[0].tokens)
     tokens = jlora.generate(model, base, adapter, *_padded(prompts, left=True), max_new_tokens=new, pad_id=0)
     ids, mask = _padded([np.append(ids, side.tokens) for ids, side in zip(prompts, theirs, strict=True)])

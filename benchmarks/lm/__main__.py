@@ -29,6 +29,7 @@ from benchmarks.lm.setup import Setup
 from jlora.errors import JloraError
 from jlora.generation.open_model import causal_config
 from jlora.pretrained.load import build
+from jlora.pretrained.source import PretrainedSource
 from train.cli import offline
 from train.cli.parse import parse_command_line
 from train.cli.progress import configure_logging
@@ -97,7 +98,7 @@ def run(setup: Setup, rounds: int = _ROUNDS) -> dict[str, Any]:
 
 def compile_seconds(config: LMConfig) -> dict[str, float]:
     """{"30 layers": seconds to trace and compile the step, "60 layers": the same for twice as many}; no weights."""
-    found, stored = {}, causal_config(config.model)
+    found, stored = {}, causal_config(PretrainedSource(config.model))
     for factor in (1, 2):
         deeper = copy.deepcopy(stored)
         deeper.num_hidden_layers = factor * stored.num_hidden_layers

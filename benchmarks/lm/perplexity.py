@@ -26,7 +26,8 @@ import jlora
 from benchmarks.lm import setup as lm_setup
 from benchmarks.lm.setup import Setup, Texts
 from jlora.errors import JloraError
-from jlora.pretrained.tokenizer import load_tokenizer, pad_id
+from jlora.pretrained.source import PretrainedSource
+from jlora.pretrained.tokenizer import pad_id
 from train.cli import offline
 from train.cli.parse import parse_command_line
 from train.cli.progress import configure_logging
@@ -70,7 +71,7 @@ def run(config: LMConfig, folder: Path) -> dict[str, Any]:
     opened = AutoModelForCausalLM.from_pretrained(folder / "merged").to(lm_setup.device())
     found["merged, by transformers"] = _torch_perplexity(opened, texts, config)
     if config.quantize is not None:
-        quantized = prepare_model(setup.config).base
+        quantized = prepare_model(setup.config, PretrainedSource(config.model)).base
         adapter = _train(setup, quantized, texts)
         found[f"jlora, {config.quantize}"] = perplexity(texts, adapter, quantized)
     if config.quantize == "nf4":
@@ -81,7 +82,7 @@ def run(config: LMConfig, folder: Path) -> dict[str, Any]:
 
 
 def _texts(setup: Setup) -> Texts:
-    tokenizer, config = load_tokenizer(setup.config.model), setup.config
+    tokenizer, config = PretrainedSource(setup.config.model).tokenizer, setup.config
     rows = load_examples(config.data, tokenizer, config.seed).rows
     lengths = {name: part.lengths for name, part in rows.items()}
     buckets = lengths_of_run(config, lengths, setup.adapted.base, width=width_of_packed(rows))

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from jlora.lora.adapted_model import Adapted
 from jlora.pretrained.load import save_base
+from jlora.pretrained.source import PretrainedSource
 from train.config.run_config import rows_of_a_step, steps_of
 from train.data.bucketing import plan_epoch
 from train.lm.config import LMConfig
@@ -45,7 +46,8 @@ class Texts:
 
 def prepare(config: LMConfig, folder: Path) -> Setup:
     """Loads the model, and lets PEFT make the adapter that both sides start from; needs `method: lora`."""
-    dense = prepare_model(_unquantized(config))
+    source = PretrainedSource(config.model)
+    dense = prepare_model(_unquantized(config), source)
     assert dense.lora is not None
     save_base(folder / "base", dense.model, dense.base)
     torch.manual_seed(config.seed)
@@ -61,7 +63,7 @@ def prepare(config: LMConfig, folder: Path) -> Setup:
     get_peft_model(_torch_base(folder / "base"), lora).save_pretrained(folder / "adapter")
     section = config.lora.model_copy(update={"from_": str(folder / "adapter")})
     config = config.model_copy(update={"lora": section})
-    return Setup(config, prepare_model(_unquantized(config)), folder / "base", folder / "adapter")
+    return Setup(config, prepare_model(_unquantized(config), source), folder / "base", folder / "adapter")
 
 
 def torch_model(setup: Setup) -> PeftModel:

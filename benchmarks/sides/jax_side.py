@@ -20,6 +20,7 @@ from benchmarks.common.timing import timed
 from benchmarks.common.turns import serve
 from benchmarks.common.work import Work, side_and_work
 from jlora.lora.adapted_model import Adapted
+from jlora.pretrained.source import PretrainedSource
 from train.classify.config import COMMAND as CLASSIFY
 from train.classify.data import batches as classify_batches
 from train.classify.data.labels import Labels
@@ -76,7 +77,8 @@ def start(work: Work, side: str) -> tuple[Callable[[], float], dict[str, Any]]:
 def parts(work: Work, side: str) -> tuple[Any, State, Any, Any]:
     """(train_step, its state, frozen, base)"""
     config = trainer_config(work, "full" if side == "full" else "lora")
-    adapted = prepare_classifier(config, _LABELS) if work.is_encoder else prepare_language_model(config)
+    source = PretrainedSource(config.model)
+    adapted = prepare_classifier(config, source, _LABELS) if work.is_encoder else prepare_language_model(config, source)
     if side == "qwix":
         from benchmarks.sides.qwix_side import with_qwix  # Qwix is needed for this side alone
 

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.common.work import PACKAGES, SHAPES, Work, add_flags
-from jlora.pretrained.load import abstract_base, build, load_base, load_config, save_base
+from jlora.pretrained.load import abstract_base, build, load_base, save_base
 from jlora.pretrained.locate import model_folder
-from jlora.pretrained.tokenizer import load_tokenizer
+from jlora.pretrained.source import PretrainedSource
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 
 
@@ -46,15 +46,15 @@ def write_base(work: Work, folder: Path) -> None:
     if work.model in PACKAGES:
         labels = {"num_labels": 2, "key": jax.random.key(0)} if work.is_encoder else {}
         save_base(folder, *load_base(str(model_folder(PACKAGES[work.model])), **labels))
-        load_tokenizer(PACKAGES[work.model]).save_pretrained(folder)
+        PretrainedSource(PACKAGES[work.model]).tokenizer.save_pretrained(folder)
         return
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(SHAPES[work.model]))
     dtype = "bfloat16" if work.model == "llama-1b" else "float32"
-    model = build(load_config(str(folder)))
+    model = build(PretrainedSource(folder).config)
     save_base(folder, model, _random(abstract_base(model), dtype), dtype=dtype)
     if not work.is_encoder:
-        load_tokenizer(PACKAGES["smollm2"]).save_pretrained(folder)
+        PretrainedSource(PACKAGES["smollm2"]).tokenizer.save_pretrained(folder)
 
 
 def _random(shapes: Any, dtype: str) -> Any:

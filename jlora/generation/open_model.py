@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,11 +19,9 @@ from jlora.lora.tied_embedding import needs_own_head
 from jlora.models.registry import FAMILIES, family
 from jlora.peft.base_model import base_of
 from jlora.peft.folder import load_adapter, read_lora_config
-from jlora.pretrained.folder import WEIGHT_PATTERNS, fetch
-from jlora.pretrained.load import build, example_batch, load_config, load_weights, stop_ids
-from jlora.pretrained.locate import model_folder, settle_hub
-from jlora.pretrained.stored_head import with_stored_head
-from jlora.pretrained.tokenizer import load_tokenizer
+from jlora.pretrained.load import build, example_batch, load_weights, stop_ids
+from jlora.pretrained.locate import settle_hub
+from jlora.pretrained.source import PretrainedSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
@@ -48,11 +47,11 @@ class LanguageModel:
         return Generator(self.adapted.model, self.adapted.base, self.adapted.adapter or None)
 
 
-def causal_config(name: str, lora: LoraConfig | None = None) -> PreTrainedConfig:
-    """Loads the config of a causal language model, and unties the head if `lora` needs that.
+def causal_config(source: PretrainedSource, lora: LoraConfig | None = None) -> PreTrainedConfig:
+    """Copies the config of a causal language model, and unties the head if the files or `lora` need that.
 
     Args:
-      name: a folder with config.json, a GGUF file, a hub id, or package:PACKAGE/PATH.
+      source: the model.
       lora: `tie_word_embeddings` is set to False if it adapts the embedding or the head, or trains one in full, without
         `ensure_weight_tying`. None leaves the config as it is.
 
@@ -60,11 +59,11 @@ def causal_config(name: str, lora: LoraConfig | None = None) -> PreTrainedConfig
       FileError: there is no such model (HubError, a subclass: not on the hub), or its config.json is damaged.
       UnsupportedModelError: the `model_type` is not supported, or not a causal language model.
     """
-    config = with_stored_head(load_config(model_folder(name)), model_folder(name))
+    config = copy(source.with_stored_head(source.config))
     if family(config.model_type).task != "CAUSAL_LM":
         known = ", ".join(kind for kind, found in FAMILIES.items() if found.task == "CAUSAL_LM")
         raise UnsupportedModelError(
-            f"{name}: config.json: model_type: expected a causal language model ({known}),"
+            f"{source.name}: config.json: model_type: expected a causal language model ({known}),"
             f" found {config.model_type!r}; jlora classify trains classifiers"
         )
     if lora is not None and needs_own_head(lora, family(config.model_type).embedding):
@@ -97,18 +96,34 @@ def load_language_model(
     """
     name, folder = _parts(name, adapter, base, use_adapter)
     settle_hub(name)
-    fetch(model_folder(name), None, WEIGHT_PATTERNS)
+    return open_language_model(PretrainedSource(name), folder, use_adapter=use_adapter, dtype=dtype, quantize=quantize)
+
+
+def open_language_model(
+    source: PretrainedSource,
+    folder: Path | None,
+    *,
+    use_adapter: bool = True,
+    dtype: Any = jnp.float32,
+    quantize: Literal["int8", "nf4"] | None = None,
+) -> LanguageModel:
+    """Opens the model `source` with the adapter in `folder`, which may be None; the rest as for `load_language_model`.
+
+    The tokenizer is the adapter's, if there is one in its folder.
+    """
+    source.fetch_weights()  # which say whether the head is tied
     lora = read_lora_config(folder) if folder is not None and use_adapter else None
-    model = build(causal_config(name, lora), dtype=jnp.dtype(dtype))
-    weights = load_weights(model, model_folder(name), param_dtype=jnp.dtype(dtype), quantize=quantize)
+    model = build(causal_config(source, lora), dtype=jnp.dtype(dtype))
+    weights = load_weights(model, source, param_dtype=jnp.dtype(dtype), quantize=quantize)
     if folder is not None and use_adapter:
         model, weights = with_stored_vocabulary(folder, model, weights)
     adapted = Adapted(model, weights, {}, None)
     if folder is not None and use_adapter:
         entries, config = load_adapter(folder, weights, model.apply, example_batch(model.config))
         adapted = dataclasses.replace(adapted, adapter=entries, lora=config)
-    has_tokenizer = folder is not None and (folder / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(str(folder) if has_tokenizer else name)
+    if folder is not None and (folder / "tokenizer_config.json").is_file():
+        source = PretrainedSource(folder)
+    tokenizer = source.tokenizer
     return LanguageModel(adapted, tokenizer, end_ids(model.config, tokenizer))
 
 

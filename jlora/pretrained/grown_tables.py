@@ -15,9 +15,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jlora.models.registry import family
-from jlora.pretrained.load import load_config, load_weights
-from jlora.pretrained.locate import model_folder
 from jlora.pretrained.place_leaf import place_on_mesh
+from jlora.pretrained.source import PretrainedSource
+from jlora.pretrained.weights import load_weights
 from jlora.sharding.to_host import to_host
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.module_names import hf_keys, is_transposed
@@ -63,20 +63,18 @@ def grown(model: Any, base: Any, size: int, mesh: Mesh | None = None) -> tuple[A
     return with_vocabulary(model, size), replace_leaves(base, tables)
 
 
-def load_grown(model: Any, name: str, *, mesh: Mesh | None = None, **options: Any) -> Any:
-    """Loads the weights of the model `name` with `load_weights`, and grows them to as many tokens as `model` has.
+def load_grown(model: Any, source: PretrainedSource, *, mesh: Mesh | None = None, **options: Any) -> Any:
+    """Loads the weights of `source` with `load_weights`, and grows them to as many tokens as `model` has.
 
     Args:
       model: from `build` or `load_base`; it has as many tokens as the files, or more.
-      name: a folder, a GGUF file or a hub id.
-      mesh, options: of `load_weights`.
+      source, mesh, options: of `load_weights`.
 
     Returns:
       The base, {"params": ...}; new rows of the embedding and an untied head are the mean of the table's rows.
     """
-    folder = model_folder(name)
-    stored = with_vocabulary(model, load_config(folder).vocab_size)
-    base = load_weights(stored, folder, mesh=mesh, **options)
+    stored = with_vocabulary(model, source.config.vocab_size)
+    base = load_weights(stored, source, mesh=mesh, **options)
     return grown(stored, base, model.config.vocab_size, mesh)[1]
 
 

@@ -42,15 +42,19 @@ def local_path(name: str) -> Path | None:
 
 
 def model_folder(name: str) -> str:
-    """Returns the folder (or GGUF file) of a local model as text, or a hub name unchanged.
+    """Returns the folder (or GGUF file) of a local model as text, and any other name unchanged.
+
+    That is a name on the hub, or a path where nothing is.
 
     `package:PKG/inner/path` is a folder in an installed package, as for `local_path`.
 
     Raises:
-      FileError: `name` can only be a path and does not exist.
+      FileError: a `package:` name without a file, or the system cannot have such a path.
     """
-    folder = local_path(name)
-    return name if folder is None else str(folder)
+    if name.startswith("package:"):
+        return str(_package_path(name))
+    path = as_path(name)
+    return str(path) if path.exists() else name
 
 
 def hub_answers(timeout: float = 10.0) -> bool:

@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING
 
 from jlora.errors import FileError
 from jlora.gguf.model import gguf_tokenizer, is_gguf
-from jlora.pretrained.folder import fetch
-from jlora.pretrained.locate import model_folder
-from jlora.pretrained.tokenizer_files import TOKENIZER_FILES, copy_tokenizer_files
+from jlora.pretrained.tokenizer_files import copy_tokenizer_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of the model `name`: a folder, a GGUF file or a hub id; never runs a repository's code.
+def read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
+    """Reads the tokenizer in a folder or GGUF file, of the model that messages call `name`; runs no repository's code.
 
     Raises:
       FileError: the folder or hub model has no tokenizer, or one without a vocabulary; `copy_tokenizer_files` refuses
@@ -26,7 +24,6 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """
     from transformers import AutoTokenizer
 
-    folder = fetch(model_folder(name), None, TOKENIZER_FILES)
     if is_gguf(folder):
         return gguf_tokenizer(folder)
     with tempfile.TemporaryDirectory(prefix="jlora-tokenizer-") as plain:

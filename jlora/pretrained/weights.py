@@ -17,8 +17,9 @@ from jax.sharding import Mesh
 from jlora.errors import FileError, JloraError, nearest
 from jlora.models.family import HEAD_KEY
 from jlora.models.registry import abstract_base, example_batch, family
-from jlora.pretrained.folder import WEIGHT_PATTERNS, Planned, fetch, open_tensors, write_model
+from jlora.pretrained.folder import Planned, write_model
 from jlora.pretrained.place_leaf import load_leaf, place_on_mesh
+from jlora.pretrained.source import PretrainedSource
 from jlora.pretrained.stored_head import with_both_tables
 from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.module_names import hf_keys, is_stacked, is_transposed
@@ -33,26 +34,24 @@ logger = logging.getLogger("jlora")
 
 def load_weights(
     model: Any,
-    name: str,
+    source: PretrainedSource,
     *,
     param_dtype: Any = jnp.float32,
     quantize: QuantizationKind | None = None,
     key: jax.Array | None = None,
     new_head: bool = False,
-    revision: str | None = None,
     mesh: Mesh | None = None,
 ) -> Any:
     """Loads the weights of `model` tensor by tensor: each is cast and put on the device before the next is read.
 
     Args:
       model: from `build`.
-      name: a folder with safetensors files, a GGUF file, or a hub id.
+      source: where the weights are stored.
       param_dtype: of the leaves, float32 or bfloat16.
       quantize: "nf4" or "int8" makes `Quantized` leaves of the weights of linear layers, except heads. Each layer is
         quantized when it is read, so that the dense model is never in memory.
       key: initialises a head that the files do not have; the log names it.
       new_head: replaces a head for another number of classes with a newly initialised one.
-      revision: the hub's branch, tag or commit.
       mesh: splits the leaves over its devices, as `jlora.base_shardings` says. A process reads only what its own
         devices hold, except that it reads tensors to be quantized, and those of GGUF files, in full for a moment.
 
@@ -65,9 +64,9 @@ def load_weights(
       JloraError: a new head needs a `key`, or `param_dtype` or `quantize` has another value.
     """
     _require_options(param_dtype, quantize)
-    folder, abstract = fetch(name, revision, WEIGHT_PATTERNS), abstract_base(model)
+    folder, abstract = source.fetch_weights(), abstract_base(model)
     leaves = leaves_by_path(abstract)
-    wanted, tensors, new, dropped, replaced = _match_tensors(model, folder, leaves, new_head)
+    wanted, tensors, new, dropped, replaced = _match_tensors(model, source, leaves, new_head)
     if dropped:
         logger.info("%s: not used: %s", folder, ", ".join(dropped))
     if new and key is None:
@@ -97,23 +96,20 @@ def _require_options(param_dtype: Any, quantize: Any) -> None:
         raise JloraError(f"quantize: expected one of {', '.join(get_args(QuantizationKind))}; found {quantize!r}")
 
 
-def new_heads(model: Any, name: str, *, new_head: bool = False, revision: str | None = None) -> dict[str, list[str]]:
+def new_heads(model: Any, source: PretrainedSource, *, new_head: bool = False) -> dict[str, list[str]]:
     """Returns {path of a leaf: keys} of the heads that the files lack and `load_weights` would initialise; {} if none.
 
     No tensor is read, only the headers of the files.
 
     Args:
       model: from `build`.
-      name: a folder with safetensors files, a GGUF file, or a hub id.
+      source: where the files are.
       new_head: whether a head for another number of classes counts as missing.
-      revision: the hub's branch, tag or commit.
 
     Raises:
       FileError: there are no such files, or a key other than a head's is missing or unexpected.
     """
-    match = _match_tensors(
-        model, fetch(name, revision, WEIGHT_PATTERNS), leaves_by_path(abstract_base(model)), new_head
-    )
+    match = _match_tensors(model, source, leaves_by_path(abstract_base(model)), new_head)
     return {path: match.wanted[path] for path in sorted(match.new)}
 
 
@@ -174,7 +170,7 @@ def _checkpoint_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class _Match(NamedTuple):
-    """The comparison of a folder's keys with a model's.
+    """The comparison of a source's keys with a model's.
 
     Attributes:
       wanted: {path: its keys}.
@@ -191,13 +187,14 @@ class _Match(NamedTuple):
     replaced: dict[str, tuple[int, ...]]
 
 
-def _match_tensors(model: Any, folder: Path, leaves: Mapping[str, Any], new_head: bool) -> _Match:
-    module = family(model.config.model_type)
+def _match_tensors(model: Any, source: PretrainedSource, leaves: Mapping[str, Any], new_head: bool) -> _Match:
+    module, folder = family(model.config.model_type), source.fetch_weights()
     wanted = {path: _keys(path, leaf.shape) for path, leaf in leaves.items()}
     names = {name for names in wanted.values() for name in names}
     head = {HEAD_KEY} if module.task == "CAUSAL_LM" else set()
-    tensors, dropped = _find_known_tensors(module, open_tensors(folder), names | head)
-    tensors = with_both_tables(model, folder, tensors) if head else tensors
+    tensors, dropped = _find_known_tensors(module, source.tensors, names | head)
+    if head:
+        tensors = with_both_tables(model, folder, tensors, files_tie=source.config.tie_word_embeddings)
     others = _of_another_size(module, tensors, wanted, leaves) if new_head else {}
     kept = {name: tensor for name, tensor in tensors.items() if name not in others}
     return _Match(wanted, kept, _new_heads(module, folder, kept, wanted, tuple(others)), dropped, others)

@@ -27,7 +27,8 @@ ENCODER, DECODER = Work("bert-base", 4, 16), Work("smollm2-3-layers", 2, 16)
 @pytest.fixture(autouse=True)
 def tiny(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(make_inputs, "SHAPES", SHAPES)
-    monkeypatch.setattr(make_inputs, "load_tokenizer", lambda name: pytest.importorskip("transformers").BertTokenizer())
+    tokenizer = pytest.importorskip("transformers").BertTokenizer()
+    monkeypatch.setattr(make_inputs.PretrainedSource, "tokenizer", tokenizer)
     monkeypatch.setattr(work, "FOLDER", tmp_path_factory.getbasetemp() / "benchmark-inputs")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # as the trainer runs
         yield

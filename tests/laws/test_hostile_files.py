@@ -30,8 +30,9 @@ from jlora.gguf.model import gguf_tensors
 from jlora.gguf.reader import read_gguf
 from jlora.models.registry import FAMILIES
 from jlora.pretrained.folder import INDEX_FILE, SINGLE_FILE, open_tensors
-from jlora.pretrained.load import load_base, load_config
-from jlora.pretrained.tokenizer import load_tokenizer
+from jlora.pretrained.load import load_base
+from jlora.pretrained.source import PretrainedSource
+from jlora.pretrained.tokenizer import read_tokenizer
 from tests.support.adapters import small_adapter
 from tests.support.training import tiny
 
@@ -124,11 +125,11 @@ def test_files_larger_than_memory_are_refused_by_their_size(tmp_path):
         open_tensors(tmp_path)
     _hollow(tmp_path / "config.json", size)
     with pytest.raises(JloraError, match=rf"config\.json: expected JSON of at most {LARGEST} bytes; found {size}"):
-        load_config(str(tmp_path))
+        PretrainedSource(tmp_path).config_with()
     (tmp_path / "config.json").unlink()
     _hollow(tmp_path / "tokenizer.json", size)
     with pytest.raises(JloraError, match=rf"tokenizer\.json: expected at most .* bytes; found {size}"):
-        load_tokenizer(str(tmp_path))
+        read_tokenizer(tmp_path, str(tmp_path))
 
 
 def test_a_tensor_larger_than_memory_is_refused_before_it_is_read(tmp_path):
@@ -291,7 +292,7 @@ def test_pickles_and_archives_are_never_opened_whatever_they_are_called(write, t
         folder.mkdir()
         write(folder / name)
         with pytest.raises(JloraError, match=r"expected (a tokenizer with the model|text in UTF-8|JSON)"):
-            load_tokenizer(str(folder))
+            read_tokenizer(folder, str(folder))
 
 
 @pytest.fixture
@@ -320,13 +321,13 @@ def test_code_beside_a_model_is_refused(evil):
     with pytest.raises(JloraError, match=r"model_type: expected one of .*; found 'evil'"):
         load_base(str(evil.path))
     with pytest.raises(JloraError, match=r"model_type: expected one of .*; found 'evil'"):
-        load_tokenizer(str(evil.path))
+        read_tokenizer(evil.path, str(evil.path))
 
 
 def test_code_beside_a_tokenizer_is_refused(evil):
     evil.say("tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Tokenizer", None]})
     with pytest.raises(JloraError, match=r"tokenizer_config\.json: auto_map: expected no value, .* run the code"):
-        load_tokenizer(str(evil.path))
+        read_tokenizer(evil.path, str(evil.path))
 
 
 @pytest.mark.parametrize(
@@ -340,7 +341,7 @@ def test_a_tokenizer_that_panics_is_refused(part, evil):
     """In Rust, with what Python does not take for an Exception; one of them when the file is read, one in its use."""
     evil.say("tokenizer.json", **part)
     with pytest.raises(JloraError, match="expected a tokenizer with the model"):
-        load_tokenizer(str(evil.path))
+        read_tokenizer(evil.path, str(evil.path))
 
 
 def test_a_message_is_short_whatever_a_file_says(evil):
@@ -359,13 +360,13 @@ def test_a_tokenizers_class_is_one_of_tokenizers(name, evil):
     for file in ("config.json", "tokenizer_config.json"):
         evil.say(file, tokenizer_class=name)
         with pytest.raises(JloraError, match=r"tokenizer_class: expected a tokenizer of transformers; found"):
-            load_tokenizer(str(evil.path))
+            read_tokenizer(evil.path, str(evil.path))
 
 
 def test_classes_that_transformers_has_too_are_ours_here(evil):
     """Falcon's and Phi-3's published configs name the code that transformers has taken over since."""
     evil.say("config.json", auto_map={"AutoConfig": "configuration_evil.BertConfig", "AutoModel": "evil.BertModel"})
-    assert type(load_config(str(evil.path))).__module__.startswith("transformers.")
+    assert type(PretrainedSource(evil.path).config).__module__.startswith("transformers.")
 
 
 CONFIGS = {
@@ -430,26 +431,26 @@ def test_configs_that_no_model_has(name, tmp_path):
     model_type, entries, message = CONFIGS[name]
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type} | entries))
     with pytest.raises(JloraError, match=message):
-        load_config(str(tmp_path))
+        PretrainedSource(tmp_path).config_with()
 
 
 def test_stop_tokens_that_are_none_are_said_of_their_file(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ["x"]}))
     with pytest.raises(JloraError, match=r"generation_config\.json: eos_token_id: expected a token's id"):
-        load_config(str(tmp_path))
+        PretrainedSource(tmp_path).config_with()
 
 
 def test_a_key_twice_in_a_config(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert", "hidden_size": 8, "hidden_size": 16}')
     with pytest.raises(JloraError, match=r"config\.json: expected JSON; found: the key 'hidden_size' twice"):
-        load_config(str(tmp_path))
+        PretrainedSource(tmp_path).config_with()
 
 
 def test_configs_as_transformers_writes_them_are_none_of_these(tmp_path):
     for family in sorted(FAMILIES):
         CONFIG_MAPPING[family]().save_pretrained(tmp_path)
-        assert load_config(str(tmp_path)).model_type == family
+        assert PretrainedSource(tmp_path).config.model_type == family
 
 
 def _text(value: str) -> bytes:

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 import jlora
 from jlora.generation.open_model import load_language_model
 from jlora.generation.stored_vocabulary import with_stored_vocabulary
+from jlora.pretrained.source import PretrainedSource
 from jlora.tree.leaf_paths import leaves_by_path
 from tests.support.models.encoder_cases import difference
 from tests.support.training import tiny, tiny_lm
@@ -149,7 +150,8 @@ def test_a_run_goes_on_from_the_adapter_of_another(tmp_path):
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_plan_holds_what_the_run_holds(sections, tied):
     config, added = _config(tied, **sections), (SIZE, SIZE + 1)
-    planned, found = abstract_model(config, added), prepare_model(config, added=added)
+    source = PretrainedSource(config.model)
+    planned, found = abstract_model(config, source, added), prepare_model(config, source, added=added)
     assert planned.model.config.vocab_size == found.model.config.vocab_size == SIZE + 2
     assert count_bytes(planned.base) == count_bytes(found.base)
     assert count_bytes(planned.adapter) == count_bytes(found.adapter)
@@ -158,7 +160,7 @@ def test_the_plan_holds_what_the_run_holds(sections, tied):
 def test_a_table_with_room_does_not_grow():
     """As those are that were padded to a multiple of 64."""
     config = _config()
-    found = prepare_model(config, added=(SIZE - 2,))
+    found = prepare_model(config, PretrainedSource(config.model), added=(SIZE - 2,))
     assert found.model.config.vocab_size == SIZE
     assert found.adapter["params/model/embed_tokens/embedding"].indices == (SIZE - 2,)
 
@@ -229,7 +231,8 @@ def test_an_adapter_with_some_of_the_new_rows_is_refused(tmp_path):
 
 def test_new_rows_are_the_mean():
     _, base = jlora.load_base(str(_model(False)))
-    found = prepare_model(_config(False), added=(SIZE, SIZE + 1))
+    config = _config(False)
+    found = prepare_model(config, PretrainedSource(config.model), added=(SIZE, SIZE + 1))
     before, after = leaves_by_path(base), leaves_by_path(found.base)
     table, head = (before[path] for path in ("params/model/embed_tokens/embedding", "params/lm_head/kernel"))
     assert np.allclose(after["params/model/embed_tokens/embedding"][SIZE:], np.mean(table, 0), atol=1e-7)

@@ -18,7 +18,8 @@ from jlora.files.atomic_folder import whole_folder
 from jlora.initialization.residual import subtract_initial
 from jlora.lora.adapted_model import Adapted
 from jlora.pretrained.folder import whole_model
-from jlora.pretrained.load import build, load_config, load_weights, save_base
+from jlora.pretrained.load import build, load_weights, save_base
+from jlora.pretrained.source import PretrainedSource
 from jlora.tree.leaf_paths import replace_leaves
 from jlora.tree.quantized import is_quantized
 from train.devices.placement import to_first
@@ -119,8 +120,9 @@ def read_back(
     The model, a linen module, computes in `compute_dtype`; the base, a tree of weights, has arrays of `param_dtype`, on
     the mesh if there is one.
     """
-    model = build(load_config(str(folder)), dtype=compute_dtype)
-    return model, load_weights(model, str(folder), param_dtype=param_dtype, mesh=mesh)
+    source = PretrainedSource(folder)
+    model = build(source.config, dtype=compute_dtype)
+    return model, load_weights(model, source, param_dtype=param_dtype, mesh=mesh)
 
 
 def largest_difference(in_memory: np.ndarray, from_files: np.ndarray) -> float:

@@ -20,8 +20,9 @@ from jlora.lora.adapted_model import Adapted
 from jlora.peft.base_model import base_of
 from jlora.peft.folder import head_rows
 from jlora.pretrained.load import build, example_batch, load_weights
-from jlora.pretrained.locate import model_folder, settle_hub
-from jlora.pretrained.tokenizer import load_tokenizer, pad_id
+from jlora.pretrained.locate import settle_hub
+from jlora.pretrained.source import PretrainedSource
+from jlora.pretrained.tokenizer import pad_id
 from jlora.pretrained.weights import new_heads
 from train.classify.data.labels import Labels, ProblemType, labels_of_config
 from train.classify.data.splits import Split
@@ -82,18 +83,21 @@ def load_trained(folder: str | Path, base: str | None = None) -> Trained:
     places = [path, path / "merged", path / "adapter"]
     for place in places:
         if (place / "adapter_config.json").is_file():
-            return load_adapted(place, base)
+            name = base or base_of(place)
+            settle_hub(name)
+            return load_adapted(place, PretrainedSource(name))
         if (place / "config.json").is_file():
-            model = build(classifier_config(str(place)))
-            adapted = Adapted(model, load_weights(model, str(place)), {}, None)
-            return Trained(adapted, load_tokenizer(str(place)), _labels(model))
+            source = PretrainedSource(place)
+            model = build(classifier_config(source))
+            adapted = Adapted(model, load_weights(model, source), {}, None)
+            return Trained(adapted, source.tokenizer, _labels(model))
     raise FileError(
         f"{path}: expected a run folder (merged/, adapter/), a model (config.json) or an adapter"
         f" (adapter_config.json), found {'none of them' if path.is_dir() else 'no such folder'}"
     )
 
 
-def load_adapted(folder: Path, base: str | None = None) -> Trained:
+def load_adapted(folder: Path, base: PretrainedSource) -> Trained:
     """Loads an adapter folder and its base; class names come from the folder's `labels.json`, if it has one.
 
     Without that file, the adapter's head says how many classes there are, and without a head the base's config. The
@@ -101,22 +105,20 @@ def load_adapted(folder: Path, base: str | None = None) -> Trained:
 
     Args:
       folder: in PEFT's format, with adapter_config.json.
-      base: the base model, a folder or hub name; None means the one that adapter_config.json names.
+      base: the model that the adapter was made for.
 
     Raises:
       AdapterMismatchError: the adapter does not fit the base, or neither of them has the head.
       FileError: a file is missing or damaged.
       JloraError: the base is not a classifier.
     """
-    name = base or base_of(folder)
-    settle_hub(name)
-    model = build(classifier_config(name, **_read_labels(folder)))
+    model = build(classifier_config(base, **_read_labels(folder)))
     # The adapter brings the head that the base lacks, and replaces these random values.
-    weights = load_weights(model, model_folder(name), key=jax.random.key(0), new_head=True)
+    weights = load_weights(model, base, key=jax.random.key(0), new_head=True)
     adapter, config = jlora.load_adapter(folder, weights, model.apply, example_batch(model.config))
-    _require_heads(folder, name, new_heads(model, model_folder(name), new_head=True), adapter)
-    place = str(folder) if (folder / "tokenizer_config.json").is_file() else name
-    return Trained(Adapted(model, weights, adapter, config), load_tokenizer(place), _labels(model))
+    _require_heads(folder, base.name, new_heads(model, base, new_head=True), adapter)
+    source = PretrainedSource(folder) if (folder / "tokenizer_config.json").is_file() else base
+    return Trained(Adapted(model, weights, adapter, config), source.tokenizer, _labels(model))
 
 
 def _read_labels(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -16,8 +17,8 @@ from jlora.errors import JloraError
 from jlora.lora.adapted_model import Adapted
 from jlora.lora.targets import is_trained_whole
 from jlora.models.registry import FAMILIES, family
-from jlora.pretrained.load import abstract_base, build, load_config, load_weights
-from jlora.pretrained.locate import model_folder
+from jlora.pretrained.load import abstract_base, build, load_weights
+from jlora.pretrained.source import PretrainedSource
 from jlora.pretrained.tokenizer import pad_id
 from jlora.pretrained.weights import new_heads
 from jlora.tree.leaf_paths import leaves_by_path
@@ -101,7 +102,7 @@ def prepare_splits(
     return labels, splits
 
 
-def prepare_model(config: Config, labels: Labels, mesh: Mesh | None = None) -> Adapted:
+def prepare_model(config: Config, source: PretrainedSource, labels: Labels, mesh: Mesh | None = None) -> Adapted:
     """Loads the encoder and its weights, and makes what is trained, on the mesh if there is one.
 
     With `method: lora` that is a fresh adapter, or that of `lora.from`; with other methods the result's `lora` is None
@@ -109,21 +110,23 @@ def prepare_model(config: Config, labels: Labels, mesh: Mesh | None = None) -> A
     from the config's seed.
 
     Args:
+      source: the encoder.
       labels: say how many outputs the head has.
     """
-    model = build_labelled(config, labels)
+    model = build_model(config, source, **labels.config_entries())
     head_key = stream_key(config.seed, Stream.NEW_HEAD)
-    base = load_weights(model, model_folder(config.model), key=head_key, new_head=config.new_head, mesh=mesh)
+    base = load_weights(model, source, key=head_key, new_head=config.new_head, mesh=mesh)
+    heads = new_heads(model, source, new_head=config.new_head)
     if config.method == "lora":
-        lora, new = _lora_config(config, model), _new_modules(config, model)
-        adapted = with_adapter(config.lora, lora, model, base, stream_key(config.seed, Stream.ADAPTER), new)
+        lora, key = _lora_config(config, model), stream_key(config.seed, Stream.ADAPTER)
+        adapted = with_adapter(config.lora, lora, model, base, key, _modules_of(heads))
     else:
         adapted = Adapted(model, base, whole_leaves(config, base), None)
-    _warn_of_frozen_heads(adapted, config)
+    _warn_of_frozen_heads(adapted, source.place, heads)
     return put_adapted(mesh, adapted, config)
 
 
-def abstract_model(config: Config) -> Adapted:
+def abstract_model(config: Config, source: PretrainedSource) -> Adapted:
     """Does the same as `prepare_model` without weights and data: every array is a ShapeDtypeStruct.
 
     The head has the classes of `data.label_names`, else those of the columns if `data.label` is a list, else as many as
@@ -135,24 +138,18 @@ def abstract_model(config: Config) -> Adapted:
     overrides: dict[str, Any] = {"id2label": dict(enumerate(distinct))} if distinct else {}
     if config.task == "regression":
         overrides = {"num_labels": 1}
-    model = _build(config, overrides)
+    model = build_model(config, source, **overrides)
     base = abstract_base(model)
     if config.method != "lora":
         return Adapted(model, base, jax.eval_shape(lambda base: whole_leaves(config, base), base), None)
-    lora, new = _lora_config(config, model), _new_modules(config, model)
-    return with_abstract_adapter(config.lora, lora, model, base, new)
+    # Only a stored adapter may have the heads; without one, no weights are opened.
+    heads = new_heads(model, source, new_head=config.new_head) if config.lora.from_ else {}
+    return with_abstract_adapter(config.lora, _lora_config(config, model), model, base, _modules_of(heads))
 
 
-def _new_modules(config: Config, model: Any) -> list[str]:
-    """Returns the names of the modules that the base lacks, if a stored adapter may have them."""
-    if config.lora.from_ is None:
-        return []
-    return [module_names(path, None)[0] for path in _heads(config, model)]
-
-
-def _heads(config: Config, model: Any) -> dict[str, list[str]]:
-    """Returns the heads that are newly initialised: {path of a leaf: its keys}."""
-    return new_heads(model, model_folder(config.model), new_head=config.new_head)
+def _modules_of(heads: Iterable[str]) -> list[str]:
+    """Returns the names of the modules with leaves at these paths."""
+    return [module_names(path, None)[0] for path in heads]
 
 
 def _lora_config(config: Config, model: Any) -> jlora.LoraConfig:
@@ -173,51 +170,39 @@ def whole_leaves(config: Config, base: Any) -> dict[str, jlora.Full]:
     }
 
 
-def classifier_config(name: str, **overrides: Any) -> PreTrainedConfig:
-    """Loads the config of the encoder `name`, a folder or hub model; `overrides` replace its keys, such as num_labels.
+def classifier_config(source: PretrainedSource, **overrides: Any) -> PreTrainedConfig:
+    """Makes the config of an encoder; `overrides` replace its keys, such as num_labels.
 
     Raises:
       JloraError: there is no such model, its model_type is not supported or is not that of a classifier, or an override
         is not a key of its config.
     """
-    config = load_config(model_folder(name), **overrides)
+    config = source.config_with(**overrides)
     if family(config.model_type).task != "SEQ_CLS":
         known = ", ".join(kind for kind, module in FAMILIES.items() if module.task == "SEQ_CLS")
         raise JloraError(
-            f"{name}: config.json: model_type: expected a model that classifies ({known}), found {config.model_type!r}"
+            f"{source.name}: config.json: model_type: expected a model that classifies ({known}),"
+            f" found {config.model_type!r}"
         )
     return config
 
 
-def build_unlabelled(config: Config) -> Any:
-    """Builds the linen model before the labels are known, without weights; its head has the stored config's size.
+def build_model(config: Config, source: PretrainedSource, **overrides: Any) -> Any:
+    """Builds the linen model of the run, without weights.
 
-    Of the config `model`, `train.dtype`, `train.remat` and `train.attention` are read.
+    Before the labels are known, its head has the stored config's size. `Labels.config_entries` are the `overrides` that
+    make it the model that the run trains. Of the config `train.dtype`, `train.remat` and `train.attention` are read.
     """
-    return _build(config, {})
+    stored, train = classifier_config(source, **overrides), config.train
+    return build(stored, dtype=jnp.dtype(train.dtype), remat=train.remat, attention=train.attention)
 
 
-def build_labelled(config: Config, labels: Labels) -> Any:
-    """Builds the linen model that the run trains, without weights; its head has an output for each of `labels`.
-
-    Of the config `model`, `train.dtype`, `train.remat` and `train.attention` are read.
-    """
-    return _build(config, labels.config_entries())
-
-
-def _build(config: Config, overrides: dict[str, Any]) -> Any:
-    model_config = classifier_config(config.model, **overrides)
-    train = config.train
-    return build(model_config, dtype=jnp.dtype(train.dtype), remat=train.remat, attention=train.attention)
-
-
-def _warn_of_frozen_heads(adapted: Adapted, config: Config) -> None:
+def _warn_of_frozen_heads(adapted: Adapted, place: str, heads: dict[str, list[str]]) -> None:
     """Warns of heads that are random and not trained: they remain random, and an adapter's file lacks them."""
-    name, heads = model_folder(config.model), _heads(config, adapted.model)
     frozen = [key for path, keys in heads.items() if path not in adapted.adapter for key in keys]
     if frozen:
         lost = "; adapter/ does not hold them, only merged/ does" if adapted.lora else ""
         logger.warning(
             "%s: newly initialised, and frozen: %s%s. lora.modules_to_save trains what it names",
-            name, ", ".join(frozen), lost,
+            place, ", ".join(frozen), lost,
         )  # fmt: skip

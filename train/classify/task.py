@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from jlora.lora.adapted_model import Adapted
 from jlora.pretrained.load import example_batch
-from jlora.pretrained.tokenizer import load_tokenizer
+from jlora.pretrained.source import PretrainedSource
 from train.artifacts import adapter_and_merged
 from train.classify import metrics
 from train.classify.baseline import no_better
@@ -29,8 +29,7 @@ from train.classify.loss import classification_loss
 from train.classify.model import (
     Prepared,
     abstract_model,
-    build_labelled,
-    build_unlabelled,
+    build_model,
     prepare_model,
     prepare_splits,
 )
@@ -55,10 +54,12 @@ class LabelledTexts(Opened):
     """The data of a classifier: labelled rows, and the classes found in them.
 
     Attributes:
+      source: the encoder.
       rows: {split: texts, tokens and encoded labels}.
       labels: the task and its classes.
     """
 
+    source: PretrainedSource
     rows: dict[str, Prepared]
     labels: Labels
 
@@ -71,15 +72,16 @@ class ClassifyTask(TrainingTask[Config, LabelledTexts]):
 
     def describe(self, config: Config, flags: Flags) -> None:
         """Prints the parameter table of an encoder whose head has the classes that the config names."""
-        adapted = abstract_model(config)
+        adapted = abstract_model(config, PretrainedSource(config.model))
         show(summary(adapted.base, adapted.adapter, verbose=flags.verbose, steps=config.train.max_steps))
         logger.info("dry run: only the model's config.json was read, and nothing was written")
 
     def open(self, config: Config, mesh: Mesh | None, *, resume: bool) -> LabelledTexts:
         """Reads the rows, finds the classes in them, and tokenizes them."""
-        model = build_unlabelled(config)
+        source = PretrainedSource(config.model)
+        model = build_model(config, source)
         attention = attention_of(config, model, list(example_batch(model.config)), mesh)
-        tokenizer = load_tokenizer(config.model)
+        tokenizer = source.tokenizer
         data = load_data(config.data, config.seed, config.task)
         for note in data.notes:
             logger.info(note)
@@ -88,13 +90,15 @@ class ClassifyTask(TrainingTask[Config, LabelledTexts]):
             labels, splits = prepare_splits(config, data, tokenizer)
         metric = config.train.metric or metrics.primary(labels.problem_type)
         metrics.require_metric(metric, labels.problem_type, len(labels))
-        model, ids = build_labelled(config, labels), {name: split.tokens.ids for name, split in splits.items()}
+        model = build_model(config, source, **labels.config_entries())
+        ids = {name: split.tokens.ids for name, split in splits.items()}
         require_tokens_fit(
             model, ids, longest_batch((split.lengths for split in splits.values()), config.data.max_length)
         )
         return LabelledTexts(
             model=model,
             tokenizer=tokenizer,
+            source=source,
             rows=splits,
             labels=labels,
             metric=metric,
@@ -105,7 +109,7 @@ class ClassifyTask(TrainingTask[Config, LabelledTexts]):
 
     def build(self, config: Config, opened: LabelledTexts, mesh: Mesh | None) -> Adapted:
         """Loads the encoder; a head that it does not have is newly initialised."""
-        return prepare_model(config, opened.labels, mesh)
+        return prepare_model(config, opened.source, opened.labels, mesh)
 
     def loss(self, config: Config, opened: LabelledTexts, model: Any) -> TotalLoss:
         """Returns the loss: cross-entropy, or the squared error of a regression."""

@@ -6,6 +6,7 @@ import logging
 import math
 
 from jlora.errors import JloraError
+from jlora.pretrained.source import PretrainedSource
 from jlora.sharding.mesh import AXES
 from train.cli.exit_codes import show
 from train.devices import placement
@@ -39,7 +40,8 @@ def dry_run(config: LMConfig, *, verbose: bool) -> None:
     if config.mesh.fsdp * config.mesh.tensor > 1 or config.mesh.data > 1:
         sizes = ",".join(f"{axis}={max(1, getattr(config.mesh, axis))}" for axis in AXES)
         raise JloraError(f"--dry-run: plans one device, and mesh asks for more: add --mesh {sizes}")
-    adapted, steps = abstract_model(config, _find_added_tokens(config)), config.train.max_steps
+    source = PretrainedSource(config.model)
+    adapted, steps = abstract_model(config, source, _find_added_tokens(config, source)), config.train.max_steps
     show(parameters(adapted.base, adapted.adapter, verbose=verbose) + "\n")
     loss = causal_loss(adapted.model, model_dropout=config.train.dropout)
     training = training_of(config, loss, steps or 1)
@@ -63,19 +65,19 @@ def plan(config: LMConfig, mesh: str, chip: str | None) -> None:
     sizes = mesh_sizes(mesh)
     placement.require_shared(config.train.batch_size, sizes)
     force_devices(math.prod(sizes.values()))
-    show(plan_text(plan_step(config, sizes, _find_added_tokens(config)), known))
+    show(plan_text(plan_step(config, sizes, _find_added_tokens(config, PretrainedSource(config.model))), known))
     _say_what_was_read(config)
 
 
 def preview_rows(config: LMConfig) -> None:
     """Prints the first three training rows as the model will see them."""
-    tokenizer, _ = open_tokenizer(config)
+    tokenizer, _ = open_tokenizer(config, PretrainedSource(config.model))
     show(preview(read_texts(config, tokenizer).rows["train"], tokenizer, PREVIEWED))
 
 
-def _find_added_tokens(config: LMConfig) -> tuple[int, ...]:
+def _find_added_tokens(config: LMConfig, source: PretrainedSource) -> tuple[int, ...]:
     """Returns the ids of added tokens; without any, a plan does not need the tokenizer."""
-    return open_tokenizer(config)[1] if config.data.add_tokens else ()
+    return open_tokenizer(config, source)[1] if config.data.add_tokens else ()
 
 
 def _say_what_was_read(config: LMConfig) -> None:

@@ -14,6 +14,7 @@ from jlora.errors import JloraError
 from jlora.lora.adapted_model import Adapted
 from jlora.pretrained.grown_tables import load_grown
 from jlora.pretrained.load import example_batch
+from jlora.pretrained.source import PretrainedSource
 from train.artifacts.adapter_and_merged import write_merged
 from train.devices import placement
 from train.lm.open_texts import LanguageRun
@@ -53,7 +54,8 @@ def _load_unrounded(run: LanguageRun) -> tuple[Adapted, dict[str, Any]]:
         return adapted, adapter
     try:
         mesh = run.mesh if jax.process_count() > 1 else None  # one process has no room for what several share
-        base = load_grown(adapted.model, config.model, mesh=mesh)
+        source = PretrainedSource(config.model)  # opened again: the files may have changed since the training began
+        base = load_grown(adapted.model, source, mesh=mesh)
     except JloraError as error:
         logger.warning("merged/: the weights as they were used in training, since they cannot be read again: %s", error)
         return _on_dequantized(adapted), adapter

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,9 @@ from jax.sharding import Mesh
 import jlora
 from jlora.generation.open_model import causal_config
 from jlora.lora.adapted_model import Adapted
-from jlora.pretrained.folder import WEIGHT_PATTERNS, fetch
 from jlora.pretrained.grown_tables import load_grown
 from jlora.pretrained.load import abstract_base, build, example_batch
-from jlora.pretrained.locate import model_folder
+from jlora.pretrained.source import PretrainedSource
 from jlora.tree.leaf_paths import leaves_by_path
 from train.data.random_streams import Stream, stream_key
 from train.devices.placement import put_adapted
@@ -29,7 +28,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
-def prepare_model(config: LMConfig, mesh: Mesh | None = None, added: Sequence[int] = ()) -> Adapted:
+def prepare_model(
+    config: LMConfig, source: PretrainedSource, mesh: Mesh | None = None, added: Sequence[int] = ()
+) -> Adapted:
     """Loads the model and the base's weights, and makes what is trained, on the mesh if there is one.
 
     With `method: lora` that is a fresh adapter, drawn from the config's seed, or that of `lora.from`; `quantize`
@@ -39,13 +40,15 @@ def prepare_model(config: LMConfig, mesh: Mesh | None = None, added: Sequence[in
     Args:
       added: the ids of added tokens, from `add_tokens`; their rows are newly initialised, and trained.
     """
-    fetch(model_folder(config.model), None, WEIGHT_PATTERNS)  # which say whether the head is tied
-    model, key = build_model(config, added), stream_key(config.seed, Stream.ADAPTER)
-    return put_adapted(mesh, _adapt_base(config, model, key, mesh, added), config)
+    source.fetch_weights()  # which say whether the head is tied
+    model, key = build_model(config, source, added), stream_key(config.seed, Stream.ADAPTER)
+    load = partial(load_grown, model, source, mesh=mesh)
+    return put_adapted(mesh, _adapt_base(config, model, load, key, added), config)
 
 
-def _adapt_base(config: LMConfig, model: Any, key: jax.Array, mesh: Mesh | None, added: Sequence[int]) -> Adapted:
-    load = partial(load_grown, model, config.model, mesh=mesh)
+def _adapt_base(
+    config: LMConfig, model: Any, load: Callable[..., Any], key: jax.Array, added: Sequence[int]
+) -> Adapted:
     if config.method == "full":
         base = load()
         return Adapted(model, base, _whole_leaves(base), None)
@@ -58,12 +61,12 @@ def _adapt_base(config: LMConfig, model: Any, key: jax.Array, mesh: Mesh | None,
     return with_adapter(config.lora, lora, model, base, key)
 
 
-def abstract_model(config: LMConfig, added: Sequence[int] = ()) -> Adapted:
+def abstract_model(config: LMConfig, source: PretrainedSource, added: Sequence[int] = ()) -> Adapted:
     """Does the same as `prepare_model` without weights: every array is a ShapeDtypeStruct.
 
     `added` are the ids of the tokens that were added.
     """
-    return abstract_on(config, build_model(config, added), added)
+    return abstract_on(config, build_model(config, source, added), added)
 
 
 def abstract_on(config: LMConfig, model: Any, added: Sequence[int] = ()) -> Adapted:
@@ -80,20 +83,20 @@ def abstract_on(config: LMConfig, model: Any, added: Sequence[int] = ()) -> Adap
     return with_abstract_adapter(config.lora, _lora(config, model.config, added), model, base)
 
 
-def build_model(config: LMConfig, added: Sequence[int] = ()) -> Any:
+def build_model(config: LMConfig, source: PretrainedSource, added: Sequence[int] = ()) -> Any:
     """Builds the linen model in the config's dtype, without weights.
 
-    Its vocabulary has room for `added`, the ids of the tokens that were added. Of the config `model`, `method`, `lora`,
+    Its vocabulary has room for `added`, the ids of the tokens that were added. Of the config `method`, `lora`,
     `train.dtype`, `train.remat` and `train.attention` are read.
 
     Raises:
       JloraError: there is no such model, or it is not a causal language model; the adapter of `lora.from` does not
         train the rows of the added tokens.
     """
-    train, name = config.train, config.model
-    lora = settings(config.lora, _lora(config, causal_config(name), added)) if config.method == "lora" else None
+    train, stored = config.train, causal_config(source)
+    lora = settings(config.lora, _lora(config, stored, added)) if config.method == "lora" else None
     options: dict[str, Any] = {"dtype": jnp.dtype(train.dtype), "remat": train.remat, "attention": train.attention}
-    stored = causal_config(name, lora)
+    stored = causal_config(source, lora)
     stored.vocab_size = vocabulary(stored, added)
     if lora is not None and config.lora.from_ is not None:
         require_trained(lora, stored, added, config.lora.from_)

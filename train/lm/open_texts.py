@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from jax.sharding import Mesh
 
 from jlora.generation.open_model import causal_config
-from jlora.pretrained.tokenizer import load_tokenizer
+from jlora.pretrained.source import PretrainedSource
 from train.cli.signs_of_life import working
 from train.devices.platform import attention_of
 from train.lm.config import LMConfig
@@ -38,6 +38,7 @@ class Texts(Opened):
     """The data of a language model's run.
 
     Attributes:
+      source: where the base is.
       tokenizer: with the added tokens.
       rows: the rows that batches are made of.
       data: the result of `load_examples`, which also has the rows.
@@ -45,6 +46,7 @@ class Texts(Opened):
     """
 
     tokenizer: PreTrainedTokenizerBase
+    source: PretrainedSource
     rows: dict[str, Examples | Packed]
     data: Data
     added: tuple[int, ...]
@@ -64,9 +66,10 @@ def open_texts(config: LMConfig, mesh: Mesh | None, *, resume: bool) -> Texts:
       JloraError: the model is not a causal language model, data cannot be read, or the model does not take the tokens
         or the length of the rows.
     """
-    causal_config(config.model)
-    tokenizer, added = open_tokenizer(config)
-    model = build_model(config, added)
+    source = PretrainedSource(config.model)
+    causal_config(source)
+    tokenizer, added = open_tokenizer(config, source)
+    model = build_model(config, source, added)
     attention = attention_of(config, model, batch_names(config), mesh)
     day = run_day(Path(config.output_dir), resume=resume)
     data = read_texts(config, tokenizer, day)
@@ -77,6 +80,7 @@ def open_texts(config: LMConfig, mesh: Mesh | None, *, resume: bool) -> Texts:
     return Texts(
         model=model,
         tokenizer=tokenizer,
+        source=source,
         rows=data.rows,
         data=data,
         added=added,
@@ -88,15 +92,15 @@ def open_texts(config: LMConfig, mesh: Mesh | None, *, resume: bool) -> Texts:
     )
 
 
-def open_tokenizer(config: LMConfig) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
+def open_tokenizer(config: LMConfig, source: PretrainedSource) -> tuple[PreTrainedTokenizerBase, tuple[int, ...]]:
     """Returns (the model's tokenizer, the ids that `add_tokens` returns for `data.add_tokens`, () if there are none).
 
     The tokenizer has the chat template of `data.chat_template`, if that is given.
     """
-    tokenizer = with_template(load_tokenizer(config.model), config.data.chat_template)
+    tokenizer = with_template(source.tokenizer, config.data.chat_template)
     if not config.data.add_tokens:
         return tokenizer, ()
-    return tokenizer, add_tokens(tokenizer, config.data.add_tokens, causal_config(config.model).vocab_size)
+    return tokenizer, add_tokens(tokenizer, config.data.add_tokens, causal_config(source).vocab_size)
 
 
 def read_texts(config: LMConfig, tokenizer: PreTrainedTokenizerBase, day: datetime.date | None = None) -> Data:

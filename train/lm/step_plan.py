@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import jlora
 from jlora.lora.adapted_model import Adapted
 from jlora.lora.shardings import adapter_shardings
+from jlora.pretrained.source import PretrainedSource
 from jlora.sharding.base import base_shardings
 from jlora.sharding.mesh import BATCH
 from jlora.sharding.rules import leaf_names
@@ -93,7 +94,7 @@ def abstract_step(
     """
     planned = _for_a_cpus_compiler(config, sizes)
     mesh = mesh_of(planned, jax.devices()[: math.prod(sizes.values())])
-    adapted = abstract_model(planned, added)
+    adapted = abstract_model(planned, PretrainedSource(config.model), added)
     loss = causal_loss(adapted.model, model_dropout=planned.train.dropout)
     training = training_of(planned, loss, config.train.max_steps or 1)
     inputs = arguments(planned, adapted, training.tx)

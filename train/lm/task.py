@@ -60,7 +60,7 @@ class LanguageTask(TrainingTask[LMConfig, Texts]):
 
     def build(self, config: LMConfig, opened: Texts, mesh: Mesh | None) -> Adapted:
         """Loads the weights, quantized if the config says so; rows for added tokens are newly initialised."""
-        return prepare_model(config, mesh, opened.added)
+        return prepare_model(config, opened.source, mesh, opened.added)
 
     def loss(self, config: LMConfig, opened: Texts, model: Any) -> TotalLoss:
         """Returns the loss: cross-entropy of the next token."""

@@ -13,8 +13,7 @@ from safetensors.numpy import save_file
 from jlora.errors import JloraError
 from jlora.files.path_checks import looks_like_path
 from jlora.pretrained.folder import INDEX_FILE, open_tensors
-from jlora.pretrained.load import load_config
-from jlora.pretrained.tokenizer import load_tokenizer
+from jlora.pretrained.source import PretrainedSource
 from tests.support.adapters import small_adapter
 from tests.support.training import tiny
 from train.classify.classifier import read_label_entries
@@ -27,13 +26,13 @@ def _shards(folder: Path) -> None:
 
 
 READERS = {
-    "config.json": lambda folder: load_config(str(folder)),
-    "generation_config.json": lambda folder: load_config(str(folder)),
+    "config.json": lambda folder: PretrainedSource(folder).config,
+    "generation_config.json": lambda folder: PretrainedSource(folder).config,
     "model.safetensors": open_tensors,
     INDEX_FILE: open_tensors,
     "model-1.safetensors": open_tensors,
-    "tokenizer.json": lambda folder: load_tokenizer(str(folder)),
-    "tokenizer_config.json": lambda folder: load_tokenizer(str(folder)),
+    "tokenizer.json": lambda folder: PretrainedSource(folder).tokenizer,
+    "tokenizer_config.json": lambda folder: PretrainedSource(folder).tokenizer,
     "adapter_config.json": small_adapter.load,
     "adapter_model.safetensors": small_adapter.load,
     "labels.json": lambda folder: read_label_entries(folder / "labels.json"),
@@ -61,7 +60,7 @@ def test_a_link_out_of_the_folder_is_refused_and_one_inside_is_not(name, tmp_pat
 
 def test_a_folder_may_be_a_link_itself(tmp_path):
     (tmp_path / "link").symlink_to(tiny.model_folder("bert"))
-    assert load_config(str(tmp_path / "link")).model_type == "bert"
+    assert PretrainedSource(tmp_path / "link").config.model_type == "bert"
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -78,13 +77,13 @@ def test_the_hubs_cache_is_made_of_links(shared, tmp_path):
         if shared:
             (blobs / str(number)).rename(tmp_path / "blobs" / str(number))
             (blobs / str(number)).symlink_to(f"../../blobs/{number}")
-    assert load_config(str(snapshot)).model_type == "bert"
-    assert load_tokenizer(str(snapshot)).get_vocab()
+    assert PretrainedSource(snapshot).config.model_type == "bert"
+    assert PretrainedSource(snapshot).tokenizer.get_vocab()
     assert open_tensors(snapshot)
     (tmp_path / "secret").write_text("{}")
     (snapshot / "generation_config.json").symlink_to(tmp_path / "secret")
     with pytest.raises(JloraError, match=r"found a link to .*secret"):
-        load_config(str(snapshot))
+        PretrainedSource(snapshot).config_with()
 
 
 @pytest.mark.parametrize("name", ["./a", "/a/b", "~/a", "a/b/c", "runs/nope"])

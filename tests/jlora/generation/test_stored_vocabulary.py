@@ -13,7 +13,8 @@ from jlora.generation.stored_vocabulary import with_stored_vocabulary
 from jlora.lora.tied_embedding import needs_own_head
 from jlora.models.registry import family
 from jlora.peft.folder import read_lora_config
-from jlora.pretrained.load import build, load_config, load_weights
+from jlora.pretrained.load import build, load_weights
+from jlora.pretrained.source import PretrainedSource
 from tests.support.models import decoder_cases as cases
 from tests.support.models.encoder_cases import difference
 from tests.support.models.tied_cases import oracle
@@ -74,11 +75,11 @@ def test_the_logits_are_pefts(name, tied, case, rows, tmp_path):
     theirs = _peft_model(name, tied, rows, _fields(name, case))
     theirs.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
     folder = _base_folder(name, tied, tmp_path / "base")
-    config = load_config(folder)
+    config = PretrainedSource(folder).config
     if needs_own_head(read_lora_config(tmp_path / "adapter"), family(name).embedding):
         config.tie_word_embeddings = False
     small = build(config)
-    model, base = with_stored_vocabulary(tmp_path / "adapter", small, load_weights(small, folder))
+    model, base = with_stored_vocabulary(tmp_path / "adapter", small, load_weights(small, PretrainedSource(folder)))
     assert model.config.vocab_size == rows
 
     batch = cases.random_tokens(model.config)

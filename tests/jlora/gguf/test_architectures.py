@@ -8,7 +8,8 @@ import pytest
 
 from jlora.errors import JloraError
 from jlora.models.blocks.rotary import rotary_frequencies
-from jlora.pretrained.load import load_config, stop_ids
+from jlora.pretrained.load import stop_ids
+from jlora.pretrained.source import PretrainedSource
 from tests.support.models import decoder_cases as cases
 from tests.support.models import gguf_cases
 
@@ -42,7 +43,7 @@ def load(tmp_path):
         gguf_cases.add_tensors(writer, config, {"model.embed_tokens.weight": np.ones((vocabulary, 32), np.float32)})
         add(writer)
         gguf_cases.close(writer)
-        return load_config(str(tmp_path / "x.gguf"))
+        return PretrainedSource(tmp_path / "x.gguf").config
 
     return load
 
@@ -154,15 +155,15 @@ def test_a_missing_size_is_an_error(tmp_path):
     writer.add_uint32("llama.embeding_length", 32)
     gguf_cases.close(writer)
     with pytest.raises(JloraError, match=r"llama\.embeding_length: expected no such key"):
-        load_config(str(tmp_path / "x.gguf"))
+        PretrainedSource(tmp_path / "x.gguf").config_with()
     writer = gguf.GGUFWriter(tmp_path / "y.gguf", "llama")
     writer.add_block_count(2)
     gguf_cases.close(writer)
     with pytest.raises(JloraError, match=r"llama\.embedding_length: expected a number above 0; found no such key"):
-        load_config(str(tmp_path / "y.gguf"))
+        PretrainedSource(tmp_path / "y.gguf").config_with()
 
 
 def test_an_architecture_that_is_not_in_the_table(tmp_path):
     gguf_cases.close(gguf.GGUFWriter(tmp_path / "x.gguf", "mamba"))
     with pytest.raises(JloraError, match=r"architecture: expected one of llama, qwen2, qwen3; found 'mamba'"):
-        load_config(str(tmp_path / "x.gguf"))
+        PretrainedSource(tmp_path / "x.gguf").config_with()

@@ -14,7 +14,7 @@ import pytest
 import jlora
 from jlora.gguf.model import gguf_tokenizer
 from jlora.models.registry import build
-from jlora.pretrained.load import load_config
+from jlora.pretrained.source import PretrainedSource
 from tests.support.models import decoder_cases as cases
 from tests.support.models import gguf_cases
 from tests.support.models.encoder_cases import difference, torch_batch
@@ -100,7 +100,7 @@ def test_a_type_that_cannot_be_read_is_named_with_its_tensor(tmp_path):
 
 def test_a_file_that_is_not_there():
     with pytest.raises(jlora.JloraError, match="expected the folder of a model"):
-        load_config("./none.gguf")
+        PretrainedSource("./none.gguf").config_with()
     with pytest.raises(jlora.JloraError, match=r"none\.gguf: expected a GGUF file; found no such file"):
         gguf_tokenizer(Path("none.gguf"))
 

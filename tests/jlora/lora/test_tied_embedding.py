@@ -15,7 +15,8 @@ import jlora
 from jlora.lora.tied_embedding import is_tied_in_peft, means, needs_own_head
 from jlora.models.registry import default_targets, family
 from jlora.peft.folder import read_lora_config
-from jlora.pretrained.load import build, load_config, load_weights
+from jlora.pretrained.load import build, load_weights
+from jlora.pretrained.source import PretrainedSource
 from jlora.tree.output_heads import HEAD
 from tests.support.models import decoder_cases as cases
 from tests.support.models.encoder_cases import difference
@@ -180,7 +181,7 @@ def test_which_configurations_need_a_head_of_its_own(fields, expected):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_head_that_the_files_tie_starts_as_the_embedding(name):
     folder = str(oracle(name)[1])
-    model = build(load_config(folder, tie_word_embeddings=False))
-    params = load_weights(model, folder)["params"]
+    model = build(PretrainedSource(folder).config_with(tie_word_embeddings=False))
+    params = load_weights(model, PretrainedSource(folder))["params"]
     table = functools.reduce(lambda tree, part: tree[part], family(name).embedding.split("."), params)["embedding"]
     np.testing.assert_array_equal(params[HEAD]["kernel"], table.T)

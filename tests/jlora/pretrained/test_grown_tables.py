@@ -9,6 +9,7 @@ import pytest
 
 import jlora
 from jlora.pretrained.grown_tables import grown, load_grown, table_paths
+from jlora.pretrained.source import PretrainedSource
 from jlora.tree.leaf_paths import leaves_by_path
 from tests.support.models import decoder_cases as cases
 from tests.support.models.tied_cases import FAMILIES, oracle
@@ -36,5 +37,5 @@ def test_a_model_with_the_tokens_of_its_files_is_read_as_it_is():
     folder = str(oracle("llama")[1])
     model, base = jlora.load_base(folder)
     assert grown(model, base, 60) == (model, base)
-    again = leaves_by_path(load_grown(model, folder))
+    again = leaves_by_path(load_grown(model, PretrainedSource(folder)))
     assert all(np.array_equal(leaf, again[path]) for path, leaf in leaves_by_path(base).items())

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 import jlora
 from jlora.models.registry import family
-from jlora.pretrained.load import build, load_config, load_weights
+from jlora.pretrained.load import build, load_weights
+from jlora.pretrained.source import PretrainedSource
 from tests.support.models import decoder_cases as cases
 from tests.support.models.encoder_cases import difference
 from tests.support.models.tied_cases import FAMILIES, oracle
@@ -70,7 +71,7 @@ def test_a_head_that_differs_from_the_embedding_is_the_head(name, stored, tmp_pa
     written, read = (load_file(folder / WEIGHTS) for folder in (tmp_path / "out", tmp_path / name))
     assert written.keys() == read.keys()
     assert all(np.array_equal(written[key], read[key]) for key in read)
-    assert not load_config(str(tmp_path / "out")).tie_word_embeddings
+    assert not PretrainedSource(tmp_path / "out").config.tie_word_embeddings
 
 
 @pytest.mark.parametrize(
@@ -89,9 +90,9 @@ def test_one_table_stays_one(name, change, stored):
 
 def test_a_model_that_was_built_tied_does_not_take_files_that_are_not(stored):
     folder = stored("llama", _another)
-    model = build(load_config(str(folder)))
+    model = build(PretrainedSource(folder).config)
     with pytest.raises(jlora.JloraError, match=r"lm_head\.weight: .*to which the model's head is tied.*=False"):
-        load_weights(model, str(folder))
+        load_weights(model, PretrainedSource(folder))
 
 
 def test_a_head_that_is_lost_is_an_error_where_nothing_ties_it(stored):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from jlora.errors import JloraError
-from jlora.pretrained.tokenizer import load_tokenizer, pad_id
+from jlora.pretrained.tokenizer import pad_id, read_tokenizer
 from tests.support.training import tiny
 
 
@@ -16,7 +16,7 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
         folder = tmp_path / family
         shutil.copytree(tiny.model_folder(family), folder, ignore=shutil.ignore_patterns("tokenizer*"))
         with pytest.raises(JloraError, match="expected a tokenizer with the model"):
-            load_tokenizer(str(folder))
+            read_tokenizer(folder, str(folder))
 
 
 @pytest.mark.parametrize(("pad", "end", "expected"), [(3, 1, 3), (0, 1, 0), (None, 1, 1), (None, None, 0)])

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from jlora.errors import JloraError
-from jlora.pretrained.tokenizer import load_tokenizer
+from jlora.pretrained.source import PretrainedSource
+from jlora.pretrained.tokenizer import read_tokenizer
 from tests.support.training import tiny
 
 SECRET = "swordfish"
@@ -81,7 +82,7 @@ SETTINGS = {
 def test_it_is_the_tokenizer_that_transformers_loads(name, tmp_path):
     write, config = SETTINGS[name]
     folder = write(tmp_path / "model", **config)
-    ours = load_tokenizer(str(folder))
+    ours = PretrainedSource(folder).tokenizer
     if (folder / "config.json").exists():
         _say(folder / "config.json", num_hidden_layers=2)  # ten billion are for us alone
     theirs = AutoTokenizer.from_pretrained(folder)
@@ -92,7 +93,7 @@ def test_it_is_the_tokenizer_that_transformers_loads(name, tmp_path):
         assert getattr(ours, key) == getattr(theirs, key), key
     assert ours.name_or_path == str(folder)
     ours.save_pretrained(tmp_path / "saved")
-    again = load_tokenizer(str(tmp_path / "saved"))
+    again = PretrainedSource(tmp_path / "saved").tokenizer
     assert again("a b new ab")["input_ids"] == ours("a b new ab")["input_ids"]
 
 
@@ -120,7 +121,7 @@ def _all_that_is_read(folder: Path, file: str, entries: dict) -> str:
     before = (folder / file).read_text() if (folder / file).exists() else "{}"
     (folder / file).write_text(json.dumps(json.loads(before) | entries))
     try:
-        loaded = load_tokenizer(str(folder))
+        loaded = PretrainedSource(folder).tokenizer
     except JloraError as error:
         return str(error)
     finally:
@@ -148,7 +149,7 @@ WRONG = {
 def test_a_key_of_another_type_is_refused(key, tmp_path):
     folder = _bert(tmp_path / "model", **{key: WRONG[key]})
     with pytest.raises(JloraError, match=rf"tokenizer_config\.json: {key}: expected .*; found"):
-        load_tokenizer(str(folder))
+        read_tokenizer(folder, str(folder))
 
 
 @pytest.mark.parametrize("file", ["special_tokens_map.json", "added_tokens.json", "tokenizer.json", "vocab.json"])
@@ -156,7 +157,7 @@ def test_a_key_twice_in_any_json(file, tmp_path):
     folder = _gpt2(tmp_path / "model")
     (folder / file).write_text('{"a": 1, "\\u0061": 2}')
     with pytest.raises(JloraError, match=rf"{file}: expected JSON; found: the key 'a' twice"):
-        load_tokenizer(str(folder))
+        read_tokenizer(folder, str(folder))
 
 
 @pytest.mark.parametrize("file", ["vocab.txt", "chat_template.jinja", "tokenizer_config.json", "tokenizer.json"])
@@ -166,7 +167,7 @@ def test_links_out_of_the_folder_are_refused(file, tmp_path):
     (folder / file).unlink(missing_ok=True)
     (folder / file).symlink_to(tmp_path / "secret")
     with pytest.raises(JloraError, match=rf"{file}: expected a file inside .*model; found a link to .*secret"):
-        load_tokenizer(str(folder))
+        read_tokenizer(folder, str(folder))
 
 
 def test_a_folder_of_links_out_of_it_is_refused(tmp_path):
@@ -175,7 +176,7 @@ def test_a_folder_of_links_out_of_it_is_refused(tmp_path):
     (tmp_path / "other" / "x.jinja").write_text(SECRET)
     (folder / "additional_chat_templates").symlink_to(tmp_path / "other")
     with pytest.raises(JloraError, match=r"x\.jinja: expected a file inside .*model; found a link"):
-        load_tokenizer(str(folder))
+        read_tokenizer(folder, str(folder))
 
 
 @pytest.mark.parametrize("file", ["vocab.txt", "chat_template.jinja"])
@@ -183,10 +184,10 @@ def test_what_is_no_text_is_named(file, tmp_path):
     folder = _bert(tmp_path / "model")
     (folder / file).write_bytes(b"\xff\xfe")
     with pytest.raises(JloraError, match=rf"{file}: expected text in UTF-8; found"):
-        load_tokenizer(str(folder))
+        read_tokenizer(folder, str(folder))
 
 
 def test_a_folder_as_a_run_leaves_it(tmp_path):
     folder = shutil.copytree(tiny.model_folder("bert"), tmp_path / "model")
-    ours, theirs = load_tokenizer(str(folder)), AutoTokenizer.from_pretrained(folder)
+    ours, theirs = PretrainedSource(folder).tokenizer, AutoTokenizer.from_pretrained(folder)
     assert ours("the film")["input_ids"] == theirs("the film")["input_ids"]

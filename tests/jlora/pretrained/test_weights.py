@@ -20,6 +20,7 @@ import jlora
 from jlora.errors import JloraError
 from jlora.models.registry import abstract_base, build, example_batch
 from jlora.pretrained.folder import Planned, write_model
+from jlora.pretrained.source import PretrainedSource
 from jlora.pretrained.weights import load_weights, save_base
 from jlora.tree.leaf_paths import leaves_by_path
 from jlora.tree.module_names import hf_keys, is_stacked, is_transposed
@@ -45,7 +46,7 @@ def bert(tmp_path):
 
     def load(changed, **options):
         save_file(changed, tmp_path / "model.safetensors")
-        return load_weights(build(config), str(tmp_path), **options)
+        return load_weights(build(config), PretrainedSource(tmp_path), **options)
 
     return tensors, load
 
@@ -62,24 +63,24 @@ def _assert_same_file(file, expected):
 
 def test_load_then_save_gives_back_every_key_shape_and_value(saved, tmp_path):
     _, folder, model = saved
-    save_base(tmp_path / "again", model, load_weights(model, str(folder)))
+    save_base(tmp_path / "again", model, load_weights(model, PretrainedSource(folder)))
     _assert_same_file(tmp_path / "again" / "model.safetensors", load_file(folder / "model.safetensors"))
 
 
 def test_shards_are_read_as_one_file_is(saved, tmp_path):
     oracle, folder, model = saved
     oracle.save_pretrained(tmp_path / "shards", max_shard_size=20_000)
-    base = load_weights(model, str(folder))
-    _assert_same_tree(load_weights(model, str(tmp_path / "shards")), base)
+    base = load_weights(model, PretrainedSource(folder))
+    _assert_same_tree(load_weights(model, PretrainedSource(tmp_path / "shards")), base)
     save_base(tmp_path / "again", model, base, max_shard_bytes=20_000)
     assert len(list((tmp_path / "again").glob("model-*.safetensors"))) > 1
-    _assert_same_tree(load_weights(model, str(tmp_path / "again")), base)
+    _assert_same_tree(load_weights(model, PretrainedSource(tmp_path / "again")), base)
 
 
 def test_pytorch_opens_what_is_saved_and_gives_the_same_logits(saved, tmp_path):
     transformers = pytest.importorskip("transformers")
     oracle, folder, model = saved
-    save_base(tmp_path / "again", model, load_weights(model, str(folder)), max_shard_bytes=20_000)
+    save_base(tmp_path / "again", model, load_weights(model, PretrainedSource(folder)), max_shard_bytes=20_000)
     auto = transformers.AutoModelForSequenceClassification
     again = auto.from_pretrained(tmp_path / "again", attn_implementation="eager").eval()
     assert type(again) is type(oracle)
@@ -165,13 +166,13 @@ def test_a_base_quantized_while_it_is_read_is_the_one_quantized_behind(model_typ
         oracle = decoder_cases.torch_decoder(decoder_cases.tiny_decoder(model_type))
     oracle.save_pretrained(tmp_path)
     model = build(oracle.config)
-    found = load_weights(model, str(tmp_path), param_dtype=dtype, quantize=kind)
-    dense = load_weights(model, str(tmp_path), param_dtype=dtype)
+    found = load_weights(model, PretrainedSource(tmp_path), param_dtype=dtype, quantize=kind)
+    dense = load_weights(model, PretrainedSource(tmp_path), param_dtype=dtype)
     expected = jlora.quantize(dense, kind, model.apply, example_batch(model.config))
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     _assert_same_tree(found, expected)
     save_base(tmp_path / "again", model, found)
-    _assert_same_tree(load_weights(model, str(tmp_path / "again")), jlora.dequantize(found, jnp.float32))
+    _assert_same_tree(load_weights(model, PretrainedSource(tmp_path / "again")), jlora.dequantize(found, jnp.float32))
 
 
 def test_a_weight_that_cannot_be_quantized_is_named_with_its_file(bert):
@@ -233,7 +234,7 @@ def test_checkpoints_of_other_heads_are_normal_starts(family, head, tmp_path, ca
     oracle = cases.torch_classifier(config, head)
     oracle.save_pretrained(tmp_path)
     with caplog.at_level(logging.INFO, "jlora"):
-        base = load_weights(build(config), str(tmp_path), key=jax.random.key(0))
+        base = load_weights(build(config), PretrainedSource(tmp_path), key=jax.random.key(0))
     words = base["params"][family]["embeddings"]["word_embeddings"]["embedding"]
     np.testing.assert_array_equal(words, oracle.get_input_embeddings().weight.detach().numpy())
     assert "classifier" in caplog.text
@@ -304,7 +305,7 @@ def test_a_tree_of_another_model_is_not_saved(bert, tmp_path):
 
 def test_every_leaf_of_a_loaded_base_is_named_as_init_names_it(saved):
     _, folder, model = saved
-    base = load_weights(model, str(folder))
+    base = load_weights(model, PretrainedSource(folder))
     assert list(leaves_by_path(base)) == list(
         leaves_by_path(model.init(jax.random.key(0), cases.random_batch(model.config)))
     )

@@ -23,6 +23,7 @@ from jax.sharding import NamedSharding
 import jlora
 from jlora.files.safetensors_reader import StoredTensor
 from jlora.models.registry import build, example_batch
+from jlora.pretrained.source import PretrainedSource
 from jlora.pretrained.weights import load_weights
 from jlora.sharding.mesh import BATCH
 from tests.support.adapters.lora_cases import normal
@@ -132,14 +133,14 @@ def loaded(model: Any, base: Any, folder: Path) -> dict[str, Any]:
     And the largest part of a matrix that was read at a time for a leaf that is not quantized.
     """
     jlora.save_base(folder, model, base)
-    mesh = jlora.make_mesh(1, 4, 2)
+    source, mesh = PretrainedSource(folder), jlora.make_mesh(1, 4, 2)
     with mock.patch.object(StoredTensor, "read", autospec=True, side_effect=StoredTensor.read) as read:
-        dense = load_weights(model, str(folder), mesh=mesh)
+        dense = load_weights(model, source, mesh=mesh)
     shards = [(call.args[0].shape, call.args[2]) for call in read.call_args_list]
     parts = [np.empty(shape)[index].size / math.prod(shape) for shape, index in shards if len(shape) == 2]
     report: dict[str, Any] = {"largest part": max(parts)}
-    for kind, found in {None: dense, "nf4": load_weights(model, str(folder), quantize="nf4", mesh=mesh)}.items():
-        alone = load_weights(model, str(folder), quantize=kind)
+    for kind, found in {None: dense, "nf4": load_weights(model, source, quantize="nf4", mesh=mesh)}.items():
+        alone = load_weights(model, source, quantize=kind)
         same = jax.tree.map(_is_same, found, alone, jlora.base_shardings(alone, mesh))
         report[str(kind)] = jax.tree.all(same)
     return report

@@ -8,7 +8,7 @@ from jlora.errors import JloraError
 from jlora.peft.base_model import base_of
 from tests.support.training import tiny
 from train.classify import classifier as trained
-from train.classify.classifier import load_adapted, load_trained
+from train.classify.classifier import load_trained
 from train.classify.data.labels import Labels
 from train.classify.data.splits import Split
 
@@ -123,7 +123,7 @@ def test_a_run_folder_is_no_adapter_folder():
 def test_a_head_that_neither_base_nor_adapter_has_is_never_made_up(tmp_path):
     run = tiny.train(tmp_path / "run", "lora.modules_to_save=[]")
     with pytest.raises(JloraError, match=r"expected classifier\.bias, classifier\.weight in the base or the adapter"):
-        load_adapted(run / "adapter")
+        load_trained(run / "adapter")
     assert _logits(load_trained(run)).shape == (5, 2)  # merged/ has it
 
 
@@ -133,5 +133,5 @@ def test_a_hub_that_is_silent_is_asked_once(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(JloraError, match="me/base"):
-        load_adapted(tiny.finished_run() / "adapter", "me/base")
+        load_trained(tiny.finished_run() / "adapter", "me/base")
     assert asked == ["me/base"]

@@ -8,14 +8,14 @@ from transformers import LlamaConfig
 import jlora
 from jlora.errors import JloraError
 from jlora.pretrained.load import example_batch
-from jlora.pretrained.tokenizer import load_tokenizer
+from jlora.pretrained.source import PretrainedSource
 from jlora.tree.leaf_paths import leaves_by_path
 from tests.support.training import tiny
 from train.classify import model as prepare
 from train.classify.config import Config
 from train.classify.data.labels import Labels
 from train.classify.data.splits import load_data
-from train.classify.model import abstract_model, build_labelled, prepare_model, prepare_splits
+from train.classify.model import abstract_model, build_model, prepare_model, prepare_splits
 from train.task.fit import require_tokens_fit
 
 _LABELS = Labels("single_label_classification", ("no", "yes"))
@@ -32,8 +32,16 @@ def _cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
+def _prepared(config):
+    return prepare_model(config, PretrainedSource(config.model), _LABELS)
+
+
+def _planned(config):
+    return abstract_model(config, PretrainedSource(config.model))
+
+
 def _splits(config):
-    return prepare_splits(config, load_data(config.data, 0), load_tokenizer(config.model))
+    return prepare_splits(config, load_data(config.data, 0), PretrainedSource(config.model).tokenizer)
 
 
 def test_splits_are_tokenized_and_labelled(caplog):
@@ -49,7 +57,7 @@ def test_splits_are_tokenized_and_labelled(caplog):
 
 def test_any_id_fills_rows_where_the_tokenizer_has_no_padding_token():
     config = _config()
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = PretrainedSource(config.model).tokenizer
     tokenizer.pad_token = None
     _, splits = prepare_splits(config, load_data(config.data, 0), tokenizer)
     assert [split.pad_id for split in splits.values()] == [0, 0]
@@ -90,7 +98,7 @@ def test_near_equal_classes_are_warned_of(tmp_path, caplog):
 
 @pytest.mark.parametrize(("family", "targets"), [("bert", "query"), ("roberta", "query"), ("distilbert", "q_lin")])
 def test_targets_that_are_not_given_are_the_familys(family, targets):
-    adapted = prepare_model(_config(family), _LABELS)
+    adapted = _prepared(_config(family))
     low_rank = [path for path, entry in adapted.adapter.items() if isinstance(entry, jlora.LowRank)]
     assert len(low_rank) == 2
     assert any(path.endswith(f"/{targets}/kernel") for path in low_rank)
@@ -100,7 +108,7 @@ def test_targets_that_are_not_given_are_the_familys(family, targets):
 @pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
 def test_a_dry_run_has_the_shapes_of_the_real_thing(family, method):
     config = _config(family, method=method)
-    real, abstract = prepare_model(config, _LABELS), abstract_model(config)
+    real, abstract = _prepared(config), _planned(config)
     for one, other in ((real.base, abstract.base), (real.adapter, abstract.adapter)):
         shapes = [{path: leaf.shape for path, leaf in leaves_by_path(tree).items()} for tree in (one, other)]
         assert shapes[0] == shapes[1]
@@ -108,16 +116,16 @@ def test_a_dry_run_has_the_shapes_of_the_real_thing(family, method):
 
 
 def test_a_dry_run_counts_the_classes_that_the_config_names():
-    named = abstract_model(_config(method="head", data={"label_names": {"a": "x", "b": "y", "c": "x", "d": "z"}}))
+    named = _planned(_config(method="head", data={"label_names": {"a": "x", "b": "y", "c": "x", "d": "z"}}))
     assert named.adapter["params/classifier/bias"].value.shape == (3,)
-    scores = abstract_model(_config(method="head", task="regression"))
+    scores = _planned(_config(method="head", task="regression"))
     assert scores.adapter["params/classifier/bias"].value.shape == (1,)
-    columns = abstract_model(_config(method="head", data={"label": ["toxic", "insult", "threat"]}))
+    columns = _planned(_config(method="head", data={"label": ["toxic", "insult", "threat"]}))
     assert columns.adapter["params/classifier/bias"].value.shape == (3,)
 
 
 def test_full_trains_every_leaf_and_head_the_head_and_both_own_their_arrays():
-    full, head = (prepare_model(_config("distilbert", method=method), _LABELS) for method in ("full", "head"))
+    full, head = (_prepared(_config("distilbert", method=method)) for method in ("full", "head"))
     assert full.adapter.keys() == leaves_by_path(full.base).keys()
     assert {path.split("/")[1] for path in head.adapter} == {"pre_classifier", "classifier"}
     for adapted in (full, head):
@@ -130,34 +138,33 @@ def test_full_trains_every_leaf_and_head_the_head_and_both_own_their_arrays():
 
 
 def test_one_seed_one_start_and_the_head_does_not_depend_on_the_method():
-    first, again, other = (prepare_model(_config(seed=seed), _LABELS) for seed in (1, 1, 2))
+    first, again, other = (_prepared(_config(seed=seed)) for seed in (1, 1, 2))
     for tree in ("base", "adapter"):
         one, same = (jax.tree.leaves(getattr(adapted, tree)) for adapted in (first, again))
         assert all(np.array_equal(a, b) for a, b in zip(one, same, strict=True))
     kernel = "params/bert/encoder/layer/attention/self/query/kernel"
     assert not np.array_equal(first.adapter[kernel].a, other.adapter[kernel].a)
-    heads = [prepare_model(_config(seed=1, method=method), _LABELS).base["params"]["classifier"]["kernel"]
+    heads = [_prepared(_config(seed=1, method=method)).base["params"]["classifier"]["kernel"]
              for method in ("lora", "full")]  # fmt: skip
     assert np.array_equal(*heads)
 
 
 def test_label_names_go_into_the_models_config():
-    config = prepare_model(_config(), _LABELS).model.config
+    config = _prepared(_config()).model.config
     assert config.id2label == {0: "no", 1: "yes"}
     assert config.label2id == {"no": 0, "yes": 1}
     assert config.problem_type == "single_label_classification"
 
 
 def test_a_warm_start_keeps_the_adapters_settings_but_the_configs_dropout(tmp_path, caplog):
-    first = prepare_model(_config(lora={"r": 4, "lora_alpha": 12, "init_lora_weights": False}), _LABELS)
+    first = _prepared(_config(lora={"r": 4, "lora_alpha": 12, "init_lora_weights": False}))
     jlora.save_adapter(tmp_path / "a", first.adapter, first.lora)
     with caplog.at_level(logging.INFO, "train"):
-        second = prepare_model(
+        second = _prepared(
             _config(
                 seed=9,
                 lora={"r": 2, "lora_dropout": 0.3, "from": str(tmp_path / "a"), "target_modules": ["query", "dense"]},
-            ),
-            _LABELS,
+            )
         )
     assert "lora.from: the stored adapter's r=4 is used; the config's 2 is ignored" in caplog.text
     assert "the stored adapter's target_modules=['query', 'value'] is used" in caplog.text
@@ -175,7 +182,7 @@ def test_a_warm_start_keeps_the_adapters_settings_but_the_configs_dropout(tmp_pa
 def test_a_start_out_of_the_weights_leaves_the_function_as_it_is(start):
     """Residual base and adapter are the base; without the start the adapter is nothing on the original base."""
     starts = (True, start, start)
-    plain, split, again = (prepare_model(_config(seed=3, lora={"init_lora_weights": i}), _LABELS) for i in starts)
+    plain, split, again = (_prepared(_config(seed=3, lora={"init_lora_weights": i})) for i in starts)
     for one, other in zip(
         jax.tree.leaves((split.base, split.adapter)), jax.tree.leaves((again.base, again.adapter)), strict=True
     ):
@@ -203,7 +210,7 @@ def test_a_start_out_of_the_weights_leaves_the_function_as_it_is(start):
     ],
 )
 def test_a_random_frozen_head_is_warned_of(settings, warned, caplog):
-    prepare_model(_config(**settings), _LABELS)
+    _prepared(_config(**settings))
     if warned:
         assert "newly initialised, and frozen: classifier.bias, classifier.weight" in caplog.text
         assert warned in caplog.text
@@ -229,12 +236,12 @@ def test_the_head_that_a_stored_adapter_lacks_is_trained_where_new_or_named(head
     adapter = jlora.init(jax.random.key(0), stored, base, model.apply, example_batch(model.config))
     jlora.save_adapter(tmp_path, adapter, stored)
     config = _config(head=head, lora={"from": str(tmp_path), **lora})
-    found = prepare_model(config, _LABELS)
+    found = _prepared(config)
     paths = {"params/classifier/kernel", "params/classifier/bias"}
     assert paths & found.adapter.keys() == (paths if trained else set())
     assert ("trained whole" in caplog.text) == trained
     assert ("frozen" in caplog.text) == (not trained and not head)
-    assert jax.tree.structure(abstract_model(config).adapter) == jax.tree.structure(found.adapter)
+    assert jax.tree.structure(_planned(config).adapter) == jax.tree.structure(found.adapter)
     jlora.save_adapter(tmp_path / "again", found.adapter, found.lora)
     again, _ = jlora.load_adapter(tmp_path / "again", found.base, found.model.apply, example_batch(found.model.config))
     assert again.keys() == found.adapter.keys()
@@ -243,21 +250,24 @@ def test_the_head_that_a_stored_adapter_lacks_is_trained_where_new_or_named(head
 def test_a_head_for_another_number_of_classes_starts_anew_where_that_is_asked_for(caplog):
     folder = tiny.model_folder(head=True, num_labels=3)
     with pytest.raises(JloraError, match=r"classifier\.\w+: expected shape .*new_head=true replaces it"):
-        prepare_model(_config().model_copy(update={"model": str(folder)}), _LABELS)
-    adapted = prepare_model(_config().model_copy(update={"model": str(folder), "new_head": True}), _LABELS)
+        _prepared(_config().model_copy(update={"model": str(folder)}))
+    adapted = _prepared(_config().model_copy(update={"model": str(folder), "new_head": True}))
     assert adapted.adapter["params/classifier/kernel"].value.shape[1] == 2
     assert "newly initialised: classifier.bias, classifier.weight; this replaces" in caplog.text
 
 
 def test_a_frozen_head_that_the_model_has_is_no_news(caplog):
-    prepare_model(_config(head=True, lora={"modules_to_save": []}), _LABELS)
+    _prepared(_config(head=True, lora={"modules_to_save": []}))
     assert "frozen" not in caplog.text
 
 
 def test_tokens_must_fit_the_model():
     config = _config()
     labels, splits = _splits(config)
-    model, ids = build_labelled(config, labels), {name: split.tokens.ids for name, split in splits.items()}
+    model, ids = (
+        build_model(config, PretrainedSource(config.model), **labels.config_entries()),
+        {name: split.tokens.ids for name, split in splits.items()},
+    )
     require_tokens_fit(model, ids, 24)
     with pytest.raises(JloraError, match=r"at most 24 tokens a row.*found 25.*data\.max_length"):
         require_tokens_fit(model, ids, 25)
@@ -270,4 +280,4 @@ def test_a_model_that_does_not_classify_is_refused(tmp_path):
     LlamaConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1).save_pretrained(tmp_path)
     config = _config().model_copy(update={"model": str(tmp_path)})
     with pytest.raises(JloraError, match=r"a model that classifies \(bert, distilbert, roberta\), found 'llama'"):
-        abstract_model(config)
+        _planned(config)

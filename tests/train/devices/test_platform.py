@@ -9,6 +9,7 @@ import pytest
 
 from jlora.errors import JloraError
 from jlora.models.attention.visibility import KERNELS
+from jlora.pretrained.source import PretrainedSource
 from tests.support.training import config_cases, tiny, tiny_lm
 from train.config.sections import TrainSection
 from train.devices import platform
@@ -80,19 +81,19 @@ def _config(length=16):
 def test_rows_that_are_longer_than_the_positions_are_refused():
     config = _config(4096)
     with pytest.raises(JloraError, match=r"data.max_length=4096: expected at most \d+ tokens a row.*found 4096"):
-        attention_of(config, build_model(config), NAMES, None)
+        attention_of(config, build_model(config, PretrainedSource(config.model)), NAMES, None)
 
 
 def test_a_cpu_computes_by_blocks_and_says_why():
     config = _config()
-    found = attention_of(config, build_model(config), NAMES, None)
+    found = attention_of(config, build_model(config, PretrainedSource(config.model)), NAMES, None)
     assert found == {"kernel": "blockwise", "reason": "there is no other for this platform"}
 
 
 def test_a_gpu_that_cannot_says_why(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     config = _config()
-    found = attention_of(config, build_model(config), NAMES, None)
+    found = attention_of(config, build_model(config, PretrainedSource(config.model)), NAMES, None)
     assert found["kernel"] == "blockwise"
     assert found["reason"].startswith("cudnn: it needs bfloat16")
 
@@ -109,6 +110,6 @@ def test_a_kernel_that_the_mesh_cannot_use_is_known_before_anything_is_loaded(mo
     config = _config()
     for tensor, kernel in ((1, "splash"), (64, "blockwise")):
         mesh = jax.sharding.AbstractMesh((1, 1, tensor), ("data", "fsdp", "tensor"), axis_types=kinds)
-        found = attention_of(config, build_model(config), NAMES, mesh)
+        found = attention_of(config, build_model(config, PretrainedSource(config.model)), NAMES, mesh)
         assert found["kernel"] == kernel, found
     assert "a mesh does not split" in found["reason"]

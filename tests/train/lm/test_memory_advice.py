@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from jlora.pretrained.source import PretrainedSource
 from jlora.sharding.mesh import make_mesh
 from tests.support.training import tiny_lm
 from train.lm import memory_advice
@@ -20,7 +21,7 @@ def _config(**changes):
 
 
 def _help(config, mesh=None):
-    adapted = abstract_model(config)
+    adapted = abstract_model(config, PretrainedSource(config.model))
     with jax.numpy_dtype_promotion("standard"):  # optax.adamw raises a float to an integer's power
         return training_help(
             config, adapted, training_of(config, causal_loss(adapted.model, model_dropout=True), 1), mesh

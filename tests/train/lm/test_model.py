@@ -3,6 +3,7 @@
 import jax
 import pytest
 
+from jlora.pretrained.source import PretrainedSource
 from tests.support.training import tiny_lm
 from train.lm.config import LMConfig
 from train.lm.model import abstract_model, prepare_model
@@ -46,7 +47,8 @@ def test_the_plan_holds_what_the_run_holds(changes, dtype, stored):
     if changes.get("lora", {}).get("from"):
         changes = {"lora": {"from": str(stored)}}
     config = _config(train={"dtype": dtype}, **changes)
-    assert _of(abstract_model(config)) == _of(prepare_model(config))
+    source = PretrainedSource(config.model)
+    assert _of(abstract_model(config, source)) == _of(prepare_model(config, source))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +63,8 @@ def test_the_plan_holds_what_the_run_holds(changes, dtype, stored):
 )
 def test_a_tied_head_gets_a_table_of_its_own_where_the_adapter_needs_one(lora, own_head):
     config = _config(model=str(tiny_lm.model_folder("llama", tie_word_embeddings=True)), lora=lora)
-    adapted = prepare_model(config)
+    source = PretrainedSource(config.model)
+    adapted = prepare_model(config, source)
     assert ("lm_head" in adapted.base["params"]) == own_head
     assert adapted.model.config.tie_word_embeddings == (not own_head)
-    assert _of(abstract_model(config)) == _of(adapted)
+    assert _of(abstract_model(config, source)) == _of(adapted)

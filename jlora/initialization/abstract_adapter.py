@@ -88,9 +88,6 @@ def abstract_stored(
       seen: the base and the uses of its leaves, as `base_uses` finds them.
       adapted: the modules for which there are tensors; none of them may be left out.
 
-    Args:
-      seen: the base and the uses of its leaves, as `base_uses` finds them.
-
     Raises:
       NoRuleError: an operation has no low-rank rule for a weight of one of the modules in `adapted`.
       FileError: a regular expression takes more than 5 seconds on the model's names.

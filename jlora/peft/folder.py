@@ -120,23 +120,26 @@ def load_adapter(
       AdapterMismatchError: another base, or a key that is missing, unexpected or does not have the base's shape.
       NoRuleError: the adapter was made with `allow_materialize`.
     """
-    seen = base_uses(fn, base, args, kwargs, names)
-    return read_adapter(folder, base, seen, base_model=base_model, allow_materialize=allow_materialize, names=names)
+
+    def trace() -> BaseUses:
+        return base_uses(fn, base, args, kwargs, names)
+
+    return read_adapter(folder, base, trace, base_model=base_model, allow_materialize=allow_materialize, names=names)
 
 
 def read_adapter(
     folder: str | os.PathLike,
     base: PyTree,
-    seen: BaseUses,
+    trace: Callable[[], BaseUses],
     *,
     base_model: str | None = None,
     allow_materialize: bool = False,
     names: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Entry], LoraConfig]:
-    """Reads an adapter as `load_adapter` does, for a function that has been traced: tracing takes most of the time.
+    """Reads an adapter as `load_adapter` does. Tracing takes most of the time: a program may do it once.
 
     Args:
-      seen: `base_uses` of the function, made with the same `names`.
+      trace: trace() returns `base_uses` of the function, made with the same `names`; it is called after the first checks.
       folder, base, base_model, allow_materialize, names: as for `load_adapter`.
 
     Returns:
@@ -153,7 +156,7 @@ def read_adapter(
     named_leaves = {torch_path(path, names): leaf for path, leaf in leaves.items()}
     require_base_sizes(tensors, named_leaves, where, base_name)
     modules = adapted_modules(tensors)
-    template = abstract_stored(str(file), config, seen, adapted=modules, allow_materialize=allow_materialize)
+    template = abstract_stored(str(file), config, trace(), adapted=modules, allow_materialize=allow_materialize)
     named = {torch_path(path, names): entry for path, entry in template.items()}
     if fields.get("lora_bias"):
         tensors = fold_lora_bias(tensors, named, named_leaves, where)

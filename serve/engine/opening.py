@@ -19,9 +19,9 @@ from jlora.initialization.base_uses import base_uses
 from jlora.lora.entries import Full
 from jlora.models.registry import abstract_base, family
 from jlora.peft.folder import head_rows, read_adapter
-from jlora.pretrained.load import build, example_batch, load_config, load_weights
-from jlora.pretrained.locate import model_folder, settle_hub
-from jlora.pretrained.tokenizer import load_tokenizer
+from jlora.pretrained.load import build, example_batch, load_weights
+from jlora.pretrained.locate import settle_hub
+from jlora.pretrained.source import PretrainedSource
 from jlora.pretrained.weights import new_heads
 from jlora.tree.leaf_paths import leaves_by_path
 from serve.config import ServeConfig
@@ -49,8 +49,7 @@ def open_engine(config: ServeConfig, folders: Mapping[str, Path]) -> Opened:
       JloraError: the model cannot be loaded.
     """
     settle_hub(config.model)
-    stored = load_config(model_folder(config.model))
-    is_classifier = family(stored.model_type).task == "SEQ_CLS"
+    is_classifier = family(PretrainedSource(config.model).config.model_type).task == "SEQ_CLS"
     return (_open_classifier if is_classifier else _open_language_model)(config, folders)
 
 
@@ -77,17 +76,19 @@ def _open_language_model(config: ServeConfig, folders: Mapping[str, Path]) -> Op
 
 def _open_classifier(config: ServeConfig, folders: Mapping[str, Path]) -> Opened:
     """Opens an encoder with a head of `config.labels` outputs, which adapters fill from the first one on."""
-    place, dtype = model_folder(config.model), jnp.dtype(config.dtype)
-    model = build(load_config(place, num_labels=config.labels), dtype=dtype)
-    base = load_weights(model, place, key=jax.random.key(0), new_head=True, param_dtype=dtype, quantize=config.quantize)
-    heads = {path.rsplit("/", 2)[-2] for path in new_heads(model, place, new_head=True)}
-    read = _head_reader(place, base, config.labels)
+    source, dtype = PretrainedSource(config.model), jnp.dtype(config.dtype)
+    model = build(source.config_with(num_labels=config.labels), dtype=dtype)
+    base = load_weights(
+        model, source, key=jax.random.key(0), new_head=True, param_dtype=dtype, quantize=config.quantize
+    )
+    heads = {path.rsplit("/", 2)[-2] for path in new_heads(model, source, new_head=True)}
+    read = _head_reader(source, base, config.labels)
     adapters = _slots(config, model, base, read, folders, modules_to_save=sorted(heads))
     context = _context(config, model)
     engine = ClassifierEngine(
         config.base_name, model, base, adapters, read, rows=config.rows, context=context, waiting=config.waiting
     )
-    return Opened(engine, load_tokenizer(config.model), ())
+    return Opened(engine, source.tokenizer, ())
 
 
 def _context(config: ServeConfig, model: Any) -> int:
@@ -124,13 +125,13 @@ def _read(base: Any, seen: Any, folder: Path) -> dict[str, Any]:
     return jax.device_get(entries)
 
 
-def _head_reader(place: str, base: Any, outputs: int) -> Read:
+def _head_reader(source: PretrainedSource, base: Any, outputs: int) -> Read:
     """Returns read(folder) for classifiers: a head of fewer outputs is padded to `outputs`."""
     leaves = leaves_by_path(base)
 
     @functools.cache
     def traced(count: int) -> tuple[Any, Any]:
-        model = build(load_config(place, num_labels=count))
+        model = build(source.config_with(num_labels=count))
         shapes = abstract_base(model)
         return shapes, _trace(model, shapes)
 

@@ -12,7 +12,8 @@ import pytest
 
 import jlora
 from jlora.errors import ContextLengthError
-from jlora.pretrained.load import build, example_batch, load_config, load_weights
+from jlora.pretrained.load import build, example_batch, load_weights
+from jlora.pretrained.source import PretrainedSource
 from serve.config import ServeConfig
 from serve.engine.opening import open_engine
 from serve.engine.requests import AdapterRefusedError, UnknownAdapterError
@@ -24,9 +25,9 @@ CLASSES = (2, 5, 3)
 @functools.cache
 def _adapter(index):
     """(folder of an adapter, its logits of a batch)."""
-    place = str(tiny.model_folder())
-    model = build(load_config(place, num_labels=CLASSES[index]))
-    base = load_weights(model, place, key=jax.random.key(9), new_head=True)
+    source = PretrainedSource(tiny.model_folder())
+    model = build(source.config_with(num_labels=CLASSES[index]))
+    base = load_weights(model, source, key=jax.random.key(9), new_head=True)
     config = jlora.LoraConfig(
         r=index + 1, target_modules=["query", "value"], task_type="SEQ_CLS", init_lora_weights=False
     )

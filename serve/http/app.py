@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from jlora.errors import JloraError
 from serve.engine.requests import Classifying, Engine
-from serve.http.auth import Authentication, NoSniffing
+from serve.http.auth import Admission, NoSniffing
 from serve.http.errors import answer_error
 from serve.http.metrics import Metrics, RequestCounter
 from serve.http.prompts import Prompts
@@ -54,7 +54,7 @@ def make_app(engine: Engine | Classifying, tokenizer: PreTrainedTokenizerBase, s
         middleware=[
             Middleware(RequestCounter, metrics=metrics, paths=paths),
             Middleware(NoSniffing),
-            Middleware(Authentication, settings=settings),
+            Middleware(Admission, settings=settings),
         ],
         exception_handlers=dict.fromkeys((JloraError, HTTPException, ClientDisconnect, Exception), answer_error),
         lifespan=_close_at_end,

@@ -9,14 +9,15 @@ from starlette.requests import Request as HttpRequest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.http.errors import HttpError, answer_error
+from serve.http.limits import require_small_headers
 from serve.http.settings import HttpSettings
 
 _OWN_NAMES = {"127.0.0.1", "localhost", "[::1]"}
 _CHALLENGE = {"WWW-Authenticate": "Bearer"}
 
 
-class Authentication:
-    """Middleware that refuses a request without the token that its route asks for."""
+class Admission:
+    """Middleware that refuses a request with large headers, or without the token that its route asks for."""
 
     def __init__(self, app: ASGIApp, settings: HttpSettings) -> None:
         self.app, self.settings = app, settings
@@ -24,6 +25,7 @@ class Authentication:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             try:
+                require_small_headers(scope)
                 require_access(scope["path"], Headers(scope=scope), self.settings)
             except HttpError as error:
                 response = await answer_error(HttpRequest(scope), error)

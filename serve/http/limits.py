@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from starlette.types import Scope
+
 from serve.http.errors import HttpError
 
 MOST_CHOICES = 16
@@ -21,6 +23,14 @@ LARGEST_HEADERS = 16_384
 """The request line and all headers, in bytes."""
 
 _ADAPTER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+
+
+def require_small_headers(scope: Scope) -> None:
+    """Raises HttpError 431 if the path and the headers are large; uvicorn's own limit is of unfinished ones only."""
+    fields = [scope["path"].encode(), scope["query_string"], *(part for header in scope["headers"] for part in header)]
+    size = sum(map(len, fields))
+    if size > LARGEST_HEADERS:
+        raise HttpError(431, f"expected a path and headers of at most {LARGEST_HEADERS:,} bytes, found {size:,}")
 
 
 def require_adapter_name(name: str) -> str:

@@ -14,6 +14,12 @@ from serve.http.settings import HttpSettings
 from tests.support.serve.fake_engine import TOKENIZER
 
 
+def raw_head(path: str, length: int) -> bytes:
+    """The head of a POST whose body is said to have this length."""
+    lines = (f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", f"Content-Length: {length}")
+    return "\r\n".join((*lines, "", "")).encode()
+
+
 @contextlib.contextmanager
 def run_server(engine: Any, settings: HttpSettings | None = None, tokenizer: Any = TOKENIZER) -> Iterator[str]:
     """Gives the server's address, such as http://127.0.0.1:4711."""

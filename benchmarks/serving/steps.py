@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
         sides = {"base": partial(_base_step, model, base)}
         for count in (n for n in flags.adapters if n <= max(rows, 1)):
             sides[f"{count} adapters"] = partial(_mixed_step, model, base, bank, count)
-        found += _measure(rows, flags.places, flags.repeats, sides, partial(empty_memory, model))
+        found += _measure(rows, flags.places, flags.repeats, sides, partial(empty_memory, model, is_apart=True))
     if flags.json:
         Path(flags.json).write_text(json.dumps(found, indent=1) + "\n")
     return 0

@@ -13,7 +13,7 @@ from serve.engine.answer import Answer
 from serve.engine.engine_thread import EngineThread
 from serve.engine.prefixes import Prefixes
 from serve.engine.requests import AdapterRefusedError, BusyError, Emit, End, Request
-from serve.engine.row_pool import RowPool, Sizes
+from serve.engine.row_pool import RowPool
 from serve.engine.sampling import Drawn, token_of
 
 _FAIR = 1.0
@@ -30,19 +30,17 @@ class LanguageEngine(EngineThread):
     def __init__(
         self,
         name: str,
-        model: Any,
-        base: Any,
         adapters: AdapterSlots,
         read: Read,
         *,
-        sizes: Sizes,
+        pool: RowPool,
         context: int,
         waiting: int = 256,
         prefixes: int = 8,
     ) -> None:
         super().__init__(name, adapters, read)
         self.context_length = context
-        self._pool = RowPool(model, base, sizes)
+        self._pool = pool
         self._prefixes = Prefixes(prefixes)
         self._limit = waiting
         self._numbers = itertools.count(1)

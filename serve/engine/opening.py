@@ -12,13 +12,16 @@ import jax
 import jax.numpy as jnp
 
 from jlora.bank.bank import make_bank
+from jlora.bank.entries_apart import entries_apart
 from jlora.errors import FileError
 from jlora.generation.generator import context_length
 from jlora.generation.open_model import end_ids, load_language_model
 from jlora.initialization.base_uses import base_uses
 from jlora.lora.entries import Full
+from jlora.models.layers_apart import set_apart
 from jlora.models.registry import abstract_base, family
-from jlora.peft.folder import head_rows, read_adapter
+from jlora.peft.config_file import RECOMPUTED
+from jlora.peft.folder import head_rows, read_adapter, read_lora_config
 from jlora.pretrained.load import build, example_batch, load_weights
 from jlora.pretrained.locate import settle_hub
 from jlora.pretrained.source import PretrainedSource
@@ -28,7 +31,7 @@ from serve.config import ServeConfig
 from serve.engine.adapters import AdapterSlots, Read
 from serve.engine.classifier_engine import ClassifierEngine
 from serve.engine.loop import LanguageEngine
-from serve.engine.row_pool import make_sizes
+from serve.engine.row_pool import RowPool, make_sizes
 
 _LONGEST = 4096
 """The context of a model that has positions for more, unless the configuration asks for them."""
@@ -57,16 +60,16 @@ def _open_language_model(config: ServeConfig, folders: Mapping[str, Path]) -> Op
     dtype = jnp.dtype(config.dtype)
     opened = load_language_model(config.model, use_adapter=False, dtype=dtype, quantize=config.quantize)
     model, base = opened.adapted.model, opened.adapted.base
-    context = _context(config, model)
-    read = functools.partial(_read, base, _trace(model, base))
-    adapters = _slots(config, model, base, read, folders)
+    context, read = _context(config, model), functools.partial(_read, abstract_base(model), _trace(model, base))
+    is_apart = jax.default_backend() == "cpu" and config.quantize is None
+    if is_apart:  # on a CPU, steps then take less than half the time
+        base, read = set_apart(base, dtype), functools.partial(_read_apart, read)
+    adapters = _slots(config, base, read, folders, *_step_of(model, is_apart))
     engine = LanguageEngine(
         config.base_name,
-        model,
-        base,
         adapters,
         read,
-        sizes=make_sizes(config.rows, context),
+        pool=RowPool(model, base, make_sizes(config.rows, context), is_apart=is_apart),
         context=context,
         waiting=config.waiting,
         prefixes=config.prefixes,
@@ -82,7 +85,8 @@ def _open_classifier(config: ServeConfig, folders: Mapping[str, Path]) -> Opened
     base = load_weights(model, source, key=jax.random.key(0), new_head=True, **options)
     heads = {path.rsplit("/", 2)[-2] for path in new_heads(model, source, new_head=True)}
     read = _head_reader(source, base, config.labels)
-    adapters = _slots(config, model, base, read, folders, modules_to_save=sorted(heads))
+    batch = example_batch(model.config)
+    adapters = _slots(config, base, read, folders, model.apply, batch, modules_to_save=sorted(heads))
     context = _context(config, model)
     engine = ClassifierEngine(
         config.base_name, model, base, adapters, read, rows=config.rows, context=context, waiting=config.waiting
@@ -98,13 +102,24 @@ def _context(config: ServeConfig, model: Any) -> int:
     return min(config.context, own or config.context)
 
 
+def _step_of(model: Any, is_apart: bool) -> tuple[Any, ...]:
+    """Returns (a function of the base, its arguments), from which the bank learns how weights are used."""
+    batch = example_batch(model.config)
+    cache = jax.eval_shape(lambda: model.empty_cache(1, batch["input_ids"].shape[1], model.dtype))
+    if is_apart:
+        layers = cache.keys.shape[0]
+        keys, values = ((jax.ShapeDtypeStruct(x.shape[1:], x.dtype),) * layers for x in (cache.keys, cache.values))
+        cache = cache._replace(keys=keys, values=values)
+    return functools.partial(model.apply, method="extend"), batch, cache
+
+
 def _slots(
-    config: ServeConfig, model: Any, base: Any, read: Read, folders: Mapping[str, Path], **options: Any
+    config: ServeConfig, base: Any, read: Read, folders: Mapping[str, Path], fn: Any, *args: Any, **options: Any
 ) -> AdapterSlots:
     bank = make_bank(
         base,
-        model.apply,
-        example_batch(model.config),
+        fn,
+        *args,
         slots=config.slots,
         max_rank=config.max_rank,
         targets=config.target_modules,
@@ -119,9 +134,24 @@ def _trace(model: Any, base: Any) -> Any:
 
 
 def _read(base: Any, seen: Any, folder: Path) -> dict[str, Any]:
-    """Reads an adapter of the base; what a bank has no place for is refused by `put`, with the path."""
+    """Reads an adapter of the base; what a bank has no place for is refused by `put`, with the path.
+
+    Raises:
+      FileError: the adapter needs the base's values: DoRA's norms, or the start of PiSSA and OLoRA.
+    """
+    lora = read_lora_config(folder)
+    if lora.use_dora or lora.init_lora_weights in RECOMPUTED:
+        kind = "DoRA" if lora.use_dora else lora.init_lora_weights
+        raise FileError(
+            f"{folder}: expected plain LoRA, which rows of other adapters can share a batch with, found {kind}. Serve"
+            " it alone: merge it with jlora export, and give the merged model as `model`"
+        )
     entries, _ = read_adapter(folder, base, lambda: seen, allow_materialize=True)
     return jax.device_get(entries)
+
+
+def _read_apart(read: Read, folder: Path) -> dict[str, Any]:
+    return entries_apart(read(folder))
 
 
 def _head_reader(source: PretrainedSource, base: Any, outputs: int) -> Read:

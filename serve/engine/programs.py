@@ -24,7 +24,8 @@ class Memory(NamedTuple):
     """Keys and values of some rows.
 
     Attributes:
-      keys: (rows, layers, 1, key heads, width, places). values: (rows, layers, 1, key heads, places, width).
+      keys: (rows, layers, 1, key heads, width, places). values: (rows, layers, 1, key heads, places, width). Or, if the
+        base's layers are apart, tuples with an array for each layer, without the axis of the layers.
     """
 
     keys: Any
@@ -33,12 +34,12 @@ class Memory(NamedTuple):
     @property
     def rows(self) -> int:
         """The number of rows."""
-        return self.keys.shape[0]
+        return jax.tree.leaves(self.keys)[0].shape[0]
 
     @property
     def places(self) -> int:
         """How many tokens a row has room for."""
-        return self.keys.shape[-1]
+        return jax.tree.leaves(self.keys)[0].shape[-1]
 
 
 class Tokens(NamedTuple):
@@ -58,10 +59,16 @@ class Tokens(NamedTuple):
     slot: Any
 
 
-def empty_memory(model: Any, rows: int, places: int) -> Memory:
-    """Makes keys and values of zeros."""
-    cache = model.empty_cache(1, places, model.dtype)
-    return Memory(*(jnp.zeros((rows, *part.shape), part.dtype) for part in (cache.keys, cache.values)))
+def empty_memory(model: Any, rows: int, places: int, *, is_apart: bool) -> Memory:
+    """Makes keys and values of zeros; `is_apart` for a base of `set_apart`."""
+    cache = jax.eval_shape(lambda: model.empty_cache(1, places, model.dtype))
+
+    def zeros(part: Any) -> Any:
+        if not is_apart:
+            return jnp.zeros((rows, *part.shape), part.dtype)
+        return tuple(jnp.zeros((rows, *part.shape[1:]), part.dtype) for _ in range(part.shape[0]))
+
+    return Memory(zeros(cache.keys), zeros(cache.values))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=3)
@@ -78,7 +85,7 @@ def extend(model: Any, base: Any, bank: Bank, memory: Memory, tokens: Tokens, ch
 def extend_row(model: Any, base: Any, memory: Memory, row: Tokens) -> tuple[jax.Array, Memory]:
     """Returns (the logits after the last real token, (vocab,); keys and values with the row's tokens)."""
     width = row.ids.shape[0]
-    held = (jnp.arange(memory.keys.shape[-1]) < row.start)[None]
+    held = (jnp.arange(memory.places) < row.start)[None]
     cache = Cache(memory.keys, memory.values, held, row.start, row.reach[None])
     batch = {"input_ids": row.ids[None], "attention_mask": (jnp.arange(width) < row.real).astype(jnp.int32)[None]}
     hidden, cache = model.apply(base, batch, cache, method="extend")
@@ -89,11 +96,8 @@ def extend_row(model: Any, base: Any, memory: Memory, row: Tokens) -> tuple[jax.
 @partial(jax.jit, donate_argnums=0)
 def insert(memory: Memory, row: Any, other: Memory) -> Memory:
     """Writes the one row of `other`, which has at most as many places, over a row of the memory."""
-    return Memory(
-        *(
-            lax.dynamic_update_slice(old, new, (row, *[jnp.int32(0)] * (old.ndim - 1)))
-            for old, new in zip(memory, other, strict=True)
-        )
+    return jax.tree.map(
+        lambda old, new: lax.dynamic_update_slice(old, new, (row, *[jnp.int32(0)] * (old.ndim - 1))), memory, other
     )
 
 
@@ -104,8 +108,11 @@ def repack(memory: Memory, rows: Any, count: int, places: int) -> Memory:
     Rows are cut, or filled up with zeros, at their end.
     """
     room = max(0, places - memory.places)
-    picked = (jnp.take(part, rows, axis=0, mode="clip") for part in memory)
-    keys, values = picked
-    keys = jnp.pad(keys, [(0, 0)] * 5 + [(0, room)])[..., :places]
-    values = jnp.pad(values, [(0, 0)] * 4 + [(0, room), (0, 0)])[..., :places, :]
+
+    def resize(part: jax.Array, axis: int) -> jax.Array:
+        picked = jnp.take(part, rows, axis=0, mode="clip")
+        widened = jnp.pad(picked, [(0, room if i == axis % part.ndim else 0) for i in range(part.ndim)])
+        return lax.slice_in_dim(widened, 0, places, axis=axis)
+
+    keys, values = (jax.tree.map(partial(resize, axis=axis), part) for part, axis in zip(memory, (-1, -2), strict=True))
     return Memory(keys, values)

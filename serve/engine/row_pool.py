@@ -60,25 +60,29 @@ class Piece(NamedTuple):
 class RowPool:
     """The memory of all rows that get tokens, in the smallest size that holds them."""
 
-    def __init__(self, model: Any, base: Any, sizes: Sizes) -> None:
+    def __init__(self, model: Any, base: Any, sizes: Sizes, *, is_apart: bool) -> None:
+        """`is_apart`: whether the base's layers are (`jlora.models.layers_apart`)."""
         self.sizes = sizes
-        self._model, self._base = model, base
-        self._memory = empty_memory(model, sizes.rows[0], sizes.places[0])
+        self._model, self._base, self._is_apart = model, base, is_apart
+        self._memory = self._empty(sizes.rows[0], sizes.places[0])
         self._steps_too_large = 0
+
+    def _empty(self, rows: int, places: int) -> Memory:
+        return empty_memory(self._model, rows, places, is_apart=self._is_apart)
 
     def warm_up(self, bank: Bank) -> None:
         """Compiles every program that a request may need."""
         nobody = _choice([], 1)
         for places in self.sizes.places:
-            alone = empty_memory(self._model, 1, places)
+            alone = self._empty(1, places)
             for width in _PIECES:
                 if width <= places:
                     _, alone = extend(self._model, self._base, bank, alone, _tokens(1, width), nobody)
             for rows in self.sizes.rows:
-                memory = empty_memory(self._model, rows, places)
+                memory = self._empty(rows, places)
                 _, memory = extend(self._model, self._base, bank, memory, _tokens(rows, 1), _choice([], rows))
                 for smaller in self.sizes.places[: self.sizes.places.index(places) + 1]:
-                    memory = insert(memory, np.int32(0), empty_memory(self._model, 1, smaller))
+                    memory = insert(memory, np.int32(0), self._empty(1, smaller))
                 for other in self._neighbours(rows, places):
                     jax.block_until_ready(repack(memory, np.zeros(other[0], np.int32), *other))
 
@@ -86,8 +90,8 @@ class RowPool:
         """Makes the memory of one prompt; `known` is an earlier one's that it begins with."""
         places = next(size for size in self.sizes.places if size >= needed_places(prompt, answer))
         if known is None:
-            return empty_memory(self._model, 1, places)
-        return insert(empty_memory(self._model, 1, max(places, known.places)), np.int32(0), known)
+            return self._empty(1, places)
+        return insert(self._empty(1, max(places, known.places)), np.int32(0), known)
 
     def read(
         self, bank: Bank, memory: Memory, ids: Sequence[int], start: int, slot: int, request: Request

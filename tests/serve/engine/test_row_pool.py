@@ -15,7 +15,7 @@ SIZES = Sizes((1, 2, 4), (128, 256))
 
 def _pool():
     adapted = base().adapted
-    return RowPool(adapted.model, adapted.base, SIZES)
+    return RowPool(adapted.model, adapted.base, SIZES, is_apart=False)
 
 
 def _memory(pool, number, places):

@@ -33,10 +33,11 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "top_k": (0, -1),
     "min_p": (0,),
+    "adapter_from": (0,),
 }
 """Keys that change the answer, and the values with which they do not; null always is one of them."""
 
-Stop = Annotated[str, Field(min_length=1, max_length=limits.LONGEST_STOP)]
+StopString = Annotated[str, Field(min_length=1, max_length=limits.LONGEST_STOP)]
 
 
 class RequestBody(BaseModel):
@@ -77,7 +78,7 @@ class Sampled(RequestBody):
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1, le=limits.MOST_CHOICES)
     max_tokens: int | None = Field(None, ge=1)
-    stop: list[Stop] | None = Field(None, max_length=limits.MOST_STOPS)
+    stop: list[StopString] | None = Field(None, max_length=limits.MOST_STOPS)
     seed: int | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None

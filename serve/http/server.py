@@ -48,12 +48,11 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handles a signal: the first begins the end, the second makes it immediate."""
-        if self._app.state.ending:
-            self.force_exit = True
-            super().handle_exit(sig, frame)
-            return
-        self._captured_signals.append(sig)
-        self.begin_end()
+        is_first = not self._app.state.ending
+        super().handle_exit(sig, frame)
+        self.should_exit, self.force_exit = not is_first, not is_first
+        if is_first:
+            self.begin_end()
 
     def begin_end(self) -> None:
         """Stops the engine in a thread, and then the server, while `/health` answers 503."""

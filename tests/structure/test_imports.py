@@ -88,7 +88,7 @@ def test_nobody_imports_jaxs_private_modules():
             assert found <= PRIVATE.get(_part(path), set()), path
 
 
-@pytest.mark.parametrize("package", ["jlora", "train", "benchmarks"])
+@pytest.mark.parametrize("package", ["jlora", "train", "serve", "benchmarks"])
 def test_folders_say_what_they_are_and_hold_no_code_of_their_own(package):
     for path in _files(package):
         if path.name == "__init__.py" and path.parent not in (ROOT / "jlora", ROOT / "train"):
@@ -103,7 +103,7 @@ def test_folders_say_what_they_are_and_hold_no_code_of_their_own(package):
             assert ast.unparse(meaning) == "run.__doc__ = from_python.run.__doc__", path
 
 
-@pytest.mark.parametrize("package", ["jlora", "train", "benchmarks"])
+@pytest.mark.parametrize("package", ["jlora", "train", "serve", "benchmarks"])
 def test_a_folder_is_seen_at_a_glance(package):
     for folder in {path.parent for path in _files(package)}:
         files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]

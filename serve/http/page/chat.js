@@ -85,7 +85,8 @@ async function ask(question) {
   running = null;
   keep();
   showRunning(false);
-  $("status").textContent = turn.answers.map(({ model, note }) => `${model}: ${note || "answered"}`).join(". ");
+  // A screen reader hears each answer once, whole, and not every token of it.
+  $("status").textContent = turn.answers.map(({ model, text, note }) => `${model}: ${text} ${note}`).join("\n");
 }
 
 async function write(answer, article, messages) {

@@ -62,6 +62,12 @@ def test_a_client_that_never_ends_its_headers_is_cut(monkeypatch):
             slow.sendall(b"GET /health HTTP/1.1\r\nHost: localh")
             assert silent.recv(10) == b""
             assert slow.recv(10) == b""
+        with _connect(address) as endless, contextlib.suppress(ConnectionError):
+            endless.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+            for _ in range(200):
+                endless.sendall(b"1\r\nx\r\n")
+                time.sleep(0.02)
+            pytest.fail("a body without an end was read for 4 seconds")
         answer = httpx.post(address + CHAT, json=BODY, timeout=30)  # takes longer than that
         assert answer.status_code == 200
 
@@ -78,7 +84,12 @@ def _start(delay, end_seconds):
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
     address = next(line for line in process.stderr if "running on" in line).split("running on ")[1].split()[0]
     answers = []
-    asking = threading.Thread(target=lambda: answers.append(httpx.post(address + CHAT, json=BODY, timeout=60)))
+
+    def ask():
+        with contextlib.suppress(httpx.RemoteProtocolError):  # a server that ends at once
+            answers.append(httpx.post(address + CHAT, json=BODY, timeout=60))
+
+    asking = threading.Thread(target=ask)
     asking.start()
     while "jlora_engine_running 1.0" not in httpx.get(f"{address}/metrics", timeout=60).text:
         time.sleep(0.02)
@@ -98,7 +109,7 @@ def test_at_sigterm_answers_finish_or_say_that_they_were_cut(end_seconds, status
 
 
 def test_while_it_ends_the_server_says_so_and_takes_nothing_new():
-    process, address, asking, answers = _start(0.5, 60)
+    process, address, asking, _ = _start(0.5, 60)
     with process:
         process.send_signal(signal.SIGTERM)
         while (health := httpx.get(f"{address}/health", timeout=60)).status_code == 200:
@@ -109,4 +120,3 @@ def test_while_it_ends_the_server_says_so_and_takes_nothing_new():
         asking.join()
     assert (health.status_code, health.json()) == (503, {"status": "ending"})
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_ending")
-    assert all(answer.status_code == 500 for answer in answers)

@@ -85,6 +85,8 @@ def test_a_character_is_picked_and_answers(page):
     assert "I am holmes" in text
     assert text.endswith("That is all ☕")
     assert note == ""
+    # What a screen reader hears, which is set after the last piece is drawn.
+    page.wait(lambda: page.find("status").get_attribute("textContent").strip() == f"holmes: {text}")
 
 
 def test_the_answer_is_seen_to_grow_and_can_be_stopped_from_the_keyboard(page, engine):

@@ -3,6 +3,7 @@
 COMMANDS = {
     "classify": "fine-tune a text classifier",
     "lm": "fine-tune a causal language model",
+    "sweep": "train many runs of one config together",
     "predict": "label new text",
     "generate": "complete a prompt, or hold a chat",
     "export": "merge an adapter, or write it for vLLM or llama.cpp",
@@ -11,7 +12,7 @@ COMMANDS = {
     "completion": "print what a shell completes command lines with",
 }
 
-TRAINING = ("classify", "lm")
+TRAINING = ("classify", "lm", "sweep")
 """Those that train: `train.NAME.config` has what they take, `--config`, flags and every key."""
 LIGHT = ("configs", "completion")
 """Those that need neither JAX nor transformers."""

@@ -25,7 +25,7 @@ from train.run.lengths import choose_lengths
 from train.run.state import State
 from train.sweep.groups import data_of, program_of
 from train.sweep.member import Member
-from train.sweep.padded import common_form, pad, ranks_of
+from train.sweep.padded import common_form, have_one_effect, pad, ranks_of
 from train.sweep.points import Point
 from train.sweep.vmapped_step import make_members_step, map_members
 from train.task.protocol import Opened, TrainingTask
@@ -59,6 +59,7 @@ class Group:
       form: the form that the members' adapters are padded to.
       lengths: the padded lengths of batches.
       steps, per_epoch: optimizer steps of a whole run, and of an epoch.
+      start: the metrics of the members' starts, if these make the same model and it has been evaluated.
     """
 
     task: TrainingTask
@@ -71,6 +72,7 @@ class Group:
     lengths: tuple[int, ...]
     steps: int
     per_epoch: int
+    start: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def key(self) -> jax.Array:
@@ -96,14 +98,26 @@ class Group:
 
     def evaluate(self, adapters: Any, members: int) -> list[dict[str, float]]:
         """Computes the metrics of the validation split for the first `members` of the stacked adapters."""
-        size, rows = self.config.train.eval_batch_size, self.opened.rows["validation"]
-        make = partial(self.task.batch, self.opened, "validation")
-        step = partial(self.programs.evaluate, adapters, self.base)
-        found = run_through(step, rows.lengths, self.lengths, size, make)
+        found = self._run_through(self.programs.evaluate, adapters)
         return [
             self.task.metrics(self.opened, "validation", [(planned, _take(values, i)) for planned, values in found])
             for i in range(members)
         ]
+
+    def evaluate_start(self) -> dict[str, float] | None:
+        """Computes the metrics of the start of all members, once; None if they do not start as the same model."""
+        if not self.start:
+            starts = [pad(one.adapted.adapter, self.form) for one in self.members]
+            if not have_one_effect(starts):
+                return None
+            found = self._run_through(self.programs.evaluate_one, starts[0])
+            self.start.update(self.task.metrics(self.opened, "validation", found))
+        return self.start
+
+    def _run_through(self, evaluate: Callable, adapter: Any) -> list[tuple[PlannedBatch, Any]]:
+        size, rows = self.config.train.eval_batch_size, self.opened.rows["validation"]
+        make = partial(self.task.batch, self.opened, "validation")
+        return run_through(partial(evaluate, adapter, self.base), rows.lengths, self.lengths, size, make)
 
 
 def open_group(task: TrainingTask, points: Sequence[Point], configs: Sequence[Any], caches: Caches) -> Group:

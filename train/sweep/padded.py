@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import jlora
-from jlora.lora.entries import Adapter, Entry
+from jlora.lora.entries import Adapter, Entry, scale_b
 
 Ranks = Mapping[str, tuple[int, ...]]
 """{path: the true rank of each layer} of an adapter's low-rank entries."""
@@ -41,6 +42,21 @@ def cut(padded: Adapter, ranks: Ranks) -> dict[str, Entry]:
     """Removes the padding; the inverse of `pad` for an adapter with these ranks."""
     kept = {path: entry for path, entry in padded.items() if not isinstance(entry, jlora.LowRank) or path in ranks}
     return {path: _cut_entry(entry, ranks.get(path, ())) for path, entry in kept.items()}
+
+
+def have_one_effect(adapters: Sequence[Adapter]) -> bool:
+    """Returns whether padded adapters make the same model, bit for bit: no A B has an effect, and the rest is equal.
+
+    This holds for most starts, where B is zero. DoRA's magnitudes are not compared: the result is false.
+    """
+    for path, entry in adapters[0].items():
+        for other in (adapter[path] for adapter in adapters):
+            if isinstance(other, jlora.LowRank):
+                if other.magnitude is not None or np.any(scale_b(other)):
+                    return False
+            elif not np.array_equal(other.value, entry.value):  # type: ignore[union-attr]
+                return False
+    return True
 
 
 def stack_trees(trees: Sequence[Any]) -> Any:

@@ -169,9 +169,13 @@ class _Stage:
 
     def _record_start(self, step: int) -> None:
         """Evaluates the members' starts; their record has them at the step of the first evaluation, as a run's has."""
-        filled = [*self.members, *[self.members[-1]] * (self.slots - len(self.members))]
-        starts = combine(stack_trees([one.best.trainable for one in filled]), self.frozen)
-        for index, found in enumerate(self.group.evaluate(starts, len(self.members))):
+        if (same := self.group.evaluate_start()) is not None:
+            all_found = [same] * len(self.members)
+        else:
+            filled = [*self.members, *[self.members[-1]] * (self.slots - len(self.members))]
+            starts = combine(stack_trees([one.best.trainable for one in filled]), self.frozen)
+            all_found = self.group.evaluate(starts, len(self.members))
+        for index, found in enumerate(all_found):
             if index in self.active and self.members[index].best.value is None:
                 self.records[index].log(step, found, "start")
 

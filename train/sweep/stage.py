@@ -97,8 +97,8 @@ class _Stage:
         self.peaks = jnp.array([learning_rate_of(one.config) for one in filled], jnp.float32)
         self.active = list(range(len(self.members)))
         self.unread: list[dict[str, Any]] = []
-        self.begin = self.stored = time.monotonic()
-        self.count = 0
+        self.begin, self.count = time.monotonic(), 0
+        self.before = [one.seconds for one in self.members]
 
     def make_step(self, planned: Any) -> None:
         group = self.group
@@ -130,34 +130,31 @@ class _Stage:
             logger.info(text, step, self.group.steps, len(self.active), shown, clock(seconds))
 
     def evaluate(self, step: int) -> None:
-        """Evaluates all members on the validation split, and those who start before their training."""
-        group, train = self.group, self.group.config.train
+        """Evaluates all members on the validation split, and their starts if they were not evaluated yet."""
+        train, metric = self.group.config.train, self.group.opened.metric
         if train.eval_on_start and any(self.members[i].best.value is None for i in self.active):
             self._record_start(step)
-        adapters = combine(self.state.trainable, self.frozen)
-        found = group.evaluate(adapters, len(self.members))
-        host: list[Any] = []
-
-        def trainable(index: int) -> Any:
-            host[:] = host or [jax.device_get(self.state.trainable)]
-            return jax.tree.map(lambda x: np.array(x[index]), host[0])
-
+        trainable = jax.device_get(self.state.trainable)
+        found = self.group.evaluate(combine(self.state.trainable, self.frozen), len(self.members))
         for index in list(self.active):
-            member = self.members[index]
-            if not math.isfinite(found[index]["loss"]):
-                self._end(index, "diverged", step, {"loss": found[index]["loss"]})
-                continue
-            self.records[index].log(step, found[index], "validation")
-            member.best = judge(member.best, group.opened.metric, found[index], step, lambda at=index: trainable(at))  # type: ignore[misc]
-            patience = train.early_stopping_patience
-            if patience is not None and member.best.stale >= patience:
-                self._store([index])
-                member.save()
-                self._end(index, "early", step, {})
-        values = [found[index][group.opened.metric] for index in self.active]
+            self._judge(index, step, found[index], trainable)
+        values = [found[index][metric] for index in self.active]
         if values:
-            text = "step %d  validation: %s %.4f to %.4f"
-            logger.info(text, step, group.opened.metric, min(values), max(values))
+            logger.info("step %d  validation: %s %.4f to %.4f", step, metric, min(values), max(values))
+
+    def _judge(self, index: int, step: int, found: dict[str, float], trainable: Any) -> None:
+        """Takes a member's evaluation into account, and ends it where it is due; `trainable` has the leaves of all."""
+        member, patience = self.members[index], self.group.config.train.early_stopping_patience
+        if not math.isfinite(found["loss"]):
+            self._end(index, "diverged", step, {"loss": found["loss"]})
+            return
+        self.records[index].log(step, found, "validation")
+        metric = self.group.opened.metric
+        member.best = judge(member.best, metric, found, step, lambda: _copy_of(trainable, index))
+        if patience is not None and member.best.stale >= patience:
+            self._store([index])
+            member.save()
+            self._end(index, "early", step, {})
 
     def save(self) -> None:
         """Writes the checkpoints of all members that have not ended; those of earlier steps are deleted after that."""
@@ -181,14 +178,12 @@ class _Stage:
 
     def _store(self, indices: Sequence[int]) -> None:
         """Copies the state of these members from the device."""
-        host = jax.device_get(self.state)
-        now = time.monotonic()
+        host, seconds = jax.device_get(self.state), time.monotonic() - self.begin
         for index in indices:
             member = self.members[index]
-            moving = jax.tree.map(lambda x, at=index: np.array(x[at]), (host.trainable, host.optimizer))
+            moving = _copy_of((host.trainable, host.optimizer), index)
             member.state = State(moving[0], moving[1], host.step)
-            member.lines, member.seconds = self.records[index].lines, member.seconds + now - self.stored
-        self.stored = now
+            member.lines, member.seconds = self.records[index].lines, self.before[index] + seconds
 
     def _end(self, index: int, how: str, step: int, values: dict[str, float]) -> None:
         member = self.members[index]
@@ -210,3 +205,7 @@ class _Stage:
         }
         self.records[index].log(step, numbers, "train")
         member.losses.clear()
+
+
+def _copy_of(stacked: Any, index: int) -> Any:
+    return jax.tree.map(lambda x: np.array(x[index]), stacked)

@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from tests.support.training import tiny
+from tests.support.training import tiny, tiny_lm
 from train.run.recorder import read_metrics
 from train.sweep import __main__ as sweep
 from train.sweep.stage import _Stage
@@ -113,3 +113,17 @@ def test_dry_run_writes_nothing(tmp_path, capsys):
     assert _sweep(tmp_path / "planned", TWO_BY_TWO, "--dry-run") == 0
     assert "4 runs in 1 groups" in capsys.readouterr().out
     assert not (tmp_path / "planned").exists()
+
+
+def test_language_models_are_swept_too(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text("parameters: {lora.r: [1, 2], seed: [0, 1]}", encoding="utf-8")
+    more = ["samples.count=0", "train.learning_rate=1e-2", "export.merged=false"]
+    output = tmp_path / "sweep"
+    assert tiny.call(sweep.main, [*tiny_lm.arguments(output, *more), "--sweep", file]) == 0
+    alone = tiny_lm.train(tmp_path / "alone", *more, "lora.r=2", "seed=1")
+    together = output / "r=2,seed=1"
+    for name, tensor in tiny.tensors(alone / "adapter").items():
+        found = tiny.tensors(together / "adapter")[name]
+        np.testing.assert_allclose(found, tensor, rtol=1e-5, atol=1e-5 * np.abs(tensor).max(), err_msg=name)
+    assert tiny.report(together)["metrics"]["validation"].keys() == tiny.report(alone)["metrics"]["validation"].keys()

@@ -80,7 +80,7 @@ class Member:
         unfinished.replace(file)
 
     def saved_steps(self) -> list[int]:
-        """Returns the steps of which there are checkpoints, ascending."""
+        """Returns the steps that have a checkpoint, ascending."""
         return sorted(int(file.stem) for file in (self.folder / _FOLDER).glob("*.safetensors"))
 
     def drop_before(self, step: int) -> None:

@@ -23,7 +23,7 @@ _USABLE = 0.8
 
 
 def choose_slots(group: Group, members: int, at_once: int | None) -> tuple[int, Memory]:
-    """Returns how many of `members` train at once, and the memory of a step of so many as XLA plans it.
+    """Returns how many of `members` train at once, and the memory of a step of that number as XLA plans it.
 
     The step is compiled for the longest batch, which training needs in any case; only if it does not fit into the free
     memory, it is compiled again for fewer members.
@@ -33,17 +33,17 @@ def choose_slots(group: Group, members: int, at_once: int | None) -> tuple[int, 
     """
     wanted = min(members, at_once or MOST.get(jax.default_backend(), MOST_ELSEWHERE))
     wanted = -(-members // -(-members // wanted))  # of like size in all rounds
-    memory = step_memory(group, wanted)
+    memory = plan_memory(group, wanted)
     free = free_bytes()
     if free is None or memory.in_all <= free or wanted == 1:
         return wanted, memory
     of_one = (memory.in_all - memory.base) / wanted
     fits = max(1, min(wanted - 1, int((free - memory.base) / of_one)))
-    return fits, step_memory(group, fits)
+    return fits, plan_memory(group, fits)
 
 
-def step_memory(group: Group, slots: int) -> Memory:
-    """Compiles the step of so many members for the longest batch, and returns its memory; nothing is computed."""
+def plan_memory(group: Group, slots: int) -> Memory:
+    """Compiles the step of `slots` members for the longest batch, and returns its memory; nothing is computed."""
     first, size = group.members[0], rows_of_a_step(group.config)
     lengths = group.opened.rows["train"].lengths
     batch = group.batch(PlannedBatch(group.lengths[-1], np.argsort(lengths, kind="stable")[:size]))

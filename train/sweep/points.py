@@ -43,7 +43,7 @@ def list_points(sweep: SweepConfig) -> list[Point]:
     return [Point(name, values) for name, values in zip(_names(points), points, strict=True)]
 
 
-def config_of(config: AnyConfig, point: Point) -> AnyConfig:
+def make_point_config(config: AnyConfig, point: Point) -> AnyConfig:
     """Returns the config of a point: the sweep's, with the point's values, in a folder of the sweep's `output_dir`.
 
     It exports no merged model where there is an adapter, and uploads nothing: that is for the best run.

@@ -29,7 +29,7 @@ from train.sweep.groups import group_configs
 from train.sweep.member import Member
 from train.sweep.memory import choose_slots
 from train.sweep.picture import draw_sweep
-from train.sweep.points import Point, config_of, list_points
+from train.sweep.points import Point, make_point_config, list_points
 from train.sweep.rank import compare_at, read_results, sort_results
 from train.sweep.stage import train_stage
 from train.sweep.table import write_tables
@@ -82,7 +82,7 @@ class _Sweep:
 
     def __post_init__(self) -> None:
         self.points: list[Point] = list_points(self.spec)
-        self.configs: list[Any] = [config_of(self.config, point) for point in self.points]
+        self.configs: list[Any] = [make_point_config(self.config, point) for point in self.points]
         self.groups = group_configs(self.configs)
         self.caches = Caches()
         self.slots: dict[int, int] = {}

@@ -23,7 +23,7 @@ def _planned(group, slots):
 )
 def test_as_many_train_at_once_as_there_is_memory_for(members, at_once, free, expected):
     with (
-        mock.patch.object(memory, "step_memory", _planned),
+        mock.patch.object(memory, "plan_memory", _planned),
         mock.patch.object(memory, "free_bytes", return_value=free),
     ):
         slots, found = memory.choose_slots(SimpleNamespace(), members, at_once)

@@ -3,7 +3,7 @@ import pytest
 from jlora.errors import JloraError
 from tests.support.training.config_cases import config
 from train.sweep.config import SweepConfig
-from train.sweep.points import Point, config_of, list_points
+from train.sweep.points import Point, make_point_config, list_points
 
 GRID = {"lora.r": [2, 4], "lora.target_modules": [["query", "value"], "all-linear"], "seed": [0, 1, 2]}
 
@@ -36,11 +36,11 @@ def test_a_value_twice_is_refused():
 
 
 def test_a_point_has_its_values_and_a_folder_in_the_sweeps():
-    found = config_of(config(output_dir="runs/s", export={"merged": True}), Point("r=3", {"lora.r": 3}))
+    found = make_point_config(config(output_dir="runs/s", export={"merged": True}), Point("r=3", {"lora.r": 3}))
     assert (found.lora.r, found.output_dir, found.export.merged) == (3, "runs/s/r=3", False)
 
 
 def test_errors_name_point_and_key():
     for key, value in (("lora.rank", 3), ("lora.r", "three"), ("train.learning_rate", -1.0)):
         with pytest.raises(JloraError, match=rf"parameters: p: .*\n  {key}: "):
-            config_of(config(), Point("p", {key: value}))
+            make_point_config(config(), Point("p", {key: value}))

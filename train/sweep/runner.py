@@ -29,7 +29,7 @@ from train.sweep.groups import group_configs
 from train.sweep.member import Member
 from train.sweep.memory import choose_slots
 from train.sweep.picture import draw_sweep
-from train.sweep.points import Point, make_point_config, list_points
+from train.sweep.points import Point, list_points, make_point_config
 from train.sweep.rank import compare_at, read_results, sort_results
 from train.sweep.stage import train_stage
 from train.sweep.table import write_tables

@@ -3,7 +3,7 @@ import pytest
 from jlora.errors import JloraError
 from tests.support.training.config_cases import config
 from train.sweep.config import SweepConfig
-from train.sweep.points import Point, make_point_config, list_points
+from train.sweep.points import Point, list_points, make_point_config
 
 GRID = {"lora.r": [2, 4], "lora.target_modules": [["query", "value"], "all-linear"], "seed": [0, 1, 2]}
 

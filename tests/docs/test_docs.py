@@ -12,6 +12,7 @@ import pytest
 
 import train.classify.config
 import train.lm.config
+import train.sweep.config
 from jlora.errors import FileError
 from jlora.pretrained.locate import local_path
 from train.cli.arguments import PARSERS
@@ -59,13 +60,14 @@ def commands(program: str) -> list[str]:
     return re.findall(rf"^(?:[A-Z_]+=\S+ )*(jlora {program} [^\[\]\n]*)$", "\n".join(lines), re.MULTILINE)
 
 
-@pytest.mark.parametrize("command", commands("(?:classify|lm)"))
+@pytest.mark.parametrize("command", commands("(?:classify|lm|sweep)"))
 def test_the_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from train.cli.resolve import resolve
 
     monkeypatch.chdir(ROOT)
     _, program, *arguments = shlex.split(command)
-    asked = {"classify": train.classify.config.COMMAND, "lm": train.lm.config.COMMAND}[program]
+    asked = {"classify": train.classify.config.COMMAND, "lm": train.lm.config.COMMAND}.get(program)
+    asked = asked or train.sweep.config.command_for(arguments)[1]
     # my.tsv stands for the reader's own file, which is looked for only when the run begins.
     request = parse_command_line(arguments, asked)
     config = resolve(request, use_offline=request.flags.offline)

@@ -83,7 +83,7 @@ def test_the_wheel_has_two_packages_and_the_configs(wheel):
     (listed,) = (text for name, text in found.items() if name.endswith("top_level.txt"))
     assert listed.decode().split() == ["jlora", "jlora_train"]
     assert {Path(name).name: text for name, text in found.items() if name.endswith(".yaml")} == {
-        file.name: file.read_bytes() for file in CONFIGS
+        file.name: file.read_bytes() for file in (*CONFIGS, *(tiny.ROOT / "configs" / "sweeps").glob("*.yaml"))
     }
     assert "jlora/py.typed" in found
 

@@ -3,6 +3,7 @@
 COMMANDS = {
     "classify": "fine-tune a text classifier",
     "lm": "fine-tune a causal language model",
+    "sweep": "train many runs of one config together",
     "predict": "label new text",
     "generate": "complete a prompt, or hold a chat",
     "serve": "answer with one base and many adapters: OpenAI's API and a page",
@@ -12,7 +13,7 @@ COMMANDS = {
     "completion": "print what a shell completes command lines with",
 }
 
-TRAINING = ("classify", "lm")
+TRAINING = ("classify", "lm", "sweep")
 """Those that train: `train.NAME.config` has what they take, `--config`, flags and every key."""
 SERVING = ("serve",)
 """Those of the package `serve`, which `jlora.__main__` calls before the others are looked at."""

@@ -86,6 +86,7 @@ class Flags:
     preview: bool = False
     mesh: str | None = None
     chip: str | None = None
+    sweep: str | None = None
     coordinator: str | None = None
     process: int | None = None
     processes: int | None = None

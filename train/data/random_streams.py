@@ -41,6 +41,8 @@ class Stream(IntEnum):
     """The tokens of samples.jsonl."""
     BENCHMARK_ROWS = 13
     """The rows that a benchmark takes from a data set."""
+    SWEEP_POINTS = 14
+    """Which points of its grid a random sweep takes."""
 
 
 SPLIT_STREAMS = {"validation": Stream.VALIDATION_SPLIT, "test": Stream.TEST_SPLIT}

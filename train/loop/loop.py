@@ -21,7 +21,7 @@ from train.config.sections import TrainSection
 from train.devices.placement import copy_to_host, put_like
 from train.devices.programs import Compiler
 from train.run import checkpoints
-from train.run.best import Best, is_better
+from train.run.best import Best, judge
 from train.run.checkpoints import Checkpoint, Rest
 from train.run.recorder import Recorder
 from train.run.state import State
@@ -272,15 +272,9 @@ class _Run:
             logger.info("before training  validation: %s", _format_metrics(start))
         self.require_finite(step, {"validation loss": found["loss"]})
         self.recorder.log(step, found, "validation")
-        metric, before = self.loop.metric, self.best
-        value, loss = found[metric], found["loss"]
-        better = is_better(metric, value, before.value, loss, before.metrics.get("loss"))
-        logger.info("step %d  validation: %s%s", step, _format_metrics(found), "  (best so far)" if better else "")
-        stale = 0 if is_better(metric, value, before.value) else before.stale + 1
-        if better:
-            self.best = Best(copy_to_host(self.state.trainable), value, step, stale, found)
-        else:
-            self.best = dataclasses.replace(before, stale=stale)
+        self.best = judge(self.best, self.loop.metric, found, step, lambda: copy_to_host(self.state.trainable))
+        mark = "  (best so far)" if self.best.step == step else ""
+        logger.info("step %d  validation: %s%s", step, _format_metrics(found), mark)
         return True
 
     def _evaluate(self, trainable: Any) -> dict[str, float]:

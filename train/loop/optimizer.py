@@ -16,7 +16,7 @@ from train.config.sections import TrainSection
 Schedule = Callable[[jax.Array], jax.Array]
 
 
-def schedule(train: TrainSection, learning_rate: float, steps: int) -> Schedule:
+def schedule(train: TrainSection, learning_rate: float | jax.Array, steps: int) -> Schedule:
     """Makes step -> learning rate: linear warmup from 0, then linear or cosine decay to 0, or constant.
 
     With w steps of warmup, step s (from 0) has learning_rate * s / w while s < w, and then, with left = (steps - s) /
@@ -24,7 +24,7 @@ def schedule(train: TrainSection, learning_rate: float, steps: int) -> Schedule:
 
     Args:
       train: has `schedule`, and `warmup_steps` or else `warmup_ratio` of the steps, rounded up.
-      learning_rate: the peak.
+      learning_rate: the peak; it may be traced.
       steps: optimizer steps in all.
     """
     warmup = math.ceil(train.warmup_ratio * steps) if train.warmup_steps is None else train.warmup_steps

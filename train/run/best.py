@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 LOWER_IS_BETTER = {"loss", "perplexity", "mse", "mae"}
@@ -45,3 +45,19 @@ def is_better(
     if new == old:
         return old_loss is not None and new_loss < old_loss
     return new < old if metric in LOWER_IS_BETTER else new > old
+
+
+def judge(before: Best, metric: str, found: Mapping[str, float], step: int, trainable: Callable[[], Any]) -> Best:
+    """Returns the best evaluation after one more.
+
+    Args:
+      metric: the metric that chooses the best step.
+      found: {metric: value} of the new evaluation, with `loss`.
+      step: the step of the new evaluation.
+      trainable: returns a copy of the evaluated leaves in the host's memory; called only if they are the best.
+    """
+    value = found[metric]
+    stale = 0 if is_better(metric, value, before.value) else before.stale + 1
+    if is_better(metric, value, before.value, found["loss"], before.metrics.get("loss")):
+        return Best(trainable(), value, step, stale, found)
+    return dataclasses.replace(before, stale=stale)

@@ -1,0 +1,46 @@
+import pytest
+
+from jlora.errors import JloraError
+from tests.support.training.config_cases import config
+from train.sweep.config import SweepConfig
+from train.sweep.points import Point, list_points, make_point_config
+
+GRID = {"lora.r": [2, 4], "lora.target_modules": [["query", "value"], "all-linear"], "seed": [0, 1, 2]}
+
+
+def test_a_grid_has_every_combination_under_a_name_of_its_own():
+    points = list_points(SweepConfig(parameters=GRID))
+    assert len({point.name for point in points}) == len(points) == 12
+    assert points[1] == Point(
+        "r=2,target_modules=query+value,seed=1", {"lora.r": 2, "lora.target_modules": ["query", "value"], "seed": 1}
+    )
+
+
+def test_a_draw_is_part_of_the_grid_and_the_same_each_time():
+    drawn = list_points(SweepConfig(search="random", runs=5, parameters=GRID))
+    assert len(drawn) == 5
+    assert drawn == list_points(SweepConfig(search="random", runs=5, parameters=GRID))
+    assert drawn != list_points(SweepConfig(search="random", runs=5, seed=1, parameters=GRID))
+    assert all(point in list_points(SweepConfig(parameters=GRID)) for point in drawn)
+
+
+def test_names_that_are_long_or_equal_are_numbers():
+    for values in (["x" * 99, "y" * 99], ["a b", "a_b"]):
+        points = list_points(SweepConfig(parameters={"lora.target_modules": values}))
+        assert [point.name for point in points] == ["point-001", "point-002"]
+
+
+def test_a_value_twice_is_refused():
+    with pytest.raises(JloraError, match=r"parameters.lora.r: expected different values, found \[1, 1\]"):
+        list_points(SweepConfig(parameters={"lora.r": [1, 1]}))
+
+
+def test_a_point_has_its_values_and_a_folder_in_the_sweeps():
+    found = make_point_config(config(output_dir="runs/s", export={"merged": True}), Point("r=3", {"lora.r": 3}))
+    assert (found.lora.r, found.output_dir, found.export.merged) == (3, "runs/s/r=3", False)
+
+
+def test_errors_name_point_and_key():
+    for key, value in (("lora.rank", 3), ("lora.r", "three"), ("train.learning_rate", -1.0)):
+        with pytest.raises(JloraError, match=rf"parameters: p: .*\n  {key}: "):
+            make_point_config(config(), Point("p", {key: value}))

@@ -1,0 +1,35 @@
+import json
+
+from tests.support.training.config_cases import config
+from train.sweep.points import Point
+from train.sweep.rank import Result, compare_at, sort_results
+
+
+def _run(folder, name, *lines):
+    (folder / name).mkdir()
+    text = "".join(json.dumps({"time": 0.0, **line}) + "\n" for line in lines)
+    (folder / name / "metrics.jsonl").write_text(text, encoding="utf-8")
+    return config(output_dir=str(folder / name))
+
+
+def test_runs_are_compared_at_one_step(tmp_path):
+    def line(step, accuracy, loss):
+        return {"step": step, "validation/accuracy": accuracy, "validation/loss": loss}
+
+    runs = [
+        _run(tmp_path, "worse", line(2, 0.9, 0.1), line(4, 0.5, 0.7)),
+        _run(tmp_path, "none", line(2, 0.9, 0.1)),
+        _run(tmp_path, "equal", line(4, 0.8, 0.4)),
+        _run(tmp_path, "best", line(4, 0.8, 0.3)),
+    ]
+    assert compare_at(runs, 4, "accuracy") == [3, 2, 0, 1]
+    assert compare_at(runs, 4, "loss") == [3, 2, 0, 1]
+
+
+def test_a_run_that_diverged_comes_last():
+    def result(name, metric, value):
+        return Result(Point(name, {}), metric, value, 0.5, 1, 10, "")
+
+    for metric, values in (("accuracy", (0.9, 0.8)), ("perplexity", (5.0, 6.0))):
+        results = [result("none", "", None), result("second", metric, values[1]), result("first", metric, values[0])]
+        assert [one.point.name for one in sort_results(results)] == ["first", "second", "none"]

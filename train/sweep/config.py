@@ -1,0 +1,110 @@
+"""The schema of a sweep file, and the command line of `jlora sweep`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from jlora.errors import JloraError
+from train.classify.config import COMMAND as CLASSIFY
+from train.config import dotted_keys, yaml12
+from train.config.command import Command, Option
+from train.config.sections import Count, Section, Seed, Share, Text
+from train.config.validate import flatten
+from train.lm.config import COMMAND as LM
+
+_TRAINERS: dict[str, Command[Any]] = {"classify": CLASSIFY, "lm": LM}
+
+
+class HalvingSection(Section):
+    """Successive halving: all runs train to the first step, the best of them go on to the next."""
+
+    at: Annotated[list[Count], Field(min_length=1)] = Field(description="steps after which runs are compared")
+    keep: Share = Field(default=0.5, description="share of the runs that goes on, at least one")
+
+
+class SweepConfig(Section):
+    """A sweep file: which runs of a config are trained."""
+
+    search: Literal["grid", "random", "halving"] = Field(
+        default="grid", description="grid: every combination; random: some of them; halving: the worse ones end early"
+    )
+    parameters: Annotated[dict[Text, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)] = Field(
+        description="{key of the config: its values}"
+    )
+    runs: Count | None = Field(default=None, description="combinations to draw, seeded; null: all")
+    seed: Seed = Field(default=0, description="seed of the draw of combinations")
+    halving: HalvingSection | None = Field(default=None, description="when runs end, with search: halving")
+    at_once: Count | None = Field(default=None, description="runs that train together; null: as many as memory allows")
+
+    @model_validator(mode="after")
+    def _parts_fit_the_search(self) -> Self:
+        if self.search == "random" and self.runs is None:
+            raise ValueError("runs: missing; search: random needs the number of combinations to draw")
+        if self.search == "grid" and self.runs is not None:
+            raise ValueError(f"runs: expected null with search: grid, found {self.runs}; search: random draws some")
+        if (self.search == "halving") != (self.halving is not None):
+            raise ValueError("halving: expected with search: halving, and only there")
+        if self.halving is not None and sorted(set(self.halving.at)) != self.halving.at:
+            raise ValueError(f"halving.at: expected ascending steps, found {self.halving.at}")
+        return self
+
+
+def read_sweep(file: Path) -> SweepConfig:
+    """Reads a sweep file.
+
+    Raises:
+      JloraError: it cannot be read, or has unknown keys or wrong values; all of them are named.
+    """
+    try:
+        return SweepConfig.model_validate(yaml12.read_file(file))
+    except ValidationError as error:
+        lines = [_line(detail) for detail in error.errors()]
+        keys = ", ".join(SweepConfig.model_fields)
+        raise JloraError("\n".join([f"{file}: expected a sweep file with the keys {keys}", *lines])) from None
+
+
+def _line(detail: Any) -> str:
+    where = ".".join(map(str, detail["loc"]))
+    return f"  {where}: {detail['msg']}" if where else f"  {detail['ctx']['error']}"
+
+
+def command_for(argv: Sequence[str]) -> tuple[str, Command]:
+    """Returns (the trainer, `classify` or `lm`, whose keys the config file and the arguments have; its command)."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config", type=Path)
+    keys = {argument.partition("=")[0] for argument in argv if "=" in argument}
+    values: dict[str, Any] = {}
+    with suppress(JloraError, OSError, argparse.ArgumentError):  # the command line is read again, and its errors said
+        file = parser.parse_known_args(argv)[0].config
+        values = {} if file is None else yaml12.read_file(file)
+
+    def count_unknown(trainer: str) -> int:
+        schema = _TRAINERS[trainer].schema
+        known = dotted_keys.fields(schema)
+        return sum(key not in known for key in {*flatten(values, schema), *keys})
+
+    trainer = min(_TRAINERS, key=count_unknown)
+    return trainer, _sweep_command(_TRAINERS[trainer])
+
+
+def _sweep_command(of_one_run: Command) -> Command:
+    flags = {name: meaning for name, meaning in of_one_run.flags.items() if name != "preview"}
+    flags["dry_run"] = "print the runs, and which train together in how much memory, and stop"
+    return dataclasses.replace(
+        of_one_run,
+        program="jlora sweep",
+        purpose="Trains many runs of one config together; --sweep names a YAML file with the values of some keys.",
+        examples=("--sweep configs/sweeps/rank_lr.yaml", "--sweep configs/sweeps/rank_lr.yaml --dry-run"),
+        flags=flags,
+        options={"sweep": Option("FILE", "the runs: lists of values of keys of the config")},
+    )
+
+
+COMMAND = _sweep_command(CLASSIFY)

@@ -1,0 +1,74 @@
+"""The points of a sweep: the values that each run has for the sweep's keys."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jlora.errors import JloraError
+from train.config.run_config import AnyConfig
+from train.config.validate import validate
+from train.data.random_streams import Stream, permutation
+from train.run.manifest import flat
+from train.sweep.config import SweepConfig
+
+_LONGEST_NAME = 100
+
+
+class Point(NamedTuple):
+    """One run of a sweep: its name, which is that of its folder, and {dotted key: value}."""
+
+    name: str
+    values: dict[str, Any]
+
+
+def list_points(sweep: SweepConfig) -> list[Point]:
+    """Returns the points of a sweep, the last key changing fastest; of a draw, in the order of the grid.
+
+    Raises:
+      JloraError: a key has the same value twice.
+    """
+    for key, values in sweep.parameters.items():
+        if len({repr(value) for value in values}) < len(values):
+            raise JloraError(f"parameters.{key}: expected different values, found {values}")
+    count = math.prod(map(len, sweep.parameters.values()))
+    chosen: Sequence[int] = range(count)
+    if sweep.runs is not None:
+        chosen = sorted(permutation(count, Stream.SWEEP_POINTS, sweep.seed)[: sweep.runs].tolist())
+    grid = list(itertools.product(*sweep.parameters.values()))
+    points = [dict(zip(sweep.parameters, grid[index], strict=True)) for index in chosen]
+    return [Point(name, values) for name, values in zip(_names(points), points, strict=True)]
+
+
+def make_point_config(config: AnyConfig, point: Point) -> AnyConfig:
+    """Returns the config of a point: the sweep's, with the point's values, in a folder of the sweep's `output_dir`.
+
+    It exports no merged model where there is an adapter, and uploads nothing: that is for the best run.
+
+    Raises:
+      JloraError: a key that the config does not have, a value that it does not take.
+    """
+    values = flat(config) | point.values
+    values |= {"output_dir": f"{config.output_dir}/{point.name}", "hub.push": False}
+    values["export.merged"] = values["method"] != "lora"
+    found, problems = validate(values, type(config))
+    if found is None:
+        lines = [f"  {key}: {text}" for key, text in problems.items()]
+        raise JloraError("\n".join([f"parameters: {point.name}: expected values that the config takes", *lines]))
+    return found
+
+
+def _names(points: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns a name for each point that says its values, or if that is too long or not unique, numbers."""
+    names = [",".join(f"{key.rpartition('.')[2]}={_text(value)}" for key, value in one.items()) for one in points]
+    if len(set(names)) < len(names) or max(map(len, names)) > _LONGEST_NAME:
+        return [f"point-{number:03}" for number in range(1, len(points) + 1)]
+    return names
+
+
+def _text(value: Any) -> str:
+    text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    return re.sub(r"[^A-Za-z0-9._+-]", "_", text)

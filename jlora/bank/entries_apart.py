@@ -20,7 +20,7 @@ def entries_apart(adapter: Adapter) -> dict[str, Entry]:
     so on. Layers that are not adapted are left out; entries without a stack stay as they are.
 
     Raises:
-      JloraError: a leaf of which only some layers are trained in full.
+      JloraError: only some layers of a leaf are trained in full.
     """
     found: dict[str, Entry] = {}
     for path, entry in adapter.items():

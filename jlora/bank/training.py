@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jlora.bank.adapt_many import gather, group_keys, split_rows
+from jlora.bank.adapt_many import gather_adapters, group_keys, split_rows
 from jlora.bank.bank import Bank
 from jlora.lora.entries import Entry, combine, split
 from jlora.transform.adapt import adapt
@@ -70,7 +70,7 @@ def forward_backward(
 
         return jax.value_and_grad(total)(trainable)
 
-    return jax.vmap(of_group)(gather(bank, slots), rows, group_keys(dropout_key, slots.shape[0]))
+    return jax.vmap(of_group)(gather_adapters(bank, slots), rows, group_keys(dropout_key, slots.shape[0]))
 
 
 def optim_step(

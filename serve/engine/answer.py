@@ -8,7 +8,7 @@ from typing import Any
 
 from serve.engine.adapters import Record
 from serve.engine.prefixes import FOREVER, Reader
-from serve.engine.requests import Emit, Request
+from serve.engine.requests import CompletionRequest, Emit
 
 
 @dataclasses.dataclass(eq=False)
@@ -26,7 +26,7 @@ class Answer:
     """
 
     number: int
-    request: Request
+    request: CompletionRequest
     emit: Emit
     record: Record | None
     holds_adapter: bool = False

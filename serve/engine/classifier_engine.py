@@ -17,7 +17,7 @@ from jlora.errors import ContextLengthError, FileError, JloraError
 from serve.engine.adapters import AdapterSlots, Read, Record
 from serve.engine.engine_thread import EngineThread
 from serve.engine.labels import read_labels
-from serve.engine.requests import AdapterRefusedError, AdapterStatus, BusyError, Emit, Request
+from serve.engine.requests import AdapterRefusedError, AdapterStatus, BusyError, CompletionRequest, Emit
 
 _SHORTEST = 32
 
@@ -75,7 +75,7 @@ class ClassifierEngine(EngineThread):
         statuses = super().adapters()
         return [dataclasses.replace(each, labels=self._labels_of(each.folder)[0]) for each in statuses]
 
-    def submit(self, request: Request, emit: Emit) -> int:
+    def submit(self, request: CompletionRequest, emit: Emit) -> int:
         """Refuses a completion: an encoder writes no text."""
         raise AdapterRefusedError(f"{self.name}: an encoder, which classifies: POST /v1/classify")
 

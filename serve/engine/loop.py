@@ -12,7 +12,7 @@ from serve.engine.adapters import AdapterSlots, Read
 from serve.engine.answer import Answer
 from serve.engine.engine_thread import EngineThread
 from serve.engine.prefixes import Prefixes
-from serve.engine.requests import AdapterRefusedError, BusyError, Emit, End, Request
+from serve.engine.requests import AdapterRefusedError, BusyError, CompletionRequest, Emit, End
 from serve.engine.row_pool import RowPool
 from serve.engine.sampling import Drawn, token_of
 
@@ -56,7 +56,7 @@ class LanguageEngine(EngineThread):
 
     # Called from any thread.
 
-    def submit(self, request: Request, emit: Emit) -> int:
+    def submit(self, request: CompletionRequest, emit: Emit) -> int:
         """Takes a request, as `Engine.submit` describes."""
         self._require_room(request)
 
@@ -88,7 +88,7 @@ class LanguageEngine(EngineThread):
         """Forgets an adapter, and the prompts that it has read; answers that use it are finished."""
         self.call(lambda: self._prefixes.forget(self._adapters.forget(name)))
 
-    def _require_room(self, request: Request) -> None:
+    def _require_room(self, request: CompletionRequest) -> None:
         if len(request.ids) + request.max_tokens > self.context_length:
             raise ContextLengthError(
                 f"prompt: expected at most {self.context_length} tokens together with max_tokens ="

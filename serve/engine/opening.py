@@ -37,7 +37,7 @@ _LONGEST = 4096
 """The context of a model that has positions for more, unless the configuration asks for them."""
 
 
-class Opened(NamedTuple):
+class OpenedEngine(NamedTuple):
     """An engine that has not been started, the base's tokenizer, and the tokens that end a text."""
 
     engine: LanguageEngine | ClassifierEngine
@@ -45,7 +45,7 @@ class Opened(NamedTuple):
     stop_ids: tuple[int, ...]
 
 
-def open_engine(config: ServeConfig, folders: Mapping[str, Path]) -> Opened:
+def open_engine(config: ServeConfig, folders: Mapping[str, Path]) -> OpenedEngine:
     """Loads the base, makes a bank of empty slots for it, and an engine for the adapters `folders` {name: folder}.
 
     Raises:
@@ -56,7 +56,7 @@ def open_engine(config: ServeConfig, folders: Mapping[str, Path]) -> Opened:
     return (_open_classifier if is_classifier else _open_language_model)(config, folders)
 
 
-def _open_language_model(config: ServeConfig, folders: Mapping[str, Path]) -> Opened:
+def _open_language_model(config: ServeConfig, folders: Mapping[str, Path]) -> OpenedEngine:
     dtype = jnp.dtype(config.dtype)
     opened = load_language_model(config.model, use_adapter=False, dtype=dtype, quantize=config.quantize)
     model, base = opened.adapted.model, opened.adapted.base
@@ -74,10 +74,10 @@ def _open_language_model(config: ServeConfig, folders: Mapping[str, Path]) -> Op
         waiting=config.waiting,
         prefixes=config.prefixes,
     )
-    return Opened(engine, opened.tokenizer, end_ids(model.config, opened.tokenizer))
+    return OpenedEngine(engine, opened.tokenizer, end_ids(model.config, opened.tokenizer))
 
 
-def _open_classifier(config: ServeConfig, folders: Mapping[str, Path]) -> Opened:
+def _open_classifier(config: ServeConfig, folders: Mapping[str, Path]) -> OpenedEngine:
     """Opens an encoder with a head of `config.labels` outputs, which adapters fill from the first one on."""
     source, dtype = PretrainedSource(config.model), jnp.dtype(config.dtype)
     model = build(source.config_with(num_labels=config.labels), dtype=dtype)
@@ -91,7 +91,7 @@ def _open_classifier(config: ServeConfig, folders: Mapping[str, Path]) -> Opened
     engine = ClassifierEngine(
         config.base_name, model, base, adapters, read, rows=config.rows, context=context, waiting=config.waiting
     )
-    return Opened(engine, source.tokenizer, ())
+    return OpenedEngine(engine, source.tokenizer, ())
 
 
 def _context(config: ServeConfig, model: Any) -> int:

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-from serve.engine.programs import Memory
+from serve.engine.programs import KeyValues
 
 FOREVER = 1 << 30
 """Where the adapter of the base begins: nowhere."""
@@ -36,9 +36,9 @@ class Prefixes:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._kept: OrderedDict[tuple[Reader, tuple[int, ...]], Memory] = OrderedDict()
+        self._kept: OrderedDict[tuple[Reader, tuple[int, ...]], KeyValues] = OrderedDict()
 
-    def keep(self, reader: Reader, ids: Sequence[int], memory: Memory) -> None:
+    def keep(self, reader: Reader, ids: Sequence[int], memory: KeyValues) -> None:
         """Keeps the memory of a prompt, and forgets the one that was not used for the longest time."""
         if self._limit:
             self._kept[reader, tuple(ids)] = memory
@@ -46,7 +46,7 @@ class Prefixes:
             if len(self._kept) > self._limit:
                 self._kept.popitem(last=False)
 
-    def find(self, reader: Reader, ids: Sequence[int]) -> tuple[int, Memory | None]:
+    def find(self, reader: Reader, ids: Sequence[int]) -> tuple[int, KeyValues | None]:
         """Returns (how many tokens at the beginning of `ids` are known, the memory that holds them)."""
         best, found = 0, None
         for key, memory in self._kept.items():

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jlora.bank.adapt_many import gather
+from jlora.bank.adapt_many import gather_adapters
 from jlora.bank.bank import Bank
 from jlora.models.kv_cache import Cache
 from jlora.transform.adapt import adapt
 from serve.engine.sampling import Choice, Drawn, draw_rows
 
 
-class Memory(NamedTuple):
+class KeyValues(NamedTuple):
     """Keys and values of some rows.
 
     Attributes:
@@ -42,8 +42,8 @@ class Memory(NamedTuple):
         return jax.tree.leaves(self.keys)[0].shape[-1]
 
 
-class Tokens(NamedTuple):
-    """Tokens that follow what each row already holds.
+class NewTokens(NamedTuple):
+    """NewTokens that follow what each row already holds.
 
     Attributes:
       ids: int32 (rows, T). real: int32 (rows,), how many of the T are real; the rest is padding at the end.
@@ -59,7 +59,7 @@ class Tokens(NamedTuple):
     slot: Any
 
 
-def empty_memory(model: Any, rows: int, places: int, *, is_apart: bool) -> Memory:
+def empty_memory(model: Any, rows: int, places: int, *, is_apart: bool) -> KeyValues:
     """Makes keys and values of zeros; `is_apart` for a base of `set_apart`."""
     cache = jax.eval_shape(lambda: model.empty_cache(1, places, model.dtype))
 
@@ -68,21 +68,23 @@ def empty_memory(model: Any, rows: int, places: int, *, is_apart: bool) -> Memor
             return jnp.zeros((rows, *part.shape), part.dtype)
         return tuple(jnp.zeros((rows, *part.shape[1:]), part.dtype) for _ in range(part.shape[0]))
 
-    return Memory(zeros(cache.keys), zeros(cache.values))
+    return KeyValues(zeros(cache.keys), zeros(cache.values))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=3)
-def extend(model: Any, base: Any, bank: Bank, memory: Memory, tokens: Tokens, choice: Choice) -> tuple[Drawn, Memory]:
+def extend(
+    model: Any, base: Any, bank: Bank, memory: KeyValues, tokens: NewTokens, choice: Choice
+) -> tuple[Drawn, KeyValues]:
     """Reads the tokens of each row with its adapter; draws the token after the last real one."""
 
-    def of_row(adapter: Any, memory: Memory, row: Tokens) -> tuple[jax.Array, Memory]:
+    def of_row(adapter: Any, memory: KeyValues, row: NewTokens) -> tuple[jax.Array, KeyValues]:
         return adapt(partial(extend_row, model))(base, adapter, memory, row)
 
-    logits, memory = jax.vmap(of_row)(gather(bank, tokens.slot), memory, tokens)
+    logits, memory = jax.vmap(of_row)(gather_adapters(bank, tokens.slot), memory, tokens)
     return draw_rows(logits, choice), memory
 
 
-def extend_row(model: Any, base: Any, memory: Memory, row: Tokens) -> tuple[jax.Array, Memory]:
+def extend_row(model: Any, base: Any, memory: KeyValues, row: NewTokens) -> tuple[jax.Array, KeyValues]:
     """Returns (the logits after the last real token, (vocab,); keys and values with the row's tokens)."""
     width = row.ids.shape[0]
     held = (jnp.arange(memory.places) < row.start)[None]
@@ -90,11 +92,11 @@ def extend_row(model: Any, base: Any, memory: Memory, row: Tokens) -> tuple[jax.
     batch = {"input_ids": row.ids[None], "attention_mask": (jnp.arange(width) < row.real).astype(jnp.int32)[None]}
     hidden, cache = model.apply(base, batch, cache, method="extend")
     last = lax.dynamic_index_in_dim(hidden[0], row.real - 1, keepdims=False)
-    return model.apply(base, last[None], method="logits")[0], Memory(cache.keys, cache.values)
+    return model.apply(base, last[None], method="logits")[0], KeyValues(cache.keys, cache.values)
 
 
 @partial(jax.jit, donate_argnums=0)
-def insert(memory: Memory, row: Any, other: Memory) -> Memory:
+def insert(memory: KeyValues, row: Any, other: KeyValues) -> KeyValues:
     """Writes the one row of `other`, which has at most as many places, over a row of the memory."""
     return jax.tree.map(
         lambda old, new: lax.dynamic_update_slice(old, new, (row, *[jnp.int32(0)] * (old.ndim - 1))), memory, other
@@ -102,7 +104,7 @@ def insert(memory: Memory, row: Any, other: Memory) -> Memory:
 
 
 @partial(jax.jit, static_argnums=(2, 3))
-def repack(memory: Memory, rows: Any, count: int, places: int) -> Memory:
+def repack(memory: KeyValues, rows: Any, count: int, places: int) -> KeyValues:
     """Makes a memory of `count` rows of `places` places: the rows `rows`, int32 (count,), of this one.
 
     Rows are cut, or filled up with zeros, at their end.
@@ -115,4 +117,4 @@ def repack(memory: Memory, rows: Any, count: int, places: int) -> Memory:
         return lax.slice_in_dim(widened, 0, places, axis=axis)
 
     keys, values = (jax.tree.map(partial(resize, axis=axis), part) for part, axis in zip(memory, (-1, -2), strict=True))
-    return Memory(keys, values)
+    return KeyValues(keys, values)

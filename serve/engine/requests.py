@@ -23,7 +23,7 @@ class BusyError(JloraError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class CompletionRequest:
     """One completion.
 
     Attributes:
@@ -102,7 +102,7 @@ class Engine(Protocol):
     def adapters(self) -> Sequence[AdapterStatus]:
         """Returns all adapters, in the order of their names."""
 
-    def submit(self, request: Request, emit: Emit) -> int:
+    def submit(self, request: CompletionRequest, emit: Emit) -> int:
         """Takes a request and returns its number; `emit` is called until an End, which always comes.
 
         Raises:

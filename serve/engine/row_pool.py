@@ -1,4 +1,4 @@
-"""The rows of an engine: how large the compiled programs are, and which row of which one an answer has."""
+"""The rows of an engine: the sizes that programs are compiled for, and the memory of all rows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from jlora.bank.bank import Bank
 from serve.engine.answer import Answer
-from serve.engine.programs import Memory, Tokens, empty_memory, extend, insert, repack
-from serve.engine.requests import Request
+from serve.engine.programs import KeyValues, NewTokens, empty_memory, extend, insert, repack
+from serve.engine.requests import CompletionRequest
 from serve.engine.sampling import Choice, Drawn
 
 _PIECES = (256, 64)
@@ -50,10 +50,10 @@ def needed_places(prompt: int, answer: int) -> int:
     return max(prompt + answer, prompt + _PIECES[-1])
 
 
-class Piece(NamedTuple):
+class ReadPiece(NamedTuple):
     """A memory with one more piece of a prompt, and how many tokens were read."""
 
-    memory: Memory
+    memory: KeyValues
     read: int
 
 
@@ -67,7 +67,7 @@ class RowPool:
         self._memory = self._empty(sizes.rows[0], sizes.places[0])
         self._steps_too_large = 0
 
-    def _empty(self, rows: int, places: int) -> Memory:
+    def _empty(self, rows: int, places: int) -> KeyValues:
         return empty_memory(self._model, rows, places, is_apart=self._is_apart)
 
     def warm_up(self, bank: Bank) -> None:
@@ -86,7 +86,7 @@ class RowPool:
                 for other in self._neighbours(rows, places):
                     jax.block_until_ready(repack(memory, np.zeros(other[0], np.int32), *other))
 
-    def new_memory(self, prompt: int, answer: int, known: Memory | None) -> Memory:
+    def new_memory(self, prompt: int, answer: int, known: KeyValues | None) -> KeyValues:
         """Makes the memory of one prompt; `known` is an earlier one's that it begins with."""
         places = next(size for size in self.sizes.places if size >= needed_places(prompt, answer))
         if known is None:
@@ -94,8 +94,8 @@ class RowPool:
         return insert(self._empty(1, max(places, known.places)), np.int32(0), known)
 
     def read(
-        self, bank: Bank, memory: Memory, ids: Sequence[int], start: int, slot: int, request: Request
-    ) -> tuple[Piece, Drawn]:
+        self, bank: Bank, memory: KeyValues, ids: Sequence[int], start: int, slot: int, request: CompletionRequest
+    ) -> tuple[ReadPiece, Drawn]:
         """Reads as many of the tokens `ids`, which follow `start` others, as one piece holds.
 
         The token drawn is the one after the piece.
@@ -108,9 +108,9 @@ class RowPool:
         tokens.ids[0, :count] = ids[:count]
         tokens = tokens._replace(real=_ints(count), start=_ints(start), reach=_ints(reach), slot=_ints(slot))
         drawn, memory = extend(self._model, self._base, bank, memory, tokens, _choice([(0, request, 0)], 1))
-        return Piece(memory, count), jax.device_get(drawn)
+        return ReadPiece(memory, count), jax.device_get(drawn)
 
-    def place(self, memory: Memory, row: int) -> None:
+    def place(self, memory: KeyValues, row: int) -> None:
         """Writes the memory of a prompt into a row, after growing as much as that needs."""
         while self._memory.rows <= row:
             self._move(range(self._memory.rows), _next(self.sizes.rows, self._memory.rows), self._memory.places)
@@ -188,13 +188,13 @@ def _ints(*numbers: int) -> np.ndarray:
     return np.asarray(numbers, np.int32)
 
 
-def _tokens(rows: int, width: int) -> Tokens:
+def _tokens(rows: int, width: int) -> NewTokens:
     """Makes tokens that rows without an answer have: of the base, at the beginning."""
     ids, real, slot = np.zeros((rows, width), np.int32), np.ones(rows, np.int32), np.full(rows, -1, np.int32)
-    return Tokens(ids, real, np.zeros(rows, np.int32), np.zeros(rows, np.int32), slot)
+    return NewTokens(ids, real, np.zeros(rows, np.int32), np.zeros(rows, np.int32), slot)
 
 
-def _choice(requests: Sequence[tuple[int, Request, int]], rows: int) -> Choice:
+def _choice(requests: Sequence[tuple[int, CompletionRequest, int]], rows: int) -> Choice:
     """Returns how the tokens of the rows are drawn; `requests` are (row, request, tokens drawn so far)."""
     heat, top_p = np.zeros(rows, np.float32), np.ones(rows, np.float32)
     seed, drawn_before, wants_top = np.zeros(rows, np.uint32), np.zeros(rows, np.int32), np.zeros(rows, bool)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from anyio.to_thread import run_sync
 
 from jlora.generation.detokenize import StopMatcher, TextDecoder
-from serve.engine.requests import Emit, End, Engine, Request, Token
+from serve.engine.requests import CompletionRequest, Emit, End, Engine, Token
 from serve.http.errors import HttpError
 from serve.http.metrics import Metrics
 
@@ -82,7 +82,7 @@ class Answers:
         self,
         engine: Engine,
         tokenizer: PreTrainedTokenizerBase,
-        requests: Sequence[Request],
+        requests: Sequence[CompletionRequest],
         stops: Sequence[str],
         metrics: Metrics,
     ) -> None:

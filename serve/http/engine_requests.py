@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 
 from jlora.errors import ContextLengthError
-from serve.engine.requests import Request
+from serve.engine.requests import CompletionRequest
 from serve.http.openai_schema import Sampled
 
 _SEEDS = 2**31
@@ -23,7 +23,7 @@ def make_requests(
     top_logprobs: int,
     context_length: int,
     stop_ids: frozenset[int],
-) -> list[Request]:
+) -> list[CompletionRequest]:
     """Returns the engine's requests: n for the first prompt, n for the second, and so on.
 
     Args:
@@ -34,13 +34,13 @@ def make_requests(
       ContextLengthError: a prompt, with `max_tokens` of an answer, is longer than the context.
     """
     seed = secrets.randbelow(_SEEDS) if body.seed is None else body.seed
-    requests: list[Request] = []
+    requests: list[CompletionRequest] = []
     for prompt in prompts:
         ids = tuple(prompt)
         most = _fitting(len(ids), max_tokens, context_length)
         for _ in range(body.n or 1):
             requests.append(
-                Request(
+                CompletionRequest(
                     adapter=adapter,
                     ids=ids,
                     max_tokens=most,

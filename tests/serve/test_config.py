@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 from jlora.errors import FileError
-from serve.config import read_config
+from serve.config import read_serve_config
 
 
 def _read(tmp_path, text, **changes):
     file = tmp_path / "serve.yaml"
     file.write_text(text)
-    return read_config(file, changes)
+    return read_serve_config(file, changes)
 
 
 def test_the_shipped_configuration_is_valid():
-    assert read_config(Path("configs/serve.yaml"), {}).base_name == "smollm2"
+    assert read_serve_config(Path("configs/serve.yaml"), {}).base_name == "smollm2"
 
 
 @pytest.mark.parametrize(
@@ -54,4 +54,4 @@ def test_what_is_wrong_names_file_and_key(tmp_path, text, message):
 
 def test_a_file_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(FileError, match=r"nothing\.yaml"):
-        read_config(tmp_path / "nothing.yaml", {})
+        read_serve_config(tmp_path / "nothing.yaml", {})

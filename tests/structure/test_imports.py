@@ -17,7 +17,8 @@ ON_DISK = {
     "generation.open_model", "generation.stored_vocabulary",
     "gguf.adapter", "gguf.model", "gguf.reader",
     "peft.base_model", "peft.config_file", "peft.folder", "peft.mlx", "peft.same_base", "peft.stored_tensors",
-    "pretrained.folder", "pretrained.load", "pretrained.locate", "pretrained.stored_head", "pretrained.tokenizer",
+    "pretrained.folder", "pretrained.load", "pretrained.locate", "pretrained.source",
+    "pretrained.stored_config", "pretrained.stored_head", "pretrained.tokenizer",
     "pretrained.tokenizer_files", "pretrained.weights",
 }  # fmt: skip
 """The library's files that may touch the disk."""

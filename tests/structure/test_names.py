@@ -23,7 +23,8 @@ REPEATED = {
     "decode": "int8 and nf4: two encodings, the same pair of functions",
     "encode": "int8 and nf4: two encodings, the same pair of functions",
     **dict.fromkeys(
-        ("Batch", "Data", "Method", "abstract_model", "make_batch", "prepare_model"), "classify and lm: each task's own"
+        ("Batch", "Data", "Method", "abstract_model", "build_model", "make_batch", "prepare_model"),
+        "classify and lm: each task's own",
     ),
 }
 """Public names that several files define, and why they mean the same."""

@@ -10,6 +10,7 @@ import pytest
 import jlora
 from tests.support.training import tiny
 from train import console
+from train.cli.commands import TRAINING
 
 _SCRIPT = "import sys\nfrom jlora.__main__ import main\nsys.exit(main())\n"
 """What an installer writes for the entry of pyproject.toml."""
@@ -65,5 +66,5 @@ def test_an_unknown_command_is_named_with_the_nearest(capsys):
 @pytest.mark.parametrize("name", console.COMMANDS)
 def test_each_command_is_there(name):
     package = "serve.__main__" if name == "serve" else f"train.{name}"
-    module = f"{package}.__main__" if name in ("classify", "lm") else package
+    module = f"{package}.__main__" if name in TRAINING else package
     assert callable(importlib.import_module(module).main)

@@ -24,10 +24,10 @@ _SPEAKERS_SHOWN = 8
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command; 0 is success, 2 an error that the user can fix."""
-    return exit_code(lambda: _write_rows(make_parser().parse_args(argv)))
+    return exit_code(lambda: _write_rows(make_books_parser().parse_args(argv)))
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_books_parser() -> argparse.ArgumentParser:
     """Makes the parser of `python -m train.books`."""
     purpose = "Turns a plain book into chats in a character's voice, for `jlora lm`."
     parser = argparse.ArgumentParser(prog="python -m train.books", description=purpose)

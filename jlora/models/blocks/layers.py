@@ -182,7 +182,7 @@ def _standardize(x: jax.Array, epsilon: float) -> tuple[jax.Array, jax.Array]:
     return centered * inverse_deviation, inverse_deviation
 
 
-def drop(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
+def drop_out(module: nn.Module, x: jax.Array, rate: float) -> jax.Array:
     """Applies dropout at `rate` if `module` was applied with a "dropout" key; returns `x` otherwise."""
     if rate == 0.0 or not module.has_rng("dropout"):
         return x

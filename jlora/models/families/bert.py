@@ -11,7 +11,15 @@ from flax import linen as nn
 
 from jlora.models.attention.attention import attention
 from jlora.models.attention.visibility import Visibility, mask_visibility
-from jlora.models.blocks.layers import LayerNorm, activation, dense, drop, embedding, require_length, scan_layers
+from jlora.models.blocks.layers import (
+    LayerNorm,
+    activation,
+    dense,
+    drop_out,
+    embedding,
+    require_length,
+    scan_layers,
+)
 from jlora.models.family import Family
 
 if TYPE_CHECKING:
@@ -40,7 +48,7 @@ class BertForSequenceClassification(nn.Module):
     @nn.compact
     def __call__(self, batch: dict[str, jax.Array]) -> jax.Array:
         pooled = BertModel(self.config, self.dtype, self.remat, self.attention, name="bert")(batch)
-        pooled = drop(self, pooled, head_dropout(self.config))
+        pooled = drop_out(self, pooled, head_dropout(self.config))
         return dense(self.config, self.config.num_labels, self.dtype, "classifier")(pooled).astype(jnp.float32)
 
 
@@ -133,7 +141,7 @@ def sum_embeddings(
         padding_row=position_padding_row,
     )
     x = words(ids) + types(batch.get("token_type_ids", jnp.zeros_like(ids))) + places(positions)
-    return drop(module, LayerNorm(config.layer_norm_eps, dtype, name="LayerNorm")(x), config.hidden_dropout_prob)
+    return drop_out(module, LayerNorm(config.layer_norm_eps, dtype, name="LayerNorm")(x), config.hidden_dropout_prob)
 
 
 class BertEncoder(nn.Module):
@@ -222,7 +230,7 @@ class BertOutput(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
         x = dense(self.config, self.config.hidden_size, self.dtype, "dense")(x)
-        x = drop(self, x, self.config.hidden_dropout_prob)
+        x = drop_out(self, x, self.config.hidden_dropout_prob)
         return LayerNorm(self.config.layer_norm_eps, self.dtype, name="LayerNorm")(x + residual)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jlora.models.blocks.layers import LayerNorm, dense, drop, scan_decoder_layers
+from jlora.models.blocks.layers import LayerNorm, dense, drop_out, scan_decoder_layers
 from jlora.models.causal_lm import CausalLanguageModel
 from jlora.models.families.gpt_like import MLP, FusedAttention, Shared, alibi, lookup_table, run_layers
 from jlora.models.family import Family
@@ -76,9 +76,9 @@ class BloomBlock(nn.Module):
 
         normed = LayerNorm(config.layer_norm_epsilon, self.dtype, name="input_layernorm")(x)
         mixed, slots = attention(normed, shared, slots)
-        x = self.residual(x, normed) + drop(self, mixed, config.hidden_dropout)
+        x = self.residual(x, normed) + drop_out(self, mixed, config.hidden_dropout)
         normed = LayerNorm(config.layer_norm_epsilon, self.dtype, name="post_attention_layernorm")(x)
-        return self.residual(x, normed) + drop(self, mlp(normed), config.hidden_dropout), slots
+        return self.residual(x, normed) + drop_out(self, mlp(normed), config.hidden_dropout), slots
 
     def residual(self, x: jax.Array, normed: jax.Array) -> jax.Array:
         """Returns what a sublayer's result is added to."""

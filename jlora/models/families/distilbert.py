@@ -11,7 +11,15 @@ from flax import linen as nn
 
 from jlora.models.attention.attention import attention
 from jlora.models.attention.visibility import Visibility, mask_visibility
-from jlora.models.blocks.layers import LayerNorm, activation, dense, drop, embedding, require_length, scan_layers
+from jlora.models.blocks.layers import (
+    LayerNorm,
+    activation,
+    dense,
+    drop_out,
+    embedding,
+    require_length,
+    scan_layers,
+)
 from jlora.models.families import bert
 from jlora.models.family import Family
 
@@ -43,7 +51,7 @@ class DistilBertForSequenceClassification(nn.Module):
         config = self.config
         x = DistilBertModel(config, self.dtype, self.remat, self.attention, name="distilbert")(batch)[:, 0]
         x = jax.nn.relu(dense(config, config.dim, self.dtype, "pre_classifier")(x))
-        x = drop(self, x, config.seq_classif_dropout)
+        x = drop_out(self, x, config.seq_classif_dropout)
         return dense(config, config.num_labels, self.dtype, "classifier")(x).astype(jnp.float32)
 
 
@@ -92,7 +100,7 @@ class Embeddings(nn.Module):
         words = embedding(config, config.vocab_size, config.dim, "word_embeddings", padding_row=config.pad_token_id)
         places = embedding(config, config.max_position_embeddings, config.dim, "position_embeddings")
         x = words(ids) + places(jnp.broadcast_to(jnp.arange(ids.shape[1], dtype=jnp.int32)[None, :], ids.shape))
-        return drop(self, LayerNorm(_EPSILON, self.dtype, name="LayerNorm")(x), config.dropout)
+        return drop_out(self, LayerNorm(_EPSILON, self.dtype, name="LayerNorm")(x), config.dropout)
 
 
 class Transformer(nn.Module):
@@ -151,4 +159,4 @@ class FFN(nn.Module):
     def __call__(self, hidden: jax.Array) -> jax.Array:
         config = self.config
         x = activation(config.activation)(dense(config, config.hidden_dim, self.dtype, "lin1")(hidden))
-        return drop(self, dense(config, config.dim, self.dtype, "lin2")(x), config.dropout)
+        return drop_out(self, dense(config, config.dim, self.dtype, "lin2")(x), config.dropout)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jlora.models.blocks.layers import LayerNorm, dense, drop, scan_decoder_layers
+from jlora.models.blocks.layers import LayerNorm, dense, drop_out, scan_decoder_layers
 from jlora.models.causal_lm import CausalLanguageModel
 from jlora.models.families.gpt_like import MLP, FusedAttention, Shared, alibi, lookup_table, rotary, run_layers
 from jlora.models.family import Family
@@ -93,7 +93,7 @@ class FalconDecoderLayer(nn.Module):
             normed = self.norm("post_attention_layernorm", x)
         names = ("dense_h_to_4h", "dense_4h_to_h")
         fed = MLP(config, self.dtype, config.ffn_hidden_size, config.activation, names, config.bias, name="mlp")(normed)
-        return x + drop(self, fed if mixed is None else fed + mixed, config.hidden_dropout), slots
+        return x + drop_out(self, fed if mixed is None else fed + mixed, config.hidden_dropout), slots
 
     def norm(self, name: str, x: jax.Array) -> jax.Array:
         """Applies the layer norm called `name` to x."""

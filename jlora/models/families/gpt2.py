@@ -13,7 +13,6 @@ from jlora.models.blocks.layers import (
     LayerNorm,
     activation,
     dense,
-    drop,
     normal,
     require_length,
     scan_decoder_layers,
@@ -59,7 +58,7 @@ class GPT2Model(nn.Module):
         require_length(batch["input_ids"].shape[1], self.config.n_positions)
         cache = cache and mark_tokens_valid(cache, batch)
         x = self.wte(batch["input_ids"]) + self.wpe(token_positions(batch, cache))
-        x = drop(self, x, self.config.embd_pdrop)
+        x = drop_out(self, x, self.config.embd_pdrop)
         shared = Shared(visible(batch, None, cache, self.attention), cache and cache.length)
         (x, _), cache = run_layers(self.h, (x, jnp.float32(1)), shared, batch, cache)
         return self.ln_f(x), cache
@@ -101,7 +100,7 @@ class GPT2Attention(nn.Module):
             scale = scale / number
         mixed, slots = attend(self, query, key, value, shared, slots, config.attn_pdrop, scale)
         mixed = conv1d(config, config.n_embd, self.dtype, "c_proj")(mixed)
-        return drop(self, mixed, config.resid_pdrop), slots
+        return drop_out(self, mixed, config.resid_pdrop), slots
 
 
 class GPT2MLP(nn.Module):
@@ -115,7 +114,7 @@ class GPT2MLP(nn.Module):
         inner = self.config.n_inner or 4 * self.config.n_embd
         act = activation(self.config.activation_function)
         hidden = act(conv1d(self.config, inner, self.dtype, "c_fc")(x))
-        return drop(self, conv1d(self.config, x.shape[-1], self.dtype, "c_proj")(hidden), self.config.resid_pdrop)
+        return drop_out(self, conv1d(self.config, x.shape[-1], self.dtype, "c_proj")(hidden), self.config.resid_pdrop)
 
 
 def conv1d(config: Any, features: int, dtype: Any, name: str) -> Dense:

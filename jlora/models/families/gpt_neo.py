@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from jlora.errors import UnsupportedModelError
 from jlora.models.blocks.layer_pattern import apply_layers
-from jlora.models.blocks.layers import LayerNorm, dense, drop, require_length
+from jlora.models.blocks.layers import LayerNorm, dense, drop_out, require_length
 from jlora.models.causal_lm import CausalLanguageModel
 from jlora.models.families.gpt_like import MLP, SelfAttention, Shared, lookup_table
 from jlora.models.family import Family
@@ -57,7 +57,7 @@ class GPTNeoModel(nn.Module):
             for layer_type, window in (("global", None), ("local", config.window_size))
         }
         x = self.wte(batch["input_ids"]) + self.wpe(token_positions(batch, cache))
-        x = drop(self, x, config.embed_dropout)
+        x = drop_out(self, x, config.embed_dropout)
         types, slots = attention_types(config), cache and Slots(cache.keys, cache.values)
         x, slots = apply_layers(GPTNeoBlock, (config, self.dtype), types, "h", x, shared, slots, remat=self.remat)
         return self.ln_f(x), cache and store_slots(cache, slots, batch)
@@ -76,10 +76,10 @@ class GPTNeoBlock(nn.Module):
         inner, names = config.intermediate_size or 4 * config.hidden_size, ("c_fc", "c_proj")
         normed = LayerNorm(config.layer_norm_epsilon, self.dtype, name="ln_1")(x)
         mixed, slots = Attention(config, self.dtype, name="attn")(normed, shared[self.layer_type], slots)
-        x = x + drop(self, mixed, rate)
+        x = x + drop_out(self, mixed, rate)
         normed = LayerNorm(config.layer_norm_epsilon, self.dtype, name="ln_2")(x)
         fed = MLP(config, self.dtype, inner, config.activation_function, names, name="mlp")(normed)
-        return x + drop(self, fed, rate), slots
+        return x + drop_out(self, fed, rate), slots
 
 
 class Attention(nn.Module):

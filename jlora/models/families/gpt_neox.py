@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jlora.models.blocks.layers import LayerNorm, dense, drop, scan_decoder_layers
+from jlora.models.blocks.layers import LayerNorm, dense, drop_out, scan_decoder_layers
 from jlora.models.causal_lm import CausalLanguageModel
 from jlora.models.families.gpt_like import MLP, FusedAttention, Shared, lookup_table, rotary, run_layers
 from jlora.models.family import Family
@@ -57,7 +57,7 @@ class GPTNeoXModel(nn.Module):
         width = int(config.hidden_size // config.num_attention_heads * share)
         turned = rotary(config, width, batch, cache, self.dtype)
         shared = Shared(visible(batch, None, cache, self.attention), cache and cache.length, turned)
-        x = drop(self, self.embed_in(batch["input_ids"]), config.hidden_dropout)
+        x = drop_out(self, self.embed_in(batch["input_ids"]), config.hidden_dropout)
         x, cache = run_layers(self.layers, x, shared, batch, cache)
         return self.final_layer_norm(x), cache
 
@@ -75,11 +75,11 @@ class GPTNeoXLayer(nn.Module):
         heads, rate = config.num_attention_heads, config.attention_dropout
         attention = FusedAttention(config, self.dtype, rate, heads, config.attention_bias, name="attention")
         mixed, slots = attention(normed, shared, slots)
-        mixed = x + drop(self, mixed, config.hidden_dropout)
+        mixed = x + drop_out(self, mixed, config.hidden_dropout)
         parallel = x if config.use_parallel_residual else mixed
         normed = LayerNorm(config.layer_norm_eps, self.dtype, name="post_attention_layernorm")(parallel)
         fed = MLP(config, self.dtype, config.intermediate_size, config.hidden_act, names, name="mlp")(normed)
-        return mixed + drop(self, fed, config.hidden_dropout), slots
+        return mixed + drop_out(self, fed, config.hidden_dropout), slots
 
 
 FAMILY = Family(

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from jlora.models.blocks.layers import LayerNorm, dense, drop, require_length, scan_decoder_layers
+from jlora.models.blocks.layers import LayerNorm, dense, drop_out, require_length, scan_decoder_layers
 from jlora.models.blocks.rotary import plain_frequencies, rotation
 from jlora.models.causal_lm import CausalLanguageModel
 from jlora.models.families.gpt_like import MLP, SelfAttention, Shared, lookup_table, run_layers
@@ -50,7 +50,7 @@ class GPTJModel(nn.Module):
         frequencies = plain_frequencies(10000.0, self.config.rotary_dim)
         turned = rotation(token_positions(batch, cache), frequencies, self.dtype)
         shared = Shared(visible(batch, None, cache, self.attention), cache and cache.length, turned)
-        x = drop(self, self.wte(batch["input_ids"]), self.config.embd_pdrop)
+        x = drop_out(self, self.wte(batch["input_ids"]), self.config.embd_pdrop)
         x, cache = run_layers(self.h, x, shared, batch, cache)
         return self.ln_f(x), cache
 
@@ -68,7 +68,7 @@ class GPTJBlock(nn.Module):
         normed = LayerNorm(config.layer_norm_epsilon, self.dtype, name="ln_1")(x)
         mixed, slots = SelfAttention(config, self.dtype, config.attn_pdrop, name="attn")(normed, shared, slots)
         fed = MLP(config, self.dtype, inner, config.activation_function, names, name="mlp")(normed)
-        return x + drop(self, mixed, config.resid_pdrop) + drop(self, fed, config.resid_pdrop), slots
+        return x + drop_out(self, mixed, config.resid_pdrop) + drop_out(self, fed, config.resid_pdrop), slots
 
 
 FAMILY = Family(

@@ -15,7 +15,7 @@ from jlora.errors import UnsupportedModelError
 from jlora.models.attention.attention import attention
 from jlora.models.attention.visibility import Visibility
 from jlora.models.blocks.layer_pattern import apply_layers
-from jlora.models.blocks.layers import Embed, activation, dense, drop, require_length
+from jlora.models.blocks.layers import Embed, activation, dense, drop_out, require_length
 from jlora.models.blocks.rotary import longest_row, rotary_frequencies, rotary_scale, rotate, rotation
 from jlora.models.causal_lm import CausalLanguageModel
 from jlora.models.kv_cache import (
@@ -186,12 +186,12 @@ class DecoderLayer(nn.Module):
         mixed, slots = GroupedQueryAttention(self.config, self.dtype, kind, name="self_attn")(normed, own, slots)
         if kind.output_norms:
             mixed = norm("post_attention_layernorm", mixed)
-        x = x + drop(self, mixed, kind.residual_dropout)
+        x = x + drop_out(self, mixed, kind.residual_dropout)
         normed = norm("pre_feedforward_layernorm" if kind.output_norms else "post_attention_layernorm", x)
         found = GatedMLP(self.config, self.dtype, kind, name="mlp")(normed)
         if kind.output_norms:
             found = norm("post_feedforward_layernorm", found)
-        return x + drop(self, found, kind.residual_dropout), slots
+        return x + drop_out(self, found, kind.residual_dropout), slots
 
 
 class GroupedQueryAttention(nn.Module):

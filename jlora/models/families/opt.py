@@ -13,7 +13,6 @@ from jlora.models.blocks.layers import (
     LayerNorm,
     activation,
     dense,
-    drop,
     require_length,
     scan_decoder_layers,
     standardize,
@@ -122,10 +121,10 @@ class OPTDecoderLayer(nn.Module):
         norms = [norm(config, self.dtype, name) for name in ("self_attn_layer_norm", "final_layer_norm")]
 
         mixed, slots = attention(norms[0](x) if before else x, shared, slots)
-        x = x + drop(self, mixed, config.dropout)
+        x = x + drop_out(self, mixed, config.dropout)
         x = x if before else norms[0](x)
         fed = down(activation(config.activation_function)(up(norms[1](x) if before else x)))
-        x = x + drop(self, fed, config.dropout)
+        x = x + drop_out(self, fed, config.dropout)
         return x if before else norms[1](x), slots
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jlora.models.blocks.layers import dense, drop, require_length
+from jlora.models.blocks.layers import dense, drop_out, require_length
 from jlora.models.families import bert
 from jlora.models.families.bert import BertEncoder, head_dropout, sum_embeddings
 from jlora.models.family import Family
@@ -103,7 +103,7 @@ class RobertaClassificationHead(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         config = self.config
-        x = drop(self, x, head_dropout(config))
+        x = drop_out(self, x, head_dropout(config))
         x = jnp.tanh(dense(config, config.hidden_size, self.dtype, "dense")(x))
-        x = drop(self, x, head_dropout(config))
+        x = drop_out(self, x, head_dropout(config))
         return dense(config, config.num_labels, self.dtype, "out_proj")(x)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from serve.engine import row_pool
-from serve.engine.programs import Memory
+from serve.engine.programs import KeyValues
 from serve.engine.row_pool import RowPool, Sizes, make_sizes, needed_places
 from tests.support.serve.engines import base
 
@@ -21,7 +21,7 @@ def _pool():
 def _memory(pool, number, places):
     like = pool.new_memory(1, places - 64, None)
     assert like.places == places
-    return Memory(*(np.full(part.shape, number, np.float32) for part in like))
+    return KeyValues(*(np.full(part.shape, number, np.float32) for part in like))
 
 
 def _numbers(pool):

@@ -15,8 +15,8 @@ import jlora
 from jlora.generation.open_model import LanguageModel, load_language_model
 from jlora.pretrained.load import example_batch
 from serve.config import ServeConfig
-from serve.engine.opening import Opened, open_engine
-from serve.engine.requests import End, Request, Token
+from serve.engine.opening import OpenedEngine, open_engine
+from serve.engine.requests import CompletionRequest, End, Token
 from tests.support.training import tiny, tiny_lm
 
 RANKS = (1, 2, 4, 3, 2)
@@ -49,7 +49,7 @@ def load(index: int, **fields: Any) -> dict[str, Any]:
     return jlora.load_adapter(adapter_folder(index, **fields), adapted.base, adapted.model.apply, batch)[0]
 
 
-def open_tiny(adapters: int = 5, **fields: Any) -> Opened:
+def open_tiny(adapters: int = 5, **fields: Any) -> OpenedEngine:
     """An engine of the base with the adapters a0, a1, ..., started."""
     folders = {f"a{index}": adapter_folder(index) for index in range(adapters)}
     options = {"slots": 2, "max_rank": 4, "rows": 4, "context": 120, "prefixes": 4} | fields
@@ -58,9 +58,9 @@ def open_tiny(adapters: int = 5, **fields: Any) -> Opened:
     return opened
 
 
-def request(adapter: str | None, ids: Sequence[int], count: int = 12, **fields: Any) -> Request:
+def request(adapter: str | None, ids: Sequence[int], count: int = 12, **fields: Any) -> CompletionRequest:
     """A greedy request that no token stops."""
-    return Request(adapter, tuple(ids), count, **{"temperature": 0.0, "stop_ids": frozenset()} | fields)
+    return CompletionRequest(adapter, tuple(ids), count, **{"temperature": 0.0, "stop_ids": frozenset()} | fields)
 
 
 def prompt(seed: int, length: int) -> list[int]:
@@ -91,7 +91,7 @@ class Waiting:
         return [token.id for token in self.tokens]
 
 
-def ask(engine: Any, *requests: Request) -> list[Waiting]:
+def ask(engine: Any, *requests: CompletionRequest) -> list[Waiting]:
     """Submits all requests at once and waits for their ends."""
     found = [Waiting() for _ in requests]
     for each, emit in zip(requests, found, strict=True):

@@ -13,9 +13,9 @@ from serve.engine.requests import (
     AdapterRefusedError,
     AdapterStatus,
     BusyError,
+    CompletionRequest,
     Emit,
     End,
-    Request,
     Token,
     UnknownAdapterError,
 )
@@ -80,12 +80,12 @@ class FakeEngine(_Adapters):
     def __init__(self, *given: Sequence[str], delay: float = 0.0, most: int = 100, context_length: int = 2000) -> None:
         super().__init__(*given, context_length=context_length)
         self.delay, self.most = delay, most
-        self.submitted: list[Request] = []
+        self.submitted: list[CompletionRequest] = []
         self.cancelled: list[int] = []
         self.fails: End | None = None
         self._running: dict[int, threading.Event] = {}
 
-    def submit(self, request: Request, emit: Emit) -> int:
+    def submit(self, request: CompletionRequest, emit: Emit) -> int:
         self._require(request.adapter)
         if len(request.ids) + request.max_tokens > self.context_length:
             raise ContextLengthError(f"expected at most {self.context_length} tokens")
@@ -116,7 +116,7 @@ class FakeEngine(_Adapters):
         for number in list(self._running):
             self.cancel(number)
 
-    def _answer(self, number: int, request: Request, emit: Emit) -> None:
+    def _answer(self, number: int, request: CompletionRequest, emit: Emit) -> None:
         text = answer_text(request.adapter, TOKENIZER.decode(request.ids))
         if request.temperature > 0:
             text = f"{request.seed} {text}"

@@ -81,14 +81,14 @@ def test_a_characters_config_reads_the_rows_that_its_head_and_make_write(file):
     text = file.read_text(encoding="utf-8")
     config = resolve(parse_command_line(["--config", str(file)], COMMAND), use_offline=False)
     (head,) = (line for line in text.splitlines() if "-m train.books" in line)
-    options = books.make_parser().parse_args(shlex.split(head)[4:])
+    options = books.make_books_parser().parse_args(shlex.split(head)[4:])
     assert config.data.train == f"{options.out}/train.jsonl"
     assert config.data.validation == f"{options.out}/validation.jsonl"
     assert config.output_dir == f"runs/characters/{file.stem}"
     assert f"jlora lm --config configs/characters/{file.name}\n" in text
     makefile = (tiny.ROOT / "Makefile").read_text(encoding="utf-8")
     (made,) = re.findall(rf"^BOOK_{file.stem} := (.*)$", makefile, re.MULTILINE)
-    made = books.make_parser().parse_args(["--book", *shlex.split(made), "--out", str(options.out)])
+    made = books.make_books_parser().parse_args(["--book", *shlex.split(made), "--out", str(options.out)])
     assert made == options
     assert options.out == Path(f"runs/characters/rows/{file.stem}")
 

@@ -13,6 +13,7 @@ from jlora.models.blocks.layers import (
     LayerNorm,
     activation,
     dense,
+    drop_out,
     require_length,
     scan_decoder_layers,
     standardize,

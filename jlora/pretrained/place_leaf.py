@@ -82,7 +82,12 @@ def _put(path: str, tensor: Any, dtype: Any, mesh: Mesh | None) -> jax.Array:
 def place_on_mesh(path: str, leaf: Any, mesh: Mesh | None) -> Any:
     """Splits a leaf, or one of its layers, that is on this process's first device over the mesh.
 
-    The result has the shardings of `leaf_shardings(path, leaf, mesh)`. Without a mesh the leaf is returned unchanged.
+    Args:
+      path: the leaf's path in the base, such as "params/model/layers/mlp/up_proj/kernel".
+      mesh: has the axes data, fsdp and tensor, as `jlora.make_mesh` makes it; with None the leaf is returned unchanged.
+
+    Returns:
+      The same values, with the shardings of `jlora.sharding.base.leaf_shardings(path, leaf, mesh)`.
     """
     if mesh is None:
         return leaf

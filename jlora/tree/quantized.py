@@ -39,7 +39,7 @@ class Quantized:
     stack.
 
     Attributes:
-      stored: the codes and their scales, an `NF4` or `Int8`.
+      stored: the codes and their scales, an `NF4` or `Int8`; both have `stack`, the sizes of the stack's axes.
       layer: the shape of one layer of the weight.
       inputs: the input axes of one layer, which come last in the stored order.
       dtype: of the weight.

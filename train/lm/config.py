@@ -152,7 +152,8 @@ class LMConfig(RunConfig):
     """The resolved configuration of a run of `jlora lm`, as its run folder records it.
 
     Required are model, output_dir and data: LMConfig(model="org/model", output_dir="out",
-    data=DataSection(train="t.txt")).
+    data=DataSection(train="t.txt")). Then `train.dtype` and others are still "auto", which
+    `train.cli.resolve.resolve` replaces for this machine.
     """
 
     learning_rates: ClassVar[dict[str, float]] = {"lora": 2e-4, "full": 2e-5}

@@ -55,6 +55,7 @@ def plan(config: LMConfig, mesh: str, chip: str | None) -> None:
     """Prints the memory, collectives and time of a step on chips that this machine need not have.
 
     Args:
+      config: of `train.cli.resolve.resolve`, in which no key is "auto" any more.
       mesh: the value of --mesh, such as `data=2,fsdp=4`.
       chip: the name of a known chip; None leaves the time out.
 

@@ -87,7 +87,7 @@ def place_on_mesh(path: str, leaf: Any, mesh: Mesh | None) -> Any:
       mesh: has the axes data, fsdp and tensor, as `jlora.make_mesh` makes it; with None the leaf is returned unchanged.
 
     Returns:
-      The same values, with the shardings of `jlora.sharding.base.leaf_shardings(path, leaf, mesh)`.
+      The same values, with the shardings of `jlora.sharding.rules.leaf_shardings(path, leaf, mesh)`.
     """
     if mesh is None:
         return leaf

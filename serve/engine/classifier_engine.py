@@ -17,7 +17,7 @@ from jlora.errors import ContextLengthError, FileError, JloraError
 from serve.engine.adapters import AdapterSlots, Read, Record
 from serve.engine.engine_thread import EngineThread
 from serve.engine.labels import read_labels
-from serve.engine.requests import AdapterRefusedError, AdapterStatus, BusyError, CompletionRequest, Emit
+from serve.engine.requests import AdapterRefusedError, AdapterStatus, BusyError, Classified, CompletionRequest, Emit
 
 _SHORTEST = 32
 
@@ -94,8 +94,8 @@ class ClassifierEngine(EngineThread):
 
     def classify(
         self, adapter: str, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None
-    ) -> list[list[float]]:
-        """Returns the probabilities of the adapter's classes for each row of token ids.
+    ) -> Classified:
+        """Returns the adapter's classes, and their probabilities for each row of token ids.
 
         `types` are the rows' token types, if the tokenizer gives any. The probabilities add up to 1, except those of a
         multi-label adapter; a regression's one number is its score.
@@ -108,7 +108,7 @@ class ClassifierEngine(EngineThread):
         if longest > self.context_length:
             raise ContextLengthError(f"input: expected at most {self.context_length} tokens, found {longest}")
 
-        def begin() -> tuple[list[Task], Path]:
+        def begin() -> tuple[list[Task], Record]:
             if self.is_ending.is_set() or len(self._tasks) + len(rows) > self._limit:
                 raise BusyError(f"expected at most {self._limit} rows to wait; try again later")
             record = self._adapters.record(adapter)
@@ -116,12 +116,12 @@ class ClassifierEngine(EngineThread):
             kinds = types or [()] * len(rows)
             tasks = [Task(record, tuple(ids), tuple(kind), Future()) for ids, kind in zip(rows, kinds, strict=True)]
             self._tasks.extend(tasks)
-            return tasks, record.folder
+            return tasks, record
 
-        tasks, folder = self.call(begin)
+        tasks, record = self.call(begin)
+        names, problem = self._labels_of(record.folder)
         logits = [task.result.result() for task in tasks]
-        names, problem = self._labels_of(folder)
-        return [_probabilities(row[: len(names)], problem).tolist() for row in logits]
+        return Classified(names, [_probabilities(row[: len(names)], problem).tolist() for row in logits])
 
     def round(self) -> None:
         """Classifies the rows that came first and are padded to one length."""

@@ -67,6 +67,14 @@ class End:
     message: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class Classified:
+    """The answer to rows: the labels of one version of an adapter, and for each row a probability of each of them."""
+
+    labels: tuple[str, ...]
+    probabilities: list[list[float]]
+
+
 Emit = Callable[[Token | End], None]
 """Called from the engine's thread for each token and once for the end; must not block."""
 
@@ -141,8 +149,8 @@ class Classifying(Protocol):
 
     def classify(
         self, adapter: str, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None
-    ) -> list[list[float]]:
-        """Returns the probabilities of the adapter's labels for each row of token ids.
+    ) -> Classified:
+        """Returns the adapter's labels, and their probabilities for each row of token ids.
 
         `types` are the rows' token types, if the tokenizer gives any.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from jlora.errors import JloraError
 from jlora.generation.chat import chat_ids
@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ResultT = TypeVar("ResultT")
+
+
+class TokenRow(NamedTuple):
+    """The ids of one row, and their token types: 1 for the second text of a pair, where the model knows types."""
+
+    ids: list[int]
+    types: list[int]
 
 
 class Prompts:
@@ -54,7 +61,7 @@ class Prompts:
           HttpError: 400 for an id that the vocabulary does not have, and for no ids at all.
         """
         if isinstance(prompt, str):
-            ids = (await self.from_rows([(prompt,)]))[0]
+            ids = (await self.from_rows([(prompt,)]))[0].ids
         else:
             ids, size = prompt, len(self.tokenizer)
             if max(ids) >= size:
@@ -64,9 +71,14 @@ class Prompts:
             raise HttpError(400, "prompt: expected at least one token, found none", param="prompt")
         return ids
 
-    async def from_rows(self, rows: Sequence[tuple[str, ...]]) -> list[list[int]]:
-        """Returns the ids of rows of one or two texts, with the special tokens that the tokenizer adds."""
-        return await self._run(lambda: [self.tokenizer(*row)["input_ids"] for row in rows])
+    async def from_rows(self, rows: Sequence[tuple[str, ...]]) -> list[TokenRow]:
+        """Returns the tokens of rows of one or two texts, with the special tokens that the tokenizer adds."""
+
+        def encode(row: tuple[str, ...]) -> TokenRow:
+            found = self.tokenizer(*row)
+            return TokenRow(found["input_ids"], found.get("token_type_ids", [0] * len(found["input_ids"])))
+
+        return await self._run(lambda: [encode(row) for row in rows])
 
     def close(self) -> None:
         """Ends the thread."""

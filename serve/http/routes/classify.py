@@ -23,12 +23,12 @@ async def classify_texts(request: HttpRequest) -> JSONResponse:
     adapter = adapter_of(body.model, engine.name)
     if adapter is None:
         raise HttpError(404, "model: expected an adapter, found the base, which has no labels", param="model")
-    ids = await request.app.state.prompts.from_rows(body.input)
+    rows = await request.app.state.prompts.from_rows(body.input)
+    ids = [row.ids for row in rows]
     _require_fitting(ids, engine.context_length)
-    probabilities = await run_sync(classifying.classify, adapter, ids)
+    found = await run_sync(classifying.classify, adapter, ids, [row.types for row in rows])
     request.scope["jlora.model"] = adapter
-    labels = next((status.labels for status in engine.adapters() if status.name == adapter), ())
-    data = [_row(index, labels, row) for index, row in enumerate(probabilities)]
+    data = [_row(index, found.labels, row) for index, row in enumerate(found.probabilities)]
     count = sum(map(len, ids))
     request.app.state.metrics.count_tokens(count, 0)
     usage = {"prompt_tokens": count, "total_tokens": count}
@@ -42,8 +42,6 @@ def _require_fitting(rows: Sequence[Sequence[int]], context_length: int) -> None
 
 
 def _row(index: int, labels: Sequence[str], probabilities: Sequence[float]) -> dict[str, Any]:
-    if len(labels) != len(probabilities):
-        raise HttpError(503, "the adapter was replaced during the request; ask again", code="adapter_replaced")
     best = max(range(len(labels)), key=probabilities.__getitem__)
     return {
         "object": "classification",

@@ -63,15 +63,16 @@ def test_probabilities_are_those_of_the_adapted_model(engine, length):
         logits = logits_of(batch)
         expected = jax.nn.sigmoid(logits) if index == 2 else jax.nn.softmax(logits)
         found = engine.classify(f"a{index}", rows)
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        assert found.labels == tuple(f"class {i}" for i in range(CLASSES[index]))
+        np.testing.assert_allclose(found.probabilities, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_token_types_reach_the_model(engine):
     ids = _ids(1, 10)
     types = [0] * 5 + [1] * 5
-    with_types = engine.classify("a1", [ids, ids], [types, [0] * 10])
+    with_types = engine.classify("a1", [ids, ids], [types, [0] * 10]).probabilities
     assert np.abs(np.subtract(*with_types)).max() > 1e-4
-    np.testing.assert_allclose(with_types[1], engine.classify("a1", [ids])[0], rtol=1e-5)
+    np.testing.assert_allclose(with_types[1], engine.classify("a1", [ids]).probabilities[0], rtol=1e-5)
 
 
 def test_names_of_classes_are_listed(engine):
@@ -93,5 +94,5 @@ def test_what_cannot_be_classified_is_refused(engine, tmp_path):
 def test_a_replaced_adapter_brings_its_own_classes(engine):
     assert engine.load("new", _adapter(0)[0]).labels == ("class 0", "class 1")
     assert engine.load("new", _adapter(1)[0]).labels == tuple(f"class {i}" for i in range(5))
-    assert len(engine.classify("new", [[5, 6]])[0]) == 5
+    assert len(engine.classify("new", [[5, 6]]).probabilities[0]) == 5
     engine.unload("new")

@@ -19,7 +19,7 @@ def test_chats_at_the_same_time_are_not_mixed():
     chats = [[Message(role="user", content=f"{index}" * 50)] for index in range(40)]
 
     async def write_all():
-        return await asyncio.gather_adapters(*(prompts.from_chat(chat) for chat in chats))
+        return await asyncio.gather(*(prompts.from_chat(chat) for chat in chats))
 
     found = asyncio.run(write_all())
     assert found == [chat_ids(tokenizer, [message.to_turn() for message in chat]) for chat in chats]

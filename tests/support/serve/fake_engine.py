@@ -13,6 +13,7 @@ from serve.engine.requests import (
     AdapterRefusedError,
     AdapterStatus,
     BusyError,
+    Classified,
     CompletionRequest,
     Emit,
     End,
@@ -140,10 +141,15 @@ class FakeClassifier(_Adapters):
     def __init__(self) -> None:
         super().__init__(tuple(self.labels), context_length=100)
 
-    def classify(self, adapter: str, rows: Sequence[Sequence[int]]) -> list[list[float]]:
+    def classify(
+        self, adapter: str, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None
+    ) -> Classified:
         self._require(adapter)
+        assert [len(row) for row in rows] == [len(row) for row in types or []]
         count = len(self.labels[adapter])
-        return [[0.75 if place == len(row) % count else 0.25 / (count - 1) for place in range(count)] for row in rows]
+        best = [len(row) % count for row in rows]
+        found = [[0.75 if place == one else 0.25 / (count - 1) for place in range(count)] for one in best]
+        return Classified(self.labels[adapter], found)
 
     def counts(self) -> dict[str, float]:
         return {"running": 0}

@@ -55,11 +55,3 @@ def test_a_server_of_language_models_says_that_it_does_not_classify():
         answer = httpx.post(f"{address}/v1/classify", json={"model": "alice", "input": "a"})
     assert answer.status_code == 404
     assert "generate text" in answer.json()["error"]["message"]
-
-
-def test_labels_of_a_replaced_adapter_are_not_given_to_the_olds_probabilities(monkeypatch):
-    engine = FakeClassifier()
-    monkeypatch.setattr(engine, "classify", lambda adapter, rows: [[0.2, 0.3, 0.5]])
-    with run_server(engine) as address:
-        answer = httpx.post(f"{address}/v1/classify", json={"model": "mood", "input": "a"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "adapter_replaced")

@@ -44,7 +44,8 @@ def require_base_sizes(
     """Raises AdapterMismatchError if A and B are for modules that the base does not have, or has in other sizes.
 
     Other errors about an adapter of another base would be about its token rows or its trained modules, which are not
-    what is wrong. Tables of tokens are not compared: their sizes change when tokens are added.
+    what is wrong. Only linear layers are compared: tables of tokens change their sizes when tokens are added, and a
+    grouped convolution's A is not of its kernel's size.
 
     Args:
       tensors: {PEFT's key: tensor}.
@@ -63,9 +64,9 @@ def require_base_sizes(
         )
     for module in adapted:
         a, b = (tensors.get(f"{PREFIX}{module}{end}") for end in (_A, _B))
-        if a is None or b is None or module not in sizes:
+        if a is None or b is None or module not in sizes or a.ndim != 2:
             continue
-        if math.prod(a.shape[1:]) * b.shape[0] != math.prod(sizes[module]):
+        if a.shape[1] * b.shape[0] != math.prod(sizes[module]):
             raise AdapterMismatchError(
                 f"{where}: {PREFIX}{module}: expected A and B for the base's weight, {sizes[module]}, found"
                 f" {a.shape} and {b.shape}: {other}"
@@ -73,13 +74,17 @@ def require_base_sizes(
 
 
 def _sizes_by_module(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Returns {module: the shape of its weight} of all matrices, one for each layer of a stack."""
+    """Returns {module: the shape of its weight} of all matrices, one for each layer of a stack.
+
+    Whether a leaf is a stack is guessed by its name, so it is there as a whole too.
+    """
     sizes: dict[str, tuple[int, ...]] = {}
     for path, leaf in leaves.items():
         layers = leaf.shape[0] if is_stacked(path) and leaf.ndim else None
         shape = leaf.shape if layers is None else leaf.shape[1:]
         if len(shape) > 1:
             sizes |= dict.fromkeys(module_names(path, layers), tuple(shape))
+            sizes |= dict.fromkeys(module_names(path, None), tuple(leaf.shape))
     return sizes
 
 

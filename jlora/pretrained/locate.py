@@ -8,8 +8,6 @@ import re
 import threading
 from pathlib import Path
 
-from huggingface_hub import constants, get_session
-
 from jlora.errors import FileError, JloraError
 from jlora.files.nearest_file import nearest_file
 from jlora.files.path_checks import as_path, looks_like_path
@@ -66,6 +64,8 @@ def hub_answers(timeout: float = 10.0) -> bool:
     Raises:
       JloraError: the endpoint is not http(s).
     """
+    from huggingface_hub import constants, get_session  # also imports an HTTP client
+
     if constants.is_offline_mode():
         return False
     if not constants.ENDPOINT.startswith(("http://", "https://")):
@@ -88,6 +88,8 @@ def hub_answers(timeout: float = 10.0) -> bool:
 
 def forbid_network() -> None:
     """Makes huggingface_hub, transformers and datasets use only their caches from now on, also in child processes."""
+    from huggingface_hub import constants
+
     os.environ["HF_HUB_OFFLINE"] = "1"
     constants.HF_HUB_OFFLINE = True
 

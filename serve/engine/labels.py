@@ -12,7 +12,7 @@ from jlora.peft.folder import head_rows
 def read_labels(folder: Path) -> tuple[tuple[str, ...], str | None]:
     """Returns (the class names of an adapter, in the order of its outputs; its problem type, or None).
 
-    They are in labels.json, which train.classify writes into the adapter's folder. Without that file the classes are
+    They are in labels.json, which jlora classify writes into the adapter's folder. Without that file the classes are
     called LABEL_0, LABEL_1 and so on, as transformers calls them.
 
     Raises:

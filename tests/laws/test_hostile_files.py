@@ -346,7 +346,7 @@ def test_a_tokenizer_that_panics_is_refused(part, evil):
 
 def test_a_message_is_short_whatever_a_file_says(evil):
     evil.say("config.json", model_type="x" * 10**6)
-    with pytest.raises(JloraError, match=r"model_type: .*\[9\d\d,\d{3} characters\]") as caught:
+    with pytest.raises(JloraError, match=r"model_type: .*x…x") as caught:
         load_base(str(evil.path))
     assert len(str(caught.value)) < 10**4
 

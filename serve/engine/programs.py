@@ -16,6 +16,7 @@ from jax import lax
 from jlora.bank.adapt_many import gather_adapters
 from jlora.bank.bank import Bank
 from jlora.models.kv_cache import Cache
+from jlora.models.registry import example_batch
 from jlora.transform.adapt import adapt
 from serve.engine.sampling import Choice, Drawn, draw_rows
 
@@ -69,6 +70,17 @@ def empty_memory(model: Any, rows: int, places: int, *, is_apart: bool) -> KeyVa
         return tuple(jnp.zeros((rows, *part.shape[1:]), part.dtype) for _ in range(part.shape[0]))
 
     return KeyValues(zeros(cache.keys), zeros(cache.values))
+
+
+def step_of(model: Any, *, is_apart: bool) -> tuple[Any, ...]:
+    """Returns (a function of the base, its arguments), from which a bank learns how weights are used."""
+    batch = example_batch(model.config)
+    cache = jax.eval_shape(lambda: model.empty_cache(1, batch["input_ids"].shape[1], model.dtype))
+    if is_apart:
+        layers = cache.keys.shape[0]
+        keys, values = ((jax.ShapeDtypeStruct(x.shape[1:], x.dtype),) * layers for x in (cache.keys, cache.values))
+        cache = cache._replace(keys=keys, values=values)
+    return partial(model.apply, method="extend"), batch, cache
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=3)

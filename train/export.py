@@ -18,7 +18,7 @@ from jlora.models.registry import family
 from jlora.peft.base_model import base_of
 from jlora.pretrained.locate import settle_hub
 from jlora.pretrained.source import PretrainedSource
-from train.artifacts.adapter_and_merged import write_merged
+from train.artifacts.merge_for_export import write_merged
 from train.classify.classifier import load_adapted
 from train.cli import arguments
 from train.cli.exit_codes import exit_code, require_new, require_new_file

@@ -28,7 +28,7 @@ from jlora.tree.leaf_paths import leaves_by_path, replace_leaves
 from jlora.tree.module_names import module_names
 from jlora.tree.output_heads import HEAD_NAMES
 from train.artifacts import spectrum
-from train.artifacts.adapter_and_merged import write_adapter
+from train.artifacts.merge_for_export import write_adapter
 from train.artifacts.spectrum import Spectrum
 from train.classify.data.labels import labels_of_config
 from train.classify.model import classifier_config

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jlora.lora.adapted_model import Adapted
 from jlora.pretrained.load import example_batch
 from jlora.pretrained.source import PretrainedSource
-from train.artifacts import adapter_and_merged
+from train.artifacts import merge_for_export
 from train.classify import metrics
 from train.classify.baseline import no_better
 from train.classify.config import Config
@@ -152,12 +152,12 @@ class ClassifyTask(TrainingTask[Config, LabelledTexts]):
         """Returns the largest difference of logits of merged/ and the model in memory, on the first validation rows."""
         folder, dtype = run.folder / "merged", run.config.train.dtype
         with working("reading merged/ back and comparing the first validation rows"):
-            model, base = adapter_and_merged.read_back(folder, jnp.dtype(dtype), run.mesh)
+            model, base = merge_for_export.read_back(folder, jnp.dtype(dtype), run.mesh)
             eval_step = make_eval_step(run.task.forward(model), run.mesh)
             found = _first_logits(run, eval_step, None, base)
-        difference = adapter_and_merged.largest_difference(predicted, found)
+        difference = merge_for_export.largest_difference(predicted, found)
         if run.config.export.dtype == dtype == "float32":
-            adapter_and_merged.require_equal(difference, folder)
+            merge_for_export.require_equal(difference, folder)
         return difference
 
     def report(self, run: ClassifierRun, results: Results, compared: float | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from jlora.lora.adapted_model import Adapted
 from jlora.pretrained.grown_tables import load_grown
 from jlora.pretrained.load import example_batch
 from jlora.pretrained.source import PretrainedSource
-from train.artifacts.adapter_and_merged import write_merged
+from train.artifacts.merge_for_export import write_merged
 from train.devices import placement
 from train.lm.open_texts import LanguageRun
 

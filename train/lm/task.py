@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jlora.lora.adapted_model import Adapted
 from jlora.pretrained.tokenizer import pad_id
-from train.artifacts import adapter_and_merged
+from train.artifacts import merge_for_export
 from train.cli.exit_codes import show
 from train.cli.signs_of_life import working
 from train.config.command import Flags
@@ -98,7 +98,7 @@ class LanguageTask(TrainingTask[LMConfig, Texts]):
     def write_files(self, run: LanguageRun, adapter: dict[str, Any], predicted: None) -> None:
         """Writes adapter.gguf, if the config asks for it."""
         if run.config.method == "lora" and run.config.export.gguf_lora:
-            adapter_and_merged.write_gguf_lora(run.folder / "adapter.gguf", run.adapted, adapter)
+            merge_for_export.write_gguf_lora(run.folder / "adapter.gguf", run.adapted, adapter)
 
     def write_merged(self, run: LanguageRun) -> None:
         """Merges into the weights as stored, not as rounded or quantized for training."""
@@ -109,7 +109,7 @@ class LanguageTask(TrainingTask[LMConfig, Texts]):
         folder, dtype = run.folder / "merged", jnp.dtype(run.config.train.dtype)
         rows = len(run.opened.rows["validation"])
         with working(f"reading merged/ back and comparing {rows:,} validation rows"):
-            model, base = adapter_and_merged.read_back(folder, dtype, run.mesh, param_dtype=dtype)
+            model, base = merge_for_export.read_back(folder, dtype, run.mesh, param_dtype=dtype)
             found = evaluate(run, make_eval_step(run.task.forward(model), run.mesh), None, base, "validation")
         require_same_loss(run, results["validation"]["loss"], found["loss"])
         logger.info("merged/ read back: perplexity %.4f", found["perplexity"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jlora.sharding.to_host import to_host
-from train.artifacts import adapter_and_merged, model_card
+from train.artifacts import merge_for_export, model_card
 from train.cli.signs_of_life import working
 from train.devices.processes import first_alone
 from train.planning.memory_advice import explain_out_of_memory, how_to_end
@@ -64,7 +64,7 @@ def _write_small(run: EndedRun, predicted: Any, facts: model_card.Facts | None) 
         curves.plot_metrics(metrics, run.folder / "curves.png", opened.curve or opened.metric, run.folder.name, rows)
         if config.method == "lora":
             folder, base = run.folder / "adapter", base_name(config)
-            adapter_and_merged.write_adapter(folder, run.adapted, small, opened.tokenizer, opened.label_entries, base)
+            merge_for_export.write_adapter(folder, run.adapted, small, opened.tokenizer, opened.label_entries, base)
             write_card(run, facts, "adapter")
         run.task.write_files(run, small, predicted)
 

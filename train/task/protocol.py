@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jlora.lora.adapted_model import Adapted
-from train.artifacts.adapter_and_merged import write_merged
+from train.artifacts.merge_for_export import write_merged
 from train.config.command import Flags
 from train.config.run_config import AnyConfig
 from train.data.bucketing import Places, PlannedBatch

@@ -22,6 +22,7 @@ from jlora.errors import JloraError
 from jlora.models.attention.blockwise import Options, blockwise_attention
 from jlora.models.attention.cudnn import cudnn_attention, cudnn_obstacle
 from jlora.models.attention.one_token import one_token_attention
+from jlora.models.attention.softcap import cap_scores
 from jlora.models.attention.splash import splash_attention, splash_obstacle
 from jlora.models.attention.visibility import KERNELS, Visibility, sees
 from jlora.ops.dropout import dropout, hash_words
@@ -165,8 +166,7 @@ def full_attention(
     grouped = query.reshape(batch, length, key_heads, -1, width)
     scores = jnp.einsum("btkgd,bskd->bkgts", grouped, key, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, heads, length, slots) * jnp.float32(options.scale)
-    cap = options.softcap
-    scores = scores if cap is None else cap * jnp.tanh(scores / cap)
+    scores = cap_scores(scores, options.softcap)
     scores = scores if key_bias is None else scores + key_bias[:, :, None, :]
     seen = sees(visibility, jnp.arange(length), jnp.arange(slots))
     seen = jnp.ones((1, 1, 1, 1), bool) if seen is None else seen.swapaxes(1, 2)[:, None]

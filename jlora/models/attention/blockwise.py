@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from jlora.models.attention.softcap import cap_scores_and_slope
 from jlora.models.attention.visibility import Visibility, can_see, sees
 from jlora.models.mesh_ops import KEPT
 from jlora.ops.dropout import is_kept
@@ -272,10 +273,7 @@ def _scores(
       (scores, the derivative of the softcap or None).
     """
     scores = _dot(_block(k, j, grid.keys, -2), _block(q, i, grid.rows, -2), 1, 1) * jnp.float32(options.scale)
-    factor = None
-    if options.softcap is not None:
-        capped = jnp.tanh(scores / options.softcap)
-        scores, factor = capped * options.softcap, 1 - capped * capped
+    scores, factor = cap_scores_and_slope(scores, options.softcap)
     if bias is not None:
         scores = scores + jnp.tile(_block(bias, j, grid.keys, -2), grid.queries)
     keys = j * grid.keys + np.arange(grid.keys)

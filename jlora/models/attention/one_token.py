@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora.models.attention.blockwise import Options
+from jlora.models.attention.softcap import cap_scores
 from jlora.models.attention.visibility import Visibility, sees
 
 
@@ -35,8 +36,7 @@ def one_token_attention(
     (batch, _, heads, width), (slots, key_heads) = query.shape, key.shape[1:3]
     grouped = query.reshape(batch, key_heads, -1, width)
     scores = _dot(grouped, key.transpose(0, 2, 3, 1)) * jnp.float32(options.scale)
-    if options.softcap is not None:
-        scores = options.softcap * jnp.tanh(scores / options.softcap)
+    scores = cap_scores(scores, options.softcap)
     if key_bias is not None:
         scores = scores + key_bias.reshape(scores.shape)
     seen = sees(visibility, jnp.arange(1), jnp.arange(slots))

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from tests.support.training import tiny
-from train.artifacts import adapter_and_merged
+from train.artifacts import merge_for_export
 from train.classify import __main__ as classify
 from train.classify.data.labels import Labels
 from train.classify.predictions import format_prediction
@@ -100,7 +100,7 @@ def test_rounded_weights_are_measured_but_no_error(tmp_path):
 
 
 def test_merged_files_that_are_wrong_end_the_run_without_a_report(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(adapter_and_merged, "largest_difference", lambda one, other: 0.5)
+    monkeypatch.setattr(merge_for_export, "largest_difference", lambda one, other: 0.5)
     assert tiny.call(classify.main, tiny.arguments(tmp_path / "run")) == 2
     assert "differ by 0.5" in capsys.readouterr().err
     assert not (tmp_path / "run/report.json").exists()

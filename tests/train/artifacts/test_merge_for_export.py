@@ -14,7 +14,7 @@ from jlora.lora.adapted_model import Adapted
 from jlora.models.registry import example_batch
 from tests.support.models.encoder_cases import difference
 from tests.support.training import lm_folders, tiny, tiny_lm
-from train.artifacts import adapter_and_merged
+from train.artifacts import merge_for_export
 from train.classify.classifier import load_trained
 from train.classify.data.splits import Split
 
@@ -82,7 +82,7 @@ def test_every_form_of_lora_opens_in_peft_on_the_original_base(settings):
 
 def test_read_back_is_what_was_written():
     run = tiny.finished_run()
-    _, base = adapter_and_merged.read_back(run / "merged", "float32")
+    _, base = merge_for_export.read_back(run / "merged", "float32")
     assert np.array_equal(base["params"]["classifier"]["kernel"].T, tiny.tensors(run / "merged")["classifier.weight"])
 
 
@@ -90,21 +90,21 @@ def test_the_largest_difference_is_the_largest():
     one = np.zeros((3, 2), np.float32)
     other = one.copy()
     other[1, 1] = -0.25
-    assert adapter_and_merged.largest_difference(one, other) == 0.25
-    assert math.isnan(adapter_and_merged.largest_difference(one, other * np.nan))
+    assert merge_for_export.largest_difference(one, other) == 0.25
+    assert math.isnan(merge_for_export.largest_difference(one, other * np.nan))
 
 
 @pytest.mark.parametrize("difference", [1.1e-4, float("inf"), float("nan")])
 def test_files_that_give_other_logits_are_an_error(difference, tmp_path):
-    adapter_and_merged.require_equal(1e-4, tmp_path)
+    merge_for_export.require_equal(1e-4, tmp_path)
     with pytest.raises(JloraError, match="must not be used"):
-        adapter_and_merged.require_equal(difference, tmp_path)
+        merge_for_export.require_equal(difference, tmp_path)
 
 
 def test_a_language_models_adapter_has_no_labels(tmp_path):
     model, base, adapter, config = lm_folders.adapted()
     tokenizer = tiny_lm.lm_data.byte_tokenizer()
-    adapter_and_merged.write_adapter(tmp_path, Adapted(model, base, adapter, config), adapter, tokenizer, None, "base")
+    merge_for_export.write_adapter(tmp_path, Adapted(model, base, adapter, config), adapter, tokenizer, None, "base")
     names = {path.name for path in tmp_path.iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= names
     assert "labels.json" not in names
@@ -115,7 +115,7 @@ def test_for_llama_cpp_a_residual_adapter_is_the_original_bases(tmp_path):
     config = dataclasses.replace(config, init_lora_weights="pissa")
     residual, initial = jlora.init_residual(jax.random.key(0), config, base, model.apply, example_batch(model.config))
     adapted = Adapted(model, residual, initial, config, initial)
-    adapter_and_merged.write_gguf_lora(tmp_path / "lora.gguf", adapted, initial)
+    merge_for_export.write_gguf_lora(tmp_path / "lora.gguf", adapted, initial)
     tensors = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "lora.gguf").tensors}
     a, b = (tensors[f"blk.1.ffn_down.weight.lora_{side}"] for side in "ab")
     assert len(a) == 2 * config.r

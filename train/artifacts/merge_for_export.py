@@ -1,4 +1,7 @@
-"""Writes the adapter in PEFT's format and the merged model in Hugging Face's, and checks the merged model."""
+"""Merges base and adapter for export: writes the adapter as PEFT does and the merged model as Hugging Face does.
+
+The merged model is read back and checked.
+"""
 
 from __future__ import annotations
 

@@ -99,7 +99,10 @@ def _write_for_vllm(out: Path, adapted: Adapted, tokenizer: PreTrainedTokenizerB
     assert adapted.lora is not None
     adapter = adapted.adapter
     with whole_folder(out) as partial:
-        jlora.save_adapter(partial, adapter, adapted.lora, base_model=base, vllm=True)
+        try:
+            jlora.save_adapter(partial, adapter, adapted.lora, base_model=base, vllm=True)
+        except JloraError as error:
+            raise JloraError(f"--vllm: {error}") from error
         tokenizer.save_pretrained(partial)
     logger.info("adapter for vLLM: %s", out)
     rank = max(rank for entry in adapter.values() if isinstance(entry, jlora.LowRank) for rank in entry.ranks)

@@ -36,6 +36,8 @@ _BITS = {
 }  # fmt: skip
 """{dtype in a file: bits of a number}."""
 _MOST_AXES = 32
+_LFS = b"version https://git-lfs"
+"""How the file begins that git writes instead of a large one if Git LFS is not installed."""
 _MOST_NUMBERS = 2**48
 """More than any disk holds. The limit keeps products of axis sizes from overflowing, also if one axis is 0."""
 
@@ -79,9 +81,15 @@ class StoredTensor:
         return np.asarray(np.memmap(self.file, READABLE[self.dtype], "r", self.start, self.shape))
 
     def require_float(self) -> None:
-        """Raises FileError if the tensor is not plain floating point (quantized weights)."""
+        """Raises FileError if the tensor is not plain floating point (quantized weights), or is empty (ZeRO-3)."""
         if self.dtype not in READABLE:
             raise FileError(f"{self.file}: {self.key}: expected dtype {', '.join(READABLE)}; found {self.dtype}")
+        if 0 in self.shape:
+            raise FileError(
+                f"{self.file}: {self.key}: expected weights, found an empty tensor of shape {self.shape}. DeepSpeed"
+                " ZeRO-3 writes these if weights are saved without being gathered. Save again with"
+                " stage3_gather_16bit_weights_on_model_save, or run zero_to_fp32.py on the checkpoint"
+            )
 
 
 def open_safetensors(file: Path) -> dict[str, StoredTensor]:
@@ -127,6 +135,13 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
 
 
 def _not_whole(file: Path, size: str) -> FileError:
+    with file.open("rb") as stream:
+        is_pointer = stream.read(len(_LFS)) == _LFS
+    if is_pointer:
+        return FileError(
+            f"{file}: expected a whole safetensors file; found a pointer of Git LFS ({file.stat().st_size} bytes). Run"
+            " `git lfs install` and `git lfs pull` in its folder, or download it with `hf download`"
+        )
     return FileError(
         f"{file}: expected a whole safetensors file{size}; found {file.stat().st_size} bytes; download or copy it again"
     )

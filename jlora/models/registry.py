@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jlora.errors import JloraError, UnsupportedModelError, nearest
+from jlora.models.blocks.rotary import require_rope_type
 from jlora.models.families import (
     bert,
     bloom,
@@ -56,15 +57,15 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def family(model_type: Any) -> Family:
-    """Returns the family of models that Hugging Face calls `model_type`.
+def family(model_type: Any, where: str = "config.json") -> Family:
+    """Returns the family of models that Hugging Face calls `model_type`; `where` is the file that it is from.
 
     Raises:
       UnsupportedModelError: the family is not supported.
     """
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UnsupportedModelError(
-            f"config.json: model_type: expected one of {', '.join(FAMILIES)}; found {model_type!r}"
+            f"{where}: model_type: expected one of {', '.join(FAMILIES)}; found {model_type!r}"
             f"{nearest(str(model_type), FAMILIES)}"
         )
     return FAMILIES[model_type]
@@ -94,19 +95,27 @@ def build(
     Raises:
       UnsupportedModelError: the family or a value of the config is not supported; the message names the key.
     """
-    kind = family(config.model_type)
-    for key, honoured in kind.honoured.items():
+    require_supported(config)
+    return family(config.model_type).model(config, dtype=dtype, remat=remat, attention=attention)
+
+
+def require_supported(config: PreTrainedConfig, where: str = "config.json") -> None:
+    """Raises UnsupportedModelError that begins with `where`, the config's file, and the key of a value not supported.
+
+    Values that only some layers read are checked when the model is first traced.
+    """
+    for key, honoured in family(config.model_type, where).honoured.items():
         found = getattr(config, key, None)
         if found not in honoured:
             raise UnsupportedModelError(
-                f"config.json: {key}: expected {honoured[-1]!r}; found {found!r}, which is not supported"
+                f"{where}: {key}: expected {honoured[-1]!r}; found {found!r}, which is not supported"
             )
     if config.hidden_size % config.num_attention_heads and getattr(config, "head_dim", None) is None:
         raise UnsupportedModelError(
-            f"config.json: hidden size: expected a multiple of the {config.num_attention_heads} attention "
+            f"{where}: hidden size: expected a multiple of the {config.num_attention_heads} attention "
             f"heads; found {config.hidden_size}"
         )
-    return kind.model(config, dtype=dtype, remat=remat, attention=attention)
+    require_rope_type(getattr(config, "rope_parameters", None), where)
 
 
 def example_batch(config: PreTrainedConfig) -> dict[str, jax.ShapeDtypeStruct]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
 import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +21,6 @@ from jlora.peft import mlx
 from jlora.peft.stored_tensors import weights_file
 from jlora.tree.output_heads import TASK_HEADS
 
-logger = logging.getLogger("jlora")
-
 CONFIG = "adapter_config.json"
 
 # PEFT's fields that do not change the function that the adapter computes.
@@ -39,6 +36,7 @@ _OTHER_FUNCTIONS = {
     "use_bdlora", "monteclora_config", "megatron_config",
 }  # fmt: skip
 """Fields that change the function or the tensors of PEFT's adapter."""
+_NAMES = frozenset(field.name for field in dataclasses.fields(LoraConfig))
 _OFF: tuple[Any, ...] = (None, False, "none", [], {})
 
 # Initializations that leave the base's weights as they are: of a trained adapter they say no more.
@@ -71,7 +69,10 @@ def _is_list(found: Any, kind: type) -> bool:
 
 _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "r": (f"an integer of at most {_MOST_RANK}", _is_rank),
-    "rank_pattern": ("an object of such integers", lambda found: _is_object(found, _is_rank)),
+    "rank_pattern": (
+        f"an object {{module: integer of at most {_MOST_RANK}}}",
+        lambda found: _is_object(found, _is_rank),
+    ),
     "lora_alpha": ("a number", _is_number),
     "alpha_pattern": ("an object of numbers", lambda found: _is_object(found, _is_number)),
     "task_type": ("a text", lambda found: isinstance(found, str)),
@@ -164,42 +165,56 @@ def read_fields(folder: Path) -> dict[str, Any]:
             ' from, or write {"peft_type": "LORA", "r": ..., "lora_alpha": ..., "target_modules": [...]} with the'
             " values that it was trained with"
         )
-    raise FileError(f"{path}: peft_type: expected LORA, found {fields.get('peft_type')!r}")
+    if "peft_type" not in fields:
+        raise FileError(
+            f'{path}: expected "peft_type": "LORA", found no such key. If the adapter is LoRA, add it; else this is no'
+            " configuration of PEFT"
+        )
+    raise FileError(
+        f"{path}: peft_type: expected LORA, found {fields['peft_type']!r}, which is not read. If its method can be"
+        " merged, merge it into the base with PEFT (merge_and_unload), save the model, and use that"
+    )
 
 
 def _require_adapter_folder(folder: Path) -> None:
-    """Raises FileError, which says what to give instead, for a file, a missing folder, or the folder of a run."""
+    """Raises FileError, which says what to give instead, for a file and for a folder without adapter_config.json."""
     expected = f"{folder}: expected the folder of an adapter ({CONFIG} and its weights)"
     if folder.is_file():
         raise FileError(f"{expected}, found a file. Give the folder that it is in: {folder.parent}")
     if not folder.is_dir():
         raise FileError(f"{expected}, found no such folder{nearest_file(folder)}")
-    if not (folder / CONFIG).is_file() and (run := say_what_is_inside(folder, name="adapter", file=CONFIG)):
-        raise FileError(f"{expected}, found no {CONFIG}{run}")
+    if not (folder / CONFIG).is_file():
+        raise FileError(f"{expected}, found no {CONFIG}{say_what_is_inside(folder, name='adapter', file=CONFIG)}")
+
+
+def unknown_fields(stored: Mapping[str, Any]) -> list[str]:
+    """Returns the fields that neither PEFT nor jlora has, unless they are off (null, false, "none", [] or {})."""
+    on = {key for key, value in stored.items() if value not in _OFF}
+    return sorted(on - _NAMES - _NEUTRAL - _TRANSLATED - _OTHER_FUNCTIONS)
 
 
 def to_config(stored: Mapping[str, Any], path: Path) -> LoraConfig:
     """Makes the configuration from PEFT's fields `stored`, which were read from the file `path`.
 
-    Fields that are missing have LoraConfig's defaults. As in PEFT, unknown fields are ignored with a warning, unless
-    they are off (null, false, "none", [] or {}). `lora_bias` sets `bias` to "lora_only", and `target_parameters`
-    (["q_proj.weight"]) are added to `target_modules`.
+    Fields that are missing have LoraConfig's defaults. As in PEFT, unknown fields are ignored (`unknown_fields`).
+    `lora_bias` sets `bias` to "lora_only", and `target_parameters` (["q_proj.weight"]) are added to `target_modules`.
 
     Raises:
       FileError: begins with `path` and the field: a value of the wrong type, a feature that is not supported and is not
         off (such as `layer_replication`), or an `init_lora_weights` that changed the base in an unknown way ("loftq",
         "lora_ga", "pissa_niter_4").
     """
-    names = {field.name for field in dataclasses.fields(LoraConfig)}
     on = {key for key, value in stored.items() if value not in _OFF}
     for key in sorted(on & _OTHER_FUNCTIONS):
-        raise FileError(f"{path}: {key}: expected it off or absent (not supported), found {reprlib.repr(stored[key])}")
-    if unknown := sorted(on - names - _NEUTRAL - _TRANSLATED):
-        logger.warning("%s: ignored, because PEFT has no such fields: %s", path, reprlib.repr(unknown))
+        raise FileError(
+            f"{path}: {key}: expected it off or absent (not supported), found {reprlib.repr(stored[key])}. Merge the"
+            " adapter into its base with PEFT (merge_and_unload) if that is possible; without the key it would be"
+            " another"
+        )
     for key, (expected, is_so) in _KINDS.items():
         if stored.get(key) is not None and not is_so(stored[key]):
             raise FileError(f"{path}: {key}: expected {expected}, found {reprlib.repr(stored[key])}")
-    fields = {key: value for key, value in stored.items() if key in names}
+    fields = {key: value for key, value in stored.items() if key in _NAMES}
     fields |= {key: {} for key in ("rank_pattern", "alpha_pattern") if fields.get(key) is None}
     fields["init_lora_weights"] = _initialization(path, stored.get("init_lora_weights", True))
     if stored.get("lora_bias") and fields.get("bias") in (None, "none"):

@@ -25,6 +25,7 @@ from jlora.lora.entries import Adapter, Entry, LowRank
 from jlora.lora.tied_embedding import is_tied_in_peft
 from jlora.peft.config_file import CONFIG, RECOMPUTED, base_name_in, read_config, read_fields, to_config, write_config
 from jlora.peft.fitted_config import fitted_config
+from jlora.peft.key_errors import require_keys
 from jlora.peft.lora_bias import fold_lora_bias
 from jlora.peft.redundant_tensors import tied_head, without_copies
 from jlora.peft.same_base import adapted_modules, require_base_name, require_base_sizes
@@ -32,10 +33,11 @@ from jlora.peft.saved_config import true_config
 from jlora.peft.stored_tensors import WEIGHTS, read_tensors, weights_file
 from jlora.peft.tensor_keys import PREFIX, from_peft, is_conv1d, names_of_adapted, to_peft
 from jlora.peft.torch_paths import in_torch_paths
+from jlora.peft.unused_names import warn_of_unused
 from jlora.peft.vllm import for_vllm
 from jlora.tree.leaf_paths import array_leaves
 from jlora.tree.module_names import torch_path
-from jlora.tree.output_heads import HEAD_NAMES
+from jlora.tree.output_heads import HEAD, HEAD_NAMES
 
 if TYPE_CHECKING:
     from jaxtyping import PyTree
@@ -156,14 +158,18 @@ def read_adapter(
     named_leaves = {torch_path(path, names): leaf for path, leaf in leaves.items()}
     require_base_sizes(tensors, named_leaves, where, base_name)
     modules = adapted_modules(tensors)
-    template = abstract_stored(str(file), config, trace(), adapted=modules, allow_materialize=allow_materialize)
+    seen = trace()
+    template = abstract_stored(str(file), config, seen, adapted=modules, allow_materialize=allow_materialize)
     named = {torch_path(path, names): entry for path, entry in template.items()}
     if fields.get("lora_bias"):
         tensors = fold_lora_bias(tensors, named, named_leaves, where)
     if fields.get("target_parameters"):
         _require_no_conv1d(named, file)
     tensors = without_copies(tensors, named, named_leaves, where)
+    bases = [module for names in (*seen.modules.values(), *seen.tied.values()) for module in names]
+    require_keys(tensors, named, config, bases, where)
     read = from_peft(tensors, named, where)
+    warn_of_unused(fields, config, names_of_adapted(named), [*bases, *[HEAD] * bool(seen.tied)], file)
     adapter = {path: read[torch_path(path, names)] for path in template}
     for key, tensor in tensors.items():  # their shapes have been checked, which limits the work
         require_finite(tensor, f"{where}: {key}")

@@ -12,7 +12,7 @@ import numpy as np
 
 from jlora.errors import AdapterMismatchError
 from jlora.peft.tensor_keys import PREFIX
-from jlora.tree.module_names import is_stacked, module_names
+from jlora.tree.module_names import is_stacked, is_transposed, module_names
 from jlora.tree.output_heads import OUTPUT_EMBEDDINGS
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
@@ -55,12 +55,17 @@ def require_base_sizes(
     """
     sizes = _sizes_by_module(leaves)
     adapted = [module for module in adapted_modules(tensors) if module.rpartition(".")[2] not in OUTPUT_EMBEDDINGS]
-    other = f"the adapter is of another base{f' ({named})' if named else ''}. Load the base that it was made for"
+    other = "the adapter is of another base. Load the base that it was made for (--base)"
+    if named:
+        other = (
+            f"the adapter is of another base. Its configuration names {named}: load that one (--base); or if it is the"
+            " one that was loaded, another model was there when the adapter was made"
+        )
     if adapted and sizes and not any(module in sizes for module in adapted):
         key = next(key for key in tensors if adapted[0] in key)
         raise AdapterMismatchError(
-            f"{where}: {key}: found, but adapter_config.json names no such weight of this base, which has"
-            f" {max(sizes, key=len)} and the like: {other}"
+            f"{where}: {key}: found, but the base has no such module (it has {max(sizes, key=len)} and the like):"
+            f" {other}"
         )
     for module in adapted:
         a, b = (tensors.get(f"{PREFIX}{module}{end}") for end in (_A, _B))
@@ -68,13 +73,13 @@ def require_base_sizes(
             continue
         if a.shape[1] * b.shape[0] != math.prod(sizes[module]):
             raise AdapterMismatchError(
-                f"{where}: {PREFIX}{module}: expected A and B for the base's weight, {sizes[module]}, found"
-                f" {a.shape} and {b.shape}: {other}"
+                f"{where}: {PREFIX}{module}: A and B are for a weight of {b.shape[0]} x {math.prod(a.shape[1:])}, the"
+                f" base's is {' x '.join(map(str, sizes[module]))}: {other}"
             )
 
 
 def _sizes_by_module(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Returns {module: the shape of its weight} of all matrices, one for each layer of a stack.
+    """Returns {module: the shape of its weight, (out, in)} of all matrices, one for each layer of a stack.
 
     Whether a leaf is a stack is guessed by its name, so it is there as a whole too.
     """
@@ -83,8 +88,10 @@ def _sizes_by_module(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         layers = leaf.shape[0] if is_stacked(path) and leaf.ndim else None
         shape = leaf.shape if layers is None else leaf.shape[1:]
         if len(shape) > 1:
-            sizes |= dict.fromkeys(module_names(path, layers), tuple(shape))
-            sizes |= dict.fromkeys(module_names(path, None), tuple(leaf.shape))
+            ordered = shape[::-1] if is_transposed(path) and len(shape) == 2 else shape
+            sizes |= dict.fromkeys(module_names(path, layers), tuple(ordered))
+            if layers is not None:
+                sizes |= dict.fromkeys(module_names(path, None), tuple(leaf.shape))
     return sizes
 
 

@@ -46,7 +46,12 @@ def weights_file(folder: Path) -> Path:
             f" is never opened here. If you trust it, convert it by running in its folder: {_CONVERT}"
         )
     others = sorted(file.name for file in folder.glob("*.safetensors"))[:5]
-    raise FileError(f"{path}: expected the adapter's weights as safetensors, found {', '.join(others) or 'none'}")
+    hint = "Copy or download them, too"
+    if others:
+        hint = f"If that is the adapter, rename it to {WEIGHTS}; a whole model is given as the base"
+    raise FileError(
+        f"{path}: expected the adapter's weights as safetensors, found {', '.join(others) or 'none'}. {hint}"
+    )
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:
@@ -58,14 +63,8 @@ def read_tensors(folder: Path) -> dict[str, np.ndarray]:
     """
     file = weights_file(folder)
     tensors = open_safetensors(file)
-    for key, tensor in tensors.items():
+    for tensor in tensors.values():
         tensor.require_float()
-        if 0 in tensor.shape:
-            raise FileError(
-                f"{file}: {key}: expected weights, found an empty tensor of shape {tensor.shape}. DeepSpeed ZeRO-3"
-                " writes these if weights are saved without being gathered. Save again with"
-                " stage3_gather_16bit_weights_on_model_save, or run zero_to_fp32.py on the checkpoint"
-            )
     found = {key: tensor.as_numpy() for key, tensor in tensors.items()}
     return mlx.peft_tensors(found) if file.name == mlx.WEIGHTS else peft_keys(found, file)
 

@@ -47,7 +47,9 @@ def for_vllm(adapter: Adapter, config: LoraConfig, names: list[str]) -> tuple[di
 
 
 def _require_supported(path: str, entry: Entry) -> LowRank:
-    merge = "jlora.merge puts it into the base, to be saved and served whole"
+    merge = (
+        "merge the adapter into the base, which vLLM serves whole: jlora.merge, or jlora export --out without --vllm"
+    )
     if isinstance(entry, Full):
         what = "a bias" if path.endswith("/bias") else "a weight of modules_to_save"
         raise JloraError(f"{path}: expected A and B alone for vLLM, found {what} that is trained whole; {merge}")

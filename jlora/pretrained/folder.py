@@ -17,7 +17,7 @@ from jlora.files.atomic_folder import whole_folder
 from jlora.files.bounded_json import read_json
 from jlora.files.nearest_file import nearest_file
 from jlora.files.path_checks import as_path, looks_like_path
-from jlora.files.run_folder import say_what_is_inside
+from jlora.files.run_folder import say_what_run_has
 from jlora.files.safetensors_reader import READABLE, StoredTensor, open_safetensors
 from jlora.gguf.model import GgufTensor, gguf_tensors, is_gguf
 from jlora.pretrained.locate import model_folder
@@ -60,7 +60,7 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     """
     folder = as_path(model_folder(name) if str(name).startswith("package:") else name)
     if folder.is_dir():
-        if not (folder / _CONFIG).is_file() and (run := say_what_is_inside(folder, name="merged", file=_CONFIG)):
+        if not (folder / _CONFIG).is_file() and (run := say_what_run_has(folder, name="merged", file=_CONFIG)):
             raise FileError(f"{name}: {_EXPECTED}; found no {_CONFIG}{run}")
         return folder
     if folder.is_file():
@@ -169,12 +169,29 @@ def _open_shard(file: Path) -> dict[str, StoredTensor]:
 def _no_weights(folder: Path) -> str:
     expected = f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}"
     pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
-    if not pickles:
-        return f"{expected}; found neither"
-    return (
-        f"{expected}; found {', '.join(pickles)}, which may run code and is never opened here; if you "
-        "trust it, convert it with PyTorch: AutoModel.from_pretrained(folder).save_pretrained(folder)"
-    )
+    if pickles:
+        return (
+            f"{expected}; found {', '.join(pickles)}, which may run code and is never opened here; if you trust it,"
+            f" convert it with PyTorch: {_class_in(folder)}.from_pretrained(folder).save_pretrained(folder)"
+        )
+    if quantized := sorted(folder.glob("*.gguf")):
+        return f"{expected}; found neither, but {quantized[0].name}. Give that file: {quantized[0]}"
+    if parts := [*folder.glob("*.distcp"), *folder.glob("global_step*")]:
+        return (
+            f"{expected}; found neither, but a checkpoint in parts ({parts[0].name}). Join them first: accelerate"
+            " merge-weights for FSDP, zero_to_fp32.py --safe_serialization for DeepSpeed"
+        )
+    return f"{expected}; found neither. Copy or download the weights, too"
+
+
+def _class_in(folder: Path) -> str:
+    """Returns the class that the folder's config names; AutoModel would save a causal model without its head."""
+    try:
+        names = read_json(folder / _CONFIG).get("architectures")
+    except FileError:
+        names = None
+    name = names[0] if isinstance(names, list) and names else None
+    return name if isinstance(name, str) and name.isidentifier() else "AutoModelForCausalLM"
 
 
 def write_model(

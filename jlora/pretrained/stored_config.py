@@ -6,10 +6,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jlora.errors import FileError, JloraError, nearest
+from jlora.errors import FileError, JloraError, UnsupportedModelError, nearest
 from jlora.files.bounded_json import read_json
+from jlora.files.run_folder import say_what_is_inside
 from jlora.gguf.model import gguf_config, is_gguf
-from jlora.models.registry import family
+from jlora.models.registry import family, require_supported
 from jlora.pretrained.config_checks import require_plain, require_token_ids
 from jlora.pretrained.folder import GENERATION_FILE
 
@@ -29,6 +30,9 @@ def read_stored_config(place: Path) -> tuple[Path, dict[str, Any]]:
     if is_gguf(place):
         return place, gguf_config(place).to_dict()
     file, generation = place / "config.json", place / GENERATION_FILE
+    if not file.is_file():
+        inside = say_what_is_inside(place, name="merged", file="config.json")
+        raise FileError(f"{place}: expected the folder of a model, found no config.json{inside}")
     stored, stops = read_json(file), read_json(generation).get("eos_token_id") if generation.is_file() else None
     require_token_ids(generation, "eos_token_id", stops)
     return file, stored if stops is None else stored | {"eos_token_id": stops}
@@ -46,7 +50,9 @@ def make_config(file: Path, stored: dict[str, Any], overrides: dict[str, Any]) -
     """
     from transformers import CONFIG_MAPPING  # takes half a second, and seconds if PyTorch is installed
 
-    family(stored.get("model_type"))
+    if "model_type" not in stored:
+        raise UnsupportedModelError(f"{file}: model_type: found no such key: this is not a model's config.json")
+    family(stored["model_type"], str(file))
     config_class = CONFIG_MAPPING[stored["model_type"]]
     known = config_class()
     require_plain(file, stored, config_class)
@@ -54,9 +60,11 @@ def make_config(file: Path, stored: dict[str, Any], overrides: dict[str, Any]) -
         if not hasattr(known, key):
             raise JloraError(f"{key}: expected a key of {config_class.__name__}{nearest(key, known.to_dict())}")
     try:
-        return config_class(**_merge_overrides(stored, overrides))
+        config = config_class(**_merge_overrides(stored, overrides))
     except Exception as error:  # transformers' classes raise various exceptions for wrong values
         raise FileError(f"{file}: {error}") from error
+    require_supported(config, str(file))
+    return config
 
 
 def _merge_overrides(stored: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

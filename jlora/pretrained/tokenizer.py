@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+_VOCABULARIES = ("tokenizer*.json", "vocab.*", "*.model", "*.tiktoken")
+"""At least one of these files is in every folder with a tokenizer."""
+
+
 def read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
     """Reads the tokenizer in a folder or GGUF file, of the model that messages call `name`; runs no repository's code.
 
@@ -26,6 +30,8 @@ def read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
 
     if is_gguf(folder):
         return gguf_tokenizer(folder)
+    if not any(found for pattern in _VOCABULARIES for found in folder.glob(pattern)):
+        raise FileError(_no_tokenizer(folder, name))
     with tempfile.TemporaryDirectory(prefix="jlora-tokenizer-") as plain:
         copy_tokenizer_files(folder, Path(plain))
         try:
@@ -41,6 +47,17 @@ def read_tokenizer(folder: Path, name: str) -> PreTrainedTokenizerBase:
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise FileError(f"{name}: expected a tokenizer with the model (tokenizer.json); found no words of one")
     return tokenizer
+
+
+def _no_tokenizer(folder: Path, name: str) -> str:
+    expected = f"{name}: expected a tokenizer with the model (tokenizer.json), found none"
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        advice = f"give its base as the model (and lora.from={name})"
+        return f"{expected}. It has adapter_config.json: this is an adapter; {advice}"
+    return (
+        f"{expected}. Copy the tokenizer's files from the model that it was made from:"
+        f" AutoTokenizer.from_pretrained(BASE).save_pretrained({str(folder)!r})"
+    )
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

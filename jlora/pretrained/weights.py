@@ -18,6 +18,7 @@ from jlora.errors import FileError, JloraError, nearest
 from jlora.models.family import HEAD_KEY
 from jlora.models.registry import abstract_base, example_batch, family
 from jlora.pretrained.folder import Planned, write_model
+from jlora.pretrained.other_keys import say_whose_key
 from jlora.pretrained.place_leaf import load_leaf, place_on_mesh
 from jlora.pretrained.source import PretrainedSource
 from jlora.pretrained.stored_head import with_both_tables
@@ -222,9 +223,9 @@ def _find_known_tensors(module: Any, stored: Mapping[str, Any], wanted: set[str]
         elif name.startswith(module.dropped):
             dropped.append(key)
         elif not name.endswith(module.buffers):
+            expected = f"{tensor.file}: {key}: expected a key of {module.model.__name__}"
             raise FileError(
-                f"{tensor.file}: {key}: expected a key of {module.model.__name__}; "
-                f"found one that it does not have{nearest(name, wanted)}"
+                f"{expected}; found {say_whose_key(key) or f'one that it does not have{nearest(name, wanted)}'}"
             )
     return known, dropped
 
@@ -247,7 +248,10 @@ def _new_heads(
     missing = [name for names in wanted.values() for name in names if name not in tensors]
     required = [name for name in missing if not name.startswith(absent)]
     if required:
-        raise FileError(f"{folder}: expected {_some(required)}; found no such keys; the weights are not all there")
+        raise FileError(
+            f"{folder}: expected {_some(required)}; found no such keys. Copy or download the folder again; or if"
+            " config.json is of another model than the weights, take the one that belongs to them"
+        )
     return {path for path, names in wanted.items() if names[0] in missing}
 
 

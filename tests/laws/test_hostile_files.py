@@ -524,7 +524,10 @@ def test_numbers_of_a_gguf_file_that_are_none(value, tmp_path):
 
 ADAPTERS = {
     "a rank beyond memory": ({"r": 10**9}, "r: expected an integer of at most 65536, found 1000000000"),
-    "ranks beyond memory": ({"rank_pattern": {"query": 10**9}}, "rank_pattern: expected an object of such integers"),
+    "ranks beyond memory": (
+        {"rank_pattern": {"query": 10**9}},
+        "rank_pattern: expected an object .module: integer of at",
+    ),
     "names that are none": ({"modules_to_save": [2]}, r"modules_to_save: expected a list of texts, found \[2\]"),
     "no number": ({"lora_alpha": 10**400}, "lora_alpha: expected a number"),
     "a deep pattern": ({"target_modules": "(" * 5000 + ")" * 5000}, "maximum recursion depth exceeded"),

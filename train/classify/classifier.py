@@ -15,6 +15,7 @@ import numpy as np
 import jlora
 from jlora.errors import AdapterMismatchError, FileError
 from jlora.files.bounded_json import read_json
+from jlora.files.nearest_file import nearest_file
 from jlora.files.path_checks import as_path
 from jlora.lora.adapted_model import Adapted
 from jlora.peft.base_model import base_of
@@ -91,9 +92,12 @@ def load_trained(folder: str | Path, base: str | None = None) -> Trained:
             model = build(classifier_config(source))
             adapted = Adapted(model, load_weights(model, source), {}, None)
             return Trained(adapted, source.tokenizer, _labels(model))
+    found = "none of them" if path.is_dir() else f"no such folder{nearest_file(path)}"
+    if path.is_file():
+        found = f"a file. Give the folder that it is in: {path.parent}"
     raise FileError(
         f"{path}: expected a run folder (merged/, adapter/), a model (config.json) or an adapter"
-        f" (adapter_config.json), found {'none of them' if path.is_dir() else 'no such folder'}"
+        f" (adapter_config.json), found {found}"
     )
 
 

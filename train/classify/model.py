@@ -77,7 +77,8 @@ def prepare_splits(
         `data.max_length` is out of the tokenizer's range.
     """
     skip, train = config.data.skip_bad_rows, data.splits["train"]
-    labels = infer_labels(of_one_kind(train) if skip else train, config.task, data.label_names)
+    rest = of_one_kind(train) if skip else train
+    labels = infer_labels(rest, config.task, data.label_names, data.splits)
     # Labels first: they are cheap to check, so a wrong one is found before anything is tokenized.
     rows, encoded = {}, {}
     for name, given in data.splits.items():

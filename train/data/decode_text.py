@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable
 from pathlib import Path
 
 from jlora.errors import JloraError
+
+_UTF_16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def decode_text(path: Path, name: str, encoding: str, row_after: Callable[[str], int]) -> str:
@@ -21,6 +24,12 @@ def decode_text(path: Path, name: str, encoding: str, row_after: Callable[[str],
     try:
         return path.read_bytes().decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
+        if error.object[:2] in _UTF_16_MARKS and encoding.lower().replace("-", "") != "utf16":
+            marks = error.object[:2].hex(" ")
+            raise JloraError(
+                f"{name}: expected {encoding} text; the file begins with the mark of UTF-16 ({marks}). Save it as"
+                " UTF-8, or set data.encoding=utf-16"
+            ) from error
         before = error.object[: error.start].decode(encoding, "replace")
         row, line = row_after(before), before.count("\n") + 1
         raise JloraError(

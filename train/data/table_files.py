@@ -17,6 +17,7 @@ from typing import Any
 from jlora.errors import JloraError, nearest
 from jlora.files.unicode_text import require_text
 from train.data.decode_text import decode_text
+from train.data.unreadable import describe_folder, describe_line, describe_suffix
 
 _LONGEST_CSV_FIELD = 2**31 - 1
 
@@ -76,12 +77,10 @@ def read_table(path: Path, name: str, encoding: str = "utf-8", separator: str = 
         is there twice, or a row that does not fit, with its number.
     """
     if path.is_dir():
-        inside = sorted(file.name for file in path.iterdir() if file.suffix.lower() in _READERS)
-        here = f"; give one or a list of those in it: {', '.join(inside[:5])}" if inside else ""
-        raise JloraError(f"{name}: is a folder; expected a file ({', '.join(_READERS)}){here}")
+        raise JloraError(describe_folder(path, name, _READERS))
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise JloraError(f"{name}: unknown suffix {path.suffix!r}; expected one of {', '.join(_READERS)}")
+        raise JloraError(describe_suffix(path.suffix, name, _READERS))
     if path.stat().st_size == 0:
         raise JloraError(f"{name}: the file is empty")
     table = _read_csv(path, name, encoding, separator) if reader is _read_csv else reader(path, name, encoding)
@@ -99,13 +98,19 @@ def _read_csv(path: Path, name: str, encoding: str, separator: str = ",") -> Tab
             f"{name}: expected columns separated by {separator!r} (data.separator); found one column"
             f" {header[1][0]!r}: {reads}"
         )
-    return _from_records(itertools.chain([header], records), name)
+    advice = "Put a field that holds the separator or a line break in double quotes"
+    return _from_records(itertools.chain([header], records), name, advice)
 
 
 def _read_tsv(path: Path, name: str, encoding: str) -> Table:
     text = decode_text(path, name, encoding, lambda before: _jsonl_row(before) - 1)  # the header is no row
     lines = [line.removesuffix("\r") for line in text.split("\n")]
-    return _from_records(((number, line.split("\t")) for number, line in enumerate(lines, 1) if line), name)
+    records = ((number, line.split("\t")) for number, line in enumerate(lines, 1) if line)
+    advice = (
+        "A field of a .tsv file cannot hold a tab or a line break, and quotes do not help: write spaces instead, or"
+        " save the table as .csv or .jsonl"
+    )
+    return _from_records(records, name, advice)
 
 
 def _read_json(path: Path, name: str, encoding: str) -> Table:
@@ -115,11 +120,14 @@ def _read_json(path: Path, name: str, encoding: str) -> Table:
     except json.JSONDecodeError as error:
         where = f"data row {_json_row(text[: error.pos])} (line {error.lineno})"
         hint = "a file of one object a line is called .jsonl"
+        if error.msg != "Extra data":
+            hint = "if the file is cut off, copy it again"
         raise JloraError(f"{name}, {where}: not JSON ({error.msg}); {hint}") from error
     except (ValueError, RecursionError) as error:
         raise JloraError(f"{name}: JSON that cannot be read: {error}") from error
     if not isinstance(objects, list):
-        raise JloraError(f"{name}: expected a list of objects, found {type(objects).__name__}")
+        keys = f"an object with the keys {', '.join(objects)}" if isinstance(objects, dict) else "something else"
+        raise JloraError(f"{name}: expected a list of objects, [{{...}}, ...], found {keys}. Save the list alone")
     return _from_objects(objects, name)
 
 
@@ -131,8 +139,7 @@ def _read_jsonl(path: Path, name: str, encoding: str) -> Table:
             objects.append(json.loads(line))
         except (ValueError, RecursionError) as error:
             hint = "; a file with one list of objects must end in .json" * lines[0].lstrip().startswith("[")
-            reason = getattr(error, "msg", error)
-            raise JloraError(f"{name}, data row {row}: not JSON ({reason}): {line[:60]}{hint}") from error
+            raise JloraError(f"{name}, data row {row}: {describe_line(line, error)}{hint}") from error
     return _from_objects(objects, name, hint="; a file with one list of objects must end in .json")
 
 
@@ -222,13 +229,15 @@ def _csv_records(text: str, name: str, separator: str) -> Iterator[tuple[int, li
             line = reader.line_num + 1
     except csv.Error as error:
         where = f"data row {row}" if row else "the header"
+        unclosed = "unexpected end" in str(error)
+        reason = 'a field that begins with " is never closed' if unclosed else f"not CSV by RFC 4180 ({error})"
         raise JloraError(
-            f"{name}, {where} (from line {line}): not CSV by RFC 4180 ({error}); "
+            f"{name}, {where} (from line {line}): {reason}; "
             'a field that holds quotes is quoted and doubles them: "so ""called"" quotes"'
         ) from error
 
 
-def _from_records(records: Iterator[tuple[int, list[str]]], name: str) -> Table:
+def _from_records(records: Iterator[tuple[int, list[str]]], name: str, advice: str) -> Table:
     header = next(records, (1, []))[1]
     repeated = [column for column in header if header.count(column) > 1]
     if repeated:
@@ -238,9 +247,8 @@ def _from_records(records: Iterator[tuple[int, list[str]]], name: str) -> Table:
         if len(fields) != len(header):
             where, there = f"{name}, data row {row} (line {line})", ", ".join(header)
             raise JloraError(
-                f"{where}: expected {len(header)} fields ({there}), found {len(fields)}. Put a field that holds the"
-                " separator or a line break in double quotes; data.skip_bad_rows does not leave out such a row, because"
-                " those after it may be read wrongly"
+                f"{where}: expected {len(header)} fields ({there}), found {len(fields)}. {advice};"
+                " data.skip_bad_rows does not leave out such a row, because those after it may be read wrongly"
             )
         rows.append(fields)
     return Table(name, {column: [fields[i] for fields in rows] for i, column in enumerate(header)})

@@ -73,16 +73,30 @@ def longest_row(config: Any) -> int:
     return max(longest, int(stretched * parameters["factor"])) if stretched else longest
 
 
+def require_rope_type(parameters: Any, where: str = "config.json") -> None:
+    """Raises UnsupportedModelError if a `rope_type` is not known.
+
+    Args:
+      parameters: `rope_parameters` of a config, or {type of a layer: such parameters}, or None.
+      where: the file of the config, for the message.
+    """
+    if not isinstance(parameters, Mapping):
+        return
+    for found in (parameters, *parameters.values()):
+        kind = found.get("rope_type", "default") if isinstance(found, Mapping) else "default"
+        if kind not in _FREQUENCIES:
+            raise UnsupportedModelError(
+                f"{where}: rope_parameters.rope_type: expected one of {', '.join(_FREQUENCIES)}; found {kind!r}"
+                f"{nearest(str(kind), _FREQUENCIES)}"
+            )
+
+
 def _parameters(config: Any, layer_type: str | None) -> dict[str, Any]:
     """Returns the rotary parameters of one type of layer, without null values, and with a `factor`."""
     parameters = config.rope_parameters
     parameters = parameters.get(layer_type, parameters)
     kind, longest = parameters.get("rope_type", "default"), config.max_position_embeddings
-    if kind not in _FREQUENCIES:
-        raise UnsupportedModelError(
-            f"config.json: rope_parameters.rope_type: expected one of {', '.join(_FREQUENCIES)}; found {kind!r}"
-            f"{nearest(str(kind), _FREQUENCIES)}"
-        )
+    require_rope_type(parameters)
     factor = longest / (parameters.get("original_max_position_embeddings") or longest)
     given = {key: value for key, value in parameters.items() if value is not None}
     return {"rope_type": kind, "factor": factor, "max_position_embeddings": longest, **given}

@@ -65,5 +65,5 @@ def test_shapes_alone_are_not_enough(tmp_path):
 def test_without_the_field_it_is_no_tensor_of_the_adapter(tmp_path):
     """PEFT would not read it, and compute something else."""
     _saved(tmp_path, np.zeros(4, np.float32), lora_bias=False)
-    with pytest.raises(jlora.JloraError, match=r"lora_B\.bias: found, but adapter_config\.json names no such weight"):
+    with pytest.raises(jlora.JloraError, match=r"lora_B\.bias: found, but lora_bias is not true in adapter_config"):
         jlora.load_adapter(tmp_path, BASE, _fn, X)

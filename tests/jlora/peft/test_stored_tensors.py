@@ -100,5 +100,7 @@ def test_the_line_that_converts_a_pickle_does(tmp_path, monkeypatch):
 def test_another_file_is_named(tmp_path):
     file = small_adapter.save(tmp_path) / WEIGHTS
     file.rename(tmp_path / "pytorch_lora_weights.safetensors")
-    with pytest.raises(JloraError, match=r"as safetensors, found pytorch_lora_weights\.safetensors$"):
+    with pytest.raises(
+        JloraError, match=r"as safetensors, found pytorch_lora_weights\.safetensors\. If that is the adapter, rename"
+    ):
         small_adapter.load(tmp_path)

@@ -101,7 +101,7 @@ def test_what_vllm_does_not_serve(path, entry, found, tmp_path):
     message = str(caught.value)
     assert message.startswith(f"{path}: expected ")
     assert found in message
-    assert "jlora.merge puts it into the base" in message
+    assert "merge the adapter into the base, which vLLM serves whole" in message
     assert not (tmp_path / "new").exists()
 
 

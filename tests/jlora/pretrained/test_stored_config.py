@@ -108,7 +108,7 @@ def test_a_base_that_was_quantized_elsewhere_is_refused_with_the_one_to_take(fie
 
 
 def test_a_folder_without_a_config(tmp_path):
-    with pytest.raises(JloraError, match=r"config.json: expected a JSON file; found none"):
+    with pytest.raises(JloraError, match=r"expected the folder of a model, found no config\.json"):
         PretrainedSource(tmp_path).config_with()
 
 

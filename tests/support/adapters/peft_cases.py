@@ -226,14 +226,14 @@ REFUSED = {
         _changed(target_parameters=["experts.gate_up_proj"]),
     ),
     "another base": Refused(
-        r"transformer\.h.*: found, but .* no such weight of this base, .*model\.layers.*: the adapter is of another",
+        r"transformer\.h.*: found, but the base has no such module .*model\.layers.*: the adapter is of another",
         renamed(lambda key: key.replace("model.layers", "transformer.h")),
     ),
     "another rank than the tensors'": Refused(
-        r"expected the shape \(3, 32\) that the base and adapter_config\.json give, found", _changed(r=3)
+        r"has the rank \d+, but adapter_config\.json gives 3 for it \(r = 3\)\. Correct r", _changed(r=3)
     ),
     "tensors of a module that the configuration leaves out": Refused(
-        r"q_proj\.lora_A\.weight: found, but adapter_config\.json names no such weight of this base",
+        r"target_modules \['v_proj'\] does not match q_proj, for which .* has tensors .*, or name them in",
         _changed(target_modules=["v_proj"]),
     ),
     "a regular expression that takes forever": Refused(

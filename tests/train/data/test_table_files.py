@@ -116,11 +116,32 @@ def test_class_names_in_parquet_are_found(tmp_path):
             r"data row 2 \(line 3\): expected 2 fields \(text, label\), found 3\.",
         ),
         ("a.csv", 'text,label\n"b\nc",1\na\n', r"data row 2 \(line 4\): expected 2 fields .*, found 1\."),
-        ("a.tsv", "text\tlabel\na\t1\nb\t1\t2\n", r"data row 2 \(line 3\): expected 2 fields .*, found 3\."),
+        (
+            "a.tsv",
+            "text\tlabel\na\t1\nb\t1\t2\n",
+            r"data row 2 \(line 3\): expected 2 fields .*, found 3\. A field of a \.tsv .*quotes do not help",
+        ),
+        (
+            "a.json",
+            '[{"text": "a',
+            r"data row 1 \(line 1\): not JSON \(Unterminated .*; if the file is cut off, copy it again",
+        ),
+        ("a.jsonl", '{"text": "a"},\n', r"data row 1: .* found a comma after it\. Delete the commas at the ends"),
+        ("a.jsonl", '{\n"text": "a"\n}\n', r"data row 1: expected a whole JSON object on one line, found \{\. "),
+        ("a.xlsx", "x", r"a\.xlsx: unknown suffix '\.xlsx'; .*\. Save the sheet as CSV in UTF-8$"),
+        ("a.csv.gz", "x", r"unknown suffix '\.gz'; .*\. Unpack it first$"),
         ("a.csv", 'text,label\na,1\n"b" c,1\n', r"data row 2 \(from line 3\): not CSV by RFC 4180"),
-        ("a.csv", 'text,label\na,1\nb,1\n"c,1\n', r"data row 3 \(from line 4\): not CSV by RFC 4180"),
-        ("a.csv", '"text,label\na,1\n', r"the header \(from line 1\): not CSV"),
-        ("a.json", '{"text": "a"}', r"expected a list of objects, found dict"),
+        (
+            "a.csv",
+            'text,label\na,1\nb,1\n"c,1\n',
+            r'data row 3 \(from line 4\): a field that begins with " is never closed',
+        ),
+        ("a.csv", '"text,label\na,1\n', r'the header \(from line 1\): a field that begins with " is never closed'),
+        (
+            "a.json",
+            '{"text": "a"}',
+            r"expected a list of objects, \[\{\.\.\.\}, \.\.\.\], found an object with the keys text\. Save the list",
+        ),
         ("a.json", '[{"text": "a"},\n{"text": }]', r"data row 2 \(line 2\): not JSON"),
         ("a.json", '{"text": "a"}\n{"text": "b"}', r"one object a line is called \.jsonl"),
         ("a.jsonl", '{"text": "a"}\n\n{"text": ', r"data row 2: not JSON"),
@@ -155,11 +176,29 @@ def test_an_unknown_encoding(tmp_path):
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(JloraError, match=r"is a folder; expected a file \(\.csv"):
+    with pytest.raises(JloraError, match=r"is a folder; expected a file of rows \(\.csv"):
         read_table(tmp_path, "data")
     for name in ("train.csv", "notes.md"):
         (tmp_path / name).touch()
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors.index.json"):
+        (tmp_path / name).touch()
     with pytest.raises(JloraError, match=r"; give one or a list of those in it: train\.csv$"):
+        read_table(tmp_path, "data")
+
+
+@pytest.mark.parametrize(
+    ("file", "found"),
+    [
+        ("config.json", r"is the folder of a model \(it has config\.json\); expected a file of rows"),
+        ("adapter_config.json", "is the folder of an adapter"),
+        ("dataset_info.json", r"datasets\.load_from_disk\('data'\)\.to_parquet\('train\.parquet'\)$"),
+        ("dataset_dict.json", r"datasets\.load_from_disk\('data'\)\['train'\]\.to_parquet"),
+    ],
+)
+def test_a_folder_of_something_else_is_called_that(file, found, tmp_path):
+    for name in (file, "tokenizer.json", "rows.json"):
+        (tmp_path / name).touch()
+    with pytest.raises(JloraError, match=rf"^data: .*{found}"):
         read_table(tmp_path, "data")
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from jlora.errors import JloraError
+from train.classify.data.label_errors import is_minus_one, refuse_kind, refuse_label, refuse_one_class
 from train.classify.data.label_values import (
     SEPARATOR,
     are_class_ids,
@@ -26,6 +27,7 @@ from train.classify.data.splits import Split
 from train.data.bad_rows import read_each
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+_NO_SPLITS: Mapping[str, Split] = {}
 _ADVICE = "name the classes with data.label_names, or set task=regression if they are scores"
 
 
@@ -72,7 +74,12 @@ def labels_of_config(id2label: dict[Any, str], problem_type: str | None) -> Labe
     return Labels(cast(ProblemType, problem_type or guess), names)
 
 
-def infer_labels(train: Split, task: str | None = None, names: tuple[str, ...] | None = None) -> Labels:
+def infer_labels(
+    train: Split,
+    task: str | None = None,
+    names: tuple[str, ...] | None = None,
+    splits: Mapping[str, Split] = _NO_SPLITS,
+) -> Labels:
     """Infers the task and the class names from the training labels.
 
     Args:
@@ -81,6 +88,7 @@ def infer_labels(train: Split, task: str | None = None, names: tuple[str, ...] |
         (unless they are ids from 0 that are written 0.0, 1.0), and everything else is single-label.
       names: from `data.label_names` or the data set. If None, whole numbers are the ids 0 .. k-1 called LABEL_0 .., and
         text labels are sorted. Lists of equal length that contain only 0 and 1 have an entry for each class.
+      splits: all splits, for the error about one class alone.
 
     Raises:
       JloraError: the first wrong row, with its number: empty, of another kind than most, or not an id from 0 without a
@@ -95,7 +103,7 @@ def infer_labels(train: Split, task: str | None = None, names: tuple[str, ...] |
         return Labels(inferred, found, multi_hot=True, reason=reason and "the labels have a 0 or 1 for each class")
     labels = Labels(inferred, names, reason=reason) if names else _collect_labels(train, inferred, reason)
     if inferred == "single_label_classification" and len(labels) < 2:
-        raise JloraError(f"{train.source[0]}: expected two classes or more, found {labels.names[0]!r} alone")
+        refuse_one_class(train, labels.names[0], names is not None, splits)
     return labels
 
 
@@ -143,7 +151,7 @@ def encode_rows(split: Split, labels: Labels, name: str, skip: bool | None) -> t
     Raises:
       JloraError: a label does not fit, unless `skip`; or no row is left.
     """
-    unlabelled = [name == "test" and _is_minus_one(value) for value in split.label]
+    unlabelled = [name == "test" and is_minus_one(value) for value in split.label]
     if labels.problem_type == "regression" and not all(unlabelled):
         unlabelled = [False] * len(split)
     ids = {class_name: index for index, class_name in enumerate(labels.names)}
@@ -155,7 +163,7 @@ def encode_rows(split: Split, labels: Labels, name: str, skip: bool | None) -> t
         if labels.problem_type == "regression":
             score = math.nan if unlabelled[index] else number(value)
             if not unlabelled[index] and not math.isfinite(score):
-                _refuse(value, split, index, "a finite number (task=regression)")
+                refuse_label(value, split, index, "a finite number (task=regression)")
             return score
         if labels.problem_type == "single_label_classification":
             return -1 if unlabelled[index] else _class_id(value, labels, ids, split, index)
@@ -184,7 +192,8 @@ def _infer_task(train: Split, names: tuple[str, ...] | None) -> tuple[ProblemTyp
     if names is None and _are_numbers_with_commas(train.label):
         index = next(i for i, value in enumerate(train.label) if has_decimal_comma(value))
         expected = "a number with a decimal point. Set task=regression to read the comma as a decimal point"
-        _refuse(train.label[index], train, index, f"{expected}, or task=single_label_classification for class names")
+        expected += ", or task=single_label_classification for class names"
+        refuse_label(train.label[index], train, index, expected)
     if several := [value for value in train.label if _is_several(value, names)]:
         return "multi_label_classification", f"{several[0]!r} is several labels"
     if kinds.count("decimal number") > kinds.count("whole number"):
@@ -236,7 +245,7 @@ def _collect_labels(train: Split, problem_type: ProblemType, reason: str) -> Lab
     for index, value in values:
         if to_class_id(value) not in range(len(ids)):
             there = _some(ids) or "none"
-            _refuse(value, train, index, f"whole numbers from 0 without a gap (there are {there}); {_ADVICE}")
+            refuse_label(value, train, index, f"whole numbers from 0 without a gap (there are {there}); {_ADVICE}")
     return Labels(problem_type, tuple(f"LABEL_{i}" for i in range(len(ids))), reason=reason)
 
 
@@ -247,10 +256,7 @@ def _expect_one_kind(kinds: list[tuple[int, str]], train: Split) -> None:
     expected = Counter(kind for _, kind in kinds if kind not in ("nothing", "something else")).most_common(1)
     for index, kind in kinds:
         if not expected or kind != expected[0][0]:
-            most = f"a {expected[0][0]} as in most rows" if expected else "a label"
-            _refuse(
-                train.label[index], train, index, f"{most}; {_ADVICE}. data.skip_bad_rows=true leaves such rows out"
-            )
+            refuse_kind(train, index, kind, expected[0][0] if expected else None, _ADVICE)
 
 
 def _class_id(value: Any, labels: Labels, ids: dict[str, int], split: Split, index: int) -> int:
@@ -263,7 +269,7 @@ def _class_id(value: Any, labels: Labels, ids: dict[str, int], split: Split, ind
             expected.append(f"one of {_some(labels.names)}")
         near = [class_name for class_name in labels.names if spelling(class_name) == spelling(str(value))]
         hint = f"; {near[0]!r} differs from it only in case, spaces or Unicode form" if near else ""
-        _refuse(value, split, index, " or ".join(expected) + hint)
+        refuse_label(value, split, index, " or ".join(expected) + hint)
     return found
 
 
@@ -274,7 +280,7 @@ def _several(cell: Any, labels: Labels, ids: dict[str, int], multi_hot: bool, sp
         row[[_class_id(value, labels, ids, split, index) for value in _members(cell, split, index)]] = 1.0
         return row
     if not (isinstance(cell, list) and len(cell) == len(labels) and all(is_yes(part) is not None for part in cell)):
-        _refuse(cell, split, index, f"a list of {len(labels)} numbers, 0 or 1 for each class")
+        refuse_label(cell, split, index, f"a list of {len(labels)} numbers, 0 or 1 for each class")
     return np.array([is_yes(part) for part in cell], np.float32)
 
 
@@ -282,20 +288,10 @@ def _members(cell: Any, split: Split, index: int) -> list[Any]:
     if isinstance(cell, list):
         return cell
     if not isinstance(cell, str):
-        _refuse(cell, split, index, f"a list of labels, or text such as a{SEPARATOR}b in CSV and TSV")
+        refuse_label(cell, split, index, f"a list of labels, or text such as a{SEPARATOR}b in CSV and TSV")
     return _parts(cell)
-
-
-def _is_minus_one(value: Any) -> bool:
-    return to_class_id(value) == -1 or value == [-1]
 
 
 def _some(values: Sequence[Any]) -> str:
     shown = ", ".join(str(value) for value in values[:10])
     return f"{shown} ... ({len(values)} in all)" if len(values) > 10 else shown
-
-
-def _refuse(value: Any, split: Split, index: int, expected: str) -> NoReturn:
-    found = "an empty label" if value is None or value == "" else f"the label {repr(value)[:200]}"
-    hint = " (-1, an unlabelled row, is allowed in a test split only)" if _is_minus_one(value) else ""
-    raise JloraError(f"{split.where(index)}: found {found}{hint}; expected {expected}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jlora.errors import JloraError
+from jlora.printable import counted
 from train.classify.data.label_values import are_class_ids, as_key, is_yes, label_kind, parse_lists, to_class_id
 from train.data.bad_rows import note_left_out, read_each
 from train.data.random_streams import SAMPLE_STREAMS, SPLIT_STREAMS, Stream, permutation
@@ -250,8 +251,11 @@ def _name_labels(split: Split, config: DataConfig, name: str, notes: list[str]) 
             f"({', '.join(names)}); data.drop_other_labels=true leaves such rows out"
         )
     if not known:
-        there = ", ".join(names)
-        raise JloraError(f"{split.source[0]}: no row has a label of data.label_names ({there})")
+        there, found = ", ".join(names), ", ".join(value for value, _ in others.most_common(5))
+        raise JloraError(
+            f"{split.source[0]}: no row has a label of data.label_names ({there}); found {found}. Its keys are the"
+            " values as they are in the file"
+        )
     if others:
         kinds = ", ".join(f"{value} {count}" for value, count in others.most_common(5))
         share = f"{others.total()} of {len(split)} rows"
@@ -283,8 +287,8 @@ def _split_off(
     count = max(1, round(fraction * len(train)))
     if count >= len(train):
         raise JloraError(
-            f"{train.source[0]}: {len(train)} rows are too few to split off {name} data; "
-            f"data.{name}_fraction={fraction}"
+            f"{train.source[0]}: {counted(len(train), 'row')} in all, too few to split off {name} data. Add rows, or"
+            f" give data.{name}=FILE"
         )
     ranks, sizes = _ranks_within_class(_classes(train, task), SPLIT_STREAMS[name], seed)
     by_share = np.argsort((ranks + 0.5) / sizes, kind="stable")

@@ -150,15 +150,32 @@ def _examples(
     examples = join([fit(tokenize_texts(part, tokenizer), length, too_long(part.form, config), part) for part in parts])
     left_out = _describe_counts(examples.counts, length)
     if not len(examples):
-        raise JloraError(
-            f"data.{name}: expected something to learn; found none in {counted(examples.counts.rows, 'row')}: "
-            f"{'; '.join(left_out)}. Prompts that fill a row leave no room for answers"
-        )
+        raise JloraError(_nothing_to_learn(name, parts, examples.counts, config, tokenizer))
     notes += [f"{name}: {line}" for line in left_out]
     learnt = f"{np.sum(examples.learn):,} of them learnt"
     tokens = counted(len(examples.ids), "token")
     notes.append(f"{name}: {counted(len(examples), 'example')} of {tokens}, {learnt}")
     return examples
+
+
+def _nothing_to_learn(
+    name: str, parts: list[Documents], counts: Counts, config: DataSection, tokenizer: PreTrainedTokenizerBase
+) -> str:
+    """Returns the error about a split without any token to learn."""
+    rows, files = counted(counts.rows, "row"), ", ".join(dict.fromkeys(part.source for part in parts))
+    nothing, length = f"data.{name} ({files}): nothing is left to learn in {rows}", config.max_length
+    if not any(text.strip() for part in parts for text in part.texts):
+        return f"{nothing}: all texts are empty. Check data.text, now {config.text!r}"
+    if counts.dropped == counts.rows:
+        return f"{nothing}: each is longer than data.max_length={length} tokens and was dropped. Set a larger one"
+    tokenized = [tokenize_texts(part, tokenizer) for part in parts]
+    if counts.cut == counts.rows and all((part.prompts >= length).all() for part in tokenized):
+        longest = max(int(part.lengths.max(initial=0)) for part in tokenized)
+        return (
+            f"{nothing}: each prompt alone fills data.max_length={length} tokens, so its answer was cut off. Set a"
+            f" larger data.max_length (the longest row has {longest:,} tokens), or shorten the prompts"
+        )
+    return f"{nothing}: {'; '.join(_describe_counts(counts, length))}"
 
 
 def _describe_counts(counts: Counts, max_length: int) -> list[str]:

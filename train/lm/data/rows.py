@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jlora.errors import JloraError
+from jlora.printable import counted
 from train.data.random_streams import SAMPLE_STREAMS, Stream, permutation
 from train.data.read_tables import read_tables
 from train.data.table_files import Table
@@ -98,8 +99,8 @@ def hold_out_rows(parts: Sequence[TableRows], fraction: float, seed: int) -> tup
     held_out = max(1, round(fraction * count))
     if held_out >= count:
         raise JloraError(
-            f"{parts[0].table.name}: expected rows enough to hold out validation data "
-            f"(data.validation_fraction={fraction}); found {count}"
+            f"{parts[0].table.name}: {counted(count, 'row')} in all, too few to hold out some for validation. Add"
+            " rows, or give data.validation=FILE"
         )
     shuffled = permutation(count, Stream.VALIDATION_SPLIT, seed)
     return take_rows(parts, np.sort(shuffled[held_out:])), take_rows(parts, np.sort(shuffled[:held_out]))

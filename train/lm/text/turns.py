@@ -189,6 +189,11 @@ def _places(chat: Any, where: str) -> list[tuple[Any, str]]:
     """Returns each turn with its name for errors."""
     if not isinstance(chat, list) or not chat:
         found = "nothing" if chat is None else "an empty list" if chat == [] else f"{ascii(chat)[:60]}"
+        if isinstance(chat, str) and chat.lstrip().startswith("["):
+            found = (
+                f"text, the JSON of a list: {ascii(chat)[:60]}. Decode it before saving (json.loads), and save as"
+                " .jsonl or .parquet: a CSV file cannot hold chats"
+            )
         raise JloraError(f"{where}: expected a chat, a list of turns; found {found}")
     return [(turn, f"{where}, turn {number}") for number, turn in enumerate(chat, 1)]
 

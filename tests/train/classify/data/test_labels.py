@@ -112,7 +112,7 @@ def test_minus_one_among_scores_is_a_score():
             r"data row 4: found the label 'abc'; expected a whole number as in most rows",
         ),
         ([0, 1, 1, 0.5], None, r"data row 4: found the label 0\.5; expected a whole number"),
-        (["a", "b", 1], None, r"data row 3: found the label 1; expected a text"),
+        (["a", "b", 1], None, r"data row 3: found the label 1; expected text as in most rows"),
         (
             [0, 1, 0, 7],
             None,
@@ -123,15 +123,19 @@ def test_minus_one_among_scores_is_a_score():
             None,
             r"data row 1: found the label '3,5'; expected a number with a decimal point. Set task=regression",
         ),
-        (["half \ud83d", "a"], None, r"data row 1: found the label 'half \\ud83d'; expected a text as in most rows"),
+        (["half \ud83d", "a"], None, r"data row 1: found the label 'half \\ud83d'; expected text as in most rows"),
         (
             [0, 1, -1],
             None,
             r"data row 3: found the label -1 \(-1, an unlabelled row, is allowed in a test split only",
         ),
-        (["a", "", "b"], None, r"data row 2: found an empty label"),
+        (
+            ["a", "", "b"],
+            None,
+            r"data row 2: found an empty label; most rows have text\. Fill it in; or data\.skip_bad_rows",
+        ),
         (["a", None, "b"], None, r"data row 2: found an empty label"),
-        (["", ""], None, r"data row 1: found an empty label"),
+        (["", ""], None, r"data row 1: found an empty label\. Fill it in; or"),
         (["a", "a"], None, r"expected two classes or more, found 'a' alone"),
         ([{"a": 1}, {"b": 1}], None, r"data row 1: found the label \{'a': 1\}"),
         ([["a"], "b"], None, r"data row 2: found the label 'b'; expected a list"),
@@ -257,8 +261,16 @@ def test_rows_whose_labels_do_not_fit_may_be_left_out(raw, kept):
 
 
 def test_one_name_is_no_classification():
-    with pytest.raises(JloraError, match="two classes or more"):
+    with pytest.raises(JloraError, match=r"^data\.label_names.*two classes or more, found 'a' alone"):
         infer_labels(_split("a"), names=("a",))
+
+
+def test_a_class_that_was_split_off_is_not_said_to_be_missing():
+    rows = _split("no", "yes")
+    splits = {"train": rows.take([0]), "validation": rows.take([1])}
+    expected = r"'no' alone among the 1 row left for training; 1 row became validation data.* data\.validation=FILE"
+    with pytest.raises(JloraError, match=expected):
+        infer_labels(splits["train"], splits=splits)
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_scores_are_not_balanced(labels, task, tmp_path):
 
 
 def test_too_few_rows_to_split(tmp_path):
-    with pytest.raises(JloraError, match="1 rows are too few to split off validation data"):
+    with pytest.raises(JloraError, match=r"1 row in all, too few to split off validation data.* data\.validation=FILE"):
         load_data(DataConfig(train=_jsonl(tmp_path / "a.jsonl", [1])), seed=0)
 
 

@@ -119,14 +119,18 @@ def test_a_token_of_prompt_and_completion_is_said(tmp_path):
 
 def test_a_split_without_anything_to_learn_is_refused(tmp_path):
     file = jsonl(tmp_path / "a.jsonl", [{"prompt": "a long prompt", "completion": "x"}] * 3)
-    expected = (
-        r"data\.train: expected something to learn; found none in 3 rows: 3 of 3 rows are longer than "
-        r"data\.max_length=8 tokens and were cut; 3 examples left out, as no token of them is learnt\. Prompts"
-    )
-    with pytest.raises(JloraError, match=expected):
+    nothing = r"^data\.train \(.*a\.jsonl\): nothing is left to learn in 3 rows: "
+    filled = r"each prompt alone fills data\.max_length=8 tokens, .* \(the longest row has 15 tokens\), or shorten"
+    with pytest.raises(JloraError, match=nothing + filled):
         load_examples(section(train=file, validation=file, max_length=8), byte_tokenizer(), 0)
-    with pytest.raises(JloraError, match=r"found none in 3 rows: 3 of 3 rows are longer .* dropped"):
+    with pytest.raises(JloraError, match=nothing + r"each is longer than data\.max_length=8 tokens and was dropped"):
         load_examples(section(train=file, validation=file, max_length=8, too_long="drop"), byte_tokenizer(), 0)
+
+
+def test_a_split_of_empty_texts_is_refused(tmp_path):
+    file = jsonl(tmp_path / "a.jsonl", [{"text": ""}] * 2)
+    with pytest.raises(JloraError, match=r"in 2 rows: all texts are empty\. Check data\.text, now 'text'$"):
+        load_examples(section(train=file, validation=file), byte_tokenizer(), 0)
 
 
 def test_the_rows_length_is_one_that_the_tokenizer_knows(tmp_path):

@@ -58,7 +58,9 @@ def test_another_seed_holds_out_other_rows():
 
 
 def test_too_few_rows_are_refused():
-    with pytest.raises(JloraError, match=r"^0\.csv: expected rows enough to hold out .*fraction=0\.1\); found 1"):
+    with pytest.raises(
+        JloraError, match=r"^0\.csv: 1 row in all, too few to hold out .*, or give data\.validation=FILE"
+    ):
         hold_out_rows(parts(1), 0.1, 0)
 
 

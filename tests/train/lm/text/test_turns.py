@@ -45,11 +45,15 @@ def test_roles_out_of_order_are_refused(roles, error):
         (None, "^x: expected a chat, a list of turns; found nothing"),
         ([], "^x: expected a chat, a list of turns; found an empty list"),
         ("Hi", "^x: expected a chat, a list of turns; found 'Hi'"),
+        ('[{"role": "user"}]', r"^x: .* found text, the JSON of a list: .*json\.loads.* a CSV file cannot hold chats$"),
         (["Hi"], "^x, turn 1: expected an object with 'role'; found 'Hi'"),
         ([{"content": "Hi"}], "^x, turn 1: expected an object with 'role'"),
         ([{"role": None, "content": "Hi"}], "^x, turn 1: expected an object with 'role'"),
-        ([{"role": "user"}], "^x, turn 1, 'content': expected text .* found nothing"),
-        ([{"role": "user", "content": 3}], r"^x, turn 1, 'content': expected text .* found 3 \(int\)"),
+        ([{"role": "user"}], "^x, turn 1, 'content': expected text, found nothing"),
+        (
+            [{"role": "user", "content": 3}],
+            r"^x, turn 1, 'content': expected text, found 3 \(a number\)\. Put it in quotes",
+        ),
         ([{"role": "user", "content": "half \ud83d"}], "^x, turn 1, 'content': expected text in whole Unicode"),
     ],
 )
@@ -69,7 +73,7 @@ def test_sharegpt_says_from_and_value():
         turns_of_sharegpt(found[2:], "x")
     with pytest.raises(JloraError, match=r"^x, turn 1: expected one of system or human .* in 'from'; found 'robot'"):
         turns_of_sharegpt([{"from": "robot", "value": "beep"}], "x")
-    with pytest.raises(JloraError, match=r"^x, turn 1, 'value': expected text .* found nothing"):
+    with pytest.raises(JloraError, match=r"^x, turn 1, 'value': expected text, found nothing"):
         turns_of_sharegpt([{"from": "human", "value": None}], "x")
     with pytest.raises(JloraError, match=r"^x, turn 1: expected an object with 'from'"):
         turns_of_sharegpt(chat("user"), "x")

@@ -1,0 +1,19 @@
+import pytest
+
+from jlora.pretrained.other_keys import say_whose_key
+
+
+@pytest.mark.parametrize(
+    ("key", "found"),
+    [
+        ("_orig_mod.lm_head.weight", "torch.compile adds (save model._orig_mod)"),
+        ("module.lm_head.weight", "DataParallel adds (save model.module)"),
+        ("base_model.model.lm_head.weight", "a PEFT model that is not merged. Save model.merge_and_unload()"),
+        ("model.layers.0.q_proj.weight.absmax", "quantized weights"),
+        ("model.layers.0.q_proj.weight", ""),
+    ],
+)
+def test_who_wrote_a_key(key, found):
+    said = say_whose_key(key)
+    assert found in said
+    assert bool(found) == bool(said)

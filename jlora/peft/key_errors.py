@@ -179,7 +179,7 @@ def _say_left_out(key: str, module: str, left_out: list[str], config: LoraConfig
 
 
 def _field_that_leaves_out(config: LoraConfig, module: str) -> tuple[str, Any]:
-    """Returns (the field because of which the module is not adapted, its value)."""
+    """Returns (the field that leaves the module out, its value)."""
     if is_trained_whole(config, module):
         return "modules_to_save", config.trained_whole
     if config.exclude_modules and matches(config.exclude_modules, module):

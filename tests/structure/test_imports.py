@@ -16,7 +16,7 @@ ON_DISK = {
     "files.safetensors_reader",
     "generation.open_model", "generation.stored_vocabulary",
     "gguf.adapter", "gguf.model", "gguf.reader",
-    "peft.base_model", "peft.config_file", "peft.folder", "peft.mlx", "peft.same_base", "peft.stored_tensors",
+    "peft.base_model", "peft.config_file", "peft.folder", "peft.key_errors", "peft.mlx", "peft.same_base", "peft.stored_tensors", "peft.unused_names",
     "pretrained.folder", "pretrained.load", "pretrained.locate", "pretrained.source",
     "pretrained.stored_config", "pretrained.stored_head", "pretrained.tokenizer",
     "pretrained.tokenizer_files", "pretrained.weights",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -62,6 +63,7 @@ def _serve(flags: argparse.Namespace) -> int:
 
     named = {name: _adapter_folder(folder) for name, folder in (config.adapters | _given(flags.adapter)).items()}
     folders = find_folders(named, config.adapter_folders)
+    _require_names(folders, config.base_name)
     logger.info("loading %s; %d adapters can be asked for", config.model, len(folders))
     opened, begin = open_engine(config, folders), time.monotonic()
     logger.info("compiling")
@@ -79,6 +81,17 @@ def _serve(flags: argparse.Namespace) -> int:
     server.run()
     opened.engine.stop(0)
     return 0
+
+
+def _require_names(folders: dict[str, Path], base: str) -> None:
+    """Raises JloraError for a name that no request can have, or that the base has."""
+    from serve.config import ADAPTER_NAME
+
+    for name, folder in folders.items():
+        if not re.fullmatch(ADAPTER_NAME, name):
+            raise JloraError(f"{folder}: expected a name of letters, digits, '.', '_' and '-', found {name!r}")
+        if name == base:
+            raise JloraError(f"{folder}: the base is called {name!r} too; give it another name with the key `name`")
 
 
 def _given(adapters: Sequence[str]) -> dict[str, Path]:

@@ -38,7 +38,8 @@ class ServeConfig(BaseModel):
       waiting: how many requests may wait before others are refused.
       dtype, quantize: of the computation, and how the base is stored.
       host, port: where the server listens.
-      token: requests must carry it as `Authorization: Bearer TOKEN`; needed unless the host is this machine's own.
+      token: requests to /v1 and /metrics must carry it as `Authorization: Bearer TOKEN`; needed unless the host is this
+        machine's own.
       admin_token: the admin routes' own token; without one they are off.
       seconds_to_finish: how long answers may go on after SIGTERM.
     """
@@ -56,7 +57,7 @@ class ServeConfig(BaseModel):
     rows: Annotated[int, Field(ge=1, le=1024)] = 16
     context: Annotated[int, Field(ge=64)] | None = None
     prefixes: Annotated[int, Field(ge=0)] = 8
-    waiting: Annotated[int, Field(ge=0)] = 256
+    waiting: Annotated[int, Field(ge=1)] = 256
     dtype: Literal["float32", "bfloat16"] = "float32"
     quantize: Literal["int8", "nf4"] | None = None
     host: str = "127.0.0.1"

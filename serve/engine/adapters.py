@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -17,8 +18,25 @@ from jlora.errors import JloraError
 from jlora.lora.entries import LowRank
 from serve.engine.requests import AdapterRefusedError, AdapterStatus, UnknownAdapterError
 
-Read = Callable[[Path], dict[str, Any]]
-"""read(folder): the adapter in a folder, {path: entry}; raises JloraError if it is none for the base."""
+logger = logging.getLogger(__name__)
+
+
+class StoredAdapter(NamedTuple):
+    """What an adapter's folder holds.
+
+    Attributes:
+      entries: {path: entry}, arrays on the host.
+      labels: the classes of a classifier, in the order of its outputs; () for a language model.
+      problem_type: the classifier's, or None.
+    """
+
+    entries: Mapping[str, Any]
+    labels: tuple[str, ...] = ()
+    problem_type: str | None = None
+
+
+Read = Callable[[Path], StoredAdapter]
+"""read(folder): the adapter in a folder; raises JloraError if it is none for the base."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -29,7 +47,9 @@ class Record:
       slot: where it is in the bank; None if it is not there.
       users: how many answers use it now; as long as there are some it keeps its slot.
       used: grows with each use: the smallest was not used for the longest time.
+      version: another number for each time that it was read, since its files may have changed.
       reading: the adapter while it is read from its folder.
+      labels, problem_type: as in StoredAdapter, once it has been read.
       is_known: false once it has been unloaded or replaced.
     """
 
@@ -39,7 +59,10 @@ class Record:
     users: int = 0
     used: int = 0
     rank: int | None = None
+    version: int = 0
     reading: Future | None = None
+    labels: tuple[str, ...] = ()
+    problem_type: str | None = None
     is_known: bool = True
 
     @property
@@ -76,15 +99,27 @@ class AdapterSlots:
     def list(self) -> list[AdapterStatus]:
         """Returns all adapters, in the order of their names."""
         records = (self._records[name] for name in sorted(self._records))
-        return [AdapterStatus(each.name, each.folder, each.slot is not None, each.rank) for each in records]
+        return [_status(record) for record in records]
 
     def numbers(self) -> dict[str, float]:
         """Returns how many slots there are and are used, and the counts."""
         return {"slots": self.bank.slots, "slots_used": len(self._in_slot), **self.counts}
 
-    def require_place(self, entries: Mapping[str, Any]) -> None:
+    def require_place(self, stored: StoredAdapter) -> None:
         """Raises AdapterMismatchError if the bank has no place for an adapter; may be called from any thread."""
-        require_places(self._shapes, entries)
+        require_places(self._shapes, stored.entries)
+
+    def warm_up(self) -> None:
+        """Compiles what puts an adapter into a slot, and takes it out."""
+        self.bank = drop(put(self.bank, 0, {}, donate=True), 0, donate=True)
+
+    def begin_reading(self, record: Record) -> bool:
+        """Begins to read the adapter's files unless it is in a slot; returns whether it is there or has been read."""
+        if record.slot is not None:
+            return True
+        if record.reading is None:
+            record.reading = self._reader.submit(self._read, record.folder)
+        return record.reading.done()
 
     def acquire(self, record: Record) -> bool:
         """Takes the adapter into use if it is in a slot; else begins to load it, or goes on, and returns false.
@@ -108,15 +143,15 @@ class AdapterSlots:
         if not record.users and not record.is_known:
             self._leave(record)
 
-    def replace(self, name: str, folder: Path, entries: Mapping[str, Any]) -> AdapterStatus:
+    def replace(self, name: str, folder: Path, stored: StoredAdapter) -> AdapterStatus:
         """Makes an adapter known that has been read; one of the same name goes on only in answers that run."""
         if name in self._records:
             self.forget(name)
         record = self._records[name] = Record(name, folder)
         slot = self._free_slot()
         if slot is not None:
-            self._put(record, slot, entries)
-        return AdapterStatus(name, folder, record.slot is not None, record.rank or _rank(entries))
+            self._put(record, slot, stored)
+        return _status(record)
 
     def forget(self, name: str) -> Record:
         """Removes an adapter, for later requests; raises UnknownAdapterError if there is none of the name."""
@@ -129,24 +164,29 @@ class AdapterSlots:
 
     def _load(self, record: Record) -> bool:
         """Goes on with loading; returns whether the adapter is in a slot now."""
-        if record.reading is None:
-            record.reading = self._reader.submit(self._read, record.folder)
-        if not record.reading.done():
+        if not self.begin_reading(record):
             return False
+        assert record.reading is not None
+        try:
+            stored = record.reading.result()
+            self.require_place(stored)
+        except Exception as error:  # whatever a file that has changed may raise, the engine goes on
+            record.reading = None
+            if not isinstance(error, JloraError):
+                logger.exception("adapter %s: %s cannot be read", record.name, record.folder)
+            raise AdapterRefusedError(f"adapter {record.name}: {error}") from error
         slot = self._free_slot()
         if slot is None:
             return False
-        reading, record.reading = record.reading, None
-        try:
-            self._put(record, slot, reading.result())
-        except JloraError as error:
-            raise AdapterRefusedError(f"adapter {record.name}: {error}") from error
+        record.reading = None
+        self._put(record, slot, stored)
         return True
 
-    def _put(self, record: Record, slot: int, entries: Mapping[str, Any]) -> None:
-        self.bank = put(self.bank, slot, entries, donate=True)
-        record.slot, record.rank = slot, _rank(entries)
-        record.used = next(self._clock)
+    def _put(self, record: Record, slot: int, stored: StoredAdapter) -> None:
+        self.bank = put(self.bank, slot, stored.entries, donate=True)
+        record.slot, record.rank = slot, _rank(stored.entries)
+        record.labels, record.problem_type = stored.labels, stored.problem_type
+        record.used = record.version = next(self._clock)
         self._in_slot[slot] = record
 
     def _free_slot(self) -> int | None:
@@ -167,6 +207,10 @@ class AdapterSlots:
             self.bank = drop(self.bank, record.slot, donate=True)
             del self._in_slot[record.slot]
             record.slot = None
+
+
+def _status(record: Record) -> AdapterStatus:
+    return AdapterStatus(record.name, record.folder, record.slot is not None, record.rank, record.labels)
 
 
 def _rank(entries: Mapping[str, Any]) -> int:

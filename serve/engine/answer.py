@@ -42,7 +42,7 @@ class Answer:
     @property
     def reader(self) -> Reader:
         """Who reads the prompt."""
-        return Reader(None, FOREVER) if self.record is None else Reader(self.record, self.request.adapter_from)
+        return Reader(None, FOREVER) if self.record is None else Reader(self.record.version, self.request.adapter_from)
 
     def slot_at(self, place: int) -> int:
         """The slot of the bank that reads the token at this place of the prompt, or of the answer."""

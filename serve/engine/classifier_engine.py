@@ -6,25 +6,23 @@ import dataclasses
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from jlora.bank.adapt_many import adapt_many
-from jlora.errors import ContextLengthError, FileError, JloraError
+from jlora.errors import ContextLengthError, JloraError
 from serve.engine.adapters import AdapterSlots, Read, Record
 from serve.engine.engine_thread import EngineThread
-from serve.engine.labels import read_labels
-from serve.engine.requests import AdapterRefusedError, AdapterStatus, BusyError, Classified, CompletionRequest, Emit
+from serve.engine.requests import AdapterRefusedError, BusyError, Classified, CompletionRequest, Emit
 
 _SHORTEST = 32
 
 
 @dataclasses.dataclass(eq=False)
 class Task:
-    """One row to classify; `result` becomes its logits, float32 (outputs,). `types` are () if all are 0."""
+    """One row to classify; `result` becomes its probabilities. `types` are () if all are 0."""
 
     record: Record
     ids: tuple[int, ...]
@@ -57,7 +55,6 @@ class ClassifierEngine(EngineThread):
         self._logits = jax.jit(adapt_many(model.apply))
         self._tasks: deque[Task] = deque()
         self._counted = {"prompt_tokens": 0, "rows": 0}
-        self._labels: dict[Path, tuple[tuple[str, ...], str | None]] = {}
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -70,27 +67,12 @@ class ClassifierEngine(EngineThread):
             self._compute([], length)
         super().start()
 
-    def adapters(self) -> Sequence[AdapterStatus]:
-        """Returns all adapters with the names of their classes, in the order of their names."""
-        statuses = super().adapters()
-        return [dataclasses.replace(each, labels=self._labels_of(each.folder)[0]) for each in statuses]
-
     def submit(self, request: CompletionRequest, emit: Emit) -> int:
         """Refuses a completion: an encoder writes no text."""
         raise AdapterRefusedError(f"{self.name}: an encoder, which classifies: POST /v1/classify")
 
     def cancel(self, number: int) -> None:
         """Does nothing: rows are classified too quickly to be cancelled."""
-
-    def load(self, name: str, folder: Path) -> AdapterStatus:
-        """Makes an adapter known and loads it, as `Engine.load` describes."""
-        try:
-            labels = read_labels(folder)
-        except JloraError as error:
-            raise AdapterRefusedError(f"adapter {name}: {error}") from error
-        status = super().load(name, folder)
-        self._labels[folder] = labels
-        return dataclasses.replace(status, labels=labels[0])
 
     def classify(
         self, adapter: str, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None
@@ -108,9 +90,12 @@ class ClassifierEngine(EngineThread):
         if longest > self.context_length:
             raise ContextLengthError(f"input: expected at most {self.context_length} tokens, found {longest}")
 
+        if len(rows) > self._limit:
+            raise JloraError(f"input: expected at most {self._limit} texts (`waiting`), found {len(rows)}")
+
         def begin() -> tuple[list[Task], Record]:
             if self.is_ending.is_set() or len(self._tasks) + len(rows) > self._limit:
-                raise BusyError(f"expected at most {self._limit} rows to wait; try again later")
+                raise BusyError(f"{len(self._tasks)} rows are waiting, of at most {self._limit}; try again later")
             record = self._adapters.record(adapter)
             self._adapters.count_use(record)
             kinds = types or [()] * len(rows)
@@ -119,22 +104,22 @@ class ClassifierEngine(EngineThread):
             return tasks, record
 
         tasks, record = self.call(begin)
-        names, problem = self._labels_of(record.folder)
-        logits = [task.result.result() for task in tasks]
-        return Classified(names, [_probabilities(row[: len(names)], problem).tolist() for row in logits])
+        found = [task.result.result() for task in tasks]
+        return Classified(record.labels, found)
 
     def round(self) -> None:
         """Classifies the rows that came first and are padded to one length."""
-        ready = [task for task in self._tasks if self._acquire(task)]
+        ready = [task for task in list(self._tasks) if self._acquire(task)]
         if not ready:
             return
         length = self._length_of(ready[0])
         batch = [task for task in ready if self._length_of(task) == length][: self._rows]
         for task, logits in zip(batch, self._compute(batch, length), strict=False):
             self._tasks.remove(task)
-            self._adapters.release(task.record)
-            if np.isfinite(logits).all():
-                task.result.set_result(logits)
+            record, own = task.record, logits[: len(task.record.labels)]
+            self._adapters.release(record)
+            if np.isfinite(own).all():
+                task.result.set_result(_probabilities(own, record.problem_type).tolist())
             else:
                 message = "the logits are not finite: the adapter was not applied, or has overflowed"
                 task.result.set_exception(AdapterRefusedError(f"adapter {task.record.name}: {message}"))
@@ -181,14 +166,6 @@ class ClassifierEngine(EngineThread):
         self._counted["rows"] += len(tasks)
         batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
         return np.asarray(self._logits(self._base, self._adapters.bank, slot, batch), np.float32)
-
-    def _labels_of(self, folder: Path) -> tuple[tuple[str, ...], str | None]:
-        if folder not in self._labels:
-            try:
-                self._labels[folder] = read_labels(folder)
-            except FileError:
-                return (), None
-        return self._labels[folder]
 
 
 def _probabilities(logits: np.ndarray, problem: str | None) -> np.ndarray:

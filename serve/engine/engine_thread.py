@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import logging
 import queue
 import threading
@@ -21,7 +22,7 @@ _SOON = 0.002
 """Seconds until the next look at work that waits for something else, such as an adapter that is being read."""
 
 
-class EngineThread:
+class EngineThread(abc.ABC):
     """Runs `round` as long as there is something to do, in one thread, which alone touches bank and rows.
 
     A subclass has `round`, `is_computing`, `is_waiting`, `cut_all` and `numbers`.
@@ -36,28 +37,29 @@ class EngineThread:
         self.is_ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
+    @abc.abstractmethod
     def round(self) -> None:
         """Does the next piece of work; called in the engine's thread, as are the four methods below."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def is_computing(self) -> bool:
         """Returns whether the next round has something to compute."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def is_waiting(self) -> bool:
         """Returns whether a request waits for something that comes without another call."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def cut_all(self, message: str) -> None:
         """Ends everything that runs or waits."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def numbers(self) -> dict[str, float]:
         """Returns the engine's own part of `counts`."""
-        raise NotImplementedError
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Compiles what loads an adapter, and starts the thread."""
+        self._adapters.warm_up()
         self._thread.start()
 
     def adapters(self) -> Sequence[AdapterStatus]:
@@ -67,11 +69,11 @@ class EngineThread:
     def load(self, name: str, folder: Path) -> AdapterStatus:
         """Makes an adapter known and loads it, as `Engine.load` describes."""
         try:
-            entries = self._read(folder)
-            self._adapters.require_place(entries)
-        except JloraError as error:
+            stored = self._read(folder)
+            self._adapters.require_place(stored)
+        except (JloraError, OSError) as error:
             raise AdapterRefusedError(f"adapter {name}: {error}") from error
-        return self.call(lambda: self._adapters.replace(name, folder, entries))
+        return self.call(lambda: self._adapters.replace(name, folder, stored))
 
     def unload(self, name: str) -> None:
         """Forgets an adapter; answers that use it are finished."""
@@ -85,14 +87,14 @@ class EngineThread:
         """Takes no more requests, waits at most `seconds` for answers to finish, and cuts the others."""
         self.is_ending.set()
         end = time.monotonic() + seconds
-        while self._thread.is_alive() and time.monotonic() < end:
-            if not self.call(lambda: self.is_computing() or self.is_waiting()):
-                break
-            time.sleep(0.02)
+        try:
+            while time.monotonic() < end and self.call(lambda: self.is_computing() or self.is_waiting()):
+                time.sleep(0.02)
+        except BusyError:  # it has failed, or was stopped before
+            return
         self._commands.put(lambda: self.cut_all("the server has ended"))
         self._commands.put(self._is_over.set)
-        if self._thread.is_alive():
-            self._thread.join()
+        self._thread.join()
 
     def call(self, fn: Callable[[], Any]) -> Any:
         """Runs `fn` in the engine's thread, between two rounds, and returns its result.

@@ -86,7 +86,7 @@ class LanguageEngine(EngineThread):
 
     def unload(self, name: str) -> None:
         """Forgets an adapter, and the prompts that it has read; answers that use it are finished."""
-        self.call(lambda: self._prefixes.forget(self._adapters.forget(name)))
+        self.call(lambda: self._prefixes.forget(self._adapters.forget(name).version))
 
     def _require_room(self, request: CompletionRequest) -> None:
         if len(request.ids) + request.max_tokens > self.context_length:
@@ -118,24 +118,31 @@ class LanguageEngine(EngineThread):
     def cut_all(self, message: str) -> None:
         """Ends all answers."""
         reason: Any = "cut" if self._failure is None else "error"
-        for answer in [*self._waiting, *self._reading, *self._rows.values()]:
-            self._end(answer, End(reason, message))
+        answers = [*self._waiting, *self._reading, *self._rows.values()]
         self._waiting.clear()
         self._reading.clear()
+        for answer in answers:  # first the ends, which clients wait for: after a failure what follows may fail too
+            answer.emit(End(reason, message))
+        for answer in answers:
+            self._free(answer)
 
     def _admit(self) -> None:
         """Begins the requests for which there is a row, and whose adapter is in a slot."""
+        for answer in [answer for answer in self._waiting if answer.is_cut]:
+            self._waiting.remove(answer)
+            answer.emit(End("cut"))
+        slots_are_kept = False
         for answer in list(self._waiting):
-            if answer.is_cut:
-                self._waiting.remove(answer)
-                answer.emit(End("cut"))
-            elif len(self._reading) + len(self._rows) == self._pool.sizes.most_rows:
+            if len(self._reading) + len(self._rows) == self._pool.sizes.most_rows:
                 return
+            if slots_are_kept and answer.record is not None:
+                self._adapters.begin_reading(answer.record)
             elif self._acquire(answer):
                 self._waiting.remove(answer)
                 self._reading.append(answer)
-            elif time.monotonic() - answer.since > _FAIR:
-                return  # others would keep all slots in use for ever
+            elif time.monotonic() - answer.since > _FAIR and answer in self._waiting:
+                # Later requests for other adapters would keep all slots in use for ever.
+                slots_are_kept = answer.record is not None and self._adapters.begin_reading(answer.record)
 
     def _acquire(self, answer: Answer) -> bool:
         if answer.record is None:
@@ -165,13 +172,15 @@ class LanguageEngine(EngineThread):
         )
         answer.memory, answer.read = piece.memory, answer.read + piece.read
         self._tokens["prompt_tokens"] += piece.read
-        if answer.read < len(ids):
+        if not drawn.is_finite[0]:  # what it has read must reach neither the rows nor another prompt
+            self._end(self._reading.popleft(), _not_finite())
+        elif answer.read < len(ids):
             self._reading.rotate(-1)
-            return
-        self._reading.popleft()
-        self._prefixes.keep(answer.reader, ids, answer.memory)
-        self._take_row(answer)
-        self._take_token(answer, drawn, 0)
+        else:
+            self._prefixes.keep(answer.reader, ids, answer.memory)
+            self._take_row(answer)
+            self._reading.popleft()
+            self._take_token(answer, drawn, 0)
 
     def _begin(self, answer: Answer) -> None:
         """Gives the answer a memory, with what is known of its prompt already."""
@@ -207,7 +216,8 @@ class LanguageEngine(EngineThread):
         """Hands the new token of an answer on, and ends the answer if it is the last."""
         request, token = answer.request, int(drawn.token[row])
         if not drawn.is_finite[row]:
-            self._end(answer, End("error", "the logits are not finite: the adapter was not applied, or has overflowed"))
+            self._pool.clear(row)
+            self._end(answer, _not_finite())
             return
         if token in request.stop_ids:
             self._end(answer, End("stop"))
@@ -219,6 +229,11 @@ class LanguageEngine(EngineThread):
             self._end(answer, End("length"))
 
     def _end(self, answer: Answer, end: End) -> None:
+        self._free(answer)
+        answer.emit(end)
+
+    def _free(self, answer: Answer) -> None:
+        """Gives back the answer's row, memory and adapter."""
         if answer.row is not None:
             del self._rows[answer.row]
             answer.row = None
@@ -226,4 +241,7 @@ class LanguageEngine(EngineThread):
         if answer.record is not None and answer.holds_adapter:
             self._adapters.release(answer.record)
             answer.holds_adapter = False
-        answer.emit(end)
+
+
+def _not_finite() -> End:
+    return End("error", "the logits are not finite: the adapter was not applied, or has overflowed")

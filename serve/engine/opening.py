@@ -21,15 +21,16 @@ from jlora.lora.entries import Full
 from jlora.models.layers_apart import set_apart
 from jlora.models.registry import abstract_base, family
 from jlora.peft.config_file import RECOMPUTED
-from jlora.peft.folder import head_rows, read_adapter, read_lora_config
+from jlora.peft.folder import read_adapter, read_lora_config
 from jlora.pretrained.load import build, example_batch, load_weights
 from jlora.pretrained.locate import settle_hub
 from jlora.pretrained.source import PretrainedSource
 from jlora.pretrained.weights import new_heads
 from jlora.tree.leaf_paths import leaves_by_path
 from serve.config import ServeConfig
-from serve.engine.adapters import AdapterSlots, Read
+from serve.engine.adapters import AdapterSlots, Read, StoredAdapter
 from serve.engine.classifier_engine import ClassifierEngine
+from serve.engine.labels import read_labels
 from serve.engine.loop import LanguageEngine
 from serve.engine.programs import step_of
 from serve.engine.row_pool import RowPool, make_sizes
@@ -73,7 +74,7 @@ def _open_language_model(config: ServeConfig, folders: Mapping[str, Path]) -> Op
         pool=RowPool(model, base, make_sizes(config.rows, context), is_apart=is_apart),
         context=context,
         waiting=config.waiting,
-        prefixes=config.prefixes,
+        prefixes=0 if _depends_on_length(model) else config.prefixes,
     )
     return OpenedEngine(engine, opened.tokenizer, end_ids(model.config, opened.tokenizer))
 
@@ -93,6 +94,11 @@ def _open_classifier(config: ServeConfig, folders: Mapping[str, Path]) -> Opened
         config.base_name, model, base, adapters, read, rows=config.rows, context=context, waiting=config.waiting
     )
     return OpenedEngine(engine, source.tokenizer, ())
+
+
+def _depends_on_length(model: Any) -> bool:
+    """Returns whether keys are rotated by how long a row will be: two prompts then share no keys."""
+    return (getattr(model.config, "rope_parameters", None) or {}).get("rope_type") == "longrope"
 
 
 def _context(config: ServeConfig, model: Any) -> int:
@@ -123,7 +129,7 @@ def _trace(model: Any, base: Any) -> Any:
     return base_uses(model.apply, base, (example_batch(model.config),), {}, None)
 
 
-def _read(base: Any, seen: Any, folder: Path) -> dict[str, Any]:
+def _read(base: Any, seen: Any, folder: Path) -> StoredAdapter:
     """Reads an adapter of the base; what a bank has no place for is refused by `put`, with the path.
 
     Raises:
@@ -137,11 +143,11 @@ def _read(base: Any, seen: Any, folder: Path) -> dict[str, Any]:
             " it alone: merge it with jlora export, and give the merged model as `model`"
         )
     entries, _ = read_adapter(folder, base, lambda: seen, allow_materialize=True)
-    return jax.device_get(entries)
+    return StoredAdapter(jax.device_get(entries))
 
 
-def _read_apart(read: Read, folder: Path) -> dict[str, Any]:
-    return entries_apart(read(folder))
+def _read_apart(read: Read, folder: Path) -> StoredAdapter:
+    return StoredAdapter(entries_apart(read(folder).entries))
 
 
 def _head_reader(source: PretrainedSource, base: Any, outputs: int) -> Read:
@@ -154,13 +160,13 @@ def _head_reader(source: PretrainedSource, base: Any, outputs: int) -> Read:
         shapes = abstract_base(model)
         return shapes, _trace(model, shapes)
 
-    def read(folder: Path) -> dict[str, Any]:
-        count = head_rows(folder)
-        if count is None or count > outputs:
-            found = "no head" if count is None else f"one of {count} outputs"
-            raise FileError(f"{folder}: expected a classification head of at most {outputs} (`labels`), found {found}")
-        entries = _read(*traced(count), folder)
-        return {path: _pad_outputs(entry, leaves[path].shape) for path, entry in entries.items()}
+    def read(folder: Path) -> StoredAdapter:
+        names, problem_type = read_labels(folder)
+        if len(names) > outputs:
+            raise FileError(f"{folder}: expected a head of at most {outputs} outputs (`labels`), found {len(names)}")
+        entries = _read(*traced(len(names)), folder).entries
+        padded = {path: _pad_outputs(entry, leaves[path].shape) for path, entry in entries.items()}
+        return StoredAdapter(padded, names, problem_type)
 
     return read
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
 
 from serve.engine.programs import KeyValues
 
@@ -18,10 +17,10 @@ class Reader:
     """Who read the tokens of a prompt: the base up to the place `start`, an adapter from there on.
 
     Attributes:
-      adapter: identifies an adapter and its version; None is the base, which begins at FOREVER.
+      adapter: the number of an adapter's version; None is the base, which begins at FOREVER.
     """
 
-    adapter: Any
+    adapter: int | None
     start: int
 
     def shared(self, other: Reader) -> int:
@@ -48,17 +47,19 @@ class Prefixes:
 
     def find(self, reader: Reader, ids: Sequence[int]) -> tuple[int, KeyValues | None]:
         """Returns (how many tokens at the beginning of `ids` are known, the memory that holds them)."""
-        best, found = 0, None
+        best, found = (0, 0), None
         for key, memory in self._kept.items():
             same = min(reader.shared(key[0]), _common(ids, key[1]))
-            if same > best:
-                best, found = same, (key, memory)
+            if (
+                same and (same, -len(key[1])) > best
+            ):  # of equal ones the shortest prompt's, which needs the least memory
+                best, found = (same, -len(key[1])), (key, memory)
         if found is None:
             return 0, None
         self._kept.move_to_end(found[0])
-        return best, found[1]
+        return best[0], found[1]
 
-    def forget(self, adapter: Any) -> None:
+    def forget(self, adapter: int) -> None:
         """Forgets what an adapter has read."""
         for key in [key for key in self._kept if key[0].adapter == adapter]:
             del self._kept[key]

@@ -1,7 +1,7 @@
 """The compiled programs of a language model's engine: read a piece of a prompt, make a token for each row, move rows.
 
 Keys and values of a row are a `Cache` of one row; how far it is filled is the host's to know. So a row that is thrown
-away needs no cleaning, and padding at the end of a piece is overwritten by what follows.
+away needs no cleaning unless it holds NaN, and padding at the end of a piece is overwritten by what follows.
 """
 
 from __future__ import annotations

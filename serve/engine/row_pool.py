@@ -119,6 +119,10 @@ class RowPool:
         self._memory = insert(self._memory, np.int32(row), memory)
         self._steps_too_large = 0
 
+    def clear(self, row: int) -> None:
+        """Writes zeros over a row: NaN in it would spread to whoever has it next, even from places that are masked."""
+        self._memory = insert(self._memory, np.int32(row), self._empty(1, self._memory.places))
+
     def shrink(self, needed: Mapping[int, int]) -> dict[int, int]:
         """Moves the rows into a smaller size, one of rows or places at a time, if it has been enough for a while.
 

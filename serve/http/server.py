@@ -60,8 +60,10 @@ class Server(uvicorn.Server):
         threading.Thread(target=self._end, daemon=True).start()
 
     def _end(self) -> None:
-        self._app.state.engine.stop(self._end_seconds)
-        self.should_exit = True
+        try:
+            self._app.state.engine.stop(self._end_seconds)
+        finally:
+            self.should_exit = True
 
 
 class _PatientH11(H11Protocol):

@@ -17,6 +17,7 @@ from tests.support.training import tiny, tiny_lm
 from tests.support.training.processes import free_port
 
 CONFIG = "configs/serve.yaml"
+ADAPTER = adapter_folder(0)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +29,8 @@ CONFIG = "configs/serve.yaml"
             ["--config", CONFIG, "--adapter", "a=nowhere"],
             "nowhere: expected an adapter folder or a run folder, found no",
         ),
+        (["--config", CONFIG, "--adapter", f"my adapter={ADAPTER}"], "found 'my adapter'"),
+        (["--config", CONFIG, "--adapter", f"smollm2={ADAPTER}"], "the base is called 'smollm2' too"),
         (["--config", CONFIG, "--host", "0.0.0.0"], "needs a `token`"),
         (["--config", CONFIG, "--model", "runs/nothing/at/all"], "runs/nothing/at/all"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from anyio.to_thread import run_sync
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 
@@ -13,13 +14,13 @@ from serve.http.errors import HttpError
 
 async def list_models(request: HttpRequest) -> JSONResponse:
     """Lists all names that `model` may have."""
-    return JSONResponse({"object": "list", "data": _models(request)})
+    return JSONResponse({"object": "list", "data": await run_sync(_models, request)})
 
 
 async def retrieve_model(request: HttpRequest) -> JSONResponse:
     """Answers with one of them."""
     name = request.path_params["model"]
-    found = next((model for model in _models(request) if model["id"] == name), None)
+    found = next((model for model in await run_sync(_models, request) if model["id"] == name), None)
     if found is None:
         raise HttpError(404, f"no model has the name {name[:128]!r}", param="model", code="model_not_found")
     return JSONResponse(found)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jlora.errors import FileError, JloraError
-from serve.engine.adapters import AdapterSlots, find_folders
+from serve.engine.adapters import AdapterSlots, StoredAdapter, find_folders
 from serve.engine.requests import AdapterRefusedError, UnknownAdapterError
 from tests.support.bank_cases import make_adapters, make_case, make_empty_bank
 
@@ -28,7 +28,7 @@ class AtOnce:
         return future
 
 
-def _slots(count=3, names="abcdef", read=lambda folder: ENTRIES[0]):
+def _slots(count=3, names="abcdef", read=lambda folder: StoredAdapter(ENTRIES[0])):
     bank = make_empty_bank(CASE, slots=count)
     return AdapterSlots(bank, read, AtOnce(), {name: Path(name) for name in names})
 
@@ -68,7 +68,7 @@ def test_one_in_use_keeps_its_slot():
 def test_a_replaced_adapter_leaves_after_its_last_use():
     slots = _slots()
     old = _use(slots, "a")
-    slots.replace("a", Path("new"), ENTRIES[1])
+    slots.replace("a", Path("new"), StoredAdapter(ENTRIES[1]))
     new = _use(slots, "a")
     assert old.slot is not None
     assert new.slot not in (None, old.slot)
@@ -97,6 +97,22 @@ def test_files_that_cannot_be_read_are_refused_each_time():
         with pytest.raises(AdapterRefusedError, match="adapter b: b: damaged"):
             slots.acquire(slots.record("b"))
     assert _loaded(slots) == ""
+
+
+def test_whatever_reading_raises_is_a_refusal():
+    def read(folder):
+        raise PermissionError("not yours")
+
+    with pytest.raises(AdapterRefusedError, match="adapter b: not yours"):
+        _slots(read=read).acquire(_slots(read=read).record("b"))
+
+
+def test_an_adapter_that_is_read_again_is_another_version():
+    slots = _slots(count=1)
+    first = _use(slots, "a").version
+    slots.release(slots.record("a"))
+    slots.release(_use(slots, "b"))
+    assert _use(slots, "a").version > first
 
 
 def test_each_folder_with_an_adapter_can_be_asked_for(tmp_path):

@@ -76,6 +76,7 @@ def test_token_types_reach_the_model(engine):
 
 
 def test_names_of_classes_are_listed(engine):
+    engine.classify("a1", [[5]])
     labels = {status.name: status.labels for status in engine.adapters()}
     assert labels["a1"] == tuple(f"class {i}" for i in range(5))
 
@@ -89,6 +90,21 @@ def test_what_cannot_be_classified_is_refused(engine, tmp_path):
         engine.submit(None, None)
     with pytest.raises(AdapterRefusedError):
         engine.load("x", tmp_path)
+
+
+def test_an_adapter_that_cannot_be_read_hurts_no_other(engine, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in _adapter(0)[0].iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    engine.load("copy", copy)
+    engine.classify("a1", [[5]])
+    engine.classify("a2", [[5]])  # it has left its slot
+    (copy / "labels.json").write_text("{}")
+    with pytest.raises(AdapterRefusedError, match="id2label"):
+        engine.classify("copy", [[5, 6]])
+    assert len(engine.classify("a0", [[5, 6]]).probabilities[0]) == 2
+    engine.unload("copy")
 
 
 def test_a_replaced_adapter_brings_its_own_classes(engine):

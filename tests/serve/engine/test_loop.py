@@ -192,6 +192,18 @@ def test_an_adapter_whose_numbers_overflow_is_an_error(own, tmp_path):
     assert ask(own, request("a1", ids, 4))[0].ids == alone(1, ids, 4)
 
 
+def test_nan_of_one_answer_reaches_no_other(tmp_path):
+    opened = open_tiny(rows=1)
+    huge = {path: jlora.LowRank(e.a * 1e30, e.b * 1e30, e.scale, e.spec, e.ranks) for path, e in load(0).items()}
+    jlora.save_adapter(tmp_path / "huge", huge, jlora.LoraConfig(r=1, lora_alpha=16, target_modules="all-linear"))
+    opened.engine.load("huge", tmp_path / "huge")
+    ids = tuple(prompt(1, 5))
+    for length in (5, 100):
+        assert ask(opened.engine, request("huge", prompt(0, length), 4))[0].end.reason == "error"
+        assert ask(opened.engine, request("a1", ids, 4))[0].ids == alone(1, ids, 4)
+    opened.engine.stop(0)
+
+
 def test_an_adapter_replaced_or_unloaded_during_an_answer_does_not_change_it(own):
     ids = tuple(prompt(40, 8))
     for change in (lambda: own.load("a0", adapter_folder(3)), lambda: own.unload("a0")):

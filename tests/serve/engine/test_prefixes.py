@@ -6,8 +6,8 @@ import pytest
 
 from serve.engine.prefixes import FOREVER, Prefixes, Reader
 
-BASE, ALICE, BOB = Reader(None, FOREVER), Reader("alice", 0), Reader("bob", 0)
-LATE = Reader("alice", 3)
+BASE, ALICE, BOB = Reader(None, FOREVER), Reader(1, 0), Reader(2, 0)
+LATE = Reader(1, 3)
 
 
 @pytest.mark.parametrize(
@@ -21,8 +21,8 @@ LATE = Reader("alice", 3)
         (BASE, LATE, (1, 2, 3, 4), 3),
         (LATE, BASE, (1, 2, 3, 4), 3),
         (LATE, ALICE, (1, 2, 3, 4), 0),
-        (LATE, Reader("alice", 2), (1, 2, 3, 4), 2),
-        (LATE, Reader("bob", 2), (1, 2, 3, 4), 2),
+        (LATE, Reader(1, 2), (1, 2, 3, 4), 2),
+        (LATE, Reader(2, 2), (1, 2, 3, 4), 2),
         (BASE, BASE, (1, 2), 2),
     ],
 )
@@ -46,7 +46,7 @@ def test_what_an_adapter_has_read_is_forgotten_with_it():
     prefixes = Prefixes(5)
     for reader in (BASE, ALICE, BOB):
         prefixes.keep(reader, (1, 2), reader)
-    prefixes.forget("alice")
+    prefixes.forget(1)
     assert prefixes.find(ALICE, (1, 2)) == (0, None)
     assert prefixes.find(BOB, (1, 2)) == (2, BOB)
 

@@ -11,7 +11,7 @@ import pytest
 from flax import linen as nn
 
 from jlora.errors import JloraError
-from jlora.models.blocks.layers import ACTIVATIONS, LayerNorm, activation, drop, gelu, scan_layers
+from jlora.models.blocks.layers import ACTIVATIONS, LayerNorm, activation, drop_out, gelu, scan_layers
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -68,7 +68,7 @@ class _Layer(nn.Module):
     @nn.compact
     def __call__(self, x):
         step = self.param("step", nn.initializers.normal(1.0), x.shape)
-        return x + step, drop(self, jnp.ones((64,)), self.rate)
+        return x + step, drop_out(self, jnp.ones((64,)), self.rate)
 
 
 @pytest.mark.parametrize("remat", [False, True])

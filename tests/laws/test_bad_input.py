@@ -121,7 +121,7 @@ _QUERY = "bert.encoder.layer.1.attention.self.query.weight"
 
 BAD_TENSORS = {
     "a wrong shape": (lambda t: t.update({_QUERY: np.zeros((32, 16), "f")}), [_QUERY, "(32, 32)", "(32, 16)"]),
-    "a missing key": (lambda t: t.pop(_QUERY), [_QUERY, "not all there"]),
+    "a missing key": (lambda t: t.pop(_QUERY), [_QUERY, "found no such keys"]),
     "an unknown key": (lambda t: t.update({"bert.extra.weight": np.zeros(2, "f")}), ["bert.extra.weight"]),
     "integers": (lambda t: t.update({_QUERY: np.zeros((32, 32), np.int8)}), [_QUERY, "dtype", "I8"]),
     "another number of classes": (

@@ -172,7 +172,7 @@ def test_a_file_where_a_folder_is_expected(tmp_path):
 def test_the_folder_of_a_run_says_which_folder_in_it_is_meant(tmp_path):
     for name in ("config.yaml", "manifest.json"):
         (tmp_path / name).write_text("{}")
-    with pytest.raises(FileError, match=r"found no config\.json\. This is .* a run that has not written merged/"):
+    with pytest.raises(FileError, match=r"found no config\.json\. This is .* a run without merged/"):
         fetch(str(tmp_path), None, [])
     (tmp_path / "merged").mkdir()
     (tmp_path / "merged" / "config.json").write_text("{}")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jlora.algebra.weighted_sum import add_weighted_adapter, scale
     from jlora.bank.adapt_many import adapt_many
     from jlora.bank.bank import Bank, make_bank
+    from jlora.bank.selection import Selection, replace_selected, select
     from jlora.bank.slots import drop, put, take
     from jlora.bank.training import OptimizerStates, forward_backward, init_optimizers, optim_step
     from jlora.errors import (
@@ -70,6 +71,7 @@ __all__ = [
     "Quantized",
     "Rows",
     "RunFolderError",
+    "Selection",
     "TargetNotFoundError",
     "UnsupportedModelError",
     "adapt",
@@ -105,10 +107,12 @@ __all__ = [
     "quantize",
     "quantize_leaf",
     "reduce_rank",
+    "replace_selected",
     "save_adapter",
     "save_base",
     "save_gguf_lora",
     "scale",
+    "select",
     "singular_values",
     "split",
     "stack",
@@ -127,6 +131,7 @@ _FILES: dict[str, tuple[str, ...]] = {
     "algebra.weighted_sum": ("add_weighted_adapter", "scale"),
     "bank.adapt_many": ("adapt_many",),
     "bank.bank": ("Bank", "make_bank"),
+    "bank.selection": ("Selection", "replace_selected", "select"),
     "bank.slots": ("drop", "put", "take"),
     "bank.training": ("OptimizerStates", "forward_backward", "init_optimizers", "optim_step"),
     "errors": (

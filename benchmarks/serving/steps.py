@@ -1,7 +1,7 @@
 """NewTokens a second of rows with many adapters, beside the base alone: python -m benchmarks.serving.steps.
 
 Each step gives every row its next token; the base alone is the same program without a bank. The sides take turns, and
-the ratios are of neighbouring steps.
+the ratios are of neighbouring steps. The adapters of a step are chosen as the server chooses them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from jlora.bank.entries_apart import entries_apart
 from jlora.generation.open_model import load_language_model
 from jlora.models.layers_apart import set_apart
 from jlora.pretrained.load import example_batch
+from serve.engine.active_adapters import ActiveAdapters, Chosen
 from serve.engine.programs import KeyValues, NewTokens, empty_memory, extend, extend_row, step_of
 from serve.engine.sampling import Choice, draw_rows
 
@@ -48,7 +49,8 @@ def main(argv: Sequence[str]) -> int:
     for rows in flags.rows:
         sides = {"base": partial(_base_step, model, base)}
         for count in (n for n in flags.adapters if n <= max(rows, 1)):
-            sides[f"{count} adapters"] = partial(_mixed_step, model, base, bank, count)
+            slots = {slot: slot for slot in range(count)}
+            sides[f"{count} adapters"] = partial(_mixed_step, model, base, ActiveAdapters().choose(bank, slots, rows))
         found += _measure(rows, flags.places, flags.repeats, sides, empty)
     if flags.json:
         Path(flags.json).write_text(json.dumps(found, indent=1) + "\n")
@@ -79,10 +81,10 @@ def _base_step(model: Any, base: Any, memory: KeyValues, tokens: NewTokens, choi
 
 
 def _mixed_step(
-    model: Any, base: Any, bank: Any, count: int, memory: KeyValues, tokens: NewTokens, choice: Choice
+    model: Any, base: Any, chosen: Chosen, memory: KeyValues, tokens: NewTokens, choice: Choice
 ) -> tuple[Any, KeyValues]:
-    slot = np.arange(len(tokens.slot), dtype=np.int32) % count
-    return extend(model, base, bank, memory, tokens._replace(slot=slot), choice)
+    places = np.resize(np.asarray(list(chosen.places.values()), np.int32), len(tokens.slot))
+    return extend(model, base, chosen.adapters, memory, tokens._replace(slot=places), choice)
 
 
 def _measure(

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jlora.bank.bank import Bank
+from jlora.bank.selection import Selection, divide_adapters
 from jlora.errors import JloraError
-from jlora.lora.entries import Entry
 from jlora.transform.adapt import adapt
 from jlora.tree.leaf_paths import is_array
 
@@ -24,13 +24,16 @@ def adapt_many(fn: Callable) -> Callable:
 
     `fn` must treat the rows of its arguments independently, as models do. The products with the base's weights are
     computed once for all rows; the low-rank products are those of each row's own adapter, which are gathered from the
-    bank. What comes and goes in the bank compiles nothing again.
+    bank. What comes and goes in the bank compiles nothing again. A `Selection` in the bank's place gathers nothing:
+    where few adapters are used for many steps, `select` them once.
 
     `slot` is an int32 array (groups,). Rows are divided evenly: with as many groups as rows each row has its own
     adapter; with fewer, each adapter is used for rows / groups consecutive rows, which is quicker.
 
     In the function returned:
-      slot: a slot of the bank, or -1 for the base. A slot without an adapter, or one that the bank has not, gives NaN.
+      bank: a Bank or a Selection.
+      slot: a slot of the bank, or a place of the selection; -1 is the base. A slot without an adapter, or one that is
+        not there, gives NaN.
       args, kwargs: their arrays have the rows on their first axis; all else (numbers, strings) is passed unchanged.
       dropout_key: one JAX key, folded with the number of the group, or keys (groups,); None is without dropout.
 
@@ -43,36 +46,32 @@ def adapt_many(fn: Callable) -> Callable:
 
     @functools.wraps(fn)
     def call_adapted(
-        base: Any, bank: Bank, slot: Int[Array, " groups"], *args: Any, dropout_key: Any = None, **kwargs: Any
+        base: Any,
+        bank: Bank | Selection,
+        slot: Int[Array, " groups"],
+        *args: Any,
+        dropout_key: Any = None,
+        **kwargs: Any,
     ) -> Any:
         slot = jnp.asarray(slot, jnp.int32)
         leaves, structure = jax.tree.flatten((args, kwargs))
         arrays = {i: leaf for i, leaf in enumerate(leaves) if is_array(leaf)}
         groups = {i: split_rows(array, slot.shape[0], f"argument {i}") for i, array in arrays.items()}
 
-        def call_group(adapter: dict[str, Entry], found: dict[int, Any], key: Any) -> Any:
+        own, adapter_of = divide_adapters(bank, slot)
+
+        def call_group(own: Any, found: dict[int, Any], key: Any) -> Any:
             filled = [found.get(i, leaf) for i, leaf in enumerate(leaves)]
             args, kwargs = jax.tree.unflatten(structure, filled)
             rows = {x.shape[0] for x in found.values()}
-            result = adapt(fn)(base, adapter, *args, dropout_key=key, **kwargs)
+            result = adapt(fn)(base, adapter_of(own), *args, dropout_key=key, **kwargs)
             return jax.tree.map(functools.partial(_require_rows, rows), result)
 
         keys = group_keys(dropout_key, slot.shape[0])
-        results = jax.vmap(call_group)(gather_adapters(bank, slot), groups, keys)
+        results = jax.vmap(call_group)(own, groups, keys)
         return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), results)
 
     return call_adapted
-
-
-def gather_adapters(bank: Bank, slot: jax.Array) -> dict[str, Entry]:
-    """Returns the adapters of the slots, stacked: {path: entry}, arrays (groups, ...).
-
-    Args:
-      slot: int32 (groups,); -1 is the base, and a slot that the bank does not have gives NaN.
-    """
-    beyond = bank.slots + 1
-    place = jnp.where(slot == -1, bank.slots, jnp.where((slot >= 0) & (slot < bank.slots), slot, beyond))
-    return jax.tree.map(lambda x: jnp.take(x, place, axis=0, mode="fill", fill_value=jnp.nan), bank.entries)
 
 
 def group_keys(dropout_key: Any, groups: int) -> Any:

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jlora.bank.adapt_many import gather_adapters, group_keys, split_rows
+from jlora.bank.adapt_many import group_keys, split_rows
 from jlora.bank.bank import Bank
+from jlora.bank.gather import gather_adapters
 from jlora.lora.entries import Entry, combine, split
 from jlora.transform.adapt import adapt
 

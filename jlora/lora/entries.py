@@ -47,6 +47,8 @@ class LowRank:
       tied: whether the leaf is such an embedding and the update applies to both uses (`ensure_weight_tying`).
       magnitude: (*stack, *out), DoRA's, or None.
       squared_norm: (*stack, *out), |leaf|^2 over the input axes, never trained; None without a magnitude.
+      scale_apart: whether `adapt` multiplies x a by the scale, not b. So one a and b serve rows of other scales, in one
+        product under `jax.vmap`; components of scale 0 then add nothing, even where x a overflows.
     """
 
     a: Float[Array, " *stack_r_in"]
@@ -60,6 +62,7 @@ class LowRank:
     tied: bool = dataclasses.field(default=False, metadata={"static": True})
     magnitude: Float[Array, " *stack_out"] | None = None
     squared_norm: Float[Array, " *stack_out"] | None = None
+    scale_apart: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def axes(self) -> Spec:

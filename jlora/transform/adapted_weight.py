@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -39,8 +39,8 @@ class Update:
     `attach_update` makes it. For a kernel (in, out): a (r, in, 1), b (r, 1, out), axes ((0,), (1,)).
 
     Attributes:
-      a, b: (r, *dims), of size 1 on the axes over which they do not vary; the scale is in b. None if the leaf is
-        observed.
+      a, b: (r, *dims), of size 1 on the axes over which they do not vary; the scale is in b unless `scale` has it. None
+        if the leaf is observed.
       path: the leaf's path.
       axes: for each dim of the weight, the axes of the leaf that it consists of.
       stack: the axes of the leaf that scans have sliced away.
@@ -48,6 +48,8 @@ class Update:
       dropout: rate for the input of a.
       only: the kind of use that sees the update ("linear", "lookup" or "conv"); None is every use.
       role: of the weight that the update is for.
+      scale: (r, *dims) with size 1 like a and b, the factor of each component, if the entry has `scale_apart`; a
+        component of scale 0 adds nothing, whatever x a is.
     """
 
     a: jax.Array | None
@@ -59,6 +61,7 @@ class Update:
     dropout: float = dataclasses.field(default=0.0, metadata={"static": True})
     only: str | None = dataclasses.field(default=None, metadata={"static": True})
     role: Role = dataclasses.field(default=Role.ADAPTED, metadata={"static": True})
+    scale: jax.Array | None = None
 
     @property
     def has_factors(self) -> bool:
@@ -67,10 +70,18 @@ class Update:
 
     @property
     def factors(self) -> tuple[jax.Array, jax.Array]:
-        """(a, b) of an update that has them."""
+        """(a, b) of an update that has them, with the scale in b."""
         assert self.a is not None
         assert self.b is not None
-        return self.a, self.b
+        return self.a, self.b if self.scale is None else self.b * self.scale.astype(self.b.dtype)
+
+    def change_factors(self, change: Callable[[jax.Array], jax.Array]) -> Update:
+        """Applies `change` to a, b and the scale, where they are there."""
+        changed: dict[str, Any] = {
+            name: None if factor is None else change(factor)
+            for name, factor in (("a", self.a), ("b", self.b), ("scale", self.scale))
+        }
+        return dataclasses.replace(self, **changed)
 
 
 @jax.tree_util.register_dataclass
@@ -137,9 +148,9 @@ def attach_update(path: str, weight: jax.Array | Quantized, entry: Entry) -> Ada
     """Returns the leaf at `path` with one update, that of its entry; its role is ADAPTED, its axes the leaf's own.
 
     a and b are (r, *dims): the leaf's axes after r, with size 1 where they do not vary. LowRank: b is `entry.b` times
-    the scale, and a magnitude becomes the weight's gain. Rows: each row is one component; a is 1 at the row's index, b
-    is the row's value minus the base's; in a kernel (dim, vocab) a and b are swapped. Full, for a table (vocab, dim)
-    that is trained only for some uses (`only`): each column is one component.
+    the scale unless `entry.scale_apart`, and a magnitude becomes the weight's gain. Rows: each row is one component; a
+    is 1 at the row's index, b is the row's value minus the base's; in a kernel (dim, vocab) a and b are swapped. Full,
+    for a table (vocab, dim) that is trained only for some uses (`only`): each column is one component.
     """
     if isinstance(entry, Full):
         a = (entry.value - as_array(weight).astype(entry.value.dtype)).T[..., None]
@@ -149,11 +160,12 @@ def attach_update(path: str, weight: jax.Array | Quantized, entry: Entry) -> Ada
         return AdaptedWeight(defer(weight), (Update(*_of_rows(entry, weight), path, _own_axes(weight)),))
     axes = entry.axes
     a = _align_axes(entry.a, axes.a, f"r{axes.leaf}")
-    b = _align_axes(scale_b(entry), axes.b, f"r{axes.leaf}")
+    b = _align_axes(entry.b if entry.scale_apart else scale_b(entry), axes.b, f"r{axes.leaf}")
+    scale = _align_axes(entry.scale, f"{axes.stack}r", f"r{axes.leaf}") if entry.scale_apart else None
     gain = None
     if entry.magnitude is not None:
         gain = _align_axes(dora.gain(entry, weight), axes.stack + axes.outputs, axes.leaf)
-    update = Update(a, b, path, _own_axes(weight), dropout=entry.dropout, only=entry.only)
+    update = Update(a, b, path, _own_axes(weight), dropout=entry.dropout, only=entry.only, scale=scale)
     return AdaptedWeight(defer(weight), (update,), gain)
 
 
@@ -241,13 +253,13 @@ def slice_leading(value: AdaptedWeight) -> tuple[AdaptedWeight, AdaptedWeight]:
 
 def _leading(update: Update, size: int) -> Update:
     """Moves the update's first dim, broadcast to `size`, before r."""
-    spread = (jnp.broadcast_to(f, (f.shape[0], size, *f.shape[2:])) for f in update.factors)
-    a, b = (jnp.moveaxis(factor, 1, 0) for factor in spread)
-    return dataclasses.replace(update, a=a, b=b)
+    return update.change_factors(
+        lambda factor: jnp.moveaxis(jnp.broadcast_to(factor, (len(factor), size, *factor.shape[2:])), 1, 0)
+    )
 
 
 def with_arrays(like: AdaptedWeight, arrays: AdaptedWeight) -> AdaptedWeight:
-    """Combines two AdaptedWeights with equally many updates: weight, a, b and gain of `arrays`, all else of `like`."""
+    """Combines two AdaptedWeights with equally many updates: the arrays of `arrays`, all else of `like`."""
     pairs = zip(like.updates, arrays.updates, strict=True)
-    updates = tuple(dataclasses.replace(update, a=found.a, b=found.b) for update, found in pairs)
+    updates = tuple(dataclasses.replace(update, a=found.a, b=found.b, scale=found.scale) for update, found in pairs)
     return AdaptedWeight(arrays.weight, updates, arrays.gain)

@@ -44,8 +44,11 @@ class Answer:
         """Who reads the prompt."""
         return Reader(None, FOREVER) if self.record is None else Reader(self.record.version, self.request.adapter_from)
 
+    def adapter_at(self, place: int) -> Record | None:
+        """The adapter that reads the token at this place of the prompt, or of the answer; None is the base."""
+        return None if place < self.request.adapter_from else self.record
+
     def slot_at(self, place: int) -> int:
-        """The slot of the bank that reads the token at this place of the prompt, or of the answer."""
-        if self.record is None or place < self.request.adapter_from:
-            return -1
-        return self.record.place
+        """Its slot in the bank; -1 is the base."""
+        record = self.adapter_at(place)
+        return -1 if record is None else record.place

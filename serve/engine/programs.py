@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jlora.bank.adapt_many import gather_adapters
 from jlora.bank.bank import Bank
+from jlora.bank.selection import Selection, divide_adapters
 from jlora.models.kv_cache import Cache
 from jlora.models.registry import example_batch
 from jlora.transform.adapt import adapt
@@ -50,7 +50,7 @@ class NewTokens(NamedTuple):
       ids: int32 (rows, T). real: int32 (rows,), how many of the T are real; the rest is padding at the end.
       start: int32 (rows,), how many tokens the row holds.
       reach: int32 (rows,), how many tokens it will finally have.
-      slot: int32 (rows,), the adapter that reads them, in the bank; -1 is the base.
+      slot: int32 (rows,), the adapter that reads them: a slot of the bank, or a place of the selection; -1 is the base.
     """
 
     ids: Any
@@ -85,14 +85,15 @@ def step_of(model: Any, *, is_apart: bool) -> tuple[Any, ...]:
 
 @partial(jax.jit, static_argnums=0, donate_argnums=3)
 def extend(
-    model: Any, base: Any, bank: Bank, memory: KeyValues, tokens: NewTokens, choice: Choice
+    model: Any, base: Any, adapters: Bank | Selection, memory: KeyValues, tokens: NewTokens, choice: Choice
 ) -> tuple[Drawn, KeyValues]:
     """Reads the tokens of each row with its adapter; draws the token after the last real one."""
+    own, adapter_of = divide_adapters(adapters, tokens.slot)
 
-    def of_row(adapter: Any, memory: KeyValues, row: NewTokens) -> tuple[jax.Array, KeyValues]:
-        return adapt(partial(extend_row, model))(base, adapter, memory, row)
+    def of_row(own: Any, memory: KeyValues, row: NewTokens) -> tuple[jax.Array, KeyValues]:
+        return adapt(partial(extend_row, model))(base, adapter_of(own), memory, row)
 
-    logits, memory = jax.vmap(of_row)(gather_adapters(bank, tokens.slot), memory, tokens)
+    logits, memory = jax.vmap(of_row)(own, memory, tokens)
     return draw_rows(logits, choice), memory
 
 

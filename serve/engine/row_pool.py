@@ -10,6 +10,8 @@ import jax
 import numpy as np
 
 from jlora.bank.bank import Bank
+from jlora.bank.selection import Selection
+from serve.engine.active_adapters import ActiveAdapters, replace_place, select_slots, selection_sizes
 from serve.engine.answer import Answer
 from serve.engine.programs import KeyValues, NewTokens, empty_memory, extend, insert, repack
 from serve.engine.requests import CompletionRequest
@@ -65,6 +67,7 @@ class RowPool:
         self.sizes = sizes
         self._model, self._base, self._is_apart = model, base, is_apart
         self._memory = self._empty(sizes.rows[0], sizes.places[0])
+        self._active = ActiveAdapters()
         self._steps_too_large = 0
 
     def _empty(self, rows: int, places: int) -> KeyValues:
@@ -73,6 +76,7 @@ class RowPool:
     def warm_up(self, bank: Bank) -> None:
         """Compiles every program that a request may need."""
         nobody = _choice([], 1)
+        selections = {rows: _selections(bank, rows) for rows in self.sizes.rows}
         for places in self.sizes.places:
             alone = self._empty(1, places)
             for width in _PIECES:
@@ -80,7 +84,8 @@ class RowPool:
                     _, alone = extend(self._model, self._base, bank, alone, _tokens(1, width), nobody)
             for rows in self.sizes.rows:
                 memory = self._empty(rows, places)
-                _, memory = extend(self._model, self._base, bank, memory, _tokens(rows, 1), _choice([], rows))
+                for adapters in selections[rows]:
+                    _, memory = extend(self._model, self._base, adapters, memory, _tokens(rows, 1), _choice([], rows))
                 for smaller in self.sizes.places[: self.sizes.places.index(places) + 1]:
                     memory = insert(memory, np.int32(0), self._empty(1, smaller))
                 for other in self._neighbours(rows, places):
@@ -154,13 +159,17 @@ class RowPool:
         """Makes the next token of each row, (rows,); rows without an answer have a token without meaning."""
         rows = self._memory.rows
         tokens = _tokens(rows, 1)
+        starts = {row: len(answer.request.ids) + answer.drawn - 1 for row, answer in answers.items()}
+        readers = {row: answer.adapter_at(starts[row]) for row, answer in answers.items()}
+        used = {record.version: record.place for record in readers.values() if record is not None}
+        adapters, places = self._active.choose(bank, used, rows)
         for row, answer in answers.items():
-            place = len(answer.request.ids) + answer.drawn - 1
-            tokens.ids[row, 0], tokens.start[row] = answer.last, place
+            tokens.ids[row, 0], tokens.start[row] = answer.last, starts[row]
             tokens.reach[row] = len(answer.request.ids) + answer.request.max_tokens
-            tokens.slot[row] = answer.slot_at(place)
+            record = readers[row]
+            tokens.slot[row] = -1 if record is None else places[record.version]
         choice = _choice([(row, answer.request, answer.drawn) for row, answer in answers.items()], rows)
-        drawn, self._memory = extend(self._model, self._base, bank, self._memory, tokens, choice)
+        drawn, self._memory = extend(self._model, self._base, adapters, self._memory, tokens, choice)
         return jax.device_get(drawn)
 
     def _move(self, order: Sequence[int], rows: int, places: int) -> None:
@@ -174,6 +183,16 @@ class RowPool:
         numbers = {_next(self.sizes.rows, rows), _before(self.sizes.rows, rows)} - {rows}
         lengths = {_next(self.sizes.places, places), _before(self.sizes.places, places)} - {places}
         return [(number, places) for number in numbers] + [(rows, length) for length in lengths]
+
+
+def _selections(bank: Bank, rows: int) -> list[Bank | Selection]:
+    """Returns adapters of every size that a step of this number of rows may be given, and compiles how they change."""
+    counts = selection_sizes(bank, rows)
+    made: list[Bank | Selection] = [
+        replace_place(select_slots(bank, np.full(count, -1, np.int32)), np.int32(0), bank, np.int32(-1))
+        for count in counts
+    ]
+    return made if rows in counts else [*made, bank]
 
 
 def _next(sizes: Sequence[int], size: int) -> int:

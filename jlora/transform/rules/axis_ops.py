@@ -83,12 +83,12 @@ def _move_value(
 
 
 def _move_update(update: Update, sources: tuple, cut: list[int], apply: Callable) -> Update | None:
-    a, b = (None if factor is None else jax.vmap(apply)(factor) for factor in (update.a, update.b))
-    if update.has_factors and (a is None or b is None):
+    moved = update.change_factors(jax.vmap(apply))
+    if update.has_factors and (moved.a is None or moved.b is None or (moved.scale is None) != (update.scale is None)):
         return None
     axes = tuple(tuple(axis for dim in dims for axis in update.axes[dim]) for dims in sources)
     picked = tuple(sorted({*update.picked, *(axis for dim in cut for axis in update.axes[dim])}))
-    return dataclasses.replace(update, a=a, b=b, axes=axes, picked=picked)
+    return dataclasses.replace(moved, axes=axes, picked=picked)
 
 
 def _same(shape: tuple[int, ...], apply: Callable) -> list[AxisPlan]:
@@ -237,9 +237,8 @@ def _broadcast_before_merging(value: AdaptedWeight, new_sizes: tuple[int, ...]) 
         taken = {dim for old in groups if any(x.shape[dim] > 1 for dim in old) for dim in old}
         return jnp.broadcast_to(x, [value.shape[d] if d in taken & copies else x.shape[d] for d in range(x.ndim)])
 
-    pairs = [(update, [jax.vmap(broadcast)(factor) for factor in update.factors]) for update in value.updates]
-    updates = (dataclasses.replace(update, a=a, b=b) for update, (a, b) in pairs)
-    return AdaptedWeight(value.weight, tuple(updates), None if value.gain is None else broadcast(value.gain))
+    updates = tuple(update.change_factors(jax.vmap(broadcast)) for update in value.updates)
+    return AdaptedWeight(value.weight, updates, None if value.gain is None else broadcast(value.gain))
 
 
 def _matching_groups(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[list[int], list[int]]]:

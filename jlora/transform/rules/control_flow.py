@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec
 
 from jlora.errors import JloraError
 from jlora.transform import jax_versions
-from jlora.transform.adapted_weight import AdaptedWeight, Role, Update, slice_leading, with_arrays, with_formed_weight
+from jlora.transform.adapted_weight import AdaptedWeight, Role, slice_leading, with_arrays, with_formed_weight
 from jlora.transform.context import Context
 
 Evaluate = Callable[[Context, Any, list], list]
@@ -140,14 +140,12 @@ def _specs(value: Any, spec: PartitionSpec) -> Any:
     def where_varying(shape: tuple[int, ...]) -> PartitionSpec:
         return PartitionSpec(*(None if size == 1 else name for name, size in zip(names, shape, strict=True)))
 
-    def of_update(update: Update) -> Update:
-        factors = (update.a, update.b)
-        a, b = (None if f is None else PartitionSpec(None, *where_varying(f.shape[1:])) for f in factors)
-        specs: dict[str, Any] = {"a": a, "b": b}
-        return dataclasses.replace(update, **specs)
+    def of_factor(factor: jax.Array) -> Any:
+        return PartitionSpec(None, *where_varying(factor.shape[1:]))
 
     gain = None if value.gain is None else where_varying(value.gain.shape)
-    specs: dict[str, Any] = {"weight": spec, "updates": tuple(map(of_update, value.updates)), "gain": gain}
+    updates = tuple(update.change_factors(of_factor) for update in value.updates)
+    specs: dict[str, Any] = {"weight": spec, "updates": updates, "gain": gain}
     return dataclasses.replace(value, **specs)
 
 

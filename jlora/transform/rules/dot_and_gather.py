@@ -53,10 +53,10 @@ def dot_update(
     """
     if key is not None:
         x = dropout(key, x, update.dropout)
-    a, b = (factor.astype(x.dtype) for factor in update.factors)
     (w_contract, x_contract), (w_batch, _) = _sides(params, w_is_left)
-    if not w_batch and _plain(a, b, weight.shape, w_contract) and explicit_mesh(x) is None:
-        return _flat_update(x, a, b, (w_contract, x_contract), w_is_left, params["precision"])
+    if not w_batch and _plain(update, weight.shape, w_contract) and explicit_mesh(x) is None:
+        return _flat_update(update, x, (w_contract, x_contract), w_is_left, params["precision"])
+    a, b = (factor.astype(x.dtype) for factor in update.factors)
     return _general_update(weight, x, a, b, w_is_left, params)
 
 
@@ -66,17 +66,20 @@ def _sides(params: dict, w_is_left: bool) -> tuple[tuple, tuple]:
     return (contract, batch) if w_is_left else (contract[::-1], batch[::-1])
 
 
-def _plain(a: jax.Array, b: jax.Array, shape: Sequence[int], contracted: Sequence[int]) -> bool:
-    """Returns whether a varies over exactly the contracted dims of the weight, and b over exactly the others."""
+def _plain(update: Update, shape: Sequence[int], contracted: Sequence[int]) -> bool:
+    """Returns whether a varies over exactly the contracted dims of the weight, b over exactly the others, no scale."""
+    if update.a is None or update.b is None or (update.scale is not None and update.scale.size > len(update.scale)):
+        return False
     a_sizes = tuple(size if dim in contracted else 1 for dim, size in enumerate(shape))
     b_sizes = tuple(1 if dim in contracted else size for dim, size in enumerate(shape))
-    return a.shape[1:] == a_sizes and b.shape[1:] == b_sizes
+    return update.a.shape[1:] == a_sizes and update.b.shape[1:] == b_sizes
 
 
-def _flat_update(
-    x: jax.Array, a: jax.Array, b: jax.Array, contract: tuple, w_is_left: bool, precision: Any
-) -> jax.Array:
+def _flat_update(update: Update, x: jax.Array, contract: tuple, w_is_left: bool, precision: Any) -> jax.Array:
     """Computes two matrix products, (tokens, in) (r, in)^T (r, out): up to 3 times faster on XLA:CPU."""
+    assert update.a is not None
+    assert update.b is not None
+    a, b = update.a.astype(x.dtype), update.b.astype(x.dtype)
     w_contract, x_contract = contract
     free = [dim for dim in range(x.ndim) if dim not in x_contract]
     width = math.prod(x.shape[dim] for dim in x_contract)
@@ -88,9 +91,12 @@ def _flat_update(
     out_shape = tuple(b.shape[1 + dim] for dim in kept)
     b = lax.reshape(b, (rank, math.prod(out_shape)))
     low = dot_general(tokens, a, (((1,), (1,)), ((), ())), precision)
-    update = dot_general(low, b, (((1,), (0,)), ((), ())), precision)
-    update = lax.reshape(update, (*(x.shape[dim] for dim in free), *out_shape))
-    return jnp.moveaxis(update, range(len(free)), range(len(out_shape), update.ndim)) if w_is_left else update
+    if update.scale is not None:
+        scale = lax.reshape(update.scale, (1, rank)).astype(low.dtype)
+        low = jnp.where(scale == 0, 0, low * scale)
+    change = dot_general(low, b, (((1,), (0,)), ((), ())), precision)
+    change = lax.reshape(change, (*(x.shape[dim] for dim in free), *out_shape))
+    return jnp.moveaxis(change, range(len(free)), range(len(out_shape), change.ndim)) if w_is_left else change
 
 
 def _general_update(

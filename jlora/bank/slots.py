@@ -133,6 +133,8 @@ def _pad(path: str, bank: Bank, entry: Entry | None) -> list[np.ndarray | None] 
     axis, width = entry.scale.ndim - 1, place.scale.shape[-1]
 
     def widen(x: jax.Array, like: jax.Array) -> np.ndarray:
+        if x.shape[axis] == width:
+            return np.asarray(x, like.dtype)
         room = [(0, width - x.shape[axis] if i == axis else 0) for i in range(x.ndim)]
         return np.pad(np.asarray(x, like.dtype), room)
 

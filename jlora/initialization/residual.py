@@ -246,8 +246,8 @@ def largest_components(layer: Matrices, matrix: jax.Array) -> Matrices:
     """Sets A and B so that the layer's update is the nearest of its rank to `matrix` (out, in).
 
     The rank and the scale, which must be positive, are those of `layer.scale`. A and B have the same norms: the
-    singular values are split evenly. With a rank above min(out, in), A and B have only that many components. A layer of
-    rank 0 is returned as it is.
+    singular values are split evenly. With a rank above min(out, in), A and B have only that many components, fewer than
+    the scale: pad them before `Matrices.update` is used. A layer of rank 0 is returned as it is.
     """
     return _balance(layer, *_svd(matrix)) if len(layer.scale) else layer
 

@@ -39,17 +39,19 @@ def holds_own_head(kind: Family, tensors: Mapping[str, Any]) -> bool:
 def with_both_tables(model: Any, folder: Path, tensors: Mapping[str, Any], *, files_tie: bool) -> dict[str, Any]:
     """Returns `tensors`, with the head or the embedding added that the files leave out because it equals the other one.
 
-    A head is the key `lm_head.weight`, an embedding for example `model.embed_tokens.weight`. If the model's head is
-    tied, the result has no head.
+    A head is the key `lm_head.weight`, an embedding for example `model.embed_tokens.weight`. Without `files_tie` nothing
+    is added. If the model's head is tied, the result has no head.
 
     Args:
       model: a causal language model; its config is read.
       folder: of the files, for messages.
-      tensors: {current key: tensor} of the files.
+      tensors: {current key: tensor} of the files, as `open_tensors` opens them (StoredTensor or GgufTensor, no arrays).
+        A table that is added is the same object as the other one.
       files_tie: whether the stored config says that they are one tensor.
 
     Raises:
       JloraError: the model is tied, but its files hold a head that differs from the embedding.
+      FileError: a table that must be compared is not of floating point, or is empty.
     """
     kind, found = family(model.config.model_type), dict(tensors)
     embedding_key = f"{kind.embedding}.weight"

@@ -204,9 +204,10 @@ def rotary(config: Any, width: int, batch: dict[str, jax.Array], cache: Cache | 
 
 
 def alibi(batch: dict[str, jax.Array], cache: Cache | None, heads: int, dtype: Any = jnp.float32) -> jax.Array:
-    """Computes float32 (B, heads, S): the position of each key times its head's slope, rounded to `dtype`.
+    """Computes float32 (B, heads, S): the position of each key times its head's slope.
 
-    Slopes are 2^(-8 i / p) for i = 1 .. p, with p the largest power of 2 up to `heads`, then 2^(-4 i / p) for i = 1, 3,
+    Both are first rounded to `dtype`, and multiplied in it. With a cache, a key's position is the number of valid slots
+    before it. Slopes are 2^(-8 i / p) for i = 1 .. p, with p the largest power of 2 up to `heads`, then 2^(-4 i / p) for i = 1, 3,
     ...
 
     Args:

@@ -11,7 +11,7 @@ import pytest
 import jlora
 from tests.support.bank_cases import make_case
 
-RANKS, RATES, ALPHAS = (1, 2, 3, 4, 5, 6, 1, 6), (1e-3, 3e-3, 1e-2, 3e-2) * 2, (1, 8, 16, 4) * 2
+RANKS, RATES, ALPHAS = (1, 2, 3, 4, 6, 8, 12, 16), (1e-3, 3e-3, 1e-2, 3e-2) * 2, (1, 8, 16, 4) * 2
 ROWS = 2
 
 
@@ -38,7 +38,7 @@ def _case():
         for rank, alpha, target in zip(RANKS, ALPHAS, targets, strict=True)
     ]
     adapters = [jlora.init(jax.random.key(i), c, case.base, case.fn, case.rows) for i, c in enumerate(configs)]
-    bank = jlora.make_bank(case.base, case.fn, case.rows, slots=9, max_rank=6, targets=case.configs[-1].target_modules)
+    bank = jlora.make_bank(case.base, case.fn, case.rows, slots=9, max_rank=16, targets=case.configs[-1].target_modules)
     for slot, adapter in enumerate(adapters):
         bank = jlora.put(bank, slot, adapter)
     rows = jax.random.normal(jax.random.key(9), (8 * ROWS, 3, 32))

@@ -13,6 +13,7 @@ import pytest
 import jlora
 from jlora.errors import ContextLengthError
 from serve.engine import programs
+from serve.engine.active_adapters import replace_place, select_slots
 from serve.engine.requests import AdapterRefusedError, BusyError, UnknownAdapterError
 from tests.support.serve.engines import (
     Waiting,
@@ -42,15 +43,18 @@ def own():
     opened.engine.stop(0)
 
 
-def test_a_mixed_batch_is_what_each_request_gives_alone(engine):
-    names = [None, 0, 1, 2, 3, 4, None, 0, 3, 1, None, 2, 4, 4, 0, 1]
+@pytest.mark.parametrize(("rows", "slots"), [(16, 8), (4, 2)])
+def test_a_mixed_batch_is_what_each_request_gives_alone(rows, slots):
+    names = [None, 0, 1, 2, 3, 4, 5, 6, 7, None, 7, 3, 6, 1, 1, 0]
     prompts = [tuple(prompt(row, 3 + 11 * (row % 7))) for row in range(16)]
     requests = [
         request(None if name is None else f"a{name}", ids, 20) for name, ids in zip(names, prompts, strict=True)
     ]
+    engine = open_tiny(8, rows=rows, slots=slots).engine
     for name, ids, found in zip(names, prompts, ask(engine, *requests), strict=True):
         assert found.ids == alone(name, ids, 20), (name, len(ids))
         assert found.end.reason == "length"
+    engine.stop(0)
 
 
 def test_log_probabilities_are_those_of_the_adapted_model(engine):
@@ -137,12 +141,17 @@ def test_a_stop_token_ends_an_answer_and_is_not_part_of_it(engine):
 
 
 def test_nothing_compiles_after_the_warm_up(engine):
-    counts = [fn._cache_size() for fn in (programs.extend, programs.insert, programs.repack)]
+    counts = _count_compiled()
     for rows in (1, 4, 2, 3):
         lengths = [2, 64, 65, 107][:rows]
         ask(engine, *(request(f"a{row}", prompt(row, length), 13, seed=3) for row, length in enumerate(lengths)))
         ask(engine, request("a4", prompt(rows, 30), 80, temperature=0.7, top_p=0.5, top_logprobs=3))
-    assert [fn._cache_size() for fn in (programs.extend, programs.insert, programs.repack)] == counts
+    assert _count_compiled() == counts
+
+
+def _count_compiled():
+    compiled = (programs.extend, programs.insert, programs.repack, select_slots, replace_place)
+    return [fn._cache_size() for fn in compiled]
 
 
 def test_an_answer_that_is_cancelled_frees_its_row(engine):

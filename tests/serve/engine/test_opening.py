@@ -1,0 +1,67 @@
+"""Adapters that PEFT has made answer as PEFT's own models do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from serve.config import ServeConfig
+from serve.engine.opening import open_engine
+from tests.support.serve.engines import ask, prompt, request
+from tests.support.training import tiny, tiny_lm
+
+torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
+peft = pytest.importorskip("peft", reason="the oracle is PEFT")
+
+
+def _save_random(model, folder, **fields):
+    """PEFT's model with random A and B, saved in the folder."""
+    torch.manual_seed(len(folder.name))
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(init_lora_weights=False, **fields)).eval()
+    wrapped.save_pretrained(folder)
+    return wrapped
+
+
+def _open(model, folders, **keys):
+    opened = open_engine(ServeConfig(model=str(model), slots=2, rows=2, max_rank=8, context=120, **keys), folders)
+    opened.engine.start()
+    return opened.engine
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "down_proj"]},
+        {"r": 8, "use_rslora": True, "target_modules": "all-linear", "rank_pattern": {"v_proj": 2}},
+    ],
+)
+def test_a_language_model_writes_what_pefts_writes(tmp_path, fields):
+    from transformers import AutoModelForCausalLM
+
+    base, folder, ids = tiny_lm.model_folder(), tmp_path / "adapter", prompt(4, 21)
+    theirs = _save_random(AutoModelForCausalLM.from_pretrained(base), folder, task_type="CAUSAL_LM", **fields)
+    engine = _open(base, {"theirs": folder})
+    (found,) = ask(engine, request("theirs", ids, 16, top_logprobs=1))
+    engine.stop(0)
+    with torch.no_grad():
+        logits = theirs(torch.tensor([ids + found.ids])).logits[0, len(ids) - 1 : -1].log_softmax(-1)
+    assert found.ids == logits.argmax(-1).tolist()
+    np.testing.assert_allclose([token.logprob for token in found.tokens], logits.amax(-1), rtol=1e-5, atol=1e-5)
+
+
+def test_an_encoder_classifies_as_pefts_does(tmp_path):
+    from transformers import AutoModelForSequenceClassification
+
+    base, ids, folders, expected = tiny.model_folder(), prompt(6, 12), {}, {}
+    for count in (2, 5):
+        model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=count)
+        fields = {"task_type": "SEQ_CLS", "r": count, "target_modules": ["query", "dense"]}
+        name = "theirs" + "s" * count
+        theirs, folders[name] = _save_random(model, tmp_path / name, **fields), tmp_path / name
+        with torch.no_grad():
+            expected[name] = theirs(torch.tensor([ids]) % 60).logits.softmax(-1).numpy()
+    engine = _open(base, folders, labels=6)
+    for name in folders:
+        found = engine.classify(name, [[i % 60 for i in ids]])
+        np.testing.assert_allclose(found.probabilities, expected[name], rtol=1e-5, atol=1e-6)
+    engine.stop(0)

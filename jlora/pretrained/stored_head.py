@@ -39,8 +39,8 @@ def holds_own_head(kind: Family, tensors: Mapping[str, Any]) -> bool:
 def with_both_tables(model: Any, folder: Path, tensors: Mapping[str, Any], *, files_tie: bool) -> dict[str, Any]:
     """Returns `tensors`, with the head or the embedding added that the files leave out because it equals the other one.
 
-    A head is the key `lm_head.weight`, an embedding for example `model.embed_tokens.weight`. Without `files_tie` nothing
-    is added. If the model's head is tied, the result has no head.
+    A head is the key `lm_head.weight`, an embedding for example `model.embed_tokens.weight`. Without `files_tie`
+    nothing is added. If the model's head is tied, the result has no head.
 
     Args:
       model: a causal language model; its config is read.

@@ -207,8 +207,8 @@ def alibi(batch: dict[str, jax.Array], cache: Cache | None, heads: int, dtype: A
     """Computes float32 (B, heads, S): the position of each key times its head's slope.
 
     Both are first rounded to `dtype`, and multiplied in it. With a cache, a key's position is the number of valid slots
-    before it. Slopes are 2^(-8 i / p) for i = 1 .. p, with p the largest power of 2 up to `heads`, then 2^(-4 i / p) for i = 1, 3,
-    ...
+    before it. Slopes are 2^(-8 i / p) for i = 1 .. p, with p the largest power of 2 up to `heads`, then 2^(-4 i / p)
+    for i = 1, 3, ...
 
     Args:
       batch: `input_ids` (B, T), perhaps `position_ids` (B, T), which are read only without a cache.

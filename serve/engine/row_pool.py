@@ -90,13 +90,17 @@ class RowPool:
                     memory = insert(memory, np.int32(0), self._empty(1, smaller))
                 for other in self._neighbours(rows, places):
                     jax.block_until_ready(repack(memory, np.zeros(other[0], np.int32), *other))
+            for smaller in self.sizes.places[: self.sizes.places.index(places)]:
+                _cut(self._empty(1, places), smaller)
 
     def new_memory(self, prompt: int, answer: int, known: KeyValues | None) -> KeyValues:
-        """Makes the memory of one prompt; `known` is an earlier one's that it begins with."""
+        """Makes the memory of one prompt; `known` is an earlier one's, which begins alike and may be longer."""
         places = next(size for size in self.sizes.places if size >= needed_places(prompt, answer))
         if known is None:
             return self._empty(1, places)
-        return insert(self._empty(1, max(places, known.places)), np.int32(0), known)
+        if known.places > places:
+            return _cut(known, places)
+        return insert(self._empty(1, places), np.int32(0), known)
 
     def read(
         self, bank: Bank, memory: KeyValues, ids: Sequence[int], start: int, slot: int, request: CompletionRequest
@@ -193,6 +197,11 @@ def _selections(bank: Bank, rows: int) -> list[Bank | Selection]:
         for count in counts
     ]
     return made if rows in counts else [*made, bank]
+
+
+def _cut(memory: KeyValues, places: int) -> KeyValues:
+    """Returns the first places of a memory of one row."""
+    return repack(memory, np.zeros(1, np.int32), 1, places)
 
 
 def _next(sizes: Sequence[int], size: int) -> int:

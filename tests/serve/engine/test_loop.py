@@ -146,6 +146,11 @@ def test_nothing_compiles_after_the_warm_up(engine):
         lengths = [2, 64, 65, 107][:rows]
         ask(engine, *(request(f"a{row}", prompt(row, length), 13, seed=3) for row, length in enumerate(lengths)))
         ask(engine, request("a4", prompt(rows, 30), 80, temperature=0.7, top_p=0.5, top_logprobs=3))
+    ids = prompt(9, 100)
+    ask(engine, request("a1", ids, 3))
+    for length in (40, 100, 30):  # what is known of them is in the larger memory
+        ask(engine, request("a1", ids[:length], 4))
+    ask(engine, request("a1", prompt(10, 5), 40))  # in which the rows get smaller
     assert _count_compiled() == counts
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
-from serve.engine import row_pool
+from serve.engine import programs, row_pool
 from serve.engine.programs import KeyValues
 from serve.engine.row_pool import RowPool, Sizes, make_sizes, needed_places
 from tests.support.serve.engines import base
@@ -50,6 +52,28 @@ def test_rows_keep_what_they_hold(monkeypatch):
     for _ in range(2):
         assert pool.shrink(needed) == {0: 0, 1: 1}
     assert (pool._memory.rows, pool._memory.places) == (2, 128)
+
+
+@pytest.mark.parametrize(("known", "size"), [(128, 128), (256, 128), (128, 256), (256, 256)])
+def test_a_prompt_that_begins_like_a_longer_one_needs_no_more_memory_than_it_does_alone(known, size):
+    pool = _pool()
+    memory = pool.new_memory(size - 64, 64, _memory(pool, 3, known))
+    assert memory.places == size
+    filled = min(known, size)
+    assert (np.asarray(memory.keys)[..., :filled] == 3).all()
+    assert (np.asarray(memory.values)[..., :filled, :] == 3).all()
+
+
+def test_whatever_is_known_of_a_prompt_nothing_compiles_after_the_warm_up(monkeypatch):
+    monkeypatch.setattr(row_pool, "extend", lambda model, base, bank, memory, *rest: (None, memory))
+    adapted = base().adapted
+    sizes = Sizes((1, 2), (130, 194, 258, 322))  # no other test has them
+    pool = RowPool(adapted.model, adapted.base, sizes, is_apart=False)
+    pool.warm_up(None)
+    counts = programs.insert._cache_size(), programs.repack._cache_size()
+    for known, size in itertools.product(sizes.places, sizes.places):
+        pool.new_memory(1, size - 1, pool.new_memory(1, known - 1, None))
+    assert (programs.insert._cache_size(), programs.repack._cache_size()) == counts
 
 
 @pytest.mark.parametrize("prompt", [1, 63, 64, 100])

@@ -10,13 +10,16 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
 import jlora
 from jlora.generation.open_model import LanguageModel, load_language_model
 from jlora.pretrained.load import example_batch
 from serve.config import ServeConfig
-from serve.engine.opening import OpenedEngine, open_engine
+from serve.engine import opening
+from serve.engine.opening import OpenedEngine
 from serve.engine.requests import CompletionRequest, End, Token
+from serve.engine.row_pool import Sizes, make_sizes
 from tests.support.training import tiny, tiny_lm
 
 RANKS = (1, 2, 4, 3, 2)
@@ -49,11 +52,17 @@ def load(index: int, **fields: Any) -> dict[str, Any]:
     return jlora.load_adapter(adapter_folder(index, **fields), adapted.base, adapted.model.apply, batch)[0]
 
 
+PLACES = (128, 192)
+"""The sizes of an engine's memory: a request of 64 tokens fits the first, one of the whole context the second."""
+
+
 def open_tiny(adapters: int = 5, **fields: Any) -> OpenedEngine:
-    """An engine of the base with the adapters a0, a1, ..., started."""
+    """An engine of the base with the adapters a0, a1, ..., started; its memory has two sizes, as a large one's has."""
     folders = {f"a{index}": adapter_folder(index) for index in range(adapters)}
     options = {"slots": 2, "max_rank": 4, "rows": 4, "context": 120, "prefixes": 4} | fields
-    opened = open_engine(ServeConfig(model=str(tiny_lm.model_folder()), name="tiny", **options), folders)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(opening, "make_sizes", lambda rows, context: Sizes(make_sizes(rows, context).rows, PLACES))
+        opened = opening.open_engine(ServeConfig(model=str(tiny_lm.model_folder()), name="tiny", **options), folders)
     opened.engine.start()
     return opened
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
+from anyio.to_thread import run_sync
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
@@ -43,15 +44,15 @@ async def respond(request: HttpRequest, body: Sampled, answers: Answers, writer:
         return Response(status_code=GONE)
     request.scope["jlora.model"] = body.model  # the engine knows it, so the metrics may
     if body.stream:
-        events = _events(body, answers, writer)
-        return EventStream(events, answers.close, request.app.state.settings.write_seconds)
+        return EventStream(_events(body, answers, writer), answers.close)
     try:
         choices = await while_connected(request.receive, lambda: _collect(answers))
     finally:
         answers.close()
     if choices is None:
         return Response(status_code=GONE)
-    return JSONResponse(writer.whole(choices) | {"usage": _usage(answers)})
+    # In a thread, since answers with their likeliest tokens may be many megabytes.
+    return await run_sync(lambda: JSONResponse(writer.whole(choices) | {"usage": _usage(answers)}))
 
 
 async def _collect(answers: Answers) -> list[tuple[list[Piece], FinishReason]]:

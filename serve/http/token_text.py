@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ _LEAST = -9999.0
 """What OpenAI writes for a probability of zero, as JSON has no infinity."""
 
 
+@functools.lru_cache(1 << 17)  # an answer with its likeliest tokens has twenty times as many as the text
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     """Returns the token alone as text; a part of a character is the replacement character."""
     return tokenizer.decode([token], clean_up_tokenization_spaces=False)

@@ -9,11 +9,19 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jlora.errors import JloraError
 
+if TYPE_CHECKING:
+    import socket
+
+    from serve.config import ServeConfig
+
 logger = logging.getLogger("serve")
+
+_OTHER_CONNECTIONS = 256
+"""Connections besides those of requests that run or wait: of clients that ask now and then, and of the page."""
 
 
 def make_serve_parser() -> argparse.ArgumentParser:
@@ -42,13 +50,14 @@ def main(argv: Sequence[str]) -> int:
     flags = make_serve_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
-        return _serve(flags)
+        _serve(flags)
     except JloraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    return 0
 
 
-def _serve(flags: argparse.Namespace) -> int:
+def _serve(flags: argparse.Namespace) -> None:
     # Here, so that --help and a wrong key need no second.
     from serve.config import read_serve_config
 
@@ -56,14 +65,22 @@ def _serve(flags: argparse.Namespace) -> int:
     config = read_serve_config(flags.config, changes)
 
     from serve.engine.adapters import find_folders
+    from serve.http.server import bind
+
+    named = {name: _adapter_folder(folder) for name, folder in (config.adapters | _given(flags.adapter)).items()}
+    folders = find_folders(named, config.adapter_folders)
+    _require_names(folders, config.base_name)
+    with bind(config.host, config.port) as listener:  # before what takes minutes
+        _answer(config, folders, listener)
+
+
+def _answer(config: ServeConfig, folders: dict[str, Path], listener: socket.socket) -> None:
+    """Loads the model and answers whoever connects to the listener, until a signal."""
     from serve.engine.opening import open_engine
     from serve.http.app import make_app
     from serve.http.server import Server
     from serve.http.settings import HttpSettings
 
-    named = {name: _adapter_folder(folder) for name, folder in (config.adapters | _given(flags.adapter)).items()}
-    folders = find_folders(named, config.adapter_folders)
-    _require_names(folders, config.base_name)
     logger.info("loading %s; %d adapters can be asked for", config.model, len(folders))
     opened, begin = open_engine(config, folders), time.monotonic()
     logger.info("compiling")
@@ -75,12 +92,12 @@ def _serve(flags: argparse.Namespace) -> int:
         adapter_roots=tuple(config.adapter_folders),
         stop_ids=frozenset(opened.stop_ids),
     )
-    app = make_app(opened.engine, opened.tokenizer, settings)
-    server = Server(app, host=config.host, port=config.port, end_seconds=config.seconds_to_finish, log_level="warning")
-    _say_where(config, folders)
+    most = config.waiting + config.rows + _OTHER_CONNECTIONS
+    options: dict[str, Any] = {"end_seconds": config.seconds_to_finish, "most_connections": most}
+    server = Server(make_app(opened.engine, opened.tokenizer, settings), listener, log_level="warning", **options)
+    _say_where(config, listener.getsockname()[1], folders)
     server.run()
     opened.engine.stop(0)
-    return 0
 
 
 def _require_names(folders: dict[str, Path], base: str) -> None:
@@ -118,9 +135,9 @@ def _adapter_folder(folder: Path) -> Path:
     raise JloraError(f"{folder}: expected an adapter folder or a run folder, found {found}")
 
 
-def _say_where(config: Any, folders: dict[str, Path]) -> None:
+def _say_where(config: ServeConfig, port: int, folders: dict[str, Path]) -> None:
     host = f"[{config.host}]" if ":" in config.host else config.host
-    address = f"http://{host}:{config.port}"
+    address = f"http://{host}:{port}"
     logger.info(
         "%s and %d adapters at %s (a page), %s/v1 (OpenAI's API)", config.base_name, len(folders), address, address
     )

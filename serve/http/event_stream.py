@@ -1,4 +1,4 @@
-"""Answers to clients that may leave or stop reading: server-sent events, and work that ends with its connection."""
+"""Answers to clients that may leave: server-sent events, and work that ends with its connection."""
 
 from __future__ import annotations
 
@@ -44,13 +44,10 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, events: AsyncIterator[dict[str, Any] | str], close: Callable[[], None], write_seconds: float
-    ) -> None:
-        """`write_seconds`: how long the client may leave an event unread before it counts as gone."""
+    def __init__(self, events: AsyncIterator[dict[str, Any] | str], close: Callable[[], None]) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
-        self._events, self._close, self._write_seconds = events, close, write_seconds
+        self._events, self._close = events, close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -62,8 +59,5 @@ class EventStream(Response):
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for event in self._events:
             text = event if isinstance(event, str) else json.dumps(event, ensure_ascii=False, separators=(",", ":"))
-            with anyio.move_on_after(self._write_seconds) as scope:
-                await send({"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": True})
-            if scope.cancelled_caught:
-                return  # without the last body: the connection is closed
+            await send({"type": "http.response.body", "body": f"data: {text}\n\n".encode(), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})

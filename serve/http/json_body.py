@@ -28,7 +28,8 @@ async def read_body(request: HttpRequest, schema: type[SchemaT]) -> SchemaT:
     settings = request.app.state.settings
     try:
         with anyio.fail_after(settings.body_seconds):
-            body = await _read_at_most(request, settings.largest_body)
+            _require_small(request.headers.get("content-length", "0"), settings.largest_body)
+            body = await request.body()
     except TimeoutError:
         raise HttpError(
             408, f"expected the body within {settings.body_seconds:g} seconds, found a part of it"
@@ -64,18 +65,10 @@ def _key_error(error: ValidationError) -> HttpError:
     return HttpError(400, f"{where or 'body'}: {str(cause or first['msg'])[:500]}", param=where or None)
 
 
-async def _read_at_most(request: HttpRequest, largest: int) -> bytes:
-    too_large = HttpError(413, f"expected a body of at most {largest:,} bytes, found a larger one")
-    said = request.headers.get("content-length", "0")
-    if not said.isascii() or not said.isdigit() or int(said[:20]) > largest:
-        raise too_large
-    pieces, size = [], 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > largest:
-            raise too_large
-        pieces.append(piece)
-    return b"".join(pieces)
+def _require_small(length: str, largest: int) -> None:
+    """Checks the Content-Length of a body, of which the connection takes no more and no less."""
+    if not length.isascii() or not length.isdigit() or int(length[:20]) > largest:
+        raise HttpError(413, f"expected a body of at most {largest:,} bytes, found a larger one")
 
 
 def _parse_json(body: bytes) -> Any:

@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
-import asyncio
+import functools
+import os
+import socket
 import threading
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from serve.http.limits import LARGEST_HEADERS
+from jlora.errors import JloraError
+from serve.http.connection import Connection
 
-_HEADER_SECONDS = 30.0
-"""How long a client may take to send the headers of a request; a connection that only waits is closed, too."""
 _IDLE_SECONDS = 15
 """How long a connection is kept after an answer."""
 _WRITING_SECONDS = 5
 """How long clients may take to read what was answered before the end."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Takes an address, at which nobody is answered until a server listens there; the port 0 takes a free one.
+
+    Raises:
+      JloraError: the address is in use, or is none of this machine's.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    if os.name == "posix":  # elsewhere this would let two servers have one address
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        found = error.strerror or str(error)
+        raise JloraError(
+            f"host, port: expected a free address of this machine, found {host!r}, {port}: {found}"
+        ) from error
+    return listener
 
 
 class Server(uvicorn.Server):
@@ -27,24 +47,33 @@ class Server(uvicorn.Server):
     A second signal ends it at once.
     """
 
-    def __init__(self, app: Starlette, *, host: str, port: int, end_seconds: float, **options: Any) -> None:
-        """`end_seconds`: how long running answers may take to finish."""
-        self._app, self._end_seconds = app, end_seconds
+    def __init__(
+        self, app: Starlette, listener: socket.socket, *, end_seconds: float, most_connections: int, **options: Any
+    ) -> None:
+        """Makes a server that has not been started.
+
+        Args:
+          listener: where clients connect, of `bind`.
+          end_seconds: how long running answers may take to finish.
+          most_connections: how many connections there may be; of more, those without a request are closed.
+        """
+        self._app, self._listener, self._end_seconds = app, listener, end_seconds
         super().__init__(
             uvicorn.Config(
                 app,
-                host=host,
-                port=port,
-                http=_PatientH11,
+                http=cast(Any, functools.partial(Connection, most=most_connections)),
                 ws="none",
                 server_header=False,
                 proxy_headers=False,
-                h11_max_incomplete_event_size=LARGEST_HEADERS,
                 timeout_keep_alive=_IDLE_SECONDS,
                 timeout_graceful_shutdown=_WRITING_SECONDS,
                 **options,
             )
         )
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answers until a signal, or `begin_end`, ends it."""
+        super().run(sockets or [self._listener])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handles a signal: the first begins the end, the second makes it immediate."""
@@ -64,31 +93,3 @@ class Server(uvicorn.Server):
             self._app.state.engine.stop(self._end_seconds)
         finally:
             self.should_exit = True
-
-
-class _PatientH11(H11Protocol):
-    """uvicorn's HTTP/1.1, which by itself waits forever for the end of a request's headers."""
-
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._wait_for_headers()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._wait_for_headers()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        if self._deadline is not None:
-            self._deadline.cancel()
-
-    def _wait_for_headers(self) -> None:
-        """Starts the time when headers are awaited, and ends it when they are there."""
-        is_answering = self.cycle is not None and not self.cycle.response_complete
-        if is_answering and self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-        elif not is_answering and self._deadline is None:
-            self._deadline = self.loop.call_later(_HEADER_SECONDS, self.transport.close)

@@ -18,7 +18,6 @@ class HttpSettings:
       stop_ids: tokens that end every answer, such as the tokenizer's end of text.
       largest_body: of a request, in bytes.
       body_seconds: how long a client may take to send its request's body.
-      write_seconds: how long a client may leave a piece of its answer unread.
     """
 
     token: str | None = None
@@ -27,4 +26,3 @@ class HttpSettings:
     stop_ids: frozenset[int] = frozenset()
     largest_body: int = 1_000_000
     body_seconds: float = 30.0
-    write_seconds: float = 60.0

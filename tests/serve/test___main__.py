@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
+import re
 import signal
 import subprocess
 import sys
-import time
-import urllib.request
 
+import httpx
 import pytest
 
 from serve.__main__ import main
+from serve.http.server import bind
 from tests.support.serve.engines import adapter_folder
+from tests.support.serve.running import is_listening, wait_until
 from tests.support.training import tiny, tiny_lm
-from tests.support.training.processes import free_port
 
 CONFIG = "configs/serve.yaml"
 ADAPTER = adapter_folder(0)
@@ -32,7 +32,7 @@ ADAPTER = adapter_folder(0)
         (["--config", CONFIG, "--adapter", f"my adapter={ADAPTER}"], "found 'my adapter'"),
         (["--config", CONFIG, "--adapter", f"smollm2={ADAPTER}"], "the base is called 'smollm2' too"),
         (["--config", CONFIG, "--host", "0.0.0.0"], "needs a `token`"),
-        (["--config", CONFIG, "--model", "runs/nothing/at/all"], "runs/nothing/at/all"),
+        (["--config", CONFIG, "--model", "runs/nothing/at/all", "--port", "0"], "runs/nothing/at/all"),
     ],
 )
 def test_what_is_wrong_is_one_line_and_exit_code_2(arguments, message, capsys):
@@ -43,38 +43,38 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(arguments, message, capsys):
     assert "Traceback" not in error
 
 
-def test_a_signal_ends_a_running_server(tmp_path):
-    port = free_port()
+def test_a_taken_address_is_said_before_anything_is_loaded(capsys):
+    with bind("127.0.0.1", 0) as listener:
+        listener.listen()
+        port = listener.getsockname()[1]
+        assert main(["--config", CONFIG, "--model", str(tiny_lm.model_folder()), "--port", str(port)]) == 2
+    assert f"found '127.0.0.1', {port}: Address already in use" in capsys.readouterr().err
+
+
+def test_a_server_says_its_port_and_is_ended_by_a_signal(tmp_path):
     config = tmp_path / "serve.yaml"
-    folder = adapter_folder(0).parent
-    config.write_text(f"model: {tiny_lm.model_folder()}\nname: tiny\nslots: 1\nrows: 1\ncontext: 64\nport: {port}\n")
-    command = [sys.executable, "-m", "serve", "--config", config, "--adapter", f"a0={adapter_folder(0)}"]
-    process = subprocess.Popen(command, cwd=tiny.ROOT, env=tiny.environment(), stderr=subprocess.PIPE, text=True)
-    try:
-        assert _ask(port, process)["choices"][0]["finish_reason"] in ("length", "stop")
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode in (0, -signal.SIGTERM)
-    assert f"tiny and 1 adapters at http://127.0.0.1:{port}" in errors
-    assert "Traceback" not in errors
-    assert folder.is_dir()
-
-
-def _ask(port, process):
-    """The server's answer, once it has compiled."""
-    body = json.dumps({"model": "a0", "prompt": "the sea", "max_tokens": 3}).encode()
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/v1/completions", body, {"Content-Type": "application/json"}
-    )
-    end = time.monotonic() + 240
-    while time.monotonic() < end and process.poll() is None:
+    config.write_text(f"model: {tiny_lm.model_folder()}\nname: tiny\nslots: 1\nrows: 1\ncontext: 64\n")
+    flags = ["--config", config, "--adapter", f"a0={adapter_folder(0)}", "--port", "0"]
+    command = [sys.executable, "-m", "serve", *flags]
+    with subprocess.Popen(command, cwd=tiny.ROOT, env=tiny.environment(), stderr=subprocess.PIPE, text=True) as process:
+        lines = []
+        for line in process.stderr:
+            lines.append(line)
+            if found := re.search(r"tiny and 1 adapters at (http://127\.0\.0\.1:[1-9]\d*) \(a page\)", line):
+                break
         try:
-            with urllib.request.urlopen(request) as answer:
-                return json.loads(answer.read())
-        except ConnectionError:
-            time.sleep(0.2)
-        except urllib.error.URLError:
-            time.sleep(0.2)
-    raise AssertionError(process.stderr.read())
+            answer = _ask(found[1])
+            process.send_signal(signal.SIGTERM)
+            lines += process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
+    assert answer["choices"][0]["finish_reason"] in ("length", "stop")
+    assert process.returncode in (0, -signal.SIGTERM)
+    assert "Traceback" not in "".join(lines)
+
+
+def _ask(address):
+    """The server's answer, once it listens."""
+    wait_until(lambda: is_listening(address))
+    body = {"model": "a0", "prompt": "the sea", "max_tokens": 3}
+    return httpx.post(f"{address}/v1/completions", json=body, timeout=60).json()

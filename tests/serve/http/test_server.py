@@ -1,11 +1,10 @@
-"""Headers, slow clients, and a graceful end."""
+"""A graceful end."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,10 +14,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from serve.http import server
-from serve.http.limits import LARGEST_HEADERS
+from jlora.errors import JloraError
+from serve.http.server import bind
 from tests.support.serve.fake_engine import FakeEngine
-from tests.support.serve.running import run_server
+from tests.support.serve.running import connect, is_listening, run_server, wait_until
 
 ROOT = Path(__file__).parents[3]
 CHAT = "/v1/chat/completions"
@@ -26,50 +25,26 @@ BODY = {"model": "alice", "messages": [{"role": "user", "content": "Hi"}]}
 PROGRAM = """
 import sys
 from serve.http.app import make_app
-from serve.http.server import Server
+from serve.http.server import Server, bind
 from serve.http.settings import HttpSettings
 from tests.support.serve.fake_engine import TOKENIZER, FakeEngine
 app = make_app(FakeEngine(delay=float(sys.argv[1])), TOKENIZER, HttpSettings())
-Server(app, host="127.0.0.1", port=0, end_seconds=float(sys.argv[2]), log_level="info").run()
+listener = bind("127.0.0.1", 0)
+print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+Server(app, listener, end_seconds=float(sys.argv[2]), most_connections=9).run()
 """
 
 
-def _connect(address):
-    host, port = address.removeprefix("http://").split(":")
-    return socket.create_connection((host, int(port)), timeout=10)
-
-
-def test_huge_headers_are_refused():
-    with run_server(FakeEngine()) as address:
-        answer = httpx.get(f"{address}/health", headers={"X-Long": "x" * (LARGEST_HEADERS + 1)})
-        assert answer.status_code == 431
-        many = {f"X-{index}": "x" * 100 for index in range(500)}
-        assert httpx.get(f"{address}/health", headers=many).status_code == 431
-        assert httpx.get(f"{address}/{'x' * 20_000}").status_code == 431
-        assert httpx.get(f"{address}/health").status_code == 200
-        with _connect(address) as connection:  # one that never ends
-            connection.sendall(b"GET /health HTTP/1.1\r\nX-Long: ")
-            with contextlib.suppress(ConnectionError):
-                for _ in range(1000):
-                    connection.sendall(b"x" * 10_000)
-                pytest.fail("ten megabytes of headers were taken")
-
-
-def test_a_client_that_never_ends_its_headers_is_cut(monkeypatch):
-    monkeypatch.setattr(server, "_HEADER_SECONDS", 0.3)
-    with run_server(FakeEngine(delay=0.02)) as address:
-        with _connect(address) as silent, _connect(address) as slow:
-            slow.sendall(b"GET /health HTTP/1.1\r\nHost: localh")
-            assert silent.recv(10) == b""
-            assert slow.recv(10) == b""
-        with _connect(address) as endless, contextlib.suppress(ConnectionError):
-            endless.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
-            for _ in range(200):
-                endless.sendall(b"1\r\nx\r\n")
-                time.sleep(0.02)
-            pytest.fail("a body without an end was read for 4 seconds")
-        answer = httpx.post(address + CHAT, json=BODY, timeout=30)  # takes longer than that
-        assert answer.status_code == 200
+def test_an_address_is_taken_before_it_is_listened_at():
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(ConnectionRefusedError):
+            connect(f"http://127.0.0.1:{port}")
+        listener.listen()
+        with pytest.raises(JloraError, match=rf"a free address of this machine, found '127.0.0.1', {port}: .*in use"):
+            bind("127.0.0.1", port)
+    with pytest.raises(JloraError, match=r"found '192.0.2.1', 8000"):
+        bind("192.0.2.1", 8000)
 
 
 def test_the_header_does_not_name_the_server():
@@ -81,8 +56,9 @@ def _start(delay, end_seconds):
     """Starts a server in a process, asks it for an answer, and gives it all while it answers."""
     command = [sys.executable, "-c", PROGRAM, str(delay), str(end_seconds)]
     environment = os.environ | {"PYTHONPATH": "."}
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
-    address = next(line for line in process.stderr if "running on" in line).split("running on ")[1].split()[0]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=environment)
+    address = process.stdout.readline().strip()
+    wait_until(lambda: is_listening(address), 60)
     answers = []
 
     def ask():

@@ -76,11 +76,14 @@ class FakeEngine(_Adapters):
       cancelled: the numbers of those that were cancelled while they ran.
       fails: an End that answers get instead of their tokens; None lets them be.
       most: how many requests may run at once.
+      text: what it says to every prompt, if it is given.
     """
 
-    def __init__(self, *given: Sequence[str], delay: float = 0.0, most: int = 100, context_length: int = 2000) -> None:
+    def __init__(
+        self, *given: Sequence[str], delay: float = 0.0, most: int = 100, context_length: int = 2000, text: str = ""
+    ) -> None:
         super().__init__(*given, context_length=context_length)
-        self.delay, self.most = delay, most
+        self.delay, self.most, self.text = delay, most, text
         self.submitted: list[CompletionRequest] = []
         self.cancelled: list[int] = []
         self.fails: End | None = None
@@ -118,7 +121,7 @@ class FakeEngine(_Adapters):
             self.cancel(number)
 
     def _answer(self, number: int, request: CompletionRequest, emit: Emit) -> None:
-        text = answer_text(request.adapter, TOKENIZER.decode(request.ids))
+        text = self.text or answer_text(request.adapter, TOKENIZER.decode(request.ids))
         if request.temperature > 0:
             text = f"{request.seed} {text}"
         ids = TOKENIZER(text)["input_ids"]

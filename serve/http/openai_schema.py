@@ -2,6 +2,8 @@
 
 A key that would change the answer and that this server does not honour is refused. Any other unknown key, such as
 `user` or `metadata`, is ignored, as OpenAI's own servers add keys all the time.
+
+Lists fail at their first wrong item: half a million would be as many errors, which take seconds and 800 MB.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ class Sampled(RequestBody):
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(None, ge=1, le=limits.MOST_CHOICES)
     max_tokens: int | None = Field(None, ge=1)
-    stop: list[StopString] | None = Field(None, max_length=limits.MOST_STOPS)
+    stop: list[StopString] | None = Field(None, max_length=limits.MOST_STOPS, fail_fast=True)
     seed: int | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -105,7 +107,7 @@ class Message(BaseModel):
     """One turn of a chat. The other keys of OpenAI's, such as `name`, are not given to the template."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
 
     def to_turn(self) -> dict[str, str]:
         """Returns the turn as chat templates read it; to them OpenAI's "developer" is "system"."""
@@ -116,7 +118,7 @@ class Message(BaseModel):
 class ChatBody(Sampled):
     """The body of POST /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1, max_length=limits.MOST_MESSAGES)
+    messages: list[Message] = Field(min_length=1, max_length=limits.MOST_MESSAGES, fail_fast=True)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, le=limits.MOST_TOP_LOGPROBS)

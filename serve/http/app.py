@@ -47,7 +47,8 @@ def make_app(engine: Engine | Classifying, tokenizer: PreTrainedTokenizerBase, s
     Args:
       tokenizer: the base's, with its chat template.
     """
-    metrics = Metrics(cast(Engine, engine).counts)  # an encoder's engine has all of Engine but `submit`
+    common = cast(Engine, engine)  # an encoder's engine has all of Engine but `submit`
+    metrics = Metrics(common.counts)
     paths = {route.endpoint: route.path for route in _ROUTES}
     app = Starlette(
         routes=_ROUTES,
@@ -61,7 +62,7 @@ def make_app(engine: Engine | Classifying, tokenizer: PreTrainedTokenizerBase, s
     )
     app.router.redirect_slashes = False
     app.state.engine, app.state.settings, app.state.metrics = engine, settings, metrics
-    app.state.prompts = Prompts(tokenizer)
+    app.state.prompts = Prompts(tokenizer, common.context_length)
     app.state.created, app.state.ending = int(time.time()), False
     return app
 

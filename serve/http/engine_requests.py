@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from jlora.errors import ContextLengthError
 from serve.engine.requests import CompletionRequest
+from serve.http.errors import HttpError
+from serve.http.limits import MOST_REPORTED
 from serve.http.openai_schema import Sampled
 
 _SEEDS = 2**31
@@ -32,6 +34,7 @@ def make_requests(
 
     Raises:
       ContextLengthError: a prompt, with `max_tokens` of an answer, is longer than the context.
+      HttpError: 400 where the answers would have too many likeliest tokens.
     """
     seed = secrets.randbelow(_SEEDS) if body.seed is None else body.seed
     requests: list[CompletionRequest] = []
@@ -51,7 +54,17 @@ def make_requests(
                     top_logprobs=top_logprobs,
                 )
             )
+    _require_few(sum(request.max_tokens for request in requests), top_logprobs)
     return requests
+
+
+def _require_few(tokens: int, top_logprobs: int) -> None:
+    if tokens * top_logprobs > MOST_REPORTED:
+        raise HttpError(
+            400,
+            f"expected at most {MOST_REPORTED:,} likeliest tokens in all answers together, found {tokens:,} tokens with"
+            f" {top_logprobs} of them each; lower top_logprobs (logprobs), n or max_tokens",
+        )
 
 
 def _fitting(prompt: int, max_tokens: int | None, context: int) -> int:

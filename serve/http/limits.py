@@ -19,6 +19,10 @@ LONGEST_STOP = 256
 MOST_MESSAGES = 1000
 MOST_TEXTS = 256
 """Rows of one request to classify."""
+MOST_REPORTED = 500_000
+"""The largest `top_logprobs` times the tokens of all answers of one request, which are kept until they are sent."""
+CHARACTERS_OF_A_TOKEN = 32
+"""Texts with more characters than this for each token of the context are not tokenized, which would take seconds."""
 LARGEST_HEADERS = 16_384
 """The request line and all headers, in bytes."""
 

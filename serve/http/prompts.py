@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from jlora.errors import JloraError
+from jlora.errors import ContextLengthError, JloraError
 from jlora.generation.chat import chat_ids
 from serve.http.errors import HttpError
+from serve.http.limits import CHARACTERS_OF_A_TOKEN
 from serve.http.openai_schema import Message
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ class Prompts:
     A chat template keeps the text that it writes in an environment of its own, which two threads must not share.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, context_length: int) -> None:
         self.tokenizer = tokenizer
+        self._longest = context_length * CHARACTERS_OF_A_TOKEN
         self._special = [token for token in map(str, tokenizer.all_special_tokens) if token]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prompts")
 
@@ -40,10 +42,12 @@ class Prompts:
         """Returns a chat's ids, up to where the assistant's turn begins.
 
         Raises:
+          ContextLengthError: the chat is far longer than the context.
           HttpError: 400 where a message holds a special token, with which it could pass as several turns, or where the
             template fails.
         """
         turns = [message.to_turn() for message in messages]
+        self._require_short("messages", [turn["content"] for turn in turns])
         for index, turn in enumerate(turns):
             found = next((token for token in self._special if token in turn["content"]), None)
             if found is not None:
@@ -58,10 +62,12 @@ class Prompts:
         """Returns the ids of a prompt that is text or ids.
 
         Raises:
+          ContextLengthError: the text is far longer than the context.
           HttpError: 400 for an id that the vocabulary does not have, and for no ids at all.
         """
         if isinstance(prompt, str):
-            ids = (await self.from_rows([(prompt,)]))[0].ids
+            self._require_short("prompt", [prompt])
+            ids = (await self._encode((prompt,))).ids
         else:
             ids, size = prompt, len(self.tokenizer)
             if max(ids) >= size:
@@ -72,13 +78,26 @@ class Prompts:
         return ids
 
     async def from_rows(self, rows: Sequence[tuple[str, ...]]) -> list[TokenRow]:
-        """Returns the tokens of rows of one or two texts, with the special tokens that the tokenizer adds."""
+        """Returns the tokens of rows of one or two texts, with the special tokens that the tokenizer adds.
 
-        def encode(row: tuple[str, ...]) -> TokenRow:
-            found = self.tokenizer(*row)
-            return TokenRow(found["input_ids"], found.get("token_type_ids", [0] * len(found["input_ids"])))
+        Raises:
+          ContextLengthError: a row is far longer than the context.
+        """
+        for index, row in enumerate(rows):
+            self._require_short(f"input[{index}]", row)
+        return [await self._encode(row) for row in rows]  # one by one, so that other requests get their turn
 
-        return await self._run(lambda: [encode(row) for row in rows])
+    async def _encode(self, row: tuple[str, ...]) -> TokenRow:
+        found = await self._run(lambda: self.tokenizer(*row))
+        return TokenRow(found["input_ids"], found.get("token_type_ids", [0] * len(found["input_ids"])))
+
+    def _require_short(self, where: str, texts: Sequence[str]) -> None:
+        length = sum(map(len, texts))
+        if length > self._longest:
+            raise ContextLengthError(
+                f"{where}: expected at most {self._longest:,} characters, more than the context has room for, found"
+                f" {length:,}"
+            )
 
     def close(self) -> None:
         """Ends the thread."""

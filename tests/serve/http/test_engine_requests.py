@@ -4,17 +4,18 @@ import pytest
 
 from jlora.errors import ContextLengthError
 from serve.http.engine_requests import make_requests
+from serve.http.errors import HttpError
 from serve.http.openai_schema import CompletionBody
 
 
-def _make(prompts, *, max_tokens=5, **body):
+def _make(prompts, *, max_tokens=5, top_logprobs=0, context=10, **body):
     return make_requests(
         CompletionBody(model="m", prompt="x", **body),
         prompts,
         adapter=None,
         max_tokens=max_tokens,
-        top_logprobs=0,
-        context_length=10,
+        top_logprobs=top_logprobs,
+        context_length=context,
         stop_ids=frozenset({3}),
     )
 
@@ -43,3 +44,12 @@ def test_an_answer_fits_the_context(prompt, max_tokens, found):
 def test_one_that_does_not_is_refused(prompt, max_tokens):
     with pytest.raises(ContextLengthError, match=f"expected at most 10 tokens, found {prompt} of the prompt"):
         _make([[1] * prompt], max_tokens=max_tokens)
+
+
+@pytest.mark.parametrize(("answers", "max_tokens"), [(16, 10_000), (1, None)])
+def test_answers_with_too_many_likeliest_tokens_are_refused(answers, max_tokens):
+    options = {"n": answers, "max_tokens": max_tokens, "context": 100_000}
+    with pytest.raises(HttpError, match="at most 500,000 likeliest tokens in all answers together, found") as error:
+        _make([[1]], top_logprobs=20, **options)
+    assert error.value.status == 400
+    assert len(_make([[1]], top_logprobs=1, **options)) == answers

@@ -11,9 +11,11 @@ from starlette.responses import JSONResponse, Response
 
 from jlora.errors import JloraError
 from serve.http.answers import Answers, FinishReason, Piece
+from serve.http.engine_requests import make_requests
 from serve.http.errors import GONE, error_body, to_http_error
 from serve.http.event_stream import EventStream, while_connected
 from serve.http.openai_schema import Sampled
+from serve.http.which_model import adapter_of, generating_engine
 
 
 class AnswerWriter(Protocol):
@@ -29,13 +31,39 @@ class AnswerWriter(Protocol):
         """Returns an object of a stream with these choices."""
 
 
-async def respond(request: HttpRequest, body: Sampled, answers: Answers, writer: AnswerWriter) -> Response:
-    """Returns the response; the answers end when the client leaves.
+async def respond(
+    request: HttpRequest,
+    body: Sampled,
+    prompts: Sequence[Sequence[int]],
+    writer: AnswerWriter,
+    *,
+    max_tokens: int | None,
+    top_logprobs: int | None,
+) -> Response:
+    """Returns the response to the prompts, token ids; the answers end when the client leaves.
+
+    Args:
+      max_tokens: of each answer; None takes what the context leaves.
+      top_logprobs: how many of the likeliest tokens are reported with each token.
 
     Raises:
       JloraError: the engine refuses the request, or an answer fails before anything was sent.
     """
+    engine, state = generating_engine(request), request.app.state
+    requests = make_requests(
+        body,
+        prompts,
+        adapter=adapter_of(body.model, engine.name),
+        max_tokens=max_tokens,
+        top_logprobs=top_logprobs or 0,
+        context_length=engine.context_length,
+        stop_ids=state.settings.stop_ids,
+    )
+    answers = Answers(engine, state.prompts.tokenizer, requests, body.stop or (), state.metrics)
+    return await _send(request, body, answers, writer)
 
+
+async def _send(request: HttpRequest, body: Sampled, answers: Answers, writer: AnswerWriter) -> Response:
     async def open_answers() -> bool:
         await answers.open()
         return True

@@ -11,13 +11,12 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from serve.engine.requests import Token
-from serve.http.answers import Answers, FinishReason, Piece
-from serve.http.engine_requests import make_requests
+from serve.http.answers import FinishReason, Piece
 from serve.http.json_body import read_body
 from serve.http.openai_schema import ChatBody
 from serve.http.respond import respond
 from serve.http.token_text import finite_logprob, token_bytes, token_text
-from serve.http.which_model import adapter_of, generating_engine
+from serve.http.which_model import generating_engine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -25,21 +24,13 @@ if TYPE_CHECKING:
 
 async def create_chat_completion(request: HttpRequest) -> Response:
     """Answers a chat."""
-    engine, state = generating_engine(request), request.app.state
+    generating_engine(request)
     body = await read_body(request, ChatBody)
-    adapter = adapter_of(body.model, engine.name)
-    requests = make_requests(
-        body,
-        [await state.prompts.from_chat(body.messages)],
-        adapter=adapter,
-        max_tokens=body.max_completion_tokens or body.max_tokens,
-        top_logprobs=body.top_logprobs or 0,
-        context_length=engine.context_length,
-        stop_ids=state.settings.stop_ids,
-    )
-    tokenizer = state.prompts.tokenizer
-    answers = Answers(engine, tokenizer, requests, body.stop or (), state.metrics)
-    return await respond(request, body, answers, _ChatWriter(body, tokenizer))
+    prompts = request.app.state.prompts
+    ids = await prompts.from_chat(body.messages)
+    writer = _ChatWriter(body, prompts.tokenizer)
+    most = body.max_completion_tokens or body.max_tokens
+    return await respond(request, body, [ids], writer, max_tokens=most, top_logprobs=body.top_logprobs)
 
 
 class _ChatWriter:

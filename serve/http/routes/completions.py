@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from serve.http.answers import Answers, FinishReason, Piece
-from serve.http.engine_requests import make_requests
+from serve.http.answers import FinishReason, Piece
 from serve.http.json_body import read_body
 from serve.http.openai_schema import CompletionBody
 from serve.http.respond import respond
 from serve.http.token_text import finite_logprob, token_text
-from serve.http.which_model import adapter_of, generating_engine
+from serve.http.which_model import generating_engine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,21 +27,13 @@ _DEFAULT_MAX_TOKENS = 16
 
 async def create_completion(request: HttpRequest) -> Response:
     """Continues prompts."""
-    engine, state = generating_engine(request), request.app.state
+    generating_engine(request)
     body = await read_body(request, CompletionBody)
-    adapter = adapter_of(body.model, engine.name)
-    requests = make_requests(
-        body,
-        [await state.prompts.from_prompt(prompt) for prompt in body.prompt],
-        adapter=adapter,
-        max_tokens=body.max_tokens or _DEFAULT_MAX_TOKENS,
-        top_logprobs=body.logprobs or 0,
-        context_length=engine.context_length,
-        stop_ids=state.settings.stop_ids,
-    )
-    tokenizer = state.prompts.tokenizer
-    answers = Answers(engine, tokenizer, requests, body.stop or (), state.metrics)
-    return await respond(request, body, answers, _CompletionWriter(body, tokenizer))
+    prompts = request.app.state.prompts
+    ids = [await prompts.from_prompt(prompt) for prompt in body.prompt]
+    writer = _CompletionWriter(body, prompts.tokenizer)
+    most = body.max_tokens or _DEFAULT_MAX_TOKENS
+    return await respond(request, body, ids, writer, max_tokens=most, top_logprobs=body.logprobs)
 
 
 class _CompletionWriter:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -16,19 +14,9 @@ from jlora.errors import ContextLengthError, JloraError
 from serve.engine.adapters import AdapterSlots, Read, Record
 from serve.engine.engine_thread import EngineThread
 from serve.engine.requests import AdapterRefusedError, BusyError, Classified, CompletionRequest, Emit
+from serve.engine.turns import Row, RowsRequest, Turns
 
 _SHORTEST = 32
-
-
-@dataclasses.dataclass(eq=False)
-class Task:
-    """One row to classify; `result` becomes its probabilities. `types` are () if all are 0."""
-
-    record: Record
-    ids: tuple[int, ...]
-    types: tuple[int, ...]
-    result: Future
-    holds_adapter: bool = False
 
 
 class ClassifierEngine(EngineThread):
@@ -53,7 +41,7 @@ class ClassifierEngine(EngineThread):
         self.context_length = context
         self._base, self._rows, self._limit = base, rows, waiting
         self._logits = jax.jit(adapt_many(model.apply))
-        self._tasks: deque[Task] = deque()
+        self._turns = Turns()
         self._counted = {"prompt_tokens": 0, "rows": 0}
 
     @property
@@ -76,94 +64,92 @@ class ClassifierEngine(EngineThread):
 
     def classify(
         self, adapter: str, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None
-    ) -> Classified:
-        """Returns the adapter's classes, and their probabilities for each row of token ids.
+    ) -> Future[Classified]:
+        """Takes rows of token ids, as `Classifying.classify` describes.
 
-        `types` are the rows' token types, if the tokenizer gives any. The probabilities add up to 1, except those of a
-        multi-label adapter; a regression's one number is its score.
-
-        Raises:
-          UnknownAdapterError, ContextLengthError, BusyError: as for `Engine.submit`.
-          AdapterRefusedError: its files cannot be served.
+        The probabilities add up to 1, except those of a multi-label adapter; a regression's one number is its score.
         """
         longest = max(map(len, rows), default=0)
         if longest > self.context_length:
             raise ContextLengthError(f"input: expected at most {self.context_length} tokens, found {longest}")
-
         if len(rows) > self._limit:
             raise JloraError(f"input: expected at most {self._limit} texts (`waiting`), found {len(rows)}")
+        kinds = types or [()] * len(rows)
 
-        def begin() -> tuple[list[Task], Record]:
-            if self.is_ending.is_set() or len(self._tasks) + len(rows) > self._limit:
-                raise BusyError(f"{len(self._tasks)} rows are waiting, of at most {self._limit}; try again later")
+        def begin() -> Future[Classified]:
             record = self._adapters.record(adapter)
+            if self.is_ending.is_set() or len(rows) > self._turns.share(record, self._limit):
+                raise BusyError(f"{len(self._turns)} rows are waiting, of at most {self._limit}; try again later")
             self._adapters.count_use(record)
-            kinds = types or [()] * len(rows)
-            tasks = [Task(record, tuple(ids), tuple(kind), Future()) for ids, kind in zip(rows, kinds, strict=True)]
-            self._tasks.extend(tasks)
-            return tasks, record
+            request = RowsRequest(record, len(rows))
+            for place, (ids, kind) in enumerate(zip(rows, kinds, strict=True)):
+                self._turns.add(Row(request, place, tuple(ids), tuple(kind), self._padded(len(ids))))
+            return request.answer
 
-        tasks, record = self.call(begin)
-        found = [task.result.result() for task in tasks]
-        return Classified(record.labels, found)
+        return self.call(begin)
 
     def round(self) -> None:
-        """Classifies the rows that came first and are padded to one length."""
-        ready = [task for task in list(self._tasks) if self._acquire(task)]
-        if not ready:
+        """Classifies rows that are padded to one length: of the adapter whose turn it is, and of others."""
+        self._turns.remove_answered()
+        first = self._next_adapter()
+        if first is None:
             return
-        length = self._length_of(ready[0])
-        batch = [task for task in ready if self._length_of(task) == length][: self._rows]
-        for task, logits in zip(batch, self._compute(batch, length), strict=False):
-            self._tasks.remove(task)
-            record, own = task.record, logits[: len(task.record.labels)]
-            self._adapters.release(record)
+        rows = self._turns.choose(first, lambda record: record.slot is not None, self._rows)
+        found = self._compute(rows, rows[0].length)
+        self._turns.remove(rows)
+        for row, logits in zip(rows, found, strict=False):
+            record, own = row.record, logits[: len(row.record.labels)]
             if np.isfinite(own).all():
-                task.result.set_result(_probabilities(own, record.problem_type).tolist())
+                row.request.add(row.place, _probabilities(own, record.problem_type).tolist())
             else:
                 message = "the logits are not finite: the adapter was not applied, or has overflowed"
-                task.result.set_exception(AdapterRefusedError(f"adapter {task.record.name}: {message}"))
+                row.request.fail(AdapterRefusedError(f"adapter {record.name}: {message}"))
+        self._adapters.release(first)
 
     def is_computing(self) -> bool:
         """Returns whether the adapter of a waiting row is in a slot."""
-        return any(task.holds_adapter for task in self._tasks)
+        return any(record.slot is not None for record in self._turns.records())
 
     def is_waiting(self) -> bool:
         """Returns whether a row waits for its adapter."""
-        return bool(self._tasks)
+        return bool(self._turns.records())
 
     def numbers(self) -> dict[str, float]:
         """Returns how many rows wait, and how many rows and tokens were read."""
-        return {"running": 0, "waiting": len(self._tasks), **self._counted}
+        return {"running": 0, "waiting": len(self._turns), **self._counted}
 
     def cut_all(self, message: str) -> None:
         """Ends the rows that wait."""
-        for task in self._tasks:
-            task.result.set_exception(BusyError(message))
-        self._tasks.clear()
+        for row in self._turns:
+            row.request.fail(BusyError(message))
+        self._turns = Turns()
 
-    def _acquire(self, task: Task) -> bool:
-        if not task.holds_adapter:
+    def _next_adapter(self) -> Record | None:
+        """Takes the adapter into use whose turn it is, of those that are in a slot or find one; None if none is."""
+        for record in self._turns.records():
             try:
-                task.holds_adapter = self._adapters.acquire(task.record)
+                if self._adapters.acquire(record):
+                    return record
             except AdapterRefusedError as error:
-                self._tasks.remove(task)
-                task.result.set_exception(error)
-        return task.holds_adapter
+                for row in self._turns:
+                    if row.record is record:
+                        row.request.fail(error)
+                self._turns.remove_answered()
+        return None
 
-    def _length_of(self, task: Task) -> int:
-        return next(length for length in self.lengths if length >= len(task.ids))
+    def _padded(self, tokens: int) -> int:
+        return next(length for length in self.lengths if length >= tokens)
 
-    def _compute(self, tasks: Sequence[Task], length: int) -> np.ndarray:
-        """Returns the logits of the tasks, padded with rows of the base to the number that is compiled."""
+    def _compute(self, rows: Sequence[Row], length: int) -> np.ndarray:
+        """Returns the logits of the rows, padded with rows of the base to the number that is compiled."""
         ids, mask, types = (np.zeros((self._rows, length), np.int32) for _ in range(3))
         slot = np.full(self._rows, -1, np.int32)
         mask[:, 0] = 1
-        for row, task in enumerate(tasks):
-            ids[row, : len(task.ids)], mask[row, : len(task.ids)], slot[row] = task.ids, 1, task.record.place
-            types[row, : len(task.types)] = task.types
-            self._counted["prompt_tokens"] += len(task.ids)
-        self._counted["rows"] += len(tasks)
+        for number, row in enumerate(rows):
+            ids[number, : len(row.ids)], mask[number, : len(row.ids)], slot[number] = row.ids, 1, row.record.place
+            types[number, : len(row.types)] = row.types
+            self._counted["prompt_tokens"] += len(row.ids)
+        self._counted["rows"] += len(rows)
         batch = {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
         return np.asarray(self._logits(self._base, self._adapters.bank, slot, batch), np.float32)
 

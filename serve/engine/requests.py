@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -125,6 +126,9 @@ class Engine(Protocol):
     def load(self, name: str, folder: Path) -> AdapterStatus:
         """Makes an adapter known and loads it; one of the same name is replaced for later requests.
 
+        Where answers use all slots it is known but not loaded: it is read again from its folder once a request asks for
+        it.
+
         Raises:
           AdapterRefusedError: the folder holds no adapter for the base; nothing has changed.
         """
@@ -149,10 +153,15 @@ class Classifying(Protocol):
 
     def classify(
         self, adapter: str, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None
-    ) -> Classified:
-        """Returns the adapter's labels, and their probabilities for each row of token ids.
+    ) -> Future[Classified]:
+        """Takes rows of token ids; they become the adapter's labels, and their probabilities for each row.
 
-        `types` are the rows' token types, if the tokenizer gives any.
+        Args:
+          types: the rows' token types, if the tokenizer gives any.
+
+        Returns:
+          A future, which may be cancelled. Its error is an AdapterRefusedError where the adapter cannot be served, and
+          a BusyError where the engine ends before.
 
         Raises:
           UnknownAdapterError, ContextLengthError, BusyError: as for `Engine.submit`.

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 from anyio.to_thread import run_sync
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from jlora.errors import ContextLengthError
-from serve.http.errors import HttpError
+from serve.http.errors import GONE, HttpError
+from serve.http.event_stream import while_connected
 from serve.http.json_body import read_body
 from serve.http.openai_schema import ClassifyBody
 from serve.http.which_model import adapter_of, classifying_engine
 
 
-async def classify_texts(request: HttpRequest) -> JSONResponse:
+async def classify_texts(request: HttpRequest) -> Response:
     """Answers with the probability of each label for each text or pair of texts."""
     engine, classifying = request.app.state.engine, classifying_engine(request)
     body = await read_body(request, ClassifyBody)
@@ -26,7 +28,10 @@ async def classify_texts(request: HttpRequest) -> JSONResponse:
     rows = await request.app.state.prompts.from_rows(body.input)
     ids = [row.ids for row in rows]
     _require_fitting(ids, engine.context_length)
-    found = await run_sync(classifying.classify, adapter, ids, [row.types for row in rows])
+    answer = await run_sync(classifying.classify, adapter, ids, [row.types for row in rows])
+    found = await while_connected(request.receive, lambda: asyncio.wrap_future(answer))
+    if found is None:
+        return Response(status_code=GONE)
     request.scope["jlora.model"] = adapter
     data = [_row(index, found.labels, row) for index, row in enumerate(found.probabilities)]
     count = sum(map(len, ids))

@@ -6,6 +6,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 from jlora.errors import ContextLengthError
@@ -137,22 +138,33 @@ class FakeEngine(_Adapters):
 
 
 class FakeClassifier(_Adapters):
-    """Classifies by the number of tokens: each adapter has labels of its own."""
+    """Classifies by the number of tokens: each adapter has labels of its own.
+
+    Attributes:
+      answers: to all requests so far.
+      is_silent: whether it leaves requests without an answer.
+    """
 
     labels = {"mood": ("bad", "good"), "topic": ("art", "law", "sport")}  # noqa: RUF012
 
     def __init__(self) -> None:
         super().__init__(tuple(self.labels), context_length=100)
+        self.answers: list[Future[Classified]] = []
+        self.is_silent = False
 
     def classify(
         self, adapter: str, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None
-    ) -> Classified:
+    ) -> Future[Classified]:
         self._require(adapter)
         assert [len(row) for row in rows] == [len(row) for row in types or []]
         count = len(self.labels[adapter])
         best = [len(row) % count for row in rows]
         found = [[0.75 if place == one else 0.25 / (count - 1) for place in range(count)] for one in best]
-        return Classified(self.labels[adapter], found)
+        answer: Future[Classified] = Future()
+        self.answers.append(answer)
+        if not self.is_silent:
+            answer.set_result(Classified(self.labels[adapter], found))
+        return answer
 
     def counts(self) -> dict[str, float]:
         return {"running": 0}

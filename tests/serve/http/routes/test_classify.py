@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import httpx
 import pytest
 
+from serve.engine.requests import BusyError
 from tests.support.serve.fake_engine import BASE, FakeClassifier, FakeEngine
-from tests.support.serve.running import run_server
+from tests.support.serve.running import run_server, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +58,26 @@ def test_a_server_of_language_models_says_that_it_does_not_classify():
         answer = httpx.post(f"{address}/v1/classify", json={"model": "alice", "input": "a"})
     assert answer.status_code == 404
     assert "generate text" in answer.json()["error"]["message"]
+
+
+def test_a_client_that_leaves_cancels_its_rows():
+    engine = FakeClassifier()
+    engine.is_silent = True
+    with run_server(engine) as address:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{address}/v1/classify", json={"model": "mood", "input": "a"}, timeout=0.3)
+        wait_until(lambda: engine.answers[0].cancelled())
+        assert 'status="499"' in httpx.get(f"{address}/metrics").text
+
+
+def test_requests_that_wait_keep_nobody_from_other_routes():
+    engine = FakeClassifier()
+    engine.is_silent = True
+    with run_server(engine) as address, ThreadPoolExecutor(60) as executor:
+        body = {"model": "mood", "input": "a"}
+        waiting = [executor.submit(httpx.post, f"{address}/v1/classify", json=body, timeout=60) for _ in range(60)]
+        wait_until(lambda: len(engine.answers) == 60)  # more than a server has threads
+        assert httpx.get(f"{address}/health").status_code == 200
+        for answer in engine.answers:
+            answer.set_exception(BusyError("the server has ended"))
+        assert {answer.result().status_code for answer in waiting} == {429}

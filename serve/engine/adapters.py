@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,9 @@ from jlora.lora.entries import LowRank
 from serve.engine.requests import AdapterRefusedError, AdapterStatus, UnknownAdapterError
 
 logger = logging.getLogger(__name__)
+
+_MOST_READ = 4
+"""How many adapters may be read, or have been read and wait for a slot: all of them would fill the memory."""
 
 
 class StoredAdapter(NamedTuple):
@@ -89,6 +92,7 @@ class AdapterSlots:
         self._clock = itertools.count(1)
         self._records = {name: Record(name, folder) for name, folder in folders.items()}
         self._in_slot: dict[int, Record] = {}
+        self._being_read: set[Record] = set()
 
     def record(self, name: str) -> Record:
         """Returns the newest version of an adapter; raises UnknownAdapterError if there is none of the name."""
@@ -114,12 +118,23 @@ class AdapterSlots:
         self.bank = drop(put(self.bank, 0, {}, donate=True), 0, donate=True)
 
     def begin_reading(self, record: Record) -> bool:
-        """Begins to read the adapter's files unless it is in a slot; returns whether it is there or has been read."""
+        """Begins to read the adapter's files unless it is in a slot; returns whether it is there or has been read.
+
+        Where too many are being read it begins later: call it again.
+        """
         if record.slot is not None:
             return True
         if record.reading is None:
+            if len(self._being_read) >= _MOST_READ:
+                return False
             record.reading = self._reader.submit(self._read, record.folder)
+            self._being_read.add(record)
         return record.reading.done()
+
+    def stop_reading(self, *, but: Collection[Record]) -> None:
+        """Drops what has been read of adapters for which no request waits any more, all but these."""
+        for record in self._being_read.difference(but):
+            self._drop_reading(record)
 
     def acquire(self, record: Record) -> bool:
         """Takes the adapter into use if it is in a slot; else begins to load it, or goes on, and returns false.
@@ -171,16 +186,22 @@ class AdapterSlots:
             stored = record.reading.result()
             self.require_place(stored)
         except Exception as error:  # whatever a file that has changed may raise, the engine goes on
-            record.reading = None
+            self._drop_reading(record)
             if not isinstance(error, JloraError):
                 logger.exception("adapter %s: %s cannot be read", record.name, record.folder)
             raise AdapterRefusedError(f"adapter {record.name}: {error}") from error
         slot = self._free_slot()
         if slot is None:
             return False
-        record.reading = None
+        self._drop_reading(record)
         self._put(record, slot, stored)
         return True
+
+    def _drop_reading(self, record: Record) -> None:
+        if record.reading is not None:
+            record.reading.cancel()
+        record.reading = None
+        self._being_read.discard(record)
 
     def _put(self, record: Record, slot: int, stored: StoredAdapter) -> None:
         self.bank = put(self.bank, slot, stored.entries, donate=True)

@@ -91,6 +91,7 @@ class ClassifierEngine(EngineThread):
     def round(self) -> None:
         """Classifies rows that are padded to one length: of the adapter whose turn it is, and of others."""
         self._turns.remove_answered()
+        self._adapters.stop_reading(but=self._turns.records())
         first = self._next_adapter()
         if first is None:
             return

@@ -131,6 +131,7 @@ class LanguageEngine(EngineThread):
         for answer in [answer for answer in self._waiting if answer.is_cut]:
             self._waiting.remove(answer)
             answer.emit(End("cut"))
+        self._adapters.stop_reading(but=[answer.record for answer in self._waiting if answer.record is not None])
         slots_are_kept = False
         for answer in list(self._waiting):
             if len(self._reading) + len(self._rows) == self._pool.sizes.most_rows:

@@ -28,9 +28,9 @@ class AtOnce:
         return future
 
 
-def _slots(count=3, names="abcdef", read=lambda folder: StoredAdapter(ENTRIES[0])):
+def _slots(count=3, names="abcdef", read=lambda folder: StoredAdapter(ENTRIES[0]), executor=None):
     bank = make_empty_bank(CASE, slots=count)
-    return AdapterSlots(bank, read, AtOnce(), {name: Path(name) for name in names})
+    return AdapterSlots(bank, read, executor or AtOnce(), {name: Path(name) for name in names})
 
 
 def _use(slots, name):
@@ -113,6 +113,35 @@ def test_an_adapter_that_is_read_again_is_another_version():
     slots.release(slots.record("a"))
     slots.release(_use(slots, "b"))
     assert _use(slots, "a").version > first
+
+
+class Later:
+    """An executor that runs nothing."""
+
+    def submit(self, fn, *args):
+        return Future()
+
+
+def test_only_some_are_read_before_they_have_a_slot():
+    slots = _slots(count=1)
+    used = _use(slots, "a")
+    waiting = [slots.record(name) for name in "bcdef"]
+    assert [slots.begin_reading(record) for record in waiting] == [True] * 4 + [False]
+    slots.stop_reading(but=waiting[1:])  # nobody waits for b any more
+    assert slots.begin_reading(waiting[4])
+    assert waiting[0].reading is None
+    slots.release(used)
+    assert [slots.acquire(record) for record in waiting[1:]] == [True, False, False, False]
+    assert slots.begin_reading(waiting[0])  # c has a slot
+
+
+def test_what_is_no_longer_wanted_is_not_read():
+    slots = _slots(executor=Later())
+    record = slots.record("a")
+    assert not slots.begin_reading(record)
+    reading = record.reading
+    slots.stop_reading(but=[])
+    assert reading.cancelled()
 
 
 def test_each_folder_with_an_adapter_can_be_asked_for(tmp_path):

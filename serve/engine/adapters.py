@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import jax
 
 from jlora.bank.bank import Bank
-from jlora.bank.slots import drop, put, require_places
+from jlora.bank.slots import drop, put
 from jlora.errors import JloraError
 from jlora.lora.entries import LowRank
+from serve.engine.places import require_places
 from serve.engine.requests import AdapterRefusedError, AdapterStatus, UnknownAdapterError
 
 logger = logging.getLogger(__name__)

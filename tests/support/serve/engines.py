@@ -53,15 +53,15 @@ def load(index: int, **fields: Any) -> dict[str, Any]:
 
 
 PLACES = (128, 192)
-"""The sizes of an engine's memory: a request of 64 tokens fits the first, one of the whole context the second."""
+"""Sizes of an engine's memory: a prompt of at most 64 tokens fits the first, one of the whole context the second."""
 
 
-def open_tiny(adapters: int = 5, **fields: Any) -> OpenedEngine:
-    """An engine of the base with the adapters a0, a1, ..., started; its memory has two sizes, as a large one's has."""
+def open_tiny(adapters: int = 5, places: Sequence[int] = PLACES[1:], **fields: Any) -> OpenedEngine:
+    """An engine of the base with the adapters a0, a1, ..., started; `places` are the sizes of its memory."""
     folders = {f"a{index}": adapter_folder(index) for index in range(adapters)}
     options = {"slots": 2, "max_rank": 4, "rows": 4, "context": 120, "prefixes": 4} | fields
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(opening, "make_sizes", lambda rows, context: Sizes(make_sizes(rows, context).rows, PLACES))
+        patch.setattr(opening, "make_sizes", lambda rows, context: Sizes(make_sizes(rows, context).rows, tuple(places)))
         opened = opening.open_engine(ServeConfig(model=str(tiny_lm.model_folder()), name="tiny", **options), folders)
     opened.engine.start()
     return opened

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -46,9 +46,11 @@ class Metrics:
         self._tokens.labels("prompt").inc(prompt)
         self._tokens.labels("answer").inc(answer)
 
-    def forget_model(self, name: str) -> None:
-        """Drops the counts of an adapter that was unloaded, or a thousand of them would stay."""
-        self.requests.remove_by_labels({"model": name})
+    def keep_models(self, names: Collection[str]) -> None:
+        """Drops the counts of all models but these: a thousand adapters that were unloaded would stay."""
+        counted = {sample.labels["model"] for metric in self.requests.collect() for sample in metric.samples}
+        for name in counted.difference(names, [""]):
+            self.requests.remove_by_labels({"model": name})
 
 
 class _EngineCounts(Collector):

@@ -31,8 +31,11 @@ async def load_adapter(request: HttpRequest) -> JSONResponse:
 async def unload_adapter(request: HttpRequest) -> JSONResponse:
     """Forgets an adapter; answers that use it are finished."""
     name = require_adapter_name(request.path_params["name"])
-    await run_sync(request.app.state.engine.unload, name)
-    request.app.state.metrics.forget_model(name)
+    engine = request.app.state.engine
+    await run_sync(engine.unload, name)
+    # Not this one alone: an answer that was running when its adapter was unloaded is counted after that.
+    known = [status.name for status in await run_sync(engine.adapters)]
+    request.app.state.metrics.keep_models([engine.name, *known])
     return JSONResponse({"id": name, "object": "model", "deleted": True})
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from serve.http.settings import HttpSettings
 from tests.support.serve.fake_engine import BASE, FakeEngine
-from tests.support.serve.running import run_server
+from tests.support.serve.running import run_server, wait_until
 
 BAD_NAMES = ["../x", "/etc/passwd", "a/b", ".hidden", "..", "a\0b", "x" * 10_000, "x" * 129, "", " ", "é", "a\nb"]
 
@@ -153,4 +153,18 @@ def test_many_rounds_leave_nothing_in_the_metrics(client, roots):
         body = {"model": name, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}
         assert client.post("/v1/chat/completions", json=body).status_code == 200
         assert client.delete(f"/admin/adapters/{name}").status_code == 200
+    assert "round-" not in client.get("/metrics").text
+
+
+def test_an_answer_that_ends_after_its_adapter_was_unloaded_leaves_nothing_in_the_metrics(client, engine, roots):
+    engine.delay = 0.02
+    for index in range(3):
+        assert _load(client, f"round-{index}", roots[0] / "good").status_code == 200
+        body = {"model": f"round-{index}", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+        with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+            next(answer.iter_lines())
+            assert client.delete(f"/admin/adapters/round-{index}").status_code == 200
+    assert client.delete("/admin/adapters/holmes").status_code == 200
+    wait_until(lambda: not engine.running())
+    assert client.delete("/admin/adapters/alice").status_code == 200
     assert "round-" not in client.get("/metrics").text

@@ -100,4 +100,9 @@ def until(pieces: Iterable[str], stops: Sequence[str]) -> Iterator[str]:
 
 def _beginning_of_a_stop(text: str, stops: Sequence[str]) -> int:
     """Returns how many characters at the end of the text may be the beginning of a stop string."""
-    return max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+    return max((_beginning_of(stop, text) for stop in stops), default=0)
+
+
+def _beginning_of(stop: str, text: str) -> int:
+    lengths = range(min(len(stop) - 1, len(text)), 0, -1)  # the longest first: it ends the search where texts repeat
+    return next((n for n in lengths if text.endswith(stop[:n])), 0)

@@ -13,7 +13,7 @@ from jlora.bank.adapt_many import adapt_many
 from jlora.errors import ContextLengthError, JloraError
 from serve.engine.adapters import AdapterSlots, Read, Record
 from serve.engine.engine_thread import EngineThread
-from serve.engine.requests import AdapterRefusedError, BusyError, Classified, CompletionRequest, Emit
+from serve.engine.requests import AdapterRefusedError, BusyError, Classified
 from serve.engine.turns import Row, RowsRequest, Turns
 
 _SHORTEST = 32
@@ -54,13 +54,6 @@ class ClassifierEngine(EngineThread):
         for length in self.lengths:
             self._compute([], length)
         super().start()
-
-    def submit(self, request: CompletionRequest, emit: Emit) -> int:
-        """Refuses a completion: an encoder writes no text."""
-        raise AdapterRefusedError(f"{self.name}: an encoder, which classifies: POST /v1/classify")
-
-    def cancel(self, number: int) -> None:
-        """Does nothing: rows are classified too quickly to be cancelled."""
 
     def classify(
         self, adapter: str, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None

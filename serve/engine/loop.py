@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
-from jlora.errors import ContextLengthError
-from serve.engine.adapters import AdapterSlots, Read
+from jlora.errors import ContextLengthError, JloraError
+from serve.engine.adapters import AdapterSlots, Read, Record
 from serve.engine.answer import Answer
 from serve.engine.engine_thread import EngineThread
 from serve.engine.prefixes import Prefixes
@@ -56,21 +57,21 @@ class LanguageEngine(EngineThread):
 
     # Called from any thread.
 
-    def submit(self, request: CompletionRequest, emit: Emit) -> int:
-        """Takes a request, as `Engine.submit` describes."""
-        self._require_room(request)
+    def submit(self, requests: Sequence[tuple[CompletionRequest, Emit]]) -> list[int]:
+        """Takes all requests, or none, as `Engine.submit` describes."""
+        for request, _ in requests:
+            self._require_room(request)
+        if len(requests) > self._limit:
+            raise JloraError(f"expected at most {self._limit} answers at once (`waiting`), found {len(requests)}")
 
-        def begin() -> int:
+        def begin() -> list[int]:
             if self.is_ending.is_set():
                 raise BusyError("the server is ending")
-            if len(self._waiting) >= self._limit:
-                raise BusyError(f"{self._limit} requests are waiting already; try again later")
-            record = None if request.adapter is None else self._adapters.record(request.adapter)
-            if record is not None:
-                self._adapters.count_use(record)
-            answer = Answer(next(self._numbers), request, emit, record)
-            self._waiting.append(answer)
-            return answer.number
+            if len(self._waiting) + len(requests) > self._limit:
+                raise BusyError(f"{len(self._waiting)} requests are waiting, of at most {self._limit}; try again later")
+            answers = [Answer(next(self._numbers), *asked, self._record(asked[0].adapter)) for asked in requests]
+            self._waiting.extend(answers)
+            return [answer.number for answer in answers]
 
         return self.call(begin)
 
@@ -96,6 +97,14 @@ class LanguageEngine(EngineThread):
             )
 
     # Called in the engine's thread.
+
+    def _record(self, adapter: str | None) -> Record | None:
+        """Returns the record of a request's adapter, and counts the request."""
+        if adapter is None:
+            return None
+        record = self._adapters.record(adapter)
+        self._adapters.count_use(record)
+        return record
 
     def round(self) -> None:
         """Reads a piece of one prompt, and gives every row its next token."""

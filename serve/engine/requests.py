@@ -111,12 +111,15 @@ class Engine(Protocol):
     def adapters(self) -> Sequence[AdapterStatus]:
         """Returns all adapters, in the order of their names."""
 
-    def submit(self, request: CompletionRequest, emit: Emit) -> int:
-        """Takes a request and returns its number; `emit` is called until an End, which always comes.
+    def submit(self, requests: Sequence[tuple[CompletionRequest, Emit]]) -> list[int]:
+        """Takes all requests, or none, and returns their numbers.
+
+        Each one's `emit` is called until an End, which always comes.
 
         Raises:
           UnknownAdapterError: no adapter has the name.
           ContextLengthError: prompt and answer are longer than the context.
+          JloraError: more requests than may wait.
           BusyError: too many requests are waiting, or the engine is ending.
         """
 

@@ -102,14 +102,16 @@ class Answers:
         return sum(answer.tokens for answer in self._answers)
 
     async def open(self) -> None:
-        """Submits the requests, and waits for the first piece: what fails at once is an HTTP error, not a stream's.
+        """Submits all requests, and waits for the first piece: what fails at once is an HTTP error, not a stream's.
 
         Raises:
           JloraError: as `Engine.submit`; HttpError where the first answer fails.
         """
         try:
-            for answer, request in zip(self._answers, self._requests, strict=True):
-                answer.number = await run_sync(self._engine.submit, request, self._emit_to(answer))
+            emits = map(self._emit_to, self._answers)
+            numbers = await run_sync(self._engine.submit, list(zip(self._requests, emits, strict=True)))
+            for answer, number in zip(self._answers, numbers, strict=True):
+                answer.number = number
             self._first = await self._next()
         except BaseException:  # a cancelled wait, too: its client has left
             self.close()

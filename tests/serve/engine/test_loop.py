@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import jlora
-from jlora.errors import ContextLengthError
+from jlora.errors import ContextLengthError, JloraError
 from serve.engine import programs
 from serve.engine.active_adapters import replace_place, select_slots
 from serve.engine.requests import AdapterRefusedError, UnknownAdapterError
@@ -162,7 +162,7 @@ def _count_compiled():
 
 def test_an_answer_that_is_cancelled_frees_its_row(engine):
     found = Waiting()
-    number = engine.submit(request("a0", prompt(1, 5), 110), found)
+    (number,) = engine.submit([(request("a0", prompt(1, 5), 110), found)])
     assert found.has_first.wait(60)
     engine.cancel(number)
     assert found.is_over.wait(60)
@@ -174,9 +174,16 @@ def test_an_answer_that_is_cancelled_frees_its_row(engine):
 
 def test_what_cannot_be_answered_is_refused(engine):
     with pytest.raises(UnknownAdapterError, match="'nobody'"):
-        engine.submit(request("nobody", [1], 1), Waiting())
+        engine.submit([(request("nobody", [1], 1), Waiting())])
     with pytest.raises(ContextLengthError, match="at most 120 tokens together with max_tokens = 50, found 71"):
-        engine.submit(request(None, prompt(0, 71), 50), Waiting())
+        engine.submit([(request(None, prompt(0, 71), 50), Waiting())])
+    with pytest.raises(JloraError, match=r"at most 256 answers at once \(`waiting`\), found 257"):
+        engine.submit([(request(None, [1], 1), Waiting())] * 257)
+    fitting = Waiting()
+    with pytest.raises(UnknownAdapterError):
+        engine.submit([(request("a0", [1], 1), fitting), (request("nobody", [1], 1), Waiting())])
+    ask(engine, request("a0", [1], 1))
+    assert fitting.end is None  # all or none
 
 
 def test_an_adapter_that_cannot_be_read_is_an_error_and_never_the_bases_answer(own, tmp_path):
@@ -220,8 +227,7 @@ def test_nan_in_a_row_reaches_no_other(engine, length, places):
             engine._pool._memory = programs.insert(engine._pool._memory, np.int32(row), memory)
             found.append(memory.places)
 
-    engine.submit(request("a1", ids, 50), other)
-    engine.submit(request("a0", ids, 50), emit)
+    engine.submit([(request("a1", ids, 50), other), (request("a0", ids, 50), emit)])
     assert first.is_over.wait(60)
     assert other.is_over.wait(60)
     assert (found, first.end.reason) == ([places], "error")

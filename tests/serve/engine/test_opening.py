@@ -62,6 +62,6 @@ def test_an_encoder_classifies_as_pefts_does(tmp_path):
             expected[name] = theirs(torch.tensor([ids]) % 60).logits.softmax(-1).numpy()
     engine = _open(base, folders, labels=6)
     for name in folders:
-        found = engine.classify(name, [[i % 60 for i in ids]])
+        found = engine.classify(name, [[i % 60 for i in ids]]).result(60)
         np.testing.assert_allclose(found.probabilities, expected[name], rtol=1e-5, atol=1e-6)
     engine.stop(0)

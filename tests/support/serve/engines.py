@@ -103,8 +103,7 @@ class Waiting:
 def ask(engine: Any, *requests: CompletionRequest) -> list[Waiting]:
     """Submits all requests at once and waits for their ends."""
     found = [Waiting() for _ in requests]
-    for each, emit in zip(requests, found, strict=True):
-        engine.submit(each, emit)
+    engine.submit(list(zip(requests, found, strict=True)))
     for emit in found:
         assert emit.is_over.wait(120)
     return found

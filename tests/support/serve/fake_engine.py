@@ -90,12 +90,16 @@ class FakeEngine(_Adapters):
         self.fails: End | None = None
         self._running: dict[int, threading.Event] = {}
 
-    def submit(self, request: CompletionRequest, emit: Emit) -> int:
-        self._require(request.adapter)
-        if len(request.ids) + request.max_tokens > self.context_length:
-            raise ContextLengthError(f"expected at most {self.context_length} tokens")
-        if len(self._running) >= self.most:
+    def submit(self, requests: Sequence[tuple[CompletionRequest, Emit]]) -> list[int]:
+        for request, _ in requests:
+            self._require(request.adapter)
+            if len(request.ids) + request.max_tokens > self.context_length:
+                raise ContextLengthError(f"expected at most {self.context_length} tokens")
+        if len(self._running) + len(requests) > self.most:
             raise BusyError(f"expected at most {self.most} requests at once")
+        return [self._begin(*asked) for asked in requests]
+
+    def _begin(self, request: CompletionRequest, emit: Emit) -> int:
         number = len(self.submitted)
         self.submitted.append(request)
         self._running[number] = threading.Event()

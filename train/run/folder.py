@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from jlora.errors import FileError, JloraError, RunFolderError
 from jlora.files.bounded_json import read_json
+from jlora.files.replace_file import replace_file
 from jlora.printable import counted
 from train.config import dotted_keys, yaml12
 from train.config.command import Flags
@@ -209,10 +210,10 @@ def _write_whole(path: Path, text: str) -> None:
     unfinished = path.with_name(path.name + _UNFINISHED)
     try:
         unfinished.write_text(text, encoding="utf-8")
+        replace_file(unfinished, path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
-    unfinished.replace(path)
 
 
 def _list_allowed_changes(file: Path, config: RunConfig) -> dict[str, str]:

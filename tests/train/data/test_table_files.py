@@ -249,7 +249,11 @@ DEEP, LONG = "[" * 100_000, "9" * 5000
         ("a.json", DEEP, "JSON that cannot be read: maximum recursion"),
         ("a.json", f'[{{"text": {LONG}}}]', "JSON that cannot be read: Exceeds the limit"),
         ("a.jsonl", f'{{"text": {DEEP}}}', r"data row 1: JSON that cannot be read \(maximum recursion"),
-        ("a.jsonl", f'{{"text": "a"}}\n{{"text": {LONG}}}', r"data row 2: JSON that cannot be read \(Exceeds the limit"),
+        (
+            "a.jsonl",
+            f'{{"text": "a"}}\n{{"text": {LONG}}}',
+            r"data row 2: JSON that cannot be read \(Exceeds",
+        ),
         ("a.jsonl", '[\n{"text": "a"}\n]', r"data row 1: not JSON .* one list of objects must end in \.json$"),
         ("a.jsonl", '[{"text": "a"}, {"text": "b"}]', r"data row 1: expected an object .* must end in \.json$"),
     ],

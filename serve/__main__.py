@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jlora.closed_pipe import end_quietly
 from jlora.errors import JloraError
 
 logger = logging.getLogger("serve")
@@ -128,4 +129,4 @@ def _say_where(config: Any, folders: dict[str, Path]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(end_quietly(lambda: main(sys.argv[1:])))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jlora
+from jlora.closed_pipe import end_quietly
 from jlora.errors import JloraError
 from jlora.files.atomic_folder import whole_folder
 from jlora.generation.open_model import open_language_model
@@ -112,4 +113,4 @@ def _write_for_vllm(out: Path, adapted: Adapted, tokenizer: PreTrainedTokenizerB
 
 if __name__ == "__main__":
     keep_torch_from_transformers()
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(end_quietly(lambda: main(sys.argv[1:])))

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from jlora.closed_pipe import end_quietly
 from jlora.errors import JloraError
 from jlora.files.path_checks import as_path
 from jlora.pretrained.locate import settle_hub
@@ -152,4 +153,4 @@ def _write(path: Path, columns: dict[str, list[Any]], logits: np.ndarray, labels
 
 if __name__ == "__main__":
     keep_torch_from_transformers()
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(end_quietly(lambda: main(sys.argv[1:])))

@@ -99,8 +99,9 @@ def open_safetensors(file: Path) -> dict[str, StoredTensor]:
     too: `StoredTensor.require_float` refuses these.
 
     Raises:
-      FileError: there is no such file; a link out of the file's folder; a header that is incomplete or too large, has a duplicate key, or
-        whose tensors do not fill the file without gaps; an entry without exactly dtype, shape and data_offsets.
+      FileError: there is no such file; a link out of the file's folder; a header that is incomplete or too large, has a
+        duplicate key, or whose tensors do not fill the file without gaps; an entry without exactly dtype, shape and
+        data_offsets.
     """
     if not file.is_file():
         found = "a folder; name a file in it" if file.is_dir() else "no such file; check the path, or copy it there"

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ON_DISK = {
-    "__main__",
+    "__main__", "closed_pipe",
     "files.atomic_folder", "files.bounded_json", "files.drop_oldest", "files.nearest_file", "files.path_checks",
     "files.replace_file", "files.run_folder", "files.safetensors_reader",
     "generation.open_model", "generation.stored_vocabulary",

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import errno
 import io
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
 
+from jlora.closed_pipe import silence_closed
 from jlora.errors import JloraError
 from jlora.files.atomic_folder import DISK_FULL
 from jlora.printable import printable
@@ -37,7 +36,8 @@ def exit_code(work: Callable[[], None], *, verbose: bool = False, interrupted: s
     except MemoryError as error:
         return _said(f"error: out of memory: {error}. Ask for less at once, or use a larger machine", 2)
     except BrokenPipeError:
-        _silence(sys.stdout)
+        if not silence_closed():
+            raise
     except OSError as error:
         if error.errno in DISK_FULL:
             return _said(f"error: {error}: free disk space, or name a folder that can be written", 2)
@@ -62,23 +62,15 @@ def show(text: str) -> None:
     try:
         print(printable(text), flush=True)
     except BrokenPipeError:
-        _silence(sys.stdout)
+        silence_closed()
 
 
 def _said(text: str, code: int) -> int:
     try:
         print(printable(text), file=sys.stderr, flush=True)
     except BrokenPipeError:  # `2>&1 | tee` ends with the Ctrl-C that ended us
-        _silence(sys.stderr)
+        silence_closed()
     return code
-
-
-def _silence(stream: TextIO) -> None:
-    """Redirects a closed pipe to /dev/null: its reader (such as `head`) has quit.
-
-    Python would otherwise exit with code 120 when it cannot flush the rest.
-    """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def require_new_file(flag: str, file: Path, overwrite: bool) -> None:

@@ -77,16 +77,21 @@ def tokenize(
     return tokens
 
 
-def _without_padding(tokenizer: PreTrainedTokenizerBase, max_length: int, pairs: bool) -> Tokenizer:
-    """Copies the Rust tokenizer, with this truncation and no padding in place of those in tokenizer.json."""
-    if not tokenizer.is_fast:
-        raise JloraError(f"{tokenizer.name_or_path}: expected a fast tokenizer, found a slow one")
+def require_length(max_length: int, tokenizer: PreTrainedTokenizerBase, *, pairs: bool) -> None:
+    """Raises JloraError if rows, or pairs, cannot be cut to `max_length`, with `data.max_length` in its message."""
     special = tokenizer.num_special_tokens_to_add(pair=pairs)
     if not special < max_length <= tokenizer.model_max_length:
         raise JloraError(
             f"data.max_length={max_length}: expected more than the {special} special tokens of a row "
             f"and at most the tokenizer's {tokenizer.model_max_length}"
         )
+
+
+def _without_padding(tokenizer: PreTrainedTokenizerBase, max_length: int, pairs: bool) -> Tokenizer:
+    """Copies the Rust tokenizer, with this truncation and no padding in place of those in tokenizer.json."""
+    if not tokenizer.is_fast:
+        raise JloraError(f"{tokenizer.name_or_path}: expected a fast tokenizer, found a slow one")
+    require_length(max_length, tokenizer, pairs=pairs)
     fast: Tokenizer = copy.deepcopy(tokenizer.backend_tokenizer)
     fast.no_padding()
     fast.enable_truncation(max_length, strategy="longest_first", direction=tokenizer.truncation_side)

@@ -11,6 +11,7 @@ from pathlib import Path
 from jlora.closed_pipe import silence_closed
 from jlora.errors import JloraError
 from jlora.files.atomic_folder import DISK_FULL
+from jlora.files.run_folder import is_run
 from jlora.printable import printable
 from train.cli.progress import configure_logging
 from train.cli.signals import Stopped
@@ -88,12 +89,14 @@ def _require_no_file_above(flag: str, path: Path) -> None:
 
 
 def require_new(folder: Path, overwrite: bool) -> None:
-    """Raises JloraError if `folder` is a file, or is not empty and `overwrite` is false.
+    """Raises JloraError if `folder` is a file, a run's folder, or not empty and `overwrite` is false.
 
     The message names `--out`, the folder and what to do.
     """
     if folder.is_file():
         raise JloraError(f"--out: {folder}: expected the name of a folder, found a file; name another place")
     _require_no_file_above("--out", folder)
+    if is_run(folder):
+        raise JloraError(f"--out: {folder}: is the folder of a run, which --overwrite would mix up; name another place")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise JloraError(f"--out: {folder}: expected a new or empty folder; --overwrite writes into this one")

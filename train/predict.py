@@ -27,7 +27,7 @@ from train.classify.classifier import open_trained
 from train.classify.config import Config, DataConfig
 from train.classify.data.labels import Labels, encode_labels
 from train.classify.data.splits import Split, make_split
-from train.classify.data.tokens import require_length
+from train.classify.data.tokens import require_fitting_length
 from train.classify.evaluate import scores
 from train.classify.predictions import format_prediction
 from train.cli import arguments
@@ -72,7 +72,7 @@ def _predict(options: argparse.Namespace) -> None:
         tables = read_tables(options.input, "test", config)
         rows = make_split(tables, config, "test", labelled=options.evaluate)
         source = open_trained(options.model, options.base)
-        require_length(config.max_length, source.tokenizer, pairs=rows.text_pair is not None)
+        require_fitting_length(config.max_length, source.tokenizer, pairs=rows.text_pair is not None)
     with working(f"reading {options.model}"):
         trained = source.load()
     # Raises for wrong labels before anything is computed.

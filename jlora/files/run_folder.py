@@ -8,7 +8,7 @@ from jlora.errors import FileError
 from jlora.files.bounded_json import read_json
 
 MARKS = (".lock", "manifest.json", "environment.json")
-"""Files beside config.yaml that a run writes, and no user."""
+"""Files that a run writes, and no user, into the folder that has its config.yaml."""
 _MODEL, _ADAPTER = "config.json", "adapter_config.json"
 
 

@@ -27,6 +27,8 @@ def measure(value: Any, most: float = math.inf, known: dict[int, int] | None = N
         return len(value)
     if isinstance(value, int):
         return 8 + (value.bit_length() >> 4)
+    if isinstance(value, float):
+        return 100  # writing a large or a long one takes 10 microseconds
     parts = list_parts(value)
     if parts is None:
         return 8

@@ -77,7 +77,7 @@ def tokenize(
     return tokens
 
 
-def require_length(max_length: int, tokenizer: PreTrainedTokenizerBase, *, pairs: bool) -> None:
+def require_fitting_length(max_length: int, tokenizer: PreTrainedTokenizerBase, *, pairs: bool) -> None:
     """Raises JloraError if rows, or pairs, cannot be cut to `max_length`, with `data.max_length` in its message."""
     special = tokenizer.num_special_tokens_to_add(pair=pairs)
     if not special < max_length <= tokenizer.model_max_length:
@@ -91,7 +91,7 @@ def _without_padding(tokenizer: PreTrainedTokenizerBase, max_length: int, pairs:
     """Copies the Rust tokenizer, with this truncation and no padding in place of those in tokenizer.json."""
     if not tokenizer.is_fast:
         raise JloraError(f"{tokenizer.name_or_path}: expected a fast tokenizer, found a slow one")
-    require_length(max_length, tokenizer, pairs=pairs)
+    require_fitting_length(max_length, tokenizer, pairs=pairs)
     fast: Tokenizer = copy.deepcopy(tokenizer.backend_tokenizer)
     fast.no_padding()
     fast.enable_truncation(max_length, strategy="longest_first", direction=tokenizer.truncation_side)

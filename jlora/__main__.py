@@ -10,9 +10,15 @@ import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+from jlora.closed_pipe import end_quietly
+
 
 def main() -> int:
     """Runs `jlora COMMAND ...` with the arguments in `sys.argv` and returns its exit code."""
+    return end_quietly(_run)
+
+
+def _run() -> int:
     if sys.argv[1:2] == ["serve"]:
         return importlib.import_module(f"{load_package('serve')}.__main__").main(sys.argv[2:])
     return importlib.import_module(f"{load_package('train')}.console").main(sys.argv[1:])

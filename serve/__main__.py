@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jlora.closed_pipe import end_quietly
 from jlora.errors import JloraError
 
 if TYPE_CHECKING:
@@ -145,4 +146,4 @@ def _say_where(config: ServeConfig, port: int, folders: dict[str, Path]) -> None
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(end_quietly(lambda: main(sys.argv[1:])))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jlora.__main__ import load_package
+from jlora.closed_pipe import end_quietly
 from train.cli import arguments
 from train.cli.commands import COMMANDS, SERVING, TRAINING
 from train.cli.exit_codes import exit_code, show
@@ -162,4 +163,4 @@ def _short(meaning: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(end_quietly(lambda: main(sys.argv[1:])))

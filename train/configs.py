@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jlora.closed_pipe import end_quietly
 from jlora.errors import JloraError
 from train.cli import arguments
 from train.cli.exit_codes import exit_code, show
@@ -61,4 +62,4 @@ def _copy(file: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(end_quietly(lambda: main(sys.argv[1:])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import jlora
 from jlora.errors import nearest
@@ -27,7 +28,8 @@ def main(argv: Sequence[str]) -> int:
         print(f"jlora {jlora.__version__}")
         return 0
     if name not in COMMANDS:
-        print(f"error: jlora {name}: no such command{nearest(name, COMMANDS)}\n{_help()}", file=sys.stderr)
+        with suppress(BrokenPipeError):
+            print(f"error: jlora {name}: no such command{nearest(name, COMMANDS)}\n{_help()}", file=sys.stderr)
         return 2
     if name in TRAINING:
         return importlib.import_module(f"{__package__}.{name}.__main__").main(argv[1:], alone=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jlora
+from jlora.closed_pipe import end_quietly
 from jlora.errors import JloraError
 from jlora.files.atomic_folder import whole_folder
 from jlora.generation.open_model import open_language_model
@@ -19,7 +20,7 @@ from jlora.peft.base_model import base_of
 from jlora.pretrained.locate import settle_hub
 from jlora.pretrained.source import PretrainedSource
 from train.artifacts.merge_for_export import write_merged
-from train.classify.classifier import load_adapted
+from train.classify.classifier import TrainedSource
 from train.cli import arguments
 from train.cli.exit_codes import exit_code, require_new, require_new_file
 from train.cli.signs_of_life import working
@@ -81,7 +82,7 @@ def _open_adapted(folder: Path, base: str, quantize: Any) -> tuple[Adapted, PreT
         return language.adapted, language.tokenizer
     if quantize is not None:
         raise JloraError(f"--quantize: expected none for a classifier, whose base is not quantized; found {quantize}")
-    trained = load_adapted(folder, source)
+    trained = TrainedSource(source, folder).load()
     return trained.adapted, trained.tokenizer
 
 
@@ -112,4 +113,4 @@ def _write_for_vllm(out: Path, adapted: Adapted, tokenizer: PreTrainedTokenizerB
 
 if __name__ == "__main__":
     keep_torch_from_transformers()
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(end_quietly(lambda: main(sys.argv[1:])))

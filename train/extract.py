@@ -15,6 +15,7 @@ import jax
 
 import jlora
 from jlora.algebra.extract import extract, outside
+from jlora.closed_pipe import end_quietly
 from jlora.errors import FileError, JloraError
 from jlora.generation.open_model import causal_config
 from jlora.lora.adapted_model import Adapted
@@ -251,4 +252,4 @@ def _say_where(folder: Path, task: str | None) -> None:
 
 if __name__ == "__main__":
     keep_torch_from_transformers()
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(end_quietly(lambda: main(sys.argv[1:])))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import jax
 
+from jlora.closed_pipe import end_quietly
 from jlora.errors import JloraError
 from jlora.generation.chat import chat_ids
 from jlora.generation.detokenize import decode_stream, until
@@ -176,4 +177,4 @@ def _chat_ids(language: LanguageModel, messages: list[dict[str, str]]) -> list[i
 
 if __name__ == "__main__":
     keep_torch_from_transformers()
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(end_quietly(lambda: main(sys.argv[1:])))

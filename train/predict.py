@@ -16,15 +16,18 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from jlora.closed_pipe import end_quietly
 from jlora.errors import JloraError
 from jlora.files.path_checks import as_path
+from jlora.files.run_folder import is_run
 from jlora.pretrained.locate import settle_hub
 from jlora.printable import counted
 from train.classify import metrics
-from train.classify.classifier import load_trained
+from train.classify.classifier import open_trained
 from train.classify.config import Config, DataConfig
 from train.classify.data.labels import Labels, encode_labels
 from train.classify.data.splits import Split, make_split
+from train.classify.data.tokens import require_fitting_length
 from train.classify.evaluate import scores
 from train.classify.predictions import format_prediction
 from train.cli import arguments
@@ -36,7 +39,6 @@ from train.config.validate import describe_mismatch, flatten
 from train.data.read_tables import read_tables
 from train.data.table_files import Table
 from train.devices.compilation import use_compilation_cache
-from train.run.folder import is_run
 from train.sources.overwrite import require_kept
 
 logger = logging.getLogger(__name__)
@@ -69,8 +71,10 @@ def _predict(options: argparse.Namespace) -> None:
     with _keys_as_flags():  # before the model, which takes longer
         tables = read_tables(options.input, "test", config)
         rows = make_split(tables, config, "test", labelled=options.evaluate)
+        source = open_trained(options.model, options.base)
+        require_fitting_length(config.max_length, source.tokenizer, pairs=rows.text_pair is not None)
     with working(f"reading {options.model}"):
-        trained = load_trained(options.model, options.base)
+        trained = source.load()
     # Raises for wrong labels before anything is computed.
     encoded = encode_labels(rows, trained.labels, "test") if options.evaluate else None
     with working(f"labelling {counted(len(rows), 'row')}"):
@@ -152,4 +156,4 @@ def _write(path: Path, columns: dict[str, list[Any]], logits: np.ndarray, labels
 
 if __name__ == "__main__":
     keep_torch_from_transformers()
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(end_quietly(lambda: main(sys.argv[1:])))

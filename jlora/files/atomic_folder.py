@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from jlora.files.replace_file import replace_file, write_folder_to_disk
+
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 """Error numbers of a disk that cannot be written: full, over quota or read-only."""
 
@@ -46,7 +48,9 @@ def whole_folder(
         for file in sorted(partial.iterdir(), key=lambda file: file.name in last):
             if file.is_dir():
                 shutil.rmtree(folder / file.name, ignore_errors=True)
-            file.replace(folder / file.name)
+            replace_file(file, folder / file.name)
+        if is_new:
+            write_folder_to_disk(folder.parent)
     except Exception as error:
         number = _number(error)
         if number is None or number not in DISK_FULL:

@@ -36,7 +36,7 @@ def parse_json(text: bytes, file: Path) -> dict[str, Any]:
     Raises FileError, which begins with `file`, if it is not JSON, not an object or has a duplicate key.
     """
     try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_said_once)
+        value = json.loads(text.decode("utf-8"), object_pairs_hook=refuse_duplicates)
     except (ValueError, RecursionError) as error:
         raise FileError(f"{file}: expected JSON; found: {error}") from error
     if not isinstance(value, dict):
@@ -44,8 +44,11 @@ def parse_json(text: bytes, file: Path) -> dict[str, Any]:
     return value
 
 
-def _said_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Refuses duplicate keys: some readers take the first value, others the last."""
+def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Makes an object of its keys and values: `json.loads(text, object_pairs_hook=refuse_duplicates)`.
+
+    Raises ValueError for a duplicate key, because some readers take the first value and others the last.
+    """
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:

@@ -7,9 +7,17 @@ from pathlib import Path
 from jlora.errors import FileError
 from jlora.files.bounded_json import read_json
 
-_MARKS = ("config.yaml", "manifest.json")
-"""Files that every run writes, and that no folder of a model or an adapter has."""
+MARKS = (".lock", "manifest.json", "environment.json")
+"""Files that a run writes, and no user, into the folder that has its config.yaml."""
 _MODEL, _ADAPTER = "config.json", "adapter_config.json"
+
+
+def is_run(folder: Path) -> bool:
+    """Returns whether a run, and not a user, wrote the folder's config.yaml.
+
+    So it is if there is one, and any of .lock, manifest.json and environment.json too.
+    """
+    return (folder / "config.yaml").is_file() and any((folder / name).exists() for name in MARKS)
 
 
 def say_what_is_inside(folder: Path, *, name: str, file: str) -> str:
@@ -34,7 +42,7 @@ def say_what_is_inside(folder: Path, *, name: str, file: str) -> str:
 
 def say_what_run_has(folder: Path, *, name: str, file: str) -> str:
     """Returns what `say_what_is_inside` does for the folder of a run; "" for any other."""
-    if not all((folder / mark).is_file() for mark in _MARKS):
+    if not is_run(folder):
         return ""
     if (folder / name / file).is_file():
         return f". This is the folder of a run: give {folder / name}"

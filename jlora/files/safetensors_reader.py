@@ -98,15 +98,19 @@ class StoredTensor:
 
 
 def open_safetensors(file: Path) -> dict[str, StoredTensor]:
-    """Opens an existing file and returns {key: tensor}; reads only the header.
+    """Opens a file and returns {key: tensor}; reads only the header.
 
     The file's metadata (`__metadata__`) is left out. Tensors of dtypes that cannot be read, such as "I64", are listed
     too: `StoredTensor.require_float` refuses these.
 
     Raises:
-      FileError: a link out of the file's folder; a header that is incomplete or too large, has a duplicate key, or
-        whose tensors do not fill the file without gaps; an entry without exactly dtype, shape and data_offsets.
+      FileError: there is no such file; a link out of the file's folder; a header that is incomplete or too large, has a
+        duplicate key, or whose tensors do not fill the file without gaps; an entry without exactly dtype, shape and
+        data_offsets.
     """
+    if not file.is_file():
+        found = "a folder; name a file in it" if file.is_dir() else "no such file; check the path, or copy it there"
+        raise FileError(f"{file}: expected a safetensors file; found {found}")
     require_own(file)
     entries, begin = _header(file)
     tensors = {key: _tensor(file, key, entry, begin) for key, entry in entries.items()}

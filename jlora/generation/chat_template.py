@@ -69,23 +69,29 @@ class ChatTemplate:
           turns: the chat's turns, or the first of them: these are written.
 
         Raises:
-          JloraError: the template cannot be compiled, or fails on the chat; its error is quoted.
+          JloraError: the template cannot be compiled, fails on the chat, or takes too long (`template_limits`); its
+            error is quoted.
         """
+        compiled = self._compile(chat)
         try:
-            written = self._render(chat, turns, call)
+            written = self._render(compiled, chat, turns, call)
         except Exception as error:  # a template's expressions raise whatever Python's do
             # Some templates, such as DeepSeek's, concatenate arguments as text, as OpenAI's API sends them.
             if not (isinstance(error, TypeError) and any("tool_calls" in turn for turn in turns)):
                 raise self._error(chat, error) from error
             try:
-                written = self._render(chat, _with_arguments_as_text(turns), call)
+                written = self._render(compiled, chat, _with_arguments_as_text(turns), call)
             except Exception as error:
                 raise self._error(chat, error) from error
         require_text(written.text, f"{chat.where}: what the chat template of {self.source} writes")
         return written
 
     def unread(self, chat: TemplateVariables) -> set[str]:
-        """Returns the keys of the chat's turns, its variables and `tools` that the template does not name."""
+        """Returns the keys of the chat's turns, its variables and `tools` that the template does not name.
+
+        Raises:
+          JloraError: the template cannot be compiled.
+        """
         names, keys = self._compile(chat).names, {key for turn in chat.turns for key in turn} - {"role", "content"}
         if names.intersection(_READ):
             keys -= set(_REASONING)
@@ -96,9 +102,12 @@ class ChatTemplate:
         return _GENERATION_TAG.search(self.tokenizer.get_chat_template(tools=chat.tools)) is not None
 
     def _compile(self, chat: TemplateVariables) -> Compiled:
-        return compile_template(self.tokenizer.get_chat_template(tools=chat.tools))
+        try:
+            return compile_template(self.tokenizer.get_chat_template(tools=chat.tools))
+        except Exception as error:  # Python's compiler raises what it does, such as MemoryError
+            raise self._error(chat, error) from error
 
-    def _render(self, chat: TemplateVariables, turns: list[Turn], call: bool) -> Rendered:
+    def _render(self, compiled: Compiled, chat: TemplateVariables, turns: list[Turn], call: bool) -> Rendered:
         variables = {
             **self.tokenizer.special_tokens_map,
             **chat.variables,
@@ -106,10 +115,12 @@ class ChatTemplate:
             "tools": chat.tools,
             "add_generation_prompt": call,
         }
-        return render(self._compile(chat).template, {"documents": None} | variables, self.day)
+        return render(compiled.template, {"documents": None} | variables, self.day)
 
     def _error(self, chat: TemplateVariables, error: Exception) -> JloraError:
         said = str(error) if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, RecursionError):
+            said = "its calls or values are nested too deeply. Give the tokenizer another chat template"
         return JloraError(f"{chat.where}: the chat template of {self.source} refuses this chat: {said}")
 
 

@@ -16,8 +16,11 @@ import jinja2
 import jinja2.ext
 from jinja2 import nodes
 
-from jlora.generation.template_limits import LimitedEnvironment
+from jlora.generation.template_limits import STEP, LimitedEnvironment
+from jlora.generation.template_sizes import estimate_hashing
 
+_LONGEST = 100_000
+"""Characters of a template, which take seconds to compile if all are tags. The longest in use have 20,000."""
 Span = tuple[int, int]
 """(index of the first character, index after the last)."""
 
@@ -52,14 +55,17 @@ def compile_template(source: str) -> Compiled:
     """Compiles the text of a Jinja template, in which `{% generation %}` is a tag too.
 
     Raises:
-      jinja2.TemplateSyntaxError: `source` is not a template. Python's compiler may raise exceptions of other types.
+      jinja2.TemplateSyntaxError: `source` is not a template, or has more than 100,000 characters. Python's compiler may
+        raise exceptions of other types.
     """
+    if len(source) > _LONGEST:
+        raise jinja2.TemplateSyntaxError(f"it has {len(source):,} characters; expected at most {_LONGEST:,}", 1)
     environment = _Environment()
     tree = environment.parse(source)
     names = {node.name for node in tree.find_all(nodes.Name)} | {node.attr for node in tree.find_all(nodes.Getattr)}
     names |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
     names |= {node.key for node in tree.find_all(nodes.Keyword)}
-    return Compiled(environment.from_string(source), frozenset(names))
+    return Compiled(environment.from_string(tree), frozenset(names))
 
 
 def render(template: jinja2.Template, variables: Mapping[str, Any], day: datetime.date) -> Rendered:
@@ -71,15 +77,15 @@ def render(template: jinja2.Template, variables: Mapping[str, Any], day: datetim
       day: what `strftime_now(format)` in the template formats, at midnight.
 
     Raises:
-      jinja2.TemplateError: the template calls `raise_exception`, or takes more than 5,000,000 steps, or these make more
-        than 50,000,000 characters. Its expressions may raise exceptions of any other type.
+      jinja2.TemplateError: the template calls `raise_exception`, or takes more work than `template_limits.MOST_WORK`.
+        Its expressions may raise exceptions of any other type.
     """
     environment: Any = template.environment
     environment.begin(day)
     for piece in template.generate(**variables):
         environment.pieces.append(piece)
         environment.length += len(piece)
-        environment.spend(size=len(piece))
+        environment.spend(STEP + len(piece))
     return Rendered("".join(environment.pieces), tuple(environment.generated))
 
 
@@ -88,11 +94,11 @@ class _Environment(LimitedEnvironment):
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols])
-        self.filters["tojson"] = self._count_calls("tojson", _tojson)
+        self.filters["tojson"] = self.count_filter("tojson", _tojson)
         self.globals |= {
             "raise_exception": _raise_exception,
-            "strftime_now": lambda form: datetime.datetime.combine(self.day, datetime.time()).strftime(form),
-            "dict": _Dict(),
+            "strftime_now": lambda form: _format_day(self.day, form),
+            "dict": _Dict(self.spend),
             "namespace": _Namespace,
         }
         self.begin(datetime.date.min)
@@ -124,10 +130,15 @@ class _Generation(jinja2.ext.Extension):
 class _Dict:
     """`dict` without the attributes of the type."""
 
+    def __init__(self, spend: Callable[[int], None]) -> None:
+        self._spend = spend
+
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        self._spend(sum(map(estimate_hashing, args)))
         return dict(*args, **kwargs)
 
     def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        self._spend(sum(map(estimate_hashing, args[:1])))
         return dict.fromkeys(*args)
 
 
@@ -144,10 +155,19 @@ class _Namespace(jinja2.utils.Namespace):
         _require_plain(name)
         super().__setitem__(name, value)
 
+    def __repr__(self) -> str:
+        return "<namespace>"  # it may contain itself
+
 
 def _require_plain(name: Any) -> None:
     if isinstance(name, str) and name.startswith("_"):
         raise jinja2.exceptions.SecurityError(f"a namespace has no names with a leading underscore, such as {name!r}")
+
+
+def _format_day(day: datetime.date, form: str) -> str:
+    if len(form) > 1000:  # C's function may need hundreds of times its length
+        raise jinja2.TemplateError("it formats the day with more than 1,000 characters")
+    return datetime.datetime.combine(day, datetime.time()).strftime(form)
 
 
 def _raise_exception(message: str) -> None:

@@ -63,7 +63,7 @@ def is_tied_in_peft(config: LoraConfig, keys: Iterable[str]) -> bool:
     return named or any(f".{HEAD}." in key for key in keys)
 
 
-def naming_head(config: LoraConfig, embedding: str, *, whole: bool) -> LoraConfig:
+def naming_head(config: LoraConfig, *, whole: bool) -> LoraConfig:
     """Adds the head's name, "lm_head", to the configuration if PEFT would not tie head and embedding without it.
 
     A configuration with `ensure_weight_tying` that names `lm_head` or `embed_tokens` is returned as it is.

@@ -38,8 +38,8 @@ def _tied(config: LoraConfig, adapter: Adapter) -> LoraConfig:
     """Sets `ensure_weight_tying` if the adapter has a tied embedding, and names the head if PEFT needs that."""
     tied = {path: entry for path, entry in adapter.items() if not isinstance(entry, Rows) and entry.tied}
     config = dataclasses.replace(config, ensure_weight_tying=bool(tied))
-    for path, entry in tied.items():
-        config = naming_head(config, module_names(path, None)[0], whole=isinstance(entry, Full))
+    for entry in tied.values():
+        config = naming_head(config, whole=isinstance(entry, Full))
     return config
 
 

@@ -9,6 +9,7 @@ import anyio
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request as HttpRequest
 
+from jlora.files.bounded_json import refuse_duplicates
 from serve.http.errors import HttpError
 
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
@@ -73,7 +74,7 @@ def _require_small(length: str, largest: int) -> None:
 
 def _parse_json(body: bytes) -> Any:
     try:
-        value = json.loads(body.decode("utf-8"))
+        value = json.loads(body.decode("utf-8"), object_pairs_hook=refuse_duplicates)
         # JSON may escape half a character (\ud800), which no UTF-8 and so no response can hold.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:

@@ -178,6 +178,13 @@ for file in sorted(Path(sys.argv[1]).iterdir()):
     assert found == expected, done.stderr
 
 
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(JloraError, match=r"none\.safetensors: expected a safetensors file; found no such file; check"):
+        open_safetensors(tmp_path / "none.safetensors")
+    with pytest.raises(JloraError, match="found a folder; name a file in it"):
+        open_safetensors(tmp_path)
+
+
 INDEXES = {
     "another folder": "../model-1.safetensors",
     "an absolute path": "/etc/passwd",

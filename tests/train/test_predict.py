@@ -103,6 +103,19 @@ def test_errors_name_the_flags_of_this_command(tmp_path, capsys):
         assert "data." not in shown.replace(str(file), "")
 
 
+def test_a_length_that_the_tokenizer_lacks_is_refused_before_the_model_is_read(tmp_path, capsys):
+    shutil.copytree(tiny.finished_run() / "merged", tmp_path / "merged")
+    (tmp_path / "merged" / "model.safetensors").write_bytes(b"never read")
+    settings = json.loads((tmp_path / "merged" / "tokenizer_config.json").read_text())
+    (tmp_path / "merged" / "tokenizer_config.json").write_text(json.dumps(settings | {"model_max_length": 32}))
+    file = _write(tmp_path / "in.csv", ["text"], [["good"]])
+    argv = ["--model", tmp_path / "merged", "--input", file, "--output", tmp_path / "out.csv", "--max-length", 33]
+    assert _call(*argv) == 2
+    shown = capsys.readouterr().err
+    assert "error: --max-length 33: expected more than the 2 special tokens of a row and at most" in shown
+    assert "data." not in shown
+
+
 def test_pairs_columns_and_names_are_those_of_the_run(tmp_path, capsys):
     rows = [[text, text[::-1], ("neg", "pos")[label], "x"] for text, label in tiny.texts(24)]
     columns_of_the_input = ["first", "second", "mark", "text"]

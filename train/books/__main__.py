@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jlora.closed_pipe import end_quietly
 from jlora.errors import FileError
 from jlora.files.atomic_folder import whole_folder
 from jlora.pretrained.locate import local_path
@@ -82,4 +83,4 @@ def _write(path: Path, chats: Sequence[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(end_quietly(lambda: main(sys.argv[1:])))

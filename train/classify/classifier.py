@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import reprlib
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -65,7 +65,47 @@ class Trained:
         return logits_of(step, prepared, buckets, min(batch_size, len(rows)))
 
 
-def load_trained(folder: str | Path, base: str | None = None) -> Trained:
+@dataclasses.dataclass(frozen=True)
+class TrainedSource:
+    """A trained classifier whose weights are not read yet.
+
+    Attributes:
+      base: the merged model, or the base of the adapter.
+      adapter: the adapter's folder in PEFT's format, with adapter_config.json; None if it is merged.
+    """
+
+    base: PretrainedSource
+    adapter: Path | None
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the adapter's folder if it has one (tokenizer_config.json), else the base's."""
+        own = self.adapter if self.adapter and (self.adapter / "tokenizer_config.json").is_file() else None
+        return (self.base if own is None else PretrainedSource(own)).tokenizer
+
+    def load(self) -> Trained:
+        """Reads the weights.
+
+        Class names of an adapter come from the `labels.json` of its folder, if it has one. Without that file, the
+        adapter's head says how many classes there are, and without a head the base's config.
+
+        Raises:
+          AdapterMismatchError: the adapter does not fit the base, or neither of them has the head.
+          FileError: a file is missing or damaged.
+          JloraError: the model is not a classifier.
+        """
+        if self.adapter is None:
+            model = build(classifier_config(self.base))
+            return Trained(Adapted(model, load_weights(model, self.base), {}, None), self.tokenizer, _labels(model))
+        model = build(classifier_config(self.base, **_read_labels(self.adapter)))
+        # The adapter brings the head that the base lacks, and replaces these random values.
+        weights = load_weights(model, self.base, key=jax.random.key(0), new_head=True)
+        adapter, config = jlora.load_adapter(self.adapter, weights, model.apply, example_batch(model.config))
+        _require_heads(self.adapter, self.base.name, new_heads(model, self.base, new_head=True), adapter)
+        return Trained(Adapted(model, weights, adapter, config), self.tokenizer, _labels(model))
+
+
+def open_trained(folder: str | Path, base: str | None = None) -> TrainedSource:
     """Opens a run folder (its merged/, or else its adapter/), a merged folder or an adapter folder.
 
     The first of `folder`, its merged/ and its adapter/ that has an adapter_config.json or a config.json is opened. A
@@ -77,21 +117,15 @@ def load_trained(folder: str | Path, base: str | None = None) -> Trained:
 
     Raises:
       FileError: there is no such folder, or neither file is in one of them.
-      AdapterMismatchError: the adapter does not fit its base, or neither of them has the head.
-      JloraError: the model is not a classifier.
     """
     path = as_path(str(folder))
-    places = [path, path / "merged", path / "adapter"]
-    for place in places:
+    for place in (path, path / "merged", path / "adapter"):
         if (place / "adapter_config.json").is_file():
             name = base or base_of(place)
             settle_hub(name)
-            return load_adapted(place, PretrainedSource(name))
+            return TrainedSource(PretrainedSource(name), place)
         if (place / "config.json").is_file():
-            source = PretrainedSource(place)
-            model = build(classifier_config(source))
-            adapted = Adapted(model, load_weights(model, source), {}, None)
-            return Trained(adapted, source.tokenizer, _labels(model))
+            return TrainedSource(PretrainedSource(place), None)
     found = "none of them" if path.is_dir() else f"no such folder{nearest_file(path)}"
     if path.is_file():
         found = f"a file. Give the folder that it is in: {path.parent}"
@@ -101,28 +135,9 @@ def load_trained(folder: str | Path, base: str | None = None) -> Trained:
     )
 
 
-def load_adapted(folder: Path, base: PretrainedSource) -> Trained:
-    """Loads an adapter folder and its base; class names come from the folder's `labels.json`, if it has one.
-
-    Without that file, the adapter's head says how many classes there are, and without a head the base's config. The
-    tokenizer is the folder's if it has one (tokenizer_config.json), else the base's.
-
-    Args:
-      folder: in PEFT's format, with adapter_config.json.
-      base: the model that the adapter was made for.
-
-    Raises:
-      AdapterMismatchError: the adapter does not fit the base, or neither of them has the head.
-      FileError: a file is missing or damaged.
-      JloraError: the base is not a classifier.
-    """
-    model = build(classifier_config(base, **_read_labels(folder)))
-    # The adapter brings the head that the base lacks, and replaces these random values.
-    weights = load_weights(model, base, key=jax.random.key(0), new_head=True)
-    adapter, config = jlora.load_adapter(folder, weights, model.apply, example_batch(model.config))
-    _require_heads(folder, base.name, new_heads(model, base, new_head=True), adapter)
-    source = PretrainedSource(folder) if (folder / "tokenizer_config.json").is_file() else base
-    return Trained(Adapted(model, weights, adapter, config), source.tokenizer, _labels(model))
+def load_trained(folder: str | Path, base: str | None = None) -> Trained:
+    """Opens and loads a trained classifier; takes and raises what `open_trained` and `TrainedSource.load` do."""
+    return open_trained(folder, base).load()
 
 
 def _read_labels(folder: Path) -> dict[str, Any]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import io
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
 
+from jlora.closed_pipe import silence_closed
 from jlora.errors import JloraError
 from jlora.files.atomic_folder import DISK_FULL
+from jlora.files.run_folder import is_run
 from jlora.printable import printable
 from train.cli.progress import configure_logging
 from train.cli.signals import Stopped
@@ -37,7 +37,8 @@ def exit_code(work: Callable[[], None], *, verbose: bool = False, interrupted: s
     except MemoryError as error:
         return _said(f"error: out of memory: {error}. Ask for less at once, or use a larger machine", 2)
     except BrokenPipeError:
-        _silence(sys.stdout)
+        if not silence_closed():
+            raise
     except OSError as error:
         if error.errno in DISK_FULL:
             return _said(f"error: {error}: free disk space, or name a folder that can be written", 2)
@@ -62,23 +63,15 @@ def show(text: str) -> None:
     try:
         print(printable(text), flush=True)
     except BrokenPipeError:
-        _silence(sys.stdout)
+        silence_closed()
 
 
 def _said(text: str, code: int) -> int:
     try:
         print(printable(text), file=sys.stderr, flush=True)
     except BrokenPipeError:  # `2>&1 | tee` ends with the Ctrl-C that ended us
-        _silence(sys.stderr)
+        silence_closed()
     return code
-
-
-def _silence(stream: TextIO) -> None:
-    """Redirects a closed pipe to /dev/null: its reader (such as `head`) has quit.
-
-    Python would otherwise exit with code 120 when it cannot flush the rest.
-    """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def require_new_file(flag: str, file: Path, overwrite: bool) -> None:
@@ -96,12 +89,14 @@ def _require_no_file_above(flag: str, path: Path) -> None:
 
 
 def require_new(folder: Path, overwrite: bool) -> None:
-    """Raises JloraError if `folder` is a file, or is not empty and `overwrite` is false.
+    """Raises JloraError if `folder` is a file, a run's folder, or not empty and `overwrite` is false.
 
     The message names `--out`, the folder and what to do.
     """
     if folder.is_file():
         raise JloraError(f"--out: {folder}: expected the name of a folder, found a file; name another place")
     _require_no_file_above("--out", folder)
+    if is_run(folder):
+        raise JloraError(f"--out: {folder}: is the folder of a run, which --overwrite would mix up; name another place")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise JloraError(f"--out: {folder}: expected a new or empty folder; --overwrite writes into this one")

@@ -35,7 +35,7 @@ def run_command(
     run = partial(exit_code, verbose="--verbose" in argv, interrupted=interrupted)
     requests: list[Request[AnyConfig]] = []
     code = run(lambda: requests.append(parse_command_line(argv, command)))  # --help ends the program here
-    if code:
+    if code or not requests:  # the reader of the help has quit
         return code
     from train.cli.without_torch import keep_torch_from_transformers
     from train.devices.processes import leave_together

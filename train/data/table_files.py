@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jlora.errors import JloraError, nearest
+from jlora.files.bounded_json import refuse_duplicates
 from jlora.files.unicode_text import require_text
 from train.data.decode_text import decode_text
 from train.data.unreadable import describe_folder, describe_line, describe_suffix
@@ -116,7 +117,7 @@ def _read_tsv(path: Path, name: str, encoding: str) -> Table:
 def _read_json(path: Path, name: str, encoding: str) -> Table:
     text = decode_text(path, name, encoding, _json_row)
     try:
-        objects = json.loads(text)
+        objects = json.loads(text, object_pairs_hook=refuse_duplicates)
     except json.JSONDecodeError as error:
         where = f"data row {_json_row(text[: error.pos])} (line {error.lineno})"
         hint = "a file of one object a line is called .jsonl"
@@ -124,7 +125,7 @@ def _read_json(path: Path, name: str, encoding: str) -> Table:
             hint = "if the file is cut off, copy it again"
         raise JloraError(f"{name}, {where}: not JSON ({error.msg}); {hint}") from error
     except (ValueError, RecursionError) as error:
-        raise JloraError(f"{name}: JSON that cannot be read: {error}") from error
+        raise JloraError(f"{name}, data row {_json_row(text)}: JSON that cannot be read: {error}") from error
     if not isinstance(objects, list):
         keys = f"an object with the keys {', '.join(objects)}" if isinstance(objects, dict) else "something else"
         raise JloraError(f"{name}: expected a list of objects, [{{...}}, ...], found {keys}. Save the list alone")
@@ -136,7 +137,7 @@ def _read_jsonl(path: Path, name: str, encoding: str) -> Table:
     objects = []
     for row, line in enumerate(lines, 1):
         try:
-            objects.append(json.loads(line))
+            objects.append(json.loads(line, object_pairs_hook=refuse_duplicates))
         except (ValueError, RecursionError) as error:
             hint = "; a file with one list of objects must end in .json" * lines[0].lstrip().startswith("[")
             raise JloraError(f"{name}, data row {row}: {describe_line(line, error)}{hint}") from error
@@ -275,7 +276,7 @@ def _jsonl_row(before: str) -> int:
 
 
 def _json_row(before: str) -> int:
-    decoder, row, start = json.JSONDecoder(), 1, before.find("{")
+    decoder, row, start = json.JSONDecoder(object_pairs_hook=refuse_duplicates), 1, before.find("{")
     while start >= 0:
         try:
             end = decoder.raw_decode(before, start)[1]

@@ -58,4 +58,5 @@ def describe_line(line: str, error: Exception) -> str:
             f"expected a whole JSON object on one line, found {line.strip()}. Write each object on a line of its own:"
             " jq -c . FILE, or pandas' to_json(FILE, orient='records', lines=True)"
         )
-    return f"not JSON ({reason}): {shown}"
+    expected = "not JSON" if hasattr(error, "msg") else "JSON that cannot be read"
+    return f"{expected} ({reason}): {shown}"

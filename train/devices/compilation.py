@@ -9,16 +9,24 @@ from typing import Any
 
 import jax
 
+from jlora.files.drop_oldest import drop_oldest
+
+_MOST_BYTES = 2**30
+_MOST_FILES = 20_000
+
 
 def use_compilation_cache() -> None:
     """Caches compiled programs in `$XDG_CACHE_HOME/jlora/xla`, or in JAX_COMPILATION_CACHE_DIR if it is set.
 
-    Without XDG_CACHE_HOME that is `~/.cache/jlora/xla`. Programs are cached however fast they compile. Call it before
+    Without XDG_CACHE_HOME that is `~/.cache/jlora/xla`, whose programs that were used longest ago are deleted if there
+    is more than 1 GiB or if there are more than 20,000. Programs are cached however fast they compile. Call it before
     the first array is made.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jlora" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
+        # JAX's own limit, jax_compilation_cache_max_size, reads all files for each program: 2 s where there are 20,000.
+        drop_oldest(cache, _MOST_BYTES, _MOST_FILES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 

@@ -3,9 +3,10 @@
 import sys
 from functools import partial
 
+from jlora.closed_pipe import end_quietly
 from train.task.command_line import main as main_of
 
 main = partial(main_of, "train.lm")
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], alone=True))
+    sys.exit(end_quietly(lambda: main(sys.argv[1:], alone=True)))

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_LEAST_LOSS_AXIS = 0.25
+"""Height of the loss axis as a part of the last loss: what changes by a hundredth is to look nearly flat."""
 _TRAIN, _VALIDATION = "tab:blue", "tab:orange"
 _LABELS = {"f1": "F1", "f1_micro": "F1 (micro)", "f1_macro": "F1 (macro)", "mcc": "Matthews correlation"}
 _LABELS |= {"pearson": "Pearson correlation", "spearman": "Spearman correlation", "mse": "mean squared error"}
@@ -93,6 +95,7 @@ def _loss(panel: Axes, lines: list[dict[str, Any]]) -> None:
         panel.plot(*evaluated, color=_VALIDATION, marker="o", label="validation")
         _before(panel, lines, "loss", evaluated)
     panel.set_ylabel("loss")
+    _widen(panel, max((_LEAST_LOSS_AXIS * abs(values[-1]) for values in (losses, evaluated[1]) if values), default=0))
     panel.legend(frameon=False, loc="upper right")  # "best" warns where a busy machine takes long to find it
 
 
@@ -112,8 +115,14 @@ def _metric(panel: Axes, lines: list[dict[str, Any]], metric: str, rows: int) ->
     panel.plot(steps[best], values[best], color=_VALIDATION, marker="o", markersize=12, fillstyle="none")
     panel.set_title(f"best {values[best]:.4f} at step {steps[best]:,}", fontsize="medium")
     _before(panel, lines, metric, (steps, values))
+    _widen(panel, noise(metric, values[best], rows))
+
+
+def _widen(panel: Axes, least: float) -> None:
+    """Leaves a tenth of the axis free above and below the curves, and makes it no narrower than `least`."""
+    panel.margins(y=0.125)
     low, high = panel.get_ylim()
-    if high - low < (least := noise(metric, values[best], rows)):
+    if high - low < least:
         panel.set_ylim((low + high - least) / 2, (low + high + least) / 2)
 
 

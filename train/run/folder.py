@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from jlora.errors import FileError, JloraError, RunFolderError
 from jlora.files.bounded_json import read_json
+from jlora.files.replace_file import replace_file
+from jlora.files.run_folder import MARKS
 from jlora.printable import counted
 from train.config import dotted_keys, yaml12
 from train.config.command import Flags
@@ -41,7 +43,6 @@ _SOURCES = ("model", "lora.from", "data.train", "data.validation", "data.test", 
 EXPORTED = ("adapter", "adapter.gguf", "merged", "predictions.csv", "samples.jsonl", "curves.png")
 """The files and folders that the end of a run writes before its report."""
 
-_MARKS = {lock.NAME, manifest.NAME, "environment.json"}
 """If a folder with a config.yaml has any of these, a run wrote the config.yaml, not a user."""
 
 _UNFINISHED = ".unfinished"
@@ -75,7 +76,7 @@ def choose_action(config: RunConfig, flags: Flags) -> Literal["new", "resumed", 
             f"output_dir: {folder}: holds a run whose config.yaml is missing, so it can be neither resumed nor"
             " replaced. Put the file back, move the folder away, or name another one: output_dir=FOLDER"
         )
-    if "config.yaml" not in found or not names & _MARKS:
+    if "config.yaml" not in found or names.isdisjoint(MARKS):
         raise RunFolderError(f"output_dir: {folder}: expected a new folder or one that holds a run; found {found[:5]}")
     if flags.overwrite:
         sources = {key: value for key, value in manifest.flat(config).items() if key in _SOURCES}
@@ -118,14 +119,6 @@ def _incomplete(folder: Path, config: RunConfig) -> str:
     if missing:
         return f"{', '.join(map(str, missing[:3]))}{' and more' * (len(missing) > 3)} missing"
     return "not uploaded yet" if config.hub.push and "pushed_to" not in report else ""
-
-
-def is_run(folder: Path) -> bool:
-    """Returns whether a run, and not a user, wrote the folder's config.yaml.
-
-    So it is if there is one, and any of .lock, manifest.json and environment.json too.
-    """
-    return (folder / "config.yaml").is_file() and any((folder / name).exists() for name in _MARKS)
 
 
 def claim(config: RunConfig, flags: Flags, attention: dict[str, str]) -> None:
@@ -209,10 +202,10 @@ def _write_whole(path: Path, text: str) -> None:
     unfinished = path.with_name(path.name + _UNFINISHED)
     try:
         unfinished.write_text(text, encoding="utf-8")
+        replace_file(unfinished, path)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
-    unfinished.replace(path)
 
 
 def _list_allowed_changes(file: Path, config: RunConfig) -> dict[str, str]:

@@ -17,6 +17,7 @@ from typing import Any, Self, SupportsFloat
 
 from jlora.errors import FileError, JloraError, RunFolderError
 from jlora.files.bounded_json import parse_json
+from jlora.files.replace_file import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +194,7 @@ def _keep(path: Path, lines: int) -> int:
     if path.exists():
         shortened = path.with_suffix(".tmp")
         shortened.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(shortened, path)
+        replace_file(shortened, path)
     return len(kept)
 
 

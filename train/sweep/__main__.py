@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from jlora.closed_pipe import end_quietly
 from train.cli import run_command
 from train.cli.signs_of_life import working
 from train.config.command import Flags
@@ -26,4 +27,4 @@ def main(argv: Sequence[str], *, alone: bool = False) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:], alone=True))
+    sys.exit(end_quietly(lambda: main(sys.argv[1:], alone=True)))

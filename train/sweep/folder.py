@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jlora.errors import JloraError, RunFolderError
+from jlora.files.run_folder import is_run
 from train.config import yaml12
 from train.config.command import Flags
 from train.config.run_config import RunConfig
@@ -49,7 +50,7 @@ def claim_sweep(folder: Path, config: RunConfig, sweep: SweepConfig, flags: Flag
 
 def _delete(folder: Path) -> None:
     for path in folder.iterdir():
-        if path.is_dir() and run_folder.is_run(path):
+        if path.is_dir() and is_run(path):
             shutil.rmtree(path)
     run_folder.delete(folder, _RESULTS)
 

@@ -13,6 +13,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from jlora.files.replace_file import replace_file
 from jlora.lora.adapted_model import Adapted
 from jlora.tree.leaf_paths import leaves_by_path
 from train.config.run_config import RunConfig
@@ -77,7 +78,7 @@ class Member:
         file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = file.with_suffix(".unfinished")
         save_file(arrays, unfinished, metadata={"notes": json.dumps(rest)})
-        unfinished.replace(file)
+        replace_file(unfinished, file)
 
     def saved_steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, ascending."""

@@ -45,6 +45,7 @@ def client():
         b"[]",
         b"null",
         b'"text"',
+        b'{"model": "bob", "model": "alice", "messages": [{"role": "user", "content": "x"}]}',
         b'{"model": "alice"}',
         b'{"model": 5, "messages": []}',
         b'{"model": ["alice"], "messages": []}',

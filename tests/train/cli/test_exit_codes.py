@@ -85,6 +85,17 @@ def test_a_folder_that_holds_something_needs_overwrite(tmp_path):
         require_new(tmp_path, overwrite=False)
 
 
+@pytest.mark.parametrize("mark", ["manifest.json", "environment.json", ".lock"])
+def test_the_folder_of_a_run_is_never_written_into(mark, tmp_path):
+    (tmp_path / "config.yaml").touch()
+    require_new(tmp_path, overwrite=True)  # a user's
+    (tmp_path / mark).touch()
+    for overwrite in (True, False):
+        with pytest.raises(JloraError, match=f"^--out: {tmp_path}: is the folder of a run.*; name another place$"):
+            require_new(tmp_path, overwrite)
+    require_new(tmp_path / "exported", overwrite=False)
+
+
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
 def test_what_stdout_cannot_encode_is_no_error(encoding):
     code = "from train.cli.exit_codes import exit_code\nexit_code(lambda: print('« 日本 \\ud800 ok »'))"

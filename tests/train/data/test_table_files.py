@@ -244,10 +244,16 @@ DEEP, LONG = "[" * 100_000, "9" * 5000
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        ("a.jsonl", '{"a": 1}\n{"a": 1, "b": {"c": 1, "c": 2}}', r"data row 2: JSON that .* \(the key 'c' twice\)"),
+        ("a.json", '[{"a": 1}, {"a": 1, "a": 2}]', "data row 2: JSON that cannot be read: the key 'a' twice"),
         ("a.json", DEEP, "JSON that cannot be read: maximum recursion"),
         ("a.json", f'[{{"text": {LONG}}}]', "JSON that cannot be read: Exceeds the limit"),
-        ("a.jsonl", f'{{"text": {DEEP}}}', r"data row 1: not JSON \(maximum recursion"),
-        ("a.jsonl", f'{{"text": "a"}}\n{{"text": {LONG}}}', r"data row 2: not JSON \(Exceeds the limit"),
+        ("a.jsonl", f'{{"text": {DEEP}}}', r"data row 1: JSON that cannot be read \(maximum recursion"),
+        (
+            "a.jsonl",
+            f'{{"text": "a"}}\n{{"text": {LONG}}}',
+            r"data row 2: JSON that cannot be read \(Exceeds",
+        ),
         ("a.jsonl", '[\n{"text": "a"}\n]', r"data row 1: not JSON .* one list of objects must end in \.json$"),
         ("a.jsonl", '[{"text": "a"}, {"text": "b"}]', r"data row 1: expected an object .* must end in \.json$"),
     ],

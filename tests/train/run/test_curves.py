@@ -75,7 +75,16 @@ def test_the_axis_is_no_narrower_than_the_noise_of_so_many_rows(metric, rows, le
     assert high - low == pytest.approx(least)
     assert low < min(close) < max(close) < high
     low, high = _metric_panel(_lines(metric, far), rows, metric).get_ylim()
-    assert high - low < 1.2 * (max(far) - min(far))
+    assert high - low < 1.3 * (max(far) - min(far))
+
+
+@pytest.mark.parametrize("losses", [(0.694, 0.693, 0.692), (5.0, 2.0, 0.5), (0.7,)])
+def test_the_axis_of_the_loss_has_a_margin_and_makes_no_fall_of_noise(losses):
+    lines = [{"step": step, "train/loss": loss} for step, loss in enumerate(losses, 1)]
+    low, high = _panels(draw_metrics(lines, "accuracy", "", 100))["loss"].get_ylim()
+    assert high - low >= 0.25 * losses[-1]
+    assert max(losses) + 0.09 * (high - low) < high
+    assert min(losses) - 0.09 * (high - low) > low
 
 
 def test_the_values_before_training_are_at_step_0():

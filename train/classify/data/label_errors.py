@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from jlora.errors import JloraError
+from jlora.files.unicode_text import require_text
 from jlora.printable import counted
 from train.classify.data.label_values import to_class_id
 from train.classify.data.splits import Split
@@ -20,6 +21,9 @@ def is_minus_one(value: Any) -> bool:
 
 def refuse_label(value: Any, split: Split, index: int, expected: str) -> NoReturn:
     """Raises JloraError about the label of one row."""
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str):
+            require_text(text, f"{split.where(index)}: the label")
     found = "an empty label" if value is None or value == "" else f"the label {repr(value)[:200]}"
     hint = " (-1, an unlabelled row, is allowed in a test split only)" if is_minus_one(value) else ""
     raise JloraError(f"{split.where(index)}: found {found}{hint}; expected {expected}")

@@ -16,6 +16,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jlora.errors import JloraError
+from jlora.files.drop_oldest import drop_oldest
+from jlora.files.replace_file import replace_file
 from train.classify.data.splits import Split
 from train.data.token_rows import TokenRows
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ROWS_AT_ONCE = 1024
+_MOST_BYTES = 4 * 2**30
+_MOST_FILES = 1000
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ def tokenize(
     Args:
       split: its `text` and `text_pair` are read.
       cache_dir: if given, a result for the same texts, tokenizer and length is read from there, else written there.
+        Results that were used longest ago are deleted if there is more than 4 GiB.
 
     Raises:
       JloraError: the tokenizer is a slow one, or `max_length` is not more than the special tokens of a row, or more
@@ -72,16 +77,21 @@ def tokenize(
     return tokens
 
 
-def _without_padding(tokenizer: PreTrainedTokenizerBase, max_length: int, pairs: bool) -> Tokenizer:
-    """Copies the Rust tokenizer, with this truncation and no padding in place of those in tokenizer.json."""
-    if not tokenizer.is_fast:
-        raise JloraError(f"{tokenizer.name_or_path}: expected a fast tokenizer, found a slow one")
+def require_fitting_length(max_length: int, tokenizer: PreTrainedTokenizerBase, *, pairs: bool) -> None:
+    """Raises JloraError if rows, or pairs, cannot be cut to `max_length`, with `data.max_length` in its message."""
     special = tokenizer.num_special_tokens_to_add(pair=pairs)
     if not special < max_length <= tokenizer.model_max_length:
         raise JloraError(
             f"data.max_length={max_length}: expected more than the {special} special tokens of a row "
             f"and at most the tokenizer's {tokenizer.model_max_length}"
         )
+
+
+def _without_padding(tokenizer: PreTrainedTokenizerBase, max_length: int, pairs: bool) -> Tokenizer:
+    """Copies the Rust tokenizer, with this truncation and no padding in place of those in tokenizer.json."""
+    if not tokenizer.is_fast:
+        raise JloraError(f"{tokenizer.name_or_path}: expected a fast tokenizer, found a slow one")
+    require_fitting_length(max_length, tokenizer, pairs=pairs)
     fast: Tokenizer = copy.deepcopy(tokenizer.backend_tokenizer)
     fast.no_padding()
     fast.enable_truncation(max_length, strategy="longest_first", direction=tokenizer.truncation_side)
@@ -129,6 +139,7 @@ def _write(tokens: Tokens, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".partial", delete=False) as partial:
             np.savez(partial, ids=tokens.ids, offsets=tokens.offsets, types=types, cut=tokens.cut)
-        os.replace(partial.name, file)
+        replace_file(Path(partial.name), file)
+        drop_oldest(file.parent, _MOST_BYTES, _MOST_FILES)
     except OSError as error:
         warnings.warn(f"{file.parent}: the tokens are not cached ({error})", stacklevel=3)

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from jlora.errors import JloraError
+from jlora.files.bounded_json import refuse_duplicates
 from jlora.files.unicode_text import require_text
 from jlora.generation.chat_template import Turn
 
@@ -128,7 +129,7 @@ def require_answer(turns: list[Turn], where: str) -> None:
 def from_json(text: str, where: str) -> Any:
     """Decodes JSON text; raises JloraError that begins with `where` if it is not JSON."""
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=refuse_duplicates)
     except (ValueError, RecursionError) as error:
         raise JloraError(f"{where}: not JSON ({getattr(error, 'msg', error)}): {ascii(text[:60])[1:-1]}") from error
 

@@ -123,7 +123,12 @@ def test_minus_one_among_scores_is_a_score():
             None,
             r"data row 1: found the label '3,5'; expected a number with a decimal point. Set task=regression",
         ),
-        (["half \ud83d", "a"], None, r"data row 1: found the label 'half \\ud83d'; expected text as in most rows"),
+        (
+            ["half \ud83d", "a"],
+            None,
+            r"data row 1: the label: expected text in whole Unicode characters, found half of one",
+        ),
+        ([["a", "\ud83d"], ["a"]], None, r"data row 1: the label: expected text in whole .* Delete it"),
         (
             [0, 1, -1],
             None,

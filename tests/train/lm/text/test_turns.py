@@ -128,6 +128,7 @@ def test_a_call_without_a_function_or_arguments():
     [
         ("[{", r"'tool_calls': not JSON \(.*\): \[\{"),
         ("[" * 100_000, r"'tool_calls': not JSON"),
+        ('[{"name": "f", "name": "g"}]', r"'tool_calls': not JSON \(the key 'name' twice\)"),
         ({"name": "get"}, r"'tool_calls': expected a list of calls; found \{'name'"),
         ([{"function": {"arguments": "{city: Paris}"}}], r"'tool_calls', 'arguments': not JSON"),
         ([{"function": {"arguments": "[1]"}}], r"'tool_calls': expected arguments that are a JSON object; found \[1\]"),

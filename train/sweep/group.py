@@ -23,9 +23,9 @@ from train.loop.optimizer import Schedule, optimizer, schedule
 from train.run.best import Best
 from train.run.lengths import choose_lengths
 from train.run.state import State
-from train.sweep.groups import data_of, program_of
+from train.sweep.group_configs import data_of, program_of
 from train.sweep.member import Member
-from train.sweep.padded import common_form, have_one_effect, pad, ranks_of
+from train.sweep.pad_adapters import common_form, have_one_effect, pad, ranks_of
 from train.sweep.points import Point
 from train.sweep.vmapped_step import make_members_step, map_members
 from train.task.protocol import Opened, TrainingTask

@@ -19,7 +19,7 @@ from train.config.run_config import RunConfig
 from train.run.best import Best
 from train.run.recorder import Recorder
 from train.run.state import State
-from train.sweep.padded import Ranks
+from train.sweep.pad_adapters import Ranks
 from train.sweep.points import Point
 
 _FOLDER = "checkpoints"

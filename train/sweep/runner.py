@@ -21,18 +21,18 @@ from train.config.run_config import RunConfig
 from train.devices.compilation import use_compilation_cache
 from train.planning.parameter_table import align
 from train.run.lock import hold_lock
+from train.sweep.choose_slots import choose_slots
+from train.sweep.compare_runs import compare_at, read_results, sort_results
 from train.sweep.config import SweepConfig, read_sweep
-from train.sweep.finish import BEST, claim_member, export_best, finish_member, is_finished
+from train.sweep.finish_member import BEST, claim_member, export_best, finish_member, is_finished
 from train.sweep.folder import claim_sweep
 from train.sweep.group import Caches, Group, open_group
-from train.sweep.groups import group_configs
+from train.sweep.group_configs import group_configs
 from train.sweep.member import Member
-from train.sweep.memory import choose_slots
 from train.sweep.picture import draw_sweep
 from train.sweep.points import Point, list_points, make_point_config
-from train.sweep.rank import compare_at, read_results, sort_results
-from train.sweep.stage import train_stage
 from train.sweep.table import write_tables
+from train.sweep.train_stage import train_stage
 from train.task.protocol import TrainingTask
 
 logger = logging.getLogger(__name__)

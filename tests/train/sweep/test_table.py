@@ -1,7 +1,7 @@
 import csv
 
+from train.sweep.compare_runs import Result
 from train.sweep.points import Point
-from train.sweep.rank import Result
 from train.sweep.table import write_tables
 
 

@@ -14,7 +14,7 @@ from train.config.sections import TrainSection
 from train.loop.optimizer import optimizer, schedule
 from train.loop.step import make_train_step
 from train.run.state import State
-from train.sweep.padded import common_form, cut, pad, ranks_of, stack_trees
+from train.sweep.pad_adapters import common_form, cut, pad, ranks_of, stack_trees
 from train.sweep.vmapped_step import make_members_step
 
 STEPS = 50

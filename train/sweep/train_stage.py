@@ -23,7 +23,7 @@ from train.run.recorder import Recorder
 from train.run.state import State
 from train.sweep.group import Group
 from train.sweep.member import Member
-from train.sweep.padded import stack_trees
+from train.sweep.pad_adapters import stack_trees
 
 logger = logging.getLogger(__name__)
 

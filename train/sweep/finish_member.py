@@ -20,7 +20,7 @@ from train.run import manifest
 from train.run.recorder import Recorder
 from train.sweep.group import Group
 from train.sweep.member import Member
-from train.sweep.padded import cut, pad
+from train.sweep.pad_adapters import cut, pad
 from train.task.finish import finish
 from train.task.protocol import EndedRun
 

@@ -1,5 +1,5 @@
 from tests.support.training.config_cases import config
-from train.sweep.groups import data_of, group_configs, program_of
+from train.sweep.group_configs import data_of, group_configs, program_of
 
 
 def _lora(**values):

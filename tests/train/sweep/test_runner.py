@@ -79,11 +79,11 @@ def test_a_killed_sweep_goes_on(finished, tmp_path):
     output, steps = tmp_path / "killed", []
     make_step = _Stage.make_step
 
-    def killed(stage, planned):
+    def killed(stage, step, planned):
         steps.append(planned)
         if len(steps) == 5:
             raise KeyboardInterrupt
-        make_step(stage, planned)
+        make_step(stage, step, planned)
 
     with mock.patch.object(_Stage, "make_step", killed):
         assert _sweep(output, TWO_BY_TWO) == 130

@@ -15,10 +15,8 @@ from train.sweep.group import Group
 from train.sweep.member import Member
 from train.sweep.pad_adapters import have_one_effect, pad, stack_trees
 
-Metrics = dict[str, float]
 
-
-def evaluate_members(group: Group, adapters: Any, members: Mapping[int, Member]) -> dict[int, Metrics]:
+def evaluate_members(group: Group, adapters: Any, members: Mapping[int, Member]) -> dict[int, dict[str, float]]:
     """Computes the metrics of the validation split, {place: {metric: value}}.
 
     Args:
@@ -35,7 +33,7 @@ def evaluate_members(group: Group, adapters: Any, members: Mapping[int, Member])
     }
 
 
-def evaluate_starts(group: Group, members: Mapping[int, Member], slots: int) -> dict[int, Metrics]:
+def evaluate_starts(group: Group, members: Mapping[int, Member], slots: int) -> dict[int, dict[str, float]]:
     """Computes the metrics of the starts of members, which have made no evaluation yet: {place: {metric: value}}.
 
     If members share their rows and their starts make the same model, that is evaluated once, and kept in `group.start`.
@@ -59,7 +57,7 @@ def _start(member: Member) -> Any:
     return combine(member.best.trainable, member.frozen)
 
 
-def _evaluate_one(group: Group, adapter: Any, member: Member) -> Metrics:
+def _evaluate_one(group: Group, adapter: Any, member: Member) -> dict[str, float]:
     found = _run_through(group, group.programs.evaluate_one, adapter, member)
     return group.task.metrics(member.opened, "validation", found)
 

@@ -22,7 +22,6 @@ from train.devices.compilation import use_compilation_cache
 from train.planning.parameter_table import align
 from train.run.lock import hold_lock
 from train.sweep.choose_slots import choose_slots
-from train.sweep.compare_runs import Result, are_comparable, compare_at, read_results, sort_results
 from train.sweep.config import BEST, SweepConfig, read_sweep
 from train.sweep.finish_member import claim_member, export_best, finish_member, is_finished
 from train.sweep.folder import claim_sweep
@@ -30,11 +29,12 @@ from train.sweep.group import Group
 from train.sweep.group_configs import data_of, group_configs, split_by_model
 from train.sweep.member import Member
 from train.sweep.open_group import Caches, open_data, open_group
-from train.sweep.picture import draw_sweep
 from train.sweep.points import Point, list_points, make_point_config
-from train.sweep.table import write_tables
+from train.sweep.results.compare_runs import Result, are_comparable, compare_at, read_results, sort_results
+from train.sweep.results.picture import draw_sweep
+from train.sweep.results.table import write_tables
 from train.sweep.train_stage import train_stage
-from train.task.protocol import TrainingTask
+from train.task.protocol import Opened, TrainingTask
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +97,12 @@ class _Sweep:
             if len({data_of(config) for config in configs}) == 1:
                 groups.append(indices)
             else:
-                groups += split_by_model(indices, [open_data(self.task, one, self.caches) for one in configs])
+                groups += split_by_model(indices, [self._open_data(index) for index in indices])
         return groups
+
+    def _open_data(self, index: int) -> Opened:
+        logger.info("%s:", self.points[index].name)
+        return open_data(self.task, self.configs[index], self.caches)
 
     def describe(self) -> str:
         """Returns the plan as text: for each group its members, how many train at once, and bytes."""

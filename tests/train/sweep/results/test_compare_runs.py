@@ -1,8 +1,8 @@
 import json
 
 from tests.support.training.config_cases import config
-from train.sweep.compare_runs import Result, are_comparable, compare_at, sort_results
 from train.sweep.points import Point
+from train.sweep.results.compare_runs import Result, are_comparable, compare_at, sort_results
 
 
 def _run(folder, name, *lines):

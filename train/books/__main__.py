@@ -16,6 +16,7 @@ from jlora.files.atomic_folder import whole_folder
 from jlora.pretrained.locate import local_path
 from train.books.read_book import read_book
 from train.books.rows import ENOUGH, VoiceRows, make_rows
+from train.cli.arguments import whole_number
 from train.cli.exit_codes import exit_code, require_new, show
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,9 @@ def make_books_parser() -> argparse.ArgumentParser:
         help="the character, as the book names it; again for another name of it; I for a narrator who takes part; "
         "default: the narration",
     )
+    parser.add_argument(
+        "--most", type=whole_number(2), metavar="N", help="use N pairs, spread evenly over the book; default: all"
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder for train.jsonl and validation.jsonl")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds something")
     return parser
@@ -51,7 +55,7 @@ def _write_rows(options: argparse.Namespace) -> None:
     path = local_path(options.book)
     if path is None:
         raise FileError(f"--book: {options.book}: no such file")
-    rows = make_rows(read_book(path, options.book), options.book, options.speaker)
+    rows = make_rows(read_book(path, options.book), options.book, options.speaker, options.most)
     _report(rows, options.book, options.speaker)
     with whole_folder(options.out) as partial:
         _write(partial / "train.jsonl", rows.train)

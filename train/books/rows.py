@@ -43,13 +43,14 @@ class VoiceRows:
     is_narrated: bool
 
 
-def make_rows(text: str, name: str, speaker: Sequence[str]) -> VoiceRows:
+def make_rows(text: str, name: str, speaker: Sequence[str], most: int | None = None) -> VoiceRows:
     """Makes the rows of a character from the text of a book.
 
     Args:
       name: the book's name in errors.
       speaker: the names under which the book has the character (`Elizabeth`, `Lizzy`), in either case; `I` for a
         narrator who takes part; none for the voice of the narration alone.
+      most: how many pairs are used, spread evenly over the book; all by default.
 
     Raises:
       JloraError: the book has fewer than two pairs.
@@ -72,6 +73,9 @@ def make_rows(text: str, name: str, speaker: Sequence[str]) -> VoiceRows:
             f"{name}: expected at least {_LEAST} pairs of paragraphs, each of {SHORTEST} characters or more and with a "
             f"blank line between them; found {len(pairs)} in {len(parts):,} paragraphs of {len(text):,} characters"
         )
+    if most is not None and len(pairs) > most:
+        counts["pairs left out, evenly over the book"] = len(pairs) - most
+        pairs = [pairs[place * len(pairs) // most] for place in range(most)]
     train, validation = _split(shorten_pairs(pairs, counts))
     return VoiceRows([*map(_chat, train)], [*map(_chat, validation)], counts, form, found.most_common(), is_narrated)
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from jlora.errors import JloraError
 from train.classify.config import COMMAND as CLASSIFY
@@ -18,6 +18,12 @@ from train.config.command import Command, Option
 from train.config.sections import Count, Section, Seed, Share, Text
 from train.config.validate import flatten
 from train.lm.config import COMMAND as LM
+
+BEST = "best"
+"""The folder of the best run, so no run's own name."""
+
+RunName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+=-]{0,99}$")]
+"""The name of a run, which is that of its folder."""
 
 _TRAINERS: dict[str, Command[Any]] = {"classify": CLASSIFY, "lm": LM}
 
@@ -32,23 +38,44 @@ class HalvingSection(Section):
 class SweepConfig(Section):
     """A sweep file: which runs of a config are trained."""
 
-    search: Literal["grid", "random", "halving"] = Field(
-        default="grid", description="grid: every combination; random: some of them; halving: the worse ones end early"
+    search: Literal["grid", "random", "halving", "points"] = Field(
+        default="grid",
+        description="grid: every combination; random: some of them; halving: the worse ones end early; points: a list",
     )
-    parameters: Annotated[dict[Text, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)] = Field(
-        description="{key of the config: its values}"
+    parameters: Annotated[dict[Text, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)] | None = Field(
+        default=None, description="{key of the config: its values}, which are combined"
+    )
+    points: Annotated[dict[RunName, dict[Text, Any]], Field(min_length=1)] | None = Field(
+        default=None, description="{name of a run: {key of the config: its value}}, with search: points"
     )
     runs: Count | None = Field(default=None, description="combinations to draw, seeded; null: all")
     seed: Seed = Field(default=0, description="seed of the draw of combinations")
     halving: HalvingSection | None = Field(default=None, description="when runs end, with search: halving")
     at_once: Count | None = Field(default=None, description="runs that train together; null: as many as memory allows")
 
+    @field_validator("points")
+    @classmethod
+    def _no_run_is_called_best(cls, points: dict[str, Any] | None) -> dict[str, Any] | None:
+        if points is not None and BEST in points:
+            raise ValueError(f"expected other names than {BEST!r}, which is the folder of the best run")
+        return points
+
+    @model_validator(mode="after")
+    def _runs_are_given_once(self) -> Self:
+        needed, other = ("points", "parameters") if self.search == "points" else ("parameters", "points")
+        if getattr(self, needed) is None:
+            raise ValueError(f"{needed}: missing; search: {self.search} needs them")
+        if getattr(self, other) is not None:
+            raise ValueError(f"{other}: expected null with search: {self.search}, which takes {needed}")
+        return self
+
     @model_validator(mode="after")
     def _parts_fit_the_search(self) -> Self:
         if self.search == "random" and self.runs is None:
             raise ValueError("runs: missing; search: random needs the number of combinations to draw")
-        if self.search == "grid" and self.runs is not None:
-            raise ValueError(f"runs: expected null with search: grid, found {self.runs}; search: random draws some")
+        if self.search in ("grid", "points") and self.runs is not None:
+            found = f"found {self.runs}; search: random draws some of a grid"
+            raise ValueError(f"runs: expected null with search: {self.search}, {found}")
         if (self.search == "halving") != (self.halving is not None):
             raise ValueError("halving: expected with search: halving, and only there")
         if self.halving is not None and sorted(set(self.halving.at)) != self.halving.at:
@@ -103,7 +130,7 @@ def _sweep_command(of_one_run: Command) -> Command:
         purpose="Trains many runs of one config together; --sweep names a YAML file with the values of some keys.",
         examples=("--sweep configs/sweeps/rank_lr.yaml", "--sweep configs/sweeps/rank_lr.yaml --dry-run"),
         flags=flags,
-        options={"sweep": Option("FILE", "the runs: lists of values of keys of the config")},
+        options={"sweep": Option("FILE", "the runs: lists of values of keys of the config, or the values of each run")},
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
@@ -16,12 +17,15 @@ from safetensors.numpy import save_file
 from jlora.files.replace_file import replace_file
 from jlora.lora.adapted_model import Adapted
 from jlora.tree.leaf_paths import leaves_by_path
-from train.config.run_config import RunConfig
+from train.config.run_config import RunConfig, learning_rate_of, rows_of_a_step
+from train.data.bucketing import PlannedBatch, plan_epoch
+from train.loop.optimizer import schedule
 from train.run.best import Best
 from train.run.recorder import Recorder
 from train.run.state import State
-from train.sweep.padded import Ranks
+from train.sweep.pad_adapters import Ranks
 from train.sweep.points import Point
+from train.task.protocol import Opened
 
 _FOLDER = "checkpoints"
 
@@ -32,7 +36,10 @@ class Member:
 
     Attributes:
       point, config: its values, and the config that they give.
+      opened: its data.
       adapted: the model and the group's base with this run's own start, not padded.
+      lengths: the padded lengths of its batches.
+      per_epoch, steps: optimizer steps of an epoch, and of its whole run.
       ranks: the true ranks of its adapter.
       frozen: the adapter's leaves that are not trained, padded.
       state: the train state, padded, of numpy arrays; between stages only.
@@ -44,7 +51,11 @@ class Member:
 
     point: Point
     config: RunConfig
+    opened: Opened
     adapted: Adapted
+    lengths: tuple[int, ...]
+    per_epoch: int
+    steps: int
     ranks: Ranks
     frozen: Any
     state: State
@@ -62,6 +73,19 @@ class Member:
     def step(self) -> int:
         """How many steps it has made."""
         return int(self.state.step)
+
+    def plan(self, start: int, end: int) -> list[PlannedBatch]:
+        """Returns the planned batches of the steps from `start`, counted from 0, to `end`, as for the run alone."""
+        lengths, size = self.opened.rows["train"].lengths, rows_of_a_step(self.config)
+        epochs = range(start // self.per_epoch, -(-end // self.per_epoch))
+        plans = [plan_epoch(lengths, self.lengths, size, self.config.seed, epoch) for epoch in epochs]
+        first = start - epochs.start * self.per_epoch
+        return [planned for plan in plans for planned in plan][first : first + end - start]
+
+    def learning_rates(self, start: int, end: int) -> np.ndarray:
+        """Returns the learning rates of the steps from `start` to `end`, float32 (end - start,)."""
+        rate = schedule(self.config.train, learning_rate_of(self.config), self.steps)
+        return np.asarray(rate(jnp.arange(start, end)), np.float32)
 
     def open_record(self) -> Recorder:
         """Opens the record; lines that are newer than the state, of a killed sweep, are dropped."""

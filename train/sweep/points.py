@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jlora.errors import JloraError
-from train.config.run_config import AnyConfig
+from train.config.run_config import AnyConfig, RunConfig
 from train.config.validate import validate
 from train.data.random_streams import Stream, permutation
 from train.run.manifest import flat
@@ -19,18 +19,23 @@ _LONGEST_NAME = 100
 
 
 class Point(NamedTuple):
-    """One run of a sweep: its name, which is that of its folder, and {dotted key: value}."""
+    """One run of a sweep: its name, which is that of its folder, and {dotted key: value}, the same keys in all."""
 
     name: str
     values: dict[str, Any]
 
 
-def list_points(sweep: SweepConfig) -> list[Point]:
-    """Returns the points of a sweep, the last key changing fastest; of a draw, in the order of the grid.
+def list_points(sweep: SweepConfig, config: RunConfig) -> list[Point]:
+    """Returns the points of a sweep: those of its list, or of its grid, the last key changing fastest.
+
+    All points have values for the same keys. One that the list does not give is the config's.
 
     Raises:
-      JloraError: a key has the same value twice.
+      JloraError: a key of the grid has the same value twice, or two points of the list have the same values.
     """
+    if sweep.points is not None:
+        return _listed(sweep.points, flat(config))
+    assert sweep.parameters is not None
     for key, values in sweep.parameters.items():
         if len({repr(value) for value in values}) < len(values):
             raise JloraError(f"parameters.{key}: expected different values, found {values}")
@@ -41,6 +46,17 @@ def list_points(sweep: SweepConfig) -> list[Point]:
     grid = list(itertools.product(*sweep.parameters.values()))
     points = [dict(zip(sweep.parameters, grid[index], strict=True)) for index in chosen]
     return [Point(name, values) for name, values in zip(_names(points), points, strict=True)]
+
+
+def _listed(points: Mapping[str, dict[str, Any]], of_config: Mapping[str, Any]) -> list[Point]:
+    keys = dict.fromkeys(key for given in points.values() for key in given)
+    listed = [Point(name, {key: given.get(key, of_config.get(key)) for key in keys}) for name, given in points.items()]
+    names: dict[str, str] = {}
+    for point in listed:
+        before = names.setdefault(repr(point.values), point.name)
+        if before != point.name:
+            raise JloraError(f"points: expected different values, found those of {before} again in {point.name}")
+    return listed
 
 
 def make_point_config(config: AnyConfig, point: Point) -> AnyConfig:
@@ -57,7 +73,7 @@ def make_point_config(config: AnyConfig, point: Point) -> AnyConfig:
     found, problems = validate(values, type(config))
     if found is None:
         lines = [f"  {key}: {text}" for key, text in problems.items()]
-        raise JloraError("\n".join([f"parameters: {point.name}: expected values that the config takes", *lines]))
+        raise JloraError("\n".join([f"--sweep: {point.name}: expected values that the config takes", *lines]))
     return found
 
 

@@ -8,7 +8,7 @@ import math
 import shutil
 import time
 from collections.abc import Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,20 @@ from train.config.run_config import RunConfig
 from train.devices.compilation import use_compilation_cache
 from train.planning.parameter_table import align
 from train.run.lock import hold_lock
-from train.sweep.config import SweepConfig, read_sweep
-from train.sweep.finish import BEST, claim_member, export_best, finish_member, is_finished
+from train.sweep.choose_slots import choose_slots
+from train.sweep.config import BEST, SweepConfig, read_sweep
+from train.sweep.finish_member import claim_member, export_best, finish_member, is_finished
 from train.sweep.folder import claim_sweep
-from train.sweep.group import Caches, Group, open_group
-from train.sweep.groups import group_configs
+from train.sweep.group import Group
+from train.sweep.group_configs import data_of, group_configs, split_by_model
 from train.sweep.member import Member
-from train.sweep.memory import choose_slots
-from train.sweep.picture import draw_sweep
+from train.sweep.open_group import Caches, open_data, open_group
 from train.sweep.points import Point, list_points, make_point_config
-from train.sweep.rank import compare_at, read_results, sort_results
-from train.sweep.stage import train_stage
-from train.sweep.table import write_tables
-from train.task.protocol import TrainingTask
+from train.sweep.results.compare_runs import Result, are_comparable, compare_at, read_results, sort_results
+from train.sweep.results.picture import draw_sweep
+from train.sweep.results.table import write_tables
+from train.sweep.train_stage import train_stage
+from train.task.protocol import Opened, TrainingTask
 
 logger = logging.getLogger(__name__)
 
@@ -81,12 +82,27 @@ class _Sweep:
     is_offline: bool
 
     def __post_init__(self) -> None:
-        self.points: list[Point] = list_points(self.spec)
+        self.points: list[Point] = list_points(self.spec, self.config)
         self.configs: list[Any] = [make_point_config(self.config, point) for point in self.points]
-        self.groups = group_configs(self.configs)
         self.caches = Caches()
         self.slots: dict[int, int] = {}
         self.opened: tuple[int, Group] | None = None
+
+    @cached_property
+    def groups(self) -> list[list[int]]:
+        """The runs that train together; reads the data of those with rows of their own."""
+        groups = []
+        for indices in group_configs(self.configs):
+            configs = [self.configs[index] for index in indices]
+            if len({data_of(config) for config in configs}) == 1:
+                groups.append(indices)
+            else:
+                groups += split_by_model(indices, [self._open_data(index) for index in indices])
+        return groups
+
+    def _open_data(self, index: int) -> Opened:
+        logger.info("%s:", self.points[index].name)
+        return open_data(self.task, self.configs[index], self.caches)
 
     def describe(self) -> str:
         """Returns the plan as text: for each group its members, how many train at once, and bytes."""
@@ -97,7 +113,9 @@ class _Sweep:
             size = f"{memory.in_all / 2**20:,.0f} MiB"
             first = self.points[indices[0]].name
             named = first if len(indices) == 1 else f"{first} ... {self.points[indices[-1]].name}"
-            lines.append((f"{number + 1}", f"{len(indices)}", f"{slots}", size, f"{group.steps}", named))
+            fewest, most = (choose(one.steps for one in group.members) for choose in (min, max))
+            steps = f"{most}" if fewest == most else f"{fewest} to {most}"
+            lines.append((f"{number + 1}", f"{len(indices)}", f"{slots}", size, steps, named))
         return f"{len(self.points)} runs in {len(self.groups)} groups\n{align(lines, right=[0, 1, 2, 3, 4])}"
 
     def open(self, number: int) -> Group:
@@ -111,6 +129,8 @@ class _Sweep:
 
     def train(self, stop: Stop) -> bool:
         """Trains all runs; returns False if a signal cut it short."""
+        if all(map(is_finished, self.configs)):
+            return True
         running = list(range(len(self.points)))
         rungs = [] if self.spec.halving is None else self.spec.halving.at
         for end in [*rungs, None]:
@@ -130,17 +150,18 @@ class _Sweep:
         places = {index: place for place, index in enumerate(self.groups[number])}
         members = [group.members[places[index]] for index in indices]
         size = min(len(members), self.slots.get(number) or self._choose_slots(number, group, len(members)))
-        last = group.steps if end is None else min(end, group.steps)
         for first in range(0, len(members), size):
             left = [one for one in members[first : first + size] if not is_finished(one.config)]
-            if left and not self._train_members(group, left, size, last, stop):
+            if left and not self._train_members(group, left, size, end, stop):
                 return False
         return True
 
     def halve(self, running: Sequence[int], step: int) -> list[int]:
         """Ends the worse runs after a step, and returns the others."""
         assert self.spec.halving is not None
-        metric = self.open(0).opened.metric if self.opened is None else self.opened[1].opened.metric
+        if not are_comparable([self.configs[index] for index in running]):
+            raise JloraError("halving: expected runs with the same validation rows; set data.validation")
+        metric = self.open(0).metric if self.opened is None else self.opened[1].metric
         order = compare_at([self.configs[index] for index in running], step, metric)
         ranked = [running[place] for place in order]
         kept = ranked[: max(1, math.ceil(self.spec.halving.keep * len(running)))]
@@ -152,25 +173,33 @@ class _Sweep:
         return [index for index in running if index in kept]
 
     def conclude(self) -> None:
-        """Writes the tables and the picture, and exports the best run."""
+        """Writes the tables and, if the runs can be compared, the picture and the files of the best one."""
         folder, results = Path(self.config.output_dir), read_results(self.points, self.configs)
-        ranked = sort_results(results)
+        if are_comparable(self.configs):
+            ranked = sort_results(results)
+            draw_sweep(folder / "sweep.png", ranked, folder.name)
+            self._export_best(ranked[0])
+        else:
+            ranked = results
+            logger.info("the runs have validation rows of their own: none is the best one")
         write_tables(folder, ranked)
-        draw_sweep(folder / "sweep.png", ranked, folder.name)
-        best = ranked[0]
+        for config in self.configs:
+            shutil.rmtree(Path(config.output_dir) / "checkpoints", ignore_errors=True)
+
+    def _export_best(self, best: Result) -> None:
+        folder = Path(self.config.output_dir)
         if best.value is None:
             logger.warning("%s: all runs have diverged; try smaller learning rates", folder)
             return
         logger.info("best: %s  %s %.4f", best.point.name, best.metric, best.value)
-        if not (folder / BEST / "report.json").exists():
-            index = self.points.index(best.point)
-            number = next(n for n, indices in enumerate(self.groups) if index in indices)
-            group = self.open(number)
-            member = group.members[self.groups[number].index(index)]
-            member.restore(member.saved_steps()[-1])
-            export_best(group, member, self.config, is_offline=self.is_offline)
-        for config in self.configs:
-            shutil.rmtree(Path(config.output_dir) / "checkpoints", ignore_errors=True)
+        if (folder / BEST / "report.json").exists():
+            return
+        index = self.points.index(best.point)
+        number = next(n for n, indices in enumerate(self.groups) if index in indices)
+        group = self.open(number)
+        member = group.members[self.groups[number].index(index)]
+        member.restore(member.saved_steps()[-1])
+        export_best(group, member, self.config, is_offline=self.is_offline)
 
     def _choose_slots(self, number: int, group: Group, members: int) -> int:
         self.slots[number], memory = choose_slots(group, members, self.spec.at_once)
@@ -180,20 +209,24 @@ class _Sweep:
         )  # fmt: skip
         return self.slots[number]
 
-    def _train_members(self, group: Group, members: Sequence[Member], slots: int, end: int, stop: Stop) -> bool:
-        of_group: dict[str, Any] = {}
+    def _train_members(self, group: Group, members: Sequence[Member], slots: int, rung: int | None, stop: Stop) -> bool:
+        """Trains members to a rung of the halving, or to their last steps, where those that end first leave."""
+        known: dict[Any, dict[str, str]] = {}
         for member in members:
-            claim_member(group, member, of_group)
+            claim_member(group, member, known)
         common = set.intersection(*({0, *member.saved_steps()} for member in members))
         if (start := max(common)) > 0:
             for member in members:
                 member.restore(start)
         finish = partial(finish_member, is_offline=self.is_offline)
-        if start < end and not train_stage(group, members, slots, end, stop, finish):
-            return False
-        if end == group.steps:
-            for member in members:
-                if not is_finished(member.config):
+        for end in sorted({one.steps if rung is None else min(rung, one.steps) for one in members}):
+            left = [one for one in members if one.steps >= end and not is_finished(one.config)]
+            size = slots if len(left) == len(members) else len(left)
+            is_behind = bool(left) and left[0].step < end
+            if is_behind and not train_stage(group, left, size, end, stop, finish, compares=end == rung):
+                return False
+            for member in left:
+                if end == member.steps and not is_finished(member.config):
                     self._finish(group, member, f"at its last step, {end}")
         return True
 

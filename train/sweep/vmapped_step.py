@@ -9,32 +9,31 @@ import jax
 
 from train.config.sections import TrainSection
 from train.devices.compilation import jit
-from train.loop.optimizer import optimizer, schedule
+from train.loop.optimizer import optimizer
 from train.loop.step import TotalLoss, make_train_step
 from train.run.state import State
 
 
-def make_members_step(total_loss: TotalLoss, train: TrainSection, steps: int) -> Callable:
+def make_members_step(total_loss: TotalLoss, train: TrainSection, *, own_rows: bool = False) -> Callable:
     """Makes members_step(rates, state, frozen, base, batch, key) -> (state, {"loss", "grad_norm"}).
 
     It does for n members what the step of `make_train_step` does for each alone, and donates the state. The arguments
-    have a leading axis of members, except the state's step, base, batch and key, which are the same for all: what
-    depends only on these, such as dropout masks, is computed once. Nothing passes from one member to another, so a
-    member that diverges changes no other.
+    have a leading axis of members, except the state's step, base, key and, unless `own_rows`, batch, which are the same
+    for all: what depends only on these, such as dropout masks, is computed once. Nothing passes from one member to
+    another, so a member that diverges changes no other.
 
     Args:
-      total_loss, train: as for `make_train_step` and `optimizer`.
-      steps: optimizer steps of the whole run, for the schedule.
+      total_loss, train: as for `make_train_step` and `optimizer`; the schedule of `train` is not read.
+      own_rows: whether each member has a batch of its own.
 
-    The function returned takes `rates`, float32 (n,), the peak learning rates; its values are arrays (n,).
+    The function returned takes `rates`, float32 (n,), the learning rates of this step; its values are arrays (n,).
     """
 
-    def member_step(peak: jax.Array, state: State, frozen: Any, base: Any, batch: Any, key: jax.Array) -> Any:
-        tx = optimizer(train, schedule(train, peak, steps))
-        step: Any = make_train_step(total_loss, tx, train.gradient_accumulation_steps)
+    def member_step(rate: jax.Array, state: State, frozen: Any, base: Any, batch: Any, key: jax.Array) -> Any:
+        step: Any = make_train_step(total_loss, optimizer(train, lambda _: rate), train.gradient_accumulation_steps)
         return step.__wrapped__(state, frozen, base, batch, key)
 
-    in_axes = (0, State(0, 0, None), 0, None, None, None)  # type: ignore[arg-type]
+    in_axes = (0, State(0, 0, None), 0, None, 0 if own_rows else None, None)  # type: ignore[arg-type]
     out_axes = (State(0, 0, None), 0)  # type: ignore[arg-type]
     return jit(jax.vmap(member_step, in_axes=in_axes, out_axes=out_axes), donate_argnums=1)
 

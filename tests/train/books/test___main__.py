@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 
+from serve.config import read_serve_config
 from tests.support.training import tiny
 from train.books import __main__ as books
 from train.cli.parse import parse_command_line
 from train.cli.resolve import resolve
 from train.lm.config import COMMAND
+from train.sweep.config import read_sweep
 
-CONFIGS = sorted((tiny.ROOT / "configs" / "characters").glob("*.yaml"))
+CHARACTERS = tiny.ROOT / "configs" / "characters"
 ASKED = '"What is number {0} of all of them?" asked Bob.\n\n"It is “{0}”, and nothing more," said Ann.\n\n'
 BOOK = "".join(map(ASKED.format, range(60)))
 
@@ -76,24 +77,23 @@ def test_a_book_that_is_not_there(given, error, tmp_path, capsys):
     assert not (tmp_path / "rows").exists()
 
 
-@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
-def test_a_characters_config_reads_the_rows_that_its_head_and_make_write(file):
-    text = file.read_text(encoding="utf-8")
-    config = resolve(parse_command_line(["--config", str(file)], COMMAND), use_offline=False)
-    (head,) = (line for line in text.splitlines() if "-m train.books" in line)
-    options = books.make_books_parser().parse_args(shlex.split(head)[4:])
-    assert config.data.train == f"{options.out}/train.jsonl"
-    assert config.data.validation == f"{options.out}/validation.jsonl"
-    assert config.output_dir == f"runs/characters/{file.stem}"
-    assert f"jlora lm --config configs/characters/{file.name}\n" in text
-    makefile = (tiny.ROOT / "Makefile").read_text(encoding="utf-8")
-    (made,) = re.findall(rf"^BOOK_{file.stem} := (.*)$", makefile, re.MULTILINE)
-    made = books.make_books_parser().parse_args(["--book", *shlex.split(made), "--out", str(options.out)])
-    assert made == options
-    assert options.out == Path(f"runs/characters/rows/{file.stem}")
-
-
-def test_make_knows_every_character():
+def test_the_characters_are_the_same_in_all_files():
+    """The rows that make writes are those that the sweep reads, and the server has the adapters that it writes."""
+    config = resolve(parse_command_line(["--config", str(CHARACTERS / "recipe.yaml")], COMMAND), use_offline=False)
+    points = read_sweep(CHARACTERS / "together.yaml").points
     makefile = (tiny.ROOT / "Makefile").read_text(encoding="utf-8")
     (named,) = re.findall(r"^CHARACTERS := (.*)$", makefile, re.MULTILINE)
-    assert sorted(named.split()) == [file.stem for file in CONFIGS]
+    assert named.split() == list(points)
+    for name, values in points.items():
+        folder = f"runs/characters/rows/{name}"
+        assert values == {"data.train": f"{folder}/train.jsonl", "data.validation": f"{folder}/validation.jsonl"}
+        (made,) = re.findall(rf"^BOOK_{name} := (.*)$", makefile, re.MULTILINE)
+        assert books.make_books_parser().parse_args(["--book", *shlex.split(made), "--out", folder])
+    assert "runs/characters/rows/%/train.jsonl: " in makefile
+    served = read_serve_config(CHARACTERS / "serve.yaml", {})
+    assert {name: str(folder) for name, folder in served.adapters.items()} == {
+        name: f"{config.output_dir}/{name}" for name in points
+    }
+    assert served.model == config.model
+    assert served.max_rank >= config.lora.r
+    assert f"http://{served.host}:{served.port}" in makefile

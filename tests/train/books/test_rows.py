@@ -51,6 +51,14 @@ def test_a_book_without_quotes_is_narrated(speaker):
     assert rows.form == "no quoted speech"
 
 
+def test_the_most_are_spread_evenly_over_the_book():
+    rows = make_rows("\n\n".join(NARRATION), "book.txt", (), most=10)
+    assert _replies(rows) == [NARRATION[1 + place * 29 // 10] for place in range(10)]
+    assert len(rows.validation) == 1
+    assert rows.counts["pairs left out, evenly over the book"] == 19
+    assert _replies(make_rows("\n\n".join(NARRATION), "book.txt", (), most=29)) == NARRATION[1:]
+
+
 def test_few_replies_are_kept_and_the_narration_added():
     rows = _rows("\n\n".join(['"Who is there?" asked Bob.', '"It is I," said Ann.', *NARRATION]), "Ann")
     assert _replies(rows)[0] == "It is I."

@@ -8,8 +8,12 @@ from train.sweep.points import Point, list_points, make_point_config
 GRID = {"lora.r": [2, 4], "lora.target_modules": [["query", "value"], "all-linear"], "seed": [0, 1, 2]}
 
 
+def _list(sweep):
+    return list_points(sweep, config())
+
+
 def test_a_grid_has_every_combination_under_a_name_of_its_own():
-    points = list_points(SweepConfig(parameters=GRID))
+    points = _list(SweepConfig(parameters=GRID))
     assert len({point.name for point in points}) == len(points) == 12
     assert points[1] == Point(
         "r=2,target_modules=query+value,seed=1", {"lora.r": 2, "lora.target_modules": ["query", "value"], "seed": 1}
@@ -17,22 +21,36 @@ def test_a_grid_has_every_combination_under_a_name_of_its_own():
 
 
 def test_a_draw_is_part_of_the_grid_and_the_same_each_time():
-    drawn = list_points(SweepConfig(search="random", runs=5, parameters=GRID))
+    drawn = _list(SweepConfig(search="random", runs=5, parameters=GRID))
     assert len(drawn) == 5
-    assert drawn == list_points(SweepConfig(search="random", runs=5, parameters=GRID))
-    assert drawn != list_points(SweepConfig(search="random", runs=5, seed=1, parameters=GRID))
-    assert all(point in list_points(SweepConfig(parameters=GRID)) for point in drawn)
+    assert drawn == _list(SweepConfig(search="random", runs=5, parameters=GRID))
+    assert drawn != _list(SweepConfig(search="random", runs=5, seed=1, parameters=GRID))
+    assert all(point in _list(SweepConfig(parameters=GRID)) for point in drawn)
 
 
 def test_names_that_are_long_or_equal_are_numbers():
     for values in (["x" * 99, "y" * 99], ["a b", "a_b"]):
-        points = list_points(SweepConfig(parameters={"lora.target_modules": values}))
+        points = _list(SweepConfig(parameters={"lora.target_modules": values}))
         assert [point.name for point in points] == ["point-001", "point-002"]
 
 
 def test_a_value_twice_is_refused():
     with pytest.raises(JloraError, match=r"parameters.lora.r: expected different values, found \[1, 1\]"):
-        list_points(SweepConfig(parameters={"lora.r": [1, 1]}))
+        _list(SweepConfig(parameters={"lora.r": [1, 1]}))
+
+
+def test_a_list_has_its_own_names_and_the_configs_values_where_it_gives_none():
+    listed = {"plain": {}, "wide": {"lora.r": 32, "seed": 1}}
+    assert list_points(SweepConfig(search="points", points=listed), config(seed=7)) == [
+        Point("plain", {"lora.r": 8, "seed": 7}),
+        Point("wide", {"lora.r": 32, "seed": 1}),
+    ]
+
+
+def test_a_run_twice_is_refused():
+    listed = {"one": {"lora.r": 2}, "two": {"seed": 0, "lora.r": 2}}
+    with pytest.raises(JloraError, match=r"points: expected different values, found those of one again in two"):
+        _list(SweepConfig(search="points", points=listed))
 
 
 def test_a_point_has_its_values_and_a_folder_in_the_sweeps():
@@ -42,5 +60,5 @@ def test_a_point_has_its_values_and_a_folder_in_the_sweeps():
 
 def test_errors_name_point_and_key():
     for key, value in (("lora.rank", 3), ("lora.r", "three"), ("train.learning_rate", -1.0)):
-        with pytest.raises(JloraError, match=rf"parameters: p: .*\n  {key}: "):
+        with pytest.raises(JloraError, match=rf"--sweep: p: .*\n  {key}: "):
             make_point_config(config(), Point("p", {key: value}))

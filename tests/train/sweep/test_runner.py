@@ -14,7 +14,7 @@ import pytest
 from tests.support.training import tiny, tiny_lm
 from train.run.recorder import read_metrics
 from train.sweep import __main__ as sweep
-from train.sweep.stage import _Stage
+from train.sweep.train_stage import _Stage
 
 COMMON = ["lora.target_modules=query,value", "train.max_steps=6", "train.warmup_steps=0", "train.eval_every=3"]
 TWO_BY_TWO = "parameters: {lora.r: [1, 3], train.learning_rate: [0.01, 1e+30]}"
@@ -79,11 +79,11 @@ def test_a_killed_sweep_goes_on(finished, tmp_path):
     output, steps = tmp_path / "killed", []
     make_step = _Stage.make_step
 
-    def killed(stage, planned):
+    def killed(stage, step, planned):
         steps.append(planned)
         if len(steps) == 5:
             raise KeyboardInterrupt
-        make_step(stage, planned)
+        make_step(stage, step, planned)
 
     with mock.patch.object(_Stage, "make_step", killed):
         assert _sweep(output, TWO_BY_TWO) == 130

@@ -14,7 +14,7 @@ from train.config.sections import TrainSection
 from train.loop.optimizer import optimizer, schedule
 from train.loop.step import make_train_step
 from train.run.state import State
-from train.sweep.padded import common_form, cut, pad, ranks_of, stack_trees
+from train.sweep.pad_adapters import common_form, cut, pad, ranks_of, stack_trees
 from train.sweep.vmapped_step import make_members_step
 
 STEPS = 50
@@ -81,9 +81,10 @@ def _together(adapters: list[Any], rates: list[float]) -> list[Any]:
     )
     init = optimizer(TRAIN, schedule(TRAIN, 1.0, STEPS)).init
     state = State(trainable, jax.vmap(init)(trainable), jnp.int32(0))
-    step, peaks = make_members_step(_total_loss, TRAIN, STEPS), jnp.array(rates)
+    step = make_members_step(_total_loss, TRAIN)
     for number in range(STEPS):
-        state, values = step(peaks, state, frozen, _base(), _batch(number), jax.random.key(7))
+        at_step = jnp.array([schedule(TRAIN, rate, STEPS)(jnp.int32(number)) for rate in rates])
+        state, values = step(at_step, state, frozen, _base(), _batch(number), jax.random.key(7))
         assert values["loss"].shape == (len(adapters),)
     stacked = jlora.combine(state.trainable, frozen)
     return [cut(jax.tree.map(lambda x, at=index: x[at], stacked), ranks_of(one)) for index, one in enumerate(adapters)]
@@ -127,3 +128,26 @@ def test_a_run_that_diverges_changes_no_other_by_a_bit(adapters, together):
     del found[3]
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(together[:3] + together[4:]), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_each_run_may_have_a_batch_of_its_own(adapters):
+    one = adapters[0]
+    batches = [_batch(number) for number in (3, 4)]
+    step, alone = (
+        make_members_step(_total_loss, TRAIN, own_rows=True),
+        make_train_step(_total_loss, optimizer(TRAIN, lambda _: 1e-2), 1),
+    )
+    trainable, frozen = jlora.split(one)
+    start = optimizer(TRAIN, lambda _: 0.0).init(trainable)
+    stacked = stack_trees([(trainable, start)] * 2)
+    state, values = step(
+        jnp.array([1e-2, 1e-2]), State(*stacked, jnp.int32(0)), stack_trees([frozen] * 2), _base(),
+        stack_trees(batches), jax.random.key(7),
+    )  # fmt: skip
+    for place, batch in enumerate(batches):
+        mine = State(*jax.tree.map(jnp.copy, (trainable, start)), jnp.int32(0))
+        after, found = alone(mine, frozen, _base(), batch, jax.random.key(7))
+        np.testing.assert_allclose(values["loss"][place], found["loss"], rtol=1e-6)
+        for together, single in zip(jax.tree.leaves(state.trainable), jax.tree.leaves(after.trainable), strict=True):
+            np.testing.assert_allclose(together[place], single, rtol=1e-5, atol=1e-7)
+    assert values["loss"][0] != values["loss"][1]

@@ -6,9 +6,9 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,13 @@ import numpy as np
 from jlora import combine
 from train.cli.progress import clock
 from train.cli.signals import Stop
-from train.config.run_config import learning_rate_of
 from train.run.best import judge
 from train.run.recorder import Recorder
 from train.run.state import State
-from train.sweep.group import Group
+from train.sweep.evaluate_members import evaluate_members, evaluate_starts
+from train.sweep.group import Group, StepPlan
 from train.sweep.member import Member
-from train.sweep.padded import stack_trees
+from train.sweep.pad_adapters import stack_trees
 
 logger = logging.getLogger(__name__)
 
@@ -32,29 +32,39 @@ EndMember = Callable[[Group, Member, Recorder, str], None]
 
 
 def train_stage(
-    group: Group, members: Sequence[Member], slots: int, end: int, stop: Stop, end_member: EndMember
+    group: Group,
+    members: Sequence[Member],
+    slots: int,
+    end: int,
+    stop: Stop,
+    end_member: EndMember,
+    *,
+    compares: bool = False,
 ) -> bool:
     """Trains members, which have made equally many steps, to step `end`; returns False if a signal cut it short.
 
-    There it evaluates them and writes their checkpoints. A member that ends earlier keeps its slot, but its values are
-    ignored from then on.
+    There it writes their checkpoints. A member that ends earlier keeps its slot, but its values are ignored from then
+    on.
 
     Args:
       slots: the number of members of the program, at least as many as `members`; the others are copies.
+      end: at most the last step of each member.
       end_member: called once for each member that ends before the stage does.
+      compares: whether all members are evaluated at `end`, also those whose evaluation is not due.
     """
     with ExitStack() as records:
         opened = [records.enter_context(member.open_record()) for member in members]
-        stage = _Stage(group, list(members), opened, slots, end_member)
-        for step, planned in enumerate(group.plan(stage.start, end), stage.start + 1):
-            stage.make_step(planned)
+        stage = _Stage(group, list(members), opened, slots, end, end_member)
+        for step, planned in enumerate(group.plan(members, stage.start, end), stage.start + 1):
+            stage.make_step(step, planned)
             stopped = stop.is_requested()
-            log, evaluate, save = _due(group, step, end)
-            if log or evaluate or save or stopped:
-                stage.read(step, log)
-            if evaluate:
-                stage.evaluate(step)
-            if save or stopped:
+            evaluated = stage.find_due(step, "evaluate") if not (compares and step == end) else list(stage.active)
+            logged, saves = stage.find_due(step, "log"), step == end or bool(stage.find_due(step, "save"))
+            if logged or evaluated or saves or stopped:
+                stage.read(step, logged)
+            if evaluated:
+                stage.evaluate(step, evaluated)
+            if saves or stopped:
                 stage.save()
             if stopped:
                 return False
@@ -63,13 +73,12 @@ def train_stage(
     return True
 
 
-def _due(group: Group, step: int, end: int) -> tuple[bool, bool, bool]:
-    """Returns whether a log line, an evaluation and a checkpoint are due at this step."""
-    train, last = group.config.train, step in (end, group.steps)
-    every = train.eval_every or group.per_epoch
-    log = step % train.log_every == 0 or step == group.steps
-    evaluate, save = (last or step % period == 0 for period in (every, train.checkpoint_every or every))
-    return log, evaluate, save
+def _is_due(member: Member, step: int, what: Literal["log", "evaluate", "save"]) -> bool:
+    """Returns whether a log line, an evaluation or a checkpoint of a member is due at this step."""
+    train = member.config.train
+    every = train.eval_every or member.per_epoch
+    periods = {"log": train.log_every, "evaluate": every, "save": train.checkpoint_every or every}
+    return step % periods[what] == 0 or step == member.steps
 
 
 @dataclasses.dataclass
@@ -86,6 +95,7 @@ class _Stage:
     members: list[Member]
     records: list[Recorder]
     slots: int
+    end: int
     end_member: EndMember
 
     def __post_init__(self) -> None:
@@ -94,22 +104,29 @@ class _Stage:
         moving = stack_trees([(one.state.trainable, one.state.optimizer) for one in filled])
         self.state = State(moving[0], moving[1], jnp.int32(self.start))
         self.frozen = stack_trees([one.frozen for one in filled])
-        self.peaks = jnp.array([learning_rate_of(one.config) for one in filled], jnp.float32)
+        self.rates = np.stack([one.learning_rates(self.start, self.end) for one in filled], 1)
         self.active = list(range(len(self.members)))
         self.unread: list[dict[str, Any]] = []
-        self.begin, self.count = time.monotonic(), 0
+        self.begin, self.counts = time.monotonic(), [0] * len(self.members)
         self.before = [one.seconds for one in self.members]
 
-    def make_step(self, planned: Any) -> None:
+    def make_step(self, step: int, planned: StepPlan) -> None:
         group = self.group
-        batch = group.batch(planned)
-        self.state, values = group.programs.step(self.peaks, self.state, self.frozen, group.base, batch, group.key)
+        batch, rates = group.batch(planned, self.members, self.slots), self.rates[step - 1 - self.start]
+        self.state, values = group.programs.step(rates, self.state, self.frozen, group.base, batch, group.key)
         self.unread.append(values)
-        lengths = group.opened.rows["train"].lengths
-        self.count += int(lengths[planned.rows].sum()) if group.task.unit == "tokens" else len(planned.rows)
+        for index, member in enumerate(self.members):
+            lengths, of_member = member.opened.rows["train"].lengths, planned[index if len(planned) > 1 else 0]
+            self.counts[index] += (
+                int(lengths[of_member.rows].sum()) if group.task.unit == "tokens" else len(of_member.rows)
+            )
 
-    def read(self, step: int, log: bool) -> None:
-        """Reads the values of the last steps: ends members that have diverged, and records the others' if `log`."""
+    def find_due(self, step: int, what: Literal["log", "evaluate", "save"]) -> list[int]:
+        """Returns the indices of the members that have not ended and for which this is due."""
+        return [index for index in self.active if _is_due(self.members[index], step, what)]
+
+    def read(self, step: int, logged: Sequence[int]) -> None:
+        """Reads the values of the last steps: ends members that have diverged, and records those of `logged`."""
         values = [jax.device_get(one) for one in self.unread]
         self.unread.clear()
         for index in list(self.active):
@@ -120,36 +137,37 @@ class _Stage:
                     self._end(index, "diverged", number, found)
                     break
             else:
-                if log:
+                if index in logged:
                     self._log(index, step, of_steps[-1])
-        if log and self.active:
+        if logged and self.active:
             losses = [float(values[-1]["loss"][index]) for index in self.active]
             shown = f"loss {min(losses):.4f} to {max(losses):.4f}"
-            seconds = time.monotonic() - self.begin
-            text = "step %d/%d  %d runs  %s  %s gone"
-            logger.info(text, step, self.group.steps, len(self.active), shown, clock(seconds))
+            last, seconds = max(one.steps for one in self.members), time.monotonic() - self.begin
+            logger.info("step %d/%d  %d runs  %s  %s gone", step, last, len(self.active), shown, clock(seconds))
 
-    def evaluate(self, step: int) -> None:
-        """Evaluates all members on the validation split, and their starts if they were not evaluated yet."""
-        train, metric = self.group.config.train, self.group.opened.metric
-        if train.eval_on_start and any(self.members[i].best.value is None for i in self.active):
-            self._record_start(step)
+    def evaluate(self, step: int, indices: Sequence[int]) -> None:
+        """Evaluates members on the validation split, and their starts if they were not evaluated yet."""
+        members = {index: self.members[index] for index in indices if index in self.active}
+        if not members:
+            return
+        self._record_starts(step, {index: one for index, one in members.items() if one.best.value is None})
         trainable = jax.device_get(self.state.trainable)
-        found = self.group.evaluate(combine(self.state.trainable, self.frozen), len(self.members))
-        for index in list(self.active):
+        found = evaluate_members(self.group, combine(self.state.trainable, self.frozen), members)
+        for index in members:
             self._judge(index, step, found[index], trainable)
-        values = [found[index][metric] for index in self.active]
+        metric = self.group.metric
+        values = [found[index][metric] for index in members if index in self.active]
         if values:
             logger.info("step %d  validation: %s %.4f to %.4f", step, metric, min(values), max(values))
 
     def _judge(self, index: int, step: int, found: dict[str, float], trainable: Any) -> None:
         """Takes a member's evaluation into account, and ends it where it is due; `trainable` has the leaves of all."""
-        member, patience = self.members[index], self.group.config.train.early_stopping_patience
+        member, patience = self.members[index], self.members[index].config.train.early_stopping_patience
         if not math.isfinite(found["loss"]):
             self._end(index, "diverged", step, {"loss": found["loss"]})
             return
         self.records[index].log(step, found, "validation")
-        metric = self.group.opened.metric
+        metric = self.group.metric
         member.best = judge(member.best, metric, found, step, lambda: _copy_of(trainable, index))
         if patience is not None and member.best.stale >= patience:
             self._store([index])
@@ -164,16 +182,10 @@ class _Stage:
         for index in self.active:
             self.members[index].drop_before(self.members[index].step)
 
-    def _record_start(self, step: int) -> None:
-        """Evaluates the members' starts; their record has them at the step of the first evaluation, as a run's has."""
-        if (same := self.group.evaluate_start()) is not None:
-            all_found = [same] * len(self.members)
-        else:
-            filled = [*self.members, *[self.members[-1]] * (self.slots - len(self.members))]
-            starts = combine(stack_trees([one.best.trainable for one in filled]), self.frozen)
-            all_found = self.group.evaluate(starts, len(self.members))
-        for index, found in enumerate(all_found):
-            if index in self.active and self.members[index].best.value is None:
+    def _record_starts(self, step: int, members: Mapping[int, Member]) -> None:
+        """Evaluates members' starts; their record has them at the step of the first evaluation, as a run's has."""
+        if members and self.group.config.train.eval_on_start:
+            for index, found in evaluate_starts(self.group, members, self.slots).items():
                 self.records[index].log(step, found, "start")
 
     def _store(self, indices: Sequence[int]) -> None:
@@ -194,14 +206,14 @@ class _Stage:
         self.end_member(self.group, member, self.records[index], f"{how} at step {step}")
 
     def _log(self, index: int, step: int, values: dict[str, float]) -> None:
-        member, group = self.members[index], self.group
+        member = self.members[index]
         seconds = max(time.monotonic() - self.begin, 1e-9)
         numbers = {
             "loss": float(np.mean(member.losses)),
             "grad_norm": values["grad_norm"],
-            "learning_rate": float(group.rate(member)(step - 1)),  # type: ignore[arg-type]
-            "epoch": step / group.per_epoch,
-            f"{group.task.unit}_per_second": self.count / seconds,
+            "learning_rate": float(self.rates[step - 1 - self.start, index]),
+            "epoch": step / member.per_epoch,
+            f"{self.group.task.unit}_per_second": self.counts[index] / seconds,
         }
         self.records[index].log(step, numbers, "train")
         member.losses.clear()

@@ -1,5 +1,7 @@
+from types import SimpleNamespace
+
 from tests.support.training.config_cases import config
-from train.sweep.groups import data_of, group_configs, program_of
+from train.sweep.group_configs import data_of, group_configs, program_of, split_by_model
 
 
 def _lora(**values):
@@ -33,6 +35,18 @@ def test_runs_with_a_base_of_their_own_share_only_the_rate():
 def test_seeds_are_groups_with_one_program():
     one, other = config(seed=0), config(seed=1)
     assert _groups(one, other) == [[0], [1]]
-    assert program_of(one) == program_of(other)
+    assert program_of([one]) == program_of([other, other])
     assert data_of(one) != data_of(other)
     assert data_of(one) == data_of(config(lora={"r": 2}, method="full"))
+
+
+def test_runs_with_rows_of_their_own_share_a_program():
+    files = [config(data={"train": name, "validation": f"{name}-held-out", "text": "line"}) for name in ("a", "b")]
+    assert _groups(*files, config(data={"train": "a", "max_length": 64})) == [[0, 1], [2]]
+    assert data_of(files[0]) != data_of(files[1])
+    assert program_of(files) != program_of(files[:1])
+
+
+def test_rows_that_make_other_models_do_not():
+    opened = [SimpleNamespace(model=labels, width=width) for labels, width in ((2, None), (3, None), (2, None), (2, 8))]
+    assert split_by_model([4, 5, 6, 7], opened) == [[4, 6], [5], [7]]

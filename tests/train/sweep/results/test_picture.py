@@ -1,8 +1,8 @@
 import pytest
 
-from train.sweep.picture import draw_sweep
 from train.sweep.points import Point
-from train.sweep.rank import Result
+from train.sweep.results.compare_runs import Result
+from train.sweep.results.picture import draw_sweep
 
 BOTH = [(rank, rate) for rank in (2, 8) for rate in (1e-3, 1e-2)]
 CASES = {

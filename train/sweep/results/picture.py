@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from train.run.best import LOWER_IS_BETTER
-from train.sweep.rank import Result
+from train.sweep.results.compare_runs import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,7 +4,7 @@ from unittest import mock
 import pytest
 
 from train.planning.memory import Memory
-from train.sweep import memory
+from train.sweep import choose_slots
 
 
 def _planned(group, slots):
@@ -23,8 +23,8 @@ def _planned(group, slots):
 )
 def test_as_many_train_at_once_as_there_is_memory_for(members, at_once, free, expected):
     with (
-        mock.patch.object(memory, "plan_memory", _planned),
-        mock.patch.object(memory, "free_bytes", return_value=free),
+        mock.patch.object(choose_slots, "plan_memory", _planned),
+        mock.patch.object(choose_slots, "free_bytes", return_value=free),
     ):
-        slots, found = memory.choose_slots(SimpleNamespace(), members, at_once)
+        slots, found = choose_slots.choose_slots(SimpleNamespace(), members, at_once)
     assert (slots, found.in_all) == (expected, 100 + 50 * expected)

@@ -8,29 +8,52 @@ from typing import Any
 
 from train.config.run_config import RunConfig
 from train.run.manifest import flat
+from train.task.protocol import Opened
 
 _ALWAYS = {"output_dir", "train.learning_rate"}
 _OF_THE_ADAPTER = {"lora.r", "lora.lora_alpha", "lora.use_rslora", "lora.init_lora_weights"}
 _TARGETS = {"lora.target_modules", "lora.exclude_modules", "lora.layers_to_transform"}
+_SHAPES_BATCHES = {"data.max_length", "data.packing", "data.add_tokens"}
+"""Keys of the data that say more than which rows there are, and how they are read."""
 
 
 def group_configs(configs: Sequence[RunConfig]) -> list[list[int]]:
     """Returns the groups of a sweep's configs, as indices, in their order.
 
-    The members of a group have the same base, the same rows in each step and the same dropout masks: these are computed
-    once for all. They may differ in the learning rate, and in the adapter's values, rank, scale and targets: ranks are
-    padded to the largest, a target that a member lacks has rank 0. Runs of another seed have other rows in a step, so
-    they are another group, which uses the same program.
+    The members of a group have the same base and the same dropout masks: these are computed once for all. They may
+    differ in the learning rate, and in the adapter's values, rank, scale and targets: ranks are padded to the largest,
+    a target that a member lacks has rank 0. They may also have rows of their own; `split_by_model` then has to look at
+    these. Runs of another seed have other masks, so they are another group, which uses the same program.
     """
     groups: dict[str, list[int]] = {}
     for index, config in enumerate(configs):
-        groups.setdefault(_shared(config, _free(config)), []).append(index)
+        rows = {key for key in flat(config) if key.startswith("data.")} - _SHAPES_BATCHES
+        groups.setdefault(_shared(config, _free(config) | rows), []).append(index)
     return list(groups.values())
 
 
-def program_of(config: RunConfig) -> str:
-    """Returns a text that is equal for configs whose groups train by one program, if their shapes are equal."""
-    return _shared(config, _free(config) | {"seed"})
+def split_by_model(group: Sequence[int], opened: Sequence[Opened]) -> list[list[int]]:
+    """Splits a group whose rows make models of several shapes, such as classifiers with other labels.
+
+    Args:
+      opened: what was read for each member.
+    """
+    kinds: list[tuple[Opened, list[int]]] = []
+    for index, one in zip(group, opened, strict=True):
+        alike = (found for other, found in kinds if (other.model, other.width) == (one.model, one.width))
+        if (found := next(alike, None)) is not None:
+            found.append(index)
+        else:
+            kinds.append((one, [index]))
+    return [found for _, found in kinds]
+
+
+def program_of(configs: Sequence[RunConfig]) -> str:
+    """Returns a text that is equal for groups, given as their configs, that train by one program.
+
+    Their members have the same rows, up to the order, which depends on the seed.
+    """
+    return "\n".join(sorted({_shared(config, _free(config) | {"seed"}) for config in configs}))
 
 
 def data_of(config: RunConfig) -> str:

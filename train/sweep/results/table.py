@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from train.sweep.rank import Result
+from train.sweep.results.compare_runs import Result
 
 
 def write_tables(folder: Path, ranked: Sequence[Result]) -> None:

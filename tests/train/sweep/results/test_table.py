@@ -1,8 +1,8 @@
 import csv
 
 from train.sweep.points import Point
-from train.sweep.rank import Result
-from train.sweep.table import write_tables
+from train.sweep.results.compare_runs import Result
+from train.sweep.results.table import write_tables
 
 
 def test_both_tables_have_a_row_for_each_run(tmp_path):

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from jlora.files.bounded_json import read_json
 from train.config.run_config import RunConfig
+from train.run import manifest
 from train.run.best import LOWER_IS_BETTER
 from train.run.recorder import read_metrics
 from train.sweep.points import Point
@@ -30,6 +31,13 @@ class Result(NamedTuple):
     step: int | None
     parameters: int | None
     ended: str
+
+
+def are_comparable(configs: Sequence[RunConfig]) -> bool:
+    """Returns whether runs were evaluated on the same rows, by their manifests."""
+    parts = (read_json(Path(config.output_dir) / manifest.NAME)["data"] for config in configs)
+    held_out = [{name: text for name, text in data.items() if name.startswith("validation/")} for data in parts]
+    return all(one == held_out[0] for one in held_out)
 
 
 def compare_at(configs: Sequence[RunConfig], step: int, metric: str) -> list[int]:

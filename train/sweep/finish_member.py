@@ -18,31 +18,31 @@ from train.devices.programs import CompiledAhead, Compiler
 from train.run import folder as run_folder
 from train.run import manifest
 from train.run.recorder import Recorder
+from train.sweep.config import BEST
 from train.sweep.group import Group
 from train.sweep.member import Member
-from train.sweep.padded import cut, pad
+from train.sweep.pad_adapters import cut, pad
 from train.task.finish import finish
 from train.task.protocol import EndedRun
 
-BEST = "best"
-"""The folder of the best run."""
 
-
-def claim_member(group: Group, member: Member, of_group: dict[str, Any]) -> None:
+def claim_member(group: Group, member: Member, known: dict[Any, dict[str, str]]) -> None:
     """Writes the first files of a run folder: config.yaml, environment.json and manifest.json.
 
     Args:
-      of_group: a manifest of the group, whose base and data are the member's; filled by the first call.
+      known: the parts of manifests that members share, which take long to make; filled by the first call for each.
     """
     member.folder.mkdir(parents=True, exist_ok=True)
     if (member.folder / manifest.NAME).exists():
         return
-    opened, frozen = group.opened, cut_frozen(member)
-    if not of_group:
-        of_group |= manifest.manifest(member.config, group.base, {}, opened.contents, group.lengths, opened.day)
-    own = manifest.manifest(member.config, {}, frozen, {}, group.lengths, opened.day)
-    run_folder.claim(member.config, Flags(), opened.attention)
-    run_folder.write_json(member.folder / manifest.NAME, own | {part: of_group[part] for part in ("base", "data")})
+    config, opened = member.config, member.opened
+    if "base" not in known:
+        known["base"] = manifest.manifest(config, group.base, {}, {}, ())["base"]
+    if id(opened) not in known:
+        known[id(opened)] = manifest.manifest(config, {}, {}, opened.contents, ())["data"]
+    own = manifest.manifest(config, {}, cut_frozen(member), {}, member.lengths, opened.day)
+    run_folder.claim(config, Flags(), opened.attention)
+    run_folder.write_json(member.folder / manifest.NAME, own | {"base": known["base"], "data": known[id(opened)]})
 
 
 def cut_frozen(member: Member) -> Any:
@@ -86,7 +86,7 @@ def export_best(group: Group, member: Member, config: RunConfig, *, is_offline: 
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("metrics.jsonl", "environment.json", manifest.NAME):
         shutil.copyfile(member.folder / name, folder / name)
-    run_folder.claim(of_best, Flags(), group.opened.attention)
+    run_folder.claim(of_best, Flags(), member.opened.attention)
     lines = len((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
     with Recorder(folder, resume_step=member.step, resume_lines=lines) as recorder:
         report = finish(ended_run(group, member, of_best, is_offline=is_offline), recorder).report
@@ -105,10 +105,10 @@ def ended_run(group: Group, member: Member, config: RunConfig, *, is_offline: bo
     return EndedRun(
         task=group.task,
         config=config,
-        opened=group.opened,
+        opened=member.opened,
         adapted=dataclasses.replace(member.adapted, base=group.base),
         mesh=None,
-        lengths=group.lengths,
+        lengths=member.lengths,
         eval_step=CompiledAhead(evaluate, Compiler(), batch=2),
         adapter=adapter,
         folder=Path(config.output_dir),

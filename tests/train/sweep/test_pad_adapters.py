@@ -2,7 +2,7 @@ import jax
 import numpy as np
 
 from tests.train.sweep.test_vmapped_step import _adapters
-from train.sweep.padded import common_form, cut, have_one_effect, pad, ranks_of
+from train.sweep.pad_adapters import common_form, cut, have_one_effect, pad, ranks_of
 
 
 def test_cut_is_the_inverse_of_pad():

@@ -2,7 +2,7 @@ import json
 
 from tests.support.training.config_cases import config
 from train.sweep.points import Point
-from train.sweep.rank import Result, compare_at, sort_results
+from train.sweep.results.compare_runs import Result, are_comparable, compare_at, sort_results
 
 
 def _run(folder, name, *lines):
@@ -33,3 +33,15 @@ def test_a_run_that_diverged_comes_last():
     for metric, values in (("accuracy", (0.9, 0.8)), ("perplexity", (5.0, 6.0))):
         results = [result("none", "", None), result("second", metric, values[1]), result("first", metric, values[0])]
         assert [one.point.name for one in sort_results(results)] == ["first", "second", "none"]
+
+
+def test_runs_are_comparable_if_they_have_the_same_validation_rows(tmp_path):
+    def run(name, train, validation):
+        (tmp_path / name).mkdir()
+        manifest = {"data": {"train/ids": train, "validation/ids": validation}}
+        (tmp_path / name / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        return config(output_dir=str(tmp_path / name))
+
+    one, other, third = run("one", "few", "v"), run("other", "many", "v"), run("third", "few", "w")
+    assert are_comparable([one, other])
+    assert not are_comparable([one, other, third])

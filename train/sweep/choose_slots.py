@@ -45,8 +45,11 @@ def choose_slots(group: Group, members: int, at_once: int | None) -> tuple[int, 
 def plan_memory(group: Group, slots: int) -> Memory:
     """Compiles the step of `slots` members for the longest batch, and returns its memory; nothing is computed."""
     first, size = group.members[0], rows_of_a_step(group.config)
-    lengths = group.opened.rows["train"].lengths
-    batch = group.batch(PlannedBatch(group.lengths[-1], np.argsort(lengths, kind="stable")[:size]))
+    planned = tuple(
+        PlannedBatch(group.lengths[-1], np.argsort(one.opened.rows["train"].lengths, kind="stable")[:size])
+        for one in (group.members[:1] if group.shares_rows else group.members[:slots])
+    )
+    batch = group.batch(planned, group.members[:slots], slots)
 
     def members(tree: Any) -> Any:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((slots, *np.shape(x)), x.dtype), tree)

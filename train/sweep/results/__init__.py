@@ -1,0 +1,1 @@
+"""The results of a sweep: the runs compared, as tables, and as a picture."""

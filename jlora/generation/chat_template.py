@@ -72,6 +72,10 @@ class ChatTemplate:
           JloraError: the template cannot be compiled, or fails on the chat; its error is quoted.
         """
         try:
+            self._compile(chat)
+        except JloraError as error:
+            raise JloraError(f"{chat.where}: {error}") from error
+        try:
             written = self._render(chat, turns, call)
         except Exception as error:  # a template's expressions raise whatever Python's do
             # Some templates, such as DeepSeek's, concatenate arguments as text, as OpenAI's API sends them.
@@ -95,8 +99,25 @@ class ChatTemplate:
         """Returns whether the template marks the assistant's turns itself (`{% generation %}`)."""
         return _GENERATION_TAG.search(self.tokenizer.get_chat_template(tools=chat.tools)) is not None
 
+    def require_jinja(self) -> None:
+        """Raises JloraError, with the line, if the template is not Jinja; each of them if the tokenizer has several."""
+        stored: Any = self.tokenizer.chat_template
+        for text in stored.values() if isinstance(stored, dict) else [stored]:
+            self._compile_text(text)
+
     def _compile(self, chat: TemplateVariables) -> Compiled:
-        return compile_template(self.tokenizer.get_chat_template(tools=chat.tools))
+        return self._compile_text(self.tokenizer.get_chat_template(tools=chat.tools))
+
+    def _compile_text(self, text: str) -> Compiled:
+        try:
+            return compile_template(text)
+        except Exception as error:  # Python's compiler raises others than Jinja's
+            line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
+            said = str(error).rstrip(".")
+            raise JloraError(
+                f"{self.source}: expected a chat template in Jinja, found a mistake in it: {line}{said}. Correct the"
+                " template there"
+            ) from error
 
     def _render(self, chat: TemplateVariables, turns: list[Turn], call: bool) -> Rendered:
         variables = {

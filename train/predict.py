@@ -77,7 +77,7 @@ def _predict(options: argparse.Namespace) -> None:
         trained = source.load()
     # Raises for wrong labels before anything is computed.
     encoded = encode_labels(rows, trained.labels, "test") if options.evaluate else None
-    with working(f"labelling {counted(len(rows), 'row')}"):
+    with working(f"labelling {counted(len(rows), 'row')}"), _keys_as_flags():
         logits = trained.logits(rows, config.max_length, options.batch_size)
     _write(options.output, _columns(tables[0], rows), logits, trained.labels)
     logger.info("%s labelled: %s", counted(len(rows), "row"), options.output)

@@ -195,7 +195,7 @@ def _sum_of_squares(x: jax.Array) -> float:
 
 def _no_change(left: dict[str, float]) -> str:
     if not left:
-        return "tuned: expected another tree than the base, found equal values: there is nothing to extract"
+        return "tuned: expected weights that differ from the base's, found equal ones: give the fine-tuned model"
     some = ", ".join(list(left)[:3]) + (f" and {len(left) - 3} more leaves" if len(left) > 3 else "")
     return (
         f"target_modules: expected modules that differ between tuned and base, found no change in any of them; {some}"

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from jlora.errors import FileError
+from jlora.files.file_kind import file_kind
 from jlora.files.path_checks import require_own
 
+_AGAIN = "Copy or download it again"
+_NAMES = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false", type(None): "null"}
 LARGEST = 2**24
 """The largest JSON that is read, in bytes. Published indexes of many shards have 10 MB; parsed, they take more."""
 
@@ -38,10 +41,18 @@ def parse_json(text: bytes, file: Path) -> dict[str, Any]:
     try:
         value = json.loads(text.decode("utf-8"), object_pairs_hook=refuse_duplicates)
     except (ValueError, RecursionError) as error:
-        raise FileError(f"{file}: expected JSON; found: {error}") from error
+        raise FileError(f"{file}: expected JSON; found{_say_what_is_there(text, error)}") from error
     if not isinstance(value, dict):
-        raise FileError(f"{file}: expected a JSON object; found {type(value).__name__}")
+        raise FileError(f"{file}: expected a JSON object, {{...}}; found {_NAMES[type(value)]}. {_AGAIN}")
     return value
+
+
+def _say_what_is_there(text: bytes, error: Exception) -> str:
+    if not text.strip():
+        return f" an empty file. {_AGAIN}"
+    if kind := file_kind(text):
+        return f" {kind}"
+    return f": {error}. Correct it; or if the file was cut off, copy or download it again"
 
 
 def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

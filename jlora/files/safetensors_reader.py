@@ -18,6 +18,7 @@ import numpy as np
 
 from jlora.errors import FileError
 from jlora.files.bounded_json import LARGEST, parse_json
+from jlora.files.file_kind import kind_of_file
 from jlora.files.finite import require_finite
 from jlora.files.path_checks import require_own
 
@@ -37,8 +38,6 @@ _BITS = {
 }  # fmt: skip
 """{dtype in a file: bits of a number}."""
 _MOST_AXES = 32
-_LFS = b"version https://git-lfs"
-"""How the file begins that git writes instead of a large one if Git LFS is not installed."""
 _MOST_NUMBERS = 2**48
 """More than any disk holds. The limit keeps products of axis sizes from overflowing, also if one axis is 0."""
 
@@ -88,7 +87,10 @@ class StoredTensor:
     def require_float(self) -> None:
         """Raises FileError if the tensor is not plain floating point (quantized weights), or is empty (ZeRO-3)."""
         if self.dtype not in READABLE:
-            raise FileError(f"{self.file}: {self.key}: expected dtype {', '.join(READABLE)}; found {self.dtype}")
+            raise FileError(
+                f"{self.file}: {self.key}: expected dtype {', '.join(READABLE)}; found {self.dtype}. If the weights are"
+                " quantized, give the 16-bit model that they were made from; else save them again in one of these"
+            )
         if 0 in self.shape:
             raise FileError(
                 f"{self.file}: {self.key}: expected weights, found an empty tensor of shape {self.shape}. DeepSpeed"
@@ -144,16 +146,10 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
 
 
 def _not_whole(file: Path, size: str) -> FileError:
-    with file.open("rb") as stream:
-        is_pointer = stream.read(len(_LFS)) == _LFS
-    if is_pointer:
-        return FileError(
-            f"{file}: expected a whole safetensors file; found a pointer of Git LFS ({file.stat().st_size} bytes). Run"
-            " `git lfs install` and `git lfs pull` in its folder, or download it with `hf download`"
-        )
-    return FileError(
-        f"{file}: expected a whole safetensors file{size}; found {file.stat().st_size} bytes; download or copy it again"
-    )
+    found = f"{file.stat().st_size} bytes; download or copy it again"
+    if not size:  # there is no header
+        found = kind_of_file(file) or found
+    return FileError(f"{file}: expected a whole safetensors file{size}; found {found}")
 
 
 def _tensor(file: Path, key: str, entry: Any, begin: int) -> StoredTensor:

@@ -101,11 +101,30 @@ class ChatTemplate:
         """Returns whether the template marks the assistant's turns itself (`{% generation %}`)."""
         return _GENERATION_TAG.search(self.tokenizer.get_chat_template(tools=chat.tools)) is not None
 
+    def require_jinja(self) -> None:
+        """Raises JloraError, with the line, if the template is not Jinja; each of them if the tokenizer has several."""
+        stored: Any = self.tokenizer.chat_template
+        for text in stored.values() if isinstance(stored, dict) else [stored]:
+            self._compile_text(text)
+
     def _compile(self, chat: TemplateVariables) -> Compiled:
         try:
-            return compile_template(self.tokenizer.get_chat_template(tools=chat.tools))
-        except Exception as error:  # Python's compiler raises what it does, such as MemoryError
+            return self._compile_text(self.tokenizer.get_chat_template(tools=chat.tools))
+        except JloraError as error:
+            raise JloraError(f"{chat.where}: {error}") from error
+        except Exception as error:  # the tokenizer has several templates, and none for a chat
             raise self._error(chat, error) from error
+
+    def _compile_text(self, text: str) -> Compiled:
+        try:
+            return compile_template(text)
+        except Exception as error:  # Python's compiler raises others than Jinja's
+            line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
+            said = str(error).rstrip(".")
+            raise JloraError(
+                f"{self.source}: expected a chat template in Jinja, found a mistake in it: {line}{said}. Correct the"
+                " template there"
+            ) from error
 
     def _render(self, compiled: Compiled, chat: TemplateVariables, turns: list[Turn], call: bool) -> Rendered:
         variables = {

@@ -64,7 +64,7 @@ def causal_config(source: PretrainedSource, lora: LoraConfig | None = None) -> P
         known = ", ".join(kind for kind, found in FAMILIES.items() if found.task == "CAUSAL_LM")
         raise UnsupportedModelError(
             f"{source.name}: config.json: model_type: expected a causal language model ({known}),"
-            f" found {config.model_type!r}; jlora classify trains classifiers"
+            f" found {config.model_type!r}; jlora classify trains classifiers, jlora predict labels texts with them"
         )
     if lora is not None and needs_own_head(lora, family(config.model_type).embedding):
         config.tie_word_embeddings = False

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jlora.errors import FileError, UnsupportedModelError, nearest
+from jlora.errors import FileError, UnsupportedModelError
 from jlora.files.limits import LARGEST_SIZE, MOST_LAYERS
 
 if TYPE_CHECKING:
@@ -89,13 +89,27 @@ def architecture_of(content: Gguf) -> tuple[str, Architecture]:
     """Returns (the value of `general.architecture` in `content.fields`, its description in ARCHITECTURES).
 
     Raises:
-      UnsupportedModelError: the file has no such key, or the architecture is not in the table.
+      UnsupportedModelError: the file has no such key, the architecture is not in the table, or it is an adapter.
     """
+    if content.fields.get("general.type") == "adapter":
+        raise UnsupportedModelError(
+            f"{content.file}: general.type: expected a model; found an adapter of llama.cpp. Give its base here, and"
+            " the adapter in PEFT's format, from which it was converted"
+        )
     name = content.fields.get("general.architecture")
     if not isinstance(name, str) or name not in ARCHITECTURES:
         known, found = ", ".join(ARCHITECTURES), reprlib.repr(name)
-        raise UnsupportedModelError(f"{content.file}: general.architecture: expected one of {known}; found {found}")
+        raise UnsupportedModelError(
+            f"{content.file}: general.architecture: expected one of {known}; found {found}. {_instead_of(name)}"
+        )
     return name, ARCHITECTURES[name]
+
+
+def _instead_of(architecture: Any) -> str:
+    """Returns what to give instead of a file of an architecture that is not in the table."""
+    if architecture == "clip":
+        return "It is the part of a model that reads images: give the file of the language model"
+    return "If docs/models.md lists the model, give its folder in Hugging Face's format, or its name on the hub"
 
 
 def key_of(content: Gguf, name: str) -> str:
@@ -213,8 +227,11 @@ def _number(content: Gguf, key: str, default: float | None = None) -> float:
     """Reads a positive number; `default` if the file does not have the key."""
     found = content.fields.get(key, default)
     if not (isinstance(found, int | float) and 0 < found < math.inf):
-        said = "no such key" + nearest(key, content.fields) if found is None else reprlib.repr(found)
-        raise FileError(f"{content.file}: {key}: expected a number above 0; found {said}")
+        said = "no such key" if found is None else reprlib.repr(found)
+        raise FileError(
+            f"{content.file}: {key}: expected a number above 0; found {said}. Convert the model again, with llama.cpp's"
+            " convert_hf_to_gguf.py"
+        )
     return found
 
 

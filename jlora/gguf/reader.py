@@ -20,9 +20,11 @@ import gguf
 import numpy as np
 
 from jlora.errors import FileError
+from jlora.files.file_kind import kind_of_file
 from jlora.files.finite import require_finite
 
 _VERSIONS = (2, 3)
+_NO_START = "no GGUF at its start; give a file that llama.cpp's convert_hf_to_gguf.py wrote"
 _STRING, _ARRAY = 8, 9
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """{GGUF's number of a value type: the format letter of `struct`}."""
@@ -128,18 +130,23 @@ def read_gguf(file: Path) -> Gguf:
         several parts, has a key or a tensor twice or two tensors in the same bytes, or has more metadata than any
         model.
     """
-    if not Path(file).is_file():
+    file = Path(file)
+    if not file.is_file():
         raise FileError(f"{file}: expected a GGUF file; found no such file")
+    if file.stat().st_size == 0:
+        raise FileError(f"{file}: expected a whole GGUF file; found an empty one; download or copy it again")
     try:
         with open(file, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _parse(Path(file), _Cursor(data))
+            return _parse(file, _Cursor(data))
     except (ValueError, struct.error) as error:
+        if str(error) == _NO_START and (kind := kind_of_file(file)):
+            raise FileError(f"{file}: expected a whole GGUF file; found {kind}") from None
         raise FileError(f"{file}: expected a whole GGUF file; found: {error}") from None
 
 
 def _parse(file: Path, cursor: _Cursor) -> Gguf:
     if cursor.bytes(4) != b"GGUF":
-        raise ValueError("no GGUF at its start")
+        raise ValueError(_NO_START)
     (version,) = cursor.numbers("I", 1)
     if version not in _VERSIONS:
         raise ValueError(f"version {version}, where {_VERSIONS[0]} and {_VERSIONS[1]} are known")
@@ -188,7 +195,7 @@ class _Cursor:
     def bytes(self, count: int) -> bytes:
         start, end = self.place, self.place + count
         if end > len(self.data):
-            raise ValueError(f"its end after {len(self.data)} bytes")
+            raise ValueError(f"its end after {len(self.data)} bytes; download or copy it again")
         if end > _LARGEST:
             raise ValueError(f"metadata of more than {_LARGEST} bytes")
         self.place = end

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from jlora.errors import JloraError
-from jlora.lora.name_patterns import is_expression
+from jlora.lora.name_patterns import find_mistake
 from jlora.lora.named_initializations import INITIALIZATIONS, find_initialization
 from jlora.tree.output_heads import TASK_HEADS
 
@@ -84,7 +84,8 @@ class LoraConfig:
         _require(self.task_type is None or self.task_type in TASK_HEADS, "task_type", tasks, self.task_type)
         _require(not isinstance(self.modules_to_save, str), "modules_to_save", "a list of names", self.modules_to_save)
         for key, pattern in self._regular_expressions():
-            _require(is_expression(pattern), key, "a regular expression", pattern)
+            mistake = find_mistake(pattern)
+            _require(not mistake, key, "a regular expression", pattern, f": {mistake}; correct it there")
         layered = self.layers_to_transform is None or not isinstance(self.target_modules, str)
         expected = "null where target_modules is a string (PEFT's rule): a list of names, or the layers in the regex"
         _require(layered, "layers_to_transform", expected, self.layers_to_transform)
@@ -117,6 +118,6 @@ def _entries(field: str, patterns: Mapping[str, Any]) -> dict[str, Any]:
     return {f"{field}.{pattern}": value for pattern, value in patterns.items()}
 
 
-def _require(holds: bool, key: str, expected: str, found: Any) -> None:
+def _require(holds: bool, key: str, expected: str, found: Any, hint: str = "") -> None:
     if not holds:
-        raise JloraError(f"LoraConfig.{key}: expected {expected}, found {found!r}")
+        raise JloraError(f"LoraConfig.{key}: expected {expected}, found {found!r}{hint}")

@@ -19,17 +19,20 @@ LIMIT = 5.0
 """CPU seconds for all expressions of a configuration on all names of a model. A model of 126 layers takes one."""
 
 
-def is_expression(text: str) -> bool:
-    """Returns whether the text is a regular expression with the same meaning in `re` and `regex`.
+def find_mistake(text: str) -> str:
+    """Returns why the text is no regular expression with the same meaning in `re` and `regex`; "" if it is one.
 
-    `q{2}` is one, `(` is not, nor is `q{e}`, which `regex` reads as a fuzzy match.
+    `q{2}` is one, `(` is not ("missing ), unterminated subpattern at position 0"), nor is `q{e}`, which `regex` reads
+    as a fuzzy match.
     """
     try:
         re.compile(text)
         _compile(text)
-    except (re.error, regex.error):
-        return False
-    return not re.search(r"\{[^\d,]", text)  # `{e}` is text to `re` and a fuzzy match to `regex`; no name has a brace
+    except (re.error, regex.error) as error:
+        return str(error)
+    # `{e}` is text to `re` and a fuzzy match to `regex`; no name has a brace
+    found = re.search(r"\{[^\d,]", text)
+    return f"a brace without a number at position {found.start()}" if found else ""
 
 
 def is_whole(pattern: str, name: str) -> bool:

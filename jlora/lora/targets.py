@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -10,7 +11,7 @@ from typing import TypeVar
 from jlora.errors import NoRuleError, TargetNotFoundError, nearest
 from jlora.lora.config import LoraConfig
 from jlora.lora.name_patterns import is_end, is_whole, layer_number, require_quick
-from jlora.tree.output_heads import HEAD_NAMES, OUTPUT_EMBEDDINGS
+from jlora.tree.output_heads import HEAD_NAMES, OUTPUT_EMBEDDINGS, TASK_HEADS
 
 Value = TypeVar("Value")
 
@@ -133,11 +134,50 @@ def check_targets(config: LoraConfig, names: Sequence[str], stopped: Mapping[str
                 "LoraConfig.target_modules: 'all-linear': expected a function that multiplies by a matrix of the base,"
                 " found none; target_modules can name convolutions and tables of embeddings"
             )
+        _refuse_left_out(config, names)
         raise _no_match("target_modules", "a module that is not left out by another field", str(found), names)
+    _require_layers(config, names)
     for field in ("rank_pattern", "alpha_pattern"):
         for pattern in getattr(config, field):
             if not any(pattern_value({pattern: True}, name, False) for name in targets):
                 raise _no_match(field, "a pattern that matches an adapted module", pattern, targets)
+
+
+def _refuse_left_out(config: LoraConfig, names: Sequence[str]) -> None:
+    """Raises TargetNotFoundError that names the field which alone leaves all targets out."""
+    _require_layers(config, names)
+    alone = {
+        "exclude_modules": dataclasses.replace(config, exclude_modules=None),
+        "modules_to_save": dataclasses.replace(config, modules_to_save=[]),
+    }
+    for field, without in alone.items():
+        if left_out := [name for name in names if is_target(without, name)]:
+            raise TargetNotFoundError(
+                f"LoraConfig.{field}: expected it to leave a target of target_modules, found"
+                f" {getattr(config, field)!r}, which leaves out all ({left_out[0]}, ...). Take the name out of one of"
+                " the two"
+            )
+
+
+def _require_layers(config: LoraConfig, names: Sequence[str]) -> None:
+    """Requires a target in each layer of `layers_to_transform`."""
+    if config.layers_to_transform is None:
+        return
+    found = config.layers_to_transform
+    anywhere = dataclasses.replace(config, layers_to_transform=None, layers_pattern=None)
+    targets = [name for name in names if is_target(anywhere, name)]
+    numbers = {number for name in targets if (number := layer_number(config.layer_lists, name)) is not None}
+    if targets and not numbers:
+        raise TargetNotFoundError(
+            f"LoraConfig.layers_pattern: expected the name of the list of layers in {targets[0]}, found"
+            f" {config.layers_pattern!r}, with which it has no number. Correct it, or leave out layers_to_transform"
+        )
+    asked = [found] if isinstance(found, int) else list(found)
+    if targets and (wrong := [layer for layer in asked if layer not in numbers]):
+        raise TargetNotFoundError(
+            f"LoraConfig.layers_to_transform: expected layers that have a module of target_modules, {min(numbers)} to"
+            f" {max(numbers)}, found {wrong[0]}"
+        )
 
 
 def _refuse_stopped(entry: str, stopped: Mapping[str, str]) -> None:
@@ -154,7 +194,8 @@ def _refuse_stopped(entry: str, stopped: Mapping[str, str]) -> None:
 def check_other_modules(config: LoraConfig, names: Sequence[str]) -> None:
     """Requires each entry of exclude_modules and modules_to_save to match one of the modules `names`.
 
-    The heads `classifier` and `score`, which PEFT lists for every classifier, need not match.
+    The heads `classifier` and `score`, which PEFT lists for every classifier, need not match, unless they are all that
+    `modules_to_save` names and the task is none.
 
     Raises:
       TargetNotFoundError: an entry matches nothing; the message lists the nearest names and all available ones.
@@ -165,8 +206,10 @@ def check_other_modules(config: LoraConfig, names: Sequence[str]) -> None:
         if not any(matches(pattern, name) for name in names):
             expected = "an entry that matches a module"
             raise _no_match("exclude_modules", expected, entry, names, isinstance(excluded, str))
+    there = [entry for entry in config.trained_whole if any(is_in_module(entry, name) for name in names)]
+    may_lack_heads = there or TASK_HEADS.get(config.task_type or "")
     for entry in config.trained_whole:
-        if entry not in HEAD_NAMES and not any(is_in_module(entry, name) for name in names):
+        if entry not in there and not (may_lack_heads and entry in HEAD_NAMES):
             raise _no_match("modules_to_save", "an entry that ends a module's name", entry, names)
 
 

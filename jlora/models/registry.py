@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jlora.errors import JloraError, UnsupportedModelError, nearest
+from jlora.errors import JloraError, UnsupportedModelError
 from jlora.models.blocks.rotary import require_rope_type
 from jlora.models.families import (
     bert,
@@ -65,8 +65,8 @@ def family(model_type: Any, where: str = "config.json") -> Family:
     """
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UnsupportedModelError(
-            f"{where}: model_type: expected one of {', '.join(FAMILIES)}; found {model_type!r}"
-            f"{nearest(str(model_type), FAMILIES)}"
+            f"{where}: model_type: expected one of {', '.join(FAMILIES)}; found {model_type!r}, for which there is no"
+            " code here. Take a model of one of these; any other function in JAX takes jlora.init and jlora.adapt"
         )
     return FAMILIES[model_type]
 

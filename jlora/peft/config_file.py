@@ -44,6 +44,9 @@ _HARMLESS = (*(one.name for one in INITIALIZATIONS if one.in_files == "unchanged
 RECOMPUTED = tuple(one.name for one in INITIALIZATIONS if one.in_files == "recomputed")
 """Initializations that changed the base's weights by an amount that can be computed from them again."""
 
+_MERGE = "merge the adapter into its base with PEFT (merge_and_unload), save the model, and use that"
+_ONLY_PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT")
+
 _LARGEST = 2**20
 """The largest adapter_config.json, in bytes: each of its patterns is tried on the name of each module."""
 
@@ -167,18 +170,23 @@ def read_fields(folder: Path) -> dict[str, Any]:
         )
     if "peft_type" not in fields:
         raise FileError(
-            f'{path}: expected "peft_type": "LORA", found no such key. If the adapter is LoRA, add it; else this is no'
-            " configuration of PEFT"
+            f'{path}: expected "peft_type": "LORA", found {", ".join([*fields][:5]) or "no key"}. If PEFT wrote the'
+            " file and the adapter is LoRA, add it; else take the configuration that PEFT saved with these weights"
         )
-    raise FileError(
-        f"{path}: peft_type: expected LORA, found {fields['peft_type']!r}, which is not read. If its method can be"
-        " merged, merge it into the base with PEFT (merge_and_unload), save the model, and use that"
-    )
+    raise FileError(f"{path}: peft_type: expected LORA, {_say_other_method(fields['peft_type'])}")
+
+
+def _say_other_method(found: Any) -> str:
+    if found in _ONLY_PROMPTS:
+        return f"found {found!r}, which trains no weights, so nothing can be merged. Use it with PEFT, or train LoRA"
+    return f"found {found!r}, which is not read. If its method can be merged: {_MERGE}"
 
 
 def _require_adapter_folder(folder: Path) -> None:
     """Raises FileError, which says what to give instead, for a file and for a folder without adapter_config.json."""
     expected = f"{folder}: expected the folder of an adapter ({CONFIG} and its weights)"
+    if folder.is_file() and folder.suffix == ".gguf":
+        raise FileError(f"{expected}, found a GGUF file. Give the adapter in PEFT's format, from which it was made")
     if folder.is_file():
         raise FileError(f"{expected}, found a file. Give the folder that it is in: {folder.parent}")
     if not folder.is_dir():
@@ -207,13 +215,12 @@ def to_config(stored: Mapping[str, Any], path: Path) -> LoraConfig:
     on = {key for key, value in stored.items() if value not in _OFF}
     for key in sorted(on & _OTHER_FUNCTIONS):
         raise FileError(
-            f"{path}: {key}: expected it off or absent (not supported), found {reprlib.repr(stored[key])}. Merge the"
-            " adapter into its base with PEFT (merge_and_unload) if that is possible; without the key it would be"
-            " another"
+            f"{path}: {key}: expected it off or absent (not supported), found {reprlib.repr(stored[key])}. If PEFT can"
+            f" merge it: {_MERGE}. Do not delete the key: the adapter would compute something else"
         )
     for key, (expected, is_so) in _KINDS.items():
         if stored.get(key) is not None and not is_so(stored[key]):
-            raise FileError(f"{path}: {key}: expected {expected}, found {reprlib.repr(stored[key])}")
+            raise FileError(f"{path}: {key}: expected {expected}, found {_say_value(stored[key])}")
     fields = {key: value for key, value in stored.items() if key in _NAMES}
     fields |= {key: {} for key in ("rank_pattern", "alpha_pattern") if fields.get(key) is None}
     fields["init_lora_weights"] = _initialization(path, stored.get("init_lora_weights", True))
@@ -225,6 +232,11 @@ def to_config(stored: Mapping[str, Any], path: Path) -> LoraConfig:
         return LoraConfig(**fields)
     except (JloraError, RecursionError, OverflowError) as error:  # regular expressions raise the last two
         raise FileError(f"{path}: {error}") from None
+
+
+def _say_value(found: Any) -> str:
+    is_quoted = isinstance(found, str) and found.strip().lstrip("-").replace(".", "", 1).isdigit()
+    return f"the text {found!r}; write it without quotes" if is_quoted else reprlib.repr(found)
 
 
 def read_base_name(folder: Path) -> str | None:
@@ -253,7 +265,7 @@ def _with_parameters(path: Path, stored: Mapping[str, Any]) -> Any:
     if others := [name for name in names if not name.endswith(".weight")]:
         raise FileError(
             f"{path}: target_parameters: expected weights of linear layers, such as q_proj.weight (those of stacked"
-            f" experts are not supported), found {reprlib.repr(others)}"
+            f" experts are not supported), found {reprlib.repr(others)}. {_MERGE[0].upper()}{_MERGE[1:]}"
         )
     if stored.get("layers_to_transform") is not None:
         raise FileError(

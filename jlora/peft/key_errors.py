@@ -13,6 +13,7 @@ import numpy as np
 from jlora.errors import AdapterMismatchError
 from jlora.lora.config import LoraConfig
 from jlora.lora.entries import Adapter, Full, LowRank, Rows
+from jlora.lora.name_patterns import layer_number
 from jlora.lora.targets import is_all_linear, is_in_module, is_trained_whole, matches
 from jlora.peft.config_file import CONFIG
 from jlora.peft.tensor_keys import PREFIX, Slot, slots
@@ -41,8 +42,8 @@ def require_keys(
             raise AdapterMismatchError(f"{where}: {key}: {_say_why_expected(slot, template, tensors, config)}")
         if (rank := _other_rank(slot, template, tensors[key].shape)) is not None:
             raise AdapterMismatchError(
-                f"{where}: {key}: has the rank {rank[0]}, but {CONFIG} gives {rank[1]} for it (r = {config.r}). Correct"
-                " r or rank_pattern, or take the configuration that belongs to these weights"
+                f"{where}: {key}: expected the rank {rank[1]}, which {CONFIG} gives it (r = {config.r}), found"
+                f" {rank[0]}. Correct r or rank_pattern, or take the configuration that belongs to these weights"
             )
         if tensors[key].shape != slot.shape:
             return
@@ -74,10 +75,23 @@ def _say_why_expected(slot: Slot, template: Adapter, tensors: Mapping[str, np.nd
     if theirs := next((key for key in tensors if re.search(r"lora_(up|down)\.|lora_(unet|te\d?)_", key)), None):
         theirs = theirs.removeprefix(PREFIX)
         return f"{missing}, but those of kohya's scripts ({theirs}). Convert the adapter to PEFT's format first"
+    if (last := _last_layer_before(slot.key, tensors)) is not None:
+        return (
+            f"{missing}. target_modules in {CONFIG} names its module, and the base has more layers than the adapter,"
+            f" which ends at layer {last}. Load the base that the adapter was made for (--base); or if it is this"
+            " one, the file is not whole: save the adapter again"
+        )
     return (
         f"{missing}. target_modules in {CONFIG} names its module. Take the configuration that was saved with these"
         " weights, or save the adapter again"
     )
+
+
+def _last_layer_before(missing: str, tensors: Iterable[str]) -> int | None:
+    """Returns the last layer in the file if the missing key is of a later one, else None."""
+    layer = _LAYER.search(missing)
+    last = max((int(found[1]) for key in tensors if (found := _LAYER.search(key))), default=None)
+    return last if layer is not None and last is not None and int(layer[1]) > last else None
 
 
 def _say_why_whole(module: str, tensors: Mapping[str, np.ndarray], config: LoraConfig) -> str:
@@ -165,13 +179,13 @@ def _left_out(tensors: Iterable[str], expected: Collection[str], modules: Collec
 
 def _say_left_out(key: str, module: str, left_out: list[str], config: LoraConfig, weights: Path) -> str:
     field, value = _field_that_leaves_out(config, module.removeprefix(PREFIX))
-    if field == "layers_to_transform":
+    if field in ("layers_to_transform", "layers_pattern"):
         names = ", ".join(name.removeprefix(PREFIX) for name in left_out[:3]) + ", ..." * (len(left_out) > 3)
     else:
         names = " and ".join(sorted({name.rpartition(".")[2] for name in left_out}))
     leaves = "does not match" if field == "target_modules" else "leaves out"
     correct = "name them in target_modules" if field == "target_modules" else f"correct {field}"
-    shown = reprlib.repr(value if isinstance(value, str | int) or value is None else list(value))
+    shown = "null" if value is None else reprlib.repr(value if isinstance(value, str | int) else list(value))
     return (
         f"{weights.parent / CONFIG}: {field} {shown} {leaves} {names}, for which {weights.name} has tensors"
         f" ({key.removeprefix(PREFIX)}, ...). Take the configuration that was saved with these weights, or {correct}"
@@ -185,6 +199,9 @@ def _field_that_leaves_out(config: LoraConfig, module: str) -> tuple[str, Any]:
     if config.exclude_modules and matches(config.exclude_modules, module):
         return "exclude_modules", config.exclude_modules
     targets = config.target_modules
-    if config.layers_to_transform is not None and targets and (is_all_linear(config) or matches(targets, module)):
+    is_layered = config.layers_to_transform is not None and targets
+    if is_layered and (is_all_linear(config) or matches(targets or (), module)):
+        if config.layer_lists and layer_number(config.layer_lists, module) is None:
+            return "layers_pattern", config.layer_lists
         return "layers_to_transform", config.layers_to_transform
     return "target_modules", targets

@@ -42,7 +42,8 @@ def fold_lora_bias(
             if np.any(tensors[key]):
                 raise FileError(
                     f"{where}: {key}: expected no such key, or zeros, because the base's module has no bias to add it"
-                    " to; found other numbers (lora_bias in adapter_config.json). jlora cannot load this adapter"
+                    " to; found other numbers (lora_bias in adapter_config.json). Neither jlora nor PEFT's merge can"
+                    " put it anywhere: use the adapter with PEFT, or train it again without lora_bias"
                 )
             continue
         start = folded[own.key] if own.key in folded else _bases_bias(own, template, leaves)

@@ -49,12 +49,15 @@ def peft_fields(fields: Mapping[str, Any], keys: Iterable[str], file: Path) -> d
     kind, given = fields.get("fine_tune_type", "lora"), fields.get("lora_parameters")
     if kind not in ("lora", "dora"):
         raise FileError(
-            f"{file}: fine_tune_type: expected lora or dora, found {kind!r} (an adapter of mlx-lm); other types are not"
-            " supported"
+            f"{file}: fine_tune_type: expected lora or dora, found {kind!r} (an adapter of mlx-lm), which is not"
+            " supported. Fuse it into its model with mlx_lm.fuse, and use that"
         )
     rank, scale = (given.get(name) if isinstance(given, dict) else None for name in ("rank", "scale"))
     if type(rank) is not int or abs(rank) > _LARGEST or isinstance(scale, bool) or not isinstance(scale, int | float):
-        raise FileError(f"{file}: lora_parameters: expected a rank and a scale, found {given!r} (an adapter of mlx-lm)")
+        raise FileError(
+            f"{file}: lora_parameters: expected a rank and a scale, found {given!r} (an adapter of mlx-lm). Write"
+            " the numbers that it was trained with"
+        )
     if isinstance(given, dict) and "alpha" in given:
         raise FileError(
             f"{file}: lora_parameters.alpha: expected none, found {given['alpha']!r}. Early versions of mlx-lm multiply"

@@ -63,19 +63,37 @@ def require_base_sizes(
         )
     if adapted and sizes and not any(module in sizes for module in adapted):
         key = next(key for key in tensors if adapted[0] in key)
-        raise AdapterMismatchError(
-            f"{where}: {key}: found, but the base has no such module (it has {max(sizes, key=len)} and the like):"
-            f" {other}"
-        )
+        raise AdapterMismatchError(f"{where}: {_say_whose_module(key, adapted[0], sizes, other)}")
     for module in adapted:
         a, b = (tensors.get(f"{PREFIX}{module}{end}") for end in (_A, _B))
         if a is None or b is None or module not in sizes or a.ndim != 2:
             continue
         if a.shape[1] * b.shape[0] != math.prod(sizes[module]):
-            raise AdapterMismatchError(
-                f"{where}: {PREFIX}{module}: A and B are for a weight of {b.shape[0]} x {math.prod(a.shape[1:])}, the"
-                f" base's is {' x '.join(map(str, sizes[module]))}: {other}"
-            )
+            raise AdapterMismatchError(f"{where}: {PREFIX}{module}: {_say_whose_sizes(a, b, sizes[module], other)}")
+
+
+def _say_whose_module(key: str, module: str, sizes: Mapping[str, Any], other: str) -> str:
+    """Returns the error about a key whose module the base does not have."""
+    parts = module.split(".")
+    ends = (".".join(parts[count:]) for count in range(1, len(parts)))
+    if name := next((end for end in ends if end in sizes), None):
+        return (
+            f"{key.removeprefix(PREFIX)}: expected the base's name of the module, {name}, found"
+            f" {module.removesuffix(name)!r} before it. A program that wraps the model has added it: save the adapter"
+            " from the model inside, or rename the keys"
+        )
+    return f"{key}: found, but the base has no such module (it has {max(sizes, key=len)} and the like): {other}"
+
+
+def _say_whose_sizes(a: np.ndarray, b: np.ndarray, size: tuple[int, ...], other: str) -> str:
+    """Returns the error about A and B that are not for a weight of this size."""
+    if a.shape[1] == b.shape[0] and a.shape[0] * math.prod(b.shape[1:]) == math.prod(size):
+        return (
+            f"expected lora_A.weight of shape (r, in) and lora_B.weight of shape (out, r), found {a.shape} and"
+            f" {b.shape}, which are transposed. Transpose both, and save them again"
+        )
+    of_base = " x ".join(map(str, size))
+    return f"A and B are for a weight of {b.shape[0]} x {math.prod(a.shape[1:])}, the base's is {of_base}: {other}"
 
 
 def _sizes_by_module(leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -45,13 +45,23 @@ def weights_file(folder: Path) -> Path:
             f"{path}: expected the adapter's weights as safetensors, found {_PICKLE}, a pickle, which may run code and"
             f" is never opened here. If you trust it, convert it by running in its folder: {_CONVERT}"
         )
-    others = sorted(file.name for file in folder.glob("*.safetensors"))[:5]
-    hint = "Copy or download them, too"
-    if others:
-        hint = f"If that is the adapter, rename it to {WEIGHTS}; a whole model is given as the base"
-    raise FileError(
-        f"{path}: expected the adapter's weights as safetensors, found {', '.join(others) or 'none'}. {hint}"
-    )
+    raise FileError(f"{path}: expected the adapter's weights as safetensors, found {_say_what_is_instead(folder)}")
+
+
+def _say_what_is_instead(folder: Path) -> str:
+    """Returns what a folder without the adapter's weights has, and what to do."""
+    if others := sorted(file.name for file in folder.glob("*.safetensors"))[:5]:
+        return (
+            f"{', '.join(others)}. If that is the adapter, rename it to {WEIGHTS}; a whole model is given as the base"
+        )
+    if parts := sorted(file.name for name in ("global_step*", "*.distcp") for file in folder.glob(name)):
+        return (
+            f"a checkpoint in parts ({parts[0]}). Join them first: zero_to_fp32.py --safe_serialization for DeepSpeed,"
+            " accelerate merge-weights for FSDP"
+        )
+    if foreign := sorted(file.name for name in ("*.h5", "*.npz", "*.gguf", "*.pt") for file in folder.glob(name)):
+        return f"{foreign[0]}, which is not PEFT's. Save the adapter with PEFT's save_pretrained"
+    return "none. Copy or download them, too"
 
 
 def read_tensors(folder: Path) -> dict[str, np.ndarray]:

@@ -147,5 +147,6 @@ def _require_no_code(file: Any, auto_map: Any, config_class: Any) -> None:
         if name != "AutoTokenizer" and not (isinstance(found, str) and known.fullmatch(found)):
             raise UnsupportedModelError(
                 f"{file}: auto_map: {name}: expected a class of transformers' {stem}, because a repository's own code"
-                f" is never run here; found {found!r}"
+                f" is never run here; found {found!r}. If that code is {stem}'s own, delete auto_map; else take another"
+                " model"
             )

@@ -20,6 +20,7 @@ from jlora.files.path_checks import as_path, looks_like_path
 from jlora.files.run_folder import say_what_run_has
 from jlora.files.safetensors_reader import READABLE, StoredTensor, open_safetensors
 from jlora.gguf.model import GgufTensor, gguf_tensors, is_gguf
+from jlora.pretrained.absent_weights import say_what_is_instead, say_what_the_file_is
 from jlora.pretrained.locate import model_folder
 
 SINGLE_FILE = "model.safetensors"
@@ -31,7 +32,6 @@ DTYPES = {"float32": READABLE["F32"], "bfloat16": READABLE["BF16"], "float16": R
 _FILE_NAME = re.compile(r"\w[\w.-]{0,254}", re.ASCII)
 _CONFIG = "config.json"
 _EXPECTED = f"expected the folder of a model ({_CONFIG}, {SINGLE_FILE})"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.h5", "*.msgpack")
 
 
 class Planned(NamedTuple):
@@ -58,6 +58,7 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
       FileError: there is no such folder, it is that of a run and not of a model, or the name cannot be a path.
       HubError: there is no such model on the hub, or the hub cannot be reached.
     """
+    _require_name(str(name))
     folder = as_path(model_folder(name) if str(name).startswith("package:") else name)
     if folder.is_dir():
         if not (folder / _CONFIG).is_file() and (run := say_what_run_has(folder, name="merged", file=_CONFIG)):
@@ -66,7 +67,7 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
     if folder.is_file():
         if is_gguf(folder):
             return folder
-        raise FileError(f"{name}: {_EXPECTED}; found a file that is not GGUF. Give the folder of the model's files")
+        raise FileError(f"{name}: {_EXPECTED}; found {say_what_the_file_is(folder)}")
     if looks_like_path(name):
         raise FileError(f"{name}: {_EXPECTED}; found no such folder{nearest_file(folder)}")
     from huggingface_hub import snapshot_download  # also imports an HTTP client
@@ -84,6 +85,16 @@ def fetch(name: str, revision: str | None, patterns: Sequence[str]) -> Path:
             f"{name}: expected a folder or a model on the Hugging Face hub; found no such folder, "
             f"and the hub says: {reason}\nCheck the name and the connection, or give the folder of a model"
         ) from error
+
+
+def _require_name(name: str) -> None:
+    """Raises FileError for an empty name and for an address, which as a path would be a missing folder."""
+    if not name.strip():
+        raise FileError(f"model: {_EXPECTED}, or a name on the hub; found an empty name")
+    if name.startswith(("http://", "https://")):
+        known = name.partition("huggingface.co/")[2].strip("/")
+        hint = f"Give its name on the hub: {known}" if known else "Give its name on the hub, or download its folder"
+        raise FileError(f"{name}: {_EXPECTED}, or a name on the hub; found an address. {hint}")
 
 
 def find_downloaded(name: str, revision: str | None, patterns: Sequence[str]) -> Path | None:
@@ -121,7 +132,7 @@ def open_tensors(folder: Path) -> Mapping[str, StoredTensor | GgufTensor]:
     if (folder / SINGLE_FILE).is_file():
         return open_safetensors(folder / SINGLE_FILE)
     if not (folder / INDEX_FILE).is_file():
-        raise FileError(_no_weights(folder))
+        raise FileError(f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}; found {say_what_is_instead(folder)}")
     where = _weight_map(folder / INDEX_FILE)
     shards = {file: _open_shard(folder / file) for file in sorted(set(where.values()))}
     for key, file in where.items():
@@ -164,34 +175,6 @@ def _open_shard(file: Path) -> dict[str, StoredTensor]:
     if not file.is_file():
         raise FileError(f"{file}: expected by {INDEX_FILE}; found no such file; download or copy the folder again")
     return open_safetensors(file)
-
-
-def _no_weights(folder: Path) -> str:
-    expected = f"{folder}: expected {SINGLE_FILE} or {INDEX_FILE}"
-    pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
-    if pickles:
-        return (
-            f"{expected}; found {', '.join(pickles)}, which may run code and is never opened here; if you trust it,"
-            f" convert it with PyTorch: {_class_in(folder)}.from_pretrained(folder).save_pretrained(folder)"
-        )
-    if quantized := sorted(folder.glob("*.gguf")):
-        return f"{expected}; found neither, but {quantized[0].name}. Give that file: {quantized[0]}"
-    if parts := [*folder.glob("*.distcp"), *folder.glob("global_step*")]:
-        return (
-            f"{expected}; found neither, but a checkpoint in parts ({parts[0].name}). Join them first: accelerate"
-            " merge-weights for FSDP, zero_to_fp32.py --safe_serialization for DeepSpeed"
-        )
-    return f"{expected}; found neither. Copy or download the weights, too"
-
-
-def _class_in(folder: Path) -> str:
-    """Returns the class that the folder's config names; AutoModel would save a causal model without its head."""
-    try:
-        names = read_json(folder / _CONFIG).get("architectures")
-    except FileError:
-        names = None
-    name = names[0] if isinstance(names, list) and names else None
-    return name if isinstance(name, str) and name.isidentifier() else "AutoModelForCausalLM"
 
 
 def write_model(

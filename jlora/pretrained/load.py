@@ -6,12 +6,14 @@ translates the paths of leaves to checkpoint keys.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 
+from jlora.errors import JloraError
 from jlora.models.registry import abstract_base, build, example_batch
 from jlora.pretrained.source import PretrainedSource
 from jlora.pretrained.weights import load_weights, save_base
@@ -38,6 +40,17 @@ def stop_ids(config: PreTrainedConfig) -> tuple[int, ...]:
     """Returns the ids of the tokens that end a text: `config.eos_token_id` as a tuple; () if there is none."""
     found = getattr(config, "eos_token_id", None)
     return tuple(found) if isinstance(found, list | tuple) else () if found is None else (found,)
+
+
+def _require_arguments(name: Any, dtype: Any) -> None:
+    if not isinstance(name, str | os.PathLike):
+        raise JloraError(f"name: expected a folder, a GGUF file or a name on the hub, found {name!r}")
+    try:
+        known = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        known = False
+    if not known:
+        raise JloraError(f"dtype: expected a floating dtype, such as jnp.float32 or jnp.bfloat16, found {dtype!r}")
 
 
 def load_base(
@@ -81,9 +94,10 @@ def load_base(
         shape.
       HubError: the hub has no such model, or cannot be reached.
       UnsupportedModelError: the `model_type`, or a value of the config, is not supported.
-      JloraError: an override that the config does not have, a head that is missing without a `key`, or another value of
-        `param_dtype` or `quantize`.
+      JloraError: an override that the config does not have, a head that is missing without a `key`, another value of
+        `param_dtype` or `quantize`, a `name` that is not text, or a `dtype` that is not floating point.
     """
+    _require_arguments(name, dtype)
     if num_labels is not None:
         config_overrides["num_labels"] = num_labels
     source = PretrainedSource(name, revision)

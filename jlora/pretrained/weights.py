@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("jlora")
 
+_OTHER_CONFIG = "If config.json is of another model than the weights, take the one that belongs to them"
+
 
 def load_weights(
     model: Any,
@@ -224,9 +226,8 @@ def _find_known_tensors(module: Any, stored: Mapping[str, Any], wanted: set[str]
             dropped.append(key)
         elif not name.endswith(module.buffers):
             expected = f"{tensor.file}: {key}: expected a key of {module.model.__name__}"
-            raise FileError(
-                f"{expected}; found {say_whose_key(key) or f'one that it does not have{nearest(name, wanted)}'}"
-            )
+            unknown = f"one that it does not have{nearest(name, wanted)}. {_OTHER_CONFIG}"
+            raise FileError(f"{expected}; found {say_whose_key(key) or unknown}")
     return known, dropped
 
 
@@ -249,8 +250,8 @@ def _new_heads(
     required = [name for name in missing if not name.startswith(absent)]
     if required:
         raise FileError(
-            f"{folder}: expected {_some(required)}; found no such keys. Copy or download the folder again; or if"
-            " config.json is of another model than the weights, take the one that belongs to them"
+            f"{folder}: expected {_some(required)}; found no such keys. Copy or download the folder again."
+            f" {_OTHER_CONFIG}"
         )
     return {path for path, names in wanted.items() if names[0] in missing}
 
@@ -269,7 +270,8 @@ def _require_shapes(path: str, shape: tuple[int, ...], tensors: Iterable[Any], h
         tensor.require_float()
         if tensor.shape != expected:
             is_head = hf_keys(path, None)[0].startswith(heads)
-            hint = ": the head is for another number of classes; new_head=true replaces it" if is_head else ""
+            hint = ": the head is for another number of classes; new_head=true replaces it"
+            hint = hint if is_head else f". {_OTHER_CONFIG}"
             raise FileError(f"{tensor.file}: {tensor.key}: expected shape {expected}; found {tensor.shape}{hint}")
 
 

@@ -50,16 +50,18 @@ def test_a_key_of_another_shape(key, saved):
     tensors = load_file(saved / WEIGHTS)
     tensors[f"base_model.model.{key}"] = np.ones((7, 4), np.float32)
     save_file(tensors, saved / WEIGHTS)
-    expected = "has the rank 7, but adapter_config.json gives 2" if "lora_A" in key else "expected the shape (3, 4)"
+    expected = (
+        "expected the rank 2, which adapter_config.json gives it (r = 2), found 7"
+        if "lora_A" in key
+        else "expected the shape (3, 4)"
+    )
     assert f"{WEIGHTS}: base_model.model.{key}: {expected}" in _error(saved)
 
 
 def test_another_rank_than_the_configurations(saved):
     path = saved / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"r": 3}))
-    expected = (
-        "lora_A.weight: has the rank 2, but adapter_config.json gives 3 for it (r = 3). Correct r or rank_pattern"
-    )
+    expected = "lora_A.weight: expected the rank 3, which adapter_config.json gives it (r = 3), found 2. Correct r or"
     assert expected in _error(saved)
 
 

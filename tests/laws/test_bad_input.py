@@ -38,9 +38,15 @@ _ROWS = "text,label\na good film,1\na bad film,0\nthe plot is good,1\n"
 BAD_DATA = {
     "a missing file": (None, ["data.train", "train.csv", "no such file"]),
     "an empty file": ("", ["train.csv", "empty"]),
-    "a header and nothing more": ("text,label\n", ["train.csv", "no data rows", "text, label"]),
-    "no text column": ("sentence,label\na,1\n", ["no column 'text'", "data.text", "the columns are sentence, label"]),
-    "no label column": ("text,mark\na,1\n", ["no column 'label'", "data.label", "the columns are text, mark"]),
+    "a header and nothing more": ("text,label\n", ["train.csv", "expected data rows, found none", "text, label"]),
+    "no text column": (
+        "sentence,label\na,1\n",
+        ["expected a column 'text'", "data.text", "found the columns sentence, label"],
+    ),
+    "no label column": (
+        "text,mark\na,1\n",
+        ["expected a column 'label'", "data.label", "found the columns text, mark"],
+    ),
     "a gap in the labels": (_ROWS + "it was bad,7\n", ["data row 4", "'7'", "whole numbers from 0 without a gap"]),
     "a label of another type": (_ROWS + "it was bad,poor\n", ["data row 4", "'poor'"]),
     "no label": (_ROWS + "it was bad,\n", ["data row 4", "empty label"]),

@@ -113,7 +113,7 @@ def _losses(run, name):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["data.format=text", "data.text=body", "data.train={chats}"], "no column 'body' (data.text)"),
+        (["data.format=text", "data.text=body", "data.train={chats}"], "expected a column 'body' (data.text)"),
         (["train.eval_evry=3"], "did you mean train.eval_every"),
         (["data.max_length=200"], "at most 128 tokens a row"),
         (["model={bert}"], "expected a causal language model"),

@@ -12,13 +12,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ON_DISK = {
     "__main__", "closed_pipe",
-    "files.atomic_folder", "files.bounded_json", "files.drop_oldest", "files.nearest_file", "files.path_checks",
-    "files.replace_file", "files.run_folder", "files.safetensors_reader",
+    "files.atomic_folder", "files.bounded_json", "files.drop_oldest", "files.file_kind", "files.nearest_file",
+    "files.path_checks", "files.replace_file", "files.run_folder", "files.safetensors_reader",
     "generation.open_model", "generation.stored_vocabulary",
     "gguf.adapter", "gguf.model", "gguf.reader",
     "peft.base_model", "peft.config_file", "peft.folder", "peft.key_errors", "peft.mlx", "peft.same_base",
     "peft.stored_tensors", "peft.unused_names",
-    "pretrained.folder", "pretrained.load", "pretrained.locate", "pretrained.source",
+    "pretrained.absent_weights", "pretrained.folder", "pretrained.load", "pretrained.locate", "pretrained.source",
     "pretrained.stored_config", "pretrained.stored_head", "pretrained.tokenizer",
     "pretrained.tokenizer_files", "pretrained.weights",
 }  # fmt: skip

@@ -93,7 +93,7 @@ def test_errors_name_the_flags_of_this_command(tmp_path, capsys):
     given = ["--model", tiny.finished_run(), "--output", tmp_path / "out.csv", "--input"]
     for text, message in (
         ("id;text\n1;good\n", "--separator ';'"),
-        ("id\n1\n", "no column 'text' (--text)"),
+        ("id\n1\n", "expected a column 'text' (--text), found the columns id"),
     ):
         file.write_text(text)
         assert _call(*given, file) == 2
@@ -197,10 +197,12 @@ def test_bad_input(tmp_path, capsys):
     run, output = tiny.finished_run(), tmp_path / "out.csv"
     file = _write(tmp_path / "in.csv", ["sentence", "label"], [["good", "9"]])
     argv = ["--input", file, "--output", output, "--model"]
-    assert "the columns are sentence, label" in _refused(capsys, *argv, run)
+    assert "found the columns sentence, label. --text names it" in _refused(capsys, *argv, run)
     assert "data row 1" in _refused(capsys, *argv, run, "--text", "sentence", "--evaluate")
     assert "no such folder" in _refused(capsys, *argv, tmp_path / "nowhere", "--text", "sentence")
     assert "no such file" in _refused(capsys, "--model", run, "--input", "nowhere.csv", "--output", output)
+    too_long = _refused(capsys, *argv, run, "--text", "sentence", "--max-length", "9999")
+    assert "--max-length 9999: expected more than" in too_long
     assert not output.exists()
 
 

@@ -183,7 +183,7 @@ def classifier_config(source: PretrainedSource, **overrides: Any) -> PreTrainedC
         known = ", ".join(kind for kind, module in FAMILIES.items() if module.task == "SEQ_CLS")
         raise JloraError(
             f"{source.name}: config.json: model_type: expected a model that classifies ({known}),"
-            f" found {config.model_type!r}"
+            f" found {config.model_type!r}; jlora lm trains language models"
         )
     return config
 

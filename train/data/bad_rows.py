@@ -34,7 +34,8 @@ def read_each(rows: Iterable[int], read: Callable[[int], Row], skip: bool | None
                 raise
             if not skip:
                 hint = "data.skip_bad_rows=true leaves such rows out and counts them"
-                raise JloraError(f"{str(error).rstrip('.')}. {hint}") from error
+                said = str(error)
+                raise JloraError(f"{said}{'' if said.endswith(('.', '!', '?')) else '.'} {hint}") from error
             errors.append(str(error))
     if errors and not found:
         raise JloraError(

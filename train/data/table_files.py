@@ -9,18 +9,20 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jlora.errors import JloraError, nearest
+from jlora.errors import JloraError
 from jlora.files.bounded_json import refuse_duplicates
+from jlora.files.file_kind import kind_of_file
 from jlora.files.unicode_text import require_text
 from train.data.decode_text import decode_text
-from train.data.unreadable import describe_folder, describe_line, describe_suffix
+from train.data.unreadable import describe_folder, describe_line, describe_nearest, describe_no_tabs, describe_suffix
 
 _LONGEST_CSV_FIELD = 2**31 - 1
+_OF_LIST = "A file with one list of objects must end in .json"
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ class Table:
         """Returns the values of a column; the error for a missing one names the config `key` and all columns."""
         if column not in self.columns:
             raise JloraError(
-                f"{self.name}: no column {column!r} ({key}); the columns are {', '.join(self.columns)}"
-                f"{nearest(column, self.columns)}"
+                f"{self.name}: expected a column {column!r} ({key}), found the columns {', '.join(self.columns)}"
+                f"{describe_nearest(column, key, self.columns)}"
             )
         return self.columns[column]
 
@@ -63,7 +65,7 @@ class Table:
         return f"{self.name}, data row {row + 1}"
 
 
-def read_table(path: Path, name: str, encoding: str = "utf-8", separator: str = ",") -> Table:
+def read_table(path: Path, name: str, encoding: str = "utf-8", separator: str = ",", also: Sequence[str] = ()) -> Table:
     """Reads the whole file as a Table; the suffix decides the format. `name` is its name in errors.
 
     The suffixes are .csv, .tsv, .json, .jsonl and .parquet. CSV is read by RFC 4180 (quoted fields may hold separators,
@@ -72,21 +74,24 @@ def read_table(path: Path, name: str, encoding: str = "utf-8", separator: str = 
 
     Args:
       separator: of the fields of a CSV file.
+      also: other suffixes that the caller reads itself, for errors.
 
     Raises:
       JloraError: another format, an empty file or one without data rows, text that is not in `encoding`, a column that
         is there twice, or a row that does not fit, with its number.
     """
     if path.is_dir():
-        raise JloraError(describe_folder(path, name, _READERS))
+        raise JloraError(describe_folder(path, name, (*also, *_READERS)))
     reader = _READERS.get(path.suffix.lower())
     if reader is None:
-        raise JloraError(describe_suffix(path.suffix, name, _READERS))
+        raise JloraError(describe_suffix(path.suffix, name, (*also, *_READERS)))
     if path.stat().st_size == 0:
-        raise JloraError(f"{name}: the file is empty")
+        raise JloraError(f"{name}: expected rows, found an empty file. Save or download it again")
+    if reader is not _read_parquet and (kind := kind_of_file(path)):
+        raise JloraError(f"{name}: expected text ({path.suffix}), found {kind}")
     table = _read_csv(path, name, encoding, separator) if reader is _read_csv else reader(path, name, encoding)
     if not any(table.columns.values()):
-        raise JloraError(f"{name}: no data rows; columns: {', '.join(table.columns) or 'none'}")
+        raise JloraError(f"{name}: expected data rows, found none; columns: {', '.join(table.columns) or 'none'}")
     return table
 
 
@@ -106,6 +111,8 @@ def _read_csv(path: Path, name: str, encoding: str, separator: str = ",") -> Tab
 def _read_tsv(path: Path, name: str, encoding: str) -> Table:
     text = decode_text(path, name, encoding, lambda before: _jsonl_row(before) - 1)  # the header is no row
     lines = [line.removesuffix("\r") for line in text.split("\n")]
+    if (first := next(filter(None, lines), "")) and "\t" not in first and ("," in first or ";" in first):
+        raise JloraError(f"{name}: {describe_no_tabs(first)}")
     records = ((number, line.split("\t")) for number, line in enumerate(lines, 1) if line)
     advice = (
         "A field of a .tsv file cannot hold a tab or a line break, and quotes do not help: write spaces instead, or"
@@ -120,12 +127,14 @@ def _read_json(path: Path, name: str, encoding: str) -> Table:
         objects = json.loads(text, object_pairs_hook=refuse_duplicates)
     except json.JSONDecodeError as error:
         where = f"data row {_json_row(text[: error.pos])} (line {error.lineno})"
-        hint = "a file of one object a line is called .jsonl"
+        found, hint = "more after the first value", "if the file has one object a line, rename it to end in .jsonl"
         if error.msg != "Extra data":
-            hint = "if the file is cut off, copy it again"
-        raise JloraError(f"{name}, {where}: not JSON ({error.msg}); {hint}") from error
+            found, hint = error.msg, "correct it there; or if the file was cut off, copy it again"
+        raise JloraError(f"{name}, {where}: expected JSON, found: {found}; {hint}") from error
     except (ValueError, RecursionError) as error:
-        raise JloraError(f"{name}, data row {_json_row(text)}: JSON that cannot be read: {error}") from error
+        raise JloraError(
+            f"{name}, data row {_json_row(text)}: expected JSON that can be read, found: {error}"
+        ) from error
     if not isinstance(objects, list):
         keys = f"an object with the keys {', '.join(objects)}" if isinstance(objects, dict) else "something else"
         raise JloraError(f"{name}: expected a list of objects, [{{...}}, ...], found {keys}. Save the list alone")
@@ -133,15 +142,18 @@ def _read_json(path: Path, name: str, encoding: str) -> Table:
 
 
 def _read_jsonl(path: Path, name: str, encoding: str) -> Table:
-    lines = [line for line in decode_text(path, name, encoding, _jsonl_row).split("\n") if line.strip()]
+    text = decode_text(path, name, encoding, _jsonl_row)
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     objects = []
-    for row, line in enumerate(lines, 1):
+    for row, (number, line) in enumerate(lines, 1):
         try:
             objects.append(json.loads(line, object_pairs_hook=refuse_duplicates))
         except (ValueError, RecursionError) as error:
-            hint = "; a file with one list of objects must end in .json" * lines[0].lstrip().startswith("[")
-            raise JloraError(f"{name}, data row {row}: {describe_line(line, error)}{hint}") from error
-    return _from_objects(objects, name, hint="; a file with one list of objects must end in .json")
+            wrong = describe_line(line, error)
+            if lines[0][1].lstrip().startswith("["):
+                wrong = f"expected a JSON object on each line, found {line[:60]!r}. {_OF_LIST}"
+            raise JloraError(f"{name}, data row {row} (line {number}): {wrong}") from error
+    return _from_objects(objects, name, of_list=_OF_LIST)
 
 
 def _read_parquet(path: Path, name: str, encoding: str) -> Table:
@@ -151,7 +163,10 @@ def _read_parquet(path: Path, name: str, encoding: str) -> Table:
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, ValueError, OverflowError) as error:
-        raise JloraError(f"{name}: not a Parquet file, or a damaged one ({error})") from error
+        found = kind_of_file(path) or "another file. If it is CSV or JSON, give it that ending"
+        if found.startswith("a Parquet"):
+            found = f"a damaged one ({error}). Copy or download it again"
+        raise JloraError(f"{name}: expected a Parquet file, found {found}") from error
     columns = {column: _values(table[column], name, column) for column in table.column_names}
     return Table(name, columns, class_names(_features((table.schema.metadata or {}).get(b"huggingface"), name)))
 
@@ -231,10 +246,10 @@ def _csv_records(text: str, name: str, separator: str) -> Iterator[tuple[int, li
     except csv.Error as error:
         where = f"data row {row}" if row else "the header"
         unclosed = "unexpected end" in str(error)
-        reason = 'a field that begins with " is never closed' if unclosed else f"not CSV by RFC 4180 ({error})"
+        found = 'a field that begins with " and is never closed' if unclosed else str(error)
         raise JloraError(
-            f"{name}, {where} (from line {line}): {reason}; "
-            'a field that holds quotes is quoted and doubles them: "so ""called"" quotes"'
+            f"{name}, {where} (from line {line}): expected CSV by RFC 4180, found {found}. "
+            'Quote a field that holds quotes, and double them: "so ""called"" quotes"'
         ) from error
 
 
@@ -242,7 +257,7 @@ def _from_records(records: Iterator[tuple[int, list[str]]], name: str, advice: s
     header = next(records, (1, []))[1]
     repeated = [column for column in header if header.count(column) > 1]
     if repeated:
-        raise JloraError(f"{name}: the column {repeated[0]!r} is there twice")
+        raise JloraError(f"{name}: expected columns of different names, found {repeated[0]!r} twice. Rename one")
     rows = []
     for row, (line, fields) in enumerate(records, 1):
         if len(fields) != len(header):
@@ -255,13 +270,13 @@ def _from_records(records: Iterator[tuple[int, list[str]]], name: str, advice: s
     return Table(name, {column: [fields[i] for fields in rows] for i, column in enumerate(header)})
 
 
-def _from_objects(objects: list[Any], name: str, hint: str = "") -> Table:
+def _from_objects(objects: list[Any], name: str, of_list: str = "Correct the row") -> Table:
     for row, found in enumerate(objects, 1):
         if not isinstance(found, dict):
             shown = json.dumps(found)[:60]
             expected = 'expected an object such as {"text": "..."}'
-            hint = hint if isinstance(found, list) else ""
-            raise JloraError(f"{name}, data row {row}: {expected}, found {shown}{hint}")
+            advice = of_list if isinstance(found, list) else "Correct the row"
+            raise JloraError(f"{name}, data row {row}: {expected}, found {shown}. {advice}")
     names = dict.fromkeys(column for found in objects for column in found)
     return Table(name, {column: [found.get(column) for found in objects] for column in names})
 

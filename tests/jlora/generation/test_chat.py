@@ -21,3 +21,17 @@ def test_what_cannot_be_written_is_refused():
         chat_ids(byte_tokenizer(template=None), CHAT)
     with pytest.raises(JloraError, match=r"^--chat: the chat template of the model refuses this chat: no tools here"):
         chat_ids(byte_tokenizer(template="{{ raise_exception('no tools here') }}"), CHAT, where="--chat")
+
+
+@pytest.mark.parametrize(
+    ("template", "mistake"),
+    [
+        ("hello\n{% if %}", r"line 2: Expected an expression"),
+        ("{{ messages|nofilter }}", r"line 1: No filter named 'nofilter'"),
+        ("{{ messages }", r"line 1: unexpected '}'"),
+    ],
+)
+def test_a_template_that_is_not_jinja_is_called_that(template, mistake):
+    expected = rf"^--chat: the model: expected a chat template in Jinja, found a mistake in it: {mistake}.* Correct the"
+    with pytest.raises(JloraError, match=expected):
+        chat_ids(byte_tokenizer(template=template), CHAT, where="--chat")

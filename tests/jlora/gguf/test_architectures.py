@@ -149,6 +149,26 @@ def test_keys_that_say_zero_change_nothing(load):
     assert load(add=lambda writer: writer.add_uint32("llama.expert_count", 0)).model_type == "llama"
 
 
+@pytest.mark.parametrize(
+    ("architecture", "kind", "message"),
+    [
+        (
+            "mamba",
+            "model",
+            r"general\.architecture: expected one of llama, qwen2, qwen3; found 'mamba'\. If docs/models",
+        ),
+        ("clip", "model", r"found 'clip'\. It is the part of a model that reads images: give the file of the language"),
+        ("llama", "adapter", r"general\.type: expected a model; found an adapter of llama\.cpp\. Give its base here"),
+    ],
+)
+def test_another_kind_of_file_is_called_that(architecture, kind, message, tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", architecture)
+    writer.add_string("general.type", kind)
+    gguf_cases.close(writer)
+    with pytest.raises(JloraError, match=message):
+        PretrainedSource(tmp_path / "x.gguf").config_with()
+
+
 def test_a_missing_size_is_an_error(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "x.gguf", "llama")
     writer.add_block_count(2)
@@ -159,7 +179,9 @@ def test_a_missing_size_is_an_error(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "y.gguf", "llama")
     writer.add_block_count(2)
     gguf_cases.close(writer)
-    with pytest.raises(JloraError, match=r"llama\.embedding_length: expected a number above 0; found no such key"):
+    with pytest.raises(
+        JloraError, match=r"llama\.embedding_length: expected a number above 0; found no such key\. Conv"
+    ):
         PretrainedSource(tmp_path / "y.gguf").config_with()
 
 

@@ -86,6 +86,12 @@ def test_a_file_that_ends_early_is_an_error_wherever_it_ends(file):
     ("place", "changed", "message"),
     [
         (0, b"GGML", "no GGUF at its start"),
+        (
+            0,
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "whole GGUF file; found a pointer of Git LFS. Run `git lfs",
+        ),
+        (0, b"<!doctype html>", "whole GGUF file; found a web page. Download the file itself"),
         (4, b"\x01\0\0\0", "version 1, where 2 and 3 are known"),
         (4, b"\0\0\0\x03", "version 50331648"),
         (16, b"\xff" * 8, "x.gguf: expected a whole GGUF file"),
@@ -95,6 +101,12 @@ def test_other_files_are_errors(file, place, changed, message):
     whole = file.read_bytes()
     file.write_bytes(whole[:place] + changed + whole[place + len(changed) :])
     with pytest.raises(JloraError, match=message):
+        read_gguf(file)
+
+
+def test_an_empty_file_is_an_error(file):
+    file.write_bytes(b"")
+    with pytest.raises(JloraError, match="expected a whole GGUF file; found an empty one; download or copy it again"):
         read_gguf(file)
 
 

@@ -10,7 +10,7 @@ import pytest
 from jlora.errors import JloraError
 from jlora.lora import name_patterns
 from jlora.lora.config import LoraConfig
-from jlora.lora.name_patterns import is_end, is_expression, is_whole, layer_number, require_quick
+from jlora.lora.name_patterns import find_mistake, is_end, is_whole, layer_number, require_quick
 from jlora.lora.targets import require_quick_patterns
 
 NAMES = [
@@ -49,9 +49,18 @@ def test_the_number_of_a_layer_is_pefts(lists):
 @pytest.mark.parametrize("text", ["(", "*", "[a", r"\p{L}", "(?|a|b)", "(a){e<=1}"])
 def test_what_re_does_not_read_is_no_expression(text):
     """The last is text to `re`, and one with a mistake to `regex`: the two must not differ."""
-    assert not is_expression(text)
-    with pytest.raises(JloraError, match=r"^LoraConfig\.target_modules: expected a regular expression"):
+    assert find_mistake(text)
+    expected = (
+        rf"^LoraConfig\.target_modules: expected a regular expression, found .*: {re.escape(find_mistake(text))}; c"
+    )
+    with pytest.raises(JloraError, match=expected):
         LoraConfig(target_modules=text)
+
+
+def test_the_mistake_of_an_expression_comes_with_its_place():
+    assert find_mistake("a.(b") == "missing ), unterminated subpattern at position 2"
+    assert find_mistake("q{e}") == "a brace without a number at position 1"
+    assert find_mistake(r"layers\.\d+\.q{2}") == ""
 
 
 @pytest.mark.parametrize(

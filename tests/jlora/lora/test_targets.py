@@ -146,9 +146,30 @@ def test_targets_must_be_given():
 
 def test_targets_that_are_all_left_out():
     message = _error(check_targets, target_modules=["query"], exclude_modules=["query"])
+    assert message.startswith("LoraConfig.exclude_modules: expected it to leave a target of target_modules, found ['qu")
+    message = _error(check_targets, target_modules=["query"], modules_to_save=["query"])
+    assert message.startswith("LoraConfig.modules_to_save: expected it to leave a target of target_modules")
+    message = _error(check_targets, target_modules=["query"], exclude_modules=["query"], modules_to_save=["query"])
     assert "expected a module that is not left out by another field" in message
-    message = _error(check_targets, target_modules=["query"], layers_to_transform=[5])
-    assert "expected a module that is not left out by another field" in message
+
+
+@pytest.mark.parametrize("layers", [[5], 5, [0, 5], [1, 0, 5]])
+def test_a_layer_that_the_model_does_not_have(layers):
+    message = _error(check_targets, target_modules=["query"], layers_to_transform=layers)
+    assert message == (
+        "LoraConfig.layers_to_transform: expected layers that have a module of target_modules, 0 to 1, found 5"
+    )
+
+
+def test_a_list_of_layers_that_no_target_is_in():
+    message = _error(check_targets, target_modules=["query"], layers_to_transform=[0], layers_pattern="h")
+    assert message.startswith("LoraConfig.layers_pattern: expected the name of the list of layers in ")
+    assert "found 'h', with which it has no number" in message
+
+
+def test_a_head_alone_must_be_there():
+    message = _error(check_other_modules, ["query"], target_modules=["query"], modules_to_save=["score"])
+    assert message.startswith("LoraConfig.modules_to_save: expected an entry that ends a module's name, found 'score'")
 
 
 @pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])

@@ -42,7 +42,7 @@ def test_the_documents_list_the_families_and_their_targets():
 
 
 def test_an_unknown_family_is_an_error_that_lists_the_known():
-    with pytest.raises(JloraError, match=r"one of bert, .*gpt2, .*; found 'robert'; nearest: roberta"):
+    with pytest.raises(JloraError, match=r"one of bert, .*gpt2, .*; found 'robert', for which there is no code here"):
         family("robert")
 
 

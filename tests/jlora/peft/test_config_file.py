@@ -122,14 +122,13 @@ def test_every_field_of_pefts_is_ours_or_refused_where_it_is_on(tmp_path):
         ('{"peft_type": "LORA", "lora_bias": "yes"}', "lora_bias: expected true or false, found 'yes'"),
         ('{"peft_type": "LORA", "bias": "vera_only"}', r"LoraConfig\.bias: expected none, all or lora_only, found 've"),
         ('{"peft_type": "IA3"}', "peft_type: expected LORA, found 'IA3', which is not read.*merge_and_unload"),
-        ('{"r": 8}', r'expected "peft_type": "LORA", found no such key\. If the adapter is LoRA, add it'),
         (
             '{"model_type": "llama", "architectures": ["LlamaForCausalLM"]}',
             "expected PEFT's adapter configuration, found a model's config.json .*'llama'.*Copy the file again from",
         ),
         (
             '{"peft_type": "LORA", "target_parameters": ["q_proj.weight", "experts.down_proj"]}',
-            r"target_parameters: expected weights of linear layers, .*, found \['experts\.down_proj'\]",
+            r"target_parameters: expected weights of linear layers, .*, found \['experts\.down_proj'\]\. Merge the",
         ),
         (
             '{"peft_type": "LORA", "target_parameters": ["q_proj.weight"], "layers_to_transform": [1]}',
@@ -139,7 +138,11 @@ def test_every_field_of_pefts_is_ours_or_refused_where_it_is_on(tmp_path):
             '{"peft_type": "LORA", "target_parameters": ["q_proj.weight"], "alpha_pattern": {"q_proj": 24}}',
             r"alpha_pattern: expected none together with target_parameters, .*found \{'q_proj': 24\}. Name the modules",
         ),
-        ("[1, 2]", "expected a JSON object; found list"),
+        ("[1, 2]", "expected a JSON object, .*; found a list"),
+        ('{"r": 4, "lora_alpha": 8}', r'expected "peft_type": "LORA", found r, lora_alpha\. If PEFT wrote the'),
+        ('{"peft_type": "P_TUNING"}', "peft_type: expected LORA, found 'P_TUNING', .* nothing can be merged. Use it"),
+        ('{"peft_type": "LORA", "r": "16"}', "r: expected an integer .*, found the text '16'; write it without quotes"),
+        ('{"peft_type": "LORA", "r": "many"}', "r: expected an integer of at most 65536, found 'many'$"),
         ('{"peft_type": "LORA", "r": 0}', r"LoraConfig\.r: expected an integer of at least 1, found 0"),
         (
             '{"peft_type": "LORA", "init_lora_weights": "lora_ga"}',

@@ -30,7 +30,15 @@ def _change(folder, drop=(), add=(), **fields):
             rf"{CONFIG}: target_modules \['value'\] does not match query, for which {WEIGHTS} has tensors"
             r" \(encoder\.layers\.\d\.query\.lora_\w\.weight, \.\.\.\)\. Take the configuration .*, or name them in",
         ),
-        ({"target_modules": None}, r"target_modules None does not match query"),
+        ({"target_modules": None}, r"target_modules null does not match query"),
+        (
+            {"layers_to_transform": [0], "layers_pattern": "h"},
+            r"layers_pattern \['h'\] leaves out encoder\.layers\.0\.query, .*correct layers_pattern",
+        ),
+        (
+            {"drop": [f"{PREFIX}encoder.layers.1"]},
+            r"layers\.1\.query\.lora_A\.weight: .*, found no such key\. .* ends at layer 0\. Load the base that",
+        ),
         ({"layers_to_transform": [0]}, r"layers_to_transform \[0\] leaves out encoder\.layers\.1\.query, for which"),
         (
             {"exclude_modules": ["layers.1.query"]},
@@ -44,7 +52,10 @@ def _change(folder, drop=(), add=(), **fields):
         ({"drop": [f"{QUERY}.lora_B"]}, r"although .*layers\.0\.query\.lora_A\.weight is there: the file is not whole"),
         ({"drop": [QUERY]}, r"found no such key\. target_modules in adapter_config\.json names its module"),
         ({"use_dora": True}, r"lora_magnitude_vector: .* although use_dora is true in adapter_config\.json"),
-        ({"r": 3}, r"lora_A\.weight: has the rank 2, but adapter_config\.json gives 3 for it \(r = 3\)"),
+        (
+            {"r": 3},
+            r"lora_A\.weight: expected the rank 3, which adapter_config\.json gives it \(r = 3\), found 2\. Correct",
+        ),
         ({"add": [f"{QUERY}.lora_magnitude_vector"]}, r"found, but use_dora is not true in adapter_config\.json"),
         (
             {"add": [f"{PREFIX}encoder.layers.2.query.lora_A.weight"]},

@@ -51,6 +51,29 @@ def test_another_kind_of_model(tmp_path):
         load(tmp_path)
 
 
+def test_names_that_a_wrapper_has_made_longer(tmp_path):
+    tensors = load_file(save(tmp_path) / WEIGHTS)
+    longer = {key.replace("base_model.model.", "policy."): value for key, value in tensors.items()}
+    save_file(longer, tmp_path / WEIGHTS)
+    expected = (
+        rf"{WEIGHTS}: policy\.encoder\.layers\.\d\.query\.lora_\w\.weight: expected the base's name of the module,"
+        r" encoder\.layers\.\d\.query, found 'policy\.' before it\. .* or rename the keys"
+    )
+    with pytest.raises(jlora.AdapterMismatchError, match=expected):
+        load(tmp_path)
+
+
+def test_transposed_tensors(tmp_path):
+    tensors = load_file(save(tmp_path) / WEIGHTS)
+    turned = {key: np.ascontiguousarray(value.T) if "lora_" in key else value for key, value in tensors.items()}
+    save_file(turned, tmp_path / WEIGHTS)
+    expected = (
+        r"query: expected lora_A\.weight of shape \(r, in\) .*, found \(4, 2\) and \(2, 4\), which are transposed"
+    )
+    with pytest.raises(jlora.AdapterMismatchError, match=expected):
+        load(tmp_path)
+
+
 def test_a_base_that_has_only_some_of_the_modules_is_not_called_another(tmp_path):
     tensors = load_file(save(tmp_path) / WEIGHTS)
     more = {key.replace("query", "key"): value for key, value in tensors.items() if "query" in key}

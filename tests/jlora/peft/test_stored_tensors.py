@@ -104,3 +104,40 @@ def test_another_file_is_named(tmp_path):
         JloraError, match=r"as safetensors, found pytorch_lora_weights\.safetensors\. If that is the adapter, rename"
     ):
         small_adapter.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("global_step100", r"found a checkpoint in parts \(global_step100\)\. Join them first: zero_to_fp32\.py"),
+        ("model.weights.h5", r"found model\.weights\.h5, which is not PEFT's\. Save the adapter with PEFT's"),
+        ("README.md", r"found none\. Copy or download them, too"),
+    ],
+)
+def test_what_is_there_in_place_of_the_weights_is_named(name, expected, tmp_path):
+    (small_adapter.save(tmp_path) / WEIGHTS).unlink()
+    (tmp_path / name).touch()
+    with pytest.raises(JloraError, match=f"expected the adapter's weights as safetensors, {expected}"):
+        small_adapter.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        (b"PK\x03\x04" + bytes(90), "a ZIP archive, as torch.save and Excel write. Save weights as safetensors"),
+        (b"<html>" + bytes(90), "a web page. Download the file itself"),
+        (b"", "0 bytes; download or copy it again"),
+    ],
+)
+def test_a_file_of_weights_that_is_something_else_is_called_that(start, expected, tmp_path):
+    (small_adapter.save(tmp_path) / WEIGHTS).write_bytes(start)
+    with pytest.raises(JloraError, match=f"expected a whole safetensors file; found {expected}"):
+        small_adapter.load(tmp_path)
+
+
+def test_a_gguf_file_is_no_adapter(tmp_path):
+    (tmp_path / "lora.gguf").write_bytes(b"GGUF")
+    with pytest.raises(
+        JloraError, match=r"found a GGUF file\. Give the adapter in PEFT's format, from which it was made"
+    ):
+        small_adapter.load(tmp_path / "lora.gguf")

@@ -125,7 +125,7 @@ def test_a_crash_while_files_come_into_place_leaves_no_weights(tmp_path, monkeyp
     monkeypatch.setattr(os, "replace", crash_at_the_index)
     with pytest.raises(KeyboardInterrupt):
         _write(tmp_path, a=2 * A, b=B, max_shard_bytes=24)
-    with pytest.raises(JloraError, match="found neither"):
+    with pytest.raises(JloraError, match=r"found parts of the weights alone \(model-00001-of-00002"):
         open_tensors(tmp_path)
 
 
@@ -165,8 +165,21 @@ def test_a_model_in_an_installed_package(monkeypatch, tmp_path):
 
 def test_a_file_where_a_folder_is_expected(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"x")
-    with pytest.raises(FileError, match=r"found a file that is not GGUF\. Give the folder of the model's files"):
+    with pytest.raises(FileError, match=rf"found a file\. Give the folder that it is in: {tmp_path}$"):
         fetch(str(tmp_path / "model.safetensors"), None, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "^model: expected the folder of a model .*found an empty name"),
+        ("https://huggingface.co/openai/gpt2/", "found an address. Give its name on the hub: openai/gpt2$"),
+        ("http://example.org/gpt2", "found an address. Give its name on the hub, or download its folder"),
+    ],
+)
+def test_a_name_that_is_none(name, message):
+    with pytest.raises(FileError, match=message):
+        fetch(name, None, [])
 
 
 def test_the_folder_of_a_run_says_which_folder_in_it_is_meant(tmp_path):
@@ -194,7 +207,7 @@ def test_the_hub_is_asked_for_the_files_that_are_read(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "found none"), ("{", "expected JSON"), ("[]", "expected a JSON object; found list")],
+    [(None, "found none"), ("{", "expected JSON"), ("[]", "expected a JSON object, .*; found a list")],
 )
 def test_json_that_is_none(text, message, tmp_path):
     if text is not None:

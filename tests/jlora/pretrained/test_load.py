@@ -31,6 +31,18 @@ def test_load_base_composes_config_module_and_weights(tmp_path):
     assert (logits.shape, logits.dtype) == ((1, 4), jnp.float32)
 
 
+@pytest.mark.parametrize("name", [None, 3, ["bert"]])
+def test_a_name_that_is_no_text_is_an_error(name):
+    with pytest.raises(JloraError, match=r"^name: expected a folder, a GGUF file or a name on the hub, found "):
+        load_base(name)
+
+
+@pytest.mark.parametrize("dtype", ["fp8", "int8", 7])
+def test_a_dtype_that_is_none_is_an_error(dtype):
+    with pytest.raises(JloraError, match=rf"^dtype: expected a floating dtype, .*, found {dtype!r}$"):
+        load_base("bert", dtype=dtype)
+
+
 def test_label_names_go_round(tmp_path):
     oracle = cases.torch_classifier(cases.tiny_config("distilbert"))
     names = {0: "no", 1: "yes"}

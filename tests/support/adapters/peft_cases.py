@@ -230,7 +230,7 @@ REFUSED = {
         renamed(lambda key: key.replace("model.layers", "transformer.h")),
     ),
     "another rank than the tensors'": Refused(
-        r"has the rank \d+, but adapter_config\.json gives 3 for it \(r = 3\)\. Correct r", _changed(r=3)
+        r"expected the rank 3, which adapter_config\.json gives it \(r = 3\), found \d+\. Correct r", _changed(r=3)
     ),
     "tensors of a module that the configuration leaves out": Refused(
         r"target_modules \['v_proj'\] does not match q_proj, for which .* has tensors .*, or name them in",

@@ -100,16 +100,16 @@ def test_class_names_in_parquet_are_found(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "", r"a\.csv: the file is empty"),
-        ("a.csv", "text,label\n", r"a\.csv: no data rows; columns: text, label"),
-        ("a.csv", "\n\n", "no data rows"),
-        ("a.json", "[]", "no data rows"),
+        ("a.csv", "", r"a\.csv: expected rows, found an empty file"),
+        ("a.csv", "text,label\n", r"a\.csv: expected data rows, found none; columns: text, label"),
+        ("a.csv", "\n\n", "expected data rows, found none"),
+        ("a.json", "[]", "expected data rows, found none; columns: none"),
         (
             "a.txt",
             "text",
-            r"a\.txt: unknown suffix '\.txt'; expected one of \.csv, \.tsv, \.json, \.jsonl, \.parquet",
+            r"a\.txt: expected a name that ends in one of \.csv, \.tsv, \.json, \.jsonl, \.parquet; found \.txt",
         ),
-        ("a.csv", "text,text\na,b\n", "'text' is there twice"),
+        ("a.csv", "text,text\na,b\n", "expected columns of different names, found 'text' twice. Rename one"),
         (
             "a.csv",
             'text,label\na,1\n"b\nc",1,2\n',
@@ -124,29 +124,49 @@ def test_class_names_in_parquet_are_found(tmp_path):
         (
             "a.json",
             '[{"text": "a',
-            r"data row 1 \(line 1\): not JSON \(Unterminated .*; if the file is cut off, copy it again",
+            r"data row 1 \(line 1\): expected JSON, found: Unterminated .* if the file was cut off, copy it again",
         ),
-        ("a.jsonl", '{"text": "a"},\n', r"data row 1: .* found a comma after it\. Delete the commas at the ends"),
-        ("a.jsonl", '{\n"text": "a"\n}\n', r"data row 1: expected a whole JSON object on one line, found \{\. "),
-        ("a.xlsx", "x", r"a\.xlsx: unknown suffix '\.xlsx'; .*\. Save the sheet as CSV in UTF-8$"),
-        ("a.csv.gz", "x", r"unknown suffix '\.gz'; .*\. Unpack it first$"),
-        ("a.csv", 'text,label\na,1\n"b" c,1\n', r"data row 2 \(from line 3\): not CSV by RFC 4180"),
+        (
+            "a.jsonl",
+            '{"text": "a"},\n',
+            r"data row 1 \(line 1\): .* found a comma after it\. Delete the commas at the ends",
+        ),
+        (
+            "a.jsonl",
+            '{\n"text": "a"\n}\n',
+            r"data row 1 \(line 1\): expected a whole JSON object on one line, found \{\. ",
+        ),
+        ("a.xlsx", "x", r"a\.xlsx: expected .*; found \.xlsx\. Save the sheet as CSV in UTF-8$"),
+        ("a.csv.gz", "x", r"expected .*; found \.gz\. Unpack it first$"),
+        ("a.csv", 'text,label\na,1\n"b" c,1\n', r"data row 2 \(from line 3\): expected CSV by RFC 4180, found "),
         (
             "a.csv",
             'text,label\na,1\nb,1\n"c,1\n',
-            r'data row 3 \(from line 4\): a field that begins with " is never closed',
+            r'data row 3 \(from line 4\): expected CSV .*, found a field that begins with " and is never closed',
         ),
-        ("a.csv", '"text,label\na,1\n', r'the header \(from line 1\): a field that begins with " is never closed'),
+        ("a.csv", '"text,label\na,1\n', r"the header \(from line 1\): expected CSV by RFC 4180, found a field"),
         (
             "a.json",
             '{"text": "a"}',
             r"expected a list of objects, \[\{\.\.\.\}, \.\.\.\], found an object with the keys text\. Save the list",
         ),
-        ("a.json", '[{"text": "a"},\n{"text": }]', r"data row 2 \(line 2\): not JSON"),
-        ("a.json", '{"text": "a"}\n{"text": "b"}', r"one object a line is called \.jsonl"),
-        ("a.jsonl", '{"text": "a"}\n\n{"text": ', r"data row 2: not JSON"),
-        ("a.jsonl", '{"text": "a"}\n["b"]', r"data row 2: expected an object .* found \[\"b\"\]"),
-        ("a.parquet", b"PAR1 no, not really", r"not a Parquet file, or a damaged one"),
+        ("a.json", '[{"text": "a"},\n{"text": }]', r"data row 2 \(line 2\): expected JSON, found: "),
+        ("a.json", '{"text": "a"}\n{"text": "b"}', r"if the file has one object a line, rename it to end in \.jsonl"),
+        ("a.jsonl", '{"text": "a"}\n\n{"text": ', r"data row 2 \(line 3\): expected a JSON object, found '.*'"),
+        ("a.jsonl", '{"text": "a"}\n["b"]', r"data row 2: expected an object .* found \[\"b\"\]\. A file with one"),
+        ("a.jsonl", '{"text": "a"}\n"b"', r"data row 2: expected an object .* found \"b\"\. Correct the row"),
+        ("a.jsonl", "<!doctype html>", r"a\.jsonl: expected text \(\.jsonl\), found a web page\. Download the file"),
+        ("a.csv", b"PK\x03\x04", r"a\.csv: expected text \(\.csv\), found a ZIP archive"),
+        ("a.csv", b"version https://git-lfs.github.com/spec/v1\noid", r"found a pointer of Git LFS\. Run `git lfs"),
+        (
+            "a.parquet",
+            b"version https://git-lfs.github.com/spec/v1\noid",
+            r"a Parquet file, found a pointer of Git LFS",
+        ),
+        ("a.parquet", b"text,label\n", r"expected a Parquet file, found another file\. If it is CSV or JSON"),
+        ("a.parquet", b"PAR1 no, not really", r"expected a Parquet file, found a damaged one \(.*\. Copy or download"),
+        ("a.tsv", "text,label\na,1\n", r"expected columns separated by tabs, found one column 'text,label'\. Rename"),
+        ("a.tsv", "text;label\na;1\n", r"Rename the file to end in \.csv, and set data\.separator=;$"),
     ],
 )
 def test_a_file_that_cannot_be_read_says_where_and_why(name, content, message, tmp_path):
@@ -166,31 +186,33 @@ def test_a_file_that_cannot_be_read_says_where_and_why(name, content, message, t
     ],
 )
 def test_text_in_another_encoding_is_refused_with_its_row(name, content, where, tmp_path):
-    with pytest.raises(JloraError, match=rf"{name}, {where}: the byte 0xe9 is not utf-8.*data\.encoding=latin-1"):
+    with pytest.raises(
+        JloraError, match=rf"{name}, {where}: expected utf-8 text, found the byte 0xe9\. .*data\.encoding=latin-1"
+    ):
         _read(tmp_path, name, content)
 
 
 def test_an_unknown_encoding(tmp_path):
-    with pytest.raises(JloraError, match=r"data\.encoding=utf-9: not a text encoding"):
+    with pytest.raises(JloraError, match=r"data\.encoding=utf-9: expected the name of a text encoding"):
         _read(tmp_path, "a.csv", "text\na\n", "utf-9")
 
 
 def test_a_folder_is_no_file(tmp_path):
-    with pytest.raises(JloraError, match=r"is a folder; expected a file of rows \(\.csv"):
+    with pytest.raises(JloraError, match=r"expected a file of rows \(\.csv.*\), found a folder"):
         read_table(tmp_path, "data")
     for name in ("train.csv", "notes.md"):
         (tmp_path / name).touch()
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "model.safetensors.index.json"):
         (tmp_path / name).touch()
-    with pytest.raises(JloraError, match=r"; give one or a list of those in it: train\.csv$"):
+    with pytest.raises(JloraError, match=r"found a folder\. Give one or a list of those in it: train\.csv$"):
         read_table(tmp_path, "data")
 
 
 @pytest.mark.parametrize(
     ("file", "found"),
     [
-        ("config.json", r"is the folder of a model \(it has config\.json\); expected a file of rows"),
-        ("adapter_config.json", "is the folder of an adapter"),
+        ("config.json", r"expected a file of rows .*, found the folder of a model \(it has config\.json\)$"),
+        ("adapter_config.json", "found the folder of an adapter"),
         ("dataset_info.json", r"datasets\.load_from_disk\('data'\)\.to_parquet\('train\.parquet'\)$"),
         ("dataset_dict.json", r"datasets\.load_from_disk\('data'\)\['train'\]\.to_parquet"),
     ],
@@ -204,9 +226,23 @@ def test_a_folder_of_something_else_is_called_that(file, found, tmp_path):
 
 def test_a_missing_column_names_the_ones_there_are_and_the_nearest(tmp_path):
     table = _read(tmp_path, "a.csv", "sentence,label\na,1\n")
-    message = r"no column 'sentense' \(data\.text\); the columns are sentence, label; nearest: sentence"
+    message = r"expected a column 'sentense' \(data\.text\), found the columns sentence, label; nearest: sentence\. dat"
     with pytest.raises(JloraError, match=message):
         table.column("sentense", "data.text")
+
+
+@pytest.mark.parametrize(
+    ("column", "key", "advice"),
+    [
+        ("text", "data.text", "found the columns Text, label; set data.text=Text"),
+        ("text", "--text", "found the columns Text, label; give --text Text"),
+        ("output", "data.format=alpaca", "found the columns Text, label. Rename the columns, or leave out data.format"),
+        ("xyz", "--label", "found the columns Text, label. --label names it"),
+    ],
+)
+def test_a_missing_column_comes_with_what_to_set(column, key, advice, tmp_path):
+    with pytest.raises(JloraError, match=rf"expected a column '{column}' \({key}\), {advice}$"):
+        _read(tmp_path, "a.csv", "Text,label\na,1\n").column(column, key)
 
 
 def test_what_arrow_filled_in_is_gone_at_every_depth(tmp_path):
@@ -246,16 +282,28 @@ DEEP, LONG = "[" * 100_000, "9" * 5000
     [
         ("a.jsonl", '{"a": 1}\n{"a": 1, "b": {"c": 1, "c": 2}}', r"data row 2: JSON that .* \(the key 'c' twice\)"),
         ("a.json", '[{"a": 1}, {"a": 1, "a": 2}]', "data row 2: JSON that cannot be read: the key 'a' twice"),
-        ("a.json", DEEP, "JSON that cannot be read: maximum recursion"),
-        ("a.json", f'[{{"text": {LONG}}}]', "JSON that cannot be read: Exceeds the limit"),
-        ("a.jsonl", f'{{"text": {DEEP}}}', r"data row 1: JSON that cannot be read \(maximum recursion"),
+        ("a.json", DEEP, "expected JSON that can be read, found: maximum recursion"),
+        ("a.json", f'[{{"text": {LONG}}}]', "expected JSON that can be read, found: Exceeds the limit"),
+        (
+            "a.jsonl",
+            f'{{"text": {DEEP}}}',
+            r"data row 1 \(line 1\): expected a JSON object, found '.*' \(maximum recursion",
+        ),
         (
             "a.jsonl",
             f'{{"text": "a"}}\n{{"text": {LONG}}}',
-            r"data row 2: JSON that cannot be read \(Exceeds",
+            r"data row 2 \(line 2\): expected a JSON object, found '.*' \(Exceeds the limit",
         ),
-        ("a.jsonl", '[\n{"text": "a"}\n]', r"data row 1: not JSON .* one list of objects must end in \.json$"),
-        ("a.jsonl", '[{"text": "a"}, {"text": "b"}]', r"data row 1: expected an object .* must end in \.json$"),
+        (
+            "a.jsonl",
+            '[\n{"text": "a"}\n]',
+            r"data row 1 \(line 1\): expected .*, found '\['\. A file with one list of objects must end in \.json$",
+        ),
+        (
+            "a.jsonl",
+            '[{"text": "a"}, {"text": "b"}]',
+            r"data row 1: expected an object .*\. A file with one list of objects must end in \.json$",
+        ),
     ],
 )
 def test_json_that_python_cannot_read_is_refused(name, content, message, tmp_path):
@@ -265,7 +313,7 @@ def test_json_that_python_cannot_read_is_refused(name, content, message, tmp_pat
 
 @pytest.mark.parametrize("encoding", ["undefined", "hex", "rot13", "a\0b", ""])
 def test_what_is_no_encoding_of_text(encoding, tmp_path):
-    with pytest.raises(JloraError, match=r"^data\.encoding=.*: not a text encoding"):
+    with pytest.raises(JloraError, match=r"^data\.encoding=.*: expected the name of a text encoding"):
         _read(tmp_path, "a.csv", "text\na\n", encoding)
 
 

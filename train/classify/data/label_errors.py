@@ -19,14 +19,15 @@ def is_minus_one(value: Any) -> bool:
     return to_class_id(value) == -1 or value == [-1]
 
 
-def refuse_label(value: Any, split: Split, index: int, expected: str) -> NoReturn:
-    """Raises JloraError about the label of one row."""
+def refuse_label(value: Any, split: Split, index: int, expected: str, advice: str = "") -> NoReturn:
+    """Raises JloraError about the label of one row; `advice` is what to do, a sentence without its period."""
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str):
             require_text(text, f"{split.where(index)}: the label")
     found = "an empty label" if value is None or value == "" else f"the label {repr(value)[:200]}"
-    hint = " (-1, an unlabelled row, is allowed in a test split only)" if is_minus_one(value) else ""
-    raise JloraError(f"{split.where(index)}: found {found}{hint}; expected {expected}")
+    if is_minus_one(value):
+        advice = "-1 marks a row without a label, which only data.test may have: delete such rows from the other splits"
+    raise JloraError(f"{split.where(index)}: expected {expected}; found {found}{advice and f'. {advice}'}")
 
 
 def refuse_kind(split: Split, index: int, kind: str, most: str | None, advice: str) -> NoReturn:
@@ -38,10 +39,12 @@ def refuse_kind(split: Split, index: int, kind: str, most: str | None, advice: s
     """
     usual = "text" if most == "text" else f"a {most}"
     if kind == "nothing":
-        rows = f"; most rows have {usual}" if most else ""
-        raise JloraError(f"{split.where(index)}: found an empty label{rows}. Fill it in; or {_SKIP}")
+        expected = f"{usual}, as most rows have" if most else "a label"
+        raise JloraError(f"{split.where(index)}: expected {expected}; found an empty label. Fill it in; or {_SKIP}")
+    if most == "list":
+        advice = 'Write it as a list too, such as ["a"]'
     expected = f"{usual} as in most rows" if most else "text, a number or a list of them"
-    refuse_label(split.label[index], split, index, f"{expected}; {advice}. {_SKIP}")
+    refuse_label(split.label[index], split, index, expected, f"{advice}. {_SKIP}")
 
 
 def refuse_one_class(train: Split, name: str, are_given: bool, splits: Mapping[str, Split]) -> NoReturn:

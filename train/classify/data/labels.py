@@ -28,7 +28,7 @@ from train.data.bad_rows import read_each
 
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 _NO_SPLITS: Mapping[str, Split] = {}
-_ADVICE = "name the classes with data.label_names, or set task=regression if they are scores"
+_ADVICE = "Name the classes with data.label_names, or set task=regression if they are scores"
 
 
 @dataclass(frozen=True)
@@ -191,9 +191,10 @@ def _infer_task(train: Split, names: tuple[str, ...] | None) -> tuple[ProblemTyp
     kinds: list[str] = [label_kind(value) for value in train.label]
     if names is None and _are_numbers_with_commas(train.label):
         index = next(i for i, value in enumerate(train.label) if has_decimal_comma(value))
-        expected = "a number with a decimal point. Set task=regression to read the comma as a decimal point"
-        expected += ", or task=single_label_classification for class names"
-        refuse_label(train.label[index], train, index, expected)
+        advice = (
+            "Set task=regression to read the comma as a decimal point, or task=single_label_classification for class"
+        )
+        refuse_label(train.label[index], train, index, "a number with a decimal point", f"{advice} names")
     if several := [value for value in train.label if _is_several(value, names)]:
         return "multi_label_classification", f"{several[0]!r} is several labels"
     if kinds.count("decimal number") > kinds.count("whole number"):
@@ -245,7 +246,7 @@ def _collect_labels(train: Split, problem_type: ProblemType, reason: str) -> Lab
     for index, value in values:
         if to_class_id(value) not in range(len(ids)):
             there = _some(ids) or "none"
-            refuse_label(value, train, index, f"whole numbers from 0 without a gap (there are {there}); {_ADVICE}")
+            refuse_label(value, train, index, f"whole numbers from 0 without a gap (there are {there})", _ADVICE)
     return Labels(problem_type, tuple(f"LABEL_{i}" for i in range(len(ids))), reason=reason)
 
 
@@ -264,12 +265,12 @@ def _class_id(value: Any, labels: Labels, ids: dict[str, int], split: Split, ind
         return ids[value]
     found = to_class_id(value) if labels.numbers_are_ids else None
     if found is None or not 0 <= found < len(labels):
-        expected = [f"a number from 0 to {len(labels) - 1}"] * labels.numbers_are_ids
+        expected = [f"a class id from 0 to {len(labels) - 1}"] * labels.numbers_are_ids
         if list(labels.names) != [f"LABEL_{i}" for i in range(len(labels))]:
             expected.append(f"one of {_some(labels.names)}")
         near = [class_name for class_name in labels.names if spelling(class_name) == spelling(str(value))]
-        hint = f"; {near[0]!r} differs from it only in case, spaces or Unicode form" if near else ""
-        refuse_label(value, split, index, " or ".join(expected) + hint)
+        hint = f"{near[0]!r} differs from it only in case, spaces or Unicode form" if near else ""
+        refuse_label(value, split, index, " or ".join(expected), hint)
     return found
 
 

@@ -37,7 +37,7 @@ def with_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> PreTr
     The tokenizer itself is returned if `file` is None; it is never changed.
 
     Raises:
-      JloraError: the file is missing or is not text.
+      JloraError: the file is missing, empty or not text.
     """
     if file is None:
         return tokenizer
@@ -45,7 +45,9 @@ def with_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> PreTr
     try:
         template = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise JloraError(f"data.chat_template={file}: expected a Jinja file; found {error}") from error
+        raise JloraError(f"data.chat_template={file}: expected a Jinja file in UTF-8; found {error}") from error
+    if not template.strip():
+        raise JloraError(f"data.chat_template={file}: expected a Jinja file; found an empty one")
     copied = copy.deepcopy(tokenizer)
     copied.chat_template = template
     return copied
@@ -61,7 +63,7 @@ def chat_template(
       day: what the template sees as today; None means today (UTC).
 
     Raises:
-      JloraError: the tokenizer has no template.
+      JloraError: the tokenizer has no template, or it is not Jinja.
     """
     source = file or tokenizer.name_or_path or "the model"
     if not tokenizer.chat_template:
@@ -69,7 +71,9 @@ def chat_template(
             f"{source}: expected a tokenizer with a chat template, because the rows are chats; found none."
             " Give a Jinja file: data.chat_template=FILE"
         )
-    return ChatTemplate(tokenizer, day or datetime.datetime.now(datetime.UTC).date(), source)
+    template = ChatTemplate(tokenizer, day or datetime.datetime.now(datetime.UTC).date(), source)
+    template.require_jinja()
+    return template
 
 
 def write_chat(chat: Conversation, template: ChatTemplate, only: bool) -> Chat:

@@ -41,7 +41,8 @@ def detect_format(table: Table, config: DataSection) -> Format:
     expected = "; ".join(f"{', '.join(columns)} ({form})" for form, columns in known.items())
     raise JloraError(
         f"{table.name}: expected the columns of a format: messages; conversations (sharegpt); {expected}; found "
-        f"{', '.join(table.columns)}. data.messages, data.prompt, data.completion and data.text name them"
+        f"{', '.join(table.columns)}. data.messages, data.prompt, data.completion and data.text name them, for example"
+        " data.prompt=question data.completion=answer"
     )
 
 
@@ -96,7 +97,10 @@ def answers_only(form: Format, config: DataSection) -> bool:
     if config.completion_only_loss is None:
         return form in ("prompt_completion", "alpaca")
     if config.completion_only_loss and form == "text":
-        raise JloraError("data.completion_only_loss=true: expected prompts and completions, or chats; found plain text")
+        raise JloraError(
+            "data.completion_only_loss=true: expected prompts and completions, or chats; found plain text, of which all"
+            " is learnt. Leave the key out, or name the columns of the two with data.prompt and data.completion"
+        )
     return config.completion_only_loss
 
 

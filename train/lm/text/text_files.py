@@ -28,7 +28,7 @@ def read_text_or_table(config: DataSection) -> Callable[[Path, str, str, str], T
     def read(path: Path, name: str, encoding: str, separator: str) -> Table:
         if path.suffix.lower() == ".txt" and path.is_file():
             return read_text(path, name, encoding, config.sample_by, config.text)
-        return read_table(path, name, encoding, separator)
+        return read_table(path, name, encoding, separator, also=(".txt",))
 
     return read
 
@@ -50,7 +50,7 @@ def read_text(path: Path, name: str, encoding: str, sample_by: SampleBy, column:
     """
     text = decode_text(path, name, encoding, lambda before: len(_documents(before + "?", sample_by)))
     if not (documents := _documents(text, sample_by)):
-        raise JloraError(f"{name}: expected text; found an empty file")
+        raise JloraError(f"{name}: expected text; found an empty file. Save or download it again")
     return Table(name, {column: documents})
 
 

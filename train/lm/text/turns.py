@@ -32,6 +32,8 @@ _SHAREGPT_ROLES = {
     "tool": "tool",
     "observation": "tool",
 }
+_NAMES_OF_CONTENT = ("text", "value", "message", "body")
+"""Keys that other programs have in place of `content`; they are not read."""
 _TEXT_PARTS = ("text", "input_text", "output_text")
 
 
@@ -61,10 +63,22 @@ def turns_of_messages(chat: Any, where: str) -> list[Turn]:
                 + ("; join turns of one role into one" if role == previous else "")
             )
         if not ("tool_calls" in turn and "content" not in turn):
-            require_text(turn.get("content"), f"{place}, 'content'")
+            _require_content(turn, place)
         turns.append(turn)
         previous = role
     return turns
+
+
+def _require_content(turn: Turn, place: str) -> None:
+    if "content" not in turn and (other := next((key for key in _NAMES_OF_CONTENT if key in turn), None)):
+        raise JloraError(f"{place}: expected the turn's text in 'content'; found it in {other!r}. Rename the key")
+    content = turn.get("content")
+    if isinstance(content, dict):
+        raise JloraError(
+            f"{place}, 'content': expected text, or a list of text parts; found one part alone, {ascii(content)[:60]}."
+            " Put it into a list"
+        )
+    require_text(content, f"{place}, 'content'")
 
 
 def turns_of_sharegpt(chat: Any, where: str) -> list[Turn]:
@@ -131,7 +145,8 @@ def from_json(text: str, where: str) -> Any:
     try:
         return json.loads(text, object_pairs_hook=refuse_duplicates)
     except (ValueError, RecursionError) as error:
-        raise JloraError(f"{where}: not JSON ({getattr(error, 'msg', error)}): {ascii(text[:60])[1:-1]}") from error
+        reason = getattr(error, "msg", error)
+        raise JloraError(f"{where}: expected JSON; found {text[:60]!a} ({reason}). Correct it") from error
 
 
 def _in_one_form(turn: Turn, place: str) -> Turn:
@@ -152,7 +167,9 @@ def _join_text(parts: list[Any], where: str) -> str:
     for part in parts:
         kind = part.get("type", "text") if isinstance(part, dict) else None
         if kind not in _TEXT_PARTS:
-            raise JloraError(f"{where}: expected text parts alone; found {ascii(part)[:60]}")
+            raise JloraError(
+                f'{where}: expected parts of text alone, {{"type": "text", "text": "..."}}; found {ascii(part)[:60]}'
+            )
         texts.append(require_text(part.get("text"), f"{where}, a part's 'text'"))
     return "".join(texts)
 

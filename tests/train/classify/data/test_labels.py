@@ -79,7 +79,7 @@ def test_given_names_take_names_and_ids():
 
 def test_numbers_are_no_ids_of_names_that_were_collected_from_text():
     labels = infer_labels(_split("neg", "pos"))
-    with pytest.raises(JloraError, match="the label 1; expected one of neg, pos"):
+    with pytest.raises(JloraError, match="expected one of neg, pos; found the label 1"):
         encode_labels(_split("neg", 1), labels, "validation")
 
 
@@ -109,19 +109,19 @@ def test_minus_one_among_scores_is_a_score():
         (
             ["0", "1", "1", "abc"],
             None,
-            r"data row 4: found the label 'abc'; expected a whole number as in most rows",
+            r"data row 4: expected a whole number as in most rows.*; found the label 'abc'",
         ),
-        ([0, 1, 1, 0.5], None, r"data row 4: found the label 0\.5; expected a whole number"),
-        (["a", "b", 1], None, r"data row 3: found the label 1; expected text as in most rows"),
+        ([0, 1, 1, 0.5], None, r"data row 4: expected a whole number.*; found the label 0\.5"),
+        (["a", "b", 1], None, r"data row 3: expected text as in most rows.*; found the label 1"),
         (
             [0, 1, 0, 7],
             None,
-            r"data row 4: found the label 7; expected whole numbers from 0 .*there are 0, 1, 7",
+            r"data row 4: expected whole numbers from 0 .*there are 0, 1, 7.*; found the label 7",
         ),
         (
             ["3,5", "", "4"],
             None,
-            r"data row 1: found the label '3,5'; expected a number with a decimal point. Set task=regression",
+            r"data row 1: expected a number with a decimal point; found the label '3,5'\. Set task=regression",
         ),
         (
             ["half \ud83d", "a"],
@@ -132,21 +132,26 @@ def test_minus_one_among_scores_is_a_score():
         (
             [0, 1, -1],
             None,
-            r"data row 3: found the label -1 \(-1, an unlabelled row, is allowed in a test split only",
+            r"data row 3: expected .*; found the label -1\. -1 marks a row without a label, which only data\.test",
         ),
         (
             ["a", "", "b"],
             None,
-            r"data row 2: found an empty label; most rows have text\. Fill it in; or data\.skip_bad_rows",
+            r"data row 2: expected text, as most rows have; found an empty label\. Fill it in; or data\.skip_bad_rows",
         ),
-        (["a", None, "b"], None, r"data row 2: found an empty label"),
-        (["", ""], None, r"data row 1: found an empty label\. Fill it in; or"),
+        (["a", None, "b"], None, r"data row 2: expected text.*; found an empty label"),
+        (["", ""], None, r"data row 1: expected a label; found an empty label\. Fill it in; or"),
         (["a", "a"], None, r"expected two classes or more, found 'a' alone"),
-        ([{"a": 1}, {"b": 1}], None, r"data row 1: found the label \{'a': 1\}"),
-        ([["a"], "b"], None, r"data row 2: found the label 'b'; expected a list"),
+        ([{"a": 1}, {"b": 1}], None, r"data row 1: expected text, .*; found the label \{'a': 1\}"),
+        ([["a"], "b"], None, r"data row 2: expected a list.*; found the label 'b'"),
+        (
+            [["a"], ["b"], "c"],
+            None,
+            r"data row 3: expected a list .*; found the label 'c'\. Write it as a list too, such as \[\"a\"\]\. data",
+        ),
         ([[], []], None, r"no row has a label"),
-        ([1, 2], MULTI, r"data row 1: found the label 1; expected a list of labels, or text such as a;b"),
-        (["0.5", "1.5"], SINGLE, r"data row 1: found the label '0\.5'; expected whole numbers"),
+        ([1, 2], MULTI, r"data row 1: expected a list of labels, or text such as a;b.*; found the label 1"),
+        (["0.5", "1.5"], SINGLE, r"data row 1: expected whole numbers.*; found the label '0\.5'"),
     ],
 )
 def test_training_labels_that_do_not_fit_are_refused_with_their_row(raw, task, message):
@@ -160,32 +165,32 @@ def test_training_labels_that_do_not_fit_are_refused_with_their_row(raw, task, m
         (
             Labels(SINGLE, ("LABEL_0", "LABEL_1")),
             2,
-            r"the label 2; expected a number from 0 to 1",
+            r"expected a class id from 0 to 1.*; found the label 2",
         ),
         (
             Labels(SINGLE, ("neg", "pos")),
             "good",
-            r"the label 'good'; expected a number from 0 to 1 or one of neg, pos",
+            r"expected a class id from 0 to 1 or one of neg, pos.*; found the label 'good'",
         ),
-        (Labels(SINGLE, ("neg", "pos"), numbers_are_ids=False), 1, r"the label 1; expected one of neg, pos"),
+        (Labels(SINGLE, ("neg", "pos"), numbers_are_ids=False), 1, r"expected one of neg, pos.*; found the label 1"),
         (
             Labels(SINGLE, ("neg", "pos")),
             -1,
-            r"the label -1 \(-1, an unlabelled row, is allowed in a test split only",
+            r"; found the label -1\. -1 marks a row without a label, which only data\.test",
         ),
         (Labels(SINGLE, ("neg", "pos")), None, "an empty label"),
         (Labels(SINGLE, tuple("abcdefghijkl")), "z", r"a, b, c, d, e, f, g, h, i, j \.\.\. \(12 in all\)"),
         (
             Labels(REGRESSION, ("LABEL_0",)),
             "high",
-            r"the label 'high'; expected a finite number \(task=regression\)",
+            r"expected a finite number \(task=regression\).*; found the label 'high'",
         ),
         (Labels(REGRESSION, ("LABEL_0",)), float("inf"), "expected a finite number"),
         (Labels(REGRESSION, ("LABEL_0",)), float("nan"), "expected a finite number"),
         (
             Labels(MULTI, ("a", "b")),
             ["a", "c"],
-            r"the label 'c'; expected a number from 0 to 1 or one of a, b",
+            r"expected a class id from 0 to 1 or one of a, b.*; found the label 'c'",
         ),
         (Labels(MULTI, ("a", "b")), [2], "the label 2"),
         (Labels(MULTI, ("a", "b")), 0, "expected a list of labels"),
@@ -193,7 +198,7 @@ def test_training_labels_that_do_not_fit_are_refused_with_their_row(raw, task, m
 )
 def test_validation_labels_that_do_not_fit_are_refused_with_their_row(labels, value, message):
     good = {SINGLE: labels.names[0], REGRESSION: 0.5, MULTI: [labels.names[0]]}[labels.problem_type]
-    with pytest.raises(JloraError, match=r"b\.csv, data row 3: found " + f".*{message}"):
+    with pytest.raises(JloraError, match=r"b\.csv, data row 3: expected " + f".*{message.removeprefix('expected ')}"):
         encode_labels(_split(good, good, value, file="b.csv"), labels, "validation")
     with pytest.raises(JloraError, match=r"\. data\.skip_bad_rows=true leaves such rows out and counts them$"):
         encode_rows(_split(good, good, value, file="b.csv"), labels, "validation", skip=False)
@@ -215,12 +220,12 @@ def test_ids_that_do_not_begin_with_0_are_refused_with_what_names_them(raw):
         (
             Labels(SINGLE, ("Pos", "neg"), numbers_are_ids=False),
             "pos ",
-            "; 'Pos' differs from it only in case, spaces or",
+            "found the label 'pos '\\. 'Pos' differs from it only in case, spaces or",
         ),
     ],
 )
 def test_a_label_that_is_nearly_right_is_refused_too(labels, value, message):
-    with pytest.raises(JloraError, match=rf"b\.csv, data row 1: found .*{message}"):
+    with pytest.raises(JloraError, match=rf"b\.csv, data row 1: .*{message}"):
         encode_labels(_split(value, file="b.csv"), labels, "validation")
 
 
@@ -235,7 +240,7 @@ def test_a_list_that_does_not_fit_zeros_and_ones_is_refused_or_left_out(odd):
     split = _split([1, 0, 0], [0, 1, 0], odd, [0, 0, 1])
     labels = infer_labels(split)
     assert (len(labels), labels.multi_hot) == (3, True)
-    expected = r"data row 3: found .*expected a list of 3 numbers, 0 or 1 for each class"
+    expected = r"data row 3: expected a list of 3 numbers, 0 or 1 for each class; found the label"
     for known in (labels, labels_of_config(dict(enumerate("abc")), MULTI)):
         with pytest.raises(JloraError, match=expected):
             encode_labels(split, known, "train")

@@ -44,7 +44,7 @@ def test_new_text_needs_no_labels(tmp_path):
         -1,
         -1,
     ]
-    with pytest.raises(JloraError, match=r"no column 'label' \(data\.label\); the columns are text"):
+    with pytest.raises(JloraError, match=r"expected a column 'label' \(data\.label\), found the columns text"):
         read_split(str(tmp_path / "a.csv"), DataConfig(train="unused"), "test")
 
 
@@ -181,7 +181,7 @@ def test_a_column_for_each_label(tmp_path):
         JloraError, match=r"a\.csv, data row 1, column 'id' \(data\.label\): expected 0 or 1.*found '2'|row 2"
     ):
         load_data(DataConfig(**given, label=["id", "toxic"]), 0)
-    with pytest.raises(JloraError, match=r"no column 'insults' \(data\.label\).*nearest: insult"):
+    with pytest.raises(JloraError, match=r"expected a column 'insults' \(data\.label\), .*nearest: insult"):
         load_data(DataConfig(**given, label=["toxic", "insults"]), 0)
 
 

@@ -164,5 +164,21 @@ def test_a_file_gives_a_template_to_a_copy(tmp_path):
     assert with_template(bare, None) is bare
     with pytest.raises(JloraError, match=r"chta\.jinja: no such file.*nearest: chat\.jinja"):
         with_template(bare, str(tmp_path / "chta.jinja"))
-    with pytest.raises(JloraError, match=r"^data\.chat_template=.*: expected a Jinja file; found"):
+    with pytest.raises(JloraError, match=r"^data\.chat_template=.*: expected a Jinja file in UTF-8; found"):
         with_template(bare, str(tmp_path))
+    (tmp_path / "empty.jinja").write_text("\n")
+    with pytest.raises(JloraError, match=r"^data\.chat_template=.*: expected a Jinja file; found an empty one"):
+        with_template(bare, str(tmp_path / "empty.jinja"))
+
+
+def test_a_template_that_is_not_jinja_is_an_error_before_any_row(tmp_path):
+    (tmp_path / "chat.jinja").write_text("hello\n{% if %}")
+    given = with_template(byte_tokenizer(), str(tmp_path / "chat.jinja"))
+    with pytest.raises(
+        JloraError, match=r"^chat\.jinja: expected a chat template in Jinja, found .* line 2: Expected an"
+    ):
+        chat_template(given, "chat.jinja")
+    several = byte_tokenizer()
+    several.chat_template = {"default": TEMPLATE, "tool_use": "{{ x|nofilter }}"}
+    with pytest.raises(JloraError, match=r"^the model: .* line 1: No filter named 'nofilter'\. Correct the template"):
+        chat_template(several)

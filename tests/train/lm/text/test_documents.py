@@ -133,7 +133,11 @@ def test_variables_of_the_template_are_a_column():
     table = Table("a.jsonl", {"messages": [CHAT] * 5, "chat_template_kwargs": given})
     found = documents_of(table, range(5), "messages", section(), tokenizer)
     assert found.texts == ["True", "True", "False", "False", "False"]
-    for wrong, error in (([1], "expected an object such as"), ("{", "not JSON"), ({"tools": 1}, "found 'tools'")):
+    for wrong, error in (
+        ([1], "expected an object such as"),
+        ("{", "expected JSON; found"),
+        ({"tools": 1}, "found 'tools'"),
+    ):
         table.columns["chat_template_kwargs"][0] = wrong
         with pytest.raises(JloraError, match=rf"data row 1, column 'chat_template_kwargs': .*{error}"):
             documents_of(table, [0], "messages", section(), tokenizer)
@@ -241,7 +245,11 @@ def test_bad_rows_are_left_out_where_the_config_says_so(form, columns):
             r"column 'output' \(data\.format=alpaca\): expected",
         ),
         ("messages", {"messages": [CHAT, CHAT[1:]]}, r"'messages' \(data\.messages\), turn 1: roles out of order"),
-        ("messages", {"messages": [CHAT, CHAT], "tools": [None, "[{"]}, r"column 'tools': not JSON \(.*\): \[\{"),
+        (
+            "messages",
+            {"messages": [CHAT, CHAT], "tools": [None, "[{"]},
+            r"column 'tools': expected JSON; found '\[\{' \(",
+        ),
         (
             "messages",
             {"messages": [CHAT, CHAT], "tools": [[], ["f"]]},
@@ -266,9 +274,9 @@ def test_a_chat_without_an_answer_is_refused_where_only_answers_are_learnt():
 
 
 def test_a_column_or_template_that_is_not_there_is_named():
-    with pytest.raises(JloraError, match=r"no column 'messages' \(data\.messages\); the columns are chat"):
+    with pytest.raises(JloraError, match=r"expected a column 'messages' \(data\.messages\), found the columns chat"):
         documents("messages", config=section(messages="messages"), chat=[CHAT])
-    with pytest.raises(JloraError, match=r"no column 'completion' \(data\.completion\)"):
+    with pytest.raises(JloraError, match=r"expected a column 'completion' \(data\.completion\)"):
         documents("prompt_completion", prompt=["a"])
     with pytest.raises(JloraError, match=r"expected a tokenizer with a chat template"):
         documents_of(Table("a", {"messages": [CHAT]}), [0], "messages", section(), byte_tokenizer(template=None))

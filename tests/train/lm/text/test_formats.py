@@ -36,7 +36,7 @@ def test_the_config_names_columns():
     assert detect_format(other, section(text="review")) == "text"
     assert detect_format(other, section(prompt="question", completion="answer")) == "prompt_completion"
     assert detect_format(other, section(messages="turns")) == "sharegpt"
-    with pytest.raises(JloraError, match=r"no column 'talk' \(data\.messages\); the columns are review"):
+    with pytest.raises(JloraError, match=r"expected a column 'talk' \(data\.messages\), found the columns review"):
         detect_format(other, section(messages="talk"))
 
 
@@ -66,7 +66,9 @@ def test_the_config_decides():
     assert all(answers_only(form, section(completion_only_loss=True)) for form in FORMATS[1:])
     assert not any(answers_only(form, section(completion_only_loss=False)) for form in FORMATS)
     assert {too_long(form, section(too_long="drop")) for form in FORMATS} == {"drop"}
-    with pytest.raises(JloraError, match=r"completion_only_loss=true: expected .* found plain text"):
+    with pytest.raises(
+        JloraError, match=r"completion_only_loss=true: expected .* found plain text.* Leave the key out"
+    ):
         answers_only("text", section(completion_only_loss=True))
 
 

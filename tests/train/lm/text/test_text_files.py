@@ -29,7 +29,7 @@ def test_a_file_of_nothing_is_refused(tmp_path):
 
 def test_another_encoding_is_refused_with_its_row(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\n\ntwo\n\nth\xe9\n")
-    with pytest.raises(JloraError, match=r"a\.txt, data row 3 \(line 5\): the byte 0xe9 is not utf-8 text"):
+    with pytest.raises(JloraError, match=r"a\.txt, data row 3 \(line 5\): expected utf-8 text, found the byte 0xe9"):
         read_text(tmp_path / "a.txt", "a.txt", "utf-8", "line", "text")
     table = read_text(tmp_path / "a.txt", "a.txt", "latin-1", "line", "text")
     assert table.columns["text"] == ["one", "two", "thé"]
@@ -41,5 +41,8 @@ def test_other_files_are_tables(tmp_path):
     (tmp_path / "a.TXT").write_text("x\ny\n")
     assert read(tmp_path / "a.csv", "a.csv", "utf-8", ",").columns == {"text": ["x"]}
     assert read(tmp_path / "a.TXT", "a.TXT", "utf-8", ",").columns == {"words": ["x", "y"]}
-    with pytest.raises(JloraError, match="is a folder"):
+    with pytest.raises(JloraError, match=r"\(\.txt, \.csv, .*\), found a folder"):
         read(tmp_path, "folder", "utf-8", ",")
+    (tmp_path / "a.pdf").write_text("%PDF")
+    with pytest.raises(JloraError, match=r"a name that ends in one of \.txt, \.csv, .*; found \.pdf\. Convert it"):
+        read(tmp_path / "a.pdf", "a.pdf", "utf-8", ",")

@@ -126,11 +126,14 @@ def test_a_call_without_a_function_or_arguments():
 @pytest.mark.parametrize(
     ("calls", "error"),
     [
-        ("[{", r"'tool_calls': not JSON \(.*\): \[\{"),
-        ("[" * 100_000, r"'tool_calls': not JSON"),
+        ("[{", r"'tool_calls': expected JSON; found '\[\{' \(.*\)\. Correct it"),
+        ("[" * 100_000, r"'tool_calls': expected JSON; found '\[\[\["),
         ('[{"name": "f", "name": "g"}]', r"'tool_calls': not JSON \(the key 'name' twice\)"),
         ({"name": "get"}, r"'tool_calls': expected a list of calls; found \{'name'"),
-        ([{"function": {"arguments": "{city: Paris}"}}], r"'tool_calls', 'arguments': not JSON"),
+        (
+            [{"function": {"arguments": "{city: Paris}"}}],
+            r"'tool_calls', 'arguments': expected JSON; found '\{city: Paris\}'",
+        ),
         ([{"function": {"arguments": "[1]"}}], r"'tool_calls': expected arguments that are a JSON object; found \[1\]"),
         ([{"arguments": 3}], r"'tool_calls': expected arguments that are a JSON object; found 3"),
     ],
@@ -145,8 +148,16 @@ def test_parts_of_text_are_joined_and_others_refused():
     assert answer(content=parts)["content"] == "one two."
     assert answer(content=[])["content"] == ""
     for part in ({"type": "image_url", "image_url": "x"}, {"type": "thinking"}, "bare"):
-        with pytest.raises(JloraError, match=r"^x, turn 2, 'content': expected text parts alone; found"):
+        with pytest.raises(JloraError, match=r"^x, turn 2, 'content': expected parts of text alone, .*; found"):
             answer(content=[part])
+    with pytest.raises(
+        JloraError, match=r"^x, turn 2, 'content': expected text, or a list .* one part alone, .* list$"
+    ):
+        answer(content=parts[0])
+    with pytest.raises(
+        JloraError, match=r"^x, turn 2: expected the turn's text in 'content'; found it in 'text'\. Rename"
+    ):
+        answer(text="Ho")
     with pytest.raises(JloraError, match=r"^x, turn 2, 'content', a part's 'text': expected text"):
         answer(content=[{"type": "text", "text": None}])
 
@@ -169,7 +180,7 @@ def test_sharegpt_calls_functions_and_observes():
     found[1]["value"] = f"[{value}, {value}]"
     assert turns_of_sharegpt(found, "x")[1]["tool_calls"] == [CALL, CALL]
     for wrong, error in (
-        ("get(Paris)", "not JSON"),
+        ("get(Paris)", r"expected JSON; found 'get\(Paris\)'"),
         ("[1]", "expected a call such as"),
         ('{"city": 1}', "expected a call"),
     ):

@@ -58,9 +58,13 @@ def narration_pairs(paragraphs: Sequence[str], counts: Counter[str]) -> list[Exc
 
 
 def shorten_pairs(pairs: Sequence[Exchange], counts: Counter[str]) -> list[Exchange]:
-    """Cuts long prompts to their last sentences and long replies to their first, so that a row holds both.
+    """Cuts prompts above 300 characters to their last sentences, and replies above 500 to their first.
 
-    A reply answers the end of what was said before. Cut at the end of a sentence, it still teaches where to stop.
+    A reply answers the end of what was said before. Cut at the end of a sentence, it still teaches where to stop. One
+    sentence is kept even if it is longer than the limit.
+
+    Args:
+      counts: in it the numbers of prompts and of replies that were cut are set.
     """
     short = [Exchange(last_sentences(p, LONGEST_PROMPT), first_sentences(r, LONGEST_REPLY)) for p, r in pairs]
     for what, most, place in (("prompts", LONGEST_PROMPT, 0), ("replies", LONGEST_REPLY, 1)):

@@ -26,10 +26,12 @@ def choose_slots(group: Group, members: int, at_once: int | None) -> tuple[int, 
     """Returns how many of `members` train at once, and the memory of a step of that number as XLA plans it.
 
     The step is compiled for the longest batch, which training needs in any case; only if it does not fit into the free
-    memory, it is compiled again for fewer members.
+    memory, it is compiled again for fewer members. At least one trains, even if its step does not fit. The members are
+    divided into rounds of like size: 4 with `at_once` 3 train 2 at once.
 
     Args:
-      at_once: the number from the sweep file, which memory may reduce; None means as many as there is memory for.
+      at_once: the number from the sweep file, which memory may reduce; None means as many as there is memory for, at
+        most 8 on a CPU and 64 elsewhere.
     """
     wanted = min(members, at_once or MOST.get(jax.default_backend(), MOST_ELSEWHERE))
     wanted = -(-members // -(-members // wanted))  # of like size in all rounds
@@ -63,7 +65,11 @@ def plan_memory(group: Group, slots: int) -> Memory:
 
 
 def free_bytes() -> int | None:
-    """Returns the bytes that a program may use on the device; None if that is not known."""
+    """Returns how many bytes a program may plan with: 80 % of the first local device's memory limit.
+
+    What is in use already is not subtracted. On a device without a limit, such as a CPU, it is 80 % of the host's
+    available memory (MemAvailable in /proc/meminfo), or None if that cannot be read.
+    """
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(_USABLE * (stats["bytes_limit"]))

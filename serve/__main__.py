@@ -66,7 +66,7 @@ def _serve(flags: argparse.Namespace) -> None:
     config = read_serve_config(flags.config, changes)
 
     from serve.engine.adapters import find_folders
-    from serve.http.server import bind
+    from serve.listening.server import bind
 
     named = {name: _adapter_folder(folder) for name, folder in (config.adapters | _given(flags.adapter)).items()}
     folders = find_folders(named, config.adapter_folders)
@@ -79,8 +79,8 @@ def _answer(config: ServeConfig, folders: dict[str, Path], listener: socket.sock
     """Loads the model and answers whoever connects to the listener, until a signal."""
     from serve.engine.opening import open_engine
     from serve.http.app import make_app
-    from serve.http.server import Server
     from serve.http.settings import HttpSettings
+    from serve.listening.server import Server
 
     logger.info("loading %s; %d adapters can be asked for", config.model, len(folders))
     opened, begin = open_engine(config, folders), time.monotonic()

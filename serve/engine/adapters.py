@@ -16,7 +16,7 @@ from jlora.bank.bank import Bank
 from jlora.bank.slots import drop, put
 from jlora.errors import JloraError
 from jlora.lora.entries import LowRank
-from serve.engine.places import require_places
+from serve.engine.places import require_configured
 from serve.engine.requests import AdapterRefusedError, AdapterStatus, UnknownAdapterError
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class AdapterSlots:
 
     def require_place(self, stored: StoredAdapter) -> None:
         """Raises AdapterMismatchError if the bank has no place for an adapter; may be called from any thread."""
-        require_places(self._shapes, stored.entries)
+        require_configured(self._shapes, stored.entries)
 
     def warm_up(self) -> None:
         """Compiles what puts an adapter into a slot, and takes it out."""

@@ -11,7 +11,7 @@ from jlora.errors import AdapterMismatchError
 from jlora.lora.entries import LowRank
 
 
-def require_places(bank: Bank, entries: Mapping[str, Any]) -> None:
+def require_configured(bank: Bank, entries: Mapping[str, Any]) -> None:
     """Checks that the bank has a place for each entry {path: entry} of an adapter; its arrays may be shapes alone.
 
     Raises:

@@ -67,7 +67,7 @@ def _key_error(error: ValidationError) -> HttpError:
 
 
 def _require_small(length: str, largest: int) -> None:
-    """Checks the Content-Length of a body, of which the connection takes no more and no less."""
+    """Checks the Content-Length of a body: the connection takes exactly as many bytes."""
     if not length.isascii() or not length.isdigit() or int(length[:20]) > largest:
         raise HttpError(413, f"expected a body of at most {largest:,} bytes, found a larger one")
 

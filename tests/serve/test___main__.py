@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from serve.__main__ import main
-from serve.http.server import bind
+from serve.listening.server import bind
 from tests.support.serve.engines import adapter_folder
 from tests.support.serve.running import is_listening, wait_until
 from tests.support.training import tiny, tiny_lm

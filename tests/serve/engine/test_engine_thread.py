@@ -43,15 +43,6 @@ def test_an_adapter_that_finds_all_slots_in_use_is_loaded_when_it_is_asked_for(o
     assert all(emit.end.reason == "length" for emit in running)
 
 
-def test_a_hundred_rounds_of_loading_and_unloading_leave_nothing_behind(own):
-    for number in range(100):
-        own.load("guest", adapter_folder(number % 5))
-        own.unload("guest")
-    assert [status.name for status in own.adapters()] == [f"a{index}" for index in range(5)]
-    ids = tuple(prompt(2, 6))
-    assert ask(own, request("a2", ids, 5))[0].ids == alone(2, ids, 5)
-
-
 def test_the_end_lets_answers_finish_and_cuts_those_that_take_too_long():
     opened = open_tiny(adapters=1, rows=1)
     running, waiting = Waiting(), Waiting()

@@ -8,7 +8,7 @@ import pytest
 
 import jlora
 from jlora.errors import AdapterMismatchError
-from serve.engine.places import require_places
+from serve.engine.places import require_configured
 from tests.support.bank_cases import WIDTH, make_adapters, make_case, make_empty_bank
 
 CASE = make_case("plain")
@@ -22,7 +22,7 @@ def _adapter(rank, targets):
 
 
 def test_one_that_fits_is_taken():
-    require_places(BANK, FITTING)
+    require_configured(BANK, FITTING)
 
 
 @pytest.mark.parametrize(
@@ -39,10 +39,10 @@ def test_one_that_fits_is_taken():
 )
 def test_what_does_not_fit_names_the_key(entries, message):
     with pytest.raises(AdapterMismatchError, match=message) as error:
-        require_places(BANK, FITTING | entries)
+        require_configured(BANK, FITTING | entries)
     assert "make_bank" not in str(error.value)
 
 
 def test_another_shape_is_refused():
     with pytest.raises(AdapterMismatchError, match=r"^mid/kernel: shapes"):
-        require_places(BANK, {"mid/kernel": jax.tree.map(lambda x: x[..., :5], FITTING["mid/kernel"])})
+        require_configured(BANK, {"mid/kernel": jax.tree.map(lambda x: x[..., :5], FITTING["mid/kernel"])})

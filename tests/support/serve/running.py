@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from serve.http.app import make_app
-from serve.http.server import Server, bind
 from serve.http.settings import HttpSettings
+from serve.listening.server import Server, bind
 from tests.support.serve.fake_engine import TOKENIZER
 
 

@@ -6,22 +6,23 @@ Each attack is followed by a question to both adapters, whose answers are what e
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import shutil
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
-import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
-import jlora
 from serve.http.settings import HttpSettings
 from serve.http.token_text import token_text
+from serve.listening import connection
 from tests.support.programs.peak_memory import anonymous_bytes
-from tests.support.serve.engines import adapter_folder, alone, load, open_tiny, prompt
+from tests.support.serve.adapter_folders import BROKEN, write_adapters
+from tests.support.serve.engines import alone, open_tiny, prompt
 from tests.support.serve.running import connect, post, raw_head, run_server, wait_until
 
 CHAT, TEXT, ADAPTERS = "/v1/chat/completions", "/v1/completions", "/admin/adapters"
@@ -34,39 +35,7 @@ LENGTH, MOST = 12, 100
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Folders of adapters that are, and of what is none."""
-    root = tmp_path_factory.mktemp("adapters")
-    for index in range(5):
-        shutil.copytree(adapter_folder(index), root / f"a{index}")
-        shutil.copytree(adapter_folder(index, target_modules=".*q_proj"), root / f"small{index}")
-    for name, change in BROKEN.items():
-        shutil.copytree(adapter_folder(0), root / name)
-        change(root / name)
-    (root / "nothing").mkdir()
-    (root / "link-out").symlink_to("/etc")
-    config = jlora.LoraConfig(r=1, lora_alpha=16, target_modules="all-linear")
-    huge = {path: jlora.LowRank(e.a * 1e30, e.b * 1e30, e.scale, e.spec, e.ranks) for path, e in load(0).items()}
-    jlora.save_adapter(root / "huge", huge, config)
-    return root
-
-
-def _change_tensors(change):
-    def write(folder):
-        file = folder / "adapter_model.safetensors"
-        save_file(dict(change(key, value) for key, value in load_file(file).items()), file)
-
-    return write
-
-
-BROKEN = {
-    "wider-base": _change_tensors(lambda key, x: (key, np.repeat(x, 2, axis=1 if "lora_A" in key else 0))),
-    "other-family": _change_tensors(lambda key, x: (key.replace("self_attn", "attention"), x)),
-    "nan": _change_tensors(lambda key, x: (key, x * np.nan)),
-    "no-weights": lambda folder: (folder / "adapter_model.safetensors").unlink(),
-    "cut": lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"\xff" * 100),
-    "no-json": lambda folder: (folder / "adapter_config.json").write_text("{"),
-    "another-method": lambda folder: (folder / "adapter_config.json").write_text('{"peft_type": "IA3"}'),
-}
+    return write_adapters(tmp_path_factory.mktemp("adapters"))
 
 
 @pytest.fixture(scope="module")
@@ -217,19 +186,44 @@ def test_more_requests_than_may_wait_are_told_to_come_back(client, engine):
 def test_clients_that_vanish_at_any_time_leave_no_answer_running(address, client, engine):
     body = post(CHAT, {"model": "bob", "messages": HI, "stream": True, "n": 4, "max_tokens": 60})
     for sent, read in [(10, 0), (len(body) // 2, 0), (len(body) - 1, 0), *((len(body), read) for read in (0, 1, 400))]:
-        with connect(address) as connection:
-            connection.sendall(body[:sent])
-            assert not read or connection.recv(read)
+        with connect(address) as leaving:
+            leaving.sendall(body[:sent])
+            assert not read or leaving.recv(read)
     wait_until(lambda: engine.engine.counts()["running"] == 0, 60)
+
+
+def test_a_client_that_never_reads_ends_its_answers(address, monkeypatch):
+    monkeypatch.setattr(connection, "_UNREAD_SECONDS", 0.3)
+    body = {"model": "alice", "prompt": "x", "max_tokens": 60, "n": 16, "logprobs": 20, "stream": True}
+    with connect(address, receive_buffer=4096) as silent:
+        silent.sendall(post(TEXT, body))
+        wait_until(lambda: silent.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET, 60)
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        ("GET /health HTTP/1.1\r\nHost: localhost\r\n" + "X-Long: x\r\n" * 3000, 431),
+        ("GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: " + "x" * 100_000, 431),
+        ("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n", 411),
+        ("GET /health HTTP/1.1\r\nHost: evil.example\r\n", 403),
+        ("BREW /health HTTP/1.1\r\nHost: localhost\r\n", 405),
+        ("GET /health\r\n", 400),
+    ],
+)
+def test_what_no_client_of_ours_sends_is_refused(address, head, status):
+    with connect(address) as client:
+        client.sendall(f"{head}\r\n\r\n".encode())
+        assert client.recv(12) == f"HTTP/1.1 {status}".encode()
 
 
 def test_clients_that_send_slowly_keep_nobody_waiting(address, client):
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(connect(address)) for _ in range(40)]
-        for index, connection in enumerate(slow):
-            connection.sendall(raw_head(CHAT, 90)[: None if index % 2 else 30])
+        for index, each in enumerate(slow):
+            each.sendall(raw_head(CHAT, 90)[: None if index % 2 else 30])
         assert _ask(client, "alice", 1, 3).status_code == 200
-        assert {connection.recv(12) for connection in slow[1::2]} == {b"HTTP/1.1 408"}
+        assert {each.recv(12) for each in slow[1::2]} == {b"HTTP/1.1 408"}
 
 
 def test_an_adapter_that_overflows_is_an_error_and_never_the_bases_answer(client):

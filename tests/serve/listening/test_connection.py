@@ -11,8 +11,8 @@ import time
 import httpx
 import pytest
 
-from serve.http import connection
 from serve.http.limits import LARGEST_HEADERS
+from serve.listening import connection
 from tests.support.serve.fake_engine import FakeEngine
 from tests.support.serve.running import connect, post, run_server, wait_until
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from jlora.errors import JloraError
-from serve.http.server import bind
+from serve.listening.server import bind
 from tests.support.serve.fake_engine import FakeEngine
 from tests.support.serve.running import connect, is_listening, run_server, wait_until
 
@@ -25,7 +25,7 @@ BODY = {"model": "alice", "messages": [{"role": "user", "content": "Hi"}]}
 PROGRAM = """
 import sys
 from serve.http.app import make_app
-from serve.http.server import Server, bind
+from serve.listening.server import Server, bind
 from serve.http.settings import HttpSettings
 from tests.support.serve.fake_engine import TOKENIZER, FakeEngine
 app = make_app(FakeEngine(delay=float(sys.argv[1])), TOKENIZER, HttpSettings())

@@ -13,7 +13,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 from jlora.errors import JloraError
-from serve.http.connection import Connection
+from serve.listening.connection import Connection
 
 _IDLE_SECONDS = 15
 """How long a connection is kept after an answer."""

@@ -1,0 +1,1 @@
+"""Where the server listens: addresses, connections, and how it ends."""

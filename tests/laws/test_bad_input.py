@@ -70,7 +70,7 @@ def test_a_validation_label_that_train_does_not_have(tmp_path, capsys):
     path = _rows(tmp_path, "text,label\ngood,1\nbad,2\n", "dev.csv")
     shown = _refused(capsys, tmp_path / "run", f"data.validation={path}")
     assert "dev.csv, data row 2" in shown
-    assert "expected a number from 0 to 1" in shown
+    assert "expected a class id from 0 to 1" in shown
 
 
 def test_an_unlabelled_row_in_validation_is_refused_and_in_test_is_not(tmp_path, capsys):

@@ -78,7 +78,8 @@ def test_for_vllm_an_adapter_of_one_rank_whose_scale_is_in_b(tmp_path, capsys):
 def test_what_vllm_cannot_serve_is_refused(tmp_path, capsys):
     assert _call("--adapter", tiny.finished_run() / "adapter", "--out", tmp_path / "out", "--vllm") == 2
     shown = capsys.readouterr().err
-    assert "trained whole" in shown
+    assert "error: --vllm: params/classifier/" in shown
+    assert "trained whole; merge the adapter into the base" in shown
     assert not (tmp_path / "out").exists()
 
 

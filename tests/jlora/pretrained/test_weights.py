@@ -77,6 +77,16 @@ def test_shards_are_read_as_one_file_is(saved, tmp_path):
     _assert_same_tree(load_weights(model, PretrainedSource(tmp_path / "again")), base)
 
 
+def test_a_shard_that_is_not_there_is_named(saved, tmp_path):
+    _, folder, model = saved
+    save_base(tmp_path / "shards", model, load_weights(model, PretrainedSource(folder)), max_shard_bytes=20_000)
+    first = min((tmp_path / "shards").glob("model-*.safetensors"))
+    first.unlink()
+    expected = rf"{first.name}: expected by model\.safetensors\.index\.json; found no such file; download or copy"
+    with pytest.raises(JloraError, match=expected):
+        load_weights(model, PretrainedSource(tmp_path / "shards"))
+
+
 def test_pytorch_opens_what_is_saved_and_gives_the_same_logits(saved, tmp_path):
     transformers = pytest.importorskip("transformers")
     oracle, folder, model = saved

@@ -280,8 +280,12 @@ DEEP, LONG = "[" * 100_000, "9" * 5000
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", '{"a": 1}\n{"a": 1, "b": {"c": 1, "c": 2}}', r"data row 2: JSON that .* \(the key 'c' twice\)"),
-        ("a.json", '[{"a": 1}, {"a": 1, "a": 2}]', "data row 2: JSON that cannot be read: the key 'a' twice"),
+        ("a.jsonl", '{"a": 1}\n{"a": 1, "b": {"c": 1, "c": 2}}', r"data row 2 \(line 2\): .* \(the key 'c' twice\)"),
+        (
+            "a.json",
+            '[{"a": 1}, {"a": 1, "a": 2}]',
+            "data row 2: expected JSON that can be read, found: the key 'a' twice",
+        ),
         ("a.json", DEEP, "expected JSON that can be read, found: maximum recursion"),
         ("a.json", f'[{{"text": {LONG}}}]', "expected JSON that can be read, found: Exceeds the limit"),
         (

@@ -18,7 +18,7 @@ from tests.support.serve.running import connect, post, run_server, wait_until
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "alice", "messages": [{"role": "user", "content": "Hi"}]}
-LARGE = BODY | {"n": 16, "logprobs": True, "top_logprobs": 20}
+LARGE = BODY | {"n": 16, "logprobs": True, "top_logprobs": 15}
 CHUNKED = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
 
 
@@ -99,7 +99,7 @@ def test_a_client_that_never_ends_its_headers_is_cut(monkeypatch):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_does_not_read_is_cut_and_its_answers_end(monkeypatch, stream):
     monkeypatch.setattr(connection, "_UNREAD_SECONDS", 0.3)
-    engine = FakeEngine(text="x" * 600, delay=0.001 if stream else 0)
+    engine = FakeEngine(text="x" * 600, delay=0.01 if stream else 0)
     with run_server(engine) as address, connect(address, receive_buffer=4096) as client:
         client.sendall(post(CHAT, LARGE | {"stream": stream}))
         wait_until(lambda: len(engine.submitted) == 16)

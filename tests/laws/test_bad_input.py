@@ -50,7 +50,7 @@ BAD_DATA = {
     "a gap in the labels": (_ROWS + "it was bad,7\n", ["data row 4", "'7'", "whole numbers from 0 without a gap"]),
     "a label of another type": (_ROWS + "it was bad,poor\n", ["data row 4", "'poor'"]),
     "no label": (_ROWS + "it was bad,\n", ["data row 4", "empty label"]),
-    "an unlabelled row in train": (_ROWS + "it was bad,-1\n", ["data row 4", "-1", "test split only"]),
+    "an unlabelled row in train": (_ROWS + "it was bad,-1\n", ["data row 4", "-1", "which only data.test may have"]),
     "one class": ("text,label\na good film,0\nfine,0\n", ["two classes or more"]),
     "no UTF-8": (_ROWS.encode() + b"caf\xe9,1\n", ["data row 4", "0xe9", "data.encoding=latin-1"]),
     "a row with too many fields": (_ROWS + "one, two,1\n", ["data row 4", "expected 2 fields (text, label), found 3"]),

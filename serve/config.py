@@ -35,7 +35,7 @@ class ServeConfig(BaseModel):
       rows: how many answers get tokens at the same time.
       context: the most tokens of prompt and answer; None is the model's own number, at most 4096.
       prefixes: how many prompts' keys and values are kept for prompts that begin alike; 0 keeps none.
-      waiting: how many requests may wait before others are refused.
+      waiting: how many answers, or rows to classify, may wait before others are refused.
       dtype, quantize: of the computation, and how the base is stored.
       host, port: where the server listens.
       token: requests to /v1 and /metrics must carry it as `Authorization: Bearer TOKEN`; needed unless the host is this

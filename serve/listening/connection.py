@@ -91,6 +91,11 @@ class Connection(H11Protocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether it waits for its client: for a request, or for the rest of its body."""
+        return not self.is_answering or self.cycle.more_body
+
+    @property
     def _socket(self) -> Any:
         return self.transport.get_extra_info("socket")
 
@@ -139,13 +144,13 @@ class Connection(H11Protocol):
         self.transport.abort()
 
     def _make_room(self) -> None:
-        """Closes the connection that has been without a request for the longest time if there are too many."""
+        """Closes the connection that has waited for its client for the longest time if there are too many."""
         if len(self.connections) <= self._most:
             return
         others = [each for each in self.connections if isinstance(each, Connection) and not each.is_cut]
         if len(others) > self._most:
-            idle = [each for each in others if not each.is_answering]  # this one is among them
-            oldest = min(idle, key=lambda each: each.idle_since)
+            waiting = [each for each in others if each.is_waiting]  # this one is among them
+            oldest = min(waiting, key=lambda each: each.idle_since)
             oldest.is_cut = True
             oldest.drop()
 

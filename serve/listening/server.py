@@ -55,7 +55,7 @@ class Server(uvicorn.Server):
         Args:
           listener: where clients connect, of `bind`.
           end_seconds: how long running answers may take to finish.
-          most_connections: how many connections there may be; of more, those without a request are closed.
+          most_connections: how many connections there may be; of more, those that wait for their client are closed.
         """
         self._app, self._listener, self._end_seconds = app, listener, end_seconds
         super().__init__(

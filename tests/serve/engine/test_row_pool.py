@@ -66,6 +66,7 @@ def test_a_prompt_that_begins_like_a_longer_one_needs_no_more_memory_than_it_doe
 
 def test_whatever_is_known_of_a_prompt_nothing_compiles_after_the_warm_up(monkeypatch):
     monkeypatch.setattr(row_pool, "extend", lambda model, base, bank, memory, *rest: (None, memory))
+    monkeypatch.setattr(row_pool, "_selections", lambda bank, rows: [None])
     adapted = base().adapted
     sizes = Sizes((1, 2), (130, 194, 258, 322))  # no other test has them
     pool = RowPool(adapted.model, adapted.base, sizes, is_apart=False)

@@ -14,11 +14,11 @@ import pytest
 from serve.http.limits import LARGEST_HEADERS
 from serve.listening import connection
 from tests.support.serve.fake_engine import FakeEngine
-from tests.support.serve.running import connect, post, run_server, wait_until
+from tests.support.serve.running import connect, post, raw_head, run_server, wait_until
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "alice", "messages": [{"role": "user", "content": "Hi"}]}
-LARGE = BODY | {"n": 16, "logprobs": True, "top_logprobs": 15}
+LARGE = BODY | {"n": 16, "logprobs": True, "top_logprobs": 20, "max_tokens": 700}
 CHUNKED = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
 
 
@@ -99,7 +99,7 @@ def test_a_client_that_never_ends_its_headers_is_cut(monkeypatch):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_client_that_does_not_read_is_cut_and_its_answers_end(monkeypatch, stream):
     monkeypatch.setattr(connection, "_UNREAD_SECONDS", 0.3)
-    engine = FakeEngine(text="x" * 600, delay=0.01 if stream else 0)
+    engine = FakeEngine(text="x" * 600, delay=0.02 if stream else 0)
     with run_server(engine) as address, connect(address, receive_buffer=4096) as client:
         client.sendall(post(CHAT, LARGE | {"stream": stream}))
         wait_until(lambda: len(engine.submitted) == 16)
@@ -130,8 +130,9 @@ def test_of_too_many_connections_the_one_that_waits_longest_is_cut():
         asking.start()
         wait_until(lambda: "jlora_engine_running 1.0" in httpx.get(f"{address}/metrics").text)
         silent = []
-        for _ in range(6):
+        for sent in (b"", raw_head(CHAT, 90), b"GET / HTTP/1.1\r\n", raw_head(CHAT, 90) + b"{", b"", b""):
             silent.append(stack.enter_context(connect(address)))
+            silent[-1].sendall(sent)
             assert httpx.get(f"{address}/health").status_code == 200
         assert [_is_dropped(client) for client in silent] == [True] * 4 + [False] * 2
         asking.join()

@@ -119,10 +119,10 @@ class ChatTemplate:
         try:
             return compile_template(text)
         except Exception as error:  # Python's compiler raises others than Jinja's
-            line = f"line {error.lineno}: " if isinstance(error, jinja2.TemplateSyntaxError) else ""
-            said = str(error).rstrip(".")
+            is_syntax = isinstance(error, jinja2.TemplateSyntaxError)
+            said = f"line {error.lineno}: {error.message}" if is_syntax else str(error)
             raise JloraError(
-                f"{self.source}: expected a chat template in Jinja, found a mistake in it: {line}{said}. Correct the"
+                f"{self.source}: expected a chat template in Jinja, found a mistake in it: {said}. Correct the"
                 " template there"
             ) from error
 

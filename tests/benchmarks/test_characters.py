@@ -8,7 +8,7 @@ import math
 import pytest
 
 from benchmarks.characters import __main__ as characters
-from benchmarks.characters.answers import QUESTIONS
+from benchmarks.characters import answers
 from benchmarks.characters.page import fill_page
 from tests.support.training import tiny, tiny_lm
 from train.config import yaml12
@@ -31,7 +31,8 @@ def trained(tmp_path_factory):
     return folder / "adapters"
 
 
-def test_every_text_is_read_under_the_base_and_every_adapter(trained, tmp_path):
+def test_every_text_is_read_under_the_base_and_every_adapter(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(answers, "LONGEST", 20)  # the tiny model's context is 128
     page = tmp_path / "page.md"
     page.write_text(f"before\n{EMPTY}after\n", encoding="utf-8")
     assert tiny.call(characters.main, ["--adapters", trained, "--page", page]) == 0
@@ -45,7 +46,7 @@ def test_every_text_is_read_under_the_base_and_every_adapter(trained, tmp_path):
         assert math.isfinite(results["perplexity"][name]["base"])
         assert results["perplexity"][name][name] != results["perplexity"][name]["base"]
     for name in ("one", "two", "base"):
-        assert [one["question"] for one in results["answers"][name]] == list(QUESTIONS)
+        assert [one["question"] for one in results["answers"][name]] == list(answers.QUESTIONS)
     text = page.read_text(encoding="utf-8")
     assert text.startswith("before\n")
     assert text.endswith("after\n")

@@ -145,7 +145,7 @@ def _refused(capsys, *argv):
 
 def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, capsys):
     base, out = tiny.model_folder(), tmp_path / "out"
-    assert "there is nothing to extract" in _refused(capsys, "--tuned", base, "--base", base, "--out", out)
+    assert "give the fine-tuned model" in _refused(capsys, "--tuned", base, "--base", base, "--out", out)
     found = _refused(capsys, "--tuned", _tuned(), "--base", tmp_path / "none", "--out", out)
     assert "none" in found
     found = _refused(capsys, "--tuned", _tuned(), "--base", tiny.model_folder("roberta"), "--out", out)

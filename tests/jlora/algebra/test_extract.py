@@ -183,7 +183,7 @@ def test_bad_trees_and_settings_are_refused():
     refused("dense/bias: expected finite values in the tuned tree", {"dense": {"kernel": kernel, "bias": bias / 0}})
     refused("dense/kernel: expected finite values in the base tree", tuned,
             {"dense": {"kernel": kernel.at[0, 0].set(jnp.nan), "bias": bias}})  # fmt: skip
-    refused("equal values: there is nothing to extract", base)
+    refused("found equal ones: give the fine-tuned model", base)
     refused("no change in any of them; dense/bias changed", {"dense": {**base["dense"], "bias": bias}})
     refused(r"energy: expected a share in \(0, 1\], found 90", tuned, energy=90)
     refused("use_dora: expected false", tuned, config=dataclasses.replace(config, use_dora=True))

@@ -60,9 +60,6 @@ WRONG = {
     "a key": "{{ '{a}'.format_map({}) }}",
     "half a character": "{{ '\\ud83d' }}",
     "raised": "{{ raise_exception('no system here') }}",
-    "no template": "{% for",
-    "deep": "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
-    "nested": "{% for a in messages %}" * 40 + "{% endfor %}" * 40,
     "undefined": "{{ a.b.c }}",
     "a type": "{{ messages[0].content + 1 }}",
     "a template": "{% include 'x' %}",
@@ -80,8 +77,16 @@ def test_whatever_a_template_raises_is_one_error_with_its_source(template):
         given.write(chat, CHAT)
 
 
-@pytest.mark.parametrize("template", ["{% for", "{# " + "a" * 100_000 + " #}"])
-def test_what_is_no_template_is_refused_wherever_it_is_read_first(template):
-    given = chat_template(byte_tokenizer(template=template), "chat.jinja")
-    with pytest.raises(JloraError, match=r"^x: the chat template of chat\.jinja refuses this chat: "):
-        given.unread(Conversation(CHAT, 0, frozenset(), None, {}, "x"))
+NOT_COMPILED = {
+    "no template": "{% for",
+    "deep": "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+    "nested": "{% for a in messages %}" * 40 + "{% endfor %}" * 40,
+    "long": "{# " + "a" * 100_000 + " #}",
+}
+
+
+@pytest.mark.parametrize("template", [pytest.param(source, id=name) for name, source in NOT_COMPILED.items()])
+def test_what_is_no_template_is_refused_before_a_row_is_read(template):
+    expected = r"^chat\.jinja: expected a chat template in Jinja, found a mistake in it: .*\. Correct the template there$"
+    with pytest.raises(JloraError, match=expected):
+        chat_template(byte_tokenizer(template=template), "chat.jinja")

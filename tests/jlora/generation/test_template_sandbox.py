@@ -87,6 +87,6 @@ NOT_COMPILED = {
 
 @pytest.mark.parametrize("template", [pytest.param(source, id=name) for name, source in NOT_COMPILED.items()])
 def test_what_is_no_template_is_refused_before_a_row_is_read(template):
-    expected = r"^chat\.jinja: expected a chat template in Jinja, found a mistake in it: .*\. Correct the template there"
+    expected = r"^chat\.jinja: expected a chat template in Jinja, found a mistake in it: .*\. Correct the template"
     with pytest.raises(JloraError, match=expected):
         chat_template(byte_tokenizer(template=template), "chat.jinja")

@@ -119,8 +119,9 @@ class ChatTemplate:
         try:
             return compile_template(text)
         except Exception as error:  # Python's compiler raises others than Jinja's
-            is_syntax = isinstance(error, jinja2.TemplateSyntaxError)
-            said = f"line {error.lineno}: {error.message}" if is_syntax else str(error)
+            said = str(error)
+            if isinstance(error, jinja2.TemplateSyntaxError):
+                said = f"line {error.lineno}: {error.message}"
             raise JloraError(
                 f"{self.source}: expected a chat template in Jinja, found a mistake in it: {said}. Correct the"
                 " template there"

@@ -19,6 +19,18 @@ _LOCAL = ("127.0.0.1", "::1", "localhost")
 Name = Annotated[str, StringConstraints(pattern=f"^{ADAPTER_NAME}$")]
 
 
+class ServeMesh(BaseModel):
+    """The devices that share the base.
+
+    Attributes:
+      tensor: how many they are; each has a part of every weight, and of the keys and values of every row.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    tensor: Annotated[int, Field(ge=1)] = 1
+
+
 class ServeConfig(BaseModel):
     """The keys of the file; a relative path is one from the folder in which the server is started.
 
@@ -37,6 +49,7 @@ class ServeConfig(BaseModel):
       prefixes: how many prompts' keys and values are kept for prompts that begin alike; 0 keeps none.
       waiting: how many answers, or rows to classify, may wait before others are refused.
       dtype, quantize: of the computation, and how the base is stored.
+      mesh: the devices that share the base; adapters are on each of them.
       host, port: where the server listens.
       token: requests to /v1 and /metrics must carry it as `Authorization: Bearer TOKEN`; needed unless the host is this
         machine's own.
@@ -60,6 +73,7 @@ class ServeConfig(BaseModel):
     waiting: Annotated[int, Field(ge=1)] = 256
     dtype: Literal["float32", "bfloat16"] = "float32"
     quantize: Literal["int8", "nf4"] | None = None
+    mesh: ServeMesh = ServeMesh()
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
     token: str | None = None

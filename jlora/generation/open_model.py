@@ -24,6 +24,7 @@ from jlora.pretrained.locate import settle_hub
 from jlora.pretrained.source import PretrainedSource
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 
@@ -79,6 +80,7 @@ def load_language_model(
     use_adapter: bool = True,
     dtype: Any = jnp.float32,
     quantize: Literal["int8", "nf4"] | None = None,
+    mesh: Mesh | None = None,
 ) -> LanguageModel:
     """Opens a run folder (its merged/, or else its adapter/), an adapter folder, or a model.
 
@@ -89,6 +91,7 @@ def load_language_model(
       use_adapter: if false, loads only the base.
       dtype: of the computation and the weights.
       quantize: how the base is stored; None means not quantized.
+      mesh: its devices share the base's weights, as `base_shardings` says; None is one device.
 
     Raises:
       JloraError: there is no such model, it is a classifier, the adapter does not fit its base, or both `adapter` and
@@ -96,7 +99,8 @@ def load_language_model(
     """
     name, folder = _parts(name, adapter, base, use_adapter)
     settle_hub(name)
-    return open_language_model(PretrainedSource(name), folder, use_adapter=use_adapter, dtype=dtype, quantize=quantize)
+    source, options = PretrainedSource(name), {"dtype": dtype, "quantize": quantize, "mesh": mesh}
+    return open_language_model(source, folder, use_adapter=use_adapter, **options)
 
 
 def open_language_model(
@@ -106,6 +110,7 @@ def open_language_model(
     use_adapter: bool = True,
     dtype: Any = jnp.float32,
     quantize: Literal["int8", "nf4"] | None = None,
+    mesh: Mesh | None = None,
 ) -> LanguageModel:
     """Opens the model `source` with the adapter in `folder`, which may be None; the rest as for `load_language_model`.
 
@@ -114,7 +119,7 @@ def open_language_model(
     source.fetch_weights()  # which say whether the head is tied
     lora = read_lora_config(folder) if folder is not None and use_adapter else None
     model = build(causal_config(source, lora), dtype=jnp.dtype(dtype))
-    weights = load_weights(model, source, param_dtype=jnp.dtype(dtype), quantize=quantize)
+    weights = load_weights(model, source, param_dtype=jnp.dtype(dtype), quantize=quantize, mesh=mesh)
     if folder is not None and use_adapter:
         model, weights = with_stored_vocabulary(folder, model, weights)
     adapted = Adapted(model, weights, {}, None)

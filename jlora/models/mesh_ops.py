@@ -33,6 +33,14 @@ def by_heads(x: jax.Array) -> jax.Array:
     return _constrain(x, (*BATCH, None, "tensor", None))
 
 
+def by_key_heads(x: jax.Array) -> jax.Array:
+    """Splits the heads of a cache's keys or values (..., key heads, a, b) over `tensor`.
+
+    A number of heads that the mesh does not divide evenly is not split; without a mesh x is returned unchanged.
+    """
+    return _constrain(x, (*[None] * (x.ndim - 3), "tensor", None, None))
+
+
 _IN_REMAT = ContextVar("_IN_REMAT", default=False)
 """Whether the layer that is being traced is rematerialized (`remat_layer`)."""
 

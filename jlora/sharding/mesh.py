@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -83,6 +84,11 @@ def on_devices(
         value = part(tuple(slice(*axis) for axis in bounds))
         parts += [jax.device_put(value, device, may_alias=False) for device in same]
     return jax.make_array_from_single_device_arrays(shape, sharding, parts)
+
+
+def set_mesh(mesh: Mesh | None) -> AbstractContextManager:
+    """Sets the mesh, if there is one. Everything computed inside the block runs on all its devices."""
+    return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def current_mesh() -> Any:

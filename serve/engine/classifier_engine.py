@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jlora.bank.adapt_many import adapt_many
 from jlora.errors import ContextLengthError, JloraError
@@ -36,8 +37,9 @@ class ClassifierEngine(EngineThread):
         rows: int,
         context: int,
         waiting: int = 256,
+        mesh: Mesh | None = None,
     ) -> None:
-        super().__init__(name, adapters, read)
+        super().__init__(name, adapters, read, mesh)
         self.context_length = context
         self._base, self._rows, self._limit = base, rows, waiting
         self._logits = jax.jit(adapt_many(model.apply))
@@ -49,11 +51,10 @@ class ClassifierEngine(EngineThread):
         """The lengths to which rows are padded, ascending."""
         return tuple(sorted({min(_SHORTEST * 2**i, self.context_length) for i in range(16)}))
 
-    def start(self) -> None:
-        """Compiles the program of each length and starts the thread."""
+    def warm_up(self) -> None:
+        """Compiles the program of each length."""
         for length in self.lengths:
             self._compute([], length)
-        super().start()
 
     def classify(
         self, adapter: str, rows: Sequence[Sequence[int]], types: Sequence[Sequence[int]] | None = None

@@ -12,7 +12,10 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from jlora.errors import JloraError
+from jlora.sharding.mesh import set_mesh
 from serve.engine.adapters import AdapterSlots, Read
 from serve.engine.requests import AdapterRefusedError, AdapterStatus, BusyError
 
@@ -25,17 +28,22 @@ _SOON = 0.002
 class EngineThread(abc.ABC):
     """Runs `round` as long as there is something to do, in one thread, which alone touches bank and rows.
 
-    A subclass has `round`, `is_computing`, `is_waiting`, `cut_all` and `numbers`.
+    A subclass has `warm_up`, `round`, `is_computing`, `is_waiting`, `cut_all` and `numbers`.
     """
 
-    def __init__(self, name: str, adapters: AdapterSlots, read: Read) -> None:
-        self.name = name
+    def __init__(self, name: str, adapters: AdapterSlots, read: Read, mesh: Mesh | None = None) -> None:
+        """`mesh`: the one that the base is on; None is one device."""
+        self.name, self._mesh = name, mesh
         self._adapters, self._read = adapters, read
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._is_over = threading.Event()
         self._failure: str | None = None
         self.is_ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @abc.abstractmethod
+    def warm_up(self) -> None:
+        """Compiles every program that a round may need."""
 
     @abc.abstractmethod
     def round(self) -> None:
@@ -58,8 +66,10 @@ class EngineThread(abc.ABC):
         """Returns the engine's own part of `counts`."""
 
     def start(self) -> None:
-        """Compiles what loads an adapter, and starts the thread."""
-        self._adapters.warm_up()
+        """Compiles all programs, and starts the thread."""
+        with set_mesh(self._mesh):
+            self.warm_up()
+            self._adapters.warm_up()
         self._thread.start()
 
     def adapters(self) -> Sequence[AdapterStatus]:
@@ -130,9 +140,10 @@ class EngineThread(abc.ABC):
 
     def _run(self) -> None:
         try:
-            while not self._is_over.is_set():
-                self._run_commands()
-                self.round()
+            with set_mesh(self._mesh):  # of this thread alone
+                while not self._is_over.is_set():
+                    self._run_commands()
+                    self.round()
         except Exception as error:
             logger.exception("the engine has failed")
             self._failure = f"the engine has failed: {error}"

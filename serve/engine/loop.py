@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from jax.sharding import Mesh
+
 from jlora.errors import ContextLengthError, JloraError
 from serve.engine.adapters import AdapterSlots, Read, Record
 from serve.engine.answer import Answer
@@ -38,8 +40,9 @@ class LanguageEngine(EngineThread):
         context: int,
         waiting: int = 256,
         prefixes: int = 8,
+        mesh: Mesh | None = None,
     ) -> None:
-        super().__init__(name, adapters, read)
+        super().__init__(name, adapters, read, mesh)
         self.context_length = context
         self._pool = pool
         self._prefixes = Prefixes(prefixes)
@@ -49,11 +52,6 @@ class LanguageEngine(EngineThread):
         self._reading: deque[Answer] = deque()
         self._rows: dict[int, Answer] = {}
         self._tokens = {"prompt_tokens": 0, "answer_tokens": 0, "prefix_tokens": 0}
-
-    def start(self) -> None:
-        """Compiles all programs and starts the loop."""
-        self._pool.warm_up(self._adapters.bank)
-        super().start()
 
     # Called from any thread.
 
@@ -105,6 +103,10 @@ class LanguageEngine(EngineThread):
         record = self._adapters.record(adapter)
         self._adapters.count_use(record)
         return record
+
+    def warm_up(self) -> None:
+        """Compiles every program that a request may need."""
+        self._pool.warm_up(self._adapters.bank)
 
     def round(self) -> None:
         """Reads a piece of one prompt, and gives every row its next token."""

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jlora.bank.bank import make_bank
 from jlora.bank.entries_apart import entries_apart
-from jlora.errors import FileError
+from jlora.errors import FileError, JloraError
 from jlora.generation.generator import context_length
 from jlora.generation.open_model import end_ids, load_language_model
 from jlora.initialization.base_uses import base_uses
@@ -26,6 +27,7 @@ from jlora.pretrained.load import build, example_batch, load_weights
 from jlora.pretrained.locate import settle_hub
 from jlora.pretrained.source import PretrainedSource
 from jlora.pretrained.weights import new_heads
+from jlora.sharding.mesh import make_mesh, set_mesh
 from jlora.tree.leaf_paths import leaves_by_path
 from serve.config import ServeConfig
 from serve.engine.adapters import AdapterSlots, Read, StoredAdapter
@@ -59,39 +61,49 @@ def open_engine(config: ServeConfig, folders: Mapping[str, Path]) -> OpenedEngin
 
 
 def _open_language_model(config: ServeConfig, folders: Mapping[str, Path]) -> OpenedEngine:
-    dtype = jnp.dtype(config.dtype)
-    opened = load_language_model(config.model, use_adapter=False, dtype=dtype, quantize=config.quantize)
+    dtype, mesh = jnp.dtype(config.dtype), _mesh(config)
+    opened = load_language_model(config.model, use_adapter=False, dtype=dtype, quantize=config.quantize, mesh=mesh)
     model, base = opened.adapted.model, opened.adapted.base
     context, read = _context(config, model), functools.partial(_read, abstract_base(model), _trace(model, base))
-    is_apart = jax.default_backend() == "cpu" and config.quantize is None
+    is_apart = jax.default_backend() == "cpu" and config.quantize is None and mesh is None
     if is_apart:  # on a CPU, steps then take less than half the time
         base, read = set_apart(base, dtype), functools.partial(_read_apart, read)
-    adapters = _slots(config, base, read, folders, *step_of(model, is_apart=is_apart))
+    adapters = _slots(config, mesh, base, read, folders, *step_of(model, is_apart=is_apart))
+    with set_mesh(mesh):
+        pool = RowPool(model, base, make_sizes(config.rows, context), is_apart=is_apart)
     engine = LanguageEngine(
         config.base_name,
         adapters,
         read,
-        pool=RowPool(model, base, make_sizes(config.rows, context), is_apart=is_apart),
+        pool=pool,
         context=context,
         waiting=config.waiting,
         prefixes=0 if _depends_on_length(model) else config.prefixes,
+        mesh=mesh,
     )
     return OpenedEngine(engine, opened.tokenizer, end_ids(model.config, opened.tokenizer))
 
 
 def _open_classifier(config: ServeConfig, folders: Mapping[str, Path]) -> OpenedEngine:
     """Opens an encoder with a head of `config.labels` outputs, which adapters fill from the first one on."""
-    source, dtype = PretrainedSource(config.model), jnp.dtype(config.dtype)
+    source, dtype, mesh = PretrainedSource(config.model), jnp.dtype(config.dtype), _mesh(config)
     model = build(source.config_with(num_labels=config.labels), dtype=dtype)
-    options: dict[str, Any] = {"param_dtype": dtype, "quantize": config.quantize}
+    options: dict[str, Any] = {"param_dtype": dtype, "quantize": config.quantize, "mesh": mesh}
     base = load_weights(model, source, key=jax.random.key(0), new_head=True, **options)
     heads = {path.rsplit("/", 2)[-2] for path in new_heads(model, source, new_head=True)}
     read = _head_reader(source, base, config.labels)
     batch = example_batch(model.config)
-    adapters = _slots(config, base, read, folders, model.apply, batch, modules_to_save=sorted(heads))
-    context = _context(config, model)
+    adapters = _slots(config, mesh, base, read, folders, model.apply, batch, modules_to_save=sorted(heads))
     engine = ClassifierEngine(
-        config.base_name, model, base, adapters, read, rows=config.rows, context=context, waiting=config.waiting
+        config.base_name,
+        model,
+        base,
+        adapters,
+        read,
+        rows=config.rows,
+        context=_context(config, model),
+        waiting=config.waiting,
+        mesh=mesh,
     )
     return OpenedEngine(engine, source.tokenizer, ())
 
@@ -109,18 +121,32 @@ def _context(config: ServeConfig, model: Any) -> int:
     return min(config.context, own or config.context)
 
 
+def _mesh(config: ServeConfig) -> Mesh | None:
+    """Makes the mesh of the devices that share the base; None for one device.
+
+    Raises:
+      JloraError: there are fewer devices.
+    """
+    count, devices = config.mesh.tensor, jax.devices()
+    if count > len(devices):
+        raise JloraError(f"mesh.tensor: expected at most {len(devices)}, the number of devices here; found {count}")
+    return None if count == 1 else make_mesh(1, 1, count, devices[:count])
+
+
 def _slots(
-    config: ServeConfig, base: Any, read: Read, folders: Mapping[str, Path], fn: Any, *args: Any, **options: Any
+    config: ServeConfig,
+    mesh: Mesh | None,
+    base: Any,
+    read: Read,
+    folders: Mapping[str, Path],
+    fn: Any,
+    *args: Any,
+    **options: Any,
 ) -> AdapterSlots:
-    bank = make_bank(
-        base,
-        fn,
-        *args,
-        slots=config.slots,
-        max_rank=config.max_rank,
-        targets=config.target_modules,
-        **options,
-    )
+    sizes: dict[str, Any] = {"slots": config.slots, "max_rank": config.max_rank, "targets": config.target_modules}
+    bank = make_bank(base, fn, *args, **sizes, **options)
+    if mesh is not None:
+        bank = jax.device_put(bank, NamedSharding(mesh, PartitionSpec()))
     return AdapterSlots(bank, read, ThreadPoolExecutor(1, thread_name_prefix="adapters"), folders)
 
 

@@ -16,6 +16,7 @@ from jax import lax
 from jlora.bank.bank import Bank
 from jlora.bank.selection import Selection, divide_adapters
 from jlora.models.kv_cache import Cache
+from jlora.models.mesh_ops import by_key_heads
 from jlora.models.registry import example_batch
 from jlora.transform.adapt import adapt
 from serve.engine.sampling import Choice, Drawn, draw_rows
@@ -60,6 +61,7 @@ class NewTokens(NamedTuple):
     slot: Any
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="is_apart")
 def empty_memory(model: Any, rows: int, places: int, *, is_apart: bool) -> KeyValues:
     """Makes keys and values of zeros; `is_apart` for a base of `set_apart`."""
     cache = jax.eval_shape(lambda: model.empty_cache(1, places, model.dtype))
@@ -69,7 +71,7 @@ def empty_memory(model: Any, rows: int, places: int, *, is_apart: bool) -> KeyVa
             return jnp.zeros((rows, *part.shape), part.dtype)
         return tuple(jnp.zeros((rows, *part.shape[1:]), part.dtype) for _ in range(part.shape[0]))
 
-    return KeyValues(zeros(cache.keys), zeros(cache.values))
+    return _split_heads(KeyValues(zeros(cache.keys), zeros(cache.values)))
 
 
 def step_of(model: Any, *, is_apart: bool) -> tuple[Any, ...]:
@@ -94,7 +96,7 @@ def extend(
         return adapt(partial(extend_row, model))(base, adapter_of(own), memory, row)
 
     logits, memory = jax.vmap(of_row)(own, memory, tokens)
-    return draw_rows(logits, choice), memory
+    return draw_rows(logits, choice), _split_heads(memory)
 
 
 def extend_row(model: Any, base: Any, memory: KeyValues, row: NewTokens) -> tuple[jax.Array, KeyValues]:
@@ -111,8 +113,10 @@ def extend_row(model: Any, base: Any, memory: KeyValues, row: NewTokens) -> tupl
 @partial(jax.jit, donate_argnums=0)
 def insert(memory: KeyValues, row: Any, other: KeyValues) -> KeyValues:
     """Writes the one row of `other`, which has at most as many places, over a row of the memory."""
-    return jax.tree.map(
-        lambda old, new: lax.dynamic_update_slice(old, new, (row, *[jnp.int32(0)] * (old.ndim - 1))), memory, other
+    return _split_heads(
+        jax.tree.map(
+            lambda old, new: lax.dynamic_update_slice(old, new, (row, *[jnp.int32(0)] * (old.ndim - 1))), memory, other
+        )
     )
 
 
@@ -130,4 +134,9 @@ def repack(memory: KeyValues, rows: Any, count: int, places: int) -> KeyValues:
         return lax.slice_in_dim(widened, 0, places, axis=axis)
 
     keys, values = (jax.tree.map(partial(resize, axis=axis), part) for part, axis in zip(memory, (-1, -2), strict=True))
-    return KeyValues(keys, values)
+    return _split_heads(KeyValues(keys, values))
+
+
+def _split_heads(memory: KeyValues) -> KeyValues:
+    """Every memory lies on a mesh in one way, so that no program is compiled for another."""
+    return jax.tree.map(by_key_heads, memory)

@@ -21,7 +21,7 @@ from jlora.errors import JloraError
 from jlora.lora.adapted_model import Adapted
 from jlora.lora.shardings import adapter_shardings
 from jlora.sharding.base import base_shardings
-from jlora.sharding.mesh import BATCH, make_mesh
+from jlora.sharding.mesh import BATCH, make_mesh, set_mesh
 from jlora.sharding.to_host import gather, leaf_to_host, placed_mesh, to_host
 from train.config.run_config import RunConfig
 from train.devices.compilation import jit
@@ -188,11 +188,6 @@ def to_first(tree: Any) -> Any:
     first process gets numpy arrays and the others None for each.
     """
     return jax.tree.map(_on_first, tree)
-
-
-def set_mesh(mesh: Mesh | None) -> AbstractContextManager:
-    """Sets the mesh, if there is one. Everything computed inside the block runs on all its devices."""
-    return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def on_cpu() -> AbstractContextManager:

@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from jlora.errors import ContextLengthError, JloraError
 from jlora.models.attention.attention import FUSED, record_obstacles
 from jlora.pretrained.load import abstract_base
+from jlora.sharding.mesh import set_mesh
 from train.config.run_config import AnyConfig, RunConfig
-from train.devices.placement import set_mesh
 
 logger = logging.getLogger(__name__)
 

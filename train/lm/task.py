@@ -12,13 +12,13 @@ from jax.sharding import Mesh
 
 from jlora.lora.adapted_model import Adapted
 from jlora.pretrained.tokenizer import pad_id
+from jlora.sharding.mesh import set_mesh
 from train.artifacts import merge_for_export
 from train.cli.exit_codes import show
 from train.cli.signs_of_life import working
 from train.config.command import Flags
 from train.data.bucketing import Places, PlannedBatch
 from train.data.random_streams import Stream, stream_key
-from train.devices import placement
 from train.devices.processes import is_first
 from train.lm.config import LMConfig
 from train.lm.data.batches import Batch, make_batch
@@ -121,7 +121,7 @@ class LanguageTask(TrainingTask[LMConfig, Texts]):
         if not section.count:
             return
         key = stream_key(run.config.seed, Stream.COMPLETIONS)
-        with working(f"completing {section.count} prompts"), placement.set_mesh(run.mesh):
+        with working(f"completing {section.count} prompts"), set_mesh(run.mesh):
             wanted = prompts(run.opened.data.splits["validation"], section.count, section.prompt_tokens)
             file = run.folder / "samples.jsonl"
             shown = write_samples(file, wanted, run.adapted, run.adapter, run.opened.tokenizer, section, key)

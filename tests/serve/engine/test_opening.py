@@ -1,13 +1,24 @@
-"""Adapters that PEFT has made answer as PEFT's own models do."""
+"""Adapters that PEFT has made answer as PEFT's own models do; devices that share a base answer as one alone."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
 import numpy as np
 import pytest
 
+import jlora
+from jlora.pretrained.load import build, example_batch, load_weights
+from jlora.pretrained.source import PretrainedSource
 from serve.config import ServeConfig
 from serve.engine.opening import open_engine
-from tests.support.serve.engines import ask, prompt, request
+from tests.support.programs import served_on_mesh
+from tests.support.serve.engines import adapter_folder, ask, prompt, request
 from tests.support.training import tiny, tiny_lm
 
 torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
@@ -65,3 +76,38 @@ def test_an_encoder_classifies_as_pefts_does(tmp_path):
         found = engine.classify(name, [[i % 60 for i in ids]]).result(60)
         np.testing.assert_allclose(found.probabilities, expected[name], rtol=1e-5, atol=1e-6)
     engine.stop(0)
+
+
+def _save_classifier(folder):
+    """A random adapter with a head of three classes for the tiny encoder."""
+    source = PretrainedSource(tiny.model_folder())
+    model = build(source.config_with(num_labels=3))
+    base = load_weights(model, source, key=jax.random.key(9), new_head=True)
+    config = jlora.LoraConfig(r=2, target_modules=["query", "value"], task_type="SEQ_CLS", init_lora_weights=False)
+    adapter = jlora.init(jax.random.key(4), config, base, model.apply, example_batch(model.config))
+    jlora.save_adapter(folder, adapter, config)
+    (folder / "labels.json").write_text(json.dumps({"id2label": {"0": "a", "1": "b", "2": "c"}}))
+
+
+def test_devices_that_share_a_base_answer_as_one_alone(tmp_path):
+    for index in range(3):
+        shutil.copytree(adapter_folder(index), tmp_path / f"a{index}")
+    _save_classifier(tmp_path / "classifier")
+    environment = tiny.environment(XLA_FLAGS=f"{os.environ.get('XLA_FLAGS', '')} {tiny.EIGHT_DEVICES}")
+    command = [sys.executable, "-m", "tests.support.programs.served_on_mesh", tmp_path]
+    done = subprocess.run(command, env=environment, cwd=tiny.ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    for kind in (None, "int8"):
+        engine = served_on_mesh.open_on(1, tiny_lm.model_folder(), {f"a{i}": tmp_path / f"a{i}" for i in range(3)},
+                                        quantize=kind)  # fmt: skip
+        assert found["answers"][str(kind)] == [one.ids for one in ask(engine, *served_on_mesh.questions())]
+        assert not any(found[f"compiled later, {kind}"])
+        engine.stop(0)
+    assert found["splits"] == {"weights": True, "keys": True}
+    assert found["errors"] == []
+    engine = served_on_mesh.open_on(1, tiny.model_folder(), {"c": tmp_path / "classifier"}, labels=4)
+    expected = engine.classify("c", served_on_mesh.ROWS).result(60).probabilities
+    np.testing.assert_allclose(found["probabilities"], expected, rtol=1e-5)
+    engine.stop(0)
+    assert found["refused"] == "mesh.tensor: expected at most 8, the number of devices here; found 9"

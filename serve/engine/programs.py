@@ -138,5 +138,5 @@ def repack(memory: KeyValues, rows: Any, count: int, places: int) -> KeyValues:
 
 
 def _split_heads(memory: KeyValues) -> KeyValues:
-    """Every memory lies on a mesh in one way, so that no program is compiled for another."""
+    """Places every memory on a mesh in one way, so that no program is compiled for another."""
     return jax.tree.map(by_key_heads, memory)

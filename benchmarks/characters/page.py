@@ -6,47 +6,39 @@ import re
 from typing import Any
 
 from benchmarks.characters.loaded import BASE
+from benchmarks.common.marked_parts import fill_parts, table
 
 
 def fill_page(page: str, results: dict[str, Any]) -> str:
     """Returns the page with its marked parts written anew; what is around them stays.
 
-    A part is between the lines `<!-- NAME -->` and `<!-- end of NAME -->`.
-
     Raises:
       ValueError: a part is missing.
     """
     parts = {"perplexity": perplexity_table(results), "training": training_table(results), "answers": answers(results)}
-    for name, text in parts.items():
-        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        pattern = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
-        if not pattern.search(page):
-            raise ValueError(f"expected the lines {begin} and {end} in the page, found none")
-        page = pattern.sub(lambda _, text=text, begin=begin, end=end: f"{begin}\n\n{text}\n\n{end}", page)
-    return page
+    return fill_parts(page, parts)
 
 
 def perplexity_table(results: dict[str, Any]) -> str:
     """Returns a row for each text and a column for the base and each adapter; the lowest of a row is bold."""
     readers = [BASE, *results["perplexity"]]
-    lines = [["held-out text of", "tokens", *readers], ["---", "---:", *["---:"] * len(readers)]]
+    lines = []
     for text, found in results["perplexity"].items():
         lowest = min(found.values())
         cells = [f"**{found[one]:.1f}**" if found[one] == lowest else f"{found[one]:.1f}" for one in readers]
         lines.append([text, f"{results['tokens'][text]:,}", *cells])
-    return _table(lines)
+    return table(["held-out text of", "tokens", *readers], lines)
 
 
 def training_table(results: dict[str, Any]) -> str:
     """Returns a row for each character: what it was trained on, and for how long."""
-    lines = [["character", "rows", "tokens learnt from", "steps", "best step", "minutes, of all together"]]
-    lines.append(["---", *["---:"] * 5])
+    lines = []
     for name, found in results["training"].items():
         steps = found["sweep"]["ended"].rpartition(" ")[2]
         rows, tokens = found["rows"]["train"], found["learnt_tokens"]["train"]
         minutes = f"{found['times']['train'] / 60:.1f}"
         lines.append([name, f"{rows:,}", f"{tokens:,}", steps, str(found["best"]["step"]), minutes])
-    return _table(lines)
+    return table(["character", "rows", "tokens learnt from", "steps", "best step", "minutes, of all together"], lines)
 
 
 def answers(results: dict[str, Any]) -> str:
@@ -64,7 +56,3 @@ def _quoted(answer: str) -> list[str]:
     """Returns the answer's lines, with what Markdown would act on escaped, and a line break after each but the last."""
     lines = [re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", line.strip()) for line in answer.split("\n") if line.strip()]
     return [line + "\\" for line in lines[:-1]] + lines[-1:] if lines else ["(nothing)"]
-
-
-def _table(lines: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

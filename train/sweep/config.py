@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
 from jlora.errors import JloraError
 from train.classify.config import COMMAND as CLASSIFY
@@ -22,7 +23,16 @@ from train.lm.config import COMMAND as LM
 BEST = "best"
 """The folder of the best run, so no run's own name."""
 
-RunName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+=-]{0,99}$")]
+
+def _require_run_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,99}", name):
+        raise ValueError(
+            f"expected a name of at most 100 letters, digits and . _ + = -, a letter or digit first; found {name!r}"
+        )
+    return name
+
+
+RunName = Annotated[str, AfterValidator(_require_run_name)]
 """The name of a run, which is that of its folder."""
 
 _TRAINERS: dict[str, Command[Any]] = {"classify": CLASSIFY, "lm": LM}
@@ -98,8 +108,11 @@ def read_sweep(file: Path) -> SweepConfig:
 
 
 def _line(detail: Any) -> str:
-    where = ".".join(map(str, detail["loc"]))
-    return f"  {where}: {detail['msg']}" if where else f"  {detail['ctx']['error']}"
+    where = ".".join(str(part) for part in detail["loc"] if part != "[key]")
+    said = f"{detail['msg']}, found {detail['input']!r:.100}"
+    if detail["type"] == "value_error":
+        said = str(detail["ctx"]["error"])
+    return f"  {where}: {said}" if where else f"  {said}"
 
 
 def command_for(argv: Sequence[str]) -> tuple[str, Command]:

@@ -29,7 +29,11 @@ def test_the_shipped_sweep_is_read():
         ("parameters: {lora.r: [1]}\npoints: {a: {}}", "points: expected null with search: grid"),
         ("search: points\npoints: {a: {}}\nruns: 2", "runs: expected null with search: points"),
         ("search: points\npoints: {best: {}}", "points: "),
-        ("search: points\npoints: {../up: {}}", "points"),
+        ("search: points\npoints: {../up: {}}", "points.../up: expected a name of at most 100 letters"),
+        (
+            "search: points\npoints: {'r=1,seed=0': {}}",
+            "points.r=1,seed=0: expected a name .* first; found 'r=1,seed=0'",
+        ),
         ("parameters: {lora.r: [1]}\nsearch: halving", "halving: expected with"),
         ("parameters: {lora.r: [1]}\nsearch: halving\nhalving: {at: [4, 2]}", "halving.at: expected ascending"),
     ],

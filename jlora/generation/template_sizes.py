@@ -44,6 +44,7 @@ def measure(value: Any, most: float = math.inf, known: dict[int, int] | None = N
 
 
 def raise_too_much() -> None:
+    """Raises jinja2.TemplateError: the template takes too much work, or makes too much text."""
     raise jinja2.TemplateError(
         "it takes too long, or makes too much text. Shorten the chat, or give the tokenizer another chat template"
     )

@@ -140,6 +140,7 @@ def estimate_filter(name: str, value: Any, args: Sequence[Any], most: float = ma
 
 
 def require_few_bits(bits: int) -> None:
+    """Raises jinja2.TemplateError if a number would have more than MOST_BITS bits."""
     if bits > MOST_BITS:
         raise jinja2.TemplateError(f"it computes a number of more than {MOST_BITS:,} bits")
 

@@ -192,12 +192,14 @@ def test_clients_that_vanish_at_any_time_leave_no_answer_running(address, client
     wait_until(lambda: engine.engine.counts()["running"] == 0, 60)
 
 
-def test_a_client_that_never_reads_ends_its_answers(address, monkeypatch):
+def test_a_client_that_never_reads_ends_its_answers(address, engine, monkeypatch):
     monkeypatch.setattr(connection, "_UNREAD_SECONDS", 0.3)
     body = {"model": "alice", "prompt": "x", "max_tokens": 60, "n": 16, "logprobs": 20, "stream": True}
     with connect(address, receive_buffer=4096) as silent:
         silent.sendall(post(TEXT, body))
         wait_until(lambda: silent.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET, 60)
+    wait_until(lambda: engine.engine.counts()["running"] == 0, 60)
+    assert engine.engine.counts()["waiting"] == 0
 
 
 @pytest.mark.parametrize(

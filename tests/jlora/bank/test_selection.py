@@ -29,7 +29,8 @@ def test_a_selection_gives_what_the_bank_gives(kind):
 def test_replacing_one_place_is_selecting_anew(kind):
     bank, _ = with_adapters(make_case(kind))
     replaced = jlora.replace_selected(jlora.select(bank, jnp.array([0, 1, 3])), jnp.int32(1), bank, jnp.int32(2))
-    jax.tree.map(np.testing.assert_array_equal, replaced, jlora.select(bank, jnp.array([0, 2, 3])))
+    expected = jlora.select(bank, jnp.array([0, 2, 3]))
+    assert jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x, y, equal_nan=True), replaced, expected))
 
 
 def test_without_an_adapter_there_is_no_answer_and_no_harm():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import re
 import sys
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from serve.config import ServeConfig
 
 logger = logging.getLogger("serve")
+
+_EXTRA = ("starlette", "uvicorn", "prometheus_client")
 
 _OTHER_CONNECTIONS = 256
 """Connections besides those of requests that run or wait: of clients that ask now and then, and of the page."""
@@ -58,7 +61,18 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
+def _require_extra() -> None:
+    """Raises JloraError if a package of the extra `serve` is missing."""
+    missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
+    if missing:
+        raise JloraError(
+            f"jlora serve: expected the packages of the extra `serve`, found no {', '.join(missing)}; install them:"
+            " pip install 'jlora[serve]', or in a checkout pip install '.[serve]'"
+        )
+
+
 def _serve(flags: argparse.Namespace) -> None:
+    _require_extra()
     # Here, so that --help and a wrong key need no second.
     from serve.config import read_serve_config
 

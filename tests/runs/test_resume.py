@@ -57,7 +57,7 @@ def test_killed_twice_and_resumed_is_the_run_that_was_not_killed(undisturbed, tm
     _killed(2, arguments, tmp_path / "log")
     assert (run / "config.yaml").exists()
     assert not any((run / "checkpoints").glob("*/arrays"))
-    assert "resumed at step 0: there is no checkpoint yet" in _killed(8, arguments, tmp_path / "log")
+    assert "no checkpoint yet: starting at step 0" in _killed(8, arguments, tmp_path / "log")
     assert not (run / "report.json").exists()
     assert tiny.call(classify.main, arguments) == 0
     # Step 6 where its checkpoint was whole before the kill; it is written while training goes on.

@@ -10,6 +10,7 @@ import sys
 import httpx
 import pytest
 
+from serve import __main__ as main_module
 from serve.__main__ import main
 from serve.listening.server import bind
 from tests.support.serve.engines import adapter_folder
@@ -41,6 +42,12 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(arguments, message, capsys):
     assert error.startswith("error: ")
     assert message in error
     assert "Traceback" not in error
+
+
+def test_a_missing_extra_is_one_line_too(monkeypatch, capsys):
+    monkeypatch.setattr(main_module, "_EXTRA", ("starlette", "no_such_package"))
+    assert main(["--config", CONFIG]) == 2
+    assert "found no no_such_package; install them: pip install" in capsys.readouterr().err
 
 
 def test_a_taken_address_is_said_before_anything_is_loaded(capsys):

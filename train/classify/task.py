@@ -178,12 +178,13 @@ class ClassifyTask(TrainingTask[Config, LabelledTexts]):
         lines = ["  adapter/     opens with PEFT"] * (config.method == "lora")
         if config.export.merged:
             lines.append("  merged/      opens with transformers: AutoModelForSequenceClassification.from_pretrained")
-        columns = f" (columns {config.data.text} and {config.data.text_pair})" if config.data.text_pair else ""
+        pair = config.data.text_pair
+        columns = f"columns {config.data.text} and {pair}" if pair else f"column {config.data.text}"
         command = f"jlora predict --model {shlex.quote(config.output_dir)} --input texts.csv --output labelled.csv"
         return [
             *lines,
             "  report.json  curves.png  predictions.csv  metrics.jsonl  tensorboard/",
-            f"Label new text{columns}: {command}",
+            f"Label new text (a file with the {columns}): {command}",
         ]
 
 

@@ -8,6 +8,7 @@ from jlora.pretrained.locate import forbid_network, hub_answers
 from train.cli.parse import Request
 from train.cli.resolve import resolve
 from train.config.run_config import AnyConfig
+from train.config.validate import flatten
 from train.sources.hub_cache import is_cached
 from train.sources.hub_names import data_hub_names, model_hub_names, needs_hub
 
@@ -50,5 +51,17 @@ def _offline(request: Request[AnyConfig], online: AnyConfig, reason: str) -> tup
     for name, now, else_ in (("model", config.model, online.model), ("data ", config.data.train, online.data.train)):
         if now != else_:
             logger.warning("! %s %s instead of %s", name, now, else_)
+    if others := _others(config, online):
+        logger.warning("! also  %s", ", ".join(others))
     logger.warning(line)
     return config, True
+
+
+def _others(config: AnyConfig, online: AnyConfig) -> list[str]:
+    """Returns `key=value` for each other key that the block replaces, but for those of the data's form."""
+    now, before = (flatten(one.model_dump(), type(one)) for one in (config, online))
+    return [
+        f"{key}={value}"
+        for key, value in now.items()
+        if value != before[key] and key not in ("model", "data.train") and not key.startswith("data.")
+    ]

@@ -100,6 +100,7 @@ class Progress:
         self._pauses: dict[str, list[float]] = {}
         self._left = Left(0.0)
         self._shown = ""
+        self._losses: list[SupportsFloat] = []
 
     def update(self, loss: SupportsFloat, count: int, learning_rate: float, work: float, left: Left) -> None:
         """Counts one step.
@@ -117,14 +118,15 @@ class Progress:
         self._count += count
         self._work += work
         self._left = left
+        self._losses.append(loss)
         if self._bar is not None:
             self._bar.update()
         shown = first or last or self._step % self._log_every == 0
         if shown or disturbed:
-            value = float(loss)  # waits for the step
+            float(loss)  # waits for the step
             self._close_window(disturbed, first)
             if shown:
-                self._show(value, learning_rate)
+                self._show(learning_rate)
 
     @property
     def per_second(self) -> float:
@@ -219,7 +221,9 @@ class Progress:
         if self._bar is not None:
             self._bar.set_description_str(text)
 
-    def _show(self, loss: float, learning_rate: float) -> None:
+    def _show(self, learning_rate: float) -> None:
+        loss = sum(map(float, self._losses)) / len(self._losses)
+        self._losses.clear()
         left = [] if self.seconds_left is None else [f"{clock(self.seconds_left)} left"]
         parts = [f"loss {loss:.4f}", f"epoch {self._step / self._per_epoch:.2f}", f"lr {learning_rate:.2e}"]
         if self._sums.seconds:

@@ -102,7 +102,7 @@ def train(
         if flags.resume:
             if processes.is_first():
                 run_folder.take_over(config)
-            logger.info("resumed at step %d%s", start, "" if start else ": there is no checkpoint yet")
+            logger.info(f"resumed at step {start}" if start else "no checkpoint yet: starting at step 0")
         with _recorder(folder, config, flags, found) as recorder:
             trained = time.monotonic()
             hours = config.train.max_hours

@@ -16,6 +16,7 @@ data: {train: me/data}
 offline:
   model: {folder}
   data: {train: {folder}/train.csv, text: sentence}
+  train: {epochs: 7}
 """
 
 
@@ -63,6 +64,7 @@ def test_without_hub_and_cache_the_offline_block_says_so_loudly(cached, request_
     assert "! OFFLINE: the hub does not answer" in caplog.text
     assert f"! model {tmp_path} instead of me/model" in caplog.text
     assert f"! data  {tmp_path}/train.csv instead of me/data" in caplog.text
+    assert "! also  train.epochs=7.0\n" in caplog.text
     assert constants.HF_HUB_OFFLINE
 
 

@@ -193,17 +193,25 @@ def test_a_resumed_run_counts_from_its_step(caplog, now):
 
 
 def test_the_loss_is_read_only_when_it_is_shown(now):
-    class Loss:
-        reads = 0
+    read_at = set()
 
+    class Loss:
         def __float__(self):
-            Loss.reads += 1
+            read_at.add(step)
             return 0.5
 
     with Progress(20, log_every=10, stream=io.StringIO()) as bar:
-        for _ in range(20):
+        for step in range(1, 21):
             bar.update(Loss(), 8, 1e-3, 1.0, Left(0.0))
-    assert Loss.reads == 3  # steps 1, 10 and 20
+    assert read_at == {1, 10, 20}
+
+
+def test_the_loss_shown_is_the_mean_since_the_last_line(caplog, now):
+    caplog.set_level(logging.INFO)
+    with Progress(20, log_every=10, stream=io.StringIO()) as bar:
+        for step in range(1, 21):
+            bar.update(float(step), 8, 1e-3, 1.0, Left(0.0))
+    assert [message.split()[3] for message in caplog.messages] == ["1.0000", "6.0000", "15.5000"]
 
 
 def test_a_terminal_gets_a_bar_and_no_lines(caplog, now):

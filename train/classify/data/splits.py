@@ -305,7 +305,7 @@ def _sample(split: Split, max_rows: int | None, seed: int, task: str | None, nam
         return split
     ranks, _ = _ranks_within_class(_classes(split, task), SAMPLE_STREAMS[name], seed)
     balanced = np.lexsort((permutation(len(split), Stream.SAMPLE_TIES, seed, SAMPLE_STREAMS[name]), ranks))[:max_rows]
-    notes.append(f"{name}: a sample of {max_rows} of {len(split)} rows (data.max_rows, seed {seed})")
+    notes.append(f"{name}: a sample of {max_rows:,} of {len(split):,} rows (data.max_rows, seed {seed})")
     return split.take(np.sort(balanced))
 
 

@@ -197,11 +197,11 @@ def test_the_loss_is_read_only_when_it_is_shown(now):
 
     class Loss:
         def __float__(self):
-            read_at.add(step)
+            read_at.add(bar._step)
             return 0.5
 
     with Progress(20, log_every=10, stream=io.StringIO()) as bar:
-        for step in range(1, 21):
+        for _ in range(20):
             bar.update(Loss(), 8, 1e-3, 1.0, Left(0.0))
     assert read_at == {1, 10, 20}
 

@@ -1,4 +1,4 @@
-"""NewTokens a second of rows with many adapters, beside the base alone: python -m benchmarks.serving.steps.
+"""Tokens a second of rows with many adapters, beside the base alone: python -m benchmarks.serving.steps.
 
 Each step gives every row its next token; the base alone is the same program without a bank. The sides take turns, and
 the ratios are of neighbouring steps. The adapters of a step are chosen as the server chooses them.

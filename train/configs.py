@@ -20,8 +20,9 @@ def main(argv: Sequence[str]) -> int:
 
     Args:
       argv: [] lists names; ["sst2"] prints configs/sst2.yaml; ["sst2", "--copy", "folder"] writes folder/sst2.yaml, and
-        makes the folder (without it: the current one). It is an error if that file exists, or if --copy has no name
-        before it. argparse ends the program with exit code 2 for an unknown name.
+        makes the folder (without it: the current one); ["sweeps/modules", "--copy", "folder"] writes
+        folder/modules.yaml. It is an error if that file exists, or if --copy has no name before it. argparse ends the
+        program with exit code 2 for an unknown name.
     """
     return exit_code(lambda: _run(arguments.make_configs_parser().parse_args(argv)))
 
@@ -45,7 +46,7 @@ def _table(found: dict[str, Path]) -> str:
     for name, file in found.items():
         first = file.read_text(encoding="utf-8").partition("\n")[0]
         lines.append(f"{name:<{width}}  {first.removeprefix('# ')}")
-    return "\n".join([*lines, "", "jlora configs NAME prints one; jlora configs NAME --copy writes it as NAME.yaml"])
+    return "\n".join([*lines, "", "jlora configs NAME prints one; jlora configs NAME --copy writes a copy of it"])
 
 
 def _copy(file: Path, folder: Path) -> None:
@@ -56,9 +57,9 @@ def _copy(file: Path, folder: Path) -> None:
             written.write(text)
     except FileExistsError:
         raise JloraError(f"--copy: {target}: expected no such file yet, found one; name another folder") from None
-    command = re.search(rf"jlora \w+ --config (?=configs/{file.name}\n)", text)
+    command = re.search(rf"(jlora \w+ --config (?:\S+ --sweep )?)configs/(?:sweeps/)?{file.name}\b(.*)", text)
     assert command, f"{file}: its head says no command"
-    show(f"wrote {target}\nnow: {command[0]}{target}")
+    show(f"wrote {target}\nnow: {command[1]}{target}{command[2]}")
 
 
 if __name__ == "__main__":

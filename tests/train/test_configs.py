@@ -4,7 +4,7 @@ import pytest
 
 from jlora.errors import JloraError
 from tests.support.training import tiny
-from tests.support.training.shipped import SERVER, SHIPPED
+from tests.support.training.shipped import SERVER, SHIPPED, SWEEPS
 from train import configs
 from train.config import yaml12
 from train.config.shipped import shipped_configs
@@ -17,9 +17,10 @@ def _called(*argv):
 def test_they_are_listed_with_what_they_are(capsys):
     assert _called() == 0
     shown = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in shown[: len(SHIPPED)]] == [file.stem for file in SHIPPED]
+    names = [*(file.stem for file in SHIPPED), *(f"sweeps/{file.stem}" for file in SWEEPS)]
+    assert [line.split()[0] for line in shown[: len(names)]] == names
     assert "sst2               Sentiment of film reviews (SST-2) with LoRA on RoBERTa-base" in "\n".join(shown)
-    assert all(len(line) > 40 for line in shown[: len(SHIPPED)])
+    assert all(len(line) > 40 for line in shown[: len(names)])
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
@@ -35,6 +36,18 @@ def test_one_is_copied_and_the_command_for_it_named(file, capsys, tmp_path, monk
     assert (tmp_path / file.name).read_bytes() == file.read_bytes()
     command = "lm" if file.stem in ("llama", "qlora", "smollm2") else "serve" if file.name == SERVER else "classify"
     assert capsys.readouterr().out == f"wrote {file.name}\nnow: jlora {command} --config {file.name}\n"
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda file: file.stem)
+def test_a_sweep_file_is_copied_and_the_whole_command_for_it_named(file, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _called(f"sweeps/{file.stem}", "--copy", "configs/sweeps") == 0
+    copied = f"configs/sweeps/{file.name}"
+    assert (tmp_path / copied).read_bytes() == file.read_bytes()
+    shown = capsys.readouterr().out
+    start = f"wrote {copied}\nnow: jlora sweep --config configs/sst2.yaml --sweep {copied} output_dir=runs/"
+    assert shown.startswith(start)
+    assert shown.partition("now: ")[2] in file.read_text(encoding="utf-8")  # as the head of the file says it
 
 
 def test_a_copy_makes_the_folder_and_replaces_nothing(capsys, tmp_path):
@@ -61,6 +74,7 @@ def test_what_cannot_be_copied(capsys):
         ("sst2.yaml", "jlora configs sst2 --copy"),
         ("configs/sst2.yaml", "jlora configs sst2 --copy configs"),
         ("configs/sst2", "jlora configs sst2 --copy configs"),
+        ("configs/sweeps/rank_lr.yaml", "jlora configs sweeps/rank_lr --copy configs/sweeps"),
     ],
 )
 def test_a_missing_config_of_a_shipped_name_is_offered(given, advice, tmp_path, monkeypatch):
@@ -78,4 +92,4 @@ def test_a_missing_config_of_another_name_is_not(tmp_path):
 
 
 def test_in_a_checkout_they_are_its_files():
-    assert list(shipped_configs().values()) == [file.resolve() for file in SHIPPED]
+    assert list(shipped_configs().values()) == [file.resolve() for file in (*SHIPPED, *SWEEPS)]

@@ -9,9 +9,13 @@ _IN_CHECKOUT = Path(__file__).parents[2] / "configs"
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Returns {name: YAML file} of the shipped configs, sorted by name; the name is the file's, without .yaml."""
+    """Returns {name: YAML file} of the shipped configs, then of the sweep files, each sorted by name.
+
+    The name is the file's path in the folder, without .yaml: sst2, sweeps/rank_lr.
+    """
     folder = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_CHECKOUT
-    return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
+    files = [file for pattern in ("*.yaml", "sweeps/*.yaml") for file in sorted(folder.glob(pattern))]
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
 
 
 def copy_advice(missing: Path) -> str:
@@ -19,9 +23,10 @@ def copy_advice(missing: Path) -> str:
 
         Path("configs/sst2.yaml") -> ". jlora comes with one of this name: jlora configs sst2 --copy configs"
 
-    "" if none has its name (the file's, without .yaml).
+    "" if none has its name (the file's, without folder and .yaml).
     """
-    if missing.stem not in shipped_configs():
+    name = next((name for name, file in shipped_configs().items() if file.stem == missing.stem), None)
+    if name is None:
         return ""
     folder = "" if missing.parent == Path() else f" {missing.parent}"
-    return f". jlora comes with one of this name: jlora configs {missing.stem} --copy{folder}"
+    return f". jlora comes with one of this name: jlora configs {name} --copy{folder}"

@@ -140,7 +140,8 @@ def _before(panel: Axes, lines: list[dict[str, Any]], name: str, evaluated: tupl
     _, values = _series(lines, f"start/{name}")
     if values:
         (first, *_), (value, *_) = evaluated
-        panel.plot([0, first], [values[0], value], color="tab:gray", linestyle=":", marker="o", zorder=0)
+        (line,) = panel.plot([0, first], [values[0], value], color="tab:gray", linestyle=":", marker="o", zorder=0)
+        line.set_label("before training")
 
 
 def _learning_rate(panel: Axes, lines: list[dict[str, Any]]) -> None:

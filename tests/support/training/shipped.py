@@ -9,6 +9,7 @@ import train.lm.config
 from train.config.command import Command
 
 SHIPPED = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
+SWEEPS = sorted((Path(__file__).parents[3] / "configs" / "sweeps").glob("*.yaml"))
 SERVER = "serve.yaml"
 CONFIGS = [file for file in SHIPPED if file.name != SERVER]
 """Those of the trainers."""

@@ -92,6 +92,8 @@ def test_the_values_before_training_are_at_step_0():
     panels = _panels(draw_metrics(lines, "accuracy", "", 100))
     assert _metric_panel(lines, 100).get_lines()[-1].get_xydata().tolist() == [[0, 0.4], [10, 0.6]]
     assert panels["loss"].get_lines()[-1].get_xydata().tolist() == [[0, 0.7], [10, 0.5]]
+    named = [text.get_text() for text in panels["loss"].get_legend().get_texts()]
+    assert named == ["train", "validation", "before training"]
 
 
 def test_of_equal_values_the_one_of_the_lower_loss_is_marked():

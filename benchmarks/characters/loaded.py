@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common.perplexity import count_tokens
 from jlora.generation.open_model import LanguageModel, load_language_model
 from jlora.peft.folder import load_adapter
 from jlora.pretrained.load import example_batch
@@ -39,7 +40,7 @@ class Characters:
 
     def held_out_tokens(self, name: str) -> int:
         """Returns how many tokens of the held-out text the perplexity is a mean over: those of the replies."""
-        return int(self.texts[name].rows["validation"].learn.sum())
+        return count_tokens(self.texts[name])
 
 
 def load_characters(folder: Path) -> Characters:

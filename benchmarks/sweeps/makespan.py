@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
+from train.config import yaml12
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 def _points(file: Path) -> list[dict]:
     """Returns {key: value} of each run of a grid, in the order of the sweep."""
     points: list[dict] = [{}]
-    for key, values in yaml.safe_load(file.read_text())["parameters"].items():
+    for key, values in yaml12.read_file(file)["parameters"].items():
         points = [point | {key: value} for point in points for value in values]
     return points
 
@@ -81,8 +81,8 @@ def _difference(folder: Path, taken: Sequence[dict]) -> float:
     for number, point in enumerate(taken):
         report = json.loads((folder / f"alone-{number}" / "report.json").read_text())
         row = next(row for row in rows if all(row[key] == str(value) for key, value in point.items()))
-        metric = report["metric"]
-        found.append(abs(float(row[metric]) - report["validation"][metric]))
+        best = report["best"]
+        found.append(abs(float(row[best["metric"]]) - best["value"]))
     return max(found)
 
 

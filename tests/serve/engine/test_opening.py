@@ -98,9 +98,9 @@ def test_devices_that_share_a_base_answer_as_one_alone(tmp_path):
     done = subprocess.run(command, env=environment, cwd=tiny.ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    for kind in (None, "int8"):
-        engine = served_on_mesh.open_on(1, tiny_lm.model_folder(), {f"a{i}": tmp_path / f"a{i}" for i in range(3)},
-                                        quantize=kind)  # fmt: skip
+    adapters = {f"a{index}": tmp_path / f"a{index}" for index in range(3)}
+    for kind, rows in served_on_mesh.KINDS.items():
+        engine = served_on_mesh.open_on(1, tiny_lm.model_folder(), adapters, quantize=kind, rows=rows)
         assert found["answers"][str(kind)] == [one.ids for one in ask(engine, *served_on_mesh.questions())]
         assert not any(found[f"compiled later, {kind}"])
         engine.stop(0)

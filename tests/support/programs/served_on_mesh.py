@@ -25,6 +25,8 @@ from tests.support.training import tiny, tiny_lm
 
 ADAPTERS = ("a0", "a1", "a2", None)
 SERVED: dict[str, Any] = {"slots": 2, "max_rank": 4, "rows": 4, "context": 120}
+KINDS = {None: 4, "int8": 1}
+"""How the base is stored: the rows of its engine. One row is one size of program less to compile."""
 ROWS = [[7, 8, 9, 10], [11, 12, 13]]
 
 
@@ -46,8 +48,8 @@ def main(folder: Path) -> None:
     """Prints all results."""
     adapters = {path.name: path for path in folder.glob("a*")}
     found: dict[str, Any] = {"answers": {}}
-    for kind in (None, "int8"):
-        engine = open_on(2, tiny_lm.model_folder(), adapters, quantize=kind)
+    for kind, rows in KINDS.items():
+        engine = open_on(2, tiny_lm.model_folder(), adapters, quantize=kind, rows=rows)
         compiled = _count_compiled()
         answers = ask(engine, *questions())
         found["answers"][str(kind)] = [answer.ids for answer in answers]

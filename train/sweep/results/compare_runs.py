@@ -19,6 +19,7 @@ class Result(NamedTuple):
     """The result of one run: its best evaluation, and how it ended.
 
     Attributes:
+      point: a key of `lora` has None where the method is another one, which does not read it.
       value: the metric of its best step; None if it has diverged, and so are the others.
       loss: the validation loss of that step.
       parameters: how many were trained.
@@ -54,9 +55,15 @@ def compare_at(configs: Sequence[RunConfig], step: int, metric: str) -> list[int
 def read_results(points: Sequence[Point], configs: Sequence[RunConfig]) -> list[Result]:
     """Reads the reports of finished runs."""
     return [
-        _result(point, read_json(Path(config.output_dir) / "report.json"))
+        _result(_only_read(point, config), read_json(Path(config.output_dir) / "report.json"))
         for point, config in zip(points, configs, strict=True)
     ]
+
+
+def _only_read(point: Point, config: RunConfig) -> Point:
+    if config.method == "lora":
+        return point
+    return point._replace(values={key: None if key.startswith("lora.") else x for key, x in point.values.items()})
 
 
 def sort_results(results: Sequence[Result]) -> list[Result]:

@@ -22,7 +22,8 @@ def draw_sweep(file: Path, ranked: Sequence[Result], title: str) -> None:
     """Draws the results of a sweep as a PNG; runs that have diverged are left out.
 
     The horizontal axis of the first panel is the learning rate, or else the first key with numbers; there is a line for
-    each value of a second key. Where several runs share a place, the line and the heat map have the best of them.
+    each value of a second key. Where several runs share a place, the line and the heat map have the best of them. Runs
+    that do not read one of these keys, as full fine-tuning reads no rank, are in the last panel alone.
     Nothing is drawn if no run has a result.
     """
     from matplotlib.figure import Figure
@@ -31,11 +32,12 @@ def draw_sweep(file: Path, ranked: Sequence[Result], title: str) -> None:
     if not done:
         return
     varied = _varied(done)
+    with_keys = [one for one in done if all(one.point.values[key] is not None for key in varied[:2])]
     panels: list[Callable[[Axes], None]] = []
     if varied:
-        panels.append(lambda panel: _lines(panel, done, varied))
+        panels.append(lambda panel: _lines(panel, with_keys, varied))
     if len(varied) > 1:
-        panels.append(lambda panel: _heat_map(panel, done, varied[0], varied[1]))
+        panels.append(lambda panel: _heat_map(panel, with_keys, varied[0], varied[1]))
     if len({one.parameters for one in done}) > 1 or not panels:
         panels.append(lambda panel: _sizes(panel, done))
     figure = Figure(figsize=(5.5 * len(panels), 4.6), layout="constrained")
@@ -47,8 +49,9 @@ def draw_sweep(file: Path, ranked: Sequence[Result], title: str) -> None:
 
 def _varied(done: Sequence[Result]) -> list[str]:
     """Returns the keys with several values: rate and rank first, numbers before others."""
-    values = {key: [one.point.values[key] for one in done] for key in done[0].point.values}
-    keys = [key for key, found in values.items() if len(set(map(str, found))) > 1]
+    found = {key: [one.point.values[key] for one in done] for key in done[0].point.values}
+    values = {key: [value for value in all_ if value is not None] for key, all_ in found.items()}
+    keys = [key for key, given in values.items() if len(set(map(str, given))) > 1]
 
     def order(key: str) -> tuple[int, bool]:
         return (_FIRST.index(key) if key in _FIRST else len(_FIRST)), not all(map(_is_number, values[key]))

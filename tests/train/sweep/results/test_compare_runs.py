@@ -2,7 +2,7 @@ import json
 
 from tests.support.training.config_cases import config
 from train.sweep.points import Point
-from train.sweep.results.compare_runs import Result, are_comparable, compare_at, sort_results
+from train.sweep.results.compare_runs import Result, are_comparable, compare_at, read_results, sort_results
 
 
 def _run(folder, name, *lines):
@@ -45,3 +45,16 @@ def test_runs_are_comparable_if_they_have_the_same_validation_rows(tmp_path):
     one, other, third = run("one", "few", "v"), run("other", "many", "v"), run("third", "few", "w")
     assert are_comparable([one, other])
     assert not are_comparable([one, other, third])
+
+
+def test_a_method_that_reads_no_rank_has_none(tmp_path):
+    report = {"best": {"metric": "loss", "value": 0.5, "step": 4}, "metrics": {"validation": {"loss": 0.5}}}
+    report |= {"parameters": {"trainable": 10}, "sweep": {"ended": "at its last step, 4"}}
+    points, configs = [], []
+    for method in ("lora", "full"):
+        (tmp_path / method).mkdir()
+        (tmp_path / method / "report.json").write_text(json.dumps(report), encoding="utf-8")
+        points.append(Point(method, {"method": method, "lora.r": 8}))
+        configs.append(config(method=method, output_dir=str(tmp_path / method)))
+    ranks = [one.point.values["lora.r"] for one in read_results(points, configs)]
+    assert ranks == [8, None]

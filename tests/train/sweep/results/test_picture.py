@@ -9,6 +9,11 @@ CASES = {
     "numbers": [{"lora.r": rank, "train.learning_rate": rate} for rank, rate in BOTH],
     "lists": [{"lora.target_modules": targets} for targets in (["query"], "all-linear")],
     "one run": [{"lora.r": 2}],
+    "a method without a rank": [
+        {"method": method, "lora.r": rank, "seed": seed}
+        for method, rank in (("lora", 2), ("lora", 8), ("full", None))
+        for seed in (0, 1)
+    ],
     "three keys": [
         {"seed": seed, "lora.r": rank, "train.learning_rate": rate} for rank, rate in BOTH for seed in (0, 1)
     ],
@@ -18,7 +23,7 @@ CASES = {
 def _results(points, metric):
     values = [0.5 + 0.1 * number for number in range(len(points))]
     return [
-        Result(Point(f"p{number}", point), metric, value, 0.5, 4, 100 * point.get("lora.r", 1), "")
+        Result(Point(f"p{number}", point), metric, value, 0.5, 4, 100 * (point.get("lora.r", 1) or 9), "")
         for number, (point, value) in enumerate(zip(points, values, strict=True))
     ]
 

@@ -43,7 +43,8 @@ def modules_table(lines: Sequence[Line]) -> str:
     for modules in sorted({line[MODULES] for line in lines}, key=lambda one: _size(_of(lines, MODULES, one))):
         mine = _of(lines, MODULES, modules)
         cells = [f"{_accuracy(next(line for line in mine if line[RATE] == rate)):.1f}" for rate in rates]
-        rows.append([f"`{modules}`", f"{_size(mine):,}", *cells])
+        shown = modules.replace("|", "\\|")  # which would begin another cell
+        rows.append([f"`{shown}`", f"{_size(mine):,}", *cells])
     return table(["modules", "trained parameters", *(f"accuracy at {float(rate):g}" for rate in rates)], rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +72,8 @@ def _lines(panel: Axes, done: Sequence[Result], varied: Sequence[str]) -> None:
         panel.plot([x for x, _ in shown], [y for _, y in shown], "o", color=color, alpha=0.35, markersize=4)
         found = [(positions[str(x)], best) for x in xs if (best := _best(mine, {across: x})) is not None]
         label = None if of_line is None else f"{_short(of_line)} {value}"
-        panel.plot([x for x, _ in found], [y for _, y in found], color=color, label=label)
+        style = "-" if all(map(_is_number, xs)) else "o"  # no line leads from one list of modules to another
+        panel.plot([x for x, _ in found], [y for _, y in found], style, color=color, label=label)
     panel.set_ylabel(f"validation {done[0].metric}")
     panel.grid(alpha=0.25)
     panel.spines[["top", "right"]].set_visible(False)
@@ -87,7 +89,7 @@ def _positions(panel: Axes, key: str, values: Sequence[Any]) -> dict[str, float]
         panel.set_xticks(list(values), [f"{value:g}" for value in values])
         panel.minorticks_off()
         return {str(value): float(value) for value in values}
-    panel.set_xticks(range(len(values)), [str(value) for value in values], rotation=20)
+    panel.set_xticks(range(len(values)), [_tick(value) for value in values], fontsize=8)
     return {str(value): float(place) for place, value in enumerate(values)}
 
 
@@ -147,7 +149,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _tick(value: Any) -> str:
-    return f"{value:g}" if _is_number(value) else str(value)
+    """Returns a number short, each entry of a list on a line of its own, and a long text on several lines."""
+    if _is_number(value):
+        return f"{value:g}"
+    entries = value if isinstance(value, list) else [str(value)]
+    return "\n".join(textwrap.fill(str(entry), 16) for entry in entries)
 
 
 def _short(key: str) -> str:

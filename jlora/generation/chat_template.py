@@ -123,8 +123,8 @@ class ChatTemplate:
             if isinstance(error, jinja2.TemplateSyntaxError):
                 said = f"line {error.lineno}: {error.message}"
             raise JloraError(
-                f"{self.source}: expected a chat template in Jinja, found a mistake in it: {said}. Correct the"
-                " template there"
+                f"{self.source}: expected a chat template in Jinja, found a mistake in it: {said.rstrip('.')}. Correct"
+                " the template there"
             ) from error
 
     def _render(self, compiled: Compiled, chat: TemplateVariables, turns: list[Turn], call: bool) -> Rendered:

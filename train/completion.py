@@ -50,11 +50,13 @@ def script(shell: str) -> str:
 
 def _of_training(name: str) -> list[_Word]:
     command: Command = importlib.import_module(f"{__package__}.{name}.config").COMMAND
-    flags = [_Word(f"--{flag.replace('_', '-')}", meaning) for flag, meaning in command.flags.items()]
-    options = [_Word(f"--{flag.replace('_', '-')}", option.meaning, True) for flag, option in command.options.items()]
+    flags = [
+        _Word(f"--{name.replace('_', '-')}", flag.meaning, flag.metavar is not None)
+        for name, flag in command.flags.items()
+    ]
     fields = dotted_keys.fields(command.schema).items()
     keys = [_Word(f"{key}=", field.description or "") for key, field in fields]
-    return [_Word("--config", "the config", True), _Word("--help", "list every key"), *flags, *options, *keys]
+    return [_Word("--config", "the config", True), _Word("--help", "list every key"), *flags, *keys]
 
 
 def _parser_of(name: str) -> argparse.ArgumentParser:

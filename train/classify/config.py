@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from train.config.command import FLAGS, OPTIONS, Command
+from train.config.command import PROCESSES, SWITCHES, Command, describe_flags
+from train.config.key_problem import KeyProblem
 from train.config.run_config import RunConfig
 from train.config.sections import Count, DataSource, Positive, Share, Text, TrainSection
 
@@ -46,8 +47,8 @@ class DataConfig(DataSource):
     @model_validator(mode="after")
     def _mapping_decides_what_to_drop(self) -> Self:
         if self.drop_other_labels and not isinstance(self.label_names, dict):
-            raise ValueError(
-                "data.drop_other_labels: true needs data.label_names to be a mapping of the values to keep"
+            raise KeyProblem(
+                "data.drop_other_labels", "true needs data.label_names to be a mapping of the values to keep"
             )
         return self
 
@@ -56,10 +57,10 @@ class DataConfig(DataSource):
         if not isinstance(self.label, list):
             return self
         if len(set(self.label)) < max(2, len(self.label)):
-            raise ValueError(f"data.label: expected a column, or two or more different ones; found {self.label}")
+            raise KeyProblem("data.label", f"expected a column, or two or more different ones; found {self.label}")
         names = self.label_names
         if isinstance(names, dict) or (names is not None and len(names) != len(self.label)):
-            raise ValueError(f"data.label_names: expected a name for each column of data.label; found {names}")
+            raise KeyProblem("data.label_names", f"expected a name for each column of data.label; found {names}")
         return self
 
 
@@ -104,9 +105,9 @@ class Config(RunConfig):
     @model_validator(mode="after")
     def _labels_fit_the_task(self) -> Self:
         if self.task == "regression" and self.data.label_names is not None:
-            raise ValueError("data.label_names: expected null with task: regression, whose labels are numbers")
+            raise KeyProblem("data.label_names", "expected null with task: regression, whose labels are numbers")
         if isinstance(self.data.label, list) and self.task not in (None, "multi_label_classification"):
-            raise ValueError(f"data.label: expected one column with task: {self.task}; found {self.data.label}")
+            raise KeyProblem("data.label", f"expected one column with task: {self.task}; found {self.data.label}")
         return self
 
 
@@ -120,6 +121,5 @@ COMMAND = Command(
         "lora.r=4 lora.target_modules=query,value output_dir=runs/r4",
         "data.train=my.tsv data.text=review output_dir=runs/mine",
     ),
-    flags=FLAGS,
-    options=OPTIONS,
+    flags=describe_flags(*SWITCHES, *PROCESSES),
 )

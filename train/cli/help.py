@@ -16,7 +16,7 @@ _INDENT = 31
 def help_text(command: Command) -> str:
     """Returns the help of a command: its flags and every key, wrapped to the terminal's width (70 to 110 columns).
 
-    In order: a usage line with the program, the purpose, flags and options with their meanings, each section's keys
+    In order: a usage line with the program, the purpose, flags with their meanings, each section's keys
     with meaning, type and default, and the examples.
     """
     width = max(70, min(110, shutil.get_terminal_size().columns))
@@ -28,8 +28,8 @@ def help_text(command: Command) -> str:
         _entry("--config FILE", "the config", width),
         _entry("--help", "this text", width),
     ]
-    lines += [_entry(f"--{name.replace('_', '-')}", meaning, width) for name, meaning in command.flags.items()]
-    lines += [_entry(f"--{name} {metavar}", meaning, width) for name, (metavar, meaning, _) in command.options.items()]
+    for name, flag in command.flags.items():
+        lines.append(_entry(f"--{name.replace('_', '-')} {flag.metavar or ''}".rstrip(), flag.meaning, width))
     lines += ["", "keys: meaning (type; default)"]
     sections, section = dotted_keys.sections(command.schema), ""
     for key, field in dotted_keys.fields(command.schema).items():

@@ -59,17 +59,18 @@ def parse_command_line(argv: Sequence[str], command: Command[AnyConfig]) -> Requ
     parser = _Parser(prog=command.program, add_help=False, allow_abbrev=False)
     parser.add_argument("--help", "-h", action="store_true")
     parser.add_argument("--config", metavar="FILE", type=Path)
-    for name in command.flags:
-        parser.add_argument(_to_flag(name), action="store_true")
-    for name, option in command.options.items():
-        parser.add_argument(_to_flag(name), metavar=option.metavar, type=option.takes)
+    for name, flag in command.flags.items():
+        value: dict[str, Any] = (
+            {"metavar": flag.metavar, "type": flag.takes} if flag.metavar else {"action": "store_true"}
+        )
+        parser.add_argument(_to_flag(name), **value)
     known, rest = parser.parse_known_args(argv)
     if known.help:
         print(help_text(command), end="")
         parser.exit()
     overrides = dict(_override(argument, command) for argument in rest)
     values = {} if known.config is None else yaml12.read_file(known.config)
-    flags = Flags(**{name: getattr(known, name) for name in (*command.flags, *command.options)})
+    flags = Flags(**{name: getattr(known, name) for name in command.flags})
     if flags.mesh and not flags.dry_run:
         raise JloraError("command line: --mesh: expected with --dry-run; a run takes mesh.data=N mesh.fsdp=N")
     if flags.chip and not flags.mesh:
@@ -89,7 +90,7 @@ def _to_flag(name: str) -> str:
 def _override(argument: str, command: Command) -> tuple[str, Any]:
     key, equals, text = argument.partition("=")
     if argument.startswith("-"):
-        flags = ["--config", "--help", *map(_to_flag, (*command.flags, *command.options))]
+        flags = ["--config", "--help", *map(_to_flag, command.flags)]
         hint = f"; did you mean {argument.lstrip('-')}, without dashes?" if equals else nearest(key, flags)
         raise JloraError(f"command line: unknown flag {argument}{hint}\n  flags: {', '.join(flags)}")
     if not equals or not key:

@@ -1,43 +1,68 @@
-"""Describes a training command: its name, schema, flags and options."""
+"""Describes a training command: its name, its schema and its flags."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple
+from typing import Annotated, Any, Generic, NamedTuple, get_type_hints
 
 from train.config.run_config import AnyConfig
 
-FLAGS = {
-    "offline": "use the config's offline: block, ask no hub",
-    "resume": "go on from the last checkpoint in output_dir",
-    "overwrite": "replace the run that output_dir holds",
-    "dry_run": "print the parameter table and stop; needs no weights and no data",
-    "verbose": "print the parameter table in full",
-}
-"""{name: meaning} of the switches of every training command."""
 
-
-class Option(NamedTuple):
-    """A flag with a value.
+class Flag(NamedTuple):
+    """What the help says of a flag.
 
     Attributes:
-      metavar: the value's name in the help.
-      meaning: for the help.
-      takes: converts the text to the value.
+      meaning: in a few words.
+      metavar: the name of its value; None for a switch, which has none.
+      takes: converts the text of the value.
     """
 
-    metavar: str
     meaning: str
+    metavar: str | None = None
     takes: Callable[[str], Any] = str
 
 
-OPTIONS = {
-    "coordinator": Option("HOST:PORT", "where process 0 of several listens; a cluster says so itself"),
-    "process": Option("I", "number of this process, from 0", int),
-    "processes": Option("N", "number of processes of the run", int),
-}
-"""{name: option} of the flags with a value of every training command."""
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """The flags of the command line, each with what the help says of it; all are off by default.
+
+    docs/devices.md describes runs of several processes: `coordinator`, `process`, `processes`.
+    """
+
+    offline: Annotated[bool, Flag("use the config's offline: block, ask no hub")] = False
+    resume: Annotated[bool, Flag("go on from the last checkpoint in output_dir")] = False
+    overwrite: Annotated[bool, Flag("replace the run that output_dir holds")] = False
+    dry_run: Annotated[bool, Flag("print what a run needs, then stop; needs no weights")] = False
+    verbose: Annotated[bool, Flag("print the parameter table in full, and log DEBUG messages")] = False
+    preview: Annotated[bool, Flag("print rows as the model will see them, then stop; needs no weights")] = False
+    mesh: Annotated[
+        str | None,
+        Flag("with --dry-run: plan a step on data=N,fsdp=N,tensor=N chips, which need not be here", "SIZES"),
+    ] = None
+    chip: Annotated[
+        str | None, Flag("with --mesh: predict the time of a step on such chips, such as h100 or tpu-v5p", "NAME")
+    ] = None
+    sweep: Annotated[
+        str | None, Flag("the runs: lists of values of keys of the config, or the values of each run", "FILE")
+    ] = None
+    coordinator: Annotated[
+        str | None, Flag("where process 0 of several listens; a cluster says so itself", "HOST:PORT")
+    ] = None
+    process: Annotated[int | None, Flag("number of this process, from 0", "I", int)] = None
+    processes: Annotated[int | None, Flag("number of processes of the run", "N", int)] = None
+
+
+def describe_flags(*names: str) -> dict[str, Flag]:
+    """Returns {name: what the help says} of these fields of `Flags`."""
+    hints = get_type_hints(Flags, include_extras=True)
+    return {name: hints[name].__metadata__[0] for name in names}
+
+
+SWITCHES = ("offline", "resume", "overwrite", "dry_run", "verbose")
+"""Those of every training command."""
+PROCESSES = ("coordinator", "process", "processes")
+"""The flags of a run of several processes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +75,7 @@ class Command(Generic[AnyConfig]):
       schema: the class of its configs.
       config: an included config, which help and errors mention.
       examples: arguments that the help shows after program and config.
-      flags: {name: meaning} of its switches, each a field of Flags.
-      options: {name: option} of its flags with a value, each a field of Flags.
+      flags: {name: what the help says} of its flags, each a field of Flags.
     """
 
     program: str
@@ -59,34 +83,4 @@ class Command(Generic[AnyConfig]):
     schema: type[AnyConfig]
     config: str
     examples: tuple[str, ...]
-    flags: dict[str, str]
-    options: dict[str, Option]
-
-
-@dataclasses.dataclass(frozen=True)
-class Flags:
-    """The flags of the command line; all are off by default.
-
-    Attributes:
-      offline: use the config's `offline:` block and ask no hub.
-      resume: go on from the last checkpoint in output_dir.
-      overwrite: replace the run in output_dir.
-      dry_run: print what a run needs, then stop.
-      verbose: print the parameter table in full, and log DEBUG messages.
-      preview: print rows as the model will see them, then stop.
-      mesh, chip: with dry_run: the mesh, such as `data=2,fsdp=4`, and the chip that a step is planned for.
-      coordinator, process, processes: HOST:PORT of process 0, this process's number from 0, and how many there are.
-    """
-
-    offline: bool = False
-    resume: bool = False
-    overwrite: bool = False
-    dry_run: bool = False
-    verbose: bool = False
-    preview: bool = False
-    mesh: str | None = None
-    chip: str | None = None
-    sweep: str | None = None
-    coordinator: str | None = None
-    process: int | None = None
-    processes: int | None = None
+    flags: dict[str, Flag]

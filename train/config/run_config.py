@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 from pydantic import Field, field_validator, model_validator
 
 from train.config import yaml12
+from train.config.key_problem import KeyProblem
 from train.config.sections import (
     DataSource,
     ExportSection,
@@ -61,11 +62,11 @@ class RunConfig(Section):
         rates = self.train.learning_rate
         if isinstance(rates, dict) and self.method not in rates:
             given = ", ".join(rates) or "no method"
-            raise ValueError(f"train.learning_rate.{self.method}: missing; the mapping has {given}")
+            raise KeyProblem(f"train.learning_rate.{self.method}", f"missing; the mapping has {given}")
         if self.method != "lora" and not self.export.merged:
-            raise ValueError(f"export.merged: expected true with method: {self.method}, which leaves nothing else")
+            raise KeyProblem("export.merged", f"expected true with method: {self.method}, which leaves nothing else")
         if self.method != "lora" and self.lora.from_ is not None:
-            raise ValueError(f"lora.from: expected null with method: {self.method}, found {self.lora.from_!r}")
+            raise KeyProblem("lora.from", f"expected null with method: {self.method}, found {self.lora.from_!r}")
         return self
 
 

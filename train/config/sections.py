@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from jlora.lora.named_initializations import INITIALIZATIONS, find_initialization, is_residual
+from train.config.key_problem import KeyProblem
 
 Count = Annotated[int, Field(ge=1)]
 Rank = Annotated[int, Field(ge=1, le=2**16)]
@@ -125,12 +126,12 @@ class LoraSection(Section):
     def _initialization_needs_no_data(self) -> Self:
         given = self.init_lora_weights
         if given in _NEEDS_DATA:
-            raise ValueError(f"lora.init_lora_weights: expected one that needs no data, found {_NEEDS_DATA[given]}")
+            raise KeyProblem("lora.init_lora_weights", f"expected one that needs no data, found {_NEEDS_DATA[given]}")
         known = [one for one in INITIALIZATIONS if not one.needs_data]
         known = [one for one in known if one.name != "loftq" or "loftq" in self.initializations]
         if not isinstance(given, bool) and find_initialization(given) not in known:
             *names, last = ("true", "false", *(one.name for one in known))
-            raise ValueError(f"lora.init_lora_weights: expected {', '.join(names)} or {last}; found {given!r}")
+            raise KeyProblem("lora.init_lora_weights", f"expected {', '.join(names)} or {last}; found {given!r}")
         return self
 
     @property
@@ -228,5 +229,5 @@ class HubSection(Section):
     @model_validator(mode="after")
     def _push_has_a_target(self) -> Self:
         if self.push and self.repo is None:
-            raise ValueError("hub.repo: missing; hub.push: true needs the owner/name to upload to")
+            raise KeyProblem("hub.repo", "missing; hub.push: true needs the owner/name to upload to")
         return self

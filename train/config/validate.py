@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from jlora.errors import JloraError, nearest
 from train.config import dotted_keys
+from train.config.key_problem import KeyProblem
 from train.config.run_config import AnyConfig, RunConfig
 from train.config.unknown_key import explain_unknown_key
 
@@ -69,9 +70,9 @@ def _translate(error: ValidationError, flat: dict[str, Any], known: dict[str, Fi
     problems: dict[str, str] = {}
     for detail in error.errors():
         key = next((k for k in (".".join(map(str, detail["loc"][:n])) for n in (1, 2)) if k in known), "")
-        if not key:  # a check across keys, whose message starts with the key
-            key, _, message = str(detail["ctx"]["error"]).partition(": ")
-            problems[key] = message
+        if not key:  # a check across keys
+            cause: KeyProblem = detail["ctx"]["error"]
+            problems[cause.key] = cause.problem
         elif detail["type"] == "missing":
             meaning = (known[key].description or "").split(":")[0].split(";")[0]
             problems[key] = f"missing; expected {dotted_keys.describe_field(known[key])}: {meaning}"

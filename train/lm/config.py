@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from train.config.command import FLAGS, OPTIONS, Command, Option
+from train.config.command import PROCESSES, SWITCHES, Command, describe_flags
+from train.config.key_problem import KeyProblem
 from train.config.run_config import RunConfig
 from train.config.sections import (
     BelowOne,
@@ -71,11 +72,11 @@ class DataSection(DataSource):
     @model_validator(mode="after")
     def _the_format_has_what_is_asked_of_it(self) -> Self:
         if self.format == "text" and self.completion_only_loss:
-            raise ValueError("data.completion_only_loss: expected false or null with data.format: text; found true")
+            raise KeyProblem("data.completion_only_loss", "expected false or null with data.format: text; found true")
         if self.chat_template is not None and self.format in ("text", "alpaca"):
-            raise ValueError(
-                f"data.chat_template: expected null with data.format: {self.format}, which is no chat; "
-                f"found {self.chat_template!r}"
+            raise KeyProblem(
+                "data.chat_template",
+                f"expected null with data.format: {self.format}, which is no chat; found {self.chat_template!r}",
             )
         return self
 
@@ -135,9 +136,9 @@ class SamplesSection(Section):
     @model_validator(mode="after")
     def _prompts_leave_room(self) -> Self:
         if self.prompt_tokens >= self.max_length:
-            raise ValueError(
-                f"samples.max_length: expected more than samples.prompt_tokens={self.prompt_tokens}, "
-                f"found {self.max_length}"
+            raise KeyProblem(
+                "samples.max_length",
+                f"expected more than samples.prompt_tokens={self.prompt_tokens}, found {self.max_length}",
             )
         return self
 
@@ -175,13 +176,14 @@ class LMConfig(RunConfig):
     @model_validator(mode="after")
     def _the_base_can_be_quantized(self) -> Self:
         if self.quantize is not None and self.method != "lora":
-            raise ValueError(f"quantize: expected null with method: {self.method}, found {self.quantize}")
+            raise KeyProblem("quantize", f"expected null with method: {self.method}, found {self.quantize}")
         if self.quantize is None and self.lora.init_lora_weights == "loftq":
-            raise ValueError("lora.init_lora_weights: loftq needs quantize: nf4 or int8, found null")
+            raise KeyProblem("lora.init_lora_weights", "loftq needs quantize: nf4 or int8, found null")
         if self.quantize is not None and self.lora.is_residual:
-            raise ValueError(
-                f"lora.init_lora_weights: expected loftq or one that leaves the base alone with quantize: "
-                f"{self.quantize}, found {self.lora.init_lora_weights}"
+            raise KeyProblem(
+                "lora.init_lora_weights",
+                "expected loftq or one that leaves the base alone with quantize: "
+                f"{self.quantize}, found {self.lora.init_lora_weights}",
             )
         return self
 
@@ -190,7 +192,7 @@ class LMConfig(RunConfig):
         if not self.export.gguf_lora:
             return self
         if self.method != "lora":
-            raise ValueError(f"export.gguf_lora: expected false with method: {self.method}, which trains no adapter")
+            raise KeyProblem("export.gguf_lora", f"expected false with method: {self.method}, which trains no adapter")
         lora = self.lora
         others = {
             "use_dora": lora.use_dora,
@@ -200,7 +202,7 @@ class LMConfig(RunConfig):
         }
         found = [f"lora.{name}" for name, given in others.items() if given]
         if found := found + ["data.add_tokens"] * bool(self.data.add_tokens):
-            raise ValueError(f"export.gguf_lora: llama.cpp's file holds A and B alone, found {', '.join(found)}")
+            raise KeyProblem("export.gguf_lora", f"llama.cpp's file holds A and B alone, found {', '.join(found)}")
         return self
 
 
@@ -215,14 +217,5 @@ COMMAND = Command(
         "model=meta-llama/Llama-3.2-1B quantize=nf4 lora.r=16",
         "--preview",
     ),
-    flags=FLAGS
-    | {
-        "dry_run": "print parameters, memory and the work of a step, then stop; needs no weights",
-        "preview": "print rows as the model will see them, then stop; needs no weights",
-    },
-    options=OPTIONS
-    | {
-        "mesh": Option("SIZES", "with --dry-run: plan a step on data=N,fsdp=N,tensor=N chips, which need not be here"),
-        "chip": Option("NAME", "with --mesh: predict the time of a step on such chips, such as h100 or tpu-v5p"),
-    },
+    flags=describe_flags(*SWITCHES, "preview", "mesh", "chip", *PROCESSES),
 )

@@ -15,7 +15,8 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 from jlora.errors import JloraError
 from train.classify.config import COMMAND as CLASSIFY
 from train.config import dotted_keys, yaml12
-from train.config.command import Command, Option
+from train.config.command import SWITCHES, Command, Flag, describe_flags
+from train.config.key_problem import KeyProblem
 from train.config.sections import Count, Section, Seed, Share, Text
 from train.config.validate import flatten
 from train.lm.config import COMMAND as LM
@@ -74,22 +75,22 @@ class SweepConfig(Section):
     def _runs_are_given_once(self) -> Self:
         needed, other = ("points", "parameters") if self.search == "points" else ("parameters", "points")
         if getattr(self, needed) is None:
-            raise ValueError(f"{needed}: missing; search: {self.search} needs them")
+            raise KeyProblem(needed, f"missing; search: {self.search} needs them")
         if getattr(self, other) is not None:
-            raise ValueError(f"{other}: expected null with search: {self.search}, which takes {needed}")
+            raise KeyProblem(other, f"expected null with search: {self.search}, which takes {needed}")
         return self
 
     @model_validator(mode="after")
     def _parts_fit_the_search(self) -> Self:
         if self.search == "random" and self.runs is None:
-            raise ValueError("runs: missing; search: random needs the number of combinations to draw")
+            raise KeyProblem("runs", "missing; search: random needs the number of combinations to draw")
         if self.search in ("grid", "points") and self.runs is not None:
             found = f"found {self.runs}; search: random draws some of a grid"
-            raise ValueError(f"runs: expected null with search: {self.search}, {found}")
+            raise KeyProblem("runs", f"expected null with search: {self.search}, {found}")
         if (self.search == "halving") != (self.halving is not None):
-            raise ValueError("halving: expected with search: halving, and only there")
+            raise KeyProblem("halving", "expected with search: halving, and only there")
         if self.halving is not None and sorted(set(self.halving.at)) != self.halving.at:
-            raise ValueError(f"halving.at: expected ascending steps, found {self.halving.at}")
+            raise KeyProblem("halving.at", f"expected ascending steps, found {self.halving.at}")
         return self
 
 
@@ -135,15 +136,13 @@ def command_for(argv: Sequence[str]) -> tuple[str, Command]:
 
 
 def _sweep_command(of_one_run: Command) -> Command:
-    flags = {name: meaning for name, meaning in of_one_run.flags.items() if name != "preview"}
-    flags["dry_run"] = "print the runs, and which train together in how much memory, and stop"
     return dataclasses.replace(
         of_one_run,
         program="jlora sweep",
         purpose="Trains many runs of one config together; --sweep names a YAML file with the values of some keys.",
         examples=("--sweep configs/sweeps/rank_lr.yaml", "--sweep configs/sweeps/rank_lr.yaml --dry-run"),
-        flags=flags,
-        options={"sweep": Option("FILE", "the runs: lists of values of keys of the config, or the values of each run")},
+        flags=describe_flags(*SWITCHES, "sweep")
+        | {"dry_run": Flag("print the runs, and which train together in how much memory, and stop")},
     )
 
 

@@ -25,5 +25,6 @@ def test_help_lists_every_key_with_type_default_and_meaning(capsys, monkeypatch,
         assert f"{meaning} required)" in words or f"{meaning} default " in words
     assert "(whole number >= 1 and <= 65536; default 8)" in words
     assert f"{command.program} --config {command.config}" in examples
-    assert all(f"  --{name.replace('_', '-')} " in table for name in command.flags)
-    assert all(f"  --{name} {option.metavar}" in table for name, option in command.options.items())
+    for name, flag in command.flags.items():
+        assert f"  --{name.replace('_', '-')} {flag.metavar or ''}" in table
+        assert flag.meaning in words

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from tests.support.training import config_cases
 from train.classify.config import Config
 from train.config import dotted_keys, validate
+from train.config.command import PROCESSES, SWITCHES
 from train.config.run_config import learning_rate_of
 from train.lm.config import COMMAND, LMConfig
 
@@ -16,7 +17,7 @@ config = partial(config_cases.config, LMConfig)
 
 def test_every_key_has_a_meaning():
     assert all(field.description for field in dotted_keys.fields(LMConfig).values())
-    assert COMMAND.flags.keys() == {"offline", "resume", "overwrite", "dry_run", "verbose", "preview"}
+    assert COMMAND.flags.keys() == {*SWITCHES, "preview", "mesh", "chip", *PROCESSES}
 
 
 def test_keys_of_both_commands_take_the_same_and_what_is_only_of_classifiers_is_not_there():

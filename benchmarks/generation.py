@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import roofline
-from benchmarks.common.turns import alternate, serve
+from benchmarks.common.alternate import alternate, serve
 from benchmarks.common.work import Work
 from benchmarks.steps import make_inputs
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common.alternate import alternate
 from benchmarks.common.timing import timed
-from benchmarks.common.turns import alternate
 from benchmarks.common.work import Work
 from benchmarks.steps import command, make_inputs
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks import roofline
-from benchmarks.common.turns import alternate
+from benchmarks.common.alternate import alternate
 from benchmarks.common.work import Work, add_flags
 
 IN_JAX = ("lora", "full", "qwix", "dense", "by hand")

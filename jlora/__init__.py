@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from jlora.pretrained.load import load_base, save_base
     from jlora.quantization.encode import quantize_leaf
     from jlora.quantization.quantize_base import dequantize, quantize
-    from jlora.sharding.base import base_shardings
+    from jlora.sharding.base_shardings import base_shardings
     from jlora.sharding.mesh import make_mesh
     from jlora.transform.adapt import adapt, find_materialized
     from jlora.tree.quantized import Quantized
@@ -160,7 +160,7 @@ _FILES: dict[str, tuple[str, ...]] = {
     "pretrained.load": ("load_base", "save_base"),
     "quantization.encode": ("quantize_leaf",),
     "quantization.quantize_base": ("dequantize", "quantize"),
-    "sharding.base": ("base_shardings",),
+    "sharding.base_shardings": ("base_shardings",),
     "sharding.mesh": ("make_mesh",),
     "transform.adapt": ("adapt", "find_materialized"),
     "tree.quantized": ("Quantized",),

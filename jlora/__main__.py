@@ -25,7 +25,9 @@ def _run() -> int:
 
 
 def load_package(name: str) -> str:
-    """Loads the package `name` from the folder that contains `jlora`, and returns what it is called there.
+    """Loads the package `name` from the folder that contains `jlora`, and returns its name for imports.
+
+    In a wheel that is jlora_train or jlora_serve, in a checkout `name` itself.
 
     A normal import would search the current folder and PYTHONPATH first, and might find a user's own train.py.
 

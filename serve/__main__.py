@@ -91,7 +91,7 @@ def _serve(flags: argparse.Namespace) -> None:
 
 def _answer(config: ServeConfig, folders: dict[str, Path], listener: socket.socket) -> None:
     """Loads the model and answers whoever connects to the listener, until a signal."""
-    from serve.engine.opening import open_engine
+    from serve.engine.open_engine import open_engine
     from serve.http.app import make_app
     from serve.http.settings import HttpSettings
     from serve.listening.server import Server

@@ -23,9 +23,9 @@ from train.artifacts.merge_for_export import write_merged
 from train.classify.classifier import TrainedSource
 from train.cli import arguments
 from train.cli.exit_codes import exit_code, require_new, require_new_file
-from train.cli.signs_of_life import working
+from train.cli.log_slow_steps import working
 from train.cli.without_torch import keep_torch_from_transformers
-from train.sources.overwrite import require_kept
+from train.sources.refuse_overwrite import require_kept
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

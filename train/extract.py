@@ -35,7 +35,7 @@ from train.classify.data.labels import labels_of_config
 from train.classify.model import classifier_config
 from train.cli import arguments
 from train.cli.exit_codes import exit_code, require_new, show
-from train.cli.signs_of_life import working
+from train.cli.log_slow_steps import working
 from train.cli.without_torch import keep_torch_from_transformers
 from train.planning.parameter_table import align
 

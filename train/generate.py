@@ -20,7 +20,7 @@ from jlora.generation.sampling import Sampling
 from jlora.printable import counted, printable
 from train.cli import arguments
 from train.cli.exit_codes import exit_code
-from train.cli.signs_of_life import working
+from train.cli.log_slow_steps import working
 from train.cli.without_torch import keep_torch_from_transformers
 from train.devices.compilation import use_compilation_cache
 

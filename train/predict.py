@@ -32,14 +32,14 @@ from train.classify.evaluate import scores
 from train.classify.predictions import format_prediction
 from train.cli import arguments
 from train.cli.exit_codes import exit_code, require_new_file, show
-from train.cli.signs_of_life import working
+from train.cli.log_slow_steps import working
 from train.cli.without_torch import keep_torch_from_transformers
 from train.config import yaml12
 from train.config.validate import describe_mismatch, flatten
 from train.data.read_tables import read_tables
 from train.data.table_files import Table
 from train.devices.compilation import use_compilation_cache
-from train.sources.overwrite import require_kept
+from train.sources.refuse_overwrite import require_kept
 
 logger = logging.getLogger(__name__)
 

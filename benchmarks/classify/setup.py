@@ -23,7 +23,7 @@ from train.classify.data.splits import load_data
 from train.classify.model import Prepared, prepare_model, prepare_splits
 from train.cli.parse import parse_command_line
 from train.cli.resolve import resolve
-from train.run.lengths import choose_lengths
+from train.run.padded_lengths import choose_lengths
 
 SST2 = Path(__file__).parents[2] / "configs" / "sst2.yaml"
 EPOCH_ROWS = 6920

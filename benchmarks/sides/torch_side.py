@@ -16,8 +16,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, BitsAndBytesConfig
 
+from benchmarks.common.alternate import serve
 from benchmarks.common.timing import timed
-from benchmarks.common.turns import serve
 from benchmarks.common.work import Work, side_and_work
 
 SIDES = ("peft", "compiled", "full")

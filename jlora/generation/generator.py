@@ -19,7 +19,7 @@ from jlora.errors import ContextLengthError, JloraError
 from jlora.generation.sampling import PLAIN, Sampling, checked_sampling, draw_tokens
 from jlora.lora.entries import Adapter
 from jlora.models.kv_cache import Cache, with_room
-from jlora.models.layers_apart import cache_set_apart, set_apart
+from jlora.models.unstack_layers import unstack_cache, unstack_layers
 from jlora.sharding.mesh import current_mesh
 from jlora.transform.adapt import adapt
 from jlora.tree.quantized import is_quantized
@@ -207,7 +207,7 @@ def _for_one_token(model: Any, base: Any, adapter: Any, cache: Cache) -> tuple[A
     )
     if jax.default_backend() != "cpu" or current_mesh() is not None or not is_whole:
         return base, adapter, cache
-    return set_apart(merge(base, adapter or {}), model.dtype), None, cache_set_apart(cache)
+    return unstack_layers(merge(base, adapter or {}), model.dtype), None, unstack_cache(cache)
 
 
 @partial(jax.jit, static_argnums=(0, 4))

@@ -89,7 +89,8 @@ def architecture_of(content: Gguf) -> tuple[str, Architecture]:
     """Returns (the value of `general.architecture` in `content.fields`, its description in ARCHITECTURES).
 
     Raises:
-      UnsupportedModelError: the file has no such key, the architecture is not in the table, or it is an adapter.
+      UnsupportedModelError: the file has no such key, the architecture is not in the table, or the file is an adapter
+        (`general.type`).
     """
     if content.fields.get("general.type") == "adapter":
         raise UnsupportedModelError(

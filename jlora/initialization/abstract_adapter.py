@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jlora.errors import JloraError, NoRuleError, TargetNotFoundError
-from jlora.initialization.base_uses import BaseUses, base_uses, shaping_use, without_rule
-from jlora.initialization.token_rows import token_rows
+from jlora.initialization.trace_uses import BaseUses, shaping_use, trace_uses, without_rule
+from jlora.initialization.trainable_tokens import plan_token_rows
 from jlora.lora.config import LoraConfig
 from jlora.lora.entries import Entry, Full, LowRank, UseKind
 from jlora.lora.spec import Spec
@@ -59,7 +59,7 @@ def abstract_adapter(
       NoRuleError: an entry matches only modules that go through an operation without a low-rank rule.
       JloraError: an embedding is to be trained both by rows and otherwise; a head that is tied is to be adapted alone.
     """
-    seen = base_uses(fn, base, args, kwargs, names)
+    seen = trace_uses(fn, base, args, kwargs, names)
     config = _naming_embeddings(config, seen)
     _require_used(config, seen)
     shaping = _shaping_uses(config, seen)
@@ -85,7 +85,7 @@ def abstract_stored(
 
     Args:
       where: the file that the configuration is from, for messages.
-      seen: the base and the uses of its leaves, as `base_uses` finds them.
+      seen: the base and the uses of its leaves, as `trace_uses` finds them.
       adapted: the modules for which there are tensors; none of them may be left out.
 
     Raises:
@@ -114,7 +114,7 @@ def _plan_entries(config: LoraConfig, seen: BaseUses, low_ranks: Mapping[str, Lo
     changes: dict[str, Any] = {"tied": both, "only": None if both else "lookup"}
     for path in seen.tied.keys() & plan.keys():
         plan[path] = dataclasses.replace(plan[path], **changes)
-    for path, rows in token_rows(config, seen).items():
+    for path, rows in plan_token_rows(config, seen).items():
         if path in plan:
             raise JloraError(
                 f"{path}: expected an embedding that is either trained by rows (trainable_token_indices) or adapted"

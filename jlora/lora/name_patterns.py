@@ -36,7 +36,7 @@ def find_mistake(text: str) -> str:
 
 
 def is_whole(pattern: str, name: str) -> bool:
-    """Returns whether the expression matches the whole name (`target_modules`)."""
+    """Returns whether the regular expression, a valid one, matches the whole name, as PEFT matches target_modules."""
     return _within_limit(pattern, _compile(pattern).fullmatch, name) is not None
 
 

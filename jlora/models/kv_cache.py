@@ -20,7 +20,7 @@ class Cache(NamedTuple):
 
     Attributes:
       keys, values: (layers, B, key heads, width, slots) and (layers, B, key heads, slots, width), in the order of the
-        layers; or tuples with an array for each layer: see `jlora.models.layers_apart`.
+        layers; or tuples with an array for each layer: see `jlora.models.unstack_layers`.
       valid: bool (B, slots), false for padding and for empty slots.
       length: int32 (), how many slots have been written.
       reach: int32 (B,), how many tokens each row will finally have. Position encodings that depend on the length of the

@@ -17,8 +17,8 @@ from jlora.errors import FileError, JloraError
 from jlora.files.atomic_folder import whole_folder
 from jlora.files.finite import require_finite
 from jlora.initialization.abstract_adapter import abstract_stored
-from jlora.initialization.base_uses import BaseUses, base_uses
 from jlora.initialization.residual import of_plain_base
+from jlora.initialization.trace_uses import BaseUses, trace_uses
 from jlora.lora.config import LoraConfig
 from jlora.lora.dora import squared_norm
 from jlora.lora.entries import Adapter, Entry, LowRank
@@ -29,10 +29,10 @@ from jlora.peft.key_errors import require_keys
 from jlora.peft.lora_bias import fold_lora_bias
 from jlora.peft.redundant_tensors import tied_head, without_copies
 from jlora.peft.same_base import adapted_modules, require_base_name, require_base_sizes
-from jlora.peft.saved_config import true_config
 from jlora.peft.stored_tensors import WEIGHTS, read_tensors, weights_file
 from jlora.peft.tensor_keys import PREFIX, from_peft, is_conv1d, names_of_adapted, to_peft
 from jlora.peft.torch_paths import in_torch_paths
+from jlora.peft.true_config import true_config
 from jlora.peft.unused_names import warn_of_unused
 from jlora.peft.vllm import for_vllm
 from jlora.tree.leaf_paths import array_leaves
@@ -124,7 +124,7 @@ def load_adapter(
     """
 
     def trace() -> BaseUses:
-        return base_uses(fn, base, args, kwargs, names)
+        return trace_uses(fn, base, args, kwargs, names)
 
     return read_adapter(folder, base, trace, base_model=base_model, allow_materialize=allow_materialize, names=names)
 
@@ -141,7 +141,7 @@ def read_adapter(
     """Reads an adapter as `load_adapter` does. Tracing takes most of the time: a program may do it once.
 
     Args:
-      trace: trace() returns `base_uses` of the function, made with the same `names`; it is called after first checks.
+      trace: trace() returns `trace_uses` of the function, made with the same `names`; it is called after first checks.
       folder, base, base_model, allow_materialize, names: as for `load_adapter`.
 
     Returns:

@@ -87,7 +87,10 @@ def hub_answers(timeout: float = 10.0) -> bool:
 
 
 def forbid_network() -> None:
-    """Makes huggingface_hub, transformers and datasets use only their caches from now on, also in child processes."""
+    """Makes huggingface_hub, transformers and datasets use only their caches from now on, also in child processes.
+
+    It does not matter whether they have been imported already.
+    """
     from huggingface_hub import constants
 
     os.environ["HF_HUB_OFFLINE"] = "1"

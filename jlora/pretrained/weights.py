@@ -18,7 +18,7 @@ from jlora.errors import FileError, JloraError, nearest
 from jlora.models.family import HEAD_KEY
 from jlora.models.registry import abstract_base, example_batch, family
 from jlora.pretrained.folder import Planned, write_model
-from jlora.pretrained.other_keys import say_whose_key
+from jlora.pretrained.foreign_keys import say_whose_key
 from jlora.pretrained.place_leaf import load_leaf, place_on_mesh
 from jlora.pretrained.source import PretrainedSource
 from jlora.pretrained.stored_head import with_both_tables
@@ -107,10 +107,11 @@ def new_heads(model: Any, source: PretrainedSource, *, new_head: bool = False) -
     Args:
       model: from `build`.
       source: where the files are.
-      new_head: whether a head for another number of classes counts as missing.
+      new_head: whether a head for another number of classes counts as missing; otherwise shapes are not compared.
 
     Raises:
-      FileError: there are no such files, or a key other than a head's is missing or unexpected.
+      FileError: there are no such files; a key other than a head's is missing or unexpected; only some keys of a head
+        are missing.
     """
     match = _match_tensors(model, source, leaves_by_path(abstract_base(model)), new_head)
     return {path: match.wanted[path] for path in sorted(match.new)}

@@ -50,13 +50,13 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
 
 
 def fitting(mesh: Any, names: Sequence[Any], shape: Sequence[int]) -> NamedSharding:
-    """Returns the sharding of an array of this shape, with each axis split over the named mesh axes, if it divides.
+    """Returns the sharding of an array of this shape, with each axis split over the mesh axes named for it.
 
-    An axis that they do not divide evenly is not split: on a mesh with fsdp 2 and tensor 2, names ("fsdp", "tensor")
-    and shape (4, 3) give PartitionSpec("fsdp", None).
+    An axis whose size is not a multiple of theirs, multiplied, is not split: on a mesh with fsdp 2 and tensor 2, names
+    ("fsdp", "tensor") and shape (4, 3) give PartitionSpec("fsdp", None).
 
     Args:
-      names: for each axis of the array the name of a mesh axis, a tuple of several names, or None.
+      names: for each axis of `shape` the name of a mesh axis, a tuple of several names, or None.
     """
     spec = (name if size % _parts(mesh, name) == 0 else None for name, size in zip(names, shape, strict=True))
     return NamedSharding(mesh, PartitionSpec(*spec))

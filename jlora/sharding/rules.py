@@ -12,8 +12,8 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from jlora.sharding.codes_shardings import codes_shardings
 from jlora.sharding.mesh import fitting
-from jlora.sharding.stored import codes_shardings
 from jlora.tree.quantized import is_quantized
 
 ROW_PARALLEL = (

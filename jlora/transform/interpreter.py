@@ -20,8 +20,8 @@ from jlora.transform.adapted_weight import AdaptedWeight, Role, compute_dense
 from jlora.transform.context import Context
 from jlora.transform.rules.axis_ops import move_axes
 from jlora.transform.rules.control_flow import CONTROL_FLOW
+from jlora.transform.rules.dispatch import CONSUMERS, primitive
 from jlora.transform.rules.linear_maps import LINEAR_MAPS, apply_linear_map, is_matrix
-from jlora.transform.rules.table import CONSUMERS, primitive
 from jlora.tree.leaf_paths import is_array, leaves_by_path
 from jlora.tree.quantized import Quantized, is_quantized
 

@@ -16,7 +16,7 @@ from jlora.bank.bank import Bank
 from jlora.bank.slots import drop, put
 from jlora.errors import JloraError
 from jlora.lora.entries import LowRank
-from serve.engine.places import require_configured
+from serve.engine.bank_capacity import require_configured
 from serve.engine.requests import AdapterRefusedError, AdapterStatus, UnknownAdapterError
 
 logger = logging.getLogger(__name__)

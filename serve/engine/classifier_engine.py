@@ -14,8 +14,8 @@ from jlora.bank.adapt_many import adapt_many
 from jlora.errors import ContextLengthError, JloraError
 from serve.engine.adapters import AdapterSlots, Read, Record
 from serve.engine.engine_thread import EngineThread
+from serve.engine.fair_queue import Row, RowsRequest, Turns
 from serve.engine.requests import AdapterRefusedError, BusyError, Classified
-from serve.engine.turns import Row, RowsRequest, Turns
 
 _SHORTEST = 32
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from serve.engine.programs import KeyValues
+from serve.engine.prefill_and_decode import KeyValues
 
 FOREVER = 1 << 30
 """Where the adapter of the base begins: nowhere."""

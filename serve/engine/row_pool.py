@@ -13,7 +13,7 @@ from jlora.bank.bank import Bank
 from jlora.bank.selection import Selection
 from serve.engine.active_adapters import ActiveAdapters, replace_place, select_slots, selection_sizes
 from serve.engine.answer import Answer
-from serve.engine.programs import KeyValues, NewTokens, empty_memory, extend, insert, repack
+from serve.engine.prefill_and_decode import KeyValues, NewTokens, empty_memory, extend, insert, repack
 from serve.engine.requests import CompletionRequest
 from serve.engine.sampling import Choice, Drawn
 
@@ -62,16 +62,16 @@ class ReadPiece(NamedTuple):
 class RowPool:
     """The memory of all rows that get tokens, in the smallest size that holds them."""
 
-    def __init__(self, model: Any, base: Any, sizes: Sizes, *, is_apart: bool) -> None:
-        """`is_apart`: whether the base's layers are (`jlora.models.layers_apart`)."""
+    def __init__(self, model: Any, base: Any, sizes: Sizes, *, is_unstacked: bool) -> None:
+        """`is_unstacked`: whether the base's layers are (`jlora.models.unstack_layers`)."""
         self.sizes = sizes
-        self._model, self._base, self._is_apart = model, base, is_apart
+        self._model, self._base, self._is_unstacked = model, base, is_unstacked
         self._memory = self._empty(sizes.rows[0], sizes.places[0])
         self._active = ActiveAdapters()
         self._steps_too_large = 0
 
     def _empty(self, rows: int, places: int) -> KeyValues:
-        return empty_memory(self._model, rows, places, is_apart=self._is_apart)
+        return empty_memory(self._model, rows, places, is_unstacked=self._is_unstacked)
 
     def warm_up(self, bank: Bank) -> None:
         """Compiles every program that a request may need."""

@@ -35,7 +35,7 @@ from train.classify.model import (
 )
 from train.classify.predictions import ROWS_SHOWN, write_predictions
 from train.cli.exit_codes import show
-from train.cli.signs_of_life import working
+from train.cli.log_slow_steps import working
 from train.config.command import Flags
 from train.config.run_config import length_key
 from train.data.bucketing import Places, PlannedBatch
@@ -43,7 +43,7 @@ from train.devices.platform import attention_of
 from train.loop.evaluation import make_eval_step
 from train.loop.step import TotalLoss
 from train.planning.parameter_table import summary
-from train.task.fit import longest_batch, require_tokens_fit
+from train.task.check_tokens import longest_batch, require_tokens_fit
 from train.task.protocol import EndedRun, Found, Opened, Results, TrainingTask
 
 logger = logging.getLogger(__name__)

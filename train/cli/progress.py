@@ -17,7 +17,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from jlora.printable import printable, shorten_words
-from train.cli.signs_of_life import working
+from train.cli.log_slow_steps import working
 
 logger = logging.getLogger(__name__)
 

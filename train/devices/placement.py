@@ -20,7 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jlora.errors import JloraError
 from jlora.lora.adapted_model import Adapted
 from jlora.lora.shardings import adapter_shardings
-from jlora.sharding.base import base_shardings
+from jlora.sharding.base_shardings import base_shardings
 from jlora.sharding.mesh import BATCH, make_mesh, set_mesh
 from jlora.sharding.to_host import gather, leaf_to_host, placed_mesh, to_host
 from train.config.run_config import RunConfig
@@ -116,8 +116,9 @@ def put_batch(mesh: Mesh | None, size: int, make: Callable[[np.ndarray], Any]) -
     """Puts a batch of `size` rows on the mesh; each process makes only the rows of its own devices.
 
     Args:
+      size: a multiple of `row_parts(mesh)`.
       make: make(places) returns a tree of numpy arrays (len(places), ...), the rows at these places of the batch
-        (int64, ascending). Without a mesh it is called with all of them, and its result is returned unchanged.
+        (int64, ascending). Without a mesh, the result of make(all places) is returned unchanged.
 
     Returns:
       The same tree of jax.Arrays (size, ...), rows split over the mesh's axes data and fsdp.

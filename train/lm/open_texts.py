@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jlora.generation.open_model import causal_config
 from jlora.pretrained.source import PretrainedSource
-from train.cli.signs_of_life import working
+from train.cli.log_slow_steps import working
 from train.devices.platform import attention_of
 from train.lm.config import LMConfig
 from train.lm.data.batches import width_of_packed
@@ -24,7 +24,7 @@ from train.lm.step_arguments import batch_names
 from train.lm.text.chat_templates import with_template
 from train.lm.vocabulary.added_tokens import add_tokens
 from train.run.manifest import run_day
-from train.task.fit import longest_batch, require_tokens_fit
+from train.task.check_tokens import longest_batch, require_tokens_fit
 from train.task.protocol import EndedRun, Opened
 
 if TYPE_CHECKING:
@@ -104,7 +104,10 @@ def open_tokenizer(config: LMConfig, source: PretrainedSource) -> tuple[PreTrain
 
 
 def read_texts(config: LMConfig, tokenizer: PreTrainedTokenizerBase, day: datetime.date | None = None) -> Data:
-    """Reads and tokenizes the config's texts as `load_examples` does (`day`: None is today), and logs notes on them."""
+    """Reads and tokenizes the texts of `config.data` as `load_examples` does, and logs its notes.
+
+    Raises JloraError as it does. `day`: None is today.
+    """
     with working("reading and tokenizing the data"):
         data = load_examples(config.data, tokenizer, config.seed, day)
     for note in data.notes:

@@ -18,7 +18,7 @@ import jlora
 from jlora.lora.adapted_model import Adapted
 from jlora.lora.shardings import adapter_shardings
 from jlora.pretrained.source import PretrainedSource
-from jlora.sharding.base import base_shardings
+from jlora.sharding.base_shardings import base_shardings
 from jlora.sharding.mesh import BATCH
 from jlora.sharding.rules import leaf_names
 from jlora.tree.leaf_paths import leaves_by_path

@@ -15,7 +15,7 @@ from jlora.pretrained.tokenizer import pad_id
 from jlora.sharding.mesh import set_mesh
 from train.artifacts import merge_for_export
 from train.cli.exit_codes import show
-from train.cli.signs_of_life import working
+from train.cli.log_slow_steps import working
 from train.config.command import Flags
 from train.data.bucketing import Places, PlannedBatch
 from train.data.random_streams import Stream, stream_key

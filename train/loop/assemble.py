@@ -15,11 +15,11 @@ from train.config.run_config import RunConfig, learning_rate_of, rows_of_a_step,
 from train.data.bucketing import PlannedBatch, first_of_each_length
 from train.data.random_streams import Stream, stream_key
 from train.devices import placement
-from train.devices.programs import CompiledAhead, Compiler
+from train.devices.compile_ahead import CompiledAhead, Compiler
 from train.loop.loop import Loop
 from train.loop.optimizer import Schedule, optimizer, schedule
 from train.loop.step import TotalLoss, make_train_step
-from train.run.lengths import EVALUATION
+from train.run.padded_lengths import EVALUATION
 from train.run.state import State
 
 

@@ -18,8 +18,8 @@ from jlora.errors import JloraError
 from train.cli.progress import Left, Progress
 from train.cli.signals import Cut, Stop
 from train.config.sections import TrainSection
+from train.devices.compile_ahead import Compiler
 from train.devices.placement import copy_to_host, put_like
-from train.devices.programs import Compiler
 from train.run import checkpoints
 from train.run.best import Best, judge
 from train.run.checkpoints import Checkpoint, Rest
@@ -142,13 +142,14 @@ def plan_steps(
 ) -> Iterator[tuple[Any, float]]:
     """Yields (planned batch, work that is left after it) for each step from `start` on.
 
-    The planned batch depends only on the plan and the step, not on earlier steps. Later epochs are assumed to have as
-    much work per step as the current one.
+    The planned batch depends only on the plan and the step, not on earlier steps. A step of a later epoch is assumed to
+    be as much work as the mean step of the current epoch.
 
     Args:
-      loop: `per_epoch`, `steps`, `plan(epoch)` and `work(planned)` are read.
+      loop: `per_epoch`, `steps`, `plan(epoch)` with epochs from 0, and `work(planned)` are read.
       start: steps already done; the first that is yielded is number `start`, counted from 0.
-      prepare: prepare(plan) is called for each epoch, before its first step, with its planned batches from there on.
+      prepare: prepare(plan) is called at the beginning of each epoch, with the planned batches of its steps that are
+        still to be done.
     """
     for epoch in range(start // loop.per_epoch, math.ceil(loop.steps / loop.per_epoch)):
         begin, whole = epoch * loop.per_epoch, loop.plan(epoch)

@@ -24,7 +24,7 @@ from train.config.run_config import RunConfig, to_yaml
 from train.config.validate import flatten
 from train.run import environment, lock, manifest
 from train.run.recorder import last_step
-from train.sources.overwrite import require_kept
+from train.sources.refuse_overwrite import require_kept
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +53,10 @@ def choose_action(config: RunConfig, flags: Flags) -> Literal["new", "resumed", 
     """Decides what a run does in the folder `config.output_dir`; writes nothing.
 
     Returns:
-      "new" if the folder is missing or empty, or holds a run that --overwrite replaces; with --resume "finished" if it
-        holds this run with all its exports, else "resumed": unfinished, with another value of a key that may change, or
-        to export again what is missing.
+      "new": the folder is missing or empty, or --overwrite replaces the run in it.
+      "finished": with --resume, if this run is complete, with all its exports.
+      "resumed": with --resume, if this run is not finished, a key that may change has another value, or an export is
+        missing.
 
     Raises:
       RunFolderError: the folder holds a run and neither flag is given, it holds something other than a run, or the run

@@ -25,12 +25,12 @@ NAME = ".lock"
 
 @contextmanager
 def hold_lock(folder: Path) -> Iterator[None]:
-    """Locks the folder for the block; creates it if it does not exist.
+    """Locks the folder in a `with` block; creates it if it does not exist.
 
     The lock is the file .lock in it, which gets {"host", "pid", "run": a random id} and remains after the block.
 
     Raises:
-      RunFolderError: another process holds the lock, or the folder cannot be created.
+      RunFolderError: this or another process holds the lock already, or the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

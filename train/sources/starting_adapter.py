@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 import jlora
 from jlora.initialization.abstract_adapter import abstract_adapter, abstract_stored
-from jlora.initialization.base_uses import base_uses
 from jlora.initialization.residual import init_residual
+from jlora.initialization.trace_uses import trace_uses
 from jlora.lora.adapted_model import Adapted
 from jlora.lora.targets import check_other_modules, is_in_module
 from jlora.peft.config_file import RECOMPUTED
@@ -159,5 +159,5 @@ def _plan_adapter(
         for name in module_names(path, leaf.shape[0] if is_stacked(path) else None)
     ]
     check_other_modules(dataclasses.replace(given, exclude_modules=None), [*names, HEAD])  # a tied head has no leaf
-    seen = base_uses(model.apply, base, (example_batch(model.config),), {}, None)
+    seen = trace_uses(model.apply, base, (example_batch(model.config),), {}, None)
     return abstract_stored(str(section.from_), lora, seen)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from jlora.closed_pipe import end_quietly
 from train.cli import run_command
-from train.cli.signs_of_life import working
+from train.cli.log_slow_steps import working
 from train.config.command import Flags
 from train.config.run_config import RunConfig
 from train.sweep.config import command_for

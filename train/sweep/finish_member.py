@@ -14,7 +14,7 @@ from jlora.files.bounded_json import read_json
 from train.config.command import Flags
 from train.config.run_config import RunConfig
 from train.config.validate import validate
-from train.devices.programs import CompiledAhead, Compiler
+from train.devices.compile_ahead import CompiledAhead, Compiler
 from train.run import folder as run_folder
 from train.run import manifest
 from train.run.recorder import Recorder

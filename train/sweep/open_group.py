@@ -12,14 +12,14 @@ import numpy as np
 
 import jlora
 from jlora.errors import JloraError
-from train.cli.signs_of_life import working
+from train.cli.log_slow_steps import working
 from train.config.run_config import RunConfig, rows_of_a_step, steps_of
 from train.data.bucketing import bucket_lengths
 from train.devices import placement
 from train.loop.evaluation import make_eval_step
 from train.loop.optimizer import optimizer, schedule
 from train.run.best import Best
-from train.run.lengths import MOST, choose_lengths, program_tokens
+from train.run.padded_lengths import MOST, choose_lengths, program_tokens
 from train.run.state import State
 from train.sweep.group import Group, Programs, share_rows
 from train.sweep.group_configs import data_of, program_of

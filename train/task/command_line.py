@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Sequence
 
 from train.cli import run_command
-from train.cli.signs_of_life import working
+from train.cli.log_slow_steps import working
 from train.config.command import Flags
 from train.config.run_config import RunConfig
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from jlora.sharding.to_host import to_host
 from train.artifacts import merge_for_export, model_card
-from train.cli.signs_of_life import working
+from train.cli.log_slow_steps import working
 from train.devices.processes import first_alone
 from train.planning.memory_advice import explain_out_of_memory, how_to_end
 from train.run import curves

@@ -16,7 +16,7 @@ from train.artifacts.merge_for_export import write_merged
 from train.config.command import Flags
 from train.config.run_config import AnyConfig
 from train.data.bucketing import Places, PlannedBatch
-from train.devices.programs import CompiledAhead
+from train.devices.compile_ahead import CompiledAhead
 from train.loop.assemble import Training
 from train.loop.step import TotalLoss
 from train.planning.memory_advice import advice

@@ -11,7 +11,7 @@ import jlora
 from jlora.pretrained.locate import model_folder
 from train.artifacts.hub_upload import push
 from train.artifacts.model_card import ExportKind, Facts, model_card
-from train.cli.signs_of_life import working
+from train.cli.log_slow_steps import working
 from train.config.run_config import RunConfig
 from train.devices.processes import is_first
 from train.run import environment

@@ -12,26 +12,26 @@ from typing import Any
 
 import jlora
 from train.cli.exit_codes import show
+from train.cli.log_slow_steps import working
 from train.cli.progress import clock
-from train.cli.signs_of_life import working
 from train.config.command import Flags
 from train.config.run_config import AnyConfig, rows_of_a_step, steps_of, to_yaml
 from train.data.bucketing import PlannedBatch, plan_epoch
 from train.devices import placement, processes
-from train.devices.programs import CompiledAhead, Compiler
+from train.devices.compile_ahead import CompiledAhead, Compiler
 from train.loop.assemble import Training, TrainingRows, make_loop, training_of
 from train.loop.evaluation import make_eval_step
 from train.loop.loop import Loop, nothing
 from train.planning.memory_advice import explain_out_of_memory
 from train.planning.parameter_table import summary
 from train.run.best import Best
-from train.run.lengths import lengths_of_run
+from train.run.padded_lengths import lengths_of_run
 from train.run.recorder import Recorder
 from train.run.state import State
-from train.task import session
 from train.task.evaluate import place_batch, validation
 from train.task.finish import finish
 from train.task.protocol import AnyOpened, EndedRun, Finished, Run, TrainingTask
+from train.task.train_in_folder import is_to_run, train_in_folder
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def run_task(
         task.describe(config, flags)
         return None
     begin = time.monotonic()
-    if not session.is_to_run(config, flags):
+    if not is_to_run(config, flags):
         return None
     processes.require_same(to_yaml(config), "configuration")
     compiler = Compiler()
@@ -80,7 +80,7 @@ def run_task(
 
     with explain_out_of_memory(lambda: task.memory_help(config, ready.mesh, adapted, training)):
         looked_at = dataclasses.replace(loop, on_step=on_step)
-        finished = session.train(config, flags, looked_at, state, end, begin, ready.opened)
+        finished = train_in_folder(config, flags, looked_at, state, end, begin, ready.opened)
     _say_what_is_there(ready, finished.report, time.monotonic() - begin)
     return finished
 

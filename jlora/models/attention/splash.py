@@ -26,8 +26,8 @@ def splash_obstacle(
 ) -> str | None:
     """Returns why splash attention cannot compute such a call, the first reason found; None if it can.
 
-    Reasons are a bias, dropout, keys of a cache (a `start`, or S is not T), and a mesh that does not divide the rows
-    and the key heads evenly.
+    Reasons are a bias, dropout, keys of a cache (a `start`, or S is not T), and a mesh (`current_mesh`) that does not
+    divide the rows and the key heads evenly. The platform is not checked.
 
     Args:
       query, key: (B, T, H, D) and (B, S, K, D), arrays or ShapeDtypeStructs.

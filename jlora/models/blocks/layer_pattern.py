@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jlora.errors import UnsupportedModelError
-from jlora.models.layers_apart import run_apart, weights_apart
 from jlora.models.mesh_ops import remat_layer
+from jlora.models.unstack_layers import run_unstacked, unstacked_weights
 
 _MOST_PERIOD = 128
 
@@ -66,11 +66,11 @@ def apply_layers(
     stacks = tuple(inside(*fields, kind, name=stack) for stack, kind in zip(names, types, strict=False))
     rest = tuple(outside(*fields, types[i], name=f"{name}_{i}") for i in range(scanned, len(types)))
 
-    if weights_apart(stacks[0]):
-        first = [weights for group in zip(*map(weights_apart, stacks), strict=True) for weights in group]
+    if unstacked_weights(stacks[0]):
+        first = [weights for group in zip(*map(unstacked_weights, stacks), strict=True) for weights in group]
         last = [layer.variables["params"] for layer in rest]
         singles = [layer(*fields, kind, parent=None) for kind in types]
-        return run_apart(list(zip(singles, [*first, *last], strict=True)), x, shared, slots)
+        return run_unstacked(list(zip(singles, [*first, *last], strict=True)), x, shared, slots)
     groups = jax.tree.map(lambda leaf: leaf[:scanned].reshape(-1, period, *leaf.shape[1:]), slots)
     x, groups = _scan(scanned // period)(stacks)(x, shared, groups)
     written = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), groups)

@@ -15,7 +15,7 @@ from jlora.models.attention.visibility import Visibility
 from jlora.models.blocks.layers import Embed, activation, dense, normal, require_length
 from jlora.models.blocks.rotary import longest_row, rotary_frequencies, rotary_scale, rotate, rotate_pairs, rotation
 from jlora.models.kv_cache import Cache, Slots, row_lengths, store_slots, token_positions, update_slots
-from jlora.models.layers_apart import run_apart, weights_apart
+from jlora.models.unstack_layers import run_unstacked, unstacked_weights
 
 
 class Shared(NamedTuple):
@@ -45,7 +45,7 @@ def run_layers(
     """Runs the layers and returns (their final carry, the opened `cache` with the new tokens, or None without one).
 
     Args:
-      layers: a bound module of `scan_decoder_layers`, with stacked weights, or with those of `set_apart`.
+      layers: a bound module of `scan_decoder_layers`, with stacked weights, or with those of `unstack_layers`.
       x: the carry of the first layer.
       shared: values that all layers get.
       batch: T of its `input_ids` (B, T) is added to the cache's length.
@@ -54,9 +54,9 @@ def run_layers(
     if cache is None:
         return layers(x, shared, None)[0], None
     slots = Slots(cache.keys, cache.values)
-    if apart := weights_apart(layers):
+    if apart := unstacked_weights(layers):
         single = layers.layer(layers.config, layers.dtype, parent=None)
-        x, slots = run_apart([(single, weights) for weights in apart], x, shared, slots)
+        x, slots = run_unstacked([(single, weights) for weights in apart], x, shared, slots)
     else:
         x, slots = layers(x, shared, slots)
     return x, store_slots(cache, slots, batch)

@@ -16,7 +16,7 @@ import jax
 from jax import lax
 from jax.sharding import NamedSharding
 
-from jlora.sharding.stored import codes_shardings
+from jlora.sharding.codes_shardings import codes_shardings
 from jlora.transform.quantized_weight import LazyWeight
 
 

@@ -21,7 +21,7 @@ from jlora.pretrained.source import PretrainedSource
 from serve.config import ServeConfig
 from serve.engine.adapters import AdapterSlots, StoredAdapter
 from serve.engine.classifier_engine import ClassifierEngine
-from serve.engine.opening import open_engine
+from serve.engine.open_engine import open_engine
 from serve.engine.requests import AdapterRefusedError, BusyError, UnknownAdapterError
 from tests.support.bank_cases import make_adapters, make_case, make_empty_bank
 from tests.support.training import tiny

@@ -12,8 +12,8 @@ import pytest
 
 import jlora
 from jlora.errors import ContextLengthError, JloraError
-from serve.engine import programs
 from serve.engine.active_adapters import replace_place, select_slots
+from serve.engine.prefill_and_decode import extend, insert, repack
 from serve.engine.requests import AdapterRefusedError, UnknownAdapterError
 from tests.support.serve.engines import (
     PLACES,
@@ -156,7 +156,13 @@ def test_nothing_compiles_after_the_warm_up(engine):
 
 
 def _count_compiled():
-    compiled = (programs.extend, programs.insert, programs.repack, select_slots, replace_place)
+    compiled = (
+        extend,
+        insert,
+        repack,
+        select_slots,
+        replace_place,
+    )
     return [fn._cache_size() for fn in compiled]
 
 
@@ -224,7 +230,7 @@ def test_nan_in_a_row_reaches_no_other(engine, length, places):
         if other.tokens and other.end is None and not found:  # both have a row
             (row,) = (row for row, answer in engine._rows.items() if answer.emit is emit)
             memory = jax.tree.map(lambda part: part[:1] * jnp.nan, engine._pool._memory)
-            engine._pool._memory = programs.insert(engine._pool._memory, np.int32(row), memory)
+            engine._pool._memory = insert(engine._pool._memory, np.int32(row), memory)
             found.append(memory.places)
 
     engine.submit([(request("a1", ids, 50), other), (request("a0", ids, 50), emit)])

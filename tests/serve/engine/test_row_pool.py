@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from serve.engine import programs, row_pool
-from serve.engine.programs import KeyValues
+from serve.engine import prefill_and_decode, row_pool
+from serve.engine.prefill_and_decode import KeyValues
 from serve.engine.row_pool import RowPool, Sizes, make_sizes, needed_places
 from tests.support.serve.engines import base
 
@@ -17,7 +17,7 @@ SIZES = Sizes((1, 2, 4), (128, 256))
 
 def _pool():
     adapted = base().adapted
-    return RowPool(adapted.model, adapted.base, SIZES, is_apart=False)
+    return RowPool(adapted.model, adapted.base, SIZES, is_unstacked=False)
 
 
 def _memory(pool, number, places):
@@ -69,12 +69,12 @@ def test_whatever_is_known_of_a_prompt_nothing_compiles_after_the_warm_up(monkey
     monkeypatch.setattr(row_pool, "_selections", lambda bank, rows: [None])
     adapted = base().adapted
     sizes = Sizes((1, 2), (130, 194, 258, 322))  # no other test has them
-    pool = RowPool(adapted.model, adapted.base, sizes, is_apart=False)
+    pool = RowPool(adapted.model, adapted.base, sizes, is_unstacked=False)
     pool.warm_up(None)
-    counts = programs.insert._cache_size(), programs.repack._cache_size()
+    counts = prefill_and_decode.insert._cache_size(), prefill_and_decode.repack._cache_size()
     for known, size in itertools.product(sizes.places, sizes.places):
         pool.new_memory(1, size - 1, pool.new_memory(1, known - 1, None))
-    assert (programs.insert._cache_size(), programs.repack._cache_size()) == counts
+    assert (prefill_and_decode.insert._cache_size(), prefill_and_decode.repack._cache_size()) == counts
 
 
 @pytest.mark.parametrize("prompt", [1, 63, 64, 100])

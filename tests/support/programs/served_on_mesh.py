@@ -16,9 +16,9 @@ import jax
 
 from jlora.errors import JloraError
 from serve.config import ServeConfig
-from serve.engine import programs
 from serve.engine.active_adapters import replace_place, select_slots
-from serve.engine.opening import open_engine
+from serve.engine.open_engine import open_engine
+from serve.engine.prefill_and_decode import empty_memory, extend, insert, repack
 from tests import conftest  # noqa: F401  what the suite runs under
 from tests.support.serve.engines import ask, prompt, request
 from tests.support.training import tiny, tiny_lm
@@ -69,8 +69,8 @@ def main(folder: Path) -> None:
 
 
 def _count_compiled() -> list[int]:
-    compiled: list[Any] = [programs.extend, programs.insert, programs.repack, programs.empty_memory]
-    return [fn._cache_size() for fn in (*compiled, select_slots, replace_place)]
+    compiled: list[Any] = [extend, insert, repack, empty_memory, select_slots, replace_place]
+    return [fn._cache_size() for fn in compiled]
 
 
 def _splits(pool: Any) -> dict[str, bool]:

@@ -16,8 +16,8 @@ import jlora
 from jlora.generation.open_model import LanguageModel, load_language_model
 from jlora.pretrained.load import example_batch
 from serve.config import ServeConfig
-from serve.engine import opening
-from serve.engine.opening import OpenedEngine
+from serve.engine import open_engine as module
+from serve.engine.open_engine import OpenedEngine, open_engine
 from serve.engine.requests import CompletionRequest, End, Token
 from serve.engine.row_pool import Sizes, make_sizes
 from tests.support.training import tiny, tiny_lm
@@ -61,8 +61,8 @@ def open_tiny(adapters: int = 5, places: Sequence[int] = PLACES[1:], **fields: A
     folders = {f"a{index}": adapter_folder(index) for index in range(adapters)}
     options = {"slots": 2, "max_rank": 4, "rows": 4, "context": 120, "prefixes": 4} | fields
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(opening, "make_sizes", lambda rows, context: Sizes(make_sizes(rows, context).rows, tuple(places)))
-        opened = opening.open_engine(ServeConfig(model=str(tiny_lm.model_folder()), name="tiny", **options), folders)
+        patch.setattr(module, "make_sizes", lambda rows, context: Sizes(make_sizes(rows, context).rows, tuple(places)))
+        opened = open_engine(ServeConfig(model=str(tiny_lm.model_folder()), name="tiny", **options), folders)
     opened.engine.start()
     return opened
 

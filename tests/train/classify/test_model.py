@@ -16,7 +16,7 @@ from train.classify.config import Config
 from train.classify.data.labels import Labels
 from train.classify.data.splits import load_data
 from train.classify.model import abstract_model, build_model, prepare_model, prepare_splits
-from train.task.fit import require_tokens_fit
+from train.task.check_tokens import require_tokens_fit
 
 _LABELS = Labels("single_label_classification", ("no", "yes"))
 

@@ -13,7 +13,7 @@ from jlora.errors import JloraError
 from train.cli.signals import Stop
 from train.config.sections import TrainSection
 from train.data.bucketing import plan_epoch
-from train.devices.programs import Compiler
+from train.devices.compile_ahead import Compiler
 from train.loop import loop as loops
 from train.loop.loop import Loop, plan_steps, run_loop
 from train.run import checkpoints

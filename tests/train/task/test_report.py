@@ -4,14 +4,14 @@ import pytest
 
 from jlora.errors import JloraError
 from tests.support.training import tiny, tiny_lm
-from train.task import report, session
+from train.task import report, train_in_folder
 
 PUSHED = ["hub.push=true", "hub.repo=me/mine"]
 
 
 @pytest.fixture(autouse=True)
 def _granted(monkeypatch):
-    monkeypatch.setattr(session, "check_push", lambda repo, private: repo)
+    monkeypatch.setattr(train_in_folder, "check_push", lambda repo, private: repo)
 
 
 _PLACES = (str(tiny.HOME), str(tiny.ROOT))

@@ -22,7 +22,8 @@ def read_text_or_table(config: DataSection) -> Callable[[Path, str, str, str], T
     """Returns a function that reads .txt files by `data.sample_by`, and other files with `read_table`.
 
     It is called as read(path, name, encoding, separator), the arguments of `read_table`, and returns a Table. Texts of
-    a .txt file are in the column `data.text`, as with `read_text`.
+    a .txt file are in the column `data.text`, as with `read_text`. It raises JloraError as `read_text` and `read_table`
+    do.
     """
 
     def read(path: Path, name: str, encoding: str, separator: str) -> Table:

@@ -141,7 +141,10 @@ def require_answer(turns: list[Turn], where: str) -> None:
 
 
 def from_json(text: str, where: str) -> Any:
-    """Decodes JSON text; raises JloraError that begins with `where` if it is not JSON."""
+    """Decodes JSON text, and NaN and Infinity as Python does.
+
+    Raises JloraError that begins with `where` if it is not JSON, nested too deeply, or has a key twice.
+    """
     try:
         return json.loads(text, object_pairs_hook=refuse_duplicates)
     except (ValueError, RecursionError) as error:

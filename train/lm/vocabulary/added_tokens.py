@@ -32,7 +32,7 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], size: i
     them, and are shown in generated text.
 
     Args:
-      size: the number of tokens that the model has.
+      size: the number of rows of the model's embedding, which may be more or less than the tokenizer's tokens.
 
     Returns:
       The ids whose rows must be trained, ascending: those of the added tokens, and all from `size` up to the largest of

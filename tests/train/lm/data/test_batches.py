@@ -9,8 +9,8 @@ from train.data.bucketing import PlannedBatch, plan_epoch
 from train.lm.config import LMConfig
 from train.lm.data.batches import make_batch, width_of_packed
 from train.lm.data.packing import pack
-from train.run.lengths import lengths_of_run
-from train.task.fit import longest_batch
+from train.run.padded_lengths import lengths_of_run
+from train.task.check_tokens import longest_batch
 
 PAD = 77
 some_lengths = st.lists(st.integers(2, 12), min_size=1, max_size=20)

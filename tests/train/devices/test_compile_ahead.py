@@ -11,7 +11,7 @@ import pytest
 
 from jlora.errors import JloraError
 from tests.support.training import tiny
-from train.devices.programs import CompiledAhead, Compiler
+from train.devices.compile_ahead import CompiledAhead, Compiler
 from train.planning.memory_advice import explain_out_of_memory
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jlora.models.kv_cache import with_room
-from jlora.models.layers_apart import cache_set_apart, set_apart
 from jlora.models.registry import build
+from jlora.models.unstack_layers import unstack_cache, unstack_layers
 from tests.support.models import decoder_cases as cases
 from tests.support.models.encoder_cases import difference
 
@@ -25,7 +25,7 @@ def test_layers_set_apart_are_the_stack(name):
     cache = model.empty_cache(2, 5, jnp.float32)
     _, cache = extend(base, {"input_ids": ids[:, :5], "attention_mask": mask[:, :5]}, cache)
     stacked = with_room(cache, 9)
-    apart, single = cache_set_apart(stacked), set_apart(base, jnp.float32)
+    apart, single = unstack_cache(stacked), unstack_layers(base, jnp.float32)
     for place in (5, 6):
         batch = {"input_ids": ids[:, place : place + 1], "attention_mask": mask[:, place : place + 1]}
         expected, stacked = extend(base, batch, stacked)
@@ -39,6 +39,6 @@ def test_layers_set_apart_are_the_stack(name):
 def test_weights_are_cast_once_and_norms_stay():
     model = build(cases.tiny_decoder("llama"), dtype=jnp.bfloat16)
     base = cases.random_base(model)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(set_apart(base, jnp.bfloat16)):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(unstack_layers(base, jnp.bfloat16)):
         is_norm = "scale" in jax.tree_util.keystr(path)
         assert leaf.dtype == (jnp.float32 if is_norm else jnp.bfloat16)

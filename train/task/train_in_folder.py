@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from train.artifacts.hub_upload import check_push
+from train.cli.log_slow_steps import working
 from train.cli.signals import listening
-from train.cli.signs_of_life import working
 from train.config.command import Flags
 from train.config.run_config import RunConfig, length_key
 from train.devices import processes
@@ -67,7 +67,7 @@ def is_to_run(config: RunConfig, flags: Flags) -> bool:
     return True
 
 
-def train(
+def train_in_folder(
     config: RunConfig,
     flags: Flags,
     loop: Loop,

@@ -61,24 +61,24 @@ class NewTokens(NamedTuple):
     slot: Any
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="is_apart")
-def empty_memory(model: Any, rows: int, places: int, *, is_apart: bool) -> KeyValues:
-    """Makes keys and values of zeros; `is_apart` for a base of `set_apart`."""
+@partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="is_unstacked")
+def empty_memory(model: Any, rows: int, places: int, *, is_unstacked: bool) -> KeyValues:
+    """Makes keys and values of zeros; `is_unstacked` for a base of `unstack_layers`."""
     cache = jax.eval_shape(lambda: model.empty_cache(1, places, model.dtype))
 
     def zeros(part: Any) -> Any:
-        if not is_apart:
+        if not is_unstacked:
             return jnp.zeros((rows, *part.shape), part.dtype)
         return tuple(jnp.zeros((rows, *part.shape[1:]), part.dtype) for _ in range(part.shape[0]))
 
     return _split_heads(KeyValues(zeros(cache.keys), zeros(cache.values)))
 
 
-def step_of(model: Any, *, is_apart: bool) -> tuple[Any, ...]:
+def step_of(model: Any, *, is_unstacked: bool) -> tuple[Any, ...]:
     """Returns (a function of the base, its arguments), from which a bank learns how weights are used."""
     batch = example_batch(model.config)
     cache = jax.eval_shape(lambda: model.empty_cache(1, batch["input_ids"].shape[1], model.dtype))
-    if is_apart:
+    if is_unstacked:
         layers = cache.keys.shape[0]
         keys, values = ((jax.ShapeDtypeStruct(x.shape[1:], x.dtype),) * layers for x in (cache.keys, cache.values))
         cache = cache._replace(keys=keys, values=values)

@@ -16,7 +16,7 @@ from jlora.models.kv_cache import Cache, Slots
 from jlora.tree.module_names import is_stack
 
 
-def set_apart(base: Any, dtype: Any) -> Any:
+def unstack_layers(base: Any, dtype: Any) -> Any:
     """Converts each stack of layers to {"0": the first layer's weights, "1": ...}, for `extend` with a cache.
 
     Stacks are the modules that `is_stack` names (`layers`, `h`, ...); the rest of the tree keeps its structure.
@@ -25,18 +25,18 @@ def set_apart(base: Any, dtype: Any) -> Any:
       base: {"params": ...} of a causal language model, without quantized leaves.
       dtype: of the model. Kernels and embeddings are cast to it once, instead of in every product.
     """
-    return {"params": _set_apart(base["params"], dtype)}
+    return {"params": _unstack_layers(base["params"], dtype)}
 
 
-def _set_apart(tree: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
+def _unstack_layers(tree: Mapping[str, Any], dtype: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, part in tree.items():
         if not isinstance(part, Mapping):
             found[name] = part.astype(dtype) if name in ("kernel", "weight", "embedding") else part
         elif is_stack(name):
-            found[name] = _layers(_set_apart(part, dtype))
+            found[name] = _layers(_unstack_layers(part, dtype))
         else:
-            found[name] = _set_apart(part, dtype)
+            found[name] = _unstack_layers(part, dtype)
     return found
 
 
@@ -45,13 +45,13 @@ def _layers(stack: Any) -> dict[str, Any]:
     return {str(number): jax.tree.map(lambda leaf, number=number: leaf[number], stack) for number in range(count)}
 
 
-def cache_set_apart(cache: Cache) -> Cache:
+def unstack_cache(cache: Cache) -> Cache:
     """Converts keys and values to tuples of one array per layer, for `extend` with unstacked weights."""
     return cache._replace(keys=tuple(cache.keys), values=tuple(cache.values))
 
 
-def weights_apart(stack: nn.Module) -> list[Any]:
-    """Returns a list of each layer's weights, if `set_apart` has separated them; an empty list if they are stacked.
+def unstacked_weights(stack: nn.Module) -> list[Any]:
+    """Returns a list of each layer's weights if `unstack_layers` has separated them; an empty list if not.
 
     `stack` is a bound module: the weights are {"0": ..., "1": ...} in its `variables["params"]`.
     """
@@ -59,7 +59,7 @@ def weights_apart(stack: nn.Module) -> list[Any]:
     return [weights[str(number)] for number in range(len(weights))] if "0" in weights else []
 
 
-def run_apart(layers: Sequence[tuple[nn.Module, Any]], x: Any, shared: Any, slots: Slots) -> tuple[Any, Slots]:
+def run_unstacked(layers: Sequence[tuple[nn.Module, Any]], x: Any, shared: Any, slots: Slots) -> tuple[Any, Slots]:
     """Runs unstacked layers in turn; returns (x, the slots that they wrote, as tuples of one array per layer).
 
     Args:

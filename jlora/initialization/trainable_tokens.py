@@ -8,7 +8,7 @@ from typing import Any, cast
 import jax
 
 from jlora.errors import JloraError, TargetNotFoundError
-from jlora.initialization.base_uses import BaseUses
+from jlora.initialization.trace_uses import BaseUses
 from jlora.lora.config import LoraConfig
 from jlora.lora.entries import Rows
 from jlora.lora.targets import matches
@@ -18,14 +18,14 @@ _FIELD = "LoraConfig.trainable_token_indices"
 _TOKEN_EMBEDDINGS = ("embed_tokens", "word_embeddings", "wte", "embed_in")
 
 
-def token_rows(config: LoraConfig, seen: BaseUses) -> dict[str, Rows]:
+def plan_token_rows(config: LoraConfig, seen: BaseUses) -> dict[str, Rows]:
     """Returns {path of an embedding or output head: its trained rows, whose `value` is a ShapeDtypeStruct}.
 
     They are those of `config.trainable_token_indices`: {end of a module's name: ids}, or a list of ids for the token
     embedding; None gives {}. If the embedding is also the head, "lm_head" with the same ids is not another entry.
 
     Args:
-      seen: from `base_uses`.
+      seen: from `trace_uses`.
 
     Raises:
       JloraError: a name does not match exactly one table; ids are empty, repeated or out of range; a head has a bias; a

@@ -7,13 +7,14 @@ import time
 
 import pytest
 
+from benchmarks.common.alternate import alternate
 from benchmarks.common.commands import timed_command
-from benchmarks.common.turns import alternate
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
 
 SIDE = (
-    "from benchmarks.common.turns import serve; serve(lambda: (lambda: print('noise') or {value}, {{'side': {value}}}))"
+    "from benchmarks.common.alternate import serve;"
+    " serve(lambda: (lambda: print('noise') or {value}, {{'side': {value}}}))"
 )
 
 

@@ -121,7 +121,7 @@ class CompiledAhead:
     """A jitted function that waits if its program for a batch's shape is being compiled; called like the original.
 
     JAX keeps a program that was compiled ahead and uses it for later calls with such arguments, so these do not compile
-    (tests/train/devices/test_programs.py checks it). A shape that was not prepared is compiled when it is called.
+    (tests/train/devices/test_compile_ahead.py checks it). A shape that was not prepared is compiled when it is called.
 
     Attributes:
       function: a jitted function, or one of `train.devices.placement` for a mesh.

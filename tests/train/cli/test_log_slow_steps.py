@@ -3,12 +3,12 @@ import time
 
 import pytest
 
-from train.cli import signs_of_life
-from train.cli.signs_of_life import working
+from train.cli import log_slow_steps
+from train.cli.log_slow_steps import working
 
 
 def test_only_what_takes_a_while_is_said(caplog, monkeypatch):
-    monkeypatch.setattr(signs_of_life, "AFTER_SECONDS", 0.2)
+    monkeypatch.setattr(log_slow_steps, "AFTER_SECONDS", 0.2)
     with caplog.at_level(logging.INFO):
         with working("quick"):
             pass

@@ -3,7 +3,7 @@ import os
 import pytest
 
 from jlora.errors import JloraError
-from train.sources.overwrite import require_kept
+from train.sources.refuse_overwrite import require_kept
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 from jlora.errors import JloraError
 from train.classify.config import Config
 from train.data.bucketing import plan_epoch
-from train.run import lengths as module
-from train.run.lengths import choose_lengths, lengths_of_run, program_tokens
+from train.run import padded_lengths as module
+from train.run.padded_lengths import choose_lengths, lengths_of_run, program_tokens
 
 ROWS = {"train": np.random.default_rng(0).integers(3, 65, 4000), "validation": np.arange(3, 67)[:62]}
 

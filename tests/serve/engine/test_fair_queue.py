@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from serve.engine.adapters import Record
+from serve.engine.fair_queue import Row, RowsRequest, Turns
 from serve.engine.requests import AdapterRefusedError, BusyError
-from serve.engine.turns import Row, RowsRequest, Turns
 
 A, B, C = (Record(name, Path(name), labels=("no", "yes")) for name in "abc")
 

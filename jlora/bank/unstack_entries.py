@@ -1,4 +1,4 @@
-"""Adapters of stacked layers as adapters of layers that are apart: for `jlora.models.layers_apart`."""
+"""Adapters of stacked layers as adapters of layers that are apart: for `jlora.models.unstack_layers`."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from jlora.lora.spec import Spec
 from jlora.tree.module_names import is_stack
 
 
-def entries_apart(adapter: Adapter) -> dict[str, Entry]:
-    """Returns the adapter with an entry for each layer of a stack, for a base made by `set_apart`.
+def unstack_entries(adapter: Adapter) -> dict[str, Entry]:
+    """Returns the adapter with an entry for each layer of a stack, for a base made by `unstack_layers`.
 
     "params/model/layers/q/kernel" with A (layers, r, in) becomes "params/model/layers/0/q/kernel" with A (r, in), and
     so on. Layers that are not adapted are left out; entries without a stack stay as they are.

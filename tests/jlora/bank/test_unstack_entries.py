@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import jlora
-from jlora.bank.entries_apart import entries_apart
+from jlora.bank.unstack_entries import unstack_entries
 from jlora.errors import JloraError
-from jlora.models.layers_apart import cache_set_apart, set_apart
+from jlora.models.unstack_layers import unstack_cache, unstack_layers
 from jlora.pretrained.load import build, example_batch
 from tests.support.models.decoder_cases import random_base, tiny_decoder
 
@@ -30,12 +30,12 @@ def test_logits_are_the_same(model_type, use_dora):
 
     cache = model.empty_cache(1, 8, jnp.float32)
     stacked = jlora.adapt(step)(base, adapter, batch, cache)
-    layers = entries_apart(adapter)
-    apart = jlora.adapt(step)(set_apart(base, jnp.float32), layers, batch, cache_set_apart(cache))
+    layers = unstack_entries(adapter)
+    apart = jlora.adapt(step)(unstack_layers(base, jnp.float32), layers, batch, unstack_cache(cache))
     np.testing.assert_allclose(stacked, apart, rtol=1e-4, atol=1e-5)
     # The forms are those that a bank of such a base has places for.
     bank = jlora.make_bank(
-        set_apart(base, jnp.float32), step, batch, cache_set_apart(cache), slots=1, max_rank=3, use_dora=use_dora
+        unstack_layers(base, jnp.float32), step, batch, unstack_cache(cache), slots=1, max_rank=3, use_dora=use_dora
     )
     assert jlora.take(jlora.put(bank, 0, layers), 0).keys() == layers.keys()
 
@@ -44,13 +44,13 @@ def test_layers_that_are_not_adapted_are_left_out():
     model = build(tiny_decoder("llama"))
     lora = jlora.LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[1])
     adapter = jlora.init(jax.random.key(0), lora, random_base(model), model.apply, example_batch(model.config))
-    assert list(entries_apart(adapter)) == ["params/model/layers/1/self_attn/q_proj/kernel"]
+    assert list(unstack_entries(adapter)) == ["params/model/layers/1/self_attn/q_proj/kernel"]
 
 
 def test_other_entries_are_kept_or_refused():
     head = {"params/head/kernel": jlora.Full(jnp.ones((2, 3)))}
-    assert entries_apart(head) == head
+    assert unstack_entries(head) == head
     norms = {"params/model/layers/norm/scale": jlora.Full(jnp.arange(6.0).reshape(2, 3))}
-    assert entries_apart(norms)["params/model/layers/1/norm/scale"].value.tolist() == [3, 4, 5]
+    assert unstack_entries(norms)["params/model/layers/1/norm/scale"].value.tolist() == [3, 4, 5]
     with pytest.raises(JloraError, match="of all layers"):
-        entries_apart({"params/model/layers/norm/scale": jlora.Full(jnp.ones((1, 3)), layers=(1,))})
+        unstack_entries({"params/model/layers/norm/scale": jlora.Full(jnp.ones((1, 3)), layers=(1,))})

@@ -11,7 +11,7 @@ import pytest
 import jlora
 from jlora.initialization.abstract_adapter import abstract_adapter
 from jlora.lora.entries import Rows
-from jlora.peft.saved_config import true_config
+from jlora.peft.true_config import true_config
 from tests.support.adapters.lora_cases import low_rank, normal, random_encoder, randomized
 from tests.support.models import encoder_cases as cases
 

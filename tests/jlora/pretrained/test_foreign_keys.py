@@ -1,6 +1,6 @@
 import pytest
 
-from jlora.pretrained.other_keys import say_whose_key
+from jlora.pretrained.foreign_keys import say_whose_key
 
 
 @pytest.mark.parametrize(

@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jlora.bank.bank import make_bank
-from jlora.bank.entries_apart import entries_apart
+from jlora.bank.bank import Bank, make_bank
+from jlora.bank.unstack_entries import unstack_entries
 from jlora.errors import FileError, JloraError
 from jlora.generation.generator import context_length
 from jlora.generation.open_model import end_ids, load_language_model
-from jlora.initialization.base_uses import base_uses
+from jlora.initialization.trace_uses import trace_uses
 from jlora.lora.entries import Full
-from jlora.models.layers_apart import set_apart
 from jlora.models.registry import abstract_base, family
+from jlora.models.unstack_layers import unstack_layers
 from jlora.peft.config_file import RECOMPUTED
 from jlora.peft.folder import read_adapter, read_lora_config
 from jlora.pretrained.load import build, example_batch, load_weights
@@ -34,7 +34,7 @@ from serve.engine.adapters import AdapterSlots, Read, StoredAdapter
 from serve.engine.classifier_engine import ClassifierEngine
 from serve.engine.labels import read_labels
 from serve.engine.loop import LanguageEngine
-from serve.engine.programs import step_of
+from serve.engine.prefill_and_decode import step_of
 from serve.engine.row_pool import RowPool, make_sizes
 
 _LONGEST = 4096
@@ -65,15 +65,15 @@ def _open_language_model(config: ServeConfig, folders: Mapping[str, Path]) -> Op
     opened = load_language_model(config.model, use_adapter=False, dtype=dtype, quantize=config.quantize, mesh=mesh)
     model, base = opened.adapted.model, opened.adapted.base
     context, read = _context(config, model), functools.partial(_read, abstract_base(model), _trace(model, base))
-    is_apart = jax.default_backend() == "cpu" and config.quantize is None and mesh is None
-    if is_apart:  # on a CPU, steps then take less than half the time
-        base, read = set_apart(base, dtype), functools.partial(_read_apart, read)
-    adapters = _slots(config, mesh, base, read, folders, *step_of(model, is_apart=is_apart))
+    is_unstacked = jax.default_backend() == "cpu" and config.quantize is None and mesh is None
+    if is_unstacked:  # on a CPU, steps then take less than half the time
+        base, read = unstack_layers(base, dtype), functools.partial(_read_unstacked, read)
+    bank = _empty_bank(config, mesh, base, *step_of(model, is_unstacked=is_unstacked))
     with set_mesh(mesh):
-        pool = RowPool(model, base, make_sizes(config.rows, context), is_apart=is_apart)
+        pool = RowPool(model, base, make_sizes(config.rows, context), is_unstacked=is_unstacked)
     engine = LanguageEngine(
         config.base_name,
-        adapters,
+        _adapter_slots(bank, read, folders),
         read,
         pool=pool,
         context=context,
@@ -93,12 +93,12 @@ def _open_classifier(config: ServeConfig, folders: Mapping[str, Path]) -> Opened
     heads = {path.rsplit("/", 2)[-2] for path in new_heads(model, source, new_head=True)}
     read = _head_reader(source, base, config.labels)
     batch = example_batch(model.config)
-    adapters = _slots(config, mesh, base, read, folders, model.apply, batch, modules_to_save=sorted(heads))
+    bank = _empty_bank(config, mesh, base, model.apply, batch, modules_to_save=sorted(heads))
     engine = ClassifierEngine(
         config.base_name,
         model,
         base,
-        adapters,
+        _adapter_slots(bank, read, folders),
         read,
         rows=config.rows,
         context=_context(config, model),
@@ -133,26 +133,19 @@ def _mesh(config: ServeConfig) -> Mesh | None:
     return None if count == 1 else make_mesh(1, 1, count, devices[:count])
 
 
-def _slots(
-    config: ServeConfig,
-    mesh: Mesh | None,
-    base: Any,
-    read: Read,
-    folders: Mapping[str, Path],
-    fn: Any,
-    *args: Any,
-    **options: Any,
-) -> AdapterSlots:
+def _empty_bank(config: ServeConfig, mesh: Mesh | None, base: Any, fn: Any, *args: Any, **options: Any) -> Bank:
     sizes: dict[str, Any] = {"slots": config.slots, "max_rank": config.max_rank, "targets": config.target_modules}
     bank = make_bank(base, fn, *args, **sizes, **options)
-    if mesh is not None:
-        bank = jax.device_put(bank, NamedSharding(mesh, PartitionSpec()))
+    return bank if mesh is None else jax.device_put(bank, NamedSharding(mesh, PartitionSpec()))
+
+
+def _adapter_slots(bank: Bank, read: Read, folders: Mapping[str, Path]) -> AdapterSlots:
     return AdapterSlots(bank, read, ThreadPoolExecutor(1, thread_name_prefix="adapters"), folders)
 
 
 def _trace(model: Any, base: Any) -> Any:
     """Traces the model once: reading an adapter then takes a fraction of the time."""
-    return base_uses(model.apply, base, (example_batch(model.config),), {}, None)
+    return trace_uses(model.apply, base, (example_batch(model.config),), {}, None)
 
 
 def _read(base: Any, seen: Any, folder: Path) -> StoredAdapter:
@@ -172,8 +165,8 @@ def _read(base: Any, seen: Any, folder: Path) -> StoredAdapter:
     return StoredAdapter(jax.device_get(entries))
 
 
-def _read_apart(read: Read, folder: Path) -> StoredAdapter:
-    return StoredAdapter(entries_apart(read(folder).entries))
+def _read_unstacked(read: Read, folder: Path) -> StoredAdapter:
+    return StoredAdapter(unstack_entries(read(folder).entries))
 
 
 def _head_reader(source: PretrainedSource, base: Any, outputs: int) -> Read:

@@ -16,7 +16,7 @@ import jlora
 from jlora.pretrained.load import build, example_batch, load_weights
 from jlora.pretrained.source import PretrainedSource
 from serve.config import ServeConfig
-from serve.engine.opening import open_engine
+from serve.engine.open_engine import open_engine
 from tests.support.programs import served_on_mesh
 from tests.support.serve.engines import adapter_folder, ask, prompt, request
 from tests.support.training import tiny, tiny_lm

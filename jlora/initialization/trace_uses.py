@@ -20,7 +20,7 @@ _KINDS = frozenset(get_args(UseKind))
 
 
 class BaseUses(NamedTuple):
-    """A traced function and its base. All dicts except `tied` have each path of `leaves`; `base_uses` makes it.
+    """A traced function and its base. All dicts except `tied` have each path of `leaves`; `trace_uses` makes it.
 
     Attributes:
       traced: the function, traced to a jaxpr.
@@ -42,7 +42,7 @@ class BaseUses(NamedTuple):
     tied: dict[str, list[str]]
 
 
-def base_uses(fn: Callable, base: Any, args: tuple, kwargs: dict, names: Mapping[str, str] | None) -> BaseUses:
+def trace_uses(fn: Callable, base: Any, args: tuple, kwargs: dict, names: Mapping[str, str] | None) -> BaseUses:
     """Traces `fn(base, *args, **kwargs)` and finds how it uses each array leaf of the base; computes nothing.
 
     Args:
@@ -78,7 +78,7 @@ def without_rule(seen: BaseUses, low_ranks: Mapping[str, LowRank]) -> dict[str, 
     value is "sin". An empty result means that all can be adapted.
 
     Args:
-      seen: from `base_uses`.
+      seen: from `trace_uses`.
       low_ranks: {path: entry}, with arrays or ShapeDtypeStructs.
     """
     without = {path: next((use.kind for use in seen.uses[path] if use.kind not in _KINDS), None) for path in low_ranks}

@@ -38,8 +38,9 @@ def require_tokens_fit(model: Any, ids: Mapping[str, np.ndarray], longest: int, 
 def longest_batch(lengths: Iterable[np.ndarray], limit: int) -> int:
     """Returns the length that the longest of these rows is padded to: a multiple of 8, but at most `limit`.
 
-        longest_batch([[3, 9]], 100) -> 16
+        longest_batch([np.array([3, 9])], 100) -> 16
 
-    `lengths` has an array int (n,), of at least one row, for each split.
+    Args:
+      lengths: for each split, the lengths of its rows, int (n,), n at least 1.
     """
     return bucket_lengths(np.array([rows.max() for rows in lengths]), 1, limit=limit)[-1]

@@ -8,7 +8,7 @@ import pytest
 
 import jlora
 from jlora.errors import AdapterMismatchError
-from serve.engine.places import require_configured
+from serve.engine.bank_capacity import require_configured
 from tests.support.bank_cases import WIDTH, make_adapters, make_case, make_empty_bank
 
 CASE = make_case("plain")

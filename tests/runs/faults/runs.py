@@ -51,6 +51,8 @@ def language_model(folder: Path, *more: str) -> list[str]:
 
 
 TRAINERS = {"classify": classifier, "lm": language_model}
+EITHER = ["classify"]
+"""For faults that only what both trainers share can meet: the runner, its checkpoints and its records."""
 
 
 def start(trainer: str, arguments: Sequence[str], log: Path, fault: Fault | None = None) -> Any:

@@ -50,7 +50,7 @@ def _fill(file, but=0):
     os.truncate(file, file.stat().st_size - but)
 
 
-@pytest.mark.parametrize("trainer", runs.TRAINERS)
+@pytest.mark.parametrize("trainer", runs.EITHER)
 def test_a_disk_that_takes_nothing_costs_nothing(trainer, undisturbed, tmp_path):
     folder, log = tmp_path / "run", tmp_path / "log"
     checkpoints = folder / "checkpoints"

@@ -1,14 +1,14 @@
-"""A run that SIGKILL ends twenty times, at random moments, leaves bit for bit what the undisturbed run leaves."""
+"""A run that SIGKILL ends ten times, at random moments, leaves bit for bit what the undisturbed run leaves."""
 
 import pytest
 
 from tests.runs.faults import runs
 
-KILLS = 20
+KILLS = 10
 
 
 @pytest.mark.parametrize("trainer", runs.TRAINERS)
-def test_twenty_kills_change_nothing(trainer, undisturbed, tmp_path):
+def test_ten_kills_change_nothing(trainer, undisturbed, tmp_path):
     whole, seconds = undisturbed(trainer)
     folder, log = tmp_path / "run", tmp_path / "log"
     arguments, inside = runs.TRAINERS[trainer](folder, "--resume"), 0

@@ -14,7 +14,6 @@ from tests.support.training import processes
     ("trainer", "number", "code"),
     [
         ("classify", signal.SIGTERM, 143),
-        ("lm", signal.SIGTERM, 143),
         ("lm", signal.SIGINT, 130),
         ("classify", signal.SIGUSR1, 75),
     ],

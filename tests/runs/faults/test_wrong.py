@@ -6,7 +6,7 @@ import pytest
 
 from tests.runs.faults import runs
 
-pytestmark = pytest.mark.parametrize("trainer", runs.TRAINERS)
+pytestmark = pytest.mark.parametrize("trainer", runs.EITHER)
 
 
 def _resumed(trainer, folder, log, fault=None):

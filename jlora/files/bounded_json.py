@@ -8,15 +8,14 @@ from typing import Any
 
 from jlora.errors import FileError
 from jlora.files.file_kind import file_kind
+from jlora.files.limits import LARGEST_JSON
 from jlora.files.path_checks import require_own
 
 _AGAIN = "Copy or download it again"
 _NAMES = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false", type(None): "null"}
-LARGEST = 2**24
-"""The largest JSON that is read, in bytes. Published indexes of many shards have 10 MB; parsed, they take more."""
 
 
-def read_json(file: Path, largest: int = LARGEST) -> dict[str, Any]:
+def read_json(file: Path, largest: int = LARGEST_JSON) -> dict[str, Any]:
     """Reads the object in a JSON file of at most `largest` bytes.
 
     Raises:

@@ -17,9 +17,10 @@ import ml_dtypes
 import numpy as np
 
 from jlora.errors import FileError
-from jlora.files.bounded_json import LARGEST, parse_json
+from jlora.files.bounded_json import parse_json
 from jlora.files.file_kind import kind_of_file
 from jlora.files.finite import require_finite
+from jlora.files.limits import LARGEST_JSON, MOST_AXES, MOST_NUMBERS
 from jlora.files.path_checks import require_own
 
 READABLE = {
@@ -37,9 +38,6 @@ _BITS = {
     "I64": 64, "U64": 64, "F64": 64, "C64": 64,
 }  # fmt: skip
 """{dtype in a file: bits of a number}."""
-_MOST_AXES = 32
-_MOST_NUMBERS = 2**48
-"""More than any disk holds. The limit keeps products of axis sizes from overflowing, also if one axis is 0."""
 
 
 @dataclass(frozen=True)
@@ -136,8 +134,8 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
         length = int.from_bytes(start, "little")
         if len(start) < 8 or length > file.stat().st_size - 8:
             raise _not_whole(file, "")
-        if length > LARGEST:
-            raise FileError(f"{file}: expected a header of at most {LARGEST} bytes; found one of {length}")
+        if length > LARGEST_JSON:
+            raise FileError(f"{file}: expected a header of at most {LARGEST_JSON} bytes; found one of {length}")
         entries = parse_json(stream.read(length), file)
     metadata = entries.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -165,8 +163,8 @@ def _tensor(file: Path, key: str, entry: Any, begin: int) -> StoredTensor:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BITS:
         raise refusal(": dtype", f"one of {', '.join(_BITS)}", dtype)
-    if not _are_sizes(shape) or len(shape) > _MOST_AXES or math.prod(n or 1 for n in shape) > _MOST_NUMBERS:
-        raise refusal(": shape", f"the sizes of at most {_MOST_AXES} axes, {_MOST_NUMBERS} numbers in all", shape)
+    if not _are_sizes(shape) or len(shape) > MOST_AXES or math.prod(n or 1 for n in shape) > MOST_NUMBERS:
+        raise refusal(": shape", f"the sizes of at most {MOST_AXES} axes, {MOST_NUMBERS} numbers in all", shape)
     size, rest = divmod(math.prod(shape) * _BITS[dtype], 8)
     if rest or not _are_sizes(offsets) or len(offsets) != 2 or offsets[1] - offsets[0] != size:
         raise refusal(": data_offsets", f"a start and an end, {size} bytes apart as dtype and shape say", offsets)

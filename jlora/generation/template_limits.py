@@ -16,11 +16,11 @@ from jinja2.runtime import BlockReference, LoopContext, Macro, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEscapeFormatter, SandboxedFormatter
 from markupsafe import Markup
 
+from jlora.files.limits import MOST_TEMPLATE_WORK
 from jlora.generation import template_sizes as sizes
 from jlora.generation import template_work as work
 from jlora.generation.template_counting import CountingCalls
 
-MOST_WORK = 50_000_000
 STEP = 20
 _CALL = 100
 _MACRO = 150
@@ -40,7 +40,7 @@ _READS_SOME = {"batch", "first", "list", "map", "reject", "rejectattr", "reverse
 
 
 class LimitedEnvironment(ImmutableSandboxedEnvironment):
-    """Raises jinja2.TemplateError if the work of a template exceeds MOST_WORK.
+    """Raises jinja2.TemplateError if the work of a template exceeds MOST_TEMPLATE_WORK.
 
     Call `restart` before each rendering: it sets `work`, the sum so far, to 0. `spend(units)` adds to it.
     """
@@ -63,11 +63,11 @@ class LimitedEnvironment(ImmutableSandboxedEnvironment):
     @property
     def left(self) -> int:
         """The units that the template may still spend."""
-        return MOST_WORK - self.work
+        return MOST_TEMPLATE_WORK - self.work
 
     def spend(self, units: int) -> None:
         self.work += units
-        if self.work > MOST_WORK:
+        if self.work > MOST_TEMPLATE_WORK:
             sizes.raise_too_much()
 
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:

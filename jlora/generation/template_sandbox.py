@@ -16,11 +16,10 @@ import jinja2
 import jinja2.ext
 from jinja2 import nodes
 
+from jlora.files.limits import LONGEST_TEMPLATE
 from jlora.generation.template_limits import STEP, LimitedEnvironment
 from jlora.generation.template_sizes import estimate_hashing
 
-_LONGEST = 100_000
-"""Characters of a template, which take seconds to compile if all are tags. The longest in use have 20,000."""
 Span = tuple[int, int]
 """(index of the first character, index after the last)."""
 
@@ -58,8 +57,8 @@ def compile_template(source: str) -> Compiled:
       jinja2.TemplateSyntaxError: `source` is not a template, or has more than 100,000 characters. Python's compiler may
         raise exceptions of other types.
     """
-    if len(source) > _LONGEST:
-        raise jinja2.TemplateSyntaxError(f"it has {len(source):,} characters; expected at most {_LONGEST:,}", 1)
+    if len(source) > LONGEST_TEMPLATE:
+        raise jinja2.TemplateSyntaxError(f"it has {len(source):,} characters; expected at most {LONGEST_TEMPLATE:,}", 1)
     environment = _Environment()
     tree = environment.parse(source)
     names = {node.name for node in tree.find_all(nodes.Name)} | {node.attr for node in tree.find_all(nodes.Getattr)}

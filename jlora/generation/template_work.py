@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from jlora.files.limits import MOST_TEMPLATE_BITS
 from jlora.generation.template_sizes import (
     ENTRY,
     HASHED,
@@ -25,7 +26,6 @@ from jlora.generation.template_sizes import (
     measure_shallow,
 )
 
-MOST_BITS = 10_000
 _NUMBER = re.compile(r"\d+")  # str.format reads the digits of every script
 _SPACE = [character for character in map(chr, range(0x3001)) if character.isspace()]
 _LINE_ENDS = [character for character in _SPACE if len(f"{character}.".splitlines()) == 2]
@@ -81,7 +81,7 @@ def estimate_operator(operator: str, left: Any, right: Any, most: float = math.i
     """Estimates `left operator right` for an arithmetic operator.
 
     Raises:
-      jinja2.TemplateError: a number would have more than MOST_BITS bits.
+      jinja2.TemplateError: a number would have more than MOST_TEMPLATE_BITS bits.
     """
     if isinstance(left, int) and isinstance(right, int):
         bits = max(left.bit_length(), right.bit_length())
@@ -140,9 +140,9 @@ def estimate_filter(name: str, value: Any, args: Sequence[Any], most: float = ma
 
 
 def require_few_bits(bits: int) -> None:
-    """Raises jinja2.TemplateError if a number would have more than MOST_BITS bits."""
-    if bits > MOST_BITS:
-        raise jinja2.TemplateError(f"it computes a number of more than {MOST_BITS:,} bits")
+    """Raises jinja2.TemplateError if a number would have more than MOST_TEMPLATE_BITS bits."""
+    if bits > MOST_TEMPLATE_BITS:
+        raise jinja2.TemplateError(f"it computes a number of more than {MOST_TEMPLATE_BITS:,} bits")
 
 
 def _estimate_search(size: int, part: int) -> int:

@@ -22,6 +22,7 @@ import numpy as np
 from jlora.errors import FileError
 from jlora.files.file_kind import kind_of_file
 from jlora.files.finite import require_finite
+from jlora.files.limits import LARGEST_GGUF_METADATA, MOST_GGUF_AXES, MOST_GGUF_FIELDS, MOST_NUMBERS
 
 _VERSIONS = (2, 3)
 _NO_START = "no GGUF at its start; give a file that llama.cpp's convert_hf_to_gguf.py wrote"
@@ -30,10 +31,6 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 """{GGUF's number of a value type: the format letter of `struct`}."""
 _AT_ONCE = 2**22
 """How many numbers are dequantized at a time."""
-_LARGEST = 2**25
-"""The largest metadata that is read, in bytes. A vocabulary of 250 000 tokens has 10 MB; parsed, it takes more."""
-_MOST_FIELDS, _MOST_AXES, _MOST_NUMBERS = 2**16, 4, 2**48
-"""The most fields of a file, axes of a tensor (as in llama.cpp), and numbers of a tensor (more than any disk holds)."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +148,8 @@ def _parse(file: Path, cursor: _Cursor) -> Gguf:
     if version not in _VERSIONS:
         raise ValueError(f"version {version}, where {_VERSIONS[0]} and {_VERSIONS[1]} are known")
     tensors, fields = cursor.numbers("Q", 2)
-    if max(tensors, fields) > _MOST_FIELDS:
-        raise ValueError(f"{fields} fields and {tensors} tensors, where {_MOST_FIELDS} are the most")
+    if max(tensors, fields) > MOST_GGUF_FIELDS:
+        raise ValueError(f"{fields} fields and {tensors} tensors, where {MOST_GGUF_FIELDS} are the most")
     metadata = _said_once((cursor.text(), cursor.value()) for _ in range(fields))
     parts = metadata.get("split.count", 1)
     if parts != 1:
@@ -196,8 +193,8 @@ class _Cursor:
         start, end = self.place, self.place + count
         if end > len(self.data):
             raise ValueError(f"its end after {len(self.data)} bytes; download or copy it again")
-        if end > _LARGEST:
-            raise ValueError(f"metadata of more than {_LARGEST} bytes")
+        if end > LARGEST_GGUF_METADATA:
+            raise ValueError(f"metadata of more than {LARGEST_GGUF_METADATA} bytes")
         self.place = end
         return self.data[start:end]
 
@@ -223,9 +220,9 @@ class _Cursor:
     def info(self) -> _Info:
         name = self.text()
         (axes,) = self.numbers("I", 1)
-        if not 1 <= axes <= _MOST_AXES:
-            raise ValueError(f"{name} of {axes} axes, where 1 to {_MOST_AXES} are known")
+        if not 1 <= axes <= MOST_GGUF_AXES:
+            raise ValueError(f"{name} of {axes} axes, where 1 to {MOST_GGUF_AXES} are known")
         shape = self.numbers("Q", axes)
-        if not 1 <= math.prod(shape) <= _MOST_NUMBERS:
+        if not 1 <= math.prod(shape) <= MOST_NUMBERS:
             raise ValueError(f"{name} of the shape {shape}")
         return _Info(name, shape[::-1], self.numbers("I", 1)[0], self.numbers("Q", 1)[0])

@@ -10,14 +10,11 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from jlora.errors import FileError
+from jlora.files.limits import LONGEST_TOKEN, MOST_MERGES
 from jlora.gguf.reader import Gguf
 
 _CONTROL, _USER_DEFINED = 3, 4
 """Token types that are never split."""
-_LONGEST = 256
-"""Characters of the longest token. SentencePiece's merges are searched at each position of each token."""
-_MOST_MERGES = 2**21
-"""The most ways to join two SentencePiece tokens. Gemma's 256,000 tokens have 600,000."""
 _SPECIAL = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 
@@ -65,9 +62,10 @@ def _require_lists(content: Gguf, fields: dict[str, Any], third: str) -> None:
         if key != "merges" and len(found) != len(fields["tokens"]):
             raise FileError(f"{where}: expected {len(fields['tokens'])} entries, as tokens has; found {len(found)}")
     longest = max(map(len, fields["tokens"]), default=0)
-    if longest > _LONGEST:
+    if longest > LONGEST_TOKEN:
         raise FileError(
-            f"{content.file}: tokenizer.ggml.tokens: expected at most {_LONGEST} characters; found a token of {longest}"
+            f"{content.file}: tokenizer.ggml.tokens: expected at most {LONGEST_TOKEN} characters; found a token of"
+            f" {longest}"
         )
 
 
@@ -156,8 +154,8 @@ def _sentencepiece(fields: dict[str, Any]) -> Tokenizer:
     for token in sorted(vocabulary, key=lambda token: -scores[vocabulary[token]]):
         cuts = ((token[:i], token[i:]) for i in range(1, len(token)))
         merges += [cut for cut in cuts if cut[0] in vocabulary and cut[1] in vocabulary]
-        if len(merges) > _MOST_MERGES:
-            raise ValueError(f"expected at most {_MOST_MERGES} ways to join two tokens to one, found more")
+        if len(merges) > MOST_MERGES:
+            raise ValueError(f"expected at most {MOST_MERGES} ways to join two tokens to one, found more")
     unknown = _token(fields, "unknown")
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     prefix = fields.get("add_space_prefix", True)

@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 import regex
 
 from jlora.errors import FileError, JloraError
-
-LIMIT = 5.0
-"""CPU seconds for all expressions of a configuration on all names of a model. A model of 126 layers takes one."""
+from jlora.files.limits import PATTERN_SECONDS
 
 
 def find_mistake(text: str) -> str:
@@ -91,11 +89,11 @@ def require_quick(
     begin = time.thread_time()
     for text, match in matchers:
         for name in names:
-            _within_limit(text, match, name, f"{where}: ", LIMIT - (time.thread_time() - begin))
+            _within_limit(text, match, name, f"{where}: ", PATTERN_SECONDS - (time.thread_time() - begin))
 
 
 def _within_limit(
-    text: str, match: Callable[..., regex.Match | None], name: str, where: str = "", seconds: float = LIMIT
+    text: str, match: Callable[..., regex.Match | None], name: str, where: str = "", seconds: float = PATTERN_SECONDS
 ) -> regex.Match | None:
     """Returns the result of `match`, a method of the expression `text`; JloraError if it takes longer.
 
@@ -105,6 +103,6 @@ def _within_limit(
         return match(name, timeout=max(seconds, 0.001))
     except TimeoutError:
         raise (FileError if where else JloraError)(
-            f"{where}expected regular expressions that match within {LIMIT:g} seconds; found"
+            f"{where}expected regular expressions that match within {PATTERN_SECONDS:g} seconds; found"
             f" {reprlib.repr(text)}, which takes longer on {name!r}. Rewrite it without nested repetitions"
         ) from None

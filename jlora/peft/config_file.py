@@ -12,6 +12,7 @@ from typing import Any
 
 from jlora.errors import FileError, JloraError
 from jlora.files.bounded_json import read_json
+from jlora.files.limits import LARGEST_ADAPTER_CONFIG, MOST_RANK
 from jlora.files.nearest_file import nearest_file
 from jlora.files.run_folder import say_what_is_inside
 from jlora.files.safetensors_reader import open_safetensors
@@ -47,15 +48,9 @@ RECOMPUTED = tuple(one.name for one in INITIALIZATIONS if one.in_files == "recom
 _MERGE = "merge the adapter into its base with PEFT (merge_and_unload), save the model, and use that"
 _ONLY_PROMPTS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT")
 
-_LARGEST = 2**20
-"""The largest adapter_config.json, in bytes: each of its patterns is tried on the name of each module."""
-
-_MOST_RANK = 2**16
-"""The largest rank. An adapter's scales, one for each rank that the file claims, are made before tensors are read."""
-
 
 def _is_rank(found: Any) -> bool:
-    return type(found) is int and found <= _MOST_RANK
+    return type(found) is int and found <= MOST_RANK
 
 
 def _is_number(found: Any) -> bool:
@@ -71,9 +66,9 @@ def _is_list(found: Any, kind: type) -> bool:
 
 
 _KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "r": (f"an integer of at most {_MOST_RANK}", _is_rank),
+    "r": (f"an integer of at most {MOST_RANK}", _is_rank),
     "rank_pattern": (
-        f"an object {{module: integer of at most {_MOST_RANK}}}",
+        f"an object {{module: integer of at most {MOST_RANK}}}",
         lambda found: _is_object(found, _is_rank),
     ),
     "lora_alpha": ("a number", _is_number),
@@ -156,7 +151,7 @@ def read_fields(folder: Path) -> dict[str, Any]:
         also if the file of the tensors is missing or damaged.
     """
     _require_adapter_folder(folder)
-    fields, path = read_json(folder / CONFIG, _LARGEST), folder / CONFIG
+    fields, path = read_json(folder / CONFIG, LARGEST_ADAPTER_CONFIG), folder / CONFIG
     if mlx.is_mlx(fields):
         return mlx.peft_fields(fields, open_safetensors(weights_file(folder)), path)
     if fields.get("peft_type") == "LORA":

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jlora.errors import FileError, UnsupportedModelError
-from jlora.files.limits import LARGEST_SIZE, MOST_LAYERS
+from jlora.files.limits import LARGEST_NUMBER, LARGEST_SIZE, MOST_LABELS, MOST_LAYERS
 
-_MOST = {"num_hidden_layers": MOST_LAYERS, "num_labels": 1_000_000} | dict.fromkeys(
+_MOST = {"num_hidden_layers": MOST_LAYERS, "num_labels": MOST_LABELS} | dict.fromkeys(
     ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
      "max_position_embeddings"),
     LARGEST_SIZE,
@@ -25,8 +25,6 @@ _ABOVE_ZERO = (
     "short_factor", "long_factor", "beta_fast", "beta_slow", "original_max_position_embeddings",
 )  # fmt: skip
 """Keys with numbers, or lists of numbers, that positions are divided by."""
-_LARGEST_NUMBER = 1e30
-"""Larger numbers soon overflow float32."""
 
 
 def require_plain(file: Any, stored: Mapping[str, Any], config_class: Any) -> None:
@@ -91,7 +89,7 @@ def _require_rotary(file: Any, name: str, parameters: Mapping[str, Any]) -> None
 
 def _require_above_zero(file: Any, key: str, found: Any) -> None:
     for number in found if isinstance(found, list) else [found]:
-        if not _is_number(number, lambda x: 0 < x <= _LARGEST_NUMBER):
+        if not _is_number(number, lambda x: 0 < x <= LARGEST_NUMBER):
             raise FileError(f"{file}: {key}: expected a number above 0; found {reprlib.repr(found)}")
 
 

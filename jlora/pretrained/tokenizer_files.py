@@ -17,7 +17,8 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from jlora.errors import FileError
-from jlora.files.bounded_json import LARGEST, parse_json
+from jlora.files.bounded_json import parse_json
+from jlora.files.limits import LARGEST_JSON, LARGEST_TOKENIZER
 from jlora.files.path_checks import require_own
 from jlora.files.type_in_words import type_in_words
 from jlora.models.registry import family
@@ -30,8 +31,6 @@ TOKENIZER_FILES = (
     "chat_template.jinja", "chat_template.json", "additional_chat_templates/*.jinja", "tokenizer.*.json", "*.model",
     "*.tiktoken",
 )  # fmt: skip
-_LARGEST = 2**27
-"""The most bytes of all files together. The tokenizer.json of 250 000 tokens has 35 MB."""
 _TOKENIZER_CLASS = re.compile(r"(?!Auto)\w*(Tokenizer|TokenizerFast|Backend)")
 _VERSIONED = r"^tokenizer\.[\d.]+\.json$"
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
@@ -83,10 +82,10 @@ def copy_tokenizer_files(folder: Path, out: Path) -> None:
 
 def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
     """Yields (name in the folder, content) of each file; raises FileError above the limit."""
-    left = _LARGEST
+    left = LARGEST_TOKENIZER
     for file in sorted({file for pattern in TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()}):
         require_own(file, folder)
-        most = min(left, LARGEST) if file.name in _PLAIN else left
+        most = min(left, LARGEST_JSON) if file.name in _PLAIN else left
         with file.open("rb") as stream:
             content = stream.read(most + 1)
         if len(content) > most:

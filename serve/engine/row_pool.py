@@ -17,7 +17,7 @@ from serve.engine.prefill_and_decode import KeyValues, NewTokens, empty_memory, 
 from serve.engine.requests import CompletionRequest
 from serve.engine.sampling import Choice, Drawn
 
-_PIECES = (256, 64)
+_PIECES = (256, 64, 32)
 """The lengths in which prompts are read, padded; the largest that is not mostly padding is taken."""
 _PATIENCE = 32
 """For how many steps a smaller size must do before the rows are moved into it."""

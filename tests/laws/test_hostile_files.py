@@ -24,7 +24,7 @@ from transformers import CONFIG_MAPPING
 
 import jlora
 from jlora.errors import JloraError
-from jlora.files.bounded_json import LARGEST
+from jlora.files.limits import LARGEST_JSON
 from jlora.files.safetensors_reader import open_safetensors
 from jlora.gguf.model import gguf_tensors
 from jlora.gguf.reader import read_gguf
@@ -121,10 +121,10 @@ def _hollow(file: Path, size: int, start: bytes = b"") -> Path:
 def test_files_larger_than_memory_are_refused_by_their_size(tmp_path):
     size = 2**42
     _hollow(tmp_path / SINGLE_FILE, size, (size // 2).to_bytes(8, "little"))
-    with pytest.raises(JloraError, match=rf"{SINGLE_FILE}: expected a header of at most {LARGEST} bytes"):
+    with pytest.raises(JloraError, match=rf"{SINGLE_FILE}: expected a header of at most {LARGEST_JSON} bytes"):
         open_tensors(tmp_path)
     _hollow(tmp_path / "config.json", size)
-    with pytest.raises(JloraError, match=rf"config\.json: expected JSON of at most {LARGEST} bytes; found {size}"):
+    with pytest.raises(JloraError, match=rf"config\.json: expected JSON of at most {LARGEST_JSON} bytes; found {size}"):
         PretrainedSource(tmp_path).config_with()
     (tmp_path / "config.json").unlink()
     _hollow(tmp_path / "tokenizer.json", size)
@@ -145,7 +145,7 @@ BOMBS = {
     "many tensors": lambda: b",".join(
         b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(10**5)
     ),
-    "many lists": lambda: b'"a":[' + b"[]," * (LARGEST // 3 - 20) + b"[]]",
+    "many lists": lambda: b'"a":[' + b"[]," * (LARGEST_JSON // 3 - 20) + b"[]]",
     "a key twice among many": lambda: b",".join(b'"%x":1' % (i % 299_999) for i in range(300_000)),
 }
 

@@ -140,7 +140,7 @@ def test_files_that_others_changed(name, label, tmp_path):
 @pytest.mark.parametrize("label", cases.REFUSED)
 def test_what_is_refused_is_said(label, tmp_path, monkeypatch):
     """Each with what was expected and found; docs/adapters.md lists them with the reason."""
-    monkeypatch.setattr(name_patterns, "LIMIT", 0.1)
+    monkeypatch.setattr(name_patterns, "PATTERN_SECONDS", 0.1)
     refused = cases.REFUSED[label]
     here = pair(refused.family)
     fields = {"target_modules": cases.FAMILIES[refused.family].attention, **refused.fields}

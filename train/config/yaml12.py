@@ -12,13 +12,10 @@ from typing import Any
 import yaml
 
 from jlora.errors import JloraError
+from jlora.files.limits import LARGEST_YAML, MOST_YAML_VALUES
 from jlora.files.nearest_file import nearest_file
 from train.config.shipped import copy_advice
 
-_LARGEST = 2**20
-"""The largest file that is read, in bytes; a config has a few thousand."""
-_MOST_VALUES = 20_000
-"""The most values of one text, after aliases are expanded."""
 _SCALARS = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -70,8 +67,8 @@ def _count(node: yaml.Node, known: dict[int, int]) -> int:
         known[id(node)], inner = 0, [] if isinstance(node, yaml.ScalarNode) else node.value
         parts = [part for pair in inner for part in pair] if isinstance(node, yaml.MappingNode) else inner
         count = known[id(node)] = 1 + sum(_count(part, known) for part in parts)
-    if count > _MOST_VALUES:
-        problem = f"expected at most {_MOST_VALUES} values after aliases are expanded; found more"
+    if count > MOST_YAML_VALUES:
+        problem = f"expected at most {MOST_YAML_VALUES} values after aliases are expanded; found more"
         raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
     return count
 
@@ -107,8 +104,8 @@ def read_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         advice = copy_advice(path)
         raise JloraError(f"--config {path}: expected a YAML file, found no such file{nearest_file(path)}{advice}")
-    if path.stat().st_size > _LARGEST:
-        raise JloraError(f"{path}: expected at most {_LARGEST} bytes of YAML; found {path.stat().st_size}")
+    if path.stat().st_size > LARGEST_YAML:
+        raise JloraError(f"{path}: expected at most {LARGEST_YAML} bytes of YAML; found {path.stat().st_size}")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -86,8 +86,8 @@ def choose_action(config: RunConfig, flags: Flags) -> Literal["new", "resumed", 
         return "new"
     if not flags.resume:
         raise RunFolderError(
-            f"output_dir: {folder}: holds a run. Go on with --resume, replace it with --overwrite, or name"
-            " another folder: output_dir=FOLDER"
+            f"output_dir: {folder}: holds a run. Go on with --resume, replace it with --overwrite (from Python:"
+            " resume=True, overwrite=True), or name another folder: output_dir=FOLDER"
         )
     if _list_allowed_changes(folder / "config.yaml", config) or "report.json" not in found:
         return "resumed"

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jlora.errors import UnsupportedModelError
+from jlora.files.limits import LONGEST_LAYER_PATTERN
 from jlora.models.mesh_ops import remat_layer
 from jlora.models.unstack_layers import run_unstacked, unstacked_weights
-
-_MOST_PERIOD = 128
 
 
 def shortest_period(types: Sequence[str]) -> int:
@@ -55,9 +54,9 @@ def apply_layers(
       UnsupportedModelError: the period has more than 128 layers, which would all be compiled.
     """
     period = shortest_period(types)
-    if period > _MOST_PERIOD:
+    if period > LONGEST_LAYER_PATTERN:
         raise UnsupportedModelError(
-            f"layer_types: expected a pattern that repeats after {_MOST_PERIOD} layers; found {period}"
+            f"layer_types: expected a pattern that repeats after {LONGEST_LAYER_PATTERN} layers; found {period}"
         )
     scanned = len(types) - len(types) % period
     inside = remat_layer(layer, remat=remat, prevent_cse=False)

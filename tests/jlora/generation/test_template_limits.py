@@ -105,7 +105,7 @@ GREEDY = {
 
 @pytest.mark.parametrize("template", [pytest.param(source, id=name) for name, source in GREEDY.items()])
 def test_a_template_that_takes_too_much_is_ended(template, monkeypatch):
-    monkeypatch.setattr(template_limits, "MOST_WORK", 1_000_000)
+    monkeypatch.setattr(template_limits, "MOST_TEMPLATE_WORK", 1_000_000)
     begin = time.process_time()
     with pytest.raises((jinja2.TemplateError, RecursionError)):
         rendered(template)
@@ -138,7 +138,7 @@ def test_a_long_chat_is_written():
     plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(TOOLS)
     expected = plain.render(messages=messages).replace("&#34;", '"')
     assert rendered(TOOLS, messages=messages) == expected
-    assert compile_template(TOOLS).template.environment.work < template_limits.MOST_WORK / 2
+    assert compile_template(TOOLS).template.environment.work < template_limits.MOST_TEMPLATE_WORK / 2
 
 
 def test_the_error_names_the_template_and_what_to_do():

@@ -67,7 +67,7 @@ def test_the_mistake_of_an_expression_comes_with_its_place():
     "field", ["target_modules", "exclude_modules", "rank_pattern", "alpha_pattern", "layers_pattern"]
 )
 def test_one_that_takes_forever_is_refused(field, monkeypatch):
-    monkeypatch.setattr(name_patterns, "LIMIT", 0.1)
+    monkeypatch.setattr(name_patterns, "PATTERN_SECONDS", 0.1)
     bomb = r"(([a-z_.\d]|[a-z])+)+\s\s"
     given = {field: {bomb: 1} if field.endswith("k_pattern") or field == "alpha_pattern" else bomb}
     config = LoraConfig(**{"layers_to_transform": [0]} if field == "layers_pattern" else {}, **given)

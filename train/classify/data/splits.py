@@ -303,9 +303,11 @@ def _split_off(
 def _sample(split: Split, max_rows: int | None, seed: int, task: str | None, name: str, notes: list[str]) -> Split:
     if max_rows is None or len(split) <= max_rows:
         return split
-    ranks, _ = _ranks_within_class(_classes(split, task), SAMPLE_STREAMS[name], seed)
+    classes = _classes(split, task)
+    ranks, _ = _ranks_within_class(classes, SAMPLE_STREAMS[name], seed)
     balanced = np.lexsort((permutation(len(split), Stream.SAMPLE_TIES, seed, SAMPLE_STREAMS[name]), ranks))[:max_rows]
-    notes.append(f"{name}: a sample of {max_rows:,} of {len(split):,} rows (data.max_rows, seed {seed})")
+    how = ", balanced by class" if len(set(classes)) > 1 else ""
+    notes.append(f"{name}: a sample of {max_rows:,} of {len(split):,} rows{how} (data.max_rows, seed {seed})")
     return split.take(np.sort(balanced))
 
 

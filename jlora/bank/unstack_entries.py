@@ -1,4 +1,4 @@
-"""Adapters of stacked layers as adapters of layers that are apart: for `jlora.models.unstack_layers`."""
+"""Adapters of stacked layers as adapters of single layers: for `jlora.models.unstack_layers`."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def require_text(value: Any, where: str) -> str:
-    """Returns the value; raises JloraError that begins with `where` if it is no text or has surrogates (U+D800...)."""
+    """Returns the value; raises JloraError that begins with `where` if it is not text or has surrogates (U+D800...)."""
     if not isinstance(value, str):
         raise JloraError(f"{where}: expected text, found {_describe(value)}")
     if half := _LONE_SURROGATE.search(value):

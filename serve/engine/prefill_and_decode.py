@@ -27,7 +27,7 @@ class KeyValues(NamedTuple):
 
     Attributes:
       keys: (rows, layers, 1, key heads, width, places). values: (rows, layers, 1, key heads, places, width). Or, if the
-        base's layers are apart, tuples with an array for each layer, without the axis of the layers.
+        base's layers are unstacked, tuples with an array for each layer, without the axis of the layers.
     """
 
     keys: Any

@@ -63,7 +63,7 @@ class RowPool:
     """The memory of all rows that get tokens, in the smallest size that holds them."""
 
     def __init__(self, model: Any, base: Any, sizes: Sizes, *, is_unstacked: bool) -> None:
-        """`is_unstacked`: whether the base's layers are (`jlora.models.unstack_layers`)."""
+        """`is_unstacked`: whether the base is one of `jlora.models.unstack_layers`."""
         self.sizes = sizes
         self._model, self._base, self._is_unstacked = model, base, is_unstacked
         self._memory = self._empty(sizes.rows[0], sizes.places[0])

@@ -42,7 +42,7 @@ def parse_body(body: bytes, schema: type[SchemaT]) -> SchemaT:
     """Parses and checks the JSON of a request.
 
     Raises:
-      HttpError: 400, if the body is no JSON in UTF-8 or does not fit the schema; `param` is the wrong key, if there is
+      HttpError: 400, if the body is not JSON in UTF-8 or does not fit the schema; `param` is the wrong key, if there is
         one.
     """
     try:

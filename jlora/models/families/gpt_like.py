@@ -54,9 +54,9 @@ def run_layers(
     if cache is None:
         return layers(x, shared, None)[0], None
     slots = Slots(cache.keys, cache.values)
-    if apart := unstacked_weights(layers):
+    if unstacked := unstacked_weights(layers):
         single = layers.layer(layers.config, layers.dtype, parent=None)
-        x, slots = run_unstacked([(single, weights) for weights in apart], x, shared, slots)
+        x, slots = run_unstacked([(single, weights) for weights in unstacked], x, shared, slots)
     else:
         x, slots = layers(x, shared, slots)
     return x, store_slots(cache, slots, batch)

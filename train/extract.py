@@ -139,7 +139,7 @@ def _require_same_architecture(tuned: Any, base: Any) -> None:
     if tuned.config.model_type != base.config.model_type or shapes[0] != shapes[1]:
         hint = "\nAn adapter cannot make the vocabulary larger; see docs/extract.md" * ("vocab_size" in found)
         raise JloraError(
-            "--base: expected the model that --tuned was tuned from, found another architecture:\n  "
+            "--base: expected the model that --tuned was tuned from, found one of another architecture or size:\n  "
             + "\n  ".join(lines)
             + hint
         )

@@ -47,6 +47,9 @@ def require_plain(file: Any, stored: Mapping[str, Any], config_class: Any) -> No
             found = stored.get(name)
             if found is not None and not (type(found) is int and 1 <= found <= most):
                 raise FileError(f"{file}: {name}: expected an integer from 1 to {most}; found {found!r}")
+    for key in ("id2label", "label2id"):
+        if not isinstance(stored.get(key), dict | None):
+            raise FileError(f"{file}: {key}: expected an object; found {reprlib.repr(stored[key])}")
     for key, value in stored.items():
         if key.startswith("__") or callable(getattr(config_class, key, None)):
             raise FileError(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 _WRAPPERS = {
-    "_orig_mod.": "torch.compile adds (save model._orig_mod)",
-    "module.": "DataParallel adds (save model.module)",
-    "_fsdp_wrapped_module.": "FSDP adds (gather the whole state_dict, and save that)",
-    "language_model.": "a model with images has (save its language model alone)",
-    "model.language_model.": "a model with images has (save its language model alone)",
+    "_orig_mod.": "torch.compile adds. Save model._orig_mod",
+    "module.": "DataParallel adds. Save model.module",
+    "_fsdp_wrapped_module.": "FSDP adds. Gather the whole state_dict and save that",
+    "language_model.": "a model with images has. Save its language model alone",
+    "model.language_model.": "a model with images has. Save its language model alone",
 }
 
 
@@ -24,5 +24,5 @@ def say_whose_key(key: str) -> str:
         return "one of quantized weights (bitsandbytes, GPTQ, AWQ). Give the 16-bit model that they were made from"
     for start, adds in _WRAPPERS.items():
         if key.startswith(start):
-            return f"one that begins with {start}, which {adds}, with save_pretrained"
+            return f"one that begins with {start}, which {adds} with save_pretrained"
     return ""

@@ -68,7 +68,12 @@ def with_both_tables(model: Any, folder: Path, tensors: Mapping[str, Any], *, fi
         found.pop(HEAD_KEY, None)
     elif head is None and embedding is not None and files_tie:
         found[HEAD_KEY] = embedding
-        logger.info("%s: the head, which the files tie to %s, is loaded as a separate table", folder, embedding_key)
+        logger.info(
+            "%s: the head, which the files tie to %s, is loaded as a separate table, as in PEFT;"
+            " ensure_weight_tying keeps one table for both",
+            folder,
+            embedding_key,
+        )
     elif files_tie and head is not None and not _are_equal(head, embedding):
         logger.warning(
             "%s: %s and %s have different values, although config.json says tie_word_embeddings: the head is not tied",

@@ -428,7 +428,7 @@ CONFIGS = {
     "ids of several kinds": ("llama", {"eos_token_id": [1, True]}, "eos_token_id: expected a token's id"),
     "a method": ("bert", {"save_pretrained": "x"}, "save_pretrained: expected a setting of a model; found a method"),
     "a class": ("bert", {"__class__": "x"}, "__class__: expected a setting of a model; found a method"),
-    "names that are none": ("bert", {"id2label": ["a", "b"]}, "config.json: "),
+    "names that are none": ("bert", {"id2label": ["a", "b"]}, r"config.json: id2label: expected an object"),
     "a type that is none": (["bert"], {}, r"model_type: expected one of .*; found \['bert'\]"),
 }
 

@@ -220,8 +220,8 @@ def test_an_adapter_whose_numbers_overflow_is_an_error(own, tmp_path):
     assert ask(own, request("a1", ids, 4))[0].ids == alone(1, ids, 4)
 
 
-@pytest.mark.parametrize(("length", "places"), [(10, PLACES[0]), (70, PLACES[1])])
-def test_nan_in_a_row_reaches_no_other(engine, length, places):
+@pytest.mark.parametrize(("length", "answer", "places"), [(10, 50, PLACES[0]), (100, 20, PLACES[1])])
+def test_nan_in_a_row_reaches_no_other(engine, length, answer, places):
     ids, found = tuple(prompt(8, length)), []
     first, other = Waiting(), Waiting()
 
@@ -233,13 +233,13 @@ def test_nan_in_a_row_reaches_no_other(engine, length, places):
             engine._pool._memory = insert(engine._pool._memory, np.int32(row), memory)
             found.append(memory.places)
 
-    engine.submit([(request("a1", ids, 50), other), (request("a0", ids, 50), emit)])
+    engine.submit([(request("a1", ids, answer), other), (request("a0", ids, answer), emit)])
     assert first.is_over.wait(60)
     for short in ask(engine, *[request("a2", prompt(9, 10), 10)] * 3):  # which fill only a part of its row
         assert short.ids == alone(2, tuple(prompt(9, 10)), 10)
     assert other.is_over.wait(60)
     assert (found, first.end.reason) == ([places], "error")
-    assert other.ids == alone(1, ids, 50)
+    assert other.ids == alone(1, ids, answer)
 
 
 def test_nan_of_one_answer_reaches_no_other(tmp_path):

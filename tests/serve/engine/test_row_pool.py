@@ -79,4 +79,4 @@ def test_whatever_is_known_of_a_prompt_nothing_compiles_after_the_warm_up(monkey
 
 @pytest.mark.parametrize("prompt", [1, 63, 64, 100])
 def test_a_memory_has_room_for_the_padding_of_every_piece(prompt):
-    assert needed_places(prompt, 1) >= -(-prompt // 64) * 64
+    assert needed_places(prompt, 1) >= -(-prompt // 32) * 32

@@ -53,7 +53,7 @@ def load(index: int, **fields: Any) -> dict[str, Any]:
 
 
 PLACES = (128, 192)
-"""Sizes of an engine's memory: a prompt of at most 64 tokens fits the first, one of the whole context the second."""
+"""Sizes of an engine's memory: a prompt of at most 96 tokens fits the first, one of the whole context the second."""
 
 
 def open_tiny(adapters: int = 5, places: Sequence[int] = PLACES[1:], **fields: Any) -> OpenedEngine:

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from benchmarks.common.marked_parts import fill_parts
+from benchmarks.sweeps import together
 from benchmarks.sweeps.answers import SWEEPS, read_results
 from benchmarks.sweeps.answers_page import methods_table, modules_table, write_parts
 from tests.support.training import tiny
@@ -52,6 +53,32 @@ def test_the_share_of_the_gain_is_that_over_the_head_alone():
         "| LoRA, rank 4 | 50 | 78.0 | 76.0 to 80.0 | 90 % |",
         "| full fine-tuning | 5,000 | 80.0 | 80.0 to 80.0 |  |",
     ]
+
+
+def _compared(adapters, rows, long, short):
+    return {
+        "adapters": adapters,
+        "rows of each": rows,
+        "quicker by": long,
+        "quicker by, 50 steps and compilation": short,
+    }
+
+
+def test_together_has_a_row_for_each_number_of_adapters_and_gaps_where_none_was_measured():
+    found = [_compared(1, 4, 1, 1), _compared(8, 1, 1.549, 1.76), _compared(1, 1, 1, 1)]
+    assert together.write_table(found).splitlines() == [
+        "| adapters | 1 row each | 4 rows each |",
+        "| --- | ---: | ---: |",
+        "| 1 | 1.00 / 1.00 | 1.00 / 1.00 |",
+        "| 8 | 1.55 / 1.76 |  |",
+    ]
+
+
+def test_the_page_of_sweeps_shows_what_the_command_wrote():
+    folder = PAGE.parent
+    text = (folder / "sweep.md").read_text(encoding="utf-8")
+    measured = json.loads((folder / "sweeps/together.json").read_text(encoding="utf-8"))
+    assert fill_parts(text, {"together": together.write_table(measured)}) == text
 
 
 def _write(folder, lines):

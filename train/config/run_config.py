@@ -67,6 +67,9 @@ class RunConfig(Section):
             raise KeyProblem("export.merged", f"expected true with method: {self.method}, which leaves nothing else")
         if self.method != "lora" and self.lora.from_ is not None:
             raise KeyProblem("lora.from", f"expected null with method: {self.method}, found {self.lora.from_!r}")
+        if self.method != "lora" and self.train.loraplus_lr_ratio is not None:
+            found = f"found {self.train.loraplus_lr_ratio:g}"
+            raise KeyProblem("train.loraplus_lr_ratio", f"expected null with method: {self.method}, {found}")
         return self
 
 
@@ -84,6 +87,11 @@ def learning_rate_of(config: RunConfig) -> float:
     if isinstance(rates, float):
         return rates
     return (config.learning_rates if rates is None else rates)[config.method]
+
+
+def order_seed_of(config: RunConfig) -> int:
+    """Returns the seed of the order of the training rows: `train.data_seed`, or if it is null `seed`."""
+    return config.seed if config.train.data_seed is None else config.train.data_seed
 
 
 def to_yaml(config: RunConfig) -> str:

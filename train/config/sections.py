@@ -149,6 +149,9 @@ class TrainSection(Section):
     eval_batch_size: Count = Field(default=64, description="rows a batch in evaluation")
     gradient_accumulation_steps: Count = Field(default=1, description="batches an optimizer step")
     learning_rate: Any = Field(default=None, description="peak learning rate, or {method: rate}; null: the command's")
+    loraplus_lr_ratio: Positive | None = Field(
+        default=None, description="LoRA+: by what the learning rate is multiplied for the B of adapters; null: 1"
+    )
     schedule: Literal["linear", "cosine", "constant"] = Field(default="linear", description="decay after the warmup")
     warmup_ratio: BelowOne = Field(default=0.06, description="share of the steps that warm up")
     warmup_steps: Whole | None = Field(default=None, description="steps that warm up, instead of train.warmup_ratio")
@@ -184,6 +187,7 @@ class TrainSection(Section):
         description="batch lengths at most: rows of like length share a batch; null: as many as save more time "
         "over the run than compiling them takes",
     )
+    data_seed: Seed | None = Field(default=None, description="seed of the order of the rows; null: seed")
     log_every: Count = Field(default=10, description="steps between log lines")
     eval_on_start: bool = Field(
         default=True, description="also evaluate the model before training, for curves.png and the end of the log"

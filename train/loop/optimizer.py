@@ -43,13 +43,17 @@ def schedule(train: TrainSection, learning_rate: float | jax.Array, steps: int) 
     return rate
 
 
-def optimizer(train: TrainSection, rate: Schedule) -> optax.GradientTransformation:
+def optimizer(
+    train: TrainSection, rate: Schedule, ratio: float | jax.Array | None = None
+) -> optax.GradientTransformation:
     """Makes AdamW, after clipping by the norm over all trained leaves; its state has only the trained leaves.
 
     Args:
       train: `adam_beta1`, `adam_beta2`, `adam_epsilon`, `weight_decay` of the leaves in `decay_mask`, and
         `max_grad_norm`; None or 0 does not clip.
       rate: a result of `schedule`.
+      ratio: by what the rate of the leaves in `loraplus_mask` is multiplied; it may be traced. None means
+        `train.loraplus_lr_ratio`, or 1.
     """
     adamw = optax.adamw(
         rate,
@@ -59,7 +63,26 @@ def optimizer(train: TrainSection, rate: Schedule) -> optax.GradientTransformati
         weight_decay=train.weight_decay,
         mask=decay_mask,
     )
-    return optax.chain(optax.clip_by_global_norm(train.max_grad_norm), adamw) if train.max_grad_norm else adamw
+    parts = [optax.clip_by_global_norm(train.max_grad_norm)] if train.max_grad_norm else []
+    ratio = train.loraplus_lr_ratio if ratio is None else ratio
+    faster = [] if ratio is None else [optax.masked(optax.scale(ratio), loraplus_mask)]
+    return optax.chain(*parts, adamw, *faster) if parts or faster else adamw
+
+
+def loraplus_mask(trainable: dict[str, Any]) -> dict[str, Any]:
+    """Returns a tree of the structure of `trainable` that is True for leaves with LoRA+'s higher rate.
+
+    These are the B of linear layers and convolutions (Hayou et al. 2024, arXiv:2402.12354), which start at zero. An
+    embedding's B starts at random and has the rate of all else.
+
+    Args:
+      trainable: {path: entry}, the first result of `jlora.split`.
+    """
+    mask = {}
+    for path, entry in labels(trainable).items():
+        is_lookup = getattr(entry, "kind", None) == "lookup"
+        mask[path] = jax.tree.map(lambda label, off=is_lookup: label == "b" and not off, entry)
+    return mask
 
 
 _MATRICES = ("/kernel", "/weight", "/embedding")

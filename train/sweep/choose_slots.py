@@ -60,7 +60,7 @@ def plan_memory(group: Group, slots: int) -> Memory:
     state = State(members(first.state.trainable), members(first.state.optimizer), step)
     arguments = StepArguments(state, members(first.frozen), group.base, batch, group.key)
     rates = jax.ShapeDtypeStruct((slots,), jnp.float32)
-    compiled = group.programs.step.lower(rates, *arguments).compile()
+    compiled = group.programs.step.lower(rates, rates, *arguments).compile()
     return measure_compiled(compiled, arguments)
 
 

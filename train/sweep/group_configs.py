@@ -10,7 +10,7 @@ from train.config.run_config import RunConfig
 from train.run.manifest import flat
 from train.task.protocol import Opened
 
-_ALWAYS = {"output_dir", "train.learning_rate"}
+_ALWAYS = {"output_dir", "train.learning_rate", "train.loraplus_lr_ratio"}
 _OF_THE_ADAPTER = {"lora.r", "lora.lora_alpha", "lora.use_rslora", "lora.init_lora_weights"}
 _TARGETS = {"lora.target_modules", "lora.exclude_modules", "lora.layers_to_transform"}
 _SHAPES_BATCHES = {"data.max_length", "data.packing", "data.add_tokens"}
@@ -21,9 +21,11 @@ def group_configs(configs: Sequence[RunConfig]) -> list[list[int]]:
     """Returns the groups of a sweep's configs, as indices, in their order.
 
     The members of a group have the same base and the same dropout masks: these are computed once for all. They may
-    differ in the learning rate, and in the adapter's values, rank, scale and targets: ranks are padded to the largest,
+    differ in the learning rates, and in the adapter's values, rank, scale and targets: ranks are padded to the largest,
     a target that a member lacks has rank 0. They may also have rows of their own; `split_by_model` then has to look at
-    these. Runs of another seed have other masks, so they are another group, which uses the same program.
+    these. Runs of another seed have other masks and another order of rows, so they are another group, which uses the
+    same program; beside others their batches would be padded to other lengths, and they would not be what they are
+    alone.
     """
     groups: dict[str, list[int]] = {}
     for index, config in enumerate(configs):
@@ -51,9 +53,9 @@ def split_by_model(group: Sequence[int], opened: Sequence[Opened]) -> list[list[
 def program_of(configs: Sequence[RunConfig]) -> str:
     """Returns a text that is equal for groups, given as their configs, that train by one program.
 
-    Their members have the same rows, up to the order, which depends on the seed.
+    Their members have the same rows, up to the order, which depends on the seeds.
     """
-    return "\n".join(sorted({_shared(config, _free(config) | {"seed"}) for config in configs}))
+    return "\n".join(sorted({_shared(config, _free(config) | {"seed", "train.data_seed"}) for config in configs}))
 
 
 def data_of(config: RunConfig) -> str:

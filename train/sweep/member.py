@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from jlora.files.replace_file import replace_file
 from jlora.lora.adapted_model import Adapted
 from jlora.tree.leaf_paths import leaves_by_path
-from train.config.run_config import RunConfig, learning_rate_of, rows_of_a_step
+from train.config.run_config import RunConfig, learning_rate_of, order_seed_of, rows_of_a_step
 from train.data.bucketing import PlannedBatch, plan_epoch
 from train.loop.optimizer import schedule
 from train.run.best import Best
@@ -78,7 +78,8 @@ class Member:
         """Returns the planned batches of the steps from `start`, counted from 0, to `end`, as for the run alone."""
         lengths, size = self.opened.rows["train"].lengths, rows_of_a_step(self.config)
         epochs = range(start // self.per_epoch, -(-end // self.per_epoch))
-        plans = [plan_epoch(lengths, self.lengths, size, self.config.seed, epoch) for epoch in epochs]
+        seed = order_seed_of(self.config)
+        plans = [plan_epoch(lengths, self.lengths, size, seed, epoch) for epoch in epochs]
         first = start - epochs.start * self.per_epoch
         return [planned for plan in plans for planned in plan][first : first + end - start]
 

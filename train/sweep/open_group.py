@@ -65,7 +65,7 @@ def open_group(task: TrainingTask, points: Sequence[Point], configs: Sequence[An
         adapted = _build_all(task, configs, opened)
     form = common_form([one.adapter for one in adapted])
     base = adapted[0].base
-    tx = optimizer(first.train, schedule(first.train, 1.0, 1))  # the state does not depend on the rate
+    tx = optimizer(first.train, schedule(first.train, 1.0, 1), 1.0)  # the state depends on neither rate
     lengths = {id(one): _choose_lengths(config, one, base) for one, config in zip(opened, configs, strict=True)}
     members = [
         _make_member(*each, lengths[id(each[2])], form, tx)

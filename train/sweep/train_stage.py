@@ -105,6 +105,7 @@ class _Stage:
         self.state = State(moving[0], moving[1], jnp.int32(self.start))
         self.frozen = stack_trees([one.frozen for one in filled])
         self.rates = np.stack([one.learning_rates(self.start, self.end) for one in filled], 1)
+        self.ratios = np.array([one.config.train.loraplus_lr_ratio or 1 for one in filled], np.float32)
         self.active = list(range(len(self.members)))
         self.unread: list[dict[str, Any]] = []
         self.begin, self.counts = time.monotonic(), [0] * len(self.members)
@@ -113,7 +114,8 @@ class _Stage:
     def make_step(self, step: int, planned: StepPlan) -> None:
         group = self.group
         batch, rates = group.batch(planned, self.members, self.slots), self.rates[step - 1 - self.start]
-        self.state, values = group.programs.step(rates, self.state, self.frozen, group.base, batch, group.key)
+        moving = (rates, self.ratios, self.state)
+        self.state, values = group.programs.step(*moving, self.frozen, group.base, batch, group.key)
         self.unread.append(values)
         for index, member in enumerate(self.members):
             lengths, of_member = member.opened.rows["train"].lengths, planned[index if len(planned) > 1 else 0]
@@ -143,7 +145,9 @@ class _Stage:
             losses = [float(values[-1]["loss"][index]) for index in self.active]
             shown = f"loss {min(losses):.4f} to {max(losses):.4f}"
             last, seconds = max(one.steps for one in self.members), time.monotonic() - self.begin
-            logger.info("step %d/%d  %d runs  %s  %s gone", step, last, len(self.active), shown, clock(seconds))
+            left = seconds * (last - step) / (step - self.start)
+            shown += f"  {clock(seconds)} gone  {clock(left)} left"
+            logger.info("step %d/%d  %d runs  %s", step, last, len(self.active), shown)
 
     def evaluate(self, step: int, indices: Sequence[int]) -> None:
         """Evaluates members on the validation split, and their starts if they were not evaluated yet."""

@@ -15,7 +15,7 @@ from train.run.state import State
 
 
 def make_members_step(total_loss: TotalLoss, train: TrainSection, *, own_rows: bool = False) -> Callable:
-    """Makes members_step(rates, state, frozen, base, batch, key) -> (state, {"loss", "grad_norm"}).
+    """Makes members_step(rates, ratios, state, frozen, base, batch, key) -> (state, {"loss", "grad_norm"}).
 
     It does for n members what the step of `make_train_step` does for each alone, and donates the state. The arguments
     have a leading axis of members, except the state's step, base, key and, unless `own_rows`, batch, which are the same
@@ -26,16 +26,20 @@ def make_members_step(total_loss: TotalLoss, train: TrainSection, *, own_rows: b
       total_loss, train: as for `make_train_step` and `optimizer`; the schedule of `train` is not read.
       own_rows: whether each member has a batch of its own.
 
-    The function returned takes `rates`, float32 (n,), the learning rates of this step; its values are arrays (n,).
+    The function returned takes `rates`, float32 (n,), the learning rates of this step, and `ratios`, float32 (n,), how
+    many times the rate that of each B is (LoRA+); its values are arrays (n,).
     """
 
-    def member_step(rate: jax.Array, state: State, frozen: Any, base: Any, batch: Any, key: jax.Array) -> Any:
-        step: Any = make_train_step(total_loss, optimizer(train, lambda _: rate), train.gradient_accumulation_steps)
+    def member_step(
+        rate: jax.Array, ratio: jax.Array, state: State, frozen: Any, base: Any, batch: Any, key: jax.Array
+    ) -> Any:
+        tx = optimizer(train, lambda _: rate, ratio)
+        step: Any = make_train_step(total_loss, tx, train.gradient_accumulation_steps)
         return step.__wrapped__(state, frozen, base, batch, key)
 
-    in_axes = (0, State(0, 0, None), 0, None, 0 if own_rows else None, None)  # type: ignore[arg-type]
+    in_axes = (0, 0, State(0, 0, None), 0, None, 0 if own_rows else None, None)  # type: ignore[arg-type]
     out_axes = (State(0, 0, None), 0)  # type: ignore[arg-type]
-    return jit(jax.vmap(member_step, in_axes=in_axes, out_axes=out_axes), donate_argnums=1)
+    return jit(jax.vmap(member_step, in_axes=in_axes, out_axes=out_axes), donate_argnums=2)
 
 
 def map_members(forward: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:

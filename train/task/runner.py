@@ -15,7 +15,7 @@ from train.cli.exit_codes import show
 from train.cli.log_slow_steps import working
 from train.cli.progress import clock
 from train.config.command import Flags
-from train.config.run_config import AnyConfig, rows_of_a_step, steps_of, to_yaml
+from train.config.run_config import AnyConfig, order_seed_of, rows_of_a_step, steps_of, to_yaml
 from train.data.bucketing import PlannedBatch, plan_epoch
 from train.devices import placement, processes
 from train.devices.compile_ahead import CompiledAhead, Compiler
@@ -109,7 +109,7 @@ def _loop(run: Run, training: Training, compiler: Compiler) -> tuple[Loop, State
 
     rows = TrainingRows(
         len(lengths),
-        plan=lambda epoch: plan_epoch(lengths, run.lengths, size, config.seed, epoch),
+        plan=lambda epoch: plan_epoch(lengths, run.lengths, size, order_seed_of(config), epoch),
         batch=partial(place_batch, run, "train", size),
         count=count,
         unit=run.task.unit,

@@ -79,6 +79,8 @@ def test_the_learning_rate_is_the_methods(method):
         ("train", "learning_rate", 1, 0),
         ("train", "learning_rate", 1e-3, float("nan")),
         ("train", "learning_rate", {"lora": 1e-3}, {"lora": 1e-3, "loar": 1e-3}),
+        ("train", "loraplus_lr_ratio", 16, 0),
+        ("train", "data_seed", 0, -1),
         ("train", "max_grad_norm", 0, -1),
         ("train", "remat", True, 1),
         ("train", "warmup_ratio", 0, "0.1"),
@@ -100,6 +102,7 @@ def test_values_are_checked(schema, section, key, good, bad):
         ({"method": "full", "train": {"learning_rate": {"lora": 1e-3}}}, "train.learning_rate.full: missing"),
         ({"method": "full", "lora": {"from": "a"}}, "lora.from: expected null"),
         ({"method": "full", "export": {"merged": False}}, "export.merged: expected true"),
+        ({"method": "full", "train": {"loraplus_lr_ratio": 16}}, "train.loraplus_lr_ratio: expected null"),
         ({"hub": {"push": True}}, "hub.repo: missing"),
     ],
 )

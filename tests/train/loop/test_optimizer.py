@@ -11,7 +11,7 @@ from jlora.tree.module_names import is_stacked
 from tests.support.models.decoder_cases import tiny_decoder, torch_decoder
 from tests.support.models.encoder_cases import tiny_config, torch_classifier
 from train.config.sections import TrainSection
-from train.loop.optimizer import decay_mask, optimizer, schedule
+from train.loop.optimizer import decay_mask, loraplus_mask, optimizer, schedule
 
 _SCHEDULES = [
     ({"schedule": "linear", "warmup_ratio": 0.0}, 20, 0),
@@ -131,6 +131,48 @@ def test_adamw_and_clipping_are_torchs(max_grad_norm):
             adamw.step()
     for name, parameter in theirs.items():
         assert np.allclose(ours[name].value, parameter.detach().numpy(), rtol=1e-5, atol=1e-6), name
+
+
+def test_loraplus_is_pefts():
+    torch = pytest.importorskip("torch", reason="the oracle is PEFT's LoRA+ optimizer")
+    peft = pytest.importorskip("peft", reason="the oracle is PEFT's LoRA+ optimizer")
+    from peft.optimizers import create_loraplus_optimizer
+
+    model = peft.get_peft_model(
+        torch.nn.Sequential(torch.nn.Linear(4, 3, bias=False)), peft.LoraConfig(r=2, target_modules=["0"])
+    )
+    theirs = {name: model.get_parameter(f"base_model.model.0.lora_{name}.default.weight") for name in "AB"}
+    adamw = create_loraplus_optimizer(
+        model, torch.optim.AdamW, lr=0.05, loraplus_lr_ratio=16.0, loraplus_weight_decay=0.1
+    )
+    a, b = (jnp.array(theirs[name].detach().numpy()) for name in "AB")
+    ours, _ = jlora.split({"0/weight": jlora.LowRank(a, b, jnp.ones(2), "ra,br->ba", (2,))})
+    train = TrainSection(weight_decay=0.1, max_grad_norm=None, loraplus_lr_ratio=16.0)
+    tx, draw = optimizer(train, lambda _: jnp.float32(0.05)), np.random.default_rng(0)
+    with jax.numpy_dtype_promotion("standard"):
+        state = tx.init(ours)
+        for _ in range(4):
+            gradient = jax.tree.map(lambda x: jnp.asarray(draw.normal(size=x.shape), x.dtype), ours)
+            updates, state = tx.update(gradient, state, ours)
+            ours = jax.tree.map(jnp.add, ours, updates)
+            for name in "AB":
+                theirs[name].grad = torch.tensor(np.asarray(getattr(gradient["0/weight"], name.lower())))
+            adamw.step()
+    for name in "AB":
+        found = getattr(ours["0/weight"], name.lower())
+        np.testing.assert_allclose(found, theirs[name].detach().numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_loraplus_reaches_the_b_of_linear_layers_alone():
+    model = build(tiny_config("bert"))
+    fields = {"use_dora": True, "bias": "lora_only", "task_type": "SEQ_CLS"}
+    config = jlora.LoraConfig(r=2, target_modules=["query", "word_embeddings"], **fields)
+    base = jax.jit(model.init)(jax.random.key(0), {n: jnp.zeros(s.shape, s.dtype) for n, s in _specs(model)})
+    trainable, _ = jlora.split(jlora.init(jax.random.key(0), config, base, model.apply, dict(_specs(model))))
+    marks = loraplus_mask(trainable)
+    assert jax.tree.structure(marks) == jax.tree.structure(trainable)
+    marked = [jax.tree_util.keystr(path) for path, mark in jax.tree_util.tree_leaves_with_path(marks) if mark]
+    assert marked == ["['params/bert/encoder/layer/attention/self/query/kernel'].b"]
 
 
 def test_the_state_holds_trained_leaves_alone():

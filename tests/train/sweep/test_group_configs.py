@@ -1,5 +1,7 @@
 from types import SimpleNamespace
 
+import pytest
+
 from tests.support.training.config_cases import config
 from train.sweep.group_configs import data_of, group_configs, program_of, split_by_model
 
@@ -14,9 +16,10 @@ def _groups(*configs):
 
 def test_rank_scale_targets_start_and_rate_share_a_program():
     rates = [config(train={"learning_rate": rate}) for rate in (1e-3, 1e-2)]
+    ratios = [config(train={"loraplus_lr_ratio": ratio}) for ratio in (None, 16.0)]
     starts = [_lora(init_lora_weights=start) for start in ("gaussian", "orthogonal")]
     adapters = [_lora(r=4), _lora(lora_alpha=2), _lora(use_rslora=True), _lora(target_modules=["query"])]
-    assert _groups(*rates, *starts, *adapters) == [list(range(8))]
+    assert _groups(*rates, *ratios, *starts, *adapters) == [list(range(10))]
 
 
 def test_other_keys_do_not():
@@ -32,8 +35,9 @@ def test_runs_with_a_base_of_their_own_share_only_the_rate():
     assert _groups(*configs) == [[0, 1], [2, 3]]
 
 
-def test_seeds_are_groups_with_one_program():
-    one, other = config(seed=0), config(seed=1)
+@pytest.mark.parametrize("values", [{"seed": 1}, {"train": {"data_seed": 1}}])
+def test_seeds_are_groups_with_one_program(values):
+    one, other = config(seed=0), config(**values)
     assert _groups(one, other) == [[0], [1]]
     assert program_of([one]) == program_of([other, other])
     assert data_of(one) != data_of(other)

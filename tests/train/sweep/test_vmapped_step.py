@@ -64,8 +64,13 @@ def _adapters() -> list[Any]:
     return made
 
 
-def _alone(adapter: Any, rate: float) -> Any:
-    tx = optimizer(TRAIN, schedule(TRAIN, rate, STEPS))
+RATIOS = [1, 1, 4, 1, 16, 1, 2, 1]
+"""LoRA+'s, of each run."""
+
+
+def _alone(adapter: Any, rate: float, ratio: float) -> Any:
+    train = TRAIN.model_copy(update={"loraplus_lr_ratio": None if ratio == 1 else ratio})
+    tx = optimizer(train, schedule(train, rate, STEPS))
     step = make_train_step(_total_loss, tx, 1)
     trainable, frozen = jlora.split(jax.tree.map(jnp.copy, adapter))  # the step donates them
     state = State(trainable, tx.init(trainable), jnp.int32(0))
@@ -79,12 +84,12 @@ def _together(adapters: list[Any], rates: list[float]) -> list[Any]:
     trainable, frozen = (
         stack_trees(trees) for trees in zip(*(jlora.split(pad(one, form)) for one in adapters), strict=True)
     )
-    init = optimizer(TRAIN, schedule(TRAIN, 1.0, STEPS)).init
+    init = optimizer(TRAIN, schedule(TRAIN, 1.0, STEPS), 1.0).init
     state = State(trainable, jax.vmap(init)(trainable), jnp.int32(0))
-    step = make_members_step(_total_loss, TRAIN)
+    step, ratios = make_members_step(_total_loss, TRAIN), jnp.array(RATIOS, jnp.float32)
     for number in range(STEPS):
         at_step = jnp.array([schedule(TRAIN, rate, STEPS)(jnp.int32(number)) for rate in rates])
-        state, values = step(at_step, state, frozen, _base(), _batch(number), jax.random.key(7))
+        state, values = step(at_step, ratios, state, frozen, _base(), _batch(number), jax.random.key(7))
         assert values["loss"].shape == (len(adapters),)
     stacked = jlora.combine(state.trainable, frozen)
     return [cut(jax.tree.map(lambda x, at=index: x[at], stacked), ranks_of(one)) for index, one in enumerate(adapters)]
@@ -111,8 +116,8 @@ def together(adapters, standard_promotion):
 
 
 def test_weights_are_those_of_each_run_alone(adapters, together):
-    for run, start, found in zip(RUNS, adapters, together, strict=True):
-        alone = _alone(start, run[2])
+    for run, ratio, start, found in zip(RUNS, RATIOS, adapters, together, strict=True):
+        alone = _alone(start, run[2], ratio)
         assert jax.tree.structure(found) == jax.tree.structure(alone)
         for path in alone:
             for name in ("a", "b"):
@@ -139,9 +144,9 @@ def test_each_run_may_have_a_batch_of_its_own(adapters):
     )
     trainable, frozen = jlora.split(one)
     start = optimizer(TRAIN, lambda _: 0.0).init(trainable)
-    stacked = stack_trees([(trainable, start)] * 2)
+    stacked = stack_trees([(trainable, optimizer(TRAIN, lambda _: 0.0, 1.0).init(trainable))] * 2)
     state, values = step(
-        jnp.array([1e-2, 1e-2]), State(*stacked, jnp.int32(0)), stack_trees([frozen] * 2), _base(),
+        jnp.array([1e-2, 1e-2]), jnp.ones(2), State(*stacked, jnp.int32(0)), stack_trees([frozen] * 2), _base(),
         stack_trees(batches), jax.random.key(7),
     )  # fmt: skip
     for place, batch in enumerate(batches):

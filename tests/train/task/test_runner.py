@@ -24,6 +24,7 @@ from train.config.command import Flags
 from train.config.run_config import RunConfig
 from train.config.sections import ExportSection
 from train.data.bucketing import lay_out
+from train.run.recorder import read_metrics
 from train.sources.starting_adapter import lora_config
 from train.task import runner
 from train.task.protocol import Opened, TrainingTask
@@ -127,6 +128,18 @@ def whole(tmp_path_factory):
     """(what was said at each step, the finished run)."""
     seen = {}
     return seen, _run(tmp_path_factory.mktemp("whole"), on_step=seen.__setitem__)
+
+
+def test_data_seed_changes_the_order_of_the_rows_alone(whole, tmp_path):
+    seen: dict = {}
+    other = _run(tmp_path / "other", on_step=seen.__setitem__, data_seed=1)
+    assert seen[1] != whole[0][1]
+    records = [read_metrics(run.folder / "metrics.jsonl") for run in (other, whole[1])]
+    starts = [[line["start/loss"] for line in record if "start/loss" in line] for record in records]
+    assert starts[0] == starts[1] != []
+    again: dict = {}
+    _run(tmp_path / "again", on_step=again.__setitem__, data_seed=0)
+    assert again == whole[0]
 
 
 def test_it_learns(whole):

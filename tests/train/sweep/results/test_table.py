@@ -17,5 +17,5 @@ def test_both_tables_have_a_row_for_each_run(tmp_path):
         "| 2 | 0.9123 | 0.2500 | 40 | 12,345 | at its last step, 40 | a\\|b |",
         "| 4 |  |  |  |  | diverged at step 3 | c |",
     ]
-    rows = list(csv.DictReader((tmp_path / "table.csv").open(encoding="utf-8")))
+    rows = list(csv.DictReader((tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()))
     assert [(row["accuracy"], row["run"]) for row in rows] == [("0.912345", "a|b"), ("", "c")]

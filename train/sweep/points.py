@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -85,6 +86,11 @@ def _names(points: Sequence[dict[str, Any]]) -> list[str]:
     return names
 
 
+def show_value(value: Any) -> str:
+    """Returns a value of a key as text, with null, true and false as in YAML."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+
+
 def _text(value: Any) -> str:
-    text = "+".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = "+".join(map(str, value)) if isinstance(value, list) else show_value(value)
     return re.sub(r"[^A-Za-z0-9._+-]", "_", text)

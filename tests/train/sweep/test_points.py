@@ -20,6 +20,13 @@ def test_a_grid_has_every_combination_under_a_name_of_its_own():
     )
 
 
+def test_a_name_says_null_true_and_false_as_yaml_does():
+    points = _list(SweepConfig(parameters={"train.data_seed": [None, 1], "lora.use_rslora": [True, False]}))
+    assert [point.name for point in points][:3] == [
+        "data_seed=null,use_rslora=true", "data_seed=null,use_rslora=false", "data_seed=1,use_rslora=true"
+    ]  # fmt: skip
+
+
 def test_a_draw_is_part_of_the_grid_and_the_same_each_time():
     drawn = _list(SweepConfig(search="random", runs=5, parameters=GRID))
     assert len(drawn) == 5

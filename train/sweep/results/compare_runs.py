@@ -19,7 +19,7 @@ class Result(NamedTuple):
     """The result of one run: its best evaluation, and how it ended.
 
     Attributes:
-      point: a key of `lora` has None where the method is another one, which does not read it.
+      point: without the keys of `lora` where the method is another one, which does not read them.
       value: the metric of its best step; None if it has diverged, and so are the others.
       loss: the validation loss of that step.
       parameters: how many were trained.
@@ -63,7 +63,7 @@ def read_results(points: Sequence[Point], configs: Sequence[RunConfig]) -> list[
 def _only_read(point: Point, config: RunConfig) -> Point:
     if config.method == "lora":
         return point
-    return point._replace(values={key: None if key.startswith("lora.") else x for key, x in point.values.items()})
+    return point._replace(values={key: x for key, x in point.values.items() if not key.startswith("lora.")})
 
 
 def sort_results(results: Sequence[Result]) -> list[Result]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from train.run.best import LOWER_IS_BETTER
+from train.sweep.points import show_value
 from train.sweep.results.compare_runs import Result
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def draw_sweep(file: Path, ranked: Sequence[Result], title: str) -> None:
     if not done:
         return
     varied = _varied(done)
-    with_keys = [one for one in done if all(one.point.values[key] is not None for key in varied[:2])]
+    with_keys = [one for one in done if all(key in one.point.values for key in varied[:2])]
     panels: list[Callable[[Axes], None]] = []
     if varied:
         panels.append(lambda panel: _lines(panel, with_keys, varied))
@@ -50,8 +52,9 @@ def draw_sweep(file: Path, ranked: Sequence[Result], title: str) -> None:
 
 def _varied(done: Sequence[Result]) -> list[str]:
     """Returns the keys with several values: rate and rank first, numbers before others."""
-    found = {key: [one.point.values[key] for one in done] for key in done[0].point.values}
-    values = {key: [value for value in all_ if value is not None] for key, all_ in found.items()}
+    values: dict[str, list[Any]] = {}
+    for key, value in (each for one in done for each in one.point.values.items()):
+        values.setdefault(key, []).append(value)
     keys = [key for key, given in values.items() if len(set(map(str, given))) > 1]
 
     def order(key: str) -> tuple[int, bool]:
@@ -71,7 +74,7 @@ def _lines(panel: Axes, done: Sequence[Result], varied: Sequence[str]) -> None:
         color = f"C{number % 10}"
         panel.plot([x for x, _ in shown], [y for _, y in shown], "o", color=color, alpha=0.35, markersize=4)
         found = [(positions[str(x)], best) for x in xs if (best := _best(mine, {across: x})) is not None]
-        label = None if of_line is None else f"{_short(of_line)} {value}"
+        label = None if of_line is None else f"{_short(of_line)} {show_value(value)}"
         style = "-" if all(map(_is_number, xs)) else "o"  # no line leads from one list of modules to another
         panel.plot([x for x, _ in found], [y for _, y in found], style, color=color, label=label)
     panel.set_ylabel(f"validation {done[0].metric}")
@@ -128,10 +131,9 @@ def _sizes(panel: Axes, done: Sequence[Result]) -> None:
 
 
 def _values(done: Sequence[Result], key: str) -> list[Any]:
-    """Returns the different values of a key: numbers ascending, others in the order of the results' names."""
+    """Returns the different values of a key: others in the order of the results' names, then numbers ascending."""
     found = {str(one.point.values[key]): one.point.values[key] for one in sorted(done, key=lambda one: one.point.name)}
-    values = list(found.values())
-    return sorted(values) if all(map(_is_number, values)) else values
+    return sorted(found.values(), key=lambda value: value if _is_number(value) else -math.inf)
 
 
 def _best(done: Sequence[Result], where: dict[str, Any]) -> float | None:
@@ -152,7 +154,7 @@ def _tick(value: Any) -> str:
     """Returns a number short, each entry of a list on a line of its own, and a long text on several lines."""
     if _is_number(value):
         return f"{value:g}"
-    entries = value if isinstance(value, list) else [str(value)]
+    entries = value if isinstance(value, list) else [show_value(value)]
     return "\n".join(textwrap.fill(str(entry), 16) for entry in entries)
 
 

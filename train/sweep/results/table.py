@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from train.sweep.points import show_value
 from train.sweep.results.compare_runs import Result
 
 
 def write_tables(folder: Path, ranked: Sequence[Result]) -> None:
     """Writes table.md, for people, and table.csv, with all digits.
 
-    `ranked` are the results in the order of the rows, the best first.
+    A key that a run does not read has an empty cell. `ranked` are the results in the order of the rows, the best first.
     """
     metric = ranked[0].metric or "metric"
-    head = [*ranked[0].point.values, metric, "loss", "best step", "trained parameters", "ended", "run"]
-    rows = [[*one.point.values.values(), *_numbers(one), one.ended, one.point.name] for one in ranked]
+    keys = dict.fromkeys(key for one in ranked for key in one.point.values)
+    head = [*keys, metric, "loss", "best step", "trained parameters", "ended", "run"]
+    rows = [[*_values(one, keys), *_numbers(one), one.ended, one.point.name] for one in ranked]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
@@ -27,6 +29,10 @@ def write_tables(folder: Path, ranked: Sequence[Result]) -> None:
     lines = [head, ["---"] * len(head), *rows]
     text_md = "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
     (folder / "table.md").write_text(text_md + "\n", encoding="utf-8")
+
+
+def _values(one: Result, keys: Iterable[str]) -> list[str]:
+    return [show_value(one.point.values[key]) if key in one.point.values else "" for key in keys]
 
 
 def _numbers(one: Result) -> list[Any]:
@@ -38,6 +44,6 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 0.01 else f"{value:.4f}"
-    if isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(value, int):
         return f"{value:,}"
     return str(value).replace("|", "\\|")

@@ -47,7 +47,7 @@ def test_runs_are_comparable_if_they_have_the_same_validation_rows(tmp_path):
     assert not are_comparable([one, other, third])
 
 
-def test_a_method_that_reads_no_rank_has_none(tmp_path):
+def test_a_method_that_reads_no_rank_lacks_it(tmp_path):
     report = {"best": {"metric": "loss", "value": 0.5, "step": 4}, "metrics": {"validation": {"loss": 0.5}}}
     report |= {"parameters": {"trainable": 10}, "sweep": {"ended": "at its last step, 4"}}
     points, configs = [], []
@@ -56,5 +56,7 @@ def test_a_method_that_reads_no_rank_has_none(tmp_path):
         (tmp_path / method / "report.json").write_text(json.dumps(report), encoding="utf-8")
         points.append(Point(method, {"method": method, "lora.r": 8}))
         configs.append(config(method=method, output_dir=str(tmp_path / method)))
-    ranks = [one.point.values["lora.r"] for one in read_results(points, configs)]
-    assert ranks == [8, None]
+    assert [one.point.values for one in read_results(points, configs)] == [
+        {"method": "lora", "lora.r": 8},
+        {"method": "full"},
+    ]

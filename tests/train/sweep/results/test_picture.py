@@ -10,9 +10,12 @@ CASES = {
     "lists": [{"lora.target_modules": targets} for targets in (["query"], "all-linear")],
     "one run": [{"lora.r": 2}],
     "a method without a rank": [
-        {"method": method, "lora.r": rank, "seed": seed}
-        for method, rank in (("lora", 2), ("lora", 8), ("full", None))
+        {"method": method, **rank, "seed": seed}
+        for method, rank in (("lora", {"lora.r": 2}), ("lora", {"lora.r": 8}), ("full", {}))
         for seed in (0, 1)
+    ],
+    "null": [
+        {"train.loraplus_lr_ratio": ratio, "train.learning_rate": rate} for ratio in (16, None, 4) for rate in (0.1, 1)
     ],
     "three keys": [
         {"seed": seed, "lora.r": rank, "train.learning_rate": rate} for rank, rate in BOTH for seed in (0, 1)

@@ -7,15 +7,15 @@ from train.sweep.results.table import write_tables
 
 def test_both_tables_have_a_row_for_each_run(tmp_path):
     ranked = [
-        Result(Point("a|b", {"lora.r": 2}), "accuracy", 0.912345, 0.25, 40, 12345, "at its last step, 40"),
-        Result(Point("c", {"lora.r": 4}), "", None, None, None, None, "diverged at step 3"),
+        Result(Point("a|b", {"seed": None}), "accuracy", 0.912345, 0.25, 40, 12345, "at its last step, 40"),
+        Result(Point("c", {"lora.r": 4, "seed": 0}), "", None, None, None, None, "diverged at step 3"),
     ]
     write_tables(tmp_path, ranked)
     assert (tmp_path / "table.md").read_text(encoding="utf-8").splitlines() == [
-        "| lora.r | accuracy | loss | best step | trained parameters | ended | run |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-        "| 2 | 0.9123 | 0.2500 | 40 | 12,345 | at its last step, 40 | a\\|b |",
-        "| 4 |  |  |  |  | diverged at step 3 | c |",
+        "| seed | lora.r | accuracy | loss | best step | trained parameters | ended | run |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| null |  | 0.9123 | 0.2500 | 40 | 12,345 | at its last step, 40 | a\\|b |",
+        "| 0 | 4 |  |  |  |  | diverged at step 3 | c |",
     ]
     rows = list(csv.DictReader((tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()))
     assert [(row["accuracy"], row["run"]) for row in rows] == [("0.912345", "a|b"), ("", "c")]

@@ -1,1 +1,1 @@
-"""A server for one base model and many adapters. It imports `jlora` only."""
+"""A server for one base model and many adapters. Of this repository it imports only `jlora`."""

@@ -104,7 +104,7 @@ def _answer(config: ServeConfig, folders: dict[str, Path], listener: socket.sock
     settings = HttpSettings(
         token=config.token,
         admin_token=config.admin_token,
-        adapter_roots=tuple(config.adapter_folders),
+        adapter_folders=tuple(config.adapter_folders),
         stop_ids=frozenset(opened.stop_ids),
     )
     most = config.waiting + config.rows + _OTHER_CONNECTIONS
@@ -117,11 +117,11 @@ def _answer(config: ServeConfig, folders: dict[str, Path], listener: socket.sock
 
 def _require_names(folders: dict[str, Path], base: str) -> None:
     """Raises JloraError for a name that no request can have, or that the base has."""
-    from serve.config import ADAPTER_NAME
+    from serve.config import ADAPTER_NAME, EXPECTED_NAME
 
     for name, folder in folders.items():
         if not re.fullmatch(ADAPTER_NAME, name):
-            raise JloraError(f"{folder}: expected a name of letters, digits, '.', '_' and '-', found {name!r}")
+            raise JloraError(f"{folder}: expected a name of {EXPECTED_NAME}; found {name!r}")
         if name == base:
             raise JloraError(f"{folder}: the base is called {name!r} too; give it another name with the key `name`")
 

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from jlora.errors import FileError
 
 ADAPTER_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
-"""An adapter's name as a regular expression: no separators of folders, no dot at the beginning."""
+"""An adapter's name as a regular expression."""
+EXPECTED_NAME = "1 to 128 letters, digits, '.', '_' and '-', the first of them neither '.' nor '-'"
 
 _LOCAL = ("127.0.0.1", "::1", "localhost")
 
@@ -37,7 +38,7 @@ class ServeConfig(BaseModel):
     Attributes:
       model: the base: a folder, a GGUF file, a hub model, or package:PACKAGE/PATH.
       name: what requests call the base; by default the last part of `model`.
-      adapters: {name: folder in PEFT's format, or a run folder of train.lm}.
+      adapters: {name: folder in PEFT's format, or a run folder of train.lm or train.classify}.
       adapter_folders: each folder in them that holds an adapter can be asked for under its own name; the admin routes
         load adapters from these folders alone.
       slots: how many adapters are in memory at the same time.

@@ -25,7 +25,7 @@ from train.run import environment
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the command; 0 is success, 2 something that the user can mend."""
+    """Runs the command; 0 is success, 2 an error that the user can fix."""
     flags = _make_parser().parse_args(argv)
     configure_logging()
     use_compilation_cache()

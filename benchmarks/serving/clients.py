@@ -67,7 +67,8 @@ async def ask(http: httpx.AsyncClient, model: str, prompt: str, max_tokens: int,
 def summarize(seen: list[Seen], begin: float, end: float) -> dict[str, float]:
     """Returns figures of what was seen between two times: rates a second, and times in ms.
 
-    The last event of an answer, which says why it ended, may hold no token: events are counted, one more an answer.
+    "answers" and "errors" are those of the whole time. Tokens are counted by events; the last event of an answer, which
+    says why it ended, may hold none, so that the count may be one too high for each answer.
     """
     came = np.asarray([at for one in seen for at in one.tokens if begin <= at < end])
     first = [1000 * (one.tokens[0] - one.asked) for one in seen if one.tokens and begin <= one.tokens[0] < end]

@@ -106,7 +106,10 @@ def _cold(folder: Path, flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def _load(server: Server, pick: Callable[[int], str], seconds: float, flags: argparse.Namespace) -> dict[str, Any]:
-    """Returns what the clients see, but for the first sixth of the time, and the growth of the process."""
+    """Returns what the clients see, and the server's memory (RSS, MiB) at a third of the time, its end, and at most.
+
+    Rates and times leave out the first sixth of the time.
+    """
     held: list[tuple[float, int]] = []
     ended = threading.Event()
 
@@ -126,7 +129,8 @@ def _load(server: Server, pick: Callable[[int], str], seconds: float, flags: arg
         print(f"{one.model}: {one.error}")
     late = [size / 2**20 for at, size in held if at > begin + seconds / 3]
     figures = summarize(seen, begin + seconds / 6, begin + seconds)
-    return figures | {"MiB at a third": late[0], "MiB at the end": late[-1], "MiB at most": max(late)}
+    memory = {"MiB at a third": late[0], "MiB at the end": late[-1], "MiB at most": max(late)}
+    return {"seconds": seconds, **figures, **memory}
 
 
 def _print(side: str, figures: dict[str, float]) -> None:

@@ -24,8 +24,8 @@ def adapt_many(fn: Callable) -> Callable:
 
     `fn` must treat the rows of its arguments independently, as models do. The products with the base's weights are
     computed once for all rows; the low-rank products are those of each row's own adapter, which are gathered from the
-    bank. What comes and goes in the bank compiles nothing again. A `Selection` in the bank's place gathers nothing:
-    where few adapters are used for many steps, `select` them once.
+    bank. Nothing is compiled again when adapters are put into the bank or dropped. A `Selection` in the bank's place
+    gathers nothing: where few adapters are used for many steps, `select` them once.
 
     `slot` is an int32 array (groups,). Rows are divided evenly: with as many groups as rows each row has its own
     adapter; with fewer, each adapter is used for rows / groups consecutive rows, which is quicker.

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class Bank:
     """Adapters of one base along a leading axis, padded to one rank.
 
-    The axis has one place more than there are slots: the last one is the base (zeros, or the base's own values), which
-    slot -1 means. A slot that holds no adapter has scales of NaN, so what is computed with it is NaN, not the base's
+    The axis has one place more than there are slots: the last place holds the base (zeros, or the base's own values),
+    which is slot -1. A slot that holds no adapter has scales of NaN, so what is computed with it is NaN, not the base's
     answer.
 
     Attributes:
@@ -69,7 +69,7 @@ def make_bank(
       targets: `LoraConfig.target_modules`: every module that one of the adapters may adapt.
       modules_to_save: modules that an adapter may replace in full, such as a classifier's head. A slot whose adapter
         does not replace one has the base's values.
-      use_dora: whether the adapters have DoRA's magnitudes; then all of them must.
+      use_dora: true if every adapter has DoRA's magnitudes; false if none has.
       dropout: rate for the inputs of all adapters while they are trained.
 
     Raises:

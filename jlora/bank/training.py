@@ -53,7 +53,7 @@ def forward_backward(
 
     Args:
       loss: loss(base, *args), one number; any function that `adapt` takes.
-      slots: int32 (groups,), slots of the bank, each at most once.
+      slots: int32 (groups,), slots of the bank. An empty slot has a loss of NaN; -1 is the base.
       args: arrays with the rows on their first axis: the first rows / groups are for slots[0], and so on.
       dropout_key: as for `adapt_many`.
 
@@ -85,8 +85,10 @@ def optim_step(
     """Makes one optimizer step in each of the slots; nothing else in bank and states changes by a bit.
 
     Args:
-      make_optimizer: as for `init_optimizers`. A schedule depends on the optimizer's own count of steps.
-      slots: int32 (groups,), each at most once; slots that the bank does not have, and -1, are left out.
+      make_optimizer: as for `init_optimizers`. Its schedules use the count in `states.inner`, not `states.step`.
+      states: of all slots; `put` does not reset them.
+      slots: int32 (groups,), each at most once, which is not checked; slots that the bank does not have, and -1, are
+        left out.
       gradients: as `forward_backward` returns them for these slots.
       hyperparameters: {name: a number for each of the slots, (groups,)}.
     """

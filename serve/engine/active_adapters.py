@@ -15,7 +15,7 @@ from jlora.lora.entries import LowRank
 _WIDEST = 512
 """The joint rank up to which one product with all selected adapters is quicker than one with each row's own."""
 _PATIENCE = 32
-"""For how many steps a smaller selection must do before it is made."""
+"""For how many steps in a row a smaller selection must be enough before it is made."""
 
 
 class Chosen(NamedTuple):

@@ -45,13 +45,13 @@ Read = Callable[[Path], StoredAdapter]
 
 @dataclasses.dataclass(eq=False)
 class Record:
-    """One version of an adapter; one that replaces it under its name gets a record of its own.
+    """An adapter under its name; the adapter that replaces it gets a new record.
 
     Attributes:
       slot: where it is in the bank; None if it is not there.
       users: how many answers use it now; as long as there are some it keeps its slot.
-      used: grows with each use: the smallest was not used for the longest time.
-      version: another number for each time that it was read, since its files may have changed.
+      used: grows with each use: the record with the smallest number was least recently used.
+      version: a new number each time its files are read, since they may have changed.
       reading: the adapter while it is read from its folder.
       labels, problem_type: as in StoredAdapter, once it has been read.
       is_known: false once it has been unloaded or replaced.
@@ -81,8 +81,8 @@ class AdapterSlots:
 
     Attributes:
       bank: holds the adapters that are loaded.
-      counts: {"hits", "misses", "evictions"}: uses of an adapter that was in a slot, that was not, and adapters that
-        left their slot for another one.
+      counts: {"hits": requests whose adapter was in a slot when they came, "misses": those whose adapter was not,
+        "evictions": adapters that left their slot to make room}.
     """
 
     def __init__(self, bank: Bank, read: Read, reader: Executor, folders: Mapping[str, Path]) -> None:
@@ -96,7 +96,7 @@ class AdapterSlots:
         self._being_read: set[Record] = set()
 
     def record(self, name: str) -> Record:
-        """Returns the newest version of an adapter; raises UnknownAdapterError if there is none of the name."""
+        """Returns the newest record of an adapter; raises UnknownAdapterError if there is none of the name."""
         if name not in self._records:
             raise UnknownAdapterError(f"model {name!r}: no adapter of this name; GET /v1/models lists them")
         return self._records[name]
@@ -138,7 +138,9 @@ class AdapterSlots:
             self._drop_reading(record)
 
     def acquire(self, record: Record) -> bool:
-        """Takes the adapter into use if it is in a slot; else begins to load it, or goes on, and returns false.
+        """Begins one use of the adapter and returns true, if it is in a slot or can be put into one now.
+
+        Otherwise it begins or continues to load the adapter, and returns false.
 
         Raises:
           AdapterRefusedError: its files cannot be served.

@@ -20,7 +20,7 @@ class Answer:
       row: its row among those that get tokens; None while its prompt is read.
       read: how many tokens of the prompt have been read.
       memory: keys and values of what has been read, until it has a row.
-      places: how many tokens its row has room for.
+      places: how many tokens its row must have room for.
       drawn: how many tokens it has; `last` is the newest.
       is_cut: whether it was cancelled. since: when it came, by time.monotonic.
     """

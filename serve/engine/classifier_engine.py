@@ -15,7 +15,7 @@ from jlora.errors import ContextLengthError, JloraError
 from serve.engine.adapters import AdapterSlots, Read, Record
 from serve.engine.engine_thread import EngineThread
 from serve.engine.fair_queue import Row, RowsRequest, Turns
-from serve.engine.requests import AdapterRefusedError, BusyError, Classified
+from serve.engine.requests import AdapterRefusedError, BusyError, Classified, EngineStoppedError
 
 _SHORTEST = 32
 
@@ -72,7 +72,9 @@ class ClassifierEngine(EngineThread):
 
         def begin() -> Future[Classified]:
             record = self._adapters.record(adapter)
-            if self.is_ending.is_set() or len(rows) > self._turns.share(record, self._limit):
+            if self.is_ending.is_set():
+                raise EngineStoppedError("the server is ending")
+            if len(rows) > self._turns.share(record, self._limit):
                 raise BusyError(f"{len(self._turns)} rows are waiting, of at most {self._limit}; try again later")
             self._adapters.count_use(record)
             request = RowsRequest(record, len(rows))
@@ -106,7 +108,7 @@ class ClassifierEngine(EngineThread):
         return any(record.slot is not None for record in self._turns.records())
 
     def is_waiting(self) -> bool:
-        """Returns whether a row waits for its adapter."""
+        """Returns whether a row waits to be classified."""
         return bool(self._turns.records())
 
     def numbers(self) -> dict[str, float]:
@@ -116,7 +118,7 @@ class ClassifierEngine(EngineThread):
     def cut_all(self, message: str) -> None:
         """Ends the rows that wait."""
         for row in self._turns:
-            row.request.fail(BusyError(message))
+            row.request.fail(EngineStoppedError(message))
         self._turns = Turns()
 
     def _next_adapter(self) -> Record | None:

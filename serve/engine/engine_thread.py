@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jlora.errors import JloraError
 from jlora.sharding.mesh import set_mesh
 from serve.engine.adapters import AdapterSlots, Read
-from serve.engine.requests import AdapterRefusedError, AdapterStatus, BusyError
+from serve.engine.requests import AdapterRefusedError, AdapterStatus, EngineStoppedError
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class EngineThread(abc.ABC):
         try:
             while time.monotonic() < end and self.call(lambda: self.is_computing() or self.is_waiting()):
                 time.sleep(0.02)
-        except BusyError:  # it has failed, or was stopped before
+        except EngineStoppedError:  # it has failed, or was stopped before
             return
         self._commands.put(lambda: self.cut_all("the server has ended"))
         self._commands.put(self._is_over.set)
@@ -110,7 +110,7 @@ class EngineThread(abc.ABC):
         """Runs `fn` in the engine's thread, between two rounds, and returns its result.
 
         Raises:
-          BusyError: the engine does not run.
+          EngineStoppedError: the engine does not run.
         """
         future: Future = Future()
 
@@ -136,7 +136,7 @@ class EngineThread(abc.ABC):
 
     def _require_running(self) -> None:
         if not self._thread.is_alive():
-            raise BusyError(self._failure or "the server is not running")
+            raise EngineStoppedError(self._failure or "the server is not running")
 
     def _run(self) -> None:
         try:

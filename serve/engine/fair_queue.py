@@ -89,14 +89,19 @@ class Turns:
         self._queues.setdefault(row.record, deque()).append(row)
 
     def share(self, record: Record, most: int) -> int:
-        """Returns how many more rows an adapter may add where `most` may wait in all, or a fair part of it."""
+        """Returns how many more rows an adapter may add.
+
+        That is the room that is left of `most`, or if it is more, the adapter's fair share of `most` (divided by the
+        adapters that have rows, this one included) without the rows that it has already.
+        """
         own, others = len(self._queues.get(record, ())), len(self._queues.keys() - {record})
         return max(most - len(self), most // (others + 1) - own)
 
     def choose(self, first: Record, is_ready: Callable[[Record], bool], most: int) -> list[Row]:
-        """Returns at most `most` rows of one length: of the adapter `first`, whose turn this is, its first row's.
+        """Returns at most `most` rows that all have the padded length of the first row of the adapter `first`.
 
-        Adapters that are ready have a row each before one has a second. The rows wait until they are removed.
+        It is the turn of `first`, which moves to the end of the order. Adapters that are ready have a row each before one
+        has a second. The rows wait until they are removed.
         """
         length = self._queues[first][0].length
         self._queues.move_to_end(first)

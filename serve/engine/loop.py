@@ -15,7 +15,7 @@ from serve.engine.adapters import AdapterSlots, Read, Record
 from serve.engine.answer import Answer
 from serve.engine.engine_thread import EngineThread
 from serve.engine.prefixes import Prefixes
-from serve.engine.requests import AdapterRefusedError, BusyError, CompletionRequest, Emit, End
+from serve.engine.requests import AdapterRefusedError, BusyError, CompletionRequest, Emit, End, EngineStoppedError
 from serve.engine.row_pool import RowPool
 from serve.engine.sampling import Drawn, token_of
 
@@ -64,7 +64,7 @@ class LanguageEngine(EngineThread):
 
         def begin() -> list[int]:
             if self.is_ending.is_set():
-                raise BusyError("the server is ending")
+                raise EngineStoppedError("the server is ending")
             if len(self._waiting) + len(requests) > self._limit:
                 raise BusyError(f"{len(self._waiting)} requests are waiting, of at most {self._limit}; try again later")
             answers = [Answer(next(self._numbers), *asked, self._record(asked[0].adapter)) for asked in requests]

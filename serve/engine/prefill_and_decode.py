@@ -45,7 +45,7 @@ class KeyValues(NamedTuple):
 
 
 class NewTokens(NamedTuple):
-    """NewTokens that follow what each row already holds.
+    """The tokens that are appended to what each row already holds.
 
     Attributes:
       ids: int32 (rows, T). real: int32 (rows,), how many of the T are real; the rest is padding at the end.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from serve.engine.prefill_and_decode import KeyValues
 
 FOREVER = 1 << 30
-"""Where the adapter of the base begins: nowhere."""
+"""A place beyond the end of every prompt: where the base alone reads, no adapter ever begins."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,14 +17,14 @@ class Reader:
     """Who read the tokens of a prompt: the base up to the place `start`, an adapter from there on.
 
     Attributes:
-      adapter: the number of an adapter's version; None is the base, which begins at FOREVER.
+      adapter: the number of an adapter's version; None is the base alone, with `start` FOREVER.
     """
 
     adapter: int | None
     start: int
 
     def shared(self, other: Reader) -> int:
-        """Returns up to which place both are the same reader of equal tokens."""
+        """Returns from which place on the two may read equal tokens differently; FOREVER if they are equal."""
         if self == other:
             return FOREVER
         return min(self.start, other.start)
@@ -38,7 +38,7 @@ class Prefixes:
         self._kept: OrderedDict[tuple[Reader, tuple[int, ...]], KeyValues] = OrderedDict()
 
     def keep(self, reader: Reader, ids: Sequence[int], memory: KeyValues) -> None:
-        """Keeps the memory of a prompt, and forgets the one that was not used for the longest time."""
+        """Keeps the memory of a prompt; where there are more than `limit`, the least recently used is forgotten."""
         if self._limit:
             self._kept[reader, tuple(ids)] = memory
             self._kept.move_to_end((reader, tuple(ids)))

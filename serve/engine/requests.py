@@ -1,4 +1,4 @@
-"""What a program asks of the engine, and what it is answered: plain values, the same for all fronts."""
+"""What a program asks of the engine, and what it is answered: plain values that know nothing of HTTP."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ class AdapterRefusedError(JloraError):
 
 
 class BusyError(JloraError):
-    """The server has as much to do as it takes, or it is ending; the same request may succeed later."""
+    """The server has as much to do as it takes; the same request may succeed later."""
+
+
+class EngineStoppedError(JloraError):
+    """The engine takes no more requests: it is ending, or it has failed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +37,8 @@ class CompletionRequest:
       max_tokens: the most tokens of the answer.
       stop_ids: tokens that end the answer; they are not part of it.
       temperature: 0 takes the likeliest token (greedy).
-      top_p: of the likeliest tokens those whose probabilities add up to this are kept; 1 keeps all.
+      top_p: only the smallest set of likeliest tokens whose probabilities add up to at least this is drawn from; 1
+        keeps all.
       seed: the same seed gives the same answer, whatever else is answered at the same time.
       top_logprobs: how many of the likeliest tokens are reported with each token, 0 to 20.
       adapter_from: the place in the prompt from which on the adapter applies; the tokens before it are read by the
@@ -98,7 +103,7 @@ class AdapterStatus:
 
 
 class Engine(Protocol):
-    """What a front needs of the engine; every method may be called from any thread."""
+    """What the HTTP layer needs of the engine; every method may be called from any thread."""
 
     @property
     def name(self) -> str:
@@ -119,8 +124,9 @@ class Engine(Protocol):
         Raises:
           UnknownAdapterError: no adapter has the name.
           ContextLengthError: prompt and answer are longer than the context.
-          JloraError: more requests than may wait.
-          BusyError: too many requests are waiting, or the engine is ending.
+          JloraError: these requests alone are more than may wait.
+          BusyError: others are waiting, and there is no room for these.
+          EngineStoppedError: the engine is ending, or has failed.
         """
 
     def cancel(self, number: int) -> None:
@@ -164,8 +170,8 @@ class Classifying(Protocol):
 
         Returns:
           A future, which may be cancelled. Its error is an AdapterRefusedError where the adapter cannot be served, and
-          a BusyError where the engine ends before.
+          an EngineStoppedError where the engine ends before.
 
         Raises:
-          UnknownAdapterError, ContextLengthError, BusyError: as for `Engine.submit`.
+          UnknownAdapterError, ContextLengthError, JloraError, BusyError, EngineStoppedError: as for `Engine.submit`.
         """

@@ -20,7 +20,7 @@ from serve.engine.sampling import Choice, Drawn
 _PIECES = (256, 64, 32)
 """The lengths in which prompts are read, padded; the largest that is not mostly padding is taken."""
 _PATIENCE = 32
-"""For how many steps a smaller size must do before the rows are moved into it."""
+"""For how many steps in a row a smaller size must be enough before the rows are moved into it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,10 @@ class Sizes:
 
 
 def make_sizes(rows: int, context: int) -> Sizes:
-    """Returns sizes that grow four times each up to `rows` rows, and to `context` tokens with the padding of pieces."""
+    """Returns sizes in powers of four: 1, 4, 16, ... up to `rows` rows; 256, 1024, ... up to `context` places.
+
+    Places are rounded up to a multiple of 64, and 64 are added for the padding of a prompt's last piece.
+    """
     places = sorted({min(256 * 4**i, context) for i in range(8)})
     return Sizes(tuple(sorted({min(4**i, rows) for i in range(8)})), tuple(_round_up(n, 64) + 64 for n in places))
 
@@ -105,7 +108,7 @@ class RowPool:
     def read(
         self, bank: Bank, memory: KeyValues, ids: Sequence[int], start: int, slot: int, request: CompletionRequest
     ) -> tuple[ReadPiece, Drawn]:
-        """Reads as many of the tokens `ids`, which follow `start` others, as one piece holds.
+        """Reads one piece of the tokens `ids`, at most 256; `start` tokens are in the memory already.
 
         The token drawn is the one after the piece.
         """

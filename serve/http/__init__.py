@@ -1,1 +1,1 @@
-"""The HTTP front: OpenAI's routes, classification, administration, metrics and a page to talk to characters."""
+"""The HTTP layer: OpenAI's routes, classification, administration, metrics and a chat page."""

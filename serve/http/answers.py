@@ -28,7 +28,8 @@ class Piece:
     Attributes:
       index: which answer.
       text: whole characters; "" where the tokens so far end inside a character or at what may be a stop string.
-      tokens: the tokens that the text ends; empty with "".
+      tokens: those since the last piece that had any. Empty where the text is "", except in a last piece whose answer
+        has reached max_tokens.
       finish: why the answer ended, in its last piece.
     """
 

@@ -42,7 +42,7 @@ _ROUTES = [
 def make_app(engine: Engine | Classifying, tokenizer: PreTrainedTokenizerBase, settings: HttpSettings) -> Starlette:
     """Returns the application, which answers with the engine; it does not stop the engine.
 
-    Its `state.ending` is False; set it once the server takes no more requests.
+    Its `state.ending` is False; set it once the server takes no more requests, which `/health` then says.
 
     Args:
       tokenizer: the base's, with its chat template.

@@ -34,7 +34,7 @@ class Admission:
 
 
 class NoSniffing:
-    """Middleware that keeps browsers from guessing what a response is: an answer that looks like a page is none."""
+    """Middleware that keeps browsers from guessing what a response is, and from showing an answer as a page."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

@@ -11,7 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from jlora.errors import ContextLengthError, JloraError
-from serve.engine.requests import AdapterRefusedError, BusyError, UnknownAdapterError
+from serve.engine.requests import AdapterRefusedError, BusyError, EngineStoppedError, UnknownAdapterError
 
 GONE = 499
 """The status, for the metrics, of a request whose client left before its answer."""
@@ -53,6 +53,8 @@ def to_http_error(error: JloraError) -> HttpError:
         return HttpError(400, message, code="context_length_exceeded")
     if isinstance(error, BusyError):
         return HttpError(429, message, code="server_busy", headers=_RETRY)
+    if isinstance(error, EngineStoppedError):
+        return HttpError(503, message, code="server_stopped", headers=_RETRY)
     if isinstance(error, AdapterRefusedError):
         return HttpError(400, message, code="adapter_refused")
     return HttpError(400, message)
@@ -73,8 +75,6 @@ async def answer_error(request: HttpRequest, error: Exception) -> Response:
 
 
 def _find_status(request: HttpRequest, error: Exception) -> HttpError:
-    if isinstance(error, BusyError) and request.app.state.ending:
-        return HttpError(503, str(error), code="server_ending", headers=_RETRY)
     if isinstance(error, JloraError):
         return to_http_error(error)
     if isinstance(error, HTTPException):

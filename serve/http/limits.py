@@ -6,6 +6,7 @@ import re
 
 from starlette.types import Scope
 
+from serve.config import ADAPTER_NAME, EXPECTED_NAME
 from serve.http.errors import HttpError
 
 MOST_CHOICES = 16
@@ -26,8 +27,6 @@ CHARACTERS_OF_A_TOKEN = 32
 LARGEST_HEADERS = 16_384
 """The request line and all headers, in bytes."""
 
-_ADAPTER_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
-
 
 def require_small_headers(scope: Scope) -> None:
     """Raises HttpError 431 if the path and the headers are large; uvicorn's own limit is of unfinished ones only."""
@@ -42,11 +41,10 @@ def require_adapter_name(name: str) -> str:
 
     Names appear in file names, metrics and URLs, so nothing that means something there is allowed in one.
     """
-    if not _ADAPTER_NAME.fullmatch(name):
+    if not re.fullmatch(ADAPTER_NAME, name):
         raise HttpError(
             400,
-            "name: expected 1 to 128 letters, digits, '.', '_' and '-', the first of them no '.';"
-            f" found {name[:40]!r}{'...' if len(name) > 40 else ''}",
+            f"name: expected {EXPECTED_NAME}; found {name[:40]!r}{'...' if len(name) > 40 else ''}",
             param="name",
         )
     return name

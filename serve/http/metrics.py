@@ -12,8 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.http.errors import GONE
 
-_NOW = {"running", "waiting", "slots"}
-"""The engine's counts that go up and down; the others only grow."""
+_NOW = {"running", "waiting", "slots", "slots_used"}
+"""The engine's numbers that may go down, which are gauges; all others are counters."""
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 

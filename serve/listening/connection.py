@@ -26,8 +26,8 @@ _LEAST_READ = 65_536
 class _Reader(h11.Connection):
     """Reads requests whose bodies say their length.
 
-    A body in chunks may have one of a single byte, which takes its sender six bytes, and the server so much time that
-    one such client would keep it from all others.
+    Bodies in chunks are refused. Chunks of a single byte cost a client six bytes each, and the server so much time that
+    one such client would leave none for the others.
 
     Attributes:
       refusal: why the client's bytes are no request.

@@ -48,7 +48,7 @@ def engine():
 @pytest.fixture(scope="module")
 def address(engine, root):
     settings = HttpSettings(
-        admin_token="the admin's own", adapter_roots=(root,), largest_body=100_000, body_seconds=0.5
+        admin_token="the admin's own", adapter_folders=(root,), largest_body=100_000, body_seconds=0.5
     )
     with run_server(engine.engine, settings, engine.tokenizer) as address:
         yield address

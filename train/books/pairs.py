@@ -64,7 +64,7 @@ def shorten_pairs(pairs: Sequence[Exchange], counts: Counter[str]) -> list[Excha
     sentence is kept even if it is longer than the limit.
 
     Args:
-      counts: in it the numbers of prompts and of replies that were cut are set.
+      counts: gets the numbers of prompts and of replies that were cut.
     """
     short = [Exchange(last_sentences(p, LONGEST_PROMPT), first_sentences(r, LONGEST_REPLY)) for p, r in pairs]
     for what, most, place in (("prompts", LONGEST_PROMPT, 0), ("replies", LONGEST_REPLY, 1)):

@@ -18,7 +18,7 @@ from train.books.speeches import Dialogue
 ENOUGH = 50
 """With fewer pairs of dialogue than this, the narration is used too."""
 HELD_OUT = 0.1
-"""The share of the pairs that is for validation: the last ones of the book, so that no conversation is in both."""
+"""The share of the pairs that is held out for validation: the last ones. The cut may be inside a conversation."""
 _LEAST = 2
 
 
@@ -28,7 +28,7 @@ class VoiceRows:
 
     Attributes:
       train: chats, one question and one answer each, as the format `messages` has them.
-      validation: the same, from the end of the book.
+      validation: the same, of the last pairs.
       counts: {what was counted: how many}, in the order in which the book was read.
       form: how the book writes speech, in words.
       speakers: the names that the book gives, the most frequent first, with their speeches.
@@ -48,8 +48,8 @@ def make_rows(text: str, name: str, speaker: Sequence[str], most: int | None = N
 
     Args:
       name: the book's name in errors.
-      speaker: the names under which the book has the character (`Elizabeth`, `Lizzy`), in either case; `I` for a
-        narrator who takes part; none for the voice of the narration alone.
+      speaker: the names under which the book has the character (`Elizabeth`, `Lizzy`), in upper or lower case; `I`
+        for a first-person narrator; none for the voice of the narration alone.
       most: how many pairs are used, spread evenly over the book; all by default.
 
     Raises:

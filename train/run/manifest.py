@@ -105,16 +105,21 @@ def manifest(
         "config": {"fixed": _digest(json.dumps(fixed, sort_keys=True).encode())},
         "base": _of_tree(base),
         "adapter": {path: text for path, text in _of_tree(frozen).items() if path.endswith("scale")},
-        "data": {
-            f"{split}/{name}": _describe_array(array, _digest(np.ascontiguousarray(array)))
-            for split, parts in data.items()
-            for name, array in parts.items()
-            if isinstance(array, np.ndarray)
-        },
+        "data": describe_data(data),
         "batches": {"lengths": " ".join(map(str, lengths))},
         "random": {"streams": str(random_streams.VERSION)},
         "code": found["versions"] | commit,
     } | ({} if day is None else {"started": {"day": day.isoformat()}})
+
+
+def describe_data(data: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Returns {"split/name": dtype, shape and checksum} of the numpy arrays in {split: {name: part of its content}}."""
+    return {
+        f"{split}/{name}": _describe_array(array, _digest(np.ascontiguousarray(array)))
+        for split, parts in data.items()
+        for name, array in parts.items()
+        if isinstance(array, np.ndarray)
+    }
 
 
 def run_day(folder: Path, *, resume: bool) -> datetime.date:

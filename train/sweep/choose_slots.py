@@ -27,7 +27,7 @@ def choose_slots(group: Group, members: int, at_once: int | None) -> tuple[int, 
 
     The step is compiled for the longest batch, which training needs in any case; only if it does not fit into the free
     memory, it is compiled again for fewer members. At least one trains, even if its step does not fit. The members are
-    divided into rounds of like size: 4 with `at_once` 3 train 2 at once.
+    divided into rounds of equal size: with `at_once` 3, 4 members train in two rounds of 2.
 
     Args:
       at_once: the number from the sweep file, which memory may reduce; None means as many as there is memory for, at

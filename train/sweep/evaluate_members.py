@@ -34,13 +34,13 @@ def evaluate_members(group: Group, adapters: Any, members: Mapping[int, Member])
 
 
 def evaluate_starts(group: Group, members: Mapping[int, Member], slots: int) -> dict[int, dict[str, float]]:
-    """Computes the metrics of the starts of members, which have made no evaluation yet: {place: {metric: value}}.
+    """Computes the metrics of members' initial adapters, {place: {metric: value}}; none has been evaluated before.
 
     If members share their rows and their starts make the same model, that is evaluated once, and kept in `group.start`.
 
     Args:
       members: {place: member}.
-      slots: the members of the program.
+      slots: how many adapters the compiled program takes.
     """
     if not group.shares_rows:
         return {place: _evaluate_one(group, _start(one), one) for place, one in members.items()}

@@ -14,7 +14,7 @@ _ALWAYS = {"output_dir", "train.learning_rate", "train.loraplus_lr_ratio"}
 _OF_THE_ADAPTER = {"lora.r", "lora.lora_alpha", "lora.use_rslora", "lora.init_lora_weights"}
 _TARGETS = {"lora.target_modules", "lora.exclude_modules", "lora.layers_to_transform"}
 _SHAPES_BATCHES = {"data.max_length", "data.packing", "data.add_tokens"}
-"""Keys of the data that say more than which rows there are, and how they are read."""
+"""Keys of the data that also change the shape of the batches or the model: they must be equal in a group."""
 
 
 def group_configs(configs: Sequence[RunConfig]) -> list[list[int]]:
@@ -24,8 +24,8 @@ def group_configs(configs: Sequence[RunConfig]) -> list[list[int]]:
     differ in the learning rates, and in the adapter's values, rank, scale and targets: ranks are padded to the largest,
     a target that a member lacks has rank 0. They may also have rows of their own; `split_by_model` then has to look at
     these. Runs of another seed have other masks and another order of rows, so they are another group, which uses the
-    same program; beside others their batches would be padded to other lengths, and they would not be what they are
-    alone.
+    same program. In one batch with others they would be padded to other lengths, and their results would not be those
+    of the runs alone.
     """
     groups: dict[str, list[int]] = {}
     for index, config in enumerate(configs):

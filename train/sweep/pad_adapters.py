@@ -18,7 +18,7 @@ Ranks = Mapping[str, tuple[int, ...]]
 
 
 def common_form(adapters: Sequence[Adapter]) -> dict[str, Entry]:
-    """Returns an adapter of zeros that has all paths of the adapters, each in the largest rank of any layer.
+    """Returns an adapter of zeros with every path that an adapter has, at the path's largest rank in any of them.
 
     Raises:
       JloraError: adapters that cannot be stacked, as for `jlora.stack`.
@@ -28,7 +28,7 @@ def common_form(adapters: Sequence[Adapter]) -> dict[str, Entry]:
 
 
 def pad(adapter: Adapter, form: Adapter) -> dict[str, Entry]:
-    """Returns the adapter in the form of a result of `common_form`: its padding has scale 0, and is never trained."""
+    """Pads the adapter to `form`, a result of `common_form`; the padding has scale 0 and is never trained."""
     joined = jlora.stack([form, adapter])
     return {path: _fill_rank(jax.tree.map(lambda x: x[1], joined[path]), 2) for path in form}
 

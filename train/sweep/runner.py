@@ -21,6 +21,7 @@ from train.config.run_config import RunConfig
 from train.devices.compilation import use_compilation_cache
 from train.planning.parameter_table import align
 from train.run.lock import hold_lock
+from train.run.manifest import describe_data
 from train.sweep.choose_slots import choose_slots
 from train.sweep.config import BEST, SweepConfig, read_sweep
 from train.sweep.finish_member import claim_member, export_best, finish_member, is_finished
@@ -30,7 +31,14 @@ from train.sweep.group_configs import data_of, group_configs, split_by_model
 from train.sweep.member import Member
 from train.sweep.open_group import Caches, open_data, open_group
 from train.sweep.points import Point, list_points, make_point_config
-from train.sweep.results.compare_runs import Result, are_comparable, compare_at, read_results, sort_results
+from train.sweep.results.compare_runs import (
+    Result,
+    are_comparable,
+    compare_at,
+    have_same_validation,
+    read_results,
+    sort_results,
+)
 from train.sweep.results.picture import draw_sweep
 from train.sweep.results.table import write_tables
 from train.sweep.train_stage import train_stage
@@ -49,6 +57,8 @@ def run_sweep(task: TrainingTask, config: RunConfig, flags: Flags, *, is_offline
     begin = time.monotonic()
     use_compilation_cache()
     sweep = _Sweep(task, config, _read(flags, config), is_offline)
+    if sweep.spec.halving is not None:
+        sweep.require_same_validation()
     if flags.dry_run:
         show(sweep.describe())
         return
@@ -103,6 +113,16 @@ class _Sweep:
     def _open_data(self, index: int) -> Opened:
         logger.info("%s:", self.points[index].name)
         return open_data(self.task, self.configs[index], self.caches)
+
+    def require_same_validation(self) -> None:
+        """Raises JloraError if the runs have validation rows of their own, so that halving could not compare them."""
+        opened = [open_data(self.task, config, self.caches) for config in self.configs]
+        if not have_same_validation([describe_data(one.contents) for one in {id(one): one for one in opened}.values()]):
+            keys = ", ".join(self.points[0].values)
+            raise JloraError(
+                f"--sweep: search: halving: expected runs with the same validation rows, but they differ with {keys}. "
+                "Set data.validation, or do not vary what the rows are split by (seed, data.*)"
+            )
 
     def describe(self) -> str:
         """Returns the plan as text: for each group its members, how many train at once, and bytes."""
@@ -159,8 +179,6 @@ class _Sweep:
     def halve(self, running: Sequence[int], step: int) -> list[int]:
         """Ends the worse runs after a step, and returns the others."""
         assert self.spec.halving is not None
-        if not are_comparable([self.configs[index] for index in running]):
-            raise JloraError("halving: expected runs with the same validation rows; set data.validation")
         metric = self.open(0).metric if self.opened is None else self.opened[1].metric
         order = compare_at([self.configs[index] for index in running], step, metric)
         ranked = [running[place] for place in order]

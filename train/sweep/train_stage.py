@@ -41,10 +41,10 @@ def train_stage(
     *,
     compares: bool = False,
 ) -> bool:
-    """Trains members, which have made equally many steps, to step `end`; returns False if a signal cut it short.
+    """Trains members to step `end`; returns False if a signal cut it short.
 
-    There it writes their checkpoints. A member that ends earlier keeps its slot, but its values are ignored from then
-    on.
+    All members must be at the same step. Checkpoints are written when they are due, at step `end`, and where a signal
+    ends the stage. A member that diverges or stops early keeps its slot until then, and its results are ignored.
 
     Args:
       slots: the number of members of the program, at least as many as `members`; the others are copies.

@@ -26,8 +26,8 @@ def make_members_step(total_loss: TotalLoss, train: TrainSection, *, own_rows: b
       total_loss, train: as for `make_train_step` and `optimizer`; the schedule of `train` is not read.
       own_rows: whether each member has a batch of its own.
 
-    The function returned takes `rates`, float32 (n,), the learning rates of this step, and `ratios`, float32 (n,), how
-    many times the rate that of each B is (LoRA+); its values are arrays (n,).
+    The function returned takes `rates`, float32 (n,), the learning rates of this step, and `ratios`, float32 (n,), by
+    which the rates are multiplied for B (LoRA+); its values are arrays (n,).
     """
 
     def member_step(

@@ -22,7 +22,7 @@ async def load_adapter(request: HttpRequest) -> JSONResponse:
     name = require_adapter_name(body.name)
     if name == engine.name:
         raise HttpError(409, f"name: {name!r} is the base's, which an adapter must not hide", param="name")
-    folder = await run_sync(find_folder, body.folder, request.app.state.settings.adapter_roots)
+    folder = await run_sync(find_folder, body.folder, request.app.state.settings.adapter_folders)
     status = await run_sync(engine.load, name, folder)
     found = {"name": status.name, "folder": str(status.folder), "loaded": status.loaded, "rank": status.rank}
     return JSONResponse(found | {"labels": list(status.labels)})
@@ -43,7 +43,8 @@ def find_folder(name: str, roots: Sequence[Path]) -> Path:
     """Returns the folder, its links resolved; a relative one is searched in each of the roots.
 
     Raises:
-      HttpError: 403 if it is not below one of the roots, 404 if it is not there.
+      HttpError: 400 if the system can have no such path, 403 if it is not below one of the roots, 404 if it is not
+        there.
     """
     try:
         places = [place.resolve() for place in (root / name for root in roots)]  # an absolute name replaces the root
@@ -54,6 +55,6 @@ def find_folder(name: str, roots: Sequence[Path]) -> Path:
     if found is not None:
         return found
     if not inside:
-        expected = "expected a folder below one of the server's adapter_roots"
+        expected = "expected a folder below one of `adapter_folders` of the server's configuration"
         raise HttpError(403, f"folder: {expected}, found {name[:200]!r}", param="folder")
     raise HttpError(404, f"folder: expected a folder, found none at {name[:200]!r}", param="folder")

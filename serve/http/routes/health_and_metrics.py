@@ -7,13 +7,16 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from serve.engine.requests import BusyError, Engine
+from serve.engine.requests import Engine, EngineStoppedError
 
 
 async def report_health(request: HttpRequest) -> JSONResponse:
     """Answers 200 while requests are taken, and 503 once the server is ending, or the engine has failed."""
-    ending = request.app.state.ending or not await run_sync(_is_running, request.app.state.engine)
-    return JSONResponse({"status": "ending" if ending else "ready"}, 503 if ending else 200)
+    if request.app.state.ending:
+        return JSONResponse({"status": "ending"}, 503)
+    if not await run_sync(_is_running, request.app.state.engine):
+        return JSONResponse({"status": "failed"}, 503)
+    return JSONResponse({"status": "ready"})
 
 
 async def report_metrics(request: HttpRequest) -> Response:
@@ -25,6 +28,6 @@ async def report_metrics(request: HttpRequest) -> Response:
 def _is_running(engine: Engine) -> bool:
     try:
         engine.counts()
-    except BusyError:
+    except EngineStoppedError:
         return False
     return True

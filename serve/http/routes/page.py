@@ -1,4 +1,4 @@
-"""The page at `/`, on which one talks to the characters."""
+"""The page at `/`: a chat with the adapters, which it calls characters."""
 
 from __future__ import annotations
 

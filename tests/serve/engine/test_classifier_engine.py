@@ -22,7 +22,7 @@ from serve.config import ServeConfig
 from serve.engine.adapters import AdapterSlots, StoredAdapter
 from serve.engine.classifier_engine import ClassifierEngine
 from serve.engine.open_engine import open_engine
-from serve.engine.requests import AdapterRefusedError, BusyError, UnknownAdapterError
+from serve.engine.requests import AdapterRefusedError, BusyError, EngineStoppedError, UnknownAdapterError
 from tests.support.bank_cases import make_adapters, make_case, make_empty_bank
 from tests.support.training import tiny
 
@@ -171,5 +171,5 @@ def test_a_failure_of_the_engine_is_an_answer_to_all_that_wait():
         engine._compute = compute
         engine.start()
         for _ in range(2):
-            with pytest.raises(BusyError, match="the engine has failed: all is lost"):
+            with pytest.raises(EngineStoppedError, match="the engine has failed: all is lost"):
                 engine.classify("a", [[1]] * 5).result(60)

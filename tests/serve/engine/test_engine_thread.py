@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from serve.engine.requests import BusyError, UnknownAdapterError
+from serve.engine.requests import EngineStoppedError, UnknownAdapterError
 from tests.support.serve.engines import Waiting, adapter_folder, alone, ask, open_tiny, prompt, request
 
 
@@ -51,7 +51,7 @@ def test_the_end_lets_answers_finish_and_cuts_those_that_take_too_long():
     opened.engine.submit([(request(None, prompt(0, 4), 100), waiting)])
     opened.engine.stop(0)
     assert {running.end.reason, waiting.end.reason} == {"cut"}
-    with pytest.raises(BusyError):
+    with pytest.raises(EngineStoppedError):
         opened.engine.submit([(request(None, [1], 1), Waiting())])
 
     opened, running = open_tiny(adapters=1, rows=1), Waiting()

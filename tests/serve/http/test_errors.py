@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from jlora.errors import ContextLengthError, JloraError
-from serve.engine.requests import AdapterRefusedError, BusyError, UnknownAdapterError
+from serve.engine.requests import AdapterRefusedError, BusyError, EngineStoppedError, UnknownAdapterError
 from serve.http.errors import HttpError, error_body, to_http_error
 from tests.support.serve.fake_engine import FakeEngine
 from tests.support.serve.running import run_server
@@ -16,6 +16,7 @@ from tests.support.serve.running import run_server
         (UnknownAdapterError("x"), 404, "not_found_error", "model_not_found"),
         (ContextLengthError("x"), 400, "invalid_request_error", "context_length_exceeded"),
         (BusyError("x"), 429, "rate_limit_error", "server_busy"),
+        (EngineStoppedError("x"), 503, "server_error", "server_stopped"),
         (AdapterRefusedError("x"), 400, "invalid_request_error", "adapter_refused"),
         (JloraError("x"), 400, "invalid_request_error", None),
         (HttpError(503, "x", code="c"), 503, "server_error", "c"),
@@ -62,7 +63,7 @@ def test_a_bug_is_a_500_that_tells_nothing(address, engine, monkeypatch):
     assert "secret" not in answer.text
 
 
-def test_an_engine_that_takes_no_more_is_a_429(address, engine, monkeypatch):
+def test_an_engine_that_takes_no_more_is_a_503(address, engine, monkeypatch):
     monkeypatch.setattr(engine, "is_stopped", True)
     body = {"model": "alice", "prompt": "x"}
-    assert httpx.post(f"{address}/v1/completions", json=body).status_code == 429
+    assert httpx.post(f"{address}/v1/completions", json=body).status_code == 503

@@ -95,4 +95,4 @@ def test_while_it_ends_the_server_says_so_and_takes_nothing_new():
         process.wait(30)
         asking.join()
     assert (health.status_code, health.json()) == (503, {"status": "ending"})
-    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_ending")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_stopped")

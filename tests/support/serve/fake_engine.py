@@ -18,6 +18,7 @@ from serve.engine.requests import (
     CompletionRequest,
     Emit,
     End,
+    EngineStoppedError,
     Token,
     UnknownAdapterError,
 )
@@ -64,7 +65,7 @@ class _Adapters:
 
     def _require(self, name: str | None) -> None:
         if self.is_stopped:
-            raise BusyError("the engine is ending")
+            raise EngineStoppedError("the engine is ending")
         if name is not None and name not in self.known:
             raise UnknownAdapterError(f"no adapter has the name {name!r}")
 

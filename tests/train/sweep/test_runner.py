@@ -109,6 +109,13 @@ def test_halving_ends_the_worse_runs(tmp_path):
     assert ended == ["at its last step, 6", "halved at step 2", "halved at step 2", "halved at step 4"]
 
 
+def test_halving_refuses_runs_with_validation_rows_of_their_own(tmp_path, capsys):
+    text = "search: halving\nhalving: {at: [2]}\nparameters: {seed: [0, 1]}"
+    assert _sweep(tmp_path / "halved", text, "data.validation=null") == 2
+    assert "expected runs with the same validation rows" in capsys.readouterr().err
+    assert not (tmp_path / "halved").exists()
+
+
 def test_dry_run_writes_nothing(tmp_path, capsys):
     assert _sweep(tmp_path / "planned", TWO_BY_TWO, "--dry-run") == 0
     assert "4 runs in 1 groups" in capsys.readouterr().out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,10 +19,12 @@ class Result(NamedTuple):
     """The result of one run: its best evaluation, and how it ended.
 
     Attributes:
-      point: without the keys of `lora` where the method is another one, which does not read them.
-      value: the metric of its best step; None if it has diverged, and so are the others.
-      loss: the validation loss of that step.
-      parameters: how many were trained.
+      point: without the keys of `lora` if the run's method is not LoRA.
+      metric: the name of the metric that chooses the best step; "" if the run has diverged.
+      value: the metric at its best step; None if it has diverged.
+      loss: the validation loss at that step; None if it has diverged.
+      step: the best step; None if it has diverged.
+      parameters: how many were trained; None if it has diverged.
     """
 
     point: Point
@@ -36,8 +38,16 @@ class Result(NamedTuple):
 
 def are_comparable(configs: Sequence[RunConfig]) -> bool:
     """Returns whether runs were evaluated on the same rows, by their manifests."""
-    parts = (read_json(Path(config.output_dir) / manifest.NAME)["data"] for config in configs)
-    held_out = [{name: text for name, text in data.items() if name.startswith("validation/")} for data in parts]
+    return have_same_validation([read_json(Path(config.output_dir) / manifest.NAME)["data"] for config in configs])
+
+
+def have_same_validation(described: Sequence[Mapping[str, str]]) -> bool:
+    """Returns whether runs have the same validation rows.
+
+    Args:
+      described: the result of `train.run.manifest.describe_data` for each run.
+    """
+    held_out = [{name: text for name, text in data.items() if name.startswith("validation/")} for data in described]
     return all(one == held_out[0] for one in held_out)
 
 

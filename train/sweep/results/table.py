@@ -1,4 +1,4 @@
-"""Writes the results of a sweep as table.md and table.csv, the best run first."""
+"""Writes the results of a sweep as table.md and table.csv."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from train.sweep.results.compare_runs import Result
 def write_tables(folder: Path, ranked: Sequence[Result]) -> None:
     """Writes table.md, for people, and table.csv, with all digits.
 
-    A key that a run does not read has an empty cell. `ranked` are the results in the order of the rows, the best first.
+    A key that a run does not read has an empty cell.
+
+    Args:
+      ranked: the results in the order of the rows: the best first, if they can be compared.
     """
     metric = ranked[0].metric or "metric"
     keys = dict.fromkeys(key for one in ranked for key in one.point.values)

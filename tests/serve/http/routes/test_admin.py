@@ -31,7 +31,7 @@ def engine():
 
 @pytest.fixture
 def client(engine, roots):
-    settings = HttpSettings(admin_token="s3cret", adapter_roots=(roots[0],))
+    settings = HttpSettings(admin_token="s3cret", adapter_folders=(roots[0],))
     headers = {"Authorization": "Bearer s3cret"}
     with run_server(engine, settings) as address, httpx.Client(base_url=address, headers=headers) as client:
         yield client
@@ -126,7 +126,7 @@ def test_nobody_loads_or_unloads_without_the_token(client, engine, roots, token)
 
 
 def test_the_servers_token_is_not_the_admins(roots):
-    settings = HttpSettings(token="all", admin_token="s3cret", adapter_roots=(roots[0],))
+    settings = HttpSettings(token="all", admin_token="s3cret", adapter_folders=(roots[0],))
     with run_server(FakeEngine(), settings) as address:
         answer = httpx.delete(f"{address}/admin/adapters/alice", headers={"Authorization": "Bearer all"})
         assert answer.status_code == 401

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
-from serve.engine.requests import BusyError
+from serve.engine.requests import EngineStoppedError
 from tests.support.serve.fake_engine import BASE, FakeClassifier, FakeEngine
 from tests.support.serve.running import run_server, wait_until
 
@@ -79,5 +79,5 @@ def test_requests_that_wait_keep_nobody_from_other_routes():
         wait_until(lambda: len(engine.answers) == 60)  # more than a server has threads
         assert httpx.get(f"{address}/health").status_code == 200
         for answer in engine.answers:
-            answer.set_exception(BusyError("the server has ended"))
-        assert {answer.result().status_code for answer in waiting} == {429}
+            answer.set_exception(EngineStoppedError("the server has ended"))
+        assert {answer.result().status_code for answer in waiting} == {503}

@@ -128,11 +128,13 @@ def _require_names(folders: dict[str, Path], base: str) -> None:
 
 def _given(adapters: Sequence[str]) -> dict[str, Path]:
     """Returns {name: folder} of the flags --adapter."""
-    found = {}
+    found: dict[str, Path] = {}
     for text in adapters:
         name, is_there, folder = text.partition("=")
         if not is_there or not name or not folder:
             raise JloraError(f"--adapter: expected NAME=FOLDER, found {text!r}")
+        if name in found:
+            raise JloraError(f"--adapter: expected one folder for {name!r}, found {found[name]} and {folder}")
         found[name] = Path(folder)
     return found
 

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from jlora.errors import FileError
+from jlora.files import yaml12
 
 ADAPTER_NAME = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
 """An adapter's name as a regular expression."""
@@ -38,7 +38,7 @@ class ServeConfig(BaseModel):
     Attributes:
       model: the base: a folder, a GGUF file, a hub model, or package:PACKAGE/PATH.
       name: what requests call the base; by default the last part of `model`.
-      adapters: {name: folder in PEFT's format, or a run folder of train.lm or train.classify}.
+      adapters: {name: folder in PEFT's format, or a run folder of `jlora lm` or `jlora classify`}.
       adapter_folders: each folder in them that holds an adapter can be asked for under its own name; the admin routes
         load adapters from these folders alone.
       slots: how many adapters are in memory at the same time.
@@ -107,17 +107,12 @@ def read_serve_config(file: str | Path, changes: dict[str, Any]) -> ServeConfig:
     """Reads the YAML file, in which `changes` {key: value} replace keys.
 
     Raises:
-      FileError: there is no such file, it is no YAML, or a key is unknown or has a wrong value.
+      JloraError: as `jlora.files.yaml12.read_file`; a FileError for a key that is unknown or has a wrong value.
     """
     path = Path(file)
+    content = yaml12.read_file(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise FileError(f"{path}: expected a YAML file, found: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise FileError(f"{path}: expected keys and values, found {type(content).__name__}; `model: NAME` is needed")
-    try:
-        return ServeConfig(**content | changes)
+        return ServeConfig.model_validate(content | changes)
     except ValidationError as error:
         raise FileError(_problems(path, error)) from error
 

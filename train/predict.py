@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from jlora.closed_pipe import end_quietly
 from jlora.errors import JloraError
+from jlora.files import yaml12
 from jlora.files.path_checks import as_path
 from jlora.files.run_folder import is_run
 from jlora.pretrained.locate import settle_hub
@@ -34,7 +35,6 @@ from train.cli import arguments
 from train.cli.exit_codes import exit_code, require_new_file, show
 from train.cli.log_slow_steps import working
 from train.cli.without_torch import keep_torch_from_transformers
-from train.config import yaml12
 from train.config.validate import describe_mismatch, flatten
 from train.data.read_tables import read_tables
 from train.data.table_files import Table

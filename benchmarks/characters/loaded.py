@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.perplexity import count_tokens
+from jlora.files import yaml12
 from jlora.generation.open_model import LanguageModel, load_language_model
 from jlora.peft.folder import load_adapter
 from jlora.pretrained.load import example_batch
 from train.cli.parse import parse_command_line
 from train.cli.resolve import resolve
-from train.config import yaml12
 from train.lm.config import COMMAND, LMConfig
 from train.lm.open_texts import Texts, open_texts
 

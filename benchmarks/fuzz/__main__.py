@@ -48,7 +48,7 @@ LOADERS = (
     "jlora/pretrained/folder.py",
     "jlora/pretrained/config_checks.py", "jlora/gguf/reader.py", "jlora/gguf/model.py", "jlora/gguf/architectures.py",
     "jlora/gguf/tokenizer.py", "jlora/peft/folder.py", "jlora/peft/config_file.py", "jlora/files/path_checks.py",
-    "jlora/pretrained/tokenizer.py", "jlora/pretrained/tokenizer_files.py", "train/config/yaml12.py",
+    "jlora/pretrained/tokenizer.py", "jlora/pretrained/tokenizer_files.py", "jlora/files/yaml12.py",
     "train/config/validate.py",
 )  # fmt: skip
 """The files that read what others wrote."""

@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from train.config import yaml12
+from jlora.files import yaml12
 
 
 def main(argv: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora.bank.bank import Bank
+from jlora.bank.gather import as_slots
 from jlora.bank.selection import Selection, divide_adapters
 from jlora.errors import JloraError
 from jlora.transform.adapt import adapt
@@ -40,8 +41,8 @@ def adapt_many(fn: Callable) -> Callable:
     The function returned gives what `fn` gives, with the rows on the first axis of each array.
 
     Raises (the function returned):
-      JloraError: an array without a first axis of rows, in the arguments or in the result; a number of rows that the
-        groups do not divide.
+      JloraError: slots that are not integers (groups,); an array without a first axis of rows, in the arguments or in
+        the result; a number of rows that the groups do not divide.
     """
 
     @functools.wraps(fn)
@@ -53,7 +54,7 @@ def adapt_many(fn: Callable) -> Callable:
         dropout_key: Any = None,
         **kwargs: Any,
     ) -> Any:
-        slot = jnp.asarray(slot, jnp.int32)
+        slot = as_slots(slot)
         leaves, structure = jax.tree.flatten((args, kwargs))
         arrays = {i: leaf for i, leaf in enumerate(leaves) if is_array(leaf)}
         groups = {i: split_rows(array, slot.shape[0], f"argument {i}") for i, array in arrays.items()}

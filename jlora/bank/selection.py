@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jlora.bank.bank import Bank
-from jlora.bank.gather import gather_adapters, gather_entries
+from jlora.bank.gather import as_slots, gather_adapters, gather_entries
 from jlora.lora.entries import Entry, LowRank
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def select(bank: Bank, slots: Int[Array, " places"]) -> Selection:
 
     A slot without an adapter, or one that the bank has not, gives NaN; -1 is the base, which needs no place.
     """
-    slots = jnp.asarray(slots, jnp.int32)
+    slots = as_slots(slots)
     gathered = gather_adapters(bank, jnp.append(slots, -1))
     joined = {
         path: _join(jax.tree.map(lambda x: x[:-1], entry))
@@ -59,18 +59,24 @@ def select(bank: Bank, slots: Int[Array, " places"]) -> Selection:
 
 
 def replace_selected(selection: Selection, place: Int[Array, ""], bank: Bank, slot: Int[Array, ""]) -> Selection:
-    """Returns the selection with the adapter in the bank's `slot` at `place`; no other place changes by a bit."""
-    one = select(bank, jnp.reshape(jnp.asarray(slot, jnp.int32), (1,)))
+    """Returns the selection with the adapter in the bank's `slot` at `place`; no other place changes by a bit.
+
+    At a place that the selection has not, nothing changes.
+    """
+    one = select(bank, jnp.reshape(slot, (1,)))
+    is_there = (place >= 0) & (place < selection.places)
+
+    def write_at(x: jax.Array, y: jax.Array, start: Any, axis: int) -> jax.Array:
+        old = jax.lax.dynamic_slice_in_dim(x, start, y.shape[axis], axis)
+        return jax.lax.dynamic_update_slice_in_dim(x, jnp.where(is_there, y, old), start, axis)
 
     def write(old: LowRank, new: LowRank) -> LowRank:
         axis, width = new.scale.ndim - 2, new.scale.shape[-1]
-        a, b = (
-            jax.lax.dynamic_update_slice_in_dim(x, y, place * width, axis) for x, y in ((old.a, new.a), (old.b, new.b))
-        )
-        return dataclasses.replace(old, a=a, b=b, scale=old.scale.at[place].set(new.scale[0]))
+        a, b = (write_at(x, y, place * width, axis) for x, y in ((old.a, new.a), (old.b, new.b)))
+        return dataclasses.replace(old, a=a, b=b, scale=write_at(old.scale, new.scale, place, 0))
 
     joined = {path: write(entry, one.joined[path]) for path, entry in selection.joined.items()}
-    gathered = jax.tree.map(lambda x, y: x.at[place].set(y[0]), selection.gathered, one.gathered)
+    gathered = jax.tree.map(lambda x, y: write_at(x, y[:1], place, 0), selection.gathered, one.gathered)
     return Selection(joined, gathered, selection.places)
 
 

@@ -76,8 +76,8 @@ def require_places(bank: Bank, adapter: Adapter) -> None:
 
 
 def _require_slot(bank: Bank, slot: int) -> None:
-    if not 0 <= slot < bank.slots:
-        raise JloraError(f"slot: expected 0 to {bank.slots - 1}, found {slot}")
+    if isinstance(slot, (bool, np.bool_)) or not isinstance(slot, (int, np.integer)) or not 0 <= slot < bank.slots:
+        raise JloraError(f"slot: expected 0 to {bank.slots - 1}, found {slot!r}")
 
 
 def _require_place(bank: Bank, path: str, entry: Entry) -> None:

@@ -12,7 +12,7 @@ import optax
 
 from jlora.bank.adapt_many import group_keys, split_rows
 from jlora.bank.bank import Bank
-from jlora.bank.gather import gather_adapters
+from jlora.bank.gather import as_slots, gather_adapters
 from jlora.lora.entries import Entry, combine, split
 from jlora.transform.adapt import adapt
 
@@ -60,7 +60,7 @@ def forward_backward(
     Returns:
       (losses (groups,); gradients, the tree of `jlora.split`'s trainable part, arrays (groups, ...)).
     """
-    slots = jnp.asarray(slots, jnp.int32)
+    slots = as_slots(slots)
     rows = jax.tree.map(lambda x: split_rows(x, slots.shape[0], "an argument"), args)
 
     def of_group(adapter: dict[str, Entry], rows: Any, key: Any) -> Any:
@@ -92,7 +92,7 @@ def optim_step(
       gradients: as `forward_backward` returns them for these slots.
       hyperparameters: {name: a number for each of the slots, (groups,)}.
     """
-    slots = jnp.asarray(slots, jnp.int32)
+    slots = as_slots(slots)
     place = jnp.where((slots >= 0) & (slots < bank.slots), slots, bank.slots + 1)  # places beyond the end are dropped
     trainable, frozen = split(bank.entries)
     old = jax.tree.map(lambda x: jnp.take(x, place, axis=0, mode="clip"), (trainable, states.inner))

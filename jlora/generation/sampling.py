@@ -50,8 +50,20 @@ def draw_tokens(logits: jax.Array, key: jax.Array | None, sampling: Sampling) ->
     """
     if key is None:
         return logits.argmax(-1).astype(jnp.int32)
-    scaled = filter_logits(logits / sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
+    scaled = filter_logits(heat_logits(logits, sampling.temperature), top_k=sampling.top_k, top_p=sampling.top_p)
     return jax.random.categorical(key, scaled).astype(jnp.int32)
+
+
+def heat_logits(logits: jax.Array, temperature: Any) -> jax.Array:
+    """Divides logits (..., vocab) by a temperature above 0, after taking the largest from each row.
+
+    So the largest stays 0 for any temperature: 1e30 divided by 1e-10 would overflow, and what is drawn would be noise.
+
+    Args:
+      temperature: a number, or an array (..., 1) with one for each row.
+    """
+    least = jnp.finfo(jnp.float32).tiny  # smaller numbers are 0 on most devices
+    return (logits - logits.max(-1, keepdims=True)) / jnp.maximum(temperature, least).astype(logits.dtype)
 
 
 def filter_logits(logits: jax.Array, *, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
@@ -76,7 +88,8 @@ def nucleus(logits: jax.Array, top_p: Any) -> jax.Array:
       top_p: a number, or an array (..., 1) with one for each row.
     """
     probabilities = jax.nn.softmax(logits, axis=-1)
-    return _at_least(logits, probabilities, _nucleus_threshold(probabilities, top_p))
+    threshold = jnp.minimum(_nucleus_threshold(probabilities, top_p), probabilities.max(-1, keepdims=True))
+    return _at_least(logits, probabilities, threshold)
 
 
 def _at_least(logits: jax.Array, values: jax.Array, threshold: jax.Array) -> jax.Array:

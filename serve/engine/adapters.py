@@ -246,10 +246,12 @@ def find_folders(named: Mapping[str, Path], roots: Sequence[Path]) -> dict[str, 
     """Returns {name: folder} of the adapters named, and of each folder in `roots` that holds an adapter.
 
     Raises:
-      JloraError: two adapters of one name.
+      JloraError: two adapters of one name; a root that is not a folder.
     """
     found = dict(named)
     for root in roots:
+        if not root.is_dir():
+            raise JloraError(f"adapter_folders: {root}: expected a folder that holds adapter folders, found none")
         for file in sorted(root.glob("*/adapter_config.json")):
             name = file.parent.name
             if name in found and found[name].resolve() != file.parent.resolve():

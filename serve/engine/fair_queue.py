@@ -100,8 +100,8 @@ class Turns:
     def choose(self, first: Record, is_ready: Callable[[Record], bool], most: int) -> list[Row]:
         """Returns at most `most` rows that all have the padded length of the first row of the adapter `first`.
 
-        It is the turn of `first`, which moves to the end of the order. Adapters that are ready have a row each before one
-        has a second. The rows wait until they are removed.
+        It is the turn of `first`, which moves to the end of the order. Adapters that are ready have a row each before
+        one has a second. The rows wait until they are removed.
         """
         length = self._queues[first][0].length
         self._queues.move_to_end(first)

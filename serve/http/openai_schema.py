@@ -42,10 +42,14 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 StopString = Annotated[str, Field(min_length=1, max_length=limits.LONGEST_STOP)]
 
 
-class RequestBody(BaseModel):
-    """A body whose keys have exactly the types of JSON: "1" is no number."""
+class _Json(BaseModel):
+    """Values with exactly the types of JSON: "1" is no number."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+class RequestBody(_Json):
+    """The keys that all bodies have."""
 
     model: str
 
@@ -96,14 +100,14 @@ class Sampled(RequestBody):
         return bool(self.stream_options and self.stream_options.include_usage)
 
 
-class TextPart(BaseModel):
+class TextPart(_Json):
     """A part of a message; images and sounds are refused."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(BaseModel):
+class Message(_Json):
     """One turn of a chat. The other keys of OpenAI's, such as `name`, are not given to the template."""
 
     role: Literal["system", "developer", "user", "assistant"]

@@ -15,8 +15,16 @@ _LEAST = -9999.0
 
 @functools.lru_cache(1 << 17)  # an answer with its likeliest tokens has twenty times as many as the text
 def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """Returns the token alone as text; a part of a character is the replacement character."""
-    return tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    """Returns the token as text, as it follows other text; a part of a character is the replacement character."""
+    before = _some_token(tokenizer)
+    known = tokenizer.decode(before, clean_up_tokenization_spaces=False)
+    return tokenizer.decode([*before, token], clean_up_tokenization_spaces=False).removeprefix(known)
+
+
+@functools.lru_cache
+def _some_token(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Returns the ids of a letter: some tokenizers leave out the space before a token that nothing precedes."""
+    return tokenizer.encode("a", add_special_tokens=False)
 
 
 def token_bytes(text: str) -> list[int] | None:

@@ -10,8 +10,8 @@ import pytest
 from benchmarks.characters import __main__ as characters
 from benchmarks.characters import answers
 from benchmarks.characters.page import fill_page
+from jlora.files import yaml12
 from tests.support.training import tiny, tiny_lm
-from train.config import yaml12
 from train.sweep import __main__ as sweep
 
 PAGE = tiny.ROOT / "docs" / "characters.md"

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from benchmarks.common.marked_parts import fill_parts
-from benchmarks.sweeps import together
+from benchmarks.sweeps import forgetting, together
 from benchmarks.sweeps.answers import SWEEPS, read_results
 from benchmarks.sweeps.answers_page import methods_table, modules_table, write_parts
 from tests.support.training import tiny
@@ -79,6 +79,21 @@ def test_the_page_of_sweeps_shows_what_the_command_wrote():
     text = (folder / "sweep.md").read_text(encoding="utf-8")
     measured = json.loads((folder / "sweeps/together.json").read_text(encoding="utf-8"))
     assert fill_parts(text, {"together": together.write_table(measured)}) == text
+
+
+def test_forgetting_is_the_change_of_the_perplexity_of_posts():
+    base = {"run": forgetting.BASE, "verses": 40.0, "posts": 200.0}
+    run = {"run": "a", "method": "lora", "rate": 5e-4, "trained parameters": 1000, "verses": 25.0, "posts": 210.0}
+    assert forgetting.write_table({"runs": [base, run]}).splitlines()[2:] == [
+        "| the base |  | 40.0 | 200.0 |  |",
+        "| LoRA, rate 0.0005 | 1,000 | 25.0 | 210.0 | +5.0 % |",
+    ]
+
+
+def test_the_page_of_settings_shows_what_was_forgotten():
+    text = PAGE.read_text(encoding="utf-8")
+    measured = json.loads((PAGE.parent / "forgetting.json").read_text(encoding="utf-8"))
+    assert fill_parts(text, {"forgetting": forgetting.write_table(measured)}) == text
 
 
 def _write(folder, lines):

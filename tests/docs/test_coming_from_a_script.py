@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from train.config import dotted_keys, yaml12
+from jlora.files import yaml12
+from train.config import dotted_keys
 from train.lm.config import LMConfig
 
 PAGE = Path(__file__).parents[2] / "docs" / "coming-from-a-script.md"

@@ -31,6 +31,10 @@ ADAPTER = adapter_folder(0)
             "nowhere: expected an adapter folder or a run folder, found no",
         ),
         (["--config", CONFIG, "--adapter", f"my adapter={ADAPTER}"], "found 'my adapter'"),
+        (
+            ["--config", CONFIG, "--adapter", f"a={ADAPTER}", "--adapter", "a=b"],
+            "--adapter: expected one folder for 'a', found ",
+        ),
         (["--config", CONFIG, "--adapter", f"smollm2={ADAPTER}"], "the base is called 'smollm2' too"),
         (["--config", CONFIG, "--host", "0.0.0.0"], "needs a `token`"),
         (["--config", CONFIG, "--model", "runs/nothing/at/all", "--port", "0"], "runs/nothing/at/all"),

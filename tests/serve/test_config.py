@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jlora.errors import FileError
+from jlora.errors import JloraError
 from serve.config import read_serve_config
 
 
@@ -41,17 +41,19 @@ def test_changes_replace_keys(tmp_path):
         ("model: m\nadapters: {../x: y}", "adapters"),
         ("model: m\nhost: 0.0.0.0", "can be reached from other machines, which needs a `token`"),
         ("model: m\ntoken: short", "at least 8 characters"),
-        ("- a", "keys and values, found list"),
-        ("model: [", "a YAML file"),
+        ("- a", "expected `key: value` lines"),
+        ("model: [", "not valid YAML"),
+        ("model: m\nmodel: n", "the key 'model' is given twice"),
+        ("model: m\n1: 2", "1: unknown key|1: Keys should be strings"),
     ],
 )
 def test_what_is_wrong_names_file_and_key(tmp_path, text, message):
-    with pytest.raises(FileError, match=message) as error:
+    with pytest.raises(JloraError, match=message) as error:
         _read(tmp_path, text)
     assert "serve.yaml" in str(error.value)
     assert "short" not in str(error.value)  # a token is not repeated
 
 
 def test_a_file_that_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(FileError, match=r"nothing\.yaml"):
+    with pytest.raises(JloraError, match=r"nothing\.yaml"):
         read_serve_config(tmp_path / "nothing.yaml", {})

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 ON_DISK = {
     "__main__", "closed_pipe",
     "files.atomic_folder", "files.bounded_json", "files.drop_oldest", "files.file_kind", "files.nearest_file",
-    "files.path_checks", "files.replace_file", "files.run_folder", "files.safetensors_reader",
+    "files.path_checks", "files.replace_file", "files.run_folder", "files.safetensors_reader", "files.yaml12",
     "generation.open_model", "generation.stored_vocabulary",
     "gguf.adapter", "gguf.model", "gguf.reader",
     "peft.base_model", "peft.config_file", "peft.folder", "peft.key_errors", "peft.mlx", "peft.same_base",

@@ -6,8 +6,7 @@ from jlora.errors import JloraError
 from tests.support.training import tiny
 from tests.support.training.shipped import SERVER, SHIPPED, SWEEPS
 from train import configs
-from train.config import yaml12
-from train.config.shipped import shipped_configs
+from train.config.shipped import read_config_file, shipped_configs
 
 
 def _called(*argv):
@@ -81,13 +80,13 @@ def test_a_missing_config_of_a_shipped_name_is_offered(given, advice, tmp_path, 
     monkeypatch.chdir(tmp_path)
     path = tiny.Path(given)
     with pytest.raises(JloraError) as raised:
-        yaml12.read_file(path)
+        read_config_file(path)
     assert str(raised.value).endswith(f". jlora comes with one of this name: {advice}")
 
 
 def test_a_missing_config_of_another_name_is_not(tmp_path):
     with pytest.raises(JloraError) as raised:
-        yaml12.read_file(tmp_path / "mine.yaml")
+        read_config_file(tmp_path / "mine.yaml")
     assert "jlora configs" not in str(raised.value)
 
 

@@ -73,11 +73,12 @@ def _report(rows: VoiceRows, book: str, speaker: Sequence[str]) -> None:
     show(f"speakers that the book names, and their speeches: {speakers or 'none'}")
     if speaker and rows.is_narrated:
         logger.warning(
-            "--speaker %s: expected at least %d pairs of dialogue, found %d. The narration is used too: each paragraph "
-            "answers the one before it. Is it a name that the book uses?",
+            "--speaker %s: expected at least %d pairs of dialogue, found %d. %d pairs of narration are used too: each "
+            "paragraph answers the one before it. If that is too few: is it a name that the book uses?",
             " --speaker ".join(speaker),
             ENOUGH,
             rows.counts["pairs of dialogue"],
+            rows.counts["pairs of narration"],
         )
 
 

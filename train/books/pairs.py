@@ -21,10 +21,11 @@ _HAS_WORDS = re.compile(r"\w")
 
 
 class Exchange(NamedTuple):
-    """What was said before, and what the character says then."""
+    """What was said before, and what the character says then; `paragraph` is the number of the one where that ends."""
 
     prompt: str
     reply: str
+    paragraph: int = 0
 
 
 def dialogue_pairs(conversations: Sequence[Dialogue], names: frozenset[str], counts: Counter[str]) -> list[Exchange]:
@@ -45,16 +46,16 @@ def dialogue_pairs(conversations: Sequence[Dialogue], names: frozenset[str], cou
             elif not (_HAS_WORDS.search(speech.text) and _HAS_WORDS.search(conversation[place - 1].text)):
                 counts["dropped: no words"] += 1
             else:
-                pairs.append(Exchange(conversation[place - 1].text, speech.text))
+                pairs.append(Exchange(conversation[place - 1].text, speech.text, speech.paragraph))
     return pairs
 
 
 def narration_pairs(paragraphs: Sequence[str], counts: Counter[str]) -> list[Exchange]:
     """Returns a pair for each two paragraphs that follow each other and are longer than a heading."""
     texts = [" ".join(paragraph.split()) for paragraph in paragraphs]
-    long = [text for text in texts if len(text) >= SHORTEST]
+    long = [(number, text) for number, text in enumerate(texts) if len(text) >= SHORTEST]
     counts[f"paragraphs shorter than {SHORTEST} characters, left out"] += len(texts) - len(long)
-    return [Exchange(before, after) for before, after in itertools.pairwise(long)]
+    return [Exchange(before, after, number) for (_, before), (number, after) in itertools.pairwise(long)]
 
 
 def shorten_pairs(pairs: Sequence[Exchange], counts: Counter[str]) -> list[Exchange]:
@@ -66,7 +67,10 @@ def shorten_pairs(pairs: Sequence[Exchange], counts: Counter[str]) -> list[Excha
     Args:
       counts: gets the numbers of prompts and of replies that were cut.
     """
-    short = [Exchange(last_sentences(p, LONGEST_PROMPT), first_sentences(r, LONGEST_REPLY)) for p, r in pairs]
+    short = [
+        Exchange(last_sentences(prompt, LONGEST_PROMPT), first_sentences(reply, LONGEST_REPLY), paragraph)
+        for prompt, reply, paragraph in pairs
+    ]
     for what, most, place in (("prompts", LONGEST_PROMPT, 0), ("replies", LONGEST_REPLY, 1)):
         cut = sum(old[place] != new[place] for old, new in zip(pairs, short, strict=True))
         counts[f"{what} cut to {most} characters"] = cut

@@ -28,7 +28,7 @@ def read_play(paragraphs: Sequence[str], counts: Counter[str]) -> list[Dialogue]
     goes on with the speech before it.
     """
     conversations: list[Dialogue] = [[]]
-    for paragraph in paragraphs:
+    for number, paragraph in enumerate(paragraphs):
         match = _SPEECH.match(paragraph)
         if match is None and _HEADING.match(paragraph):
             counts["headings"] += 1
@@ -39,11 +39,11 @@ def read_play(paragraphs: Sequence[str], counts: Counter[str]) -> list[Dialogue]
             counts["stage directions"] += 1
         elif match is not None:
             counts["speeches"] += 1
-            conversations[-1].append(Speech(match["name"], said, "named"))
+            conversations[-1].append(Speech(match["name"], said, "named", number))
         elif conversations[-1]:
             counts["paragraphs that go on with a speech"] += 1
             last = conversations[-1].pop()
-            conversations[-1].append(Speech(last.speaker, f"{last.text}\n{said}", last.how))
+            conversations[-1].append(Speech(last.speaker, f"{last.text}\n{said}", last.how, number))
         else:
             counts["paragraphs before the first speech of a scene"] += 1
     return [join_speeches(speeches) for speeches in conversations if speeches]

@@ -22,13 +22,13 @@ def read_prose(paragraphs: Sequence[str], marks: Marks, counts: Counter[str]) ->
     """
     conversations: list[list[Speech]] = [[]]
     is_open = False
-    for paragraph in paragraphs:
+    for number, paragraph in enumerate(paragraphs):
         parts = _read_paragraph(paragraph, marks)
         is_spoken = bool(parts.said) and not is_thought(parts.told)
         counts[_kind(parts, is_spoken)] += 1
         counts["paragraphs that leave a quote open"] += parts.is_open
         if is_spoken:
-            _append(conversations[-1], parts, is_open)
+            _append(conversations[-1], parts, number, is_open)
         else:
             conversations.append([])
         is_open = is_spoken and parts.is_open
@@ -49,11 +49,11 @@ def _kind(parts: Paragraph, is_spoken: bool) -> str:
     return "paragraphs with thoughts" if parts.said else "paragraphs without speech"
 
 
-def _append(speeches: list[Speech], parts: Paragraph, is_open: bool) -> None:
+def _append(speeches: list[Speech], parts: Paragraph, number: int, is_open: bool) -> None:
     """Appends a paragraph to the conversation; to the last speech if that is open and nobody else is named."""
     speaker = attribute(parts.told)
     if is_open and speaker in (None, speeches[-1].speaker):
         begun = speeches.pop()
-        speeches.append(Speech(begun.speaker, f"{begun.text} {parts.said}", begun.how))
+        speeches.append(Speech(begun.speaker, f"{begun.text} {parts.said}", begun.how, number))
     else:
-        speeches.append(Speech(speaker, parts.said, "named" if speaker else "unknown"))
+        speeches.append(Speech(speaker, parts.said, "named" if speaker else "unknown", number))

@@ -18,7 +18,7 @@ from train.books.speeches import Dialogue
 ENOUGH = 50
 """With fewer pairs of dialogue than this, the narration is used too."""
 HELD_OUT = 0.1
-"""The share of the pairs that is held out for validation: the last ones. The cut may be inside a conversation."""
+"""The share of the pairs that is held out for validation: the last of the book. The cut may be in a conversation."""
 _LEAST = 2
 
 
@@ -28,7 +28,7 @@ class VoiceRows:
 
     Attributes:
       train: chats, one question and one answer each, as the format `messages` has them.
-      validation: the same, of the last pairs.
+      validation: the same, from the end of the book.
       counts: {what was counted: how many}, in the order in which the book was read.
       form: how the book writes speech, in words.
       speakers: the names that the book gives, the most frequent first, with their speeches.
@@ -53,21 +53,23 @@ def make_rows(text: str, name: str, speaker: Sequence[str], most: int | None = N
       most: how many pairs are used, spread evenly over the book; all by default.
 
     Raises:
-      JloraError: the book has fewer than two pairs.
+      JloraError: the book has fewer than two pairs; an empty name.
     """
     counts: Counter[str] = Counter()
     parts = paragraphs(text)
     counts["paragraphs"] = len(parts)
     form, conversations = _read(parts, counts)
     found = _count_speeches(conversations, counts)
-    names = frozenset(given.rstrip(".").lower() for given in speaker)
+    names = frozenset(given.strip().rstrip(".").lower() for given in speaker)
+    if "" in names:
+        raise JloraError("--speaker: expected a name, found an empty one")
     pairs = dialogue_pairs(conversations, names, counts) if names else []
     counts["pairs of dialogue"] = len(pairs)
     is_narrated = len(pairs) < ENOUGH
     if is_narrated:
         told = narration_pairs(parts, counts)
         counts["pairs of narration"] = len(told)
-        pairs += told
+        pairs = sorted([*pairs, *told], key=lambda pair: pair.paragraph)
     if len(pairs) < _LEAST:
         raise JloraError(
             f"{name}: expected at least {_LEAST} pairs of paragraphs, each of {SHORTEST} characters or more and with a "
@@ -98,8 +100,11 @@ def _count_speeches(conversations: Sequence[Dialogue], counts: Counter[str]) -> 
 
 
 def _split(pairs: Sequence[Exchange]) -> tuple[Sequence[Exchange], Sequence[Exchange]]:
-    held_out = max(1, round(HELD_OUT * len(pairs)))
-    return pairs[:-held_out], pairs[-held_out:]
+    """Returns the pairs for training and for validation; pairs whose replies end in one paragraph stay together."""
+    begin = len(pairs) - max(1, round(HELD_OUT * len(pairs)))
+    while begin > 1 and pairs[begin - 1].paragraph == pairs[begin].paragraph:
+        begin -= 1
+    return pairs[:begin], pairs[begin:]
 
 
 def _chat(pair: Exchange) -> dict[str, Any]:

@@ -16,11 +16,13 @@ class Speech:
     Attributes:
       speaker: a name; None if it is not known.
       how: how the speaker was found: the book names him, or he alternates with another; or not at all.
+      paragraph: the number of the book's paragraph in which it ends.
     """
 
     speaker: str | None
     text: str
     how: How
+    paragraph: int = 0
 
 
 Dialogue = list[Speech]
@@ -35,7 +37,8 @@ def join_speeches(speeches: Sequence[Speech]) -> Dialogue:
     joined: Dialogue = []
     for speech in speeches:
         if joined and speech.speaker is not None and speech.speaker == joined[-1].speaker:
-            joined[-1] = replace(joined[-1], text=f"{joined[-1].text} {speech.text}")
+            text = f"{joined[-1].text} {speech.text}"
+            joined[-1] = replace(joined[-1], text=text, paragraph=speech.paragraph)
         else:
             joined.append(speech)
     return joined

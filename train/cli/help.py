@@ -7,7 +7,8 @@ import textwrap
 
 from pydantic.fields import FieldInfo
 
-from train.config import dotted_keys, yaml12
+from jlora.files import yaml12
+from train.config import dotted_keys
 from train.config.command import Command
 
 _INDENT = 31

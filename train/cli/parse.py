@@ -12,10 +12,12 @@ from typing import Any, Generic, NoReturn, get_args
 from pydantic.fields import FieldInfo
 
 from jlora.errors import JloraError, nearest
+from jlora.files import yaml12
 from train.cli.help import help_text
-from train.config import dotted_keys, yaml12
+from train.config import dotted_keys
 from train.config.command import Command, Flags
 from train.config.run_config import AnyConfig
+from train.config.shipped import read_config_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +56,7 @@ def parse_command_line(argv: Sequence[str], command: Command[AnyConfig]) -> Requ
 
     Raises:
       JloraError: an unknown flag or one that needs another, an argument that is not `key=value`, a value that is not
-        YAML, or an error of `yaml12.read_file`. `resolve` lists all unknown keys and wrong values later.
+        YAML, or an error of `read_config_file`. `resolve` lists all unknown keys and wrong values later.
     """
     parser = _Parser(prog=command.program, add_help=False, allow_abbrev=False)
     parser.add_argument("--help", "-h", action="store_true")
@@ -69,7 +71,7 @@ def parse_command_line(argv: Sequence[str], command: Command[AnyConfig]) -> Requ
         print(help_text(command), end="")
         parser.exit()
     overrides = dict(_override(argument, command) for argument in rest)
-    values = {} if known.config is None else yaml12.read_file(known.config)
+    values = {} if known.config is None else read_config_file(known.config)
     flags = Flags(**{name: getattr(known, name) for name in command.flags})
     if flags.mesh and not flags.dry_run:
         raise JloraError("command line: --mesh: expected with --dry-run; a run takes mesh.data=N mesh.fsdp=N")

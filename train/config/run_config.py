@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, field_validator, model_validator
 
-from train.config import yaml12
+from jlora.files import yaml12
 from train.config.key_problem import KeyProblem
 from train.config.sections import (
     DataSource,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from jlora.files import yaml12
 
 _IN_WHEEL = Path(__file__).parents[1] / "shipped_configs"
 _IN_CHECKOUT = Path(__file__).parents[2] / "configs"
@@ -16,6 +19,15 @@ def shipped_configs() -> dict[str, Path]:
     folder = _IN_WHEEL if _IN_WHEEL.is_dir() else _IN_CHECKOUT
     files = [file for pattern in ("*.yaml", "sweeps/*.yaml") for file in sorted(folder.glob(pattern))]
     return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Reads the mapping in a config or sweep file, as `jlora.files.yaml12.read_file` does.
+
+    Raises:
+      JloraError: as there; a missing file's error names the shipped config of its name.
+    """
+    return yaml12.read_file(path, copy_advice(path))
 
 
 def copy_advice(missing: Path) -> str:

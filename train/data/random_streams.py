@@ -60,8 +60,12 @@ def permutation(count: int, stream: Stream, seed: int, *part: int) -> np.ndarray
     promises never to change. Stream and part are the seed sequence's spawn key: as further entropy, (1,) and (1, 0)
     would give the same words, because NumPy pads the entropy with zeros.
     """
-    words = np.random.Philox(np.random.SeedSequence(seed, spawn_key=(stream, *part))).random_raw(count)
-    return np.argsort(words, kind="stable")
+    return np.argsort(random_words(count, stream, seed, *part), kind="stable")
+
+
+def random_words(count: int, stream: Stream, seed: int, *part: int) -> np.ndarray:
+    """Returns uint64 (count,) that depend only on the other arguments, as `permutation` describes."""
+    return np.random.Philox(np.random.SeedSequence(seed, spawn_key=(stream, *part))).random_raw(count)
 
 
 def stream_key(seed: int, stream: Stream) -> jax.Array:

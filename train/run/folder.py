@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jlora.errors import FileError, JloraError, RunFolderError
+from jlora.files import yaml12
 from jlora.files.bounded_json import read_json
 from jlora.files.replace_file import replace_file
 from jlora.files.run_folder import MARKS
 from jlora.printable import counted
-from train.config import dotted_keys, yaml12
+from train.config import dotted_keys
 from train.config.command import Flags
 from train.config.run_config import RunConfig, to_yaml
 from train.config.validate import flatten

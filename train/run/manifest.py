@@ -21,9 +21,9 @@ import jax
 import numpy as np
 
 from jlora.errors import FileError, RunFolderError
+from jlora.files import yaml12
 from jlora.files.bounded_json import read_json
 from train.config import dotted_keys as keys
-from train.config import yaml12
 from train.config.run_config import RunConfig, to_yaml
 from train.config.validate import flatten
 from train.data import random_streams

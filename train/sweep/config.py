@@ -14,10 +14,11 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 
 from jlora.errors import JloraError
 from train.classify.config import COMMAND as CLASSIFY
-from train.config import dotted_keys, yaml12
+from train.config import dotted_keys
 from train.config.command import SWITCHES, Command, Flag, describe_flags
 from train.config.key_problem import KeyProblem
 from train.config.sections import Count, Section, Seed, Share, Text
+from train.config.shipped import read_config_file
 from train.config.validate import flatten
 from train.lm.config import COMMAND as LM
 
@@ -101,7 +102,7 @@ def read_sweep(file: Path) -> SweepConfig:
       JloraError: it cannot be read, or has unknown keys or wrong values; all of them are named.
     """
     try:
-        return SweepConfig.model_validate(yaml12.read_file(file))
+        return SweepConfig.model_validate(read_config_file(file))
     except ValidationError as error:
         lines = [_line(detail) for detail in error.errors()]
         keys = ", ".join(SweepConfig.model_fields)
@@ -124,7 +125,7 @@ def command_for(argv: Sequence[str]) -> tuple[str, Command]:
     values: dict[str, Any] = {}
     with suppress(JloraError, OSError, argparse.ArgumentError):  # the command line is read again, and its errors said
         file = parser.parse_known_args(argv)[0].config
-        values = {} if file is None else yaml12.read_file(file)
+        values = {} if file is None else read_config_file(file)
 
     def count_unknown(trainer: str) -> int:
         schema = _TRAINERS[trainer].schema

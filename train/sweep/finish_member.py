@@ -74,13 +74,16 @@ def finish_member(group: Group, member: Member, recorder: Recorder, ended: str, 
 def export_best(group: Group, member: Member, config: RunConfig, *, is_offline: bool) -> None:
     """Writes the results of the best member into the sweep's folder `best`, with merged/ if the config says so.
 
+    A run without an adapter is written to merged/ in any case.
+
     Args:
       member: restored from its last checkpoint.
       config: that of the sweep.
     """
     folder = Path(config.output_dir) / BEST
     values = manifest.flat(member.config) | {"output_dir": str(folder), "hub.push": config.hub.push}
-    of_best, _ = validate(values | {"export.merged": config.export.merged}, type(config))
+    is_merged = config.export.merged or member.config.method != "lora"  # without an adapter there is nothing else
+    of_best, _ = validate(values | {"export.merged": is_merged}, type(config))
     assert of_best is not None
     run_folder.delete(folder, run_folder.OURS)
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jlora.errors import JloraError, RunFolderError
+from jlora.files import yaml12
 from jlora.files.run_folder import is_run
-from train.config import yaml12
 from train.config.command import Flags
 from train.config.run_config import RunConfig
 from train.run import folder as run_folder

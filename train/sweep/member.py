@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from jlora.errors import RunFolderError
 from jlora.files.replace_file import replace_file
 from jlora.lora.adapted_model import Adapted
 from jlora.tree.leaf_paths import leaves_by_path
@@ -114,6 +115,15 @@ class Member:
         for old in self.saved_steps():
             if old < step:
                 (self.folder / _FOLDER / f"{old}.safetensors").unlink()
+
+    def restore_newest(self) -> None:
+        """Takes the state from the newest checkpoint; raises RunFolderError if there is none."""
+        if not (steps := self.saved_steps()):
+            raise RunFolderError(
+                f"{self.folder / _FOLDER}: expected a checkpoint, found none: a sweep that has ended deletes them. Its"
+                f" adapter is in {self.folder / 'adapter'}: jlora export merges it"
+            )
+        self.restore(steps[-1])
 
     def restore(self, step: int) -> None:
         """Takes state, best evaluation and bookkeeping from the checkpoint of this step."""

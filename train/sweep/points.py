@@ -12,11 +12,18 @@ from typing import Any, NamedTuple
 from jlora.errors import JloraError
 from train.config.run_config import AnyConfig, RunConfig
 from train.config.validate import validate
-from train.data.random_streams import Stream, permutation
+from train.data.random_streams import Stream, permutation, random_words
 from train.run.manifest import flat
 from train.sweep.config import SweepConfig
 
 _LONGEST_NAME = 100
+_MOST_RUNS = 10_000
+_OF_THE_SWEEP = ("output_dir", "tracker", "project", "train.max_hours", "export.merged", "hub.push")
+"""Keys that mean the sweep as a whole: its runs cannot differ in them."""
+_LISTED = 10**6
+"""Up to this many combinations are put into a random order; of more, numbers are drawn until enough are different."""
+_WORDS = 32
+"""64-bit words of a drawn number: more than any grid's number of combinations has."""
 
 
 class Point(NamedTuple):
@@ -32,21 +39,51 @@ def list_points(sweep: SweepConfig, config: RunConfig) -> list[Point]:
     All points have values for the same keys. One that the list does not give is the config's.
 
     Raises:
-      JloraError: a key of the grid has the same value twice, or two points of the list have the same values.
+      JloraError: a key of the grid has the same value twice, or two points of the list have the same values; a key
+        that runs cannot differ in; more than 10,000 runs.
     """
+    for key in sweep.parameters or itertools.chain.from_iterable((sweep.points or {}).values()):
+        if key in _OF_THE_SWEEP:
+            raise JloraError(f"--sweep: {key}: expected a key in which runs may differ; set this one for all of them")
     if sweep.points is not None:
         return _listed(sweep.points, flat(config))
     assert sweep.parameters is not None
-    for key, values in sweep.parameters.items():
+    points = _combinations(sweep.parameters, sweep.runs, sweep.seed)
+    return [Point(name, values) for name, values in zip(_names(points), points, strict=True)]
+
+
+def _combinations(parameters: Mapping[str, Sequence[Any]], runs: int | None, seed: int) -> list[dict[str, Any]]:
+    """Returns all combinations of the values, or `runs` of them."""
+    for key, values in parameters.items():
         if len({repr(value) for value in values}) < len(values):
             raise JloraError(f"parameters.{key}: expected different values, found {values}")
-    count = math.prod(map(len, sweep.parameters.values()))
-    chosen: Sequence[int] = range(count)
-    if sweep.runs is not None:
-        chosen = sorted(permutation(count, Stream.SWEEP_POINTS, sweep.seed)[: sweep.runs].tolist())
-    grid = list(itertools.product(*sweep.parameters.values()))
-    points = [dict(zip(sweep.parameters, grid[index], strict=True)) for index in chosen]
-    return [Point(name, values) for name, values in zip(_names(points), points, strict=True)]
+    count = math.prod(map(len, parameters.values()))
+    wanted = count if runs is None else min(runs, count)
+    if wanted > _MOST_RUNS:
+        raise JloraError(f"--sweep: expected at most {_MOST_RUNS:,} runs, found {wanted:,}; search: random draws some")
+    chosen = range(count) if runs is None else _draw(count, wanted, seed)
+    return [_combination(parameters, index) for index in chosen]
+
+
+def _draw(count: int, wanted: int, seed: int) -> list[int]:
+    """Returns `wanted` different numbers below `count`, ascending; there may be more combinations than memory."""
+    if count <= _LISTED:
+        return sorted(permutation(count, Stream.SWEEP_POINTS, seed)[:wanted].tolist())
+    drawn: set[int] = set()
+    parts = itertools.count()
+    while len(drawn) < wanted:
+        words = random_words(_WORDS, Stream.SWEEP_POINTS, seed, next(parts))
+        drawn.add(int.from_bytes(words.astype("<u8").tobytes(), "little") % count)
+    return sorted(drawn)
+
+
+def _combination(parameters: Mapping[str, Sequence[Any]], index: int) -> dict[str, Any]:
+    """Returns a combination by its number; the last key changes fastest."""
+    found = {}
+    for key, values in reversed(list(parameters.items())):
+        index, place = divmod(index, len(values))
+        found[key] = values[place]
+    return {key: found[key] for key in parameters}
 
 
 def _listed(points: Mapping[str, dict[str, Any]], of_config: Mapping[str, Any]) -> list[Point]:

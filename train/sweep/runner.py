@@ -17,7 +17,7 @@ from train.cli.exit_codes import show
 from train.cli.progress import clock
 from train.cli.signals import Stop, listening
 from train.config.command import Flags
-from train.config.run_config import RunConfig
+from train.config.run_config import RunConfig, steps_of
 from train.devices.compilation import use_compilation_cache
 from train.planning.parameter_table import align
 from train.run.lock import hold_lock
@@ -58,7 +58,7 @@ def run_sweep(task: TrainingTask, config: RunConfig, flags: Flags, *, is_offline
     use_compilation_cache()
     sweep = _Sweep(task, config, _read(flags, config), is_offline)
     if sweep.spec.halving is not None:
-        sweep.require_same_validation()
+        sweep.require_comparable(sweep.spec.halving.at)
     if flags.dry_run:
         show(sweep.describe())
         return
@@ -114,15 +114,21 @@ class _Sweep:
         logger.info("%s:", self.points[index].name)
         return open_data(self.task, self.configs[index], self.caches)
 
-    def require_same_validation(self) -> None:
-        """Raises JloraError if the runs have validation rows of their own, so that halving could not compare them."""
+    def require_comparable(self, at: Sequence[int]) -> None:
+        """Raises JloraError if halving could not compare the runs at all of these steps."""
         opened = [open_data(self.task, config, self.caches) for config in self.configs]
-        if not have_same_validation([describe_data(one.contents) for one in {id(one): one for one in opened}.values()]):
-            keys = ", ".join(self.points[0].values)
+        different = list({id(one): one for one in opened}.values())
+        if not have_same_validation([describe_data(one.contents) for one in different]):
             raise JloraError(
-                f"--sweep: search: halving: expected runs with the same validation rows, but they differ with {keys}. "
-                "Set data.validation, or do not vary what the rows are split by (seed, data.*)"
+                "--sweep: search: halving: expected runs with the same validation tokens, found others with "
+                f"{', '.join(self.points[0].values)}. Set data.validation, and one model and data.max_length for all"
             )
+        if len(metrics := {one.metric for one in different}) > 1:
+            raise JloraError(f"--sweep: search: halving: expected one metric, found {', '.join(sorted(metrics))}")
+        pairs = zip(self.configs, opened, strict=True)
+        last = min(steps_of(config, len(one.rows["train"]))[1] for config, one in pairs)
+        if at[-1] >= last:
+            raise JloraError(f"--sweep: halving.at: expected steps before {last}, a run's last one; found {at[-1]}")
 
     def describe(self) -> str:
         """Returns the plan as text: for each group its members, how many train at once, and bytes."""
@@ -193,13 +199,13 @@ class _Sweep:
     def conclude(self) -> None:
         """Writes the tables and, if the runs can be compared, the picture and the files of the best one."""
         folder, results = Path(self.config.output_dir), read_results(self.points, self.configs)
-        if are_comparable(self.configs):
+        if are_comparable(self.configs, results):
             ranked = sort_results(results)
             draw_sweep(folder / "sweep.png", ranked, folder.name)
             self._export_best(ranked[0])
         else:
             ranked = results
-            logger.info("the runs have validation rows of their own: none is the best one")
+            logger.info("the runs have other validation tokens or metrics than each other: none is the best one")
         write_tables(folder, ranked)
         for config in self.configs:
             shutil.rmtree(Path(config.output_dir) / "checkpoints", ignore_errors=True)
@@ -212,11 +218,11 @@ class _Sweep:
         logger.info("best: %s  %s %.4f", best.point.name, best.metric, best.value)
         if (folder / BEST / "report.json").exists():
             return
-        index = self.points.index(best.point)
+        index = [point.name for point in self.points].index(best.point.name)
         number = next(n for n, indices in enumerate(self.groups) if index in indices)
         group = self.open(number)
         member = group.members[self.groups[number].index(index)]
-        member.restore(member.saved_steps()[-1])
+        member.restore_newest()
         export_best(group, member, self.config, is_offline=self.is_offline)
 
     def _choose_slots(self, number: int, group: Group, members: int) -> int:
@@ -250,6 +256,6 @@ class _Sweep:
 
     def _finish(self, group: Group, member: Member, ended: str) -> None:
         if member.step == 0:  # the group was opened again
-            member.restore(member.saved_steps()[-1])
+            member.restore_newest()
         with member.open_record() as recorder:
             finish_member(group, member, recorder, ended, is_offline=self.is_offline)

@@ -39,9 +39,34 @@ def make_members_step(total_loss: TotalLoss, train: TrainSection, *, own_rows: b
 
     in_axes = (0, 0, State(0, 0, None), 0, None, 0 if own_rows else None, None)  # type: ignore[arg-type]
     out_axes = (State(0, 0, None), 0)  # type: ignore[arg-type]
-    return jit(jax.vmap(member_step, in_axes=in_axes, out_axes=out_axes), donate_argnums=2)
+    return jit(_map(member_step, in_axes, out_axes), donate_argnums=2)
 
 
 def map_members(forward: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
     """Maps the function of `TrainingTask.forward` over the adapter's first axis, the members."""
-    return jax.vmap(forward, in_axes=(0, None, None))
+    return _map(forward, (0, None, None), 0)
+
+
+def _map(fn: Callable[..., Any], in_axes: Any, out_axes: Any) -> Callable[..., Any]:
+    """Makes `jax.vmap(fn, in_axes, out_axes)`, which maps a single member without an axis of length 1.
+
+    On a CPU, XLA refuses to run some products of bfloat16 from which it has removed such an axis.
+    """
+
+    def mapped(*args: Any) -> Any:
+        if jax.tree.leaves(args[0])[0].shape[0] > 1:
+            return jax.vmap(fn, in_axes, out_axes)(*args)
+        taken = _change_mapped(in_axes, args, lambda x: x[0])
+        return _change_mapped(out_axes, fn(*taken), lambda x: x[None])
+
+    return mapped
+
+
+def _change_mapped(axes: Any, tree: Any, change: Callable[[jax.Array], jax.Array]) -> Any:
+    """Changes the arrays of the tree where `axes`, a prefix of it, is not None."""
+    return jax.tree.map(
+        lambda axis, part: part if axis is None else jax.tree.map(change, part),
+        axes,
+        tree,
+        is_leaf=lambda axis: axis is None,
+    )

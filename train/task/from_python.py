@@ -13,9 +13,9 @@ from jlora.errors import JloraError, RunFolderError
 from train.cli.parse import Request
 from train.cli.progress import configure_logging
 from train.cli.signals import Stopped
-from train.config import yaml12
 from train.config.command import Command, Flags
 from train.config.run_config import RunConfig, length_key
+from train.config.shipped import read_config_file
 from train.config.validate import flatten
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _request(command: Command, config: Any, overrides: Mapping[str, Any], flags:
         values = _plain(config)
     else:
         file = Path(config)
-        values = yaml12.read_file(file)
+        values = read_config_file(file)
     return Request(command, file, values, flatten(_plain(overrides), command.schema), flags, "overrides")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
+from serve.engine.requests import Token
 from serve.http.answers import FinishReason, Piece
 from serve.http.json_body import read_body
 from serve.http.openai_schema import CompletionBody
@@ -39,7 +40,7 @@ async def create_completion(request: HttpRequest) -> Response:
 class _CompletionWriter:
     def __init__(self, body: CompletionBody, tokenizer: PreTrainedTokenizerBase) -> None:
         self._body, self._tokenizer = body, tokenizer
-        self._characters: Counter[int] = Counter()
+        self._written: Counter[int] = Counter()
         self._head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time())}
 
     def chunks(self, piece: Piece) -> Sequence[dict[str, Any]]:
@@ -61,17 +62,27 @@ class _CompletionWriter:
         if self._body.logprobs is None:
             return None
         tokens = [token for piece in pieces for token in piece.tokens]
-        texts, offsets = [token_text(self._tokenizer, token.id) for token in tokens], []
-        for text in texts:
-            offsets.append(self._characters[index])
-            self._characters[index] += len(text)
-        tops = [
-            {token_text(self._tokenizer, top): finite_logprob(logprob) for top, logprob in token.top}
-            for token in tokens
-        ]
         return {
-            "tokens": texts,
+            "tokens": [token_text(self._tokenizer, token.id) for token in tokens],
             "token_logprobs": [finite_logprob(token.logprob) for token in tokens],
-            "top_logprobs": tops if self._body.logprobs else None,
-            "text_offset": offsets,
+            "top_logprobs": [self._top(token) for token in tokens] if self._body.logprobs else None,
+            "text_offset": [offset for piece in pieces for offset in self._offsets(index, piece)],
         }
+
+    def _top(self, token: Token) -> dict[str, float]:
+        """Returns {text: logprob}; of tokens with one text, such as parts of characters, that of the likeliest."""
+        found: dict[str, float] = {}
+        for top, logprob in token.top:
+            found.setdefault(token_text(self._tokenizer, top), finite_logprob(logprob))
+        return found
+
+    def _offsets(self, index: int, piece: Piece) -> list[int]:
+        """Returns where each token of a piece begins in the answer's text, in characters."""
+        begin = at = self._written[index]
+        self._written[index] += len(piece.text)
+        offsets = []
+        for token in piece.tokens:
+            offsets.append(min(at, begin + len(piece.text)))
+            text = token_text(self._tokenizer, token.id)
+            at += 0 if "\ufffd" in text else len(text)  # the parts of a character begin where it does
+        return offsets

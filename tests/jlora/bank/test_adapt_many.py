@@ -81,3 +81,23 @@ def test_rows_that_the_slots_do_not_divide_are_refused():
         jlora.adapt_many(case.fn)(case.base, bank, jnp.zeros(4, int), case.rows)
     with pytest.raises(JloraError, match="forward_backward"):
         jlora.adapt_many(lambda base, x: case.fn(base, x).sum())(case.base, bank, jnp.zeros(6, int), case.rows)
+
+
+def test_a_slot_beyond_int32_is_one_that_is_not_there():
+    case = make_case("stacked")
+    bank, _ = with_adapters(case)
+    many = jlora.adapt_many(case.fn)
+    for slots in (np.array([0, 2**32, 2**32 - 1, -(2**40)]), np.array([0, 2**31, 2**32 - 1, 2**32 - 2], np.uint32)):
+        found = many(case.base, bank, slots, case.rows[:4])
+        assert jnp.isnan(found[1:]).all()
+        assert not jnp.isnan(found[0]).any()
+
+
+@pytest.mark.parametrize("slots", [[0.9], [True], [], 0, [[0]]])
+def test_slots_that_are_no_list_of_integers_are_refused(slots):
+    case = make_case("stacked")
+    bank, _ = with_adapters(case)
+    with pytest.raises(JloraError, match=r"slots: expected integers of the shape \(groups,\), at least one; found"):
+        jlora.adapt_many(case.fn)(case.base, bank, np.array(slots), case.rows[:1])
+    with pytest.raises(JloraError, match="slots: expected integers"):
+        jlora.select(bank, np.array(slots))

@@ -33,6 +33,15 @@ def test_replacing_one_place_is_selecting_anew(kind):
     assert jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x, y, equal_nan=True), replaced, expected))
 
 
+@pytest.mark.parametrize("place", [-1, 3, 7])
+@pytest.mark.parametrize("kind", KINDS)
+def test_at_a_place_that_there_is_not_nothing_is_replaced(kind, place):
+    bank, _ = with_adapters(make_case(kind))
+    selection = jlora.select(bank, jnp.array([0, 1, 3]))
+    replaced = jlora.replace_selected(selection, jnp.int32(place), bank, jnp.int32(2))
+    assert jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x, y, equal_nan=True), replaced, selection))
+
+
 def test_without_an_adapter_there_is_no_answer_and_no_harm():
     case = make_case("stacked")
     bank, _ = with_adapters(case)

@@ -156,3 +156,8 @@ def test_each_folder_with_an_adapter_can_be_asked_for(tmp_path):
     }
     with pytest.raises(JloraError, match="one adapter called 'one', found also x"):
         find_folders({"one": Path("x")}, [tmp_path])
+
+
+def test_a_folder_of_adapters_that_there_is_not_is_an_error(tmp_path):
+    with pytest.raises(JloraError, match=r"adapter_folders: .*none: expected a folder"):
+        find_folders({}, [tmp_path / "none"])

@@ -50,7 +50,10 @@ def test_rows_are_written_and_counted(book, tmp_path, capsys):
 def test_a_name_that_the_book_lacks_is_warned_of(book, tmp_path, capsys):
     assert _call("--book", book, "--speaker", "Anne", "--out", tmp_path / "rows") == 0
     shown = capsys.readouterr()
-    assert "--speaker Anne: expected at least 50 pairs of dialogue, found 0. The narration is used too" in shown.err
+    assert (
+        "--speaker Anne: expected at least 50 pairs of dialogue, found 0. 119 pairs of narration are used too"
+        in shown.err
+    )
     assert "speakers that the book names, and their speeches: Bob 60, Ann 60" in shown.out
 
 

@@ -66,6 +66,23 @@ def test_few_replies_are_kept_and_the_narration_added():
     assert len(_replies(rows)) == 1 + rows.counts["pairs of narration"]
 
 
+def test_dialogue_and_narration_are_held_out_from_the_end_of_the_book():
+    scene = '"Is it {0}?" asked Bob.\n\n"Surely it is number {0}, as I have told you before now," said Ann.\n\n'
+    told = "Chapter {0} tells of many things that happened, and of the weather.\n\n"
+    rows = _rows("".join((scene + told).format(number) for number in range(30)), "Ann")
+    assert rows.is_narrated
+    held_out = [chat["messages"][1]["content"] for chat in rows.validation]
+    assert any(reply.startswith("Surely it is number 29") for reply in held_out)
+    learnt = " ".join(chat["messages"][1]["content"] for chat in rows.train)
+    assert "number 29" not in learnt
+    assert "Chapter 29" not in learnt
+
+
+def test_an_empty_name_is_refused():
+    with pytest.raises(JloraError, match="--speaker: expected a name, found an empty one"):
+        _rows("\n\n".join(NARRATION), "Ann", " ")
+
+
 def test_no_row_is_both_learnt_and_held_out():
     rows = _rows("\n\n".join(NARRATION))
     learnt, held_out = ({chat["messages"][1]["content"] for chat in part} for part in (rows.train, rows.validation))

@@ -4,9 +4,10 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from jlora.files import yaml12
 from tests.support.training.config_cases import assert_checked, config
 from train.classify.config import Config
-from train.config import dotted_keys, yaml12
+from train.config import dotted_keys
 from train.config.run_config import learning_rate_of, steps_of, to_yaml
 from train.lm.config import LMConfig
 

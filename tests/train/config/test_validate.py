@@ -3,10 +3,10 @@
 import pytest
 
 from jlora.errors import JloraError
+from jlora.files.yaml12 import parse
 from train.classify.config import Config
 from train.config import validate as validation
 from train.config.run_config import to_yaml
-from train.config.yaml12 import parse
 
 SMALLEST = {"model": "m", "output_dir": "o", "data.train": "t"}
 

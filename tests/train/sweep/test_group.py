@@ -9,8 +9,8 @@ from unittest import mock
 import numpy as np
 import pytest
 
+from jlora.files import yaml12
 from tests.support.training import tiny, tiny_lm
-from train.config import yaml12
 from train.run.recorder import read_metrics
 from train.sweep import __main__ as sweep
 from train.sweep import runner
@@ -112,7 +112,7 @@ def test_halving_needs_the_same_validation_rows(tmp_path, capsys):
     search = {"search": "halving", "halving": {"at": [1]}, "parameters": {"data.train": texts}}
     file.write_text(yaml12.dump(search), encoding="utf-8")
     assert tiny.call(sweep.main, [*tiny_lm.arguments(tmp_path / "out", *PACKED), "--sweep", file]) == 2
-    assert "halving: expected runs with the same validation rows" in capsys.readouterr().err
+    assert "halving: expected runs with the same validation tokens" in capsys.readouterr().err
 
 
 def test_classifiers_with_other_labels_are_groups_of_their_own(tmp_path, capsys):

@@ -69,3 +69,20 @@ def test_errors_name_point_and_key():
     for key, value in (("lora.rank", 3), ("lora.r", "three"), ("train.learning_rate", -1.0)):
         with pytest.raises(JloraError, match=rf"--sweep: p: .*\n  {key}: "):
             make_point_config(config(), Point("p", {key: value}))
+
+
+def test_random_runs_of_a_grid_that_no_memory_holds():
+    wide = {f"lora.{number}": list(range(100)) for number in range(40)}
+    drawn = _list(SweepConfig(search="random", runs=5, parameters=wide))
+    assert len({str(point.values) for point in drawn}) == 5
+    assert drawn == _list(SweepConfig(search="random", runs=5, parameters=wide))
+    assert len({value for point in drawn for value in point.values.values()}) > 50
+    with pytest.raises(JloraError, match=r"expected at most 10,000 runs, found 1,000,000,000; search: random"):
+        _list(SweepConfig(parameters=dict(list(wide.items())[:3]) | {"lora.r": list(range(1000))}))
+
+
+@pytest.mark.parametrize("key", ["output_dir", "tracker", "train.max_hours", "export.merged", "hub.push"])
+def test_keys_of_the_whole_sweep_are_refused(key):
+    for sweep in (SweepConfig(parameters={key: ["a"]}), SweepConfig(search="points", points={"one": {key: "a"}})):
+        with pytest.raises(JloraError, match=f"--sweep: {key}: expected a key in which runs may differ"):
+            _list(sweep)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from unittest import mock
@@ -100,6 +101,17 @@ def test_a_killed_sweep_goes_on(finished, tmp_path):
         assert steps_of[0] == steps_of[1]
 
 
+def test_a_method_without_a_rank_may_be_the_best(tmp_path):
+    points = "{full: {method: full, train.learning_rate: 0.01}, low: {lora.r: 1, train.learning_rate: 1e-9}}"
+    output = tmp_path / "methods"
+    assert _sweep(output, f"search: points\npoints: {points}", "export.merged=false") == 0
+    assert tiny.report(output / "best")["sweep"]["point"] == "full"
+    assert (output / "best" / "merged" / "model.safetensors").exists()
+    with (output / "table.csv").open(encoding="utf-8") as file:
+        ranks = {row["run"]: row["lora.r"] for row in csv.DictReader(file)}
+    assert ranks == {"full": "", "low": "1"}
+
+
 def test_halving_ends_the_worse_runs(tmp_path):
     text = "search: halving\nhalving: {at: [2, 4], keep: 0.5}\n" + TWO_BY_TWO.replace("1e+30", "1e-3")
     output = tmp_path / "halved"
@@ -112,7 +124,7 @@ def test_halving_ends_the_worse_runs(tmp_path):
 def test_halving_refuses_runs_with_validation_rows_of_their_own(tmp_path, capsys):
     text = "search: halving\nhalving: {at: [2]}\nparameters: {seed: [0, 1]}"
     assert _sweep(tmp_path / "halved", text, "data.validation=null") == 2
-    assert "expected runs with the same validation rows" in capsys.readouterr().err
+    assert "expected runs with the same validation tokens" in capsys.readouterr().err
     assert not (tmp_path / "halved").exists()
 
 
@@ -134,3 +146,17 @@ def test_language_models_are_swept_too(tmp_path):
         found = tiny.tensors(together / "adapter")[name]
         np.testing.assert_allclose(found, tensor, rtol=1e-5, atol=1e-5 * np.abs(tensor).max(), err_msg=name)
     assert tiny.report(together)["metrics"]["validation"].keys() == tiny.report(alone)["metrics"]["validation"].keys()
+
+
+def test_halving_at_a_run_s_end_is_refused(tmp_path, capsys):
+    text = "search: halving\nhalving: {at: [2, 6]}\nparameters: {lora.r: [1, 2]}"
+    assert _sweep(tmp_path / "halved", text) == 2
+    assert "halving.at: expected steps before 6, a run's last one; found 6" in capsys.readouterr().err
+
+
+def test_a_finished_sweep_whose_best_run_was_deleted_says_so(finished, tmp_path, capsys):
+    copied = tmp_path / "copied"
+    shutil.copytree(finished, copied)
+    shutil.rmtree(copied / "best")
+    assert _sweep(copied, TWO_BY_TWO, "--resume") == 2
+    assert "a sweep that has ended deletes them" in capsys.readouterr().err

@@ -156,3 +156,17 @@ def test_each_run_may_have_a_batch_of_its_own(adapters):
         for together, single in zip(jax.tree.leaves(state.trainable), jax.tree.leaves(after.trainable), strict=True):
             np.testing.assert_allclose(together[place], single, rtol=1e-5, atol=1e-7)
     assert values["loss"][0] != values["loss"][1]
+
+
+def test_a_single_member_has_no_axis_of_length_one(adapters):
+    trainable, frozen = jlora.split(adapters[0])
+    start = optimizer(TRAIN, lambda _: 0.0, 1.0).init(trainable)
+    stacked = State(*stack_trees([(trainable, start)]), jnp.int32(0))
+    arguments = (jnp.ones(1), jnp.ones(1), stacked, stack_trees([frozen]), _base(), _batch(0), jax.random.key(7))
+    step = make_members_step(_total_loss, TRAIN)
+    products = [line for line in step.lower(*arguments).as_text().splitlines() if "dot_general" in line]
+    assert products
+    assert not any("batching_dims" in line for line in products)
+    state, values = step(*arguments)
+    assert values["loss"].shape == (1,)
+    assert jax.tree.leaves(state.trainable)[0].shape[0] == 1

@@ -13,9 +13,9 @@ import pytest
 import train.classify
 import train.lm
 from jlora.errors import JloraError
+from jlora.files import yaml12
 from tests.support.training import tiny, tiny_lm
 from train.classify.config import Config
-from train.config import yaml12
 from train.lm.config import LMConfig
 
 

@@ -36,13 +36,14 @@ class Result(NamedTuple):
     ended: str
 
 
-def are_comparable(configs: Sequence[RunConfig]) -> bool:
-    """Returns whether runs were evaluated on the same rows, by their manifests."""
-    return have_same_validation([read_json(Path(config.output_dir) / manifest.NAME)["data"] for config in configs])
+def are_comparable(configs: Sequence[RunConfig], results: Sequence[Result]) -> bool:
+    """Returns whether finished runs have one metric and, by their manifests, the same validation tokens."""
+    described = [read_json(Path(config.output_dir) / manifest.NAME)["data"] for config in configs]
+    return have_same_validation(described) and len({one.metric for one in results if one.metric}) <= 1
 
 
 def have_same_validation(described: Sequence[Mapping[str, str]]) -> bool:
-    """Returns whether runs have the same validation rows.
+    """Returns whether runs have the same validation rows, as the model sees them: tokens and labels.
 
     Args:
       described: the result of `train.run.manifest.describe_data` for each run.

@@ -15,15 +15,15 @@ from train.sweep.results.compare_runs import Result
 def write_tables(folder: Path, ranked: Sequence[Result]) -> None:
     """Writes table.md, for people, and table.csv, with all digits.
 
-    A key that a run does not read has an empty cell.
+    A key that a run does not read has an empty cell, and so has a metric that does not choose its best step.
 
     Args:
       ranked: the results in the order of the rows: the best first, if they can be compared.
     """
-    metric = ranked[0].metric or "metric"
     keys = dict.fromkeys(key for one in ranked for key in one.point.values)
-    head = [*keys, metric, "loss", "best step", "trained parameters", "ended", "run"]
-    rows = [[*_values(one, keys), *_numbers(one), one.ended, one.point.name] for one in ranked]
+    metrics = list(dict.fromkeys(one.metric for one in ranked if one.metric not in ("", "loss")))
+    head = [*keys, *metrics, "loss", "best step", "trained parameters", "ended", "run"]
+    rows = [[*_values(one, keys), *_numbers(one, metrics), one.ended, one.point.name] for one in ranked]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(head)
@@ -38,8 +38,9 @@ def _values(one: Result, keys: Iterable[str]) -> list[str]:
     return [show_value(one.point.values[key]) if key in one.point.values else "" for key in keys]
 
 
-def _numbers(one: Result) -> list[Any]:
-    return [one.value, one.loss, one.step, one.parameters]
+def _numbers(one: Result, metrics: Sequence[str]) -> list[Any]:
+    of_metrics = [one.value if one.metric == metric else None for metric in metrics]
+    return [*of_metrics, one.value if one.metric == "loss" else one.loss, one.step, one.parameters]
 
 
 def _cell(value: Any) -> str:

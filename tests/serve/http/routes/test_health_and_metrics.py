@@ -36,6 +36,14 @@ def test_metrics_count_requests_tokens_and_times():
     assert "made-up-name" not in answer.text
 
 
+def test_numbers_that_go_down_are_gauges():
+    with run_server(FakeEngine()) as address:
+        kinds = dict(line.split()[2:] for line in httpx.get(f"{address}/metrics").text.splitlines() if "# TYPE" in line)
+    gauges = {name for name, kind in kinds.items() if name.startswith("jlora_engine_") and kind == "gauge"}
+    assert gauges <= {f"jlora_engine_{name}" for name in ("running", "waiting", "slots", "slots_used")}
+    assert "jlora_engine_running" in gauges
+
+
 def test_classifications_are_counted_too():
     with run_server(FakeClassifier()) as address:
         httpx.post(f"{address}/v1/classify", json={"model": "mood", "input": "abc"})

@@ -42,9 +42,13 @@ def test_runs_are_comparable_if_they_have_the_same_validation_rows(tmp_path):
         (tmp_path / name / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         return config(output_dir=str(tmp_path / name))
 
+    def result(metric):
+        return Result(Point("p", {}), metric, 0.5, 0.5, 1, 10, "")
+
     one, other, third = run("one", "few", "v"), run("other", "many", "v"), run("third", "few", "w")
-    assert are_comparable([one, other])
-    assert not are_comparable([one, other, third])
+    assert are_comparable([one, other], [result("f1"), result("")])
+    assert not are_comparable([one, other, third], [result("f1")] * 3)
+    assert not are_comparable([one, other], [result("f1"), result("loss")])
 
 
 def test_a_method_that_reads_no_rank_lacks_it(tmp_path):

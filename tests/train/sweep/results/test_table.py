@@ -19,3 +19,16 @@ def test_both_tables_have_a_row_for_each_run(tmp_path):
     ]
     rows = list(csv.DictReader((tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()))
     assert [(row["accuracy"], row["run"]) for row in rows] == [("0.912345", "a|b"), ("", "c")]
+
+
+def test_each_metric_has_a_column_of_its_own(tmp_path):
+    results = [
+        Result(Point("a", {}), "f1", 0.5, 0.25, 4, 9, ""),
+        Result(Point("b", {}), "loss", 0.75, 0.75, 4, 9, ""),
+        Result(Point("c", {}), "accuracy", 1.0, 0.5, 4, 9, ""),
+    ]
+    write_tables(tmp_path, results)
+    rows = list(csv.DictReader((tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()))
+    assert [(row["f1"], row["accuracy"], row["loss"]) for row in rows] == [
+        ("0.5", "", "0.25"), ("", "", "0.75"), ("", "1.0", "0.5")
+    ]  # fmt: skip

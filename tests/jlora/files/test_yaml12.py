@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jlora.errors import JloraError
-from train.config import yaml12
+from jlora.files import yaml12
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(st.characters(codec="utf-8"))
 values = st.recursive(

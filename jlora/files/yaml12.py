@@ -14,7 +14,6 @@ import yaml
 from jlora.errors import JloraError
 from jlora.files.limits import LARGEST_YAML, MOST_YAML_VALUES
 from jlora.files.nearest_file import nearest_file
-from train.config.shipped import copy_advice
 
 _SCALARS = {
     "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
@@ -91,18 +90,20 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _represent_text)
 
 
-def read_file(path: Path) -> dict[str, Any]:
+def read_file(path: Path, advice: str = "") -> dict[str, Any]:
     """Reads the mapping in a YAML file; an empty file is an empty mapping.
 
+    Args:
+      advice: the end of the error about a missing file.
+
     Raises:
-      JloraError: no such file (the nearest one named, and a shipped config of its name), larger than 1 MiB, not UTF-8,
+      JloraError: no such file (the nearest one is named), larger than 1 MiB, not UTF-8,
         not YAML (line and column named), a duplicate key, or something other than a mapping.
     """
     if path.is_dir():
         inside = f": give {path / 'config.yaml'}" if (path / "config.yaml").is_file() else "; give a file"
         raise JloraError(f"--config {path}: expected a YAML file, found a folder{inside}")
     if not path.is_file():
-        advice = copy_advice(path)
         raise JloraError(f"--config {path}: expected a YAML file, found no such file{nearest_file(path)}{advice}")
     if path.stat().st_size > LARGEST_YAML:
         raise JloraError(f"{path}: expected at most {LARGEST_YAML} bytes of YAML; found {path.stat().st_size}")

@@ -1,4 +1,4 @@
-"""What fine-tuning forgets: python -m benchmarks.sweeps.forgetting --folder FOLDER [KEY=VALUE ...]
+"""What fine-tuning forgets: python -m benchmarks.sweeps.forgetting [--folder FOLDER] [KEY=VALUE ...].
 
 Trains SmolLM2 on verses with LoRA and in full, by configs/sweeps/forgetting.yaml, and measures the perplexity of each
 result, and of the base, on held-out verses and on short posts of our time, which no run has seen. The figures go into

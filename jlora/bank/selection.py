@@ -61,7 +61,7 @@ def select(bank: Bank, slots: Int[Array, " places"]) -> Selection:
 def replace_selected(selection: Selection, place: Int[Array, ""], bank: Bank, slot: Int[Array, ""]) -> Selection:
     """Returns the selection with the adapter in the bank's `slot` at `place`; no other place changes by a bit.
 
-    At a place that the selection has not, nothing changes.
+    Nothing changes at all if the selection has no such place.
     """
     one = select(bank, jnp.reshape(slot, (1,)))
     is_there = (place >= 0) & (place < selection.places)

@@ -97,8 +97,8 @@ def read_file(path: Path, advice: str = "") -> dict[str, Any]:
       advice: the end of the error about a missing file.
 
     Raises:
-      JloraError: no such file (the nearest one is named), larger than 1 MiB, not UTF-8,
-        not YAML (line and column named), a duplicate key, or something other than a mapping.
+      JloraError: no such file (the nearest one is named), larger than 1 MiB, not UTF-8, not YAML (line and column
+        named), a duplicate key, or something other than a mapping.
     """
     if path.is_dir():
         inside = f": give {path / 'config.yaml'}" if (path / "config.yaml").is_file() else "; give a file"

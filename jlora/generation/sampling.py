@@ -50,14 +50,14 @@ def draw_tokens(logits: jax.Array, key: jax.Array | None, sampling: Sampling) ->
     """
     if key is None:
         return logits.argmax(-1).astype(jnp.int32)
-    scaled = filter_logits(heat_logits(logits, sampling.temperature), top_k=sampling.top_k, top_p=sampling.top_p)
+    scaled = filter_logits(apply_temperature(logits, sampling.temperature), top_k=sampling.top_k, top_p=sampling.top_p)
     return jax.random.categorical(key, scaled).astype(jnp.int32)
 
 
-def heat_logits(logits: jax.Array, temperature: Any) -> jax.Array:
-    """Divides logits (..., vocab) by a temperature above 0, after taking the largest from each row.
+def apply_temperature(logits: jax.Array, temperature: Any) -> jax.Array:
+    """Subtracts the largest logit of each row from logits (..., vocab), and divides them by a temperature above 0.
 
-    So the largest stays 0 for any temperature: 1e30 divided by 1e-10 would overflow, and what is drawn would be noise.
+    The largest is then 0 at any temperature. Without that, a very small temperature would make it infinite.
 
     Args:
       temperature: a number, or an array (..., 1) with one for each row.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jlora.generation.sampling import heat_logits, nucleus
+from jlora.generation.sampling import apply_temperature, nucleus
 from serve.engine.requests import Token
 
 TOP = 20
@@ -66,7 +66,7 @@ def draw_rows(logits: jax.Array, choice: Choice) -> Drawn:
 
 def _draw(logits: jax.Array, choice: Choice) -> jax.Array:
     heat = jnp.where(choice.temperature > 0, choice.temperature, 1)[:, None]
-    scaled = nucleus(heat_logits(logits, heat), choice.top_p[:, None])
+    scaled = nucleus(apply_temperature(logits, heat), choice.top_p[:, None])
 
     def draw(seed: jax.Array, drawn: jax.Array, row: jax.Array) -> jax.Array:
         return jax.random.categorical(jax.random.fold_in(jax.random.key(seed), drawn), row)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jlora
-from jlora.generation.sampling import Sampling, checked_sampling, draw_tokens, filter_logits, heat_logits, nucleus
+from jlora.generation.sampling import Sampling, checked_sampling, draw_tokens, filter_logits, apply_temperature, nucleus
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.95), (0, 0.3), (0, 1e-6), (5, 1.0), (20, 0.5), (500, 0.9)])
@@ -47,7 +47,7 @@ def test_the_smallest_temperatures_take_the_likeliest_token(temperature, vocabul
     draw = jax.jit(lambda logits, key: draw_tokens(logits, key, checked_sampling(temperature, 0, 0.9)))
     for seed in range(4):
         assert draw(logits, jax.random.key(seed)).tolist() == logits.argmax(-1).tolist()
-    assert jnp.isfinite(heat_logits(logits, 1.0)).all()
+    assert jnp.isfinite(apply_temperature(logits, 1.0)).all()
 
 
 @pytest.mark.parametrize("top_p", [1e-6, 1e-37, 1e-40, 0.0])

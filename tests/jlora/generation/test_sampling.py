@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jlora
-from jlora.generation.sampling import Sampling, checked_sampling, draw_tokens, filter_logits, apply_temperature, nucleus
+from jlora.generation.sampling import Sampling, apply_temperature, checked_sampling, draw_tokens, filter_logits, nucleus
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.95), (0, 0.3), (0, 1e-6), (5, 1.0), (20, 0.5), (500, 0.9)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import logging
+import os
 import re
 import sys
 import time
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from serve.config import ServeConfig
 
-logger = logging.getLogger("serve")
+logger = logging.getLogger(__package__)
 
 _EXTRA = ("starlette", "uvicorn", "prometheus_client")
 
@@ -52,7 +53,7 @@ def make_serve_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """Runs the server until a signal ends it; returns 0, or 2 if it could not start."""
     flags = make_serve_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    _configure_logging()
     try:
         _serve(flags)
     except JloraError as error:
@@ -113,6 +114,18 @@ def _answer(config: ServeConfig, folders: dict[str, Path], listener: socket.sock
     _say_where(config, listener.getsockname()[1], folders)
     server.run()
     opened.engine.stop(0)
+    logger.info("ended")
+
+
+def _configure_logging() -> None:
+    """Sends our messages from INFO on to stderr, and those of other packages from WARNING on.
+
+    transformers' advice that PyTorch is missing is silenced: the server does not use it.
+    """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    for name in ("jlora", __package__):
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def _require_names(folders: dict[str, Path], base: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from serve.engine.answer import Answer
 from serve.engine.prefill_and_decode import KeyValues, NewTokens, empty_memory, extend, insert, repack
 from serve.engine.requests import CompletionRequest
 from serve.engine.sampling import Choice, Drawn
+
+logger = logging.getLogger(__name__)
 
 _PIECES = (256, 64, 32)
 """The lengths in which prompts are read, padded; the largest that is not mostly padding is taken."""
@@ -80,7 +83,8 @@ class RowPool:
         """Compiles every program that a request may need."""
         nobody = _choice([], 1)
         selections = {rows: _selections(bank, rows) for rows in self.sizes.rows}
-        for places in self.sizes.places:
+        for number, places in enumerate(self.sizes.places, 1):
+            logger.info("compiling programs for %d tokens, %d of %d", places, number, len(self.sizes.places))
             alone = self._empty(1, places)
             for width in _PIECES:
                 if width <= places:

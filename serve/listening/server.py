@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import socket
 import threading
@@ -14,6 +15,8 @@ from starlette.applications import Starlette
 
 from jlora.errors import JloraError
 from serve.listening.connection import Connection
+
+logger = logging.getLogger(__name__)
 
 _IDLE_SECONDS = 15
 """How long a connection is kept after an answer."""
@@ -72,15 +75,18 @@ class Server(uvicorn.Server):
         )
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answers until a signal, or `begin_end`, ends it."""
+        """Answers until a signal, or `begin_end`, ends it; then it returns."""
         super().run(sockets or [self._listener])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Handles a signal: the first begins the end, the second makes it immediate."""
-        is_first = not self._app.state.ending
-        super().handle_exit(sig, frame)
-        self.should_exit, self.force_exit = not is_first, not is_first
-        if is_first:
+        """Handles a signal: the first begins the end, the second makes it immediate.
+
+        uvicorn's own would raise the signal again after the end, and the program would not go on after `run`.
+        """
+        if self._app.state.ending:
+            self.should_exit = self.force_exit = True
+        else:
+            logger.info("ending: answers may finish for %g s; a second signal ends them now", self._end_seconds)
             self.begin_end()
 
     def begin_end(self) -> None:

@@ -117,8 +117,10 @@ function element(name, classes, text = "") {
   return made;
 }
 
+// Characters that can be chosen have different colours as long as there are enough of them.
 function tone(name) {
-  return `tone-${[...name].reduce((sum, letter) => (sum * 31 + letter.codePointAt(0)) % 997, 7) % 6}`;
+  const place = [...$("first").options].findIndex((option) => option.value === name);
+  return `tone-${Math.max(place, 0) % 6}`;
 }
 
 function drawTurn(turn) {
@@ -163,6 +165,9 @@ function fillPickers(models) {
     if (!names.includes(state[id])) state[id] = names[Math.min(other, names.length - 1)];
     $(id).replaceChildren(group("Characters", characters), group("Without a character", base));
     $(id).value = state[id];
+  }
+  for (const article of document.querySelectorAll(".answer")) {
+    article.className = article.className.replace(/tone-\d/, tone(article.getAttribute("aria-label")));
   }
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import httpx
 import pytest
 from selenium.webdriver.common.by import By
@@ -134,7 +136,9 @@ def test_two_characters_answer_the_same_question_next_to_each_other(page):
     assert [name for name, _, _ in answers] == ["alice", BASE]
     assert "I am alice" in answers[0][1]
     assert "I am the base" in answers[1][1]
-    left, right = (article.rect for article in page.browser.find_elements(By.CSS_SELECTOR, ".answer"))
+    articles = page.browser.find_elements(By.CSS_SELECTOR, ".answer")
+    assert len({re.search(r"tone-\d", article.get_attribute("class"))[0] for article in articles}) == 2
+    left, right = (article.rect for article in articles)
     assert left["y"] == right["y"]
     assert left["x"] + left["width"] <= right["x"]
 

@@ -201,7 +201,7 @@ class _Sweep:
         folder, results = Path(self.config.output_dir), read_results(self.points, self.configs)
         if are_comparable(self.configs, results):
             ranked = sort_results(results)
-            draw_sweep(folder / "sweep.png", ranked, folder.name)
+            draw_sweep(folder / "sweep.png", results, folder.name)
             self._export_best(ranked[0])
         else:
             ranked = results

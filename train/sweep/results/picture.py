@@ -21,8 +21,8 @@ _FIRST = ("train.learning_rate", "lora.r")
 """The keys that are shown first: the horizontal axis, and the lines."""
 
 
-def draw_sweep(file: Path, ranked: Sequence[Result], title: str) -> None:
-    """Draws the results of a sweep as a PNG; runs that have diverged are left out.
+def draw_sweep(file: Path, results: Sequence[Result], title: str) -> None:
+    """Draws the results of a sweep, in the order of its file, as a PNG; runs that have diverged are left out.
 
     The horizontal axis of the first panel is the learning rate, or else the first key with numbers; there is a line for
     each value of a second key. Where several runs share a place, the line and the heat map have the best of them. Runs
@@ -31,7 +31,7 @@ def draw_sweep(file: Path, ranked: Sequence[Result], title: str) -> None:
     """
     from matplotlib.figure import Figure
 
-    done = [one for one in ranked if one.value is not None]
+    done = [one for one in results if one.value is not None]
     if not done:
         return
     varied = _varied(done)
@@ -131,8 +131,8 @@ def _sizes(panel: Axes, done: Sequence[Result]) -> None:
 
 
 def _values(done: Sequence[Result], key: str) -> list[Any]:
-    """Returns the different values of a key: others in the order of the results' names, then numbers ascending."""
-    found = {str(one.point.values[key]): one.point.values[key] for one in sorted(done, key=lambda one: one.point.name)}
+    """Returns the different values of a key: in the order of the results, but numbers last and ascending."""
+    found = {str(one.point.values[key]): one.point.values[key] for one in done}
     return sorted(found.values(), key=lambda value: value if _is_number(value) else -math.inf)
 
 

@@ -83,7 +83,7 @@ def _serve(flags: argparse.Namespace) -> None:
     from serve.engine.adapters import find_folders
     from serve.listening.server import bind
 
-    named = {name: _adapter_folder(folder) for name, folder in (config.adapters | _given(flags.adapter)).items()}
+    named = {name: _require_adapter(folder) for name, folder in (config.adapters | _given(flags.adapter)).items()}
     folders = find_folders(named, config.adapter_folders)
     _require_names(folders, config.base_name)
     with bind(config.host, config.port) as listener:  # before what takes minutes
@@ -152,15 +152,12 @@ def _given(adapters: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _adapter_folder(folder: Path) -> Path:
-    """Returns the folder of the adapter: itself, or adapter/ in a run folder.
+def _require_adapter(folder: Path) -> Path:
+    """Returns the folder of the adapter in an adapter or run folder; raises JloraError if it holds none."""
+    from serve.engine.adapters import adapter_folder
 
-    Raises:
-      JloraError: it holds no adapter.
-    """
-    for place in (folder, folder / "adapter"):
-        if (place / "adapter_config.json").is_file():
-            return place
+    if (place := adapter_folder(folder)) is not None:
+        return place
     found = "one without adapter_config.json" if folder.is_dir() else "no such folder"
     raise JloraError(f"{folder}: expected an adapter folder or a run folder, found {found}")
 
@@ -171,7 +168,8 @@ def _say_where(config: ServeConfig, port: int, folders: dict[str, Path]) -> None
     logger.info(
         "%s and %d adapters at %s (a page), %s/v1 (OpenAI's API)", config.base_name, len(folders), address, address
     )
-    logger.info("%s", ", ".join(sorted(folders)[:20]) + (", ..." if len(folders) > 20 else ""))
+    if folders:
+        logger.info("%s", ", ".join(sorted(folders)[:20]) + (", ..." if len(folders) > 20 else ""))
 
 
 if __name__ == "__main__":

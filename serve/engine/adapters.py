@@ -242,8 +242,14 @@ def _rank(entries: Mapping[str, Any]) -> int:
     return max(ranks, default=0)
 
 
+def adapter_folder(folder: Path) -> Path | None:
+    """Returns the folder of the adapter: itself, or adapter/ in a run folder; None if it holds none."""
+    places = (folder, folder / "adapter")
+    return next((place for place in places if (place / "adapter_config.json").is_file()), None)
+
+
 def find_folders(named: Mapping[str, Path], roots: Sequence[Path]) -> dict[str, Path]:
-    """Returns {name: folder} of the adapters named, and of each folder in `roots` that holds an adapter.
+    """Returns {name: folder} of the adapters named, and of each adapter or run folder in `roots`, by its own name.
 
     Raises:
       JloraError: two adapters of one name; a root that is not a folder.
@@ -252,9 +258,13 @@ def find_folders(named: Mapping[str, Path], roots: Sequence[Path]) -> dict[str, 
     for root in roots:
         if not root.is_dir():
             raise JloraError(f"adapter_folders: {root}: expected a folder that holds adapter folders, found none")
-        for file in sorted(root.glob("*/adapter_config.json")):
-            name = file.parent.name
-            if name in found and found[name].resolve() != file.parent.resolve():
-                raise JloraError(f"{file.parent}: expected one adapter called {name!r}, found also {found[name]}")
-            found[name] = file.parent
+        inside = {place.name: adapter_folder(place) for place in sorted(root.iterdir()) if place.is_dir()}
+        for name, folder in inside.items():
+            if folder is None:
+                continue
+            if name in found and found[name].resolve() != folder.resolve():
+                raise JloraError(f"{folder}: expected one adapter called {name!r}, found also {found[name]}")
+            found[name] = folder
+        if not any(inside.values()):
+            logger.warning("adapter_folders: %s holds no adapter folder and no run folder yet", root)
     return found

@@ -62,6 +62,12 @@ def _write_rows(options: argparse.Namespace) -> None:
         _write(partial / "validation.jsonl", rows.validation)
     logger.info("In %s: train.jsonl with %d chats", options.out, len(rows.train))
     logger.info("  validation.jsonl with %d, the last of the book", len(rows.validation))
+    logger.info(
+        "Train with: jlora lm --config configs/smollm2.yaml data.train=%s data.validation=%s "
+        "data.completion_only_loss=true output_dir=runs/NAME",
+        options.out / "train.jsonl",
+        options.out / "validation.jsonl",
+    )
 
 
 def _report(rows: VoiceRows, book: str, speaker: Sequence[str]) -> None:

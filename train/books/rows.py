@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jlora.errors import JloraError
+from train.books.attribution import same_name
 from train.books.pairs import SHORTEST, Exchange, dialogue_pairs, narration_pairs, shorten_pairs
 from train.books.play import is_play, read_play
 from train.books.prose import read_prose
@@ -53,7 +54,7 @@ def make_rows(text: str, name: str, speaker: Sequence[str], most: int | None = N
       most: how many pairs are used, spread evenly over the book; all by default.
 
     Raises:
-      JloraError: the book has fewer than two pairs; an empty name.
+      JloraError: the book has fewer than two pairs; an empty name, or one that no speaker of the book has.
     """
     counts: Counter[str] = Counter()
     parts = paragraphs(text)
@@ -63,6 +64,7 @@ def make_rows(text: str, name: str, speaker: Sequence[str], most: int | None = N
     names = frozenset(given.strip().rstrip(".").lower() for given in speaker)
     if "" in names:
         raise JloraError("--speaker: expected a name, found an empty one")
+    _require_known(names, found)
     pairs = dialogue_pairs(conversations, names, counts) if names else []
     counts["pairs of dialogue"] = len(pairs)
     is_narrated = len(pairs) < ENOUGH
@@ -80,6 +82,17 @@ def make_rows(text: str, name: str, speaker: Sequence[str], most: int | None = N
         pairs = [pairs[place * len(pairs) // most] for place in range(most)]
     train, validation = _split(shorten_pairs(pairs, counts))
     return VoiceRows([*map(_chat, train)], [*map(_chat, validation)], counts, form, found.most_common(), is_narrated)
+
+
+def _require_known(names: frozenset[str], found: Counter[str]) -> None:
+    """Raises JloraError if the book names speakers, and the character is none of them."""
+    if names and found and not any(same_name(speaker, names) for speaker in found):
+        given = " ".join(sorted(names))
+        often = ", ".join(name for name, _ in found.most_common(8))
+        raise JloraError(
+            f"--speaker {given}: expected a speaker whom the book names, found none; the most frequent are {often}."
+            " Without --speaker the narration answers"
+        )
 
 
 def _read(parts: Sequence[str], counts: Counter[str]) -> tuple[str, list[Dialogue]]:

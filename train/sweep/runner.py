@@ -15,7 +15,7 @@ from typing import Any
 from jlora.errors import JloraError
 from train.cli.exit_codes import show
 from train.cli.progress import clock
-from train.cli.signals import Stop, listening
+from train.cli.signals import Stop, Stopped, listening
 from train.config.command import Flags
 from train.config.run_config import RunConfig, steps_of
 from train.devices.compilation import use_compilation_cache
@@ -68,10 +68,24 @@ def run_sweep(task: TrainingTask, config: RunConfig, flags: Flags, *, is_offline
             finished = sum(map(is_finished, sweep.configs))
             logger.info("resumed: %d of %d runs are finished", finished, len(sweep.configs))
         hours = config.train.max_hours
-        with listening(math.inf if hours is None else begin + 3600 * hours) as stop:
-            if sweep.train(stop):
-                sweep.conclude()
-                logger.info("done in %s: %s", clock(time.monotonic() - begin), folder)
+        is_done = False
+        try:
+            with listening(math.inf if hours is None else begin + 3600 * hours) as stop:
+                if sweep.train(stop):
+                    sweep.conclude()
+                    is_done = True
+        except Stopped:
+            if not is_done:  # a signal that came after the last step has changed nothing
+                raise
+        if is_done:
+            _say_what_is_there(folder, clock(time.monotonic() - begin))
+
+
+def _say_what_is_there(folder: Path, seconds: str) -> None:
+    names = ("table.md", "table.csv", "sweep.png", BEST)
+    there = "  ".join(name + "/" * (name == BEST) for name in names if (folder / name).exists())
+    logger.info("done in %s. In %s:", seconds, folder)
+    logger.info("  %s, and a folder for each run with its adapter", there)
 
 
 def _read(flags: Flags, config: RunConfig) -> SweepConfig:
@@ -240,6 +254,7 @@ class _Sweep:
             claim_member(group, member, known)
         common = set.intersection(*({0, *member.saved_steps()} for member in members))
         if (start := max(common)) > 0:
+            logger.info("%d runs go on from step %d", len(members), start)
             for member in members:
                 member.restore(start)
         finish = partial(finish_member, is_offline=self.is_offline)

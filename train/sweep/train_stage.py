@@ -189,8 +189,11 @@ class _Stage:
     def _record_starts(self, step: int, members: Mapping[int, Member]) -> None:
         """Evaluates members' starts; their record has them at the step of the first evaluation, as a run's has."""
         if members and self.group.config.train.eval_on_start:
-            for index, found in evaluate_starts(self.group, members, self.slots).items():
+            starts = evaluate_starts(self.group, members, self.slots)
+            for index, found in starts.items():
                 self.records[index].log(step, found, "start")
+            values = [found[self.group.metric] for found in starts.values()]
+            logger.info("before training: %s %.4f to %.4f", self.group.metric, min(values), max(values))
 
     def _store(self, indices: Sequence[int]) -> None:
         """Copies the state of these members from the device."""

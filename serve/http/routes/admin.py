@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,10 +10,13 @@ from anyio.to_thread import run_sync
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 
+from serve.engine.adapters import adapter_folder
 from serve.http.errors import HttpError
 from serve.http.json_body import read_body
 from serve.http.limits import require_adapter_name
 from serve.http.openai_schema import AdapterBody
+
+logger = logging.getLogger(__name__)
 
 
 async def load_adapter(request: HttpRequest) -> JSONResponse:
@@ -23,7 +27,8 @@ async def load_adapter(request: HttpRequest) -> JSONResponse:
     if name == engine.name:
         raise HttpError(409, f"name: {name!r} is the base's, which an adapter must not hide", param="name")
     folder = await run_sync(find_folder, body.folder, request.app.state.settings.adapter_folders)
-    status = await run_sync(engine.load, name, folder)
+    status = await run_sync(engine.load, name, adapter_folder(folder) or folder)
+    logger.info("loaded %s from %s", name, status.folder)
     found = {"name": status.name, "folder": str(status.folder), "loaded": status.loaded, "rank": status.rank}
     return JSONResponse(found | {"labels": list(status.labels)})
 
@@ -33,6 +38,7 @@ async def unload_adapter(request: HttpRequest) -> JSONResponse:
     name = require_adapter_name(request.path_params["name"])
     engine = request.app.state.engine
     await run_sync(engine.unload, name)
+    logger.info("unloaded %s", name)
     # Not this one alone: an answer that was running when its adapter was unloaded is counted after that.
     known = [status.name for status in await run_sync(engine.adapters)]
     request.app.state.metrics.keep_models([engine.name, *known])
@@ -57,4 +63,5 @@ def find_folder(name: str, roots: Sequence[Path]) -> Path:
     if not inside:
         expected = "expected a folder below one of `adapter_folders` of the server's configuration"
         raise HttpError(403, f"folder: {expected}, found {name[:200]!r}", param="folder")
-    raise HttpError(404, f"folder: expected a folder, found none at {name[:200]!r}", param="folder")
+    message = f"folder: expected a folder, found none at {name[:200]!r}, which is searched in `adapter_folders`"
+    raise HttpError(404, message, param="folder")

@@ -148,14 +148,22 @@ def test_each_folder_with_an_adapter_can_be_asked_for(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "adapter_config.json").write_text("{}")
+    (tmp_path / "run" / "adapter").mkdir(parents=True)
+    (tmp_path / "run" / "adapter" / "adapter_config.json").write_text("{}")
     (tmp_path / "other").mkdir()
     assert find_folders({"mine": Path("x")}, [tmp_path]) == {
+        "run": tmp_path / "run" / "adapter",
         "mine": Path("x"),
         "one": tmp_path / "one",
         "two": tmp_path / "two",
     }
     with pytest.raises(JloraError, match="one adapter called 'one', found also x"):
         find_folders({"one": Path("x")}, [tmp_path])
+
+
+def test_a_folder_without_adapters_is_warned_of(tmp_path, caplog):
+    assert find_folders({}, [tmp_path]) == {}
+    assert "holds no adapter folder and no run folder yet" in caplog.text
 
 
 def test_a_folder_of_adapters_that_there_is_not_is_an_error(tmp_path):

@@ -47,14 +47,23 @@ def test_rows_are_written_and_counted(book, tmp_path, capsys):
     assert "warning" not in shown.err.lower()
 
 
-def test_a_name_that_the_book_lacks_is_warned_of(book, tmp_path, capsys):
-    assert _call("--book", book, "--speaker", "Anne", "--out", tmp_path / "rows") == 0
-    shown = capsys.readouterr()
-    assert (
-        "--speaker Anne: expected at least 50 pairs of dialogue, found 0. 119 pairs of narration are used too"
-        in shown.err
+def test_a_name_that_the_book_lacks_is_refused(book, tmp_path, capsys):
+    assert _call("--book", book, "--speaker", "Anne", "--out", tmp_path / "rows") == 2
+    expected = "--speaker anne: expected a speaker whom the book names, found none; the most frequent are Bob, Ann."
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "rows").exists()
+
+
+def test_few_replies_are_warned_of(tmp_path, capsys):
+    told = "\n\n".join(
+        f"Paragraph {number} tells of many things, and of the weather on that day." for number in range(9)
     )
-    assert "speakers that the book names, and their speeches: Bob 60, Ann 60" in shown.out
+    book = tmp_path / "book.txt"
+    book.write_text(f'"Who is there?" asked Bob.\n\n"It is I," said Ann.\n\n{told}', encoding="utf-8")
+    assert _call("--book", book, "--speaker", "Ann", "--out", tmp_path / "rows") == 0
+    shown = capsys.readouterr()
+    assert "--speaker Ann: expected at least 50 pairs of dialogue, found 1. 8 pairs of narration are used" in shown.err
+    assert "Train with: jlora lm --config configs/smollm2.yaml data.train=" in shown.err
 
 
 def test_what_is_there_is_kept(book, tmp_path, capsys):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 from unittest import mock
@@ -15,6 +17,7 @@ import pytest
 from tests.support.training import tiny, tiny_lm
 from train.run.recorder import read_metrics
 from train.sweep import __main__ as sweep
+from train.sweep import runner
 from train.sweep.train_stage import _Stage
 
 COMMON = ["lora.target_modules=query,value", "train.max_steps=6", "train.warmup_steps=0", "train.eval_every=3"]
@@ -110,6 +113,18 @@ def test_a_method_without_a_rank_may_be_the_best(tmp_path):
     with (output / "table.csv").open(encoding="utf-8") as file:
         ranks = {row["run"]: row["lora.r"] for row in csv.DictReader(file)}
     assert ranks == {"full": "", "low": "1"}
+
+
+def test_a_signal_after_the_last_step_stops_nothing(tmp_path, capsys):
+    conclude = runner._Sweep.conclude
+
+    def signalled(sweep):
+        os.kill(os.getpid(), signal.SIGTERM)
+        conclude(sweep)
+
+    with mock.patch.object(runner._Sweep, "conclude", signalled):
+        assert _sweep(tmp_path / "late", "parameters: {lora.r: [1, 2]}") == 0
+    assert "table.md  table.csv  sweep.png  best/, and a folder for each run" in capsys.readouterr().err
 
 
 def test_halving_ends_the_worse_runs(tmp_path):

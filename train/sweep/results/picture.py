@@ -75,7 +75,7 @@ def _lines(panel: Axes, done: Sequence[Result], varied: Sequence[str]) -> None:
         panel.plot([x for x, _ in shown], [y for _, y in shown], "o", color=color, alpha=0.35, markersize=4)
         found = [(positions[str(x)], best) for x in xs if (best := _best(mine, {across: x})) is not None]
         label = None if of_line is None else textwrap.shorten(f"{_short(of_line)} {show_value(value)}", 40)
-        style = "-" if all(map(_is_number, xs)) else "o"  # no line leads from one list of modules to another
+        style = "o-" if all(map(_is_number, xs)) else "o"  # no line leads from one list of modules to another
         panel.plot([x for x, _ in found], [y for _, y in found], style, color=color, label=label)
     panel.set_ylabel(f"validation {done[0].metric}")
     panel.grid(alpha=0.25)

@@ -53,6 +53,9 @@ def test_an_adapter_is_loaded_replaced_and_unloaded(client, engine, roots):
     assert "new-1.0_x" in _names(client)
     assert _load(client, "new-1.0_x", "deep/good").status_code == 200  # relative to the root
     assert engine.known["new-1.0_x"].folder == roots[0] / "deep" / "good"
+    (roots[0] / "run" / "adapter").mkdir(parents=True)
+    (roots[0] / "run" / "adapter" / "adapter_config.json").write_text("{}")
+    assert _load(client, "of-a-run", "run").json()["folder"] == str(roots[0] / "run" / "adapter")
     assert _load(client, "linked", roots[0] / "link-in").json()["folder"] == str(roots[0] / "good")
     gone = client.delete("/admin/adapters/new-1.0_x")
     assert gone.json() == {"id": "new-1.0_x", "object": "model", "deleted": True}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from jlora.closed_pipe import end_quietly
 from jlora.errors import JloraError
+from jlora.files.run_folder import find_adapter
 
 if TYPE_CHECKING:
     import socket
@@ -154,9 +155,7 @@ def _given(adapters: Sequence[str]) -> dict[str, Path]:
 
 def _require_adapter(folder: Path) -> Path:
     """Returns the folder of the adapter in an adapter or run folder; raises JloraError if it holds none."""
-    from serve.engine.adapters import adapter_folder
-
-    if (place := adapter_folder(folder)) is not None:
+    if (place := find_adapter(folder)) is not None:
         return place
     found = "one without adapter_config.json" if folder.is_dir() else "no such folder"
     raise JloraError(f"{folder}: expected an adapter folder or a run folder, found {found}")

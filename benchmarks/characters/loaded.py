@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.perplexity import count_tokens
-from jlora.files import yaml12
+from benchmarks.common.sweep_configs import read_sweep_configs
 from jlora.generation.open_model import LanguageModel, load_language_model
 from jlora.peft.folder import load_adapter
 from jlora.pretrained.load import example_batch
-from train.cli.parse import parse_command_line
-from train.cli.resolve import resolve
-from train.lm.config import COMMAND, LMConfig
+from train.lm.config import LMConfig
 from train.lm.open_texts import Texts, open_texts
 
 BASE = "base"
@@ -49,16 +47,14 @@ def load_characters(folder: Path) -> Characters:
     Raises:
       JloraError: a file is missing or damaged, or the rows of the characters are no longer there.
     """
-    names = list(yaml12.read_file(folder / "sweep.yaml")["sweep"]["points"])
-    argv = {name: ["--config", str(folder / name / "config.yaml")] for name in names}
-    configs = {name: resolve(parse_command_line(argv[name], COMMAND), use_offline=False) for name in names}
-    language = load_language_model(configs[names[0]].model)
+    configs = read_sweep_configs(folder)
+    language = load_language_model(next(iter(configs.values())).model)
     adapted = language.adapted
     adapters = {
         name: load_adapter(
             folder / name / "adapter", adapted.base, adapted.model.apply, example_batch(adapted.model.config)
         )[0]
-        for name in names
+        for name in configs
     }
     texts = {name: open_texts(config, None, resume=True) for name, config in configs.items()}
     return Characters(language, configs, texts, adapters)

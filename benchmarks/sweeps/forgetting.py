@@ -20,11 +20,9 @@ from typing import Any
 
 from benchmarks.common.marked_parts import fill_parts, table
 from benchmarks.common.perplexity import measure_perplexity
-from jlora.files import yaml12
+from benchmarks.common.sweep_configs import read_sweep_configs, resolve_config
 from jlora.generation.open_model import load_language_model
-from train.cli.parse import parse_command_line
-from train.cli.resolve import resolve
-from train.lm.config import COMMAND, LMConfig
+from train.lm.config import LMConfig
 from train.lm.objective import loss_and_hits
 from train.lm.open_texts import open_texts
 from train.loop.evaluation import make_eval_step
@@ -76,10 +74,9 @@ def measure(folder: Path, unrelated: Sequence[str]) -> dict[str, Any]:
       folder: of the finished sweep.
       unrelated: the command line whose validation rows are the unrelated text.
     """
-    points = yaml12.read_file(folder / "sweep.yaml")["sweep"]["points"]
-    configs = {name: _resolve(["--config", str(folder / name / "config.yaml")]) for name in points}
+    configs = read_sweep_configs(folder)
     first = next(iter(configs.values()))
-    texts = {"verses": first, "posts": _resolve(unrelated)}
+    texts = {"verses": first, "posts": resolve_config(unrelated)}
     found: list[dict[str, Any]] = [{"run": BASE, **_perplexities(first.model, texts)}]
     for name, config in configs.items():
         report = json.loads((folder / name / "report.json").read_text(encoding="utf-8"))
@@ -88,11 +85,6 @@ def measure(folder: Path, unrelated: Sequence[str]) -> dict[str, Any]:
         found.append(about | _perplexities(str(folder / name), texts))
     collected = environment.collect()
     return {"runs": found, "environment": {"versions": collected["versions"], "jax": collected["jax"]}}
-
-
-def _resolve(argv: Sequence[str]) -> LMConfig:
-    request = parse_command_line(argv, COMMAND)
-    return resolve(request, use_offline=request.flags.offline)
 
 
 def _perplexities(model: str, texts: dict[str, LMConfig]) -> dict[str, float]:

@@ -20,6 +20,11 @@ def is_run(folder: Path) -> bool:
     return (folder / "config.yaml").is_file() and any((folder / name).exists() for name in MARKS)
 
 
+def find_adapter(folder: Path) -> Path | None:
+    """Returns the folder of the adapter: `folder` itself, or adapter/ in a run folder; None if neither has one."""
+    return next((place for place in (folder, folder / "adapter") if (place / _ADAPTER).is_file()), None)
+
+
 def say_what_is_inside(folder: Path, *, name: str, file: str) -> str:
     """Returns the end of an error about an existing `folder` without a certain `file`; "" if nothing is known of it.
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jlora.errors import FileError, JloraError, UnsupportedModelError
 from jlora.files.path_checks import as_path
+from jlora.files.run_folder import find_adapter
 from jlora.generation.generator import Generator
 from jlora.generation.stored_vocabulary import with_stored_vocabulary
 from jlora.lora.adapted_model import Adapted
@@ -139,11 +140,11 @@ def _parts(name: str, adapter: str | None, base: str | None, use_adapter: bool) 
             raise JloraError(f"--base: expected none together with --adapter, whose base is --model; found {base!r}")
         return name, as_path(adapter)
     path = as_path(name)
-    merged, adapters = [path, path / "merged"], [path, path / "adapter"]
+    merged = [path, path / "merged"]
     found = next((place for place in merged if (place / "config.json").is_file()), None)
     if found is not None and (use_adapter or found == path):
         return str(found), None
-    folder = next((place for place in adapters if (place / "adapter_config.json").is_file()), None)
+    folder = find_adapter(path)
     if folder is not None:
         return base or base_of(folder), folder
     if path.is_dir():

@@ -15,6 +15,7 @@ import jax
 from jlora.bank.bank import Bank
 from jlora.bank.slots import drop, put
 from jlora.errors import JloraError
+from jlora.files.run_folder import find_adapter
 from jlora.lora.entries import LowRank
 from serve.engine.bank_capacity import require_configured
 from serve.engine.requests import AdapterRefusedError, AdapterStatus, UnknownAdapterError
@@ -242,12 +243,6 @@ def _rank(entries: Mapping[str, Any]) -> int:
     return max(ranks, default=0)
 
 
-def adapter_folder(folder: Path) -> Path | None:
-    """Returns the folder of the adapter: itself, or adapter/ in a run folder; None if it holds none."""
-    places = (folder, folder / "adapter")
-    return next((place for place in places if (place / "adapter_config.json").is_file()), None)
-
-
 def find_folders(named: Mapping[str, Path], roots: Sequence[Path]) -> dict[str, Path]:
     """Returns {name: folder} of the adapters named, and of each adapter or run folder in `roots`, by its own name.
 
@@ -258,7 +253,7 @@ def find_folders(named: Mapping[str, Path], roots: Sequence[Path]) -> dict[str, 
     for root in roots:
         if not root.is_dir():
             raise JloraError(f"adapter_folders: {root}: expected a folder that holds adapter folders, found none")
-        inside = {place.name: adapter_folder(place) for place in sorted(root.iterdir()) if place.is_dir()}
+        inside = {place.name: find_adapter(place) for place in sorted(root.iterdir()) if place.is_dir()}
         for name, folder in inside.items():
             if folder is None:
                 continue

@@ -80,7 +80,7 @@ def _report(rows: VoiceRows, book: str, speaker: Sequence[str]) -> None:
     if speaker and rows.is_narrated:
         logger.warning(
             "--speaker %s: expected at least %d pairs of dialogue, found %d. %d pairs of narration are used too: each "
-            "paragraph answers the one before it. If that is too few: is it a name that the book uses?",
+            "paragraph answers the one before it.",
             " --speaker ".join(speaker),
             ENOUGH,
             rows.counts["pairs of dialogue"],

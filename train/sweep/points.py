@@ -22,8 +22,6 @@ _OF_THE_SWEEP = ("output_dir", "tracker", "project", "train.max_hours", "export.
 """Keys that mean the sweep as a whole: its runs cannot differ in them."""
 _LISTED = 10**6
 """Up to this many combinations are put into a random order; of more, numbers are drawn until enough are different."""
-_WORDS = 32
-"""64-bit words of a drawn number: more than any grid's number of combinations has."""
 
 
 class Point(NamedTuple):
@@ -72,7 +70,7 @@ def _draw(count: int, wanted: int, seed: int) -> list[int]:
     drawn: set[int] = set()
     parts = itertools.count()
     while len(drawn) < wanted:
-        words = random_words(_WORDS, Stream.SWEEP_POINTS, seed, next(parts))
+        words = random_words(count.bit_length() // 64 + 2, Stream.SWEEP_POINTS, seed, next(parts))
         drawn.add(int.from_bytes(words.astype("<u8").tobytes(), "little") % count)
     return sorted(drawn)
 

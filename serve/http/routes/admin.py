@@ -10,7 +10,7 @@ from anyio.to_thread import run_sync
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse
 
-from serve.engine.adapters import adapter_folder
+from jlora.files.run_folder import find_adapter
 from serve.http.errors import HttpError
 from serve.http.json_body import read_body
 from serve.http.limits import require_adapter_name
@@ -27,7 +27,7 @@ async def load_adapter(request: HttpRequest) -> JSONResponse:
     if name == engine.name:
         raise HttpError(409, f"name: {name!r} is the base's, which an adapter must not hide", param="name")
     folder = await run_sync(find_folder, body.folder, request.app.state.settings.adapter_folders)
-    status = await run_sync(engine.load, name, adapter_folder(folder) or folder)
+    status = await run_sync(engine.load, name, find_adapter(folder) or folder)
     logger.info("loaded %s from %s", name, status.folder)
     found = {"name": status.name, "folder": str(status.folder), "loaded": status.loaded, "rank": status.rank}
     return JSONResponse(found | {"labels": list(status.labels)})

@@ -1,6 +1,6 @@
 import pytest
 
-from jlora.files.run_folder import say_what_is_inside
+from jlora.files.run_folder import find_adapter, say_what_is_inside
 
 
 def _run(folder):
@@ -57,3 +57,12 @@ def test_what_else_a_folder_is(there, expected, file, tmp_path):
 def test_any_other_folder_is_not_called_a_run(tmp_path):
     (tmp_path / "config.yaml").write_text("{}")  # without manifest.json
     assert say_what_is_inside(tmp_path, name="merged", file="config.json") == ""
+
+
+def test_the_adapter_is_in_the_folder_or_in_that_of_a_run(tmp_path):
+    assert find_adapter(tmp_path / "none") is None
+    for there in (tmp_path / "run" / "adapter", tmp_path / "plain"):
+        there.mkdir(parents=True)
+        (there / "adapter_config.json").write_text("{}")
+    assert find_adapter(tmp_path / "run") == tmp_path / "run" / "adapter"
+    assert find_adapter(tmp_path / "plain") == tmp_path / "plain"
